@@ -1,0 +1,1 @@
+"""The gateway: HTTP, the built-in engine and the command line."""

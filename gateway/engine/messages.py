@@ -1,0 +1,212 @@
+"""Owns what the gateway and the engine process say to each other; refuses anything but tokens and blob paths.
+
+Frames on the socket are a 4-byte little-endian length and one msgpack message; see `wire.py`.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+__all__ = [
+    "AdapterSource",
+    "Cancel",
+    "Command",
+    "Event",
+    "Failed",
+    "Generate",
+    "Load",
+    "Loaded",
+    "Ready",
+    "Resident",
+    "Sampling",
+    "Shutdown",
+    "Stats",
+    "Token",
+    "Tokens",
+    "TopToken",
+    "Unload",
+    "Unloaded",
+]
+
+
+class AdapterSource(msgspec.Struct, frozen=True):
+    """A version as the engine needs it: its identity and where its files lie.
+
+    `digest` is the identity; `name` (`tenant/name`) and `number` are for metrics and messages only.
+    `files` maps the file's path inside the version to an absolute path on disk.
+    """
+
+    digest: str
+    name: str
+    number: int
+    files: dict[str, str]
+
+
+class Sampling(msgspec.Struct, frozen=True, kw_only=True):
+    """How to choose tokens; the defaults are OpenAI's. Values are validated by the gateway.
+
+    `temperature` 0 is greedy. `top_k` 0 and `top_p` 1 keep everything. `seed` makes the noise reproducible whatever the
+    neighbours. `logprobs` is how many alternatives to report per token (None: none, 0: only the chosen token's).
+    Repetition penalty is the multiplicative one of CTRL (arXiv 1909.05858), over prompt and output; presence and frequency
+    are OpenAI's additive ones, over the output.
+    """
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    min_tokens: int = 0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] = {}
+    logprobs: int | None = None
+
+
+# -- gateway → engine -------------------------------------------------------------------------------------------------
+
+
+class Generate(msgspec.Struct, frozen=True, kw_only=True, tag="generate"):
+    """Continue `prompt` (token ids) on `adapter`, or on the bare base when it is None. `id` is unique per request."""
+
+    id: str
+    prompt: tuple[int, ...]
+    sampling: Sampling
+    adapter: AdapterSource | None = None
+
+
+class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
+    """Stop `id` now; no more tokens are sent for it. Cancelling what has ended is harmless."""
+
+    id: str
+
+
+class Load(msgspec.Struct, frozen=True, tag="load"):
+    """Make an adapter resident before anybody asks for it; answered by Loaded or Failed with the same id."""
+
+    id: str
+    adapter: AdapterSource
+
+
+class Unload(msgspec.Struct, frozen=True, tag="unload"):
+    """Free an adapter's memory as soon as its last running request ends; answered by Unloaded."""
+
+    id: str
+    digest: str
+
+
+class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
+    """End the process after answering nothing more."""
+
+
+Command = Generate | Cancel | Load | Unload | Shutdown
+
+
+# -- engine → gateway -------------------------------------------------------------------------------------------------
+
+
+class Ready(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
+    """The base is in memory. `context_length` is the most tokens (prompt and output) of one request."""
+
+    base: str
+    base_digest: str
+    quant: str
+    dtype: str
+    device: str
+    context_length: int
+    vocab_size: int
+    base_bytes: int
+    adapter_budget: int
+    max_batch: int
+    load_seconds: float
+
+
+class TopToken(msgspec.Struct, frozen=True, array_like=True):
+    """An alternative and its natural-log probability."""
+
+    token: int
+    logprob: float
+
+
+class Token(msgspec.Struct, frozen=True, array_like=True):
+    """One chosen token of request `id`.
+
+    `finish` is None while the request goes on, else "stop" (end-of-turn or a stop token; `token` is that token) or
+    "length". `logprob` is the natural log of its probability under the unmodified model distribution.
+    """
+
+    id: str
+    token: int
+    logprob: float
+    finish: str | None = None
+    top: tuple[TopToken, ...] = ()
+
+
+class Tokens(msgspec.Struct, frozen=True, tag="tokens"):
+    """All tokens that one step chose."""
+
+    tokens: list[Token]
+
+
+class Failed(msgspec.Struct, frozen=True, tag="failed"):
+    """Request, load or unload `id` ended without an answer; `code` is a TuneryError code."""
+
+    id: str
+    code: str
+    message: str
+
+
+class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
+    """The adapter is resident and takes `bytes` of memory."""
+
+    id: str
+    digest: str
+    bytes: int
+
+
+class Unloaded(msgspec.Struct, frozen=True, tag="unloaded"):
+    """The adapter is gone and gave back `bytes` (0 when it was not resident)."""
+
+    id: str
+    digest: str
+    bytes: int
+
+
+class Resident(msgspec.Struct, frozen=True):
+    """An adapter in memory now."""
+
+    digest: str
+    name: str
+    number: int
+    bytes: int
+    running: int
+
+
+class Stats(msgspec.Struct, frozen=True, kw_only=True, tag="stats"):
+    """The engine's state, at least once a second and after every change of residency.
+
+    Counters only grow for the life of the process. `load_seconds` are the loads finished since the last Stats,
+    as (adapter name, seconds).
+    """
+
+    running: int
+    waiting: int
+    running_adapters: dict[str, int]
+    waiting_adapters: dict[str, int]
+    resident: list[Resident]
+    resident_bytes: int
+    kv_used: float
+    steps: int
+    step_tokens: int
+    loads: dict[str, int]
+    load_failures: dict[str, int]
+    evictions: dict[str, int]
+    hits: dict[str, int]
+    load_seconds: list[tuple[str, float]]
+
+
+Event = Ready | Tokens | Failed | Loaded | Unloaded | Stats

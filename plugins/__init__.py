@@ -1,0 +1,1 @@
+"""The extension surface and everything that plugs into it."""

@@ -1,0 +1,125 @@
+"""Owns the whole extension surface of Tunery; everything built in registers through it like any third party.
+
+A plugin is a module (or object) with functions marked `@hookimpl`, named by an entry point in the group `tunery`:
+
+    [project.entry-points.tunery]
+    dora = "tunery_dora"
+
+Registering must be cheap: a plugin hands over descriptors and names its heavy classes by string, so that listing plugins
+never imports torch. A hookimpl may take fewer arguments than its spec; it is called with keywords only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pluggy
+
+from tunery.plugins.parameters import TrainingParameters
+
+if TYPE_CHECKING:
+    import click
+
+    from tunery.registry import Job, Version
+
+__all__ = [
+    "API_VERSION",
+    "BaseSource",
+    "FormatInfo",
+    "TrainerInfo",
+    "hookimpl",
+    "hookspec",
+]
+
+hookspec = pluggy.HookspecMarker("tunery")
+hookimpl = pluggy.HookimplMarker("tunery")
+
+API_VERSION = 1
+"""What a descriptor declares it was written for; a newer major than the host's is refused by name."""
+
+
+class BaseSource(msgspec.Struct, frozen=True, kw_only=True):
+    """A place base models come from.
+
+    `claims(reference)` says cheaply whether this source understands what the user wrote (`smollm2-135m`, a folder, a Hub
+    id with `@revision`, a `.gguf` file). `entrypoint` names, as `package.module:function`, a function
+    `(reference: str, folder: Path) -> None` that fills the empty `folder` with the model as transformers saves it
+    (config.json, *.safetensors, tokenizer files) or raises a TuneryError. Sources are tried in order of `priority`, lowest first.
+    """
+
+    name: str
+    summary: str
+    claims: Callable[[str], bool]
+    entrypoint: str
+    priority: int = 50
+    api_version: int = API_VERSION
+
+
+class FormatInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A way to write training examples as JSON Lines.
+
+    `sniff(row)` says whether a parsed line looks like this format; `to_conversation(row)` turns it into a list of messages
+    (`role`, `content`) whose assistant turns are trained, and raises InvalidInput saying what is wrong and how to fix it.
+    """
+
+    name: str
+    summary: str
+    sniff: Callable[[dict[str, Any]], bool]
+    to_conversation: Callable[[dict[str, Any]], list[dict[str, Any]]]
+    api_version: int = API_VERSION
+
+
+class TrainerInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A trainer, described without importing it.
+
+    `entrypoint` names, as `package.module:Class`, a class that follows `tunery.plugins.training.Trainer`; it is imported only in
+    the process that trains. `parameters` is a frozen Struct of every parameter with its default (a subclass of
+    TrainingParameters): its JSON schema is shown to users and unknown names are refused with near matches.
+    """
+
+    name: str
+    summary: str
+    entrypoint: str
+    parameters: type[TrainingParameters]
+    methods: tuple[str, ...] = ("supervised",)
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    api_version: int = API_VERSION
+
+
+# -- registration: called once at start; `register` checks the descriptor and refuses a name that is taken ----------------
+
+
+@hookspec
+def register_bases(register: Callable[[BaseSource], None]) -> None:
+    """Call `register(BaseSource(...))` for every place base models may come from."""
+
+
+@hookspec
+def register_formats(register: Callable[[FormatInfo], None]) -> None:
+    """Call `register(FormatInfo(...))` for every format of training rows."""
+
+
+@hookspec
+def register_trainers(register: Callable[[TrainerInfo], None]) -> None:
+    """Call `register(TrainerInfo(...))` for every trainer."""
+
+
+@hookspec
+def register_commands(cli: click.Group) -> None:
+    """Add commands to `tunery`; a name that exists is refused. Import heavy modules inside the command."""
+
+
+# -- observers: called one plugin at a time; what they raise is logged and never breaks the job ------------------------------
+
+
+@hookspec
+def job_event(job: Job, event: dict[str, Any]) -> None:
+    """A job did something: `event["kind"]` is started, step, evaluated, checkpoint, succeeded, failed or cancelled."""
+
+
+@hookspec
+def version_published(version: Version, folder: Path) -> None:
+    """A version became visible in the registry; `folder` holds its files until the hook returns."""

@@ -1,0 +1,66 @@
+"""Owns the parameters every trainer understands, and reading `--set name=value` into them; refuses unknown names.
+
+A trainer's own parameters are a subclass of TrainingParameters, so one flat namespace serves the command line, the HTTP API
+and the manifest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from tunery.registry.errors import InvalidInput, UnknownName
+
+__all__ = ["TrainingParameters", "read_parameters"]
+
+PositiveInt = Annotated[int, Meta(ge=1)]
+NonNegativeInt = Annotated[int, Meta(ge=0)]
+PositiveFloat = Annotated[float, Meta(gt=0)]
+Fraction = Annotated[float, Meta(ge=0, le=1)]
+
+
+class TrainingParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the training loop itself needs, whatever is trained.
+
+    `batch_size` is rows per optimizer step; `micro_batch_size` how many go through the model at once (gradients accumulate).
+    `max_steps` 0 means `epochs` decides. `warmup` is the share of steps that warm up. `eval_fraction` of the rows is held out
+    when no validation file is given. `max_length` is in tokens.
+    """
+
+    learning_rate: PositiveFloat = 2e-5
+    epochs: PositiveFloat = 3.0
+    max_steps: NonNegativeInt = 0
+    batch_size: PositiveInt = 8
+    micro_batch_size: PositiveInt = 8
+    max_length: PositiveInt = 1024
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: Fraction = 0.05
+    weight_decay: Annotated[float, Meta(ge=0)] = 0.0
+    max_grad_norm: PositiveFloat = 1.0
+    eval_fraction: Annotated[float, Meta(ge=0, le=0.5)] = 0.1
+    eval_every: NonNegativeInt = 0
+    checkpoint_every: NonNegativeInt = 0
+    seed: NonNegativeInt = 0
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+
+
+P = TypeVar("P", bound=TrainingParameters)
+
+
+def read_parameters(kind: type[P], values: Mapping[str, Any]) -> P:
+    """Build `kind` from names and (possibly textual) values; raise InvalidInput naming every problem at once."""
+    known = {field.name for field in msgspec.structs.fields(kind)}
+    problems = [str(UnknownName("parameter", name, known)) for name in values if name not in known]
+    good: dict[str, Any] = {}
+    for field in msgspec.structs.fields(kind):
+        if field.name in values:
+            try:
+                good[field.name] = msgspec.convert(values[field.name], field.type, strict=False)
+            except msgspec.ValidationError as error:
+                problems.append(f"parameter {field.name}={values[field.name]!r}: {error}")
+    if problems:
+        raise InvalidInput("\n".join(problems), code="invalid_parameter")
+    return kind(**good)

@@ -1,0 +1,115 @@
+"""Owns the one error tree; refuses to know about HTTP or exit codes (those live at the edges).
+
+    TuneryError
+    ├── InvalidInput (ValueError)          the caller wrote something wrong
+    │   ├── InvalidData                    rows of a training file, all bad lines together
+    │   └── UnknownName                    no such parameter, trainer, base ...; carries near matches
+    ├── NotFound (LookupError)             a well-formed name of something that does not exist
+    ├── Conflict                           somebody else moved first (compare-and-set failed)
+    ├── ArtifactRefused (ValueError)       weights or configs that must not enter or be served
+    ├── StorageFailed (OSError)            disk full, blob missing or damaged
+    └── Unavailable                        the engine, or the Hub, cannot answer now
+
+Every message says what is wrong, which one, and what to do next.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+__all__ = [
+    "ArtifactRefused",
+    "Conflict",
+    "InvalidData",
+    "InvalidInput",
+    "NotFound",
+    "StorageFailed",
+    "TuneryError",
+    "Unavailable",
+    "UnknownName",
+    "near",
+]
+
+
+class TuneryError(Exception):
+    """The base of every error Tunery raises on purpose.
+
+    `code` is a stable machine-readable word; `param` names the offending field, where there is one.
+    """
+
+    code = "internal_error"
+
+    def __init__(self, message: str, *, code: str | None = None, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code or type(self).code
+        self.param = param
+
+
+class InvalidInput(TuneryError, ValueError):
+    """The caller wrote something that cannot be meant."""
+
+    code = "invalid_input"
+
+
+class InvalidData(InvalidInput):
+    """A training file has bad rows; `problems` holds one line of text per bad row."""
+
+    code = "invalid_data"
+
+    def __init__(self, message: str, *, problems: Sequence[str] = ()) -> None:
+        super().__init__("\n".join([message, *problems]))
+        self.problems = tuple(problems)
+
+
+class UnknownName(InvalidInput):
+    """A name that is not in a closed set; the message lists the near matches."""
+
+    code = "unknown_name"
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], *, param: str | None = None) -> None:
+        super().__init__(f"unknown {kind} {name!r}: {near(name, known)}", param=param)
+        self.kind, self.name = kind, name
+
+
+class NotFound(TuneryError, LookupError):
+    """A well-formed name of something that does not exist."""
+
+    code = "not_found"
+
+
+class Conflict(TuneryError):
+    """The state changed under the caller; read it again and decide anew."""
+
+    code = "conflict"
+
+
+class ArtifactRefused(TuneryError, ValueError):
+    """Weights or configuration that must not be stored or served; `code` says why."""
+
+    code = "artifact_refused"
+
+
+class StorageFailed(TuneryError, OSError):
+    """The disk would not take or give the bytes."""
+
+    code = "storage_failed"
+
+
+class Unavailable(TuneryError):
+    """A part that is needed now does not answer; trying again later may help."""
+
+    code = "unavailable"
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """Say which known names look like `name`, or list them all when none does."""
+    names = sorted(set(known))
+    if not names:
+        return "none exist yet"
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    if close:
+        return "did you mean " + " or ".join(repr(word) for word in close) + "?"
+    shown = ", ".join(repr(word) for word in names[:12])
+    return f"known: {shown}" + (f" and {len(names) - 12} more" if len(names) > 12 else "")

@@ -1,0 +1,88 @@
+"""Owns the frozen records the registry gives out; refuses behaviour (that lives beside the tables)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+__all__ = ["AliasMove", "Base", "FileEntry", "Job", "Version"]
+
+
+class FileEntry(msgspec.Struct, frozen=True, order=True):
+    """One file of a version: `path` is relative and POSIX, `sha256` is hex, `size` is in bytes."""
+
+    path: str
+    sha256: str
+    size: int
+
+
+class Base(msgspec.Struct, frozen=True, kw_only=True):
+    """A base model pinned by content.
+
+    `digest` covers weights, tokenizer, chat template and config; `source` is what the user asked for (a Hub id
+    at a revision, a folder, a GGUF file); `path` is the folder of safetensors and tokenizer files that holds it.
+    """
+
+    name: str
+    digest: str
+    source: str
+    path: str
+    parameters: int
+    added_at: float
+
+
+class Version(msgspec.Struct, frozen=True, kw_only=True):
+    """One immutable fine-tune of an adapter.
+
+    `digest` is sha256 over its sorted files and normalised configuration. `files` are in PEFT layout
+    (`adapter_config.json`, `adapter_model.safetensors`) plus whatever else the trainer kept, such as `model/…` for
+    a full fine-tune's exact weights. `manifest` says where it came from and `metrics` how good it is.
+    """
+
+    adapter: str
+    number: int
+    digest: str
+    base: str
+    base_digest: str
+    method: str
+    files: tuple[FileEntry, ...]
+    manifest: dict[str, Any]
+    metrics: dict[str, float]
+    created_at: float
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """`tenant/name@number`."""
+        return f"{self.adapter}@{self.number}"
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(entry.size for entry in self.files)
+
+
+class AliasMove(msgspec.Struct, frozen=True, kw_only=True):
+    """One move of an alias; `before` or `after` is None when the alias was made or dropped by it."""
+
+    adapter: str
+    alias: str
+    before: int | None
+    after: int | None
+    moved_at: float
+    actor: str
+    reason: str = ""
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """One run of a trainer. `state` is queued, running, succeeded, failed or cancelled; times are Unix seconds."""
+
+    id: str
+    adapter: str
+    trainer: str
+    state: str
+    created_at: float
+    updated_at: float
+    version: int | None = None
+    error: str | None = None
