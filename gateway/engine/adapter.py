@@ -1,0 +1,241 @@
+"""Owns reading a version's PEFT files into what the layers apply; refuses by name every PEFT feature it would not apply exactly.
+
+The semantics are PEFT's: scale alpha/r, or alpha/sqrt(r) with rsLoRA (arXiv 2312.03732), both overridden per module by
+`rank_pattern` and `alpha_pattern`; DoRA (arXiv 2402.09353); whole modules from `modules_to_save`; trained biases.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from tunery.gateway.engine.messages import AdapterSource
+from tunery.registry.errors import ArtifactRefused, StorageFailed
+
+__all__ = ["AdapterShape", "LoadedAdapter", "LowRank", "read_adapter", "read_config"]
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+# PEFT settings that change the result and that the layers do not implement, with the value that means "off".
+_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "alora_invocation_tokens": (None,),
+    "arrow_config": (None,),
+    "layer_replication": (None,),
+    "megatron_config": (None,),
+    "target_parameters": (None, []),
+    "trainable_token_indices": (None, {}, []),
+    "use_bdlora": (None, False),
+    "use_qalora": (None, False),
+    "velora_config": (None,),
+    "monteclora_config": (None,),
+    "kasa_config": (None,),
+}
+# Initialisations that rewrite the base's weights, so that the saved low-rank pair alone does not mean what was trained.
+_REWRITES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
+
+_PREFIX = "base_model.model."
+_ROLE = re.compile(
+    r"(?P<module>.+?)\.(?P<role>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)"
+    r"(\.default)?(\.(?P<leaf>weight|bias))?"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """A low-rank pair of one module: `a` [r, in] and `b` [out, r], the scale already in `b`; its bias is [out] or None.
+
+    `gain` [out] is DoRA's magnitude over the norm of the merged weight (as read: the magnitude alone), or None.
+    """
+
+    a: torch.Tensor
+    b: torch.Tensor
+    bias: torch.Tensor | None = None
+    gain: torch.Tensor | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Memory of its tensors."""
+        return sum(t.nbytes for t in (self.a, self.b, self.bias, self.gain) if t is not None)
+
+
+@dataclass(slots=True)
+class LoadedAdapter:
+    """An adapter in memory, ready to be applied: everything is keyed by the module's name in the base.
+
+    `replaced` holds whole parameters by module (`weight`, `bias`) that take the place of the base's. `bytes` is the memory
+    of all tensors, at their true rank.
+    """
+
+    source: AdapterSource
+    low_rank: dict[str, LowRank] = field(default_factory=dict)
+    replaced: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
+
+    @property
+    def bytes(self) -> int:
+        """Memory of all tensors in bytes."""
+        whole = sum(t.nbytes for tensors in self.replaced.values() for t in tensors.values())
+        return whole + sum(pair.bytes for pair in self.low_rank.values())
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterShape:
+    """What the base offers to adapters: the parameter shapes of each adaptable module and which head shares the embedding.
+
+    `parameters` maps a module name to {"weight": shape, "bias": shape}; `tied` says that the output head shares the
+    embedding's weight.
+    """
+
+    parameters: Mapping[str, Mapping[str, tuple[int, ...]]]
+    embedding: str
+    head: str
+    tied: bool
+
+
+def read_config(source: AdapterSource) -> dict[str, Any]:
+    """The adapter's configuration, checked for what the engine can apply; raise ArtifactRefused naming what it cannot."""
+    try:
+        config: dict[str, Any] = json.loads(Path(_file(source, CONFIG)).read_text())
+    except (OSError, ValueError) as error:
+        raise StorageFailed(f"{_title(source)}: {CONFIG} cannot be read ({type(error).__name__})") from error
+    if config.get("peft_type") != "LORA":
+        raise _unsupported(source, f"peft_type {config.get('peft_type')!r}")
+    for name, off in _UNSUPPORTED.items():
+        if config.get(name) not in off:
+            raise _unsupported(source, f"{name}={config[name]!r}")
+    init = config.get("init_lora_weights")
+    if isinstance(init, str) and init.startswith(_REWRITES_BASE):
+        raise _unsupported(source, f"init_lora_weights={init!r} without conversion to a plain LoRA")
+    return config
+
+
+def read_adapter(
+    source: AdapterSource, shape: AdapterShape, *, dtype: torch.dtype, device: torch.device
+) -> LoadedAdapter:
+    """Load a version's weights as `dtype` on `device`; raise ArtifactRefused when they do not fit the base exactly."""
+    config = read_config(source)
+    try:
+        tensors = load_file(_file(source, WEIGHTS))
+    except (OSError, SafetensorError) as error:
+        raise StorageFailed(f"{_title(source)}: {WEIGHTS} cannot be read ({error})") from error
+    parts, whole = _sort(source, tensors)
+    loaded = LoadedAdapter(source)
+    for module, roles in parts.items():
+        pair = _low_rank(source, module, roles, config, shape)
+        loaded.low_rank[module] = _placed(pair, dtype, device)
+        if module == shape.embedding and shape.tied and config.get("ensure_weight_tying"):
+            # The head reads the same matrix: ΔE = (BA)^T, so its pair is the embedding's, transposed.
+            loaded.low_rank[shape.head] = LowRank(loaded.low_rank[module].b.T, loaded.low_rank[module].a.T)
+    for name, tensor in whole.items():
+        module, _, leaf = name.rpartition(".")
+        module = module.removesuffix(".base_layer")
+        _check_whole(source, module, leaf, tensor, shape)
+        loaded.replaced.setdefault(module, {})[leaf] = tensor.to(device, dtype)
+    if shape.tied and shape.embedding in loaded.replaced and shape.head not in loaded.replaced:
+        loaded.replaced[shape.head] = loaded.replaced[shape.embedding]
+    return loaded
+
+
+def _sort(
+    source: AdapterSource, tensors: Mapping[str, torch.Tensor]
+) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
+    """Split a PEFT state dict into low-rank parts by module and role, and whole parameters by name."""
+    parts: dict[str, dict[str, torch.Tensor]] = {}
+    whole: dict[str, torch.Tensor] = {}
+    for key, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise ArtifactRefused(f"{_title(source)}: {key} is not finite; train it again", code="artifact_nonfinite")
+        name = key.removeprefix(_PREFIX)
+        match = _ROLE.fullmatch(name)
+        if match is None:
+            whole[name] = tensor
+            continue
+        role = match["role"].replace("embedding_", "") + (".bias" if match["leaf"] == "bias" else "")
+        parts.setdefault(match["module"], {})[role] = tensor
+    return parts, whole
+
+
+def _low_rank(
+    source: AdapterSource,
+    module: str,
+    roles: dict[str, torch.Tensor],
+    config: Mapping[str, Any],
+    shape: AdapterShape,
+) -> LowRank:
+    """Build one module's pair in float32, checked against the base's shapes."""
+    a, b = roles.get("lora_A"), roles.get("lora_B")
+    weight = shape.parameters.get(module, {}).get("weight")
+    if weight is None:
+        raise ArtifactRefused(f"{_title(source)}: the base has no module {module!r}", code="wrong_base")
+    if a is None or b is None:
+        raise ArtifactRefused(f"{_title(source)}: {module} has only one half of its pair", code="artifact_truncated")
+    fan_in, fan_out = (weight[0], weight[1]) if module == shape.embedding else (weight[1], weight[0])
+    if a.shape[1] != fan_in or b.shape[0] != fan_out or a.shape[0] != b.shape[1]:
+        raise ArtifactRefused(
+            f"{_title(source)}: {module} is {tuple(b.shape)} x {tuple(a.shape)}, the base's is {weight}", code="wrong_base"
+        )
+    scale = _scale(module, a.shape[0], config)
+    bias = roles.get("lora_B.bias")
+    magnitude = roles.get("lora_magnitude_vector")
+    return LowRank(
+        a.float(),
+        b.float() * scale,
+        None if bias is None else bias.float() * scale,
+        None if magnitude is None else magnitude.float().flatten(),
+    )
+
+
+def _scale(module: str, rank: int, config: Mapping[str, Any]) -> float:
+    """PEFT's scaling of a module, its alpha looked up by the same patterns PEFT uses."""
+    alpha = float(_pattern(module, config.get("alpha_pattern") or {}, config.get("lora_alpha", rank)))
+    return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
+
+
+def _pattern(module: str, patterns: Mapping[str, Any], default: Any) -> Any:
+    """The value of the first pattern that matches the end of `module`'s name, as PEFT looks it up."""
+    for pattern, value in patterns.items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return default
+
+
+def _check_whole(source: AdapterSource, module: str, leaf: str, tensor: torch.Tensor, shape: AdapterShape) -> None:
+    expected = shape.parameters.get(module, {}).get(leaf)
+    if expected is None:
+        raise ArtifactRefused(f"{_title(source)}: the base has no parameter {module}.{leaf}", code="wrong_base")
+    if tuple(tensor.shape) != tuple(expected):
+        raise ArtifactRefused(
+            f"{_title(source)}: {module}.{leaf} is {tuple(tensor.shape)}, the base's is {tuple(expected)}", code="wrong_base"
+        )
+
+
+def _placed(pair: LowRank, dtype: torch.dtype, device: torch.device) -> LowRank:
+    """The pair in memory as it is served. A gain (and what it multiplies) stays float32."""
+
+    def put(tensor: torch.Tensor | None) -> torch.Tensor | None:
+        return None if tensor is None else tensor.to(device, dtype).contiguous()
+
+    gain = None if pair.gain is None else pair.gain.to(device)
+    return LowRank(pair.a.to(device, dtype).contiguous(), pair.b.to(device, dtype).contiguous(), put(pair.bias), gain)
+
+
+def _file(source: AdapterSource, name: str) -> str:
+    if name not in source.files:
+        raise ArtifactRefused(f"{_title(source)} has no {name}; publish it again as PEFT saves it", code="artifact_truncated")
+    return source.files[name]
+
+
+def _unsupported(source: AdapterSource, what: str) -> ArtifactRefused:
+    return ArtifactRefused(f"{_title(source)} uses {what}, which the engine does not serve", code="unsupported_adapter")
+
+
+def _title(source: AdapterSource) -> str:
+    return f"{source.name}@{source.number}"

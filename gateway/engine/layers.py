@@ -1,0 +1,153 @@
+"""Owns applying every request's adapter to its own rows; refuses to touch rows of the bare base.
+
+`fit` replaces the forward of each leaf layer of a model: the base's product runs once over all rows, then each adapter's
+correction is added to its own slice, in place. A layer whose adapter says nothing about it costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from tunery.gateway.engine.adapter import AdapterShape, LowRank
+from tunery.gateway.engine.linear import base_product, is_linear, weight_of
+from tunery.gateway.engine.step import Board, Segment
+
+__all__ = ["adapter_shape", "dora_gain", "fit"]
+
+
+def fit(model: nn.Module, board: Board) -> None:
+    """Make every adaptable layer of `model` apply the adapters of the step on `board`."""
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    for name, module in _leaves(model):
+        segments = _outputs(board) if module is head else _rows(board)
+        kind: type[_Served] = _ServedLinear if is_linear(module) else _ServedModule
+        if isinstance(module, nn.Embedding):
+            kind = _ServedEmbedding
+        module.forward = kind(name, module, segments)
+
+
+def adapter_shape(model: nn.Module) -> AdapterShape:
+    """What `model` offers to adapters; the shapes are those of the weights before quantization."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()  # type: ignore[operator]
+    names = {module: name for name, module in model.named_modules()}
+    parameters = {}
+    for name, module in _leaves(model):
+        shapes = {leaf: tuple(parameter.shape) for leaf, parameter in module.named_parameters()}
+        if is_linear(module):
+            shapes["weight"] = (module.out_features, module.in_features)  # type: ignore[assignment]
+        parameters[name] = shapes
+    return AdapterShape(parameters, names[embedding], names[head], head.weight is embedding.weight)
+
+
+def dora_gain(module: nn.Module, pair: LowRank) -> torch.Tensor:
+    """DoRA's factor per output row, magnitude / ‖W + BA‖ (arXiv 2402.09353, equation 5): float32 [out]."""
+    if pair.gain is None:
+        raise ValueError("not a DoRA pair")
+    merged = weight_of(module) + pair.b.float() @ pair.a.float()
+    return pair.gain / torch.linalg.vector_norm(merged, dim=1)
+
+
+def _leaves(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The layers that own parameters themselves: linear layers, embeddings and norms."""
+    return [
+        (name, module)
+        for name, module in model.named_modules()
+        if next(module.parameters(recurse=False), None) is not None
+    ]
+
+
+def _rows(board: Board) -> Callable[[], tuple[Segment, ...]]:
+    return lambda: board.step.segments if board.step else ()
+
+
+def _outputs(board: Board) -> Callable[[], tuple[Segment, ...]]:
+    return lambda: board.step.output_segments if board.step else ()
+
+
+class _Served:
+    """A layer's forward: the base's result, then `correct` for each segment whose adapter knows this layer."""
+
+    def __init__(self, name: str, module: nn.Module, segments: Callable[[], tuple[Segment, ...]]) -> None:
+        self._name = name
+        self._module = module
+        self._segments = segments
+        self._base: Callable[..., torch.Tensor] = base_product(module) if is_linear(module) else module.forward
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        y = self._base(x)
+        for segment in self._segments():
+            rows = slice(segment.start, segment.end)
+            pair = segment.adapter.low_rank.get(self._name)
+            whole = segment.adapter.replaced.get(self._name)
+            if pair is not None or whole is not None:
+                y[:, rows] = self.correct(x[:, rows], y[:, rows], pair, whole)
+        return y
+
+    def correct(
+        self, x: torch.Tensor, y: torch.Tensor, pair: LowRank | None, whole: dict[str, torch.Tensor] | None
+    ) -> torch.Tensor:
+        """The adapter's result for its rows, from the input `x` [1, n, in] and the base's result `y` [1, n, out]."""
+        raise NotImplementedError
+
+
+class _ServedLinear(_Served):
+    def correct(
+        self, x: torch.Tensor, y: torch.Tensor, pair: LowRank | None, whole: dict[str, torch.Tensor] | None
+    ) -> torch.Tensor:
+        bias: Any = self._module.bias
+        if whole is not None and "weight" in whole:
+            y = functional.linear(x, whole["weight"], bias)
+        if pair is not None:
+            y = _add_pair(x, y, pair, bias)
+        if whole is not None and "bias" in whole:
+            y = y + (whole["bias"] - (0 if bias is None else bias))
+        return y
+
+
+class _ServedEmbedding(_Served):
+    def correct(
+        self, x: torch.Tensor, y: torch.Tensor, pair: LowRank | None, whole: dict[str, torch.Tensor] | None
+    ) -> torch.Tensor:
+        # Gemma multiplies its embeddings by a constant inside the layer.
+        scale: Any = getattr(self._module, "embed_scale", 1.0)
+        if whole is not None:
+            y = functional.embedding(x, whole["weight"]) * scale
+        if pair is not None:
+            y = y + functional.linear(functional.embedding(x, pair.a.T), pair.b) * scale
+        return y.to(self._module.weight.dtype)  # type: ignore[arg-type]
+
+
+class _ServedModule(_Served):
+    """Anything else with parameters, a norm for example: run again with the adapter's own parameters."""
+
+    def correct(
+        self, x: torch.Tensor, y: torch.Tensor, pair: LowRank | None, whole: dict[str, torch.Tensor] | None
+    ) -> torch.Tensor:
+        if whole is None:
+            return y
+        own = dict(self._module.named_parameters())
+        module = _twin(self._module)
+        module._parameters = {**own, **{leaf: nn.Parameter(t, requires_grad=False) for leaf, t in whole.items()}}
+        return module(x)  # type: ignore[no-any-return]
+
+
+def _twin(module: nn.Module) -> nn.Module:
+    """A shallow copy of `module` with its class's own forward."""
+    twin = module.__class__.__new__(module.__class__)
+    twin.__dict__ = {name: value for name, value in module.__dict__.items() if name != "forward"}
+    return twin
+
+
+def _add_pair(x: torch.Tensor, y: torch.Tensor, pair: LowRank, bias: torch.Tensor | None) -> torch.Tensor:
+    """y + BAx (arXiv 2106.09685), or with a DoRA gain g: g (y - b + BAx) + b."""
+    delta = functional.linear(functional.linear(x.to(pair.a.dtype), pair.a), pair.b, pair.bias)
+    if pair.gain is None:
+        return y + delta
+    bare = y if bias is None else y - bias
+    scaled = (bare + delta) * pair.gain
+    return (scaled if bias is None else scaled + bias).to(y.dtype)

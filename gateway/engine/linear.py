@@ -1,0 +1,103 @@
+"""Owns the products with the base's weights, whatever their quantization; refuses to know about adapters.
+
+In float32 every product is taken over blocks of exactly ROW_BLOCK rows. The library's kernels pick another order of summation
+for another number of rows, so this is what makes a row's bits independent of how many neighbours it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+__all__ = ["ROW_BLOCK", "base_product", "is_linear", "weight_of"]
+
+ROW_BLOCK = 32
+
+Product = Callable[[torch.Tensor], torch.Tensor]
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether `module` is a linear layer, quantized or not."""
+    return isinstance(module, nn.Linear)
+
+
+def base_product(module: nn.Module) -> Product:
+    """The function x [..., in] → x W^T + b [..., out] of a linear layer, by its quantization."""
+    kind = type(module).__name__
+    if kind == "Linear4bit":
+        return _nf4_product(module)
+    if kind == "Linear8bitLt":
+        return _int8_product(module)
+    weight, bias = module.weight, module.bias
+    return lambda x: _linear(x, weight, bias)  # type: ignore[arg-type]
+
+
+def weight_of(module: nn.Module) -> torch.Tensor:
+    """The weight of a linear layer as the products above use it, dequantized, float32 [out, in]."""
+    kind = type(module).__name__
+    if kind == "Linear4bit":
+        import bitsandbytes.functional as bnb
+
+        quantized: Any = module.weight
+        return bnb.dequantize_4bit(quantized.data.view(-1, 1), quantized.quant_state).float()  # type: ignore[no-any-return]
+    if kind == "Linear8bitLt":
+        codes, scales = _int8_weight(module)
+        return codes.float() * (scales.float()[:, None] / 127.0)
+    return module.weight.float()  # type: ignore[operator]
+
+
+def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """`functional.linear`, in blocks of ROW_BLOCK rows when float32 on the CPU."""
+    if x.dtype != torch.float32 or x.device.type != "cpu":
+        return functional.linear(x, weight, bias)
+    rows = x.reshape(-1, x.shape[-1])
+    short = -rows.shape[0] % ROW_BLOCK
+    if short:
+        rows = functional.pad(rows, (0, 0, 0, short))
+    blocks = [functional.linear(block, weight, bias) for block in rows.split(ROW_BLOCK)]
+    whole = blocks[0] if len(blocks) == 1 else torch.cat(blocks)
+    return whole[: whole.shape[0] - short].view(*x.shape[:-1], -1)
+
+
+def _nf4_product(module: nn.Module) -> Product:
+    """bitsandbytes NF4 (arXiv 2305.14314), dequantized to the activations' dtype on each call."""
+    import bitsandbytes.functional as bnb
+
+    packed: Any = module.weight
+    state, codes, bias = packed.quant_state, packed.data.view(-1, 1), module.bias
+
+    def product(x: torch.Tensor) -> torch.Tensor:
+        weight = bnb.dequantize_4bit(codes, state).to(x.dtype)
+        return _linear(x, weight, None if bias is None else bias.to(x.dtype))  # type: ignore[operator]
+
+    return product
+
+
+def _int8_weight(module: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    """Row-wise int8 codes [out, in] and absolute maxima [out] of a bitsandbytes 8-bit layer."""
+    layer: Any = module
+    if layer.weight.CB is not None:
+        layer.init_8bit_state()
+    return layer.state.CB, layer.state.SCB
+
+
+def _int8_product(module: nn.Module) -> Product:
+    """bitsandbytes int8 (arXiv 2208.07339) without outlier columns, whose choice would depend on the neighbours."""
+    import bitsandbytes.functional as bnb
+
+    codes, scales = _int8_weight(module)
+    bias: Any = module.bias
+
+    def product(x: torch.Tensor) -> torch.Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        quantized, maxima, _ = bnb.int8_vectorwise_quant(rows.to(torch.float16), threshold=0.0)
+        exact = torch.ops.bitsandbytes.int8_linear_matmul(quantized, codes).float()
+        y = exact * (maxima.float()[:, None] / 127.0) * (scales.float() / 127.0)
+        y = y if bias is None else y + bias
+        return y.to(x.dtype).view(*x.shape[:-1], -1)
+
+    return product
