@@ -15,7 +15,7 @@ from tunery.gateway.engine.kv_cache import KVCache
 from tunery.gateway.engine.step import Board, Span
 from tunery.registry.errors import ArtifactRefused
 
-__all__ = ["ATTENTION", "PagedAttention"]
+__all__ = ["ATTENTION", "PagedAttention", "register_attention"]
 
 ATTENTION = "tunery_paged"
 
@@ -25,6 +25,11 @@ _HARMLESS = frozenset(
 )
 
 
+def register_attention() -> None:
+    """Teach transformers the name ATTENTION; each model's layers find their own PagedAttention. Harmless when repeated."""
+    AttentionInterface.register(ATTENTION, lambda module, *tensors, **options: module.paged(module, *tensors, **options))
+
+
 class PagedAttention:
     """The attention function of one model: writes this step's keys and values, then attends span by span."""
 
@@ -32,9 +37,11 @@ class PagedAttention:
         self._cache = cache
         self._board = board
 
-    def register(self) -> None:
-        """Make transformers call this for models whose `_attn_implementation` is ATTENTION."""
-        AttentionInterface.register(ATTENTION, self)
+    def fit(self, model: torch.nn.Module) -> None:
+        """Answer for every attention layer of `model`, which was loaded with `attn_implementation=ATTENTION`."""
+        for module in model.modules():
+            if hasattr(module, "layer_idx"):
+                module.paged = self
 
     def __call__(
         self,

@@ -86,18 +86,16 @@ def _int8_weight(module: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _int8_product(module: nn.Module) -> Product:
-    """bitsandbytes int8 (arXiv 2208.07339) without outlier columns, whose choice would depend on the neighbours."""
-    import bitsandbytes.functional as bnb
+    """bitsandbytes' row-wise int8 weights, dequantized on each call; activations stay as they are.
 
-    codes, scales = _int8_weight(module)
-    bias: Any = module.bias
+    Quantizing activations as LLM.int8 (arXiv 2208.07339) does would need its outlier columns, whose choice depends on the
+    other rows of the batch.
+    """
+    codes, maxima = _int8_weight(module)
+    scales, bias = maxima.float()[:, None] / 127.0, module.bias
 
     def product(x: torch.Tensor) -> torch.Tensor:
-        rows = x.reshape(-1, x.shape[-1])
-        quantized, maxima, _ = bnb.int8_vectorwise_quant(rows.to(torch.float16), threshold=0.0)
-        exact = torch.ops.bitsandbytes.int8_linear_matmul(quantized, codes).float()
-        y = exact * (maxima.float()[:, None] / 127.0) * (scales.float() / 127.0)
-        y = y if bias is None else y + bias
-        return y.to(x.dtype).view(*x.shape[:-1], -1)
+        weight = codes.to(x.dtype) * scales.to(x.dtype)
+        return _linear(x, weight, None if bias is None else bias.to(x.dtype))  # type: ignore[operator]
 
     return product

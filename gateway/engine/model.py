@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from tunery.gateway.engine.adapter import AdapterShape, LoadedAdapter, LowRank, read_adapter
-from tunery.gateway.engine.attention import ATTENTION, PagedAttention
+from tunery.gateway.engine.attention import ATTENTION, PagedAttention, register_attention
 from tunery.gateway.engine.config import EngineConfig
 from tunery.gateway.engine.kv_cache import KVCache
 from tunery.gateway.engine.layers import adapter_shape, dora_gain, fit
@@ -47,7 +47,7 @@ class Model:
         self.base_bytes = sum(tensor.nbytes for tensor in (*self._module.parameters(), *self._module.buffers()))
         self._board = Board()
         self.cache = KVCache(config.kv_tokens or config.max_batch * min(self.context_length, 2048), device=self.device)
-        PagedAttention(self.cache, self._board).register()
+        PagedAttention(self.cache, self._board).fit(self._module)
         self.shape: AdapterShape = adapter_shape(self._module)
         self._modules = dict(self._module.named_modules())
         fit(self._module, self._board)
@@ -62,7 +62,18 @@ class Model:
             if pair.gain is not None:
                 gain = dora_gain(self._modules[name], pair)
                 loaded.low_rank[name] = LowRank(pair.a, pair.b, pair.bias, gain)
+        self._drop_copies(loaded)
         return loaded
+
+    def _drop_copies(self, loaded: LoadedAdapter) -> None:
+        """Forget whole parameters that only repeat the base's; PEFT saves the embedding so when it is adapted."""
+        for name, tensors in list(loaded.replaced.items()):
+            own = dict(self._modules[name].named_parameters(recurse=False))
+            kept = {leaf: tensor for leaf, tensor in tensors.items() if not _same(tensor, own[leaf])}
+            if kept:
+                loaded.replaced[name] = kept
+            else:
+                del loaded.replaced[name]
 
     @torch.inference_mode()
     def run(self, scheduled: list[Scheduled]) -> torch.Tensor:
@@ -99,7 +110,8 @@ class Model:
             if _completes(item):
                 outputs.append(len(tokens) - 1)
         padding = -len(tokens) % self._multiple
-        outputs += [len(tokens) - 1] * (-len(outputs) % self._multiple)
+        # Never an empty head: a step may be all prompt.
+        outputs += [len(tokens) - 1] * (-len(outputs) % self._multiple or int(not outputs))
         slots.append(torch.zeros(padding, dtype=torch.int64, device=self.device))
         return Step(
             tokens=torch.tensor([tokens + [0] * padding], device=self.device),
@@ -110,6 +122,10 @@ class Model:
             outputs=torch.tensor(outputs, dtype=torch.int64, device=self.device),
             output_segments=_segments(scheduled, lambda item: int(_completes(item))),
         )
+
+
+def _same(tensor: torch.Tensor, other: torch.Tensor) -> bool:
+    return tensor.dtype == other.dtype and torch.equal(tensor, other)
 
 
 def _completes(item: Scheduled) -> bool:
@@ -141,6 +157,7 @@ def _device(name: str) -> str:
 def _load(config: EngineConfig, dtype: torch.dtype, device: torch.device) -> nn.Module:
     """The base as transformers loads it, quantized, in evaluation mode, with the paged attention."""
     transformers_logging.disable_progress_bar()
+    register_attention()
     quantization = quantization_config(config.quant, dtype)
     options: dict[str, Any] = {} if quantization is None else {"quantization_config": quantization}
     try:

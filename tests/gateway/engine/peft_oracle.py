@@ -1,0 +1,165 @@
+"""Random bases and PEFT adapters for the engine's tests, and PEFT itself as the oracle, each request alone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GemmaConfig,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from tunery.gateway.engine.config import EngineConfig
+from tunery.gateway.engine.core import EngineCore
+from tunery.gateway.engine.linear import weight_of
+from tunery.gateway.engine.messages import AdapterSource, Event, Failed, Generate, Sampling, Token, Tokens
+from tunery.plugins.quantization import quantization_config
+
+VOCAB = 320
+_COMMON: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 256,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+FAMILIES: dict[str, Callable[[], Any]] = {
+    "llama": lambda: LlamaConfig(**_COMMON, tie_word_embeddings=True),
+    "qwen2": lambda: Qwen2Config(**_COMMON, tie_word_embeddings=False),
+    "qwen3": lambda: Qwen3Config(**_COMMON, tie_word_embeddings=True),
+    "mistral": lambda: MistralConfig(**_COMMON, sliding_window=12, tie_word_embeddings=False),
+    "gemma": lambda: GemmaConfig(**_COMMON),
+    "gemma2": lambda: Gemma2Config(**_COMMON, sliding_window=12, query_pre_attn_scalar=16),
+    "gemma3": lambda: Gemma3TextConfig(**_COMMON, sliding_window=12, query_pre_attn_scalar=16),
+}
+
+
+def make_base(folder: Path, family: str, *, seed: int = 0) -> Path:
+    """Save a random model of `family`; its weights are large enough that logits differ clearly between tokens."""
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(FAMILIES[family](), dtype=torch.float32)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 2:
+            parameter.data.normal_(0, 0.12)
+        elif name.endswith("bias"):
+            parameter.data.normal_(0, 0.3)
+        else:
+            parameter.data.add_(torch.randn_like(parameter) * 0.2)
+    model.save_pretrained(folder)
+    return folder
+
+
+def make_adapter(base: Path, folder: Path, *, seed: int = 0, size: float = 0.2, **settings: Any) -> AdapterSource:
+    """Save a random PEFT LoRA for `base` and describe it as the engine wants it."""
+    torch.manual_seed(seed)
+    defaults: dict[str, Any] = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(**(defaults | settings)))
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            noise = torch.randn_like(parameter) * size
+            parameter.data = noise.abs() + 0.5 if "magnitude" in name else parameter.data + noise
+    model.save_pretrained(folder)
+    return describe(folder)
+
+
+def describe(folder: Path, *, name: str = "acme/test", number: int = 1) -> AdapterSource:
+    """An AdapterSource of a PEFT folder."""
+    files = {path.name: str(path) for path in sorted(folder.iterdir()) if path.suffix in {".json", ".safetensors"}}
+    digest = hashlib.sha256(b"".join(Path(path).read_bytes() for path in files.values())).hexdigest()
+    return AdapterSource(digest, name, number, files)
+
+
+@dataclass
+class Engine:
+    """An EngineCore driven by hand, and what it said."""
+
+    core: EngineCore
+    events: list[Event]
+
+    @classmethod
+    def on(cls, base: Path, **settings: Any) -> Engine:
+        events: list[Event] = []
+        defaults: dict[str, Any] = {"quant": "none", "dtype": "float32", "eos_ids": (2,)}
+        config = EngineConfig(base_folder=str(base), base_name="tiny", base_digest="0", **(defaults | settings))
+        return cls(EngineCore(config, events.append), events)
+
+    def run(self, requests: Iterable[Generate]) -> dict[str, list[Token]]:
+        """Run the requests together to their ends; tokens by request id."""
+        self.events.clear()
+        for request in requests:
+            self.core.handle(request)
+        while not self.core.idle:
+            self.core.step()
+        failures = [event for event in self.events if isinstance(event, Failed)]
+        if failures:
+            raise AssertionError(failures)
+        result: dict[str, list[Token]] = {}
+        for event in self.events:
+            for token in event.tokens if isinstance(event, Tokens) else ():
+                result.setdefault(token.id, []).append(token)
+        return result
+
+
+def request(name: str, prompt: Iterable[int], adapter: AdapterSource | None = None, **sampling: Any) -> Generate:
+    """A greedy request of 12 tokens unless `sampling` says otherwise."""
+    defaults: dict[str, Any] = {"max_tokens": 12, "temperature": 0.0, "logprobs": 1, "ignore_eos": True}
+    return Generate(id=name, prompt=tuple(prompt), sampling=Sampling(**(defaults | sampling)), adapter=adapter)
+
+
+def prompt(length: int, *, seed: int) -> tuple[int, ...]:
+    """Random token ids."""
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(torch.randint(3, VOCAB, (length,), generator=generator).tolist())
+
+
+def exact_base(base: Path, quant: str) -> nn.Module:
+    """The base in float32 whose linear weights are exactly the quantized ones, so that PEFT computes without rounding."""
+    plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    config = quantization_config(quant, torch.float32)
+    if config is not None:
+        quantized = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, quantization_config=config)
+        for name, module in quantized.named_modules():
+            if type(module).__name__ in {"Linear4bit", "Linear8bitLt"}:
+                plain.get_submodule(name).weight.data = weight_of(module)
+    return plain.eval()  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def alone(model: nn.Module, request: Generate) -> list[tuple[int, float]]:
+    """Greedy tokens and log-probabilities of one request, recomputed from scratch for every token."""
+    tokens = list(request.prompt)
+    result = []
+    for _ in range(request.sampling.max_tokens):
+        logits = model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0, -1].float()
+        token = int(logits.argmax())
+        result.append((token, float(logits.log_softmax(-1)[token])))
+        tokens.append(token)
+    return result
+
+
+def with_adapter(base: Path, quant: str, adapter: AdapterSource | None) -> nn.Module:
+    """The oracle for one adapter: PEFT on the exact base."""
+    model = exact_base(base, quant)
+    if adapter is None:
+        return model
+    folder = str(Path(adapter.files["adapter_config.json"]).parent)
+    return PeftModel.from_pretrained(model, folder).eval()  # type: ignore[no-any-return]

@@ -1,0 +1,158 @@
+"""The step loop: sampling, stopping, cancelling, scarce memory, and swaps under way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.gateway.engine.peft_oracle import Engine, make_adapter, make_base, prompt, request
+from tunery.gateway.engine.messages import AdapterSource, Cancel, Failed, Load, Loaded, Tokens, Unload, Unloaded
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_base(tmp_path_factory.mktemp("base"), "llama")
+
+
+@pytest.fixture(scope="module")
+def adapters(base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[AdapterSource]:
+    return [make_adapter(base, tmp_path_factory.mktemp(f"a{i}"), seed=i) for i in range(4)]
+
+
+def test_a_seed_gives_the_same_text_whatever_the_neighbours(base: Path, adapters: list[AdapterSource]) -> None:
+    engine = Engine.on(base)
+    mine = request("mine", prompt(9, seed=1), adapters[0], temperature=0.9, top_p=0.95, top_k=50, seed=7)
+    lonely = engine.run([mine])["mine"]
+    others = [request(f"o{i}", prompt(5 + i, seed=i), adapters[i % 4], temperature=1.0) for i in range(6)]
+    crowded = engine.run([*others[:3], mine, *others[3:]])["mine"]
+    assert [token.token for token in crowded] == [token.token for token in lonely]
+    reseeded = request("mine", mine.prompt, adapters[0], temperature=0.9, seed=8)
+    assert [token.token for token in engine.run([reseeded])["mine"]] != [token.token for token in lonely]
+
+
+def test_sampling_settings_have_their_effect(base: Path) -> None:
+    engine = Engine.on(base)
+    plain = engine.run([request("r", prompt(9, seed=1))])["r"]
+    first = plain[0].token
+    assert engine.run([request("r", prompt(9, seed=1), temperature=1.0, top_k=1)])["r"][0].token == first
+    assert engine.run([request("r", prompt(9, seed=1), temperature=1.0, top_p=1e-6)])["r"][0].token == first
+    assert engine.run([request("r", prompt(9, seed=1), temperature=1.0, min_p=1.0)])["r"][0].token == first
+    assert engine.run([request("r", prompt(9, seed=1), logit_bias={first: -100.0})])["r"][0].token != first
+    assert engine.run([request("r", prompt(9, seed=1), logit_bias={5: 100.0})])["r"][-1].token == 5
+    with_penalty = engine.run([request("r", prompt(9, seed=1), max_tokens=40, frequency_penalty=2.0)])["r"]
+    without = engine.run([request("r", prompt(9, seed=1), max_tokens=40)])["r"]
+    assert len({t.token for t in with_penalty}) > len({t.token for t in without})
+    assert engine.run([request("r", prompt(9, seed=1), repetition_penalty=50.0)])["r"][0].token not in prompt(9, seed=1)
+
+
+def test_logprobs_list_alternatives_in_order(base: Path) -> None:
+    token = Engine.on(base).run([request("r", prompt(9, seed=1), logprobs=5, max_tokens=1)])["r"][0]
+    assert len(token.top) == 5
+    assert token.top[0] == (token.token, token.logprob) or token.top[0].token == token.token
+    assert [top.logprob for top in token.top] == sorted((top.logprob for top in token.top), reverse=True)
+
+
+def test_end_of_turn_and_stop_tokens_end_a_request(base: Path) -> None:
+    engine = Engine.on(base)
+    first = engine.run([request("r", prompt(9, seed=1))])["r"]
+    stop = first[3].token
+    stopped = engine.run([request("r", prompt(9, seed=1), stop_token_ids=(stop,))])["r"]
+    assert [token.finish for token in stopped[-1:]] == ["stop"]
+    assert stopped[-1].token == stop
+    assert len(stopped) <= 4
+    held_back = engine.run([request("r", prompt(9, seed=1), stop_token_ids=(stop,), min_tokens=8)])["r"]
+    assert len(held_back) >= 8
+    assert first[-1].finish == "length"
+
+
+def test_cancelled_requests_free_everything(base: Path, adapters: list[AdapterSource]) -> None:
+    engine = Engine.on(base)
+    engine.core.handle(request("gone", prompt(9, seed=1), adapters[0], max_tokens=200))
+    while not any(isinstance(event, Tokens) for event in engine.events):
+        engine.core.step()
+    assert engine.core.stats().running_adapters == {"acme/test": 1}
+    engine.core.handle(Cancel("gone"))
+    engine.core.handle(Cancel("never was"))
+    assert engine.core.idle
+    assert engine.core.stats().kv_used == 0
+    assert [resident.running for resident in engine.core.stats().resident] == [0]
+
+
+def test_more_adapters_than_room_all_get_their_turn(base: Path, adapters: list[AdapterSource]) -> None:
+    size = Path(adapters[0].files["adapter_model.safetensors"]).stat().st_size
+    engine = Engine.on(base, adapter_budget=size * 2 + 100)
+    requests = [request(f"{i}", prompt(5, seed=i), adapters[i % 4]) for i in range(12)]
+    requests += [request(f"base-{i}", prompt(5, seed=i)) for i in range(3)]
+    plenty = Engine.on(base).run(requests)
+    assert engine.run(requests) == plenty
+    stats = engine.core.stats()
+    assert stats.resident_bytes <= size * 2 + 100
+    assert sum(stats.evictions.values()) >= 2
+
+
+def test_more_requests_than_the_cache_or_the_batch_holds_wait(base: Path) -> None:
+    requests = [request(f"{i}", prompt(10, seed=i), max_tokens=30) for i in range(9)]
+    assert Engine.on(base, kv_tokens=100).run(requests) == Engine.on(base, max_batch=2).run(requests)
+
+
+def test_what_could_never_run_is_refused_at_once(base: Path) -> None:
+    engine = Engine.on(base, context_length=64)
+    engine.core.handle(request("long", prompt(60, seed=1), max_tokens=5))
+    engine.core.handle(request("empty", ()))
+    engine.core.handle(request("strange", (5, 99999)))
+    failures = {event.id: event.code for event in engine.events if isinstance(event, Failed)}
+    assert failures == {"long": "context_length_exceeded", "empty": "invalid_input", "strange": "invalid_input"}
+    assert engine.core.idle
+
+
+def test_a_broken_adapter_fails_only_its_own_requests(base: Path, adapters: list[AdapterSource], tmp_path: Path) -> None:
+    broken = tmp_path / "adapter_model.safetensors"
+    broken.write_bytes(Path(adapters[0].files["adapter_model.safetensors"]).read_bytes()[:-50])
+    bad = AdapterSource("bad", "acme/bad", 1, {**adapters[0].files, "adapter_model.safetensors": str(broken)})
+    engine = Engine.on(base)
+    engine.core.handle(request("bad", prompt(5, seed=1), bad))
+    engine.core.handle(request("good", prompt(5, seed=1), adapters[1]))
+    while not engine.core.idle:
+        engine.core.step()
+    assert [(event.id, event.code) for event in engine.events if isinstance(event, Failed)] == [("bad", "storage_failed")]
+    assert sum(token.id == "good" for event in engine.events if isinstance(event, Tokens) for token in event.tokens) == 12
+
+
+def test_preload_and_unload_are_answered_with_bytes(base: Path, adapters: list[AdapterSource]) -> None:
+    engine = Engine.on(base)
+    engine.core.handle(Load("l", adapters[0]))
+    while not engine.core.idle:
+        engine.core.step()
+    loaded = next(event for event in engine.events if isinstance(event, Loaded))
+    assert loaded.bytes == engine.core.stats().resident_bytes > 0
+    engine.core.handle(Unload("u", adapters[0].digest))
+    assert Unloaded("u", adapters[0].digest, loaded.bytes) in engine.events
+    assert engine.core.stats().resident_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"peft_type": "LOHA"}, "unsupported_adapter"),
+        ({"use_qalora": True}, "unsupported_adapter"),
+        ({"layer_replication": [[0, 1]]}, "unsupported_adapter"),
+        ({"trainable_token_indices": [1]}, "unsupported_adapter"),
+        ({"init_lora_weights": "pissa_niter_4"}, "unsupported_adapter"),
+    ],
+)
+def test_peft_features_that_are_not_applied_are_refused_by_name(
+    base: Path, adapters: list[AdapterSource], tmp_path: Path, change: dict[str, object], code: str
+) -> None:
+    import json
+
+    config = tmp_path / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(Path(adapters[0].files[config.name]).read_text()) | change))
+    engine = Engine.on(base)
+    source = AdapterSource("changed", "acme/x", 1, {**adapters[0].files, config.name: str(config)})
+    engine.core.handle(request("r", prompt(5, seed=1), source))
+    while not engine.core.idle:
+        engine.core.step()
+    failure = next(event for event in engine.events if isinstance(event, Failed))
+    assert failure.code == code
+    assert str(next(iter(change.values()))) in failure.message or next(iter(change)) in failure.message
