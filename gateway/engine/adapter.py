@@ -180,7 +180,8 @@ def _low_rank(
     fan_in, fan_out = (weight[0], weight[1]) if module == shape.embedding else (weight[1], weight[0])
     if a.shape[1] != fan_in or b.shape[0] != fan_out or a.shape[0] != b.shape[1]:
         raise ArtifactRefused(
-            f"{_title(source)}: {module} is {tuple(b.shape)} x {tuple(a.shape)}, the base's is {weight}", code="wrong_base"
+            f"{_title(source)}: {module} is {tuple(b.shape)} x {tuple(a.shape)}, the base's is {weight}",
+            code="wrong_base",
         )
     scale = _scale(module, a.shape[0], config)
     bias = roles.get("lora_B.bias")
@@ -213,7 +214,8 @@ def _check_whole(source: AdapterSource, module: str, leaf: str, tensor: torch.Te
         raise ArtifactRefused(f"{_title(source)}: the base has no parameter {module}.{leaf}", code="wrong_base")
     if tuple(tensor.shape) != tuple(expected):
         raise ArtifactRefused(
-            f"{_title(source)}: {module}.{leaf} is {tuple(tensor.shape)}, the base's is {tuple(expected)}", code="wrong_base"
+            f"{_title(source)}: {module}.{leaf} is {tuple(tensor.shape)}, the base's is {tuple(expected)}",
+            code="wrong_base",
         )
 
 
@@ -229,7 +231,9 @@ def _placed(pair: LowRank, dtype: torch.dtype, device: torch.device) -> LowRank:
 
 def _file(source: AdapterSource, name: str) -> str:
     if name not in source.files:
-        raise ArtifactRefused(f"{_title(source)} has no {name}; publish it again as PEFT saves it", code="artifact_truncated")
+        raise ArtifactRefused(
+            f"{_title(source)} has no {name}; publish it again as PEFT saves it", code="artifact_truncated"
+        )
     return source.files[name]
 
 

@@ -21,13 +21,23 @@ ATTENTION = "tunery_paged"
 
 # What modelling code passes along that changes nothing here.
 _HARMLESS = frozenset(
-    {"position_ids", "cache_position", "use_cache", "is_causal", "output_attentions", "output_hidden_states", "return_dict"}
+    {
+        "position_ids",
+        "cache_position",
+        "use_cache",
+        "is_causal",
+        "output_attentions",
+        "output_hidden_states",
+        "return_dict",
+    }
 )
 
 
 def register_attention() -> None:
     """Teach transformers the name ATTENTION; each model's layers find their own PagedAttention. Harmless when repeated."""
-    AttentionInterface.register(ATTENTION, lambda module, *tensors, **options: module.paged(module, *tensors, **options))
+    AttentionInterface.register(
+        ATTENTION, lambda module, *tensors, **options: module.paged(module, *tensors, **options)
+    )
 
 
 class PagedAttention:
@@ -39,9 +49,9 @@ class PagedAttention:
 
     def fit(self, model: torch.nn.Module) -> None:
         """Answer for every attention layer of `model`, which was loaded with `attn_implementation=ATTENTION`."""
-        for module in model.modules():
-            if hasattr(module, "layer_idx"):
-                module.paged = self
+        layers: list[Any] = [module for module in model.modules() if hasattr(module, "layer_idx")]
+        for layer in layers:
+            layer.paged = self
 
     def __call__(
         self,
@@ -95,7 +105,12 @@ class PagedAttention:
 
 
 def _grouped(
-    rows: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float, window: int | None, softcap: float | None
+    rows: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
 ) -> torch.Tensor:
     """Grouped-query attention (arXiv 2305.13245) of the last n tokens over L: two products and a softmax in fp32."""
     heads, count, size = rows.shape

@@ -49,7 +49,8 @@ def dora_gain(module: nn.Module, pair: LowRank) -> torch.Tensor:
     if pair.gain is None:
         raise ValueError("not a DoRA pair")
     merged = weight_of(module) + pair.b.float() @ pair.a.float()
-    return pair.gain / torch.linalg.vector_norm(merged, dim=1)
+    norm: torch.Tensor = torch.linalg.vector_norm(merged, dim=1)
+    return pair.gain / norm
 
 
 def _leaves(model: nn.Module) -> list[tuple[str, nn.Module]]:

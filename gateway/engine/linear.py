@@ -32,8 +32,8 @@ def base_product(module: nn.Module) -> Product:
         return _nf4_product(module)
     if kind == "Linear8bitLt":
         return _int8_product(module)
-    weight, bias = module.weight, module.bias
-    return lambda x: _linear(x, weight, bias)  # type: ignore[arg-type]
+    dense: Any = module
+    return lambda x: _linear(x, dense.weight, dense.bias)
 
 
 def weight_of(module: nn.Module) -> torch.Tensor:
@@ -43,11 +43,12 @@ def weight_of(module: nn.Module) -> torch.Tensor:
         import bitsandbytes.functional as bnb
 
         quantized: Any = module.weight
-        return bnb.dequantize_4bit(quantized.data.view(-1, 1), quantized.quant_state).float()  # type: ignore[no-any-return]
+        return bnb.dequantize_4bit(quantized.data.view(-1, 1), quantized.quant_state).float()
     if kind == "Linear8bitLt":
         codes, scales = _int8_weight(module)
         return codes.float() * (scales.float()[:, None] / 127.0)
-    return module.weight.float()  # type: ignore[operator]
+    dense: Any = module
+    return dense.weight.float()  # type: ignore[no-any-return]
 
 
 def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -67,12 +68,12 @@ def _nf4_product(module: nn.Module) -> Product:
     """bitsandbytes NF4 (arXiv 2305.14314), dequantized to the activations' dtype on each call."""
     import bitsandbytes.functional as bnb
 
-    packed: Any = module.weight
-    state, codes, bias = packed.quant_state, packed.data.view(-1, 1), module.bias
+    layer: Any = module
+    state, codes, bias = layer.weight.quant_state, layer.weight.data.view(-1, 1), layer.bias
 
     def product(x: torch.Tensor) -> torch.Tensor:
         weight = bnb.dequantize_4bit(codes, state).to(x.dtype)
-        return _linear(x, weight, None if bias is None else bias.to(x.dtype))  # type: ignore[operator]
+        return _linear(x, weight, None if bias is None else bias.to(x.dtype))
 
     return product
 
@@ -92,10 +93,11 @@ def _int8_product(module: nn.Module) -> Product:
     other rows of the batch.
     """
     codes, maxima = _int8_weight(module)
-    scales, bias = maxima.float()[:, None] / 127.0, module.bias
+    scales = maxima.float()[:, None] / 127.0
+    bias: Any = module.bias
 
     def product(x: torch.Tensor) -> torch.Tensor:
         weight = codes.to(x.dtype) * scales.to(x.dtype)
-        return _linear(x, weight, None if bias is None else bias.to(x.dtype))  # type: ignore[operator]
+        return _linear(x, weight, None if bias is None else bias.to(x.dtype))
 
     return product

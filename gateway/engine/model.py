@@ -39,8 +39,9 @@ class Model:
         started = clock()
         self.dtype = DTYPES[config.dtype]
         self.device = torch.device(_device(config.device))
-        self._module = _load(config, self.dtype, self.device)
-        text: Any = self._module.config.get_text_config()
+        loaded: Any = _load(config, self.dtype, self.device)
+        self._module = loaded
+        text = loaded.config.get_text_config()
         self.vocab_size = int(text.vocab_size)
         longest = int(getattr(text, "max_position_embeddings", 2048))
         self.context_length = min(longest, config.context_length or longest)
@@ -161,7 +162,7 @@ def _load(config: EngineConfig, dtype: torch.dtype, device: torch.device) -> nn.
     quantization = quantization_config(config.quant, dtype)
     options: dict[str, Any] = {} if quantization is None else {"quantization_config": quantization}
     try:
-        module = AutoModelForCausalLM.from_pretrained(
+        module: nn.Module = AutoModelForCausalLM.from_pretrained(
             config.base_folder,
             dtype=dtype,
             device_map={"": str(device)},
@@ -171,5 +172,7 @@ def _load(config: EngineConfig, dtype: torch.dtype, device: torch.device) -> nn.
             **options,
         )
     except (OSError, ValueError) as error:
-        raise ArtifactRefused(f"the base {config.base_name!r} cannot be loaded: {error}", code="unsupported_base") from error
-    return module.eval()  # type: ignore[no-any-return]
+        raise ArtifactRefused(
+            f"the base {config.base_name!r} cannot be loaded: {error}", code="unsupported_base"
+        ) from error
+    return module.eval()

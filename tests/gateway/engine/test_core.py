@@ -106,7 +106,9 @@ def test_what_could_never_run_is_refused_at_once(base: Path) -> None:
     assert engine.core.idle
 
 
-def test_a_broken_adapter_fails_only_its_own_requests(base: Path, adapters: list[AdapterSource], tmp_path: Path) -> None:
+def test_a_broken_adapter_fails_only_its_own_requests(
+    base: Path, adapters: list[AdapterSource], tmp_path: Path
+) -> None:
     broken = tmp_path / "adapter_model.safetensors"
     broken.write_bytes(Path(adapters[0].files["adapter_model.safetensors"]).read_bytes()[:-50])
     bad = AdapterSource("bad", "acme/bad", 1, {**adapters[0].files, "adapter_model.safetensors": str(broken)})
@@ -115,8 +117,12 @@ def test_a_broken_adapter_fails_only_its_own_requests(base: Path, adapters: list
     engine.core.handle(request("good", prompt(5, seed=1), adapters[1]))
     while not engine.core.idle:
         engine.core.step()
-    assert [(event.id, event.code) for event in engine.events if isinstance(event, Failed)] == [("bad", "storage_failed")]
-    assert sum(token.id == "good" for event in engine.events if isinstance(event, Tokens) for token in event.tokens) == 12
+    assert [(event.id, event.code) for event in engine.events if isinstance(event, Failed)] == [
+        ("bad", "storage_failed")
+    ]
+    assert (
+        sum(token.id == "good" for event in engine.events if isinstance(event, Tokens) for token in event.tokens) == 12
+    )
 
 
 def test_preload_and_unload_are_answered_with_bytes(base: Path, adapters: list[AdapterSource]) -> None:
