@@ -15,6 +15,7 @@ from tunery.gateway.engine.messages import (
     Load,
     Loaded,
     Ready,
+    Sampling,
     Stats,
     Token,
     Tokens,
@@ -95,18 +96,32 @@ class EngineCore:
             self._preloads.append(command)
         elif isinstance(command, Unload):
             self._emit(Unloaded(command.id, command.digest, self.residency.unload(command.digest)))
-            self._emit(self.stats())
+            self.report()
 
     def step(self) -> None:
         """One turn of the loop: take in loads, admit, run the model once, and report the tokens it chose."""
         if self.residency.poll():
-            self._emit(self.stats())
+            self.report()
         self._preload()
         for sequence, error in self.scheduler.admit(self._clock()):
             self._emit(Failed(sequence.id, error.code, error.message))
         scheduled = self.scheduler.plan()
         if scheduled:
             self._run(scheduled)
+
+    def warm_up(self) -> None:
+        """Run two tokens through the model, so that what it cannot do shows now and the first request finds it warm."""
+        emit, self._emit = self._emit, lambda event: None
+        sampling = Sampling(max_tokens=2, temperature=0.0, ignore_eos=True)
+        self.handle(Generate(id="", prompt=(0,), sampling=sampling))
+        while not self.idle:
+            self.step()
+        self._emit = emit
+        self._steps = self._step_tokens = 0
+
+    def report(self) -> None:
+        """Send the state now."""
+        self._emit(self.stats())
 
     def stats(self) -> Stats:
         """The state now; takes the load times gathered since the last call."""
