@@ -16,8 +16,9 @@ Quant = Literal["nf4", "int8", "none"]
 def quantization_config(quant: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:
     """What to pass to `from_pretrained` so that the base is quantized as `quant` and computes in `dtype`.
 
-    nf4 is QLoRA's (arXiv 2305.14314): normal-float 4 bit in blocks of 64 with double quantization. int8 is row-wise, without
-    the outlier columns of LLM.int8 (arXiv 2208.07339), because which columns those are depends on the rest of the batch.
+    nf4 is QLoRA's (arXiv 2305.14314): normal-float 4 bit in blocks of 64 with double quantization. int8 is LLM.int8's row-wise
+    weight quantization (arXiv 2208.07339) without its outlier columns: which columns those are depends on the rest of the
+    batch. The engine multiplies the dequantized weights with unquantized activations.
     """
     from transformers import BitsAndBytesConfig
 

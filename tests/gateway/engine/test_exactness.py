@@ -89,3 +89,13 @@ def test_a_long_prompt_in_pieces_equals_the_whole(tmp_path: Path, monkeypatch: p
     base = make_base(tmp_path / "base", "gemma3")
     adapter = make_adapter(base, tmp_path / "a")
     check(base, "none", [request("long", prompt(75, seed=1), adapter), request("base", prompt(33, seed=2))])
+
+
+@pytest.mark.slow
+def test_the_real_base_in_four_bits_equals_peft_alone(base_folder: Path, tmp_path: Path) -> None:
+    kinds = {name: VARIETY[name] for name in ("r4", "r16", "r64", "rslora", "patterns", "missing")}
+    requests = [request("base", prompt(40, seed=1), max_tokens=6)]
+    for index, (name, settings) in enumerate(kinds.items()):
+        adapter = make_adapter(base_folder, tmp_path / name, seed=index, size=0.02, **settings)
+        requests.append(request(name, prompt(20 + index, seed=index), adapter, max_tokens=6))
+    check(base_folder, "nf4", requests)
