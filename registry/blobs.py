@@ -1,0 +1,105 @@
+"""Owns files by their sha256; refuses to forget one that a version needs or to show one that is half written.
+
+A blob appears under its name by one rename, after its bytes are on the disk.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from tunery.registry.errors import StorageFailed
+from tunery.registry.records import FileEntry
+
+__all__ = ["BlobStore"]
+
+_CHUNK = 1 << 20
+
+
+class BlobStore:
+    """A folder of blobs, `ab/abcdef…`, and a staging folder on the same file system."""
+
+    def __init__(self, folder: Path, staging: Path) -> None:
+        self._folder = folder
+        self._staging = staging
+
+    def path(self, sha256: str) -> Path:
+        """Where a blob lies, or would."""
+        return self._folder / sha256[:2] / sha256
+
+    def put(self, source: Path, *, name: str) -> FileEntry:
+        """Copy a file in and return its entry under `name`; raise StorageFailed when the disk will not take it."""
+        staged = self._staging / f"blob-{uuid.uuid4().hex}"
+        try:
+            sha256, size = _copy(source, staged)
+            target = self.path(sha256)
+            if not self._has(sha256, size):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                staged.rename(target)
+                _sync_folder(target.parent)
+            else:
+                # A reused blob counts as new, so that a collection under way leaves it alone.
+                os.utime(target)
+        except OSError as error:
+            raise StorageFailed(_reason(error, name), code=_code(error)) from error
+        finally:
+            staged.unlink(missing_ok=True)
+        return FileEntry(name, sha256, size)
+
+    def check(self, entry: FileEntry) -> str | None:
+        """What is wrong with a stored file, or None; reads it whole."""
+        path = self.path(entry.sha256)
+        digest = hashlib.sha256()
+        try:
+            with path.open("rb") as file:
+                while chunk := file.read(_CHUNK):
+                    digest.update(chunk)
+        except OSError as error:
+            return f"cannot be read ({os.strerror(error.errno or 0)})"
+        return None if digest.hexdigest() == entry.sha256 else "is damaged: its bytes no longer match its digest"
+
+    def all(self) -> Iterator[tuple[str, Path]]:
+        """Every blob's digest and path."""
+        for path in sorted(self._folder.glob("??/*")):
+            yield path.name, path
+
+    def _has(self, sha256: str, size: int) -> bool:
+        try:
+            return self.path(sha256).stat().st_size == size
+        except OSError:
+            return False
+
+
+def _copy(source: Path, target: Path) -> tuple[str, int]:
+    """Copy bytes to the disk itself; hex sha256 and size of what was copied."""
+    digest, size = hashlib.sha256(), 0
+    with source.open("rb") as reader, target.open("xb") as writer:
+        while chunk := reader.read(_CHUNK):
+            digest.update(chunk)
+            size += len(chunk)
+            writer.write(chunk)
+        writer.flush()
+        os.fsync(writer.fileno())
+    return digest.hexdigest(), size
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _code(error: OSError) -> str:
+    return "disk_full" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "storage_failed"
+
+
+def _reason(error: OSError, name: str) -> str:
+    if _code(error) == "disk_full":
+        return f"the disk is full: {name} could not be stored; free some space and try again, nothing was changed"
+    return f"{name} could not be stored: {error.strerror}; nothing was changed"

@@ -1,0 +1,52 @@
+"""Owns where state lives: one folder, `TUNERY_HOME` (default `~/.tunery`)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+__all__ = ["Home"]
+
+
+class Home(msgspec.Struct, frozen=True):
+    """The folder that holds everything Tunery keeps."""
+
+    root: Path
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] = os.environ) -> Home:
+        """The home that `TUNERY_HOME` names, made absolute."""
+        return cls(Path(environ.get("TUNERY_HOME") or "~/.tunery").expanduser().absolute())
+
+    @property
+    def database(self) -> Path:
+        """The SQLite file."""
+        return self.root / "registry.db"
+
+    @property
+    def blobs(self) -> Path:
+        """Files by their sha256."""
+        return self.root / "blobs"
+
+    @property
+    def staging(self) -> Path:
+        """Half-written things; whatever is old here may be deleted."""
+        return self.root / "staging"
+
+    @property
+    def bases(self) -> Path:
+        """Base models by digest."""
+        return self.root / "bases"
+
+    @property
+    def jobs(self) -> Path:
+        """One folder a job: its manifest, metrics and checkpoints."""
+        return self.root / "jobs"
+
+    def ensure(self) -> None:
+        """Make the folders."""
+        for folder in (self.blobs, self.staging, self.bases, self.jobs):
+            folder.mkdir(parents=True, exist_ok=True)

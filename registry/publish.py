@@ -1,0 +1,145 @@
+"""Owns the two phases of publishing: bytes staged and verified first, then one transaction that makes the version visible.
+
+Killed at any point it leaves the old state or the new one; what it staged is collected later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from sqlalchemy import Connection, insert, select, update
+
+from tunery.registry import aliases, schema
+from tunery.registry.artifacts import check_artifact, files_of
+from tunery.registry.blobs import BlobStore
+from tunery.registry.database import Database
+from tunery.registry.digest import version_digest
+from tunery.registry.errors import StorageFailed
+from tunery.registry.names import check_adapter, check_alias
+from tunery.registry.records import Base, FileEntry, Version
+
+__all__ = ["Draft", "commit", "stage"]
+
+Watch = Callable[[str], None]
+"""Told the name of each step as it begins; tests kill the process there."""
+
+
+class Draft(msgspec.Struct, frozen=True, kw_only=True):
+    """A version that is stored but not yet visible."""
+
+    adapter: str
+    digest: str
+    base: Base
+    method: str
+    files: tuple[FileEntry, ...]
+    manifest: dict[str, Any]
+    metrics: dict[str, float]
+    alias: str | None
+    actor: str
+
+
+def stage(
+    blobs: BlobStore,
+    folder: Path,
+    *,
+    adapter: str,
+    base: Base,
+    method: str,
+    manifest: dict[str, Any],
+    metrics: dict[str, float],
+    alias: str | None,
+    actor: str,
+    watch: Watch,
+) -> Draft:
+    """Phase one: check the artifact, copy its files in, and verify the copies."""
+    check_adapter(adapter)
+    if alias is not None:
+        check_alias(alias)
+    watch("check")
+    config = check_artifact(folder, base=base)
+    entries = []
+    for name, path in files_of(folder).items():
+        watch(f"store {name}")
+        entries.append(blobs.put(path, name=name))
+    watch("verify")
+    for entry in entries:
+        problem = blobs.check(entry)
+        if problem is not None:
+            raise StorageFailed(
+                f"{entry.path} {problem} right after it was stored: check the disk; nothing was changed"
+            )
+    return Draft(
+        adapter=adapter,
+        digest=version_digest(entries, config, base_digest=base.digest),
+        base=base,
+        method=method,
+        files=tuple(sorted(entries)),
+        manifest=manifest,
+        metrics=metrics,
+        alias=alias,
+        actor=actor,
+    )
+
+
+def commit(database: Database, blobs: BlobStore, draft: Draft, *, at: float, watch: Watch) -> Version:
+    """Phase two: number the version, make it visible and move its alias, all or nothing."""
+    watch("begin")
+    with database.write() as connection:
+        _check_present(blobs, draft)
+        number = _next_number(connection, draft.adapter, at)
+        watch("insert")
+        connection.execute(
+            insert(schema.versions).values(
+                adapter=draft.adapter,
+                number=number,
+                digest=draft.digest,
+                base=draft.base.name,
+                base_digest=draft.base.digest,
+                method=draft.method,
+                manifest=draft.manifest,
+                metrics=draft.metrics,
+                created_at=at,
+            )
+        )
+        rows = [
+            {"adapter": draft.adapter, "number": number, "path": entry.path, "sha256": entry.sha256, "size": entry.size}
+            for entry in draft.files
+        ]
+        connection.execute(insert(schema.files), rows)
+        if draft.alias is not None:
+            aliases.move(connection, draft.adapter, draft.alias, number, actor=draft.actor, at=at, reason="published")
+        watch("commit")
+    watch("done")
+    return Version(
+        adapter=draft.adapter,
+        number=number,
+        digest=draft.digest,
+        base=draft.base.name,
+        base_digest=draft.base.digest,
+        method=draft.method,
+        files=draft.files,
+        manifest=draft.manifest,
+        metrics=draft.metrics,
+        created_at=at,
+        aliases=(draft.alias,) if draft.alias else (),
+    )
+
+
+def _check_present(blobs: BlobStore, draft: Draft) -> None:
+    """A collection holds the same lock, so what is here now stays."""
+    missing = [entry.path for entry in draft.files if not blobs.path(entry.sha256).exists()]
+    if missing:
+        raise StorageFailed(f"{', '.join(missing)} vanished while publishing; publish again")
+
+
+def _next_number(connection: Connection, adapter: str, at: float) -> int:
+    """One more than the highest number ever given to this adapter."""
+    last = connection.scalar(select(schema.adapters.c.last_number).where(schema.adapters.c.name == adapter))
+    if last is None:
+        connection.execute(insert(schema.adapters).values(name=adapter, last_number=1, created_at=at))
+        return 1
+    connection.execute(update(schema.adapters).where(schema.adapters.c.name == adapter).values(last_number=last + 1))
+    return int(last) + 1

@@ -1,0 +1,344 @@
+"""Owns the one way in to everything the registry keeps; the work is in the modules beside it."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Collection
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from sqlalchemy import Connection, delete, insert, select, update
+
+from tunery.registry import aliases, publish, schema, upkeep
+from tunery.registry.aliases import ANY, Expected
+from tunery.registry.blobs import BlobStore
+from tunery.registry.database import Database
+from tunery.registry.errors import Conflict, NotFound, StorageFailed, near
+from tunery.registry.home import Home
+from tunery.registry.names import PRODUCTION, Reference, check_adapter, parse_reference
+from tunery.registry.records import AliasMove, Base, Job, Version
+from tunery.registry.rows import alias_map, to_base, to_job, to_version
+from tunery.registry.upkeep import Collected, Problem
+
+__all__ = ["Registry"]
+
+
+def _quiet(step: str) -> None:
+    """Watch nothing."""
+
+
+class Registry:
+    """Versions, aliases, bases and jobs under one home.
+
+    Safe to use from several threads and processes at once: SQLite's lock orders the writers.
+    """
+
+    def __init__(self, home: Home, *, clock: Callable[[], float] = time.time) -> None:
+        try:
+            home.ensure()
+        except OSError as error:
+            raise StorageFailed(f"{home.root} cannot be used as TUNERY_HOME: {error.strerror}") from error
+        self.home = home
+        self.blobs = BlobStore(home.blobs, home.staging)
+        self._database = Database(home.database)
+        self._clock = clock
+
+    @classmethod
+    def open(cls, home: Home | None = None, *, clock: Callable[[], float] = time.time) -> Self:
+        """The registry of `home`, by default the one that `TUNERY_HOME` names; made when it is not there."""
+        return cls(home or Home.from_env(), clock=clock)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the database."""
+        self._database.close()
+
+    def changes(self) -> int:
+        """Differs from the last call's result when anybody committed anything in between."""
+        return self._database.changes()
+
+    # -- versions ---------------------------------------------------------------------------------------------------
+
+    def publish(
+        self,
+        adapter: str,
+        folder: Path,
+        *,
+        base: Base,
+        method: str,
+        manifest: dict[str, Any],
+        metrics: dict[str, float],
+        actor: str,
+        alias: str | None = None,
+        watch: publish.Watch = _quiet,
+    ) -> Version:
+        """Store a PEFT folder as the adapter's next version and, if asked, point `alias` at it; all or nothing."""
+        draft = publish.stage(
+            self.blobs,
+            folder,
+            adapter=adapter,
+            base=base,
+            method=method,
+            manifest=manifest,
+            metrics=metrics,
+            alias=alias,
+            actor=actor,
+            watch=watch,
+        )
+        return publish.commit(self._database, self.blobs, draft, at=self._clock(), watch=watch)
+
+    def resolve(self, reference: str | Reference) -> Version:
+        """The version a reference means now: its number, its alias, or production and else the newest."""
+        wanted = parse_reference(reference) if isinstance(reference, str) else reference
+        with self._database.read() as connection:
+            number = wanted.number or self._pointed(connection, wanted)
+            found = self._find(connection, wanted.adapter, number)
+        if found is None:
+            raise NotFound(f"{wanted} does not exist: {self._hint(wanted.adapter)}", code="model_not_found")
+        return found
+
+    def version(self, adapter: str, number: int) -> Version:
+        """One version by number."""
+        return self.resolve(Reference(check_adapter(adapter), number=number))
+
+    def versions(self, adapter: str | None = None) -> list[Version]:
+        """All versions of one adapter, or of all, oldest first."""
+        found = schema.versions.c
+        query = select(schema.versions).order_by(found.adapter, found.number)
+        if adapter is not None:
+            query = query.where(found.adapter == adapter)
+        with self._database.read() as connection:
+            return [to_version(connection, row) for row in connection.execute(query)]
+
+    def adapters(self) -> list[str]:
+        """Names of the adapters that have a version, sorted."""
+        with self._database.read() as connection:
+            return list(
+                connection.scalars(select(schema.versions.c.adapter).distinct().order_by(schema.versions.c.adapter))
+            )
+
+    def latest(self) -> list[Version]:
+        """What each adapter's bare name means now, by adapter."""
+        return [self.resolve(Reference(adapter)) for adapter in self.adapters()]
+
+    def by_digest(self, digest: str) -> Version:
+        """The newest version with this digest, or with a digest that begins so."""
+        found = schema.versions.c
+        query = select(schema.versions).where(found.digest.startswith(digest, autoescape=True))
+        with self._database.read() as connection:
+            row = connection.execute(query.order_by(found.created_at.desc())).first()
+            if row is None or len(digest) < 8:
+                raise NotFound(f"no version has a digest that begins with {digest!r} (8 characters at least)")
+            return to_version(connection, row)
+
+    def files(self, version: Version) -> dict[str, Path]:
+        """Where each file of a version lies on disk."""
+        return {entry.path: self.blobs.path(entry.sha256) for entry in version.files}
+
+    def export(self, version: Version, folder: Path, *, include: Collection[str] | None = None) -> None:
+        """Write a version's files into `folder`, as hard links where the file system allows it."""
+        for name, blob in self.files(version).items():
+            if include is None or name in include:
+                target = folder / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    target.hardlink_to(blob)
+                except OSError:
+                    shutil.copyfile(blob, target)
+
+    def remove(self, reference: str, *, actor: str, force: bool = False) -> Version:
+        """Forget a version; its number is not used again. Refused while an alias points at it, unless forced."""
+        version = self.resolve(reference)
+        with self._database.write() as connection:
+            pointing = [a for a, n in alias_map(connection, version.adapter).items() if n == version.number]
+            if pointing and not force:
+                raise Conflict(
+                    f"{version.name} is what {', '.join(pointing)} points to: move it first, or force the removal",
+                    code="version_in_use",
+                )
+            for alias in pointing:
+                aliases.drop(
+                    connection, version.adapter, alias, actor=actor, at=self._clock(), reason="version removed"
+                )
+            found = schema.versions.c
+            connection.execute(
+                delete(schema.versions).where(found.adapter == version.adapter, found.number == version.number)
+            )
+        return version
+
+    # -- aliases ----------------------------------------------------------------------------------------------------
+
+    def aliases(self, adapter: str) -> dict[str, int]:
+        """Where each alias points."""
+        with self._database.read() as connection:
+            return alias_map(connection, check_adapter(adapter))
+
+    def move_alias(
+        self, adapter: str, alias: str, number: int, *, actor: str, expected: Expected = ANY, reason: str = ""
+    ) -> AliasMove:
+        """Point an alias at a version; see `aliases.move`."""
+        check_adapter(adapter)
+        with self._database.write() as connection:
+            return aliases.move(
+                connection, adapter, alias, number, actor=actor, at=self._clock(), expected=expected, reason=reason
+            )
+
+    def drop_alias(
+        self, adapter: str, alias: str, *, actor: str, expected: Expected = ANY, reason: str = ""
+    ) -> AliasMove:
+        """Delete an alias."""
+        with self._database.write() as connection:
+            return aliases.drop(
+                connection,
+                check_adapter(adapter),
+                alias,
+                actor=actor,
+                at=self._clock(),
+                expected=expected,
+                reason=reason,
+            )
+
+    def rollback(self, adapter: str, alias: str = PRODUCTION, *, actor: str) -> AliasMove:
+        """Point an alias where it pointed before; itself a recorded move."""
+        with self._database.write() as connection:
+            number = aliases.previous(connection, check_adapter(adapter), alias)
+            return aliases.move(
+                connection, adapter, alias, number, actor=actor, at=self._clock(), reason=aliases.ROLLBACK
+            )
+
+    def history(self, adapter: str, alias: str | None = None) -> list[AliasMove]:
+        """Every move of an adapter's aliases, oldest first."""
+        with self._database.read() as connection:
+            return aliases.history(connection, check_adapter(adapter), alias)
+
+    # -- upkeep -----------------------------------------------------------------------------------------------------
+
+    def verify(self, reference: str | None = None) -> list[Problem]:
+        """Read one version's files, or all, and compare them with their digests."""
+        return upkeep.verify(self.blobs, self.versions() if reference is None else [self.resolve(reference)])
+
+    def collect(self, *, older_than: float = 3600.0, dry_run: bool = False) -> Collected:
+        """Remove what no version needs and is older than `older_than` seconds."""
+        return upkeep.collect(
+            self._database, self.blobs, self.home.staging, now=self._clock(), older_than=older_than, dry_run=dry_run
+        )
+
+    # -- bases ------------------------------------------------------------------------------------------------------
+
+    def add_base(self, base: Base) -> Base:
+        """Record a base; the same content again is the same base, another content under the name is refused."""
+        with self._database.write() as connection:
+            found = schema.bases.c
+            row = connection.execute(select(schema.bases).where(found.digest == base.digest)).first()
+            if row is not None:
+                return to_base(row)
+            taken = connection.execute(select(schema.bases).where(found.name == base.name)).first()
+            if taken is not None:
+                raise Conflict(
+                    f"the name {base.name!r} belongs to another base ({taken.digest[:12]}); add this one under another name",
+                    code="base_exists",
+                )
+            connection.execute(
+                insert(schema.bases).values(
+                    digest=base.digest,
+                    name=base.name,
+                    source=base.source,
+                    path=base.path,
+                    parameters=base.parameters,
+                    added_at=base.added_at,
+                )
+            )
+        return base
+
+    def bases(self) -> list[Base]:
+        """All bases by name."""
+        with self._database.read() as connection:
+            return [to_base(row) for row in connection.execute(select(schema.bases).order_by(schema.bases.c.name))]
+
+    def base(self, name: str) -> Base:
+        """A base by name, source or digest."""
+        known = self.bases()
+        for base in known:
+            if name in (base.name, base.digest, base.source) or (len(name) >= 8 and base.digest.startswith(name)):
+                return base
+        raise NotFound(
+            f"no base is called {name!r}: {near(name, [base.name for base in known])}", code="base_not_found"
+        )
+
+    # -- jobs -------------------------------------------------------------------------------------------------------
+
+    def start_job(self, job_id: str, *, adapter: str, trainer: str) -> Job:
+        """Record that a job runs."""
+        now = self._clock()
+        job = Job(id=job_id, adapter=adapter, trainer=trainer, state="running", created_at=now, updated_at=now)
+        with self._database.write() as connection:
+            connection.execute(
+                insert(schema.jobs).values(
+                    id=job_id, adapter=adapter, trainer=trainer, state="running", created_at=now, updated_at=now
+                )
+            )
+        return job
+
+    def update_job(self, job_id: str, *, state: str, version: int | None = None, error: str | None = None) -> Job:
+        """Record how a job goes on."""
+        with self._database.write() as connection:
+            connection.execute(
+                update(schema.jobs)
+                .where(schema.jobs.c.id == job_id)
+                .values(state=state, version=version, error=error, updated_at=self._clock())
+            )
+        return self.job(job_id)
+
+    def job(self, job_id: str) -> Job:
+        """A job by id."""
+        with self._database.read() as connection:
+            row = connection.execute(select(schema.jobs).where(schema.jobs.c.id == job_id)).first()
+        if row is None:
+            raise NotFound(f"no job has the id {job_id!r}: {near(job_id, [job.id for job in self.jobs()])}")
+        return to_job(row)
+
+    def jobs(self) -> list[Job]:
+        """All jobs, newest first."""
+        with self._database.read() as connection:
+            return [
+                to_job(r) for r in connection.execute(select(schema.jobs).order_by(schema.jobs.c.created_at.desc()))
+            ]
+
+    # -- inside -----------------------------------------------------------------------------------------------------
+
+    def _pointed(self, connection: Connection, wanted: Reference) -> int | None:
+        """The number behind an alias; without one, production's or else the newest version's."""
+        pointing = alias_map(connection, wanted.adapter)
+        if wanted.alias is not None:
+            return pointing.get(wanted.alias)
+        if PRODUCTION in pointing:
+            return pointing[PRODUCTION]
+        found = schema.versions.c
+        return connection.scalar(
+            select(found.number).where(found.adapter == wanted.adapter).order_by(found.number.desc()).limit(1)
+        )
+
+    def _find(self, connection: Connection, adapter: str, number: int | None) -> Version | None:
+        found = schema.versions.c
+        row = connection.execute(
+            select(schema.versions).where(found.adapter == adapter, found.number == number)
+        ).first()
+        return None if row is None else to_version(connection, row)
+
+    def _hint(self, adapter: str) -> str:
+        """What there is instead."""
+        known = self.adapters()
+        if adapter not in known:
+            return near(adapter, known)
+        numbers = [version.number for version in self.versions(adapter)]
+        names = list(self.aliases(adapter))
+        return f"{adapter} has the versions {numbers}" + (f" and the aliases {names}" if names else "")

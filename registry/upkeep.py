@@ -1,0 +1,85 @@
+"""Owns looking after what is stored: verifying it, and collecting what nothing needs any more."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import msgspec
+from sqlalchemy import Connection, select
+
+from tunery.registry import schema
+from tunery.registry.blobs import BlobStore
+from tunery.registry.database import Database
+from tunery.registry.records import Version
+
+__all__ = ["Collected", "Problem", "collect", "verify"]
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """Something wrong with a stored version."""
+
+    version: str
+    path: str
+    problem: str
+
+
+class Collected(msgspec.Struct, frozen=True):
+    """What a collection removed, or with `dry_run` would remove."""
+
+    blobs: int
+    staged: int
+    bytes: int
+
+
+def verify(blobs: BlobStore, versions: list[Version]) -> list[Problem]:
+    """Read every file of `versions` and compare it with its digest."""
+    problems = []
+    for version in versions:
+        for entry in version.files:
+            problem = blobs.check(entry)
+            if problem is not None:
+                problems.append(Problem(version.name, entry.path, problem))
+    return problems
+
+
+def collect(
+    database: Database, blobs: BlobStore, staging: Path, *, now: float, older_than: float, dry_run: bool
+) -> Collected:
+    """Remove blobs that no version names and staged leftovers, when older than `older_than` seconds.
+
+    Under the write lock: a publisher that staged a blob either commits before and is seen, or finds it gone and says so.
+    """
+    with database.write() as connection:
+        needed = _needed(connection)
+        loose = [path for sha256, path in blobs.all() if sha256 not in needed and _age(path, now) > older_than]
+        stale = [path for path in staging.iterdir() if _age(path, now) > older_than]
+        size = sum(_size(path) for path in (*loose, *stale))
+        if not dry_run:
+            for path in (*loose, *stale):
+                _remove(path)
+    return Collected(len(loose), len(stale), size)
+
+
+def _needed(connection: Connection) -> set[str]:
+    return set(connection.scalars(select(schema.files.c.sha256).distinct()))
+
+
+def _age(path: Path, now: float) -> float:
+    try:
+        return now - path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _size(path: Path) -> int:
+    if path.is_dir():
+        return sum(child.stat().st_size for child in path.rglob("*") if child.is_file())
+    return path.stat().st_size
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,51 @@
+"""A registry with one base."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.registry.artifacts import make_adapter, make_base
+from tunery.registry import Base, Version
+from tunery.registry.home import Home
+from tunery.registry.registry import Registry
+
+Publish = Callable[..., Version]
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home(tmp_path / "home")
+
+
+@pytest.fixture
+def registry(home: Home) -> Iterator[Registry]:
+    with Registry.open(home) as registry:
+        yield registry
+
+
+@pytest.fixture
+def base(registry: Registry, tmp_path: Path) -> Base:
+    return registry.add_base(make_base(tmp_path / "base"))
+
+
+@pytest.fixture
+def publish(registry: Registry, base: Base, tmp_path: Path) -> Publish:
+    """Publish a small adapter: `publish("acme/support", seed=3, alias="production")`."""
+
+    def publish(adapter: str = "acme/support", *, seed: int = 0, alias: str | None = None) -> Version:
+        folder = make_adapter(tmp_path / f"adapter-{seed}", seed=seed)
+        return registry.publish(
+            adapter,
+            folder,
+            base=base,
+            method="lora",
+            manifest={"seed": seed},
+            metrics={"eval_loss": 1.0},
+            actor="test",
+            alias=alias,
+        )
+
+    return publish

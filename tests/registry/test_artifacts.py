@@ -1,0 +1,147 @@
+"""The door: what does not fit, is not whole, or could run code does not come in, and the registry stays as it was."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.registry.artifacts import HIDDEN, make_adapter
+from tunery.registry import Base
+from tunery.registry.errors import ArtifactRefused
+from tunery.registry.registry import Registry
+from tunery.registry.safetensors_header import nonfinite_tensor, read_header
+
+Q = "base_model.model.model.layers.0.q_proj"
+
+
+def publish(registry: Registry, folder: Path, base: Base) -> None:
+    registry.publish("a/b", folder, base=base, method="lora", manifest={}, metrics={}, actor="t")
+
+
+def refused(registry: Registry, folder: Path, base: Base) -> ArtifactRefused:
+    with pytest.raises(ArtifactRefused) as caught:
+        publish(registry, folder, base)
+    assert registry.versions() == []
+    assert list(registry.blobs.all()) == []
+    return caught.value
+
+
+def array(*shape: int, value: float = 1.0) -> np.ndarray:
+    return np.full(shape, value, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "says"),
+    [
+        ({f"{Q}.lora_A.weight": array(2, HIDDEN, value=np.nan)}, "artifact_nonfinite", "lora_A"),
+        ({f"{Q}.lora_B.weight": array(HIDDEN, 2, value=np.inf)}, "artifact_nonfinite", "lora_B"),
+        ({f"{Q}.lora_A.weight": None}, "artifact_incomplete", "one half"),
+        ({f"{Q}.lora_A.weight": array(3, HIDDEN)}, "artifact_incomplete", "do not make a product"),
+        ({f"{Q}.lora_A.weight": array(2, HIDDEN + 1)}, "wrong_base", "another base"),
+        ({f"{Q}.lora_B.weight": array(HIDDEN + 1, 2)}, "wrong_base", "another base"),
+        ({"base_model.model.model.layers.7.q_proj.lora_A.weight": array(2, HIDDEN)}, "wrong_base", "no such parameter"),
+        ({"base_model.model.model.extra.weight": array(2)}, "wrong_base", "no such parameter"),
+        ({"base_model.model.model.norm.weight": array(HIDDEN + 1)}, "wrong_base", "norm"),
+    ],
+)
+def test_tensors_that_do_not_fit(
+    registry: Registry, base: Base, tmp_path: Path, changes: dict[str, np.ndarray], code: str, says: str
+) -> None:
+    error = refused(registry, make_adapter(tmp_path / "bad", changes=changes), base)
+    assert error.code == code
+    assert says in error.message
+
+
+@pytest.mark.parametrize(
+    ("config", "code"),
+    [
+        ({"peft_type": "LOHA"}, "unsupported_adapter"),
+        ({"auto_mapping": {"base_model_class": "Evil"}}, "artifact_unsafe"),
+        ({"tunery_base_digest": "c" * 64}, "wrong_base"),
+    ],
+)
+def test_configurations_that_are_refused(
+    registry: Registry, base: Base, tmp_path: Path, config: dict[str, object], code: str
+) -> None:
+    folder = make_adapter(tmp_path / "bad", **config)
+    assert refused(registry, folder, base).code == code
+
+
+def test_whole_norms_and_embedding_pairs_are_welcome(registry: Registry, base: Base, tmp_path: Path) -> None:
+    changes = {
+        "base_model.model.model.norm.weight": array(HIDDEN),
+        "base_model.model.model.embed_tokens.lora_embedding_A": array(3, 20),
+        "base_model.model.model.embed_tokens.lora_embedding_B": array(HIDDEN, 3),
+    }
+    publish(registry, make_adapter(tmp_path / "good", changes=changes), base)
+
+
+@pytest.mark.parametrize("name", ["adapter_model.bin", "optimizer.pt", "sub/state.pkl", "weights.ckpt"])
+def test_pickles_are_refused_unread(registry: Registry, base: Base, tmp_path: Path, name: str) -> None:
+    folder = make_adapter(tmp_path / "bad")
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_bytes(pickle.dumps({"harmless": 1}))
+    assert refused(registry, folder, base).code == "artifact_pickled"
+
+
+def test_code_and_links_out_are_refused(registry: Registry, base: Base, tmp_path: Path) -> None:
+    folder = make_adapter(tmp_path / "code")
+    (folder / "modeling.py").write_text("print('hello')")
+    assert refused(registry, folder, base).code == "artifact_unsafe"
+    folder = make_adapter(tmp_path / "link")
+    (tmp_path / "secret.txt").write_text("secret")
+    (folder / "notes.txt").symlink_to(tmp_path / "secret.txt")
+    assert refused(registry, folder, base).code == "artifact_unsafe"
+
+
+@pytest.mark.parametrize("missing", ["adapter_config.json", "adapter_model.safetensors"])
+def test_a_folder_without_a_part_is_refused(registry: Registry, base: Base, tmp_path: Path, missing: str) -> None:
+    folder = make_adapter(tmp_path / "bad")
+    (folder / missing).unlink()
+    assert missing in refused(registry, folder, base).message
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_a_file_cut_or_changed_in_its_header_is_refused_or_reads_the_same(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    folder = make_adapter(tmp_path_factory.mktemp("fuzz"))
+    path = folder / "adapter_model.safetensors"
+    whole, header = path.read_bytes(), read_header(path)
+    if data.draw(st.booleans()):
+        path.write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])
+        with pytest.raises(ArtifactRefused):
+            read_header(path)
+        return
+    at, value = data.draw(st.integers(0, 400)), data.draw(st.integers(0, 255))
+    path.write_bytes(whole[:at] + bytes([value]) + whole[at + 1 :])
+    try:
+        entries = read_header(path)
+    except ArtifactRefused:
+        return
+    assert sum(entry.end - entry.begin for entry in entries.values()) == sum(e.end - e.begin for e in header.values())
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_one_bad_number_is_found_whatever_the_dtype(tmp_path: Path, dtype: type) -> None:
+    from safetensors.numpy import save_file
+
+    tensor = np.ones((300, 7), dtype)
+    tensor[211, 3] = np.nan
+    save_file({"fine": np.ones(5, dtype), "bad": tensor}, tmp_path / "x.safetensors")
+    assert nonfinite_tensor(tmp_path / "x.safetensors", read_header(tmp_path / "x.safetensors")) == "bad"
+
+
+def test_bfloat16_infinity_is_found(tmp_path: Path) -> None:
+    header = json.dumps({"t": {"dtype": "BF16", "shape": [3], "data_offsets": [0, 6]}}).encode()
+    numbers = np.array([0x3F80, 0x7F80, 0x3F80], np.uint16).tobytes()
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + numbers)
+    assert nonfinite_tensor(path, read_header(path)) == "t"

@@ -1,0 +1,164 @@
+"""Publishing: two processes at once, kills at every step, full disks; always the old state or the new."""
+
+from __future__ import annotations
+
+import errno
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from tests.registry.artifacts import make_adapter
+from tests.registry.conftest import Publish
+from tunery.registry import Base
+from tunery.registry.errors import StorageFailed
+from tunery.registry.home import Home
+from tunery.registry.registry import Registry
+
+PUBLISHER = """
+import json, os, signal, sys
+from pathlib import Path
+import msgspec
+from tunery.registry import Base
+from tunery.registry.home import Home
+from tunery.registry.registry import Registry
+
+home, folder, base, rounds, die_at = sys.argv[1:]
+def watch(step):
+    if step == die_at:
+        os.kill(os.getpid(), signal.SIGKILL)
+numbers = []
+with Registry.open(Home(Path(home))) as registry:
+    for _ in range(int(rounds)):
+        version = registry.publish("acme/support", Path(folder), base=msgspec.json.decode(base, type=Base), method="lora",
+                                   manifest={}, metrics={}, actor="p", alias="production", watch=watch)
+        numbers.append(version.number)
+print(json.dumps(numbers))
+"""
+
+
+def start(home: Home, folder: Path, base: Base, *, rounds: int = 1, die_at: str = "") -> subprocess.Popen[str]:
+    arguments = [str(home.root), str(folder), msgspec.json.encode(base).decode(), str(rounds), die_at]
+    return subprocess.Popen([sys.executable, "-c", PUBLISHER, *arguments], stdout=subprocess.PIPE, text=True)
+
+
+def test_two_processes_publishing_at_once_get_different_numbers_and_lose_nothing(
+    home: Home, registry: Registry, base: Base, tmp_path: Path
+) -> None:
+    folders = [make_adapter(tmp_path / f"p{seed}", seed=seed) for seed in range(3)]
+    processes = [start(home, folder, base, rounds=15) for folder in folders]
+    numbers: list[int] = []
+    for process in processes:
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 0
+        numbers += json.loads(output)
+    assert sorted(numbers) == list(range(1, 46))
+    assert [version.number for version in registry.versions("acme/support")] == sorted(numbers)
+    assert len(registry.history("acme/support", "production")) == 45
+    assert registry.verify() == []
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        "check",
+        "store adapter_config.json",
+        "store adapter_model.safetensors",
+        "verify",
+        "begin",
+        "insert",
+        "commit",
+        "done",
+    ],
+)
+def test_a_publisher_killed_at_any_step_leaves_the_old_state_or_the_new(
+    home: Home, registry: Registry, base: Base, publish: Publish, tmp_path: Path, step: str
+) -> None:
+    publish(seed=1, alias="production")
+    killed = start(home, make_adapter(tmp_path / "k", seed=2), base, die_at=step)
+    assert killed.wait(timeout=60) == -signal.SIGKILL
+    killed.communicate()
+    expected = 2 if step == "done" else 1
+    assert registry.resolve("acme/support").number == expected
+    assert len(registry.versions("acme/support")) == expected
+    assert registry.verify() == []
+    registry.collect(older_than=-1)
+    assert registry.verify() == []
+    assert list(home.staging.iterdir()) == []
+    assert publish(seed=3, alias="production").number == expected + 1
+
+
+def test_two_processes_open_a_new_home_at_once(tmp_path: Path) -> None:
+    code = "import sys; from pathlib import Path; from tunery.registry.home import Home\n"
+    code += "from tunery.registry.registry import Registry\nRegistry.open(Home(Path(sys.argv[1]))).close()"
+    for attempt in range(3):
+        home = str(tmp_path / str(attempt))
+        processes = [subprocess.Popen([sys.executable, "-c", code, home]) for _ in range(3)]
+        assert [process.wait(timeout=60) for process in processes] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("failing", ["fsync", "rename", "commit"])
+def test_a_full_disk_changes_nothing(
+    registry: Registry, publish: Publish, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    publish(seed=1, alias="production")
+
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        if failing == "fsync":
+            patch.setattr("os.fsync", full)
+        elif failing == "rename":
+            patch.setattr(Path, "rename", full)
+        else:
+            _limit_database(registry)
+        with pytest.raises(StorageFailed, match=r"full|nothing was changed"):
+            _publish_many(publish)
+    registry._database._engine.dispose()
+    numbers = [version.number for version in registry.versions("acme/support")]
+    assert registry.resolve("acme/support").number == numbers[-1]
+    assert registry.verify() == []
+
+
+def _publish_many(publish: Publish) -> None:
+    for _ in range(400):
+        publish(seed=2, alias="production")
+
+
+def _limit_database(registry: Registry) -> None:
+    """Make SQLite itself run out of pages, as on a full disk."""
+    with registry._database.write() as connection:
+        pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
+        connection.exec_driver_sql(f"PRAGMA max_page_count={pages + 1}")
+
+
+def test_a_really_full_file_system_changes_nothing(registry: Registry, base: Base, tmp_path: Path) -> None:
+    """The child may not write files over 64 kB, so that storing the weights fails in the kernel."""
+    code = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+    code += "resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))\n" + PUBLISHER
+    folder = make_adapter(tmp_path / "big", rank=8000)
+    arguments = [str(registry.home.root), str(folder), msgspec.json.encode(base).decode(), "1", ""]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)
+    assert done.returncode != 0
+    assert "StorageFailed: the disk is full: adapter_model.safetensors could not be stored" in done.stderr
+    assert registry.versions() == []
+    assert list(registry.home.staging.iterdir()) == []
+
+
+def test_verify_finds_damage_and_collect_removes_only_what_is_loose(registry: Registry, publish: Publish) -> None:
+    kept, gone = publish(seed=1), publish(seed=2)
+    registry.remove("acme/support@2", actor="t")
+    assert registry.collect(older_than=3600).blobs == 0
+    assert registry.collect(older_than=-1, dry_run=True).blobs == 1
+    assert registry.collect(older_than=-1).blobs == 1
+    assert not registry.files(gone)["adapter_model.safetensors"].exists()
+    assert registry.verify() == []
+    path = registry.files(kept)["adapter_model.safetensors"]
+    path.write_bytes(b"x" + path.read_bytes()[1:])
+    assert [(p.version, p.path) for p in registry.verify()] == [("acme/support@1", "adapter_model.safetensors")]
+    assert "damaged" in registry.verify("acme/support@1")[0].problem
