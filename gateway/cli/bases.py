@@ -1,0 +1,44 @@
+"""`tunery bases`: list and add base models."""
+
+from __future__ import annotations
+
+import rich_click as click
+
+from tunery.gateway.cli.context import open_registry, plugins, print_json, say
+from tunery.gateway.cli.tables import print_table
+
+__all__ = ["bases"]
+
+
+@click.group()
+def bases() -> None:
+    """List and add base models."""
+
+
+@bases.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def list_bases(as_json: bool) -> None:
+    """The bases that are here."""
+    with open_registry() as registry:
+        known = registry.bases()
+    if as_json:
+        print_json(known)
+        return
+    rows = [(base.name, base.digest[:12], f"{base.parameters / 1e6:.1f} M", base.source) for base in known]
+    print_table(("name", "digest", "parameters", "source"), rows, empty="no bases yet: tunery bases add smollm2-135m")
+
+
+@bases.command("add")
+@click.argument("reference")
+@click.option("--name", help="What to call it.  [default: what REFERENCE says]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def add_base(reference: str, name: str | None, as_json: bool) -> None:
+    """Take a base from REFERENCE: smollm2-135m, a folder, a GGUF file, or a Hub id such as org/name@revision."""
+    from tunery.plugins.bases.resolve import resolve_base
+
+    with open_registry() as registry:
+        base = resolve_base(reference, registry=registry, plugins=plugins(), name=name, say=say)
+    if as_json:
+        print_json(base)
+    else:
+        click.echo(f"{base.name}  {base.digest[:12]}  {base.parameters / 1e6:.1f} M parameters  {base.path}")

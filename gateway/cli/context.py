@@ -1,0 +1,49 @@
+"""Owns what every command needs: the registry, the plugins, who is acting, and printing JSON."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+if TYPE_CHECKING:
+    from tunery.plugins.manager import Plugins
+    from tunery.registry.registry import Registry
+
+__all__ = ["actor", "open_registry", "plugins", "print_json", "say"]
+
+
+def open_registry() -> Registry:
+    """The registry under TUNERY_HOME."""
+    from tunery.registry.registry import Registry
+
+    return Registry.open()
+
+
+def plugins() -> Plugins:
+    """Every plugin that is installed and allowed."""
+    from tunery.plugins.manager import load_plugins
+
+    return load_plugins()
+
+
+def actor() -> str:
+    """Who to record: TUNERY_ACTOR, or the user's name."""
+    try:
+        return os.environ.get("TUNERY_ACTOR") or getpass.getuser()
+    except (OSError, KeyError):
+        return "unknown"
+
+
+def print_json(value: Any) -> None:
+    """One JSON value on stdout."""
+    sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
+
+
+def say(text: str) -> None:
+    """One line of progress on stderr."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()

@@ -1,0 +1,30 @@
+"""Owns how errors end a command: one exit code per kind, one line on stderr."""
+
+from __future__ import annotations
+
+from tunery.registry.errors import (
+    ArtifactRefused,
+    Conflict,
+    InvalidInput,
+    NotFound,
+    StorageFailed,
+    TuneryError,
+    Unavailable,
+)
+
+__all__ = ["EXIT_CODES", "exit_code"]
+
+EXIT_CODES: dict[type[TuneryError], int] = {
+    InvalidInput: 2,
+    NotFound: 3,
+    Conflict: 4,
+    ArtifactRefused: 5,
+    Unavailable: 6,
+    StorageFailed: 7,
+}
+"""2 is also what a mistyped command or option ends with; 1 is a bug."""
+
+
+def exit_code(error: TuneryError) -> int:
+    """The exit code of an error."""
+    return next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1)

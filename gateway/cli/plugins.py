@@ -1,0 +1,56 @@
+"""`tunery plugins`: what is installed, what it hooks into, what failed, and what trainers accept."""
+
+from __future__ import annotations
+
+import msgspec
+import rich_click as click
+
+from tunery.gateway.cli.context import plugins as installed
+from tunery.gateway.cli.context import print_json
+from tunery.gateway.cli.tables import print_table
+from tunery.plugins.hookspecs import TrainerInfo
+
+__all__ = ["plugins"]
+
+
+@click.command()
+@click.option("--trainer", "trainer", metavar="NAME", help="Show one trainer's parameters.")
+@click.option("--trainers", is_flag=True, help="List the trainers.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def plugins(trainer: str | None, trainers: bool, as_json: bool) -> None:
+    """List plugins with their hooks and failures; or trainers, or one trainer's parameters."""
+    found = installed()
+    if trainer is not None:
+        _show_trainer(found.trainer(trainer), as_json)
+    elif trainers:
+        _show_trainers(list(found.trainers().values()), as_json)
+    elif as_json:
+        print_json(found.records())
+    else:
+        rows = [
+            (r.name, f"{r.distribution} {r.version}", ", ".join(r.hooks) or "-", r.error or "ok")
+            for r in found.records()
+        ]
+        print_table(("plugin", "package", "hooks", "state"), rows, empty="no plugins")
+
+
+def _show_trainers(infos: list[TrainerInfo], as_json: bool) -> None:
+    rows = [(info.name, ", ".join(info.methods), ", ".join(info.devices), info.summary) for info in infos]
+    if as_json:
+        names = ("name", "methods", "devices", "summary")
+        print_json([dict(zip(names, row, strict=True)) for row in rows])
+    else:
+        print_table(("trainer", "methods", "devices", "summary"), rows, empty="no trainers")
+
+
+def _show_trainer(info: TrainerInfo, as_json: bool) -> None:
+    schema = msgspec.json.schema(info.parameters)
+    if as_json:
+        print_json(schema)
+        return
+    properties = schema["$defs"][info.parameters.__name__]["properties"]
+    rows = [
+        (name, field.get("type") or " | ".join(map(str, field.get("enum", ["any"]))), field.get("default", "-"))
+        for name, field in properties.items()
+    ]
+    print_table(("parameter", "type", "default"), rows, empty="no parameters")

@@ -1,0 +1,27 @@
+"""Owns printing tables: drawn on a terminal, tab-separated into a pipe."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+
+__all__ = ["print_table"]
+
+
+def print_table(header: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str) -> None:
+    """Print rows under a header; `empty` (on stderr) when there are none."""
+    lines = [[str(cell) for cell in row] for row in rows]
+    if not lines:
+        sys.stderr.write(empty + "\n")
+        return
+    if not sys.stdout.isatty():
+        for line in (header, *lines):
+            sys.stdout.write("\t".join(line) + "\n")
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*header, box=None, header_style="bold", pad_edge=False)
+    for line in lines:
+        table.add_row(*line)
+    Console().print(table)

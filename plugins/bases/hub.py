@@ -1,0 +1,61 @@
+"""Owns taking a base from the Hugging Face Hub at a revision; says in a word what to do when the Hub cannot be reached."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from tunery.plugins.bases.folder import WANTED, take
+from tunery.registry.errors import NotFound, Unavailable
+
+__all__ = ["fetch", "fill", "reachable"]
+
+
+def fill(reference: str, folder: Path) -> None:
+    """Copy `organisation/name` or `organisation/name@revision` into `folder`."""
+    repository, _, revision = reference.partition("@")
+    take(fetch(repository, revision or None), folder)
+
+
+def fetch(repository: str, revision: str | None) -> Path:
+    """The folder of a downloaded (or cached) model."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        offline = not reachable()
+        return Path(
+            snapshot_download(repository, revision=revision, allow_patterns=list(WANTED), local_files_only=offline)
+        )
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise NotFound(
+            f"the Hub has no model {repository} at {revision or 'main'} that you may read; check the name, or log in "
+            "with `hf auth login`",
+            code="base_not_found",
+        ) from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise Unavailable(
+            f"{repository} is not in the local cache and the Hub cannot be reached; try again with a network, or add "
+            "a local folder or GGUF file instead",
+            code="hub_unreachable",
+        ) from error
+
+
+def reachable(timeout: float = 2.0) -> bool:
+    """Whether a connection to the Hub's endpoint can be made within `timeout` seconds."""
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+        return False
+    endpoint = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    port = endpoint.port or (443 if endpoint.scheme == "https" else 80)
+    try:
+        with socket.create_connection((endpoint.hostname or "", port), timeout=timeout):
+            return True
+    except OSError:
+        return False

