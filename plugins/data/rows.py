@@ -1,0 +1,127 @@
+"""Owns reading a JSON Lines file of examples; refuses the file when any line is bad, and says what is wrong with all of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from tunery.plugins.data.formats import RowInvalid
+from tunery.plugins.hookspecs import FormatInfo
+from tunery.registry.errors import InvalidData, InvalidInput, NotFound
+
+__all__ = ["MAX_LINE", "Row", "read_rows"]
+
+MAX_LINE = 16 * 2**20
+"""Bytes of the longest line accepted; a longer one is not an example but a broken file."""
+
+
+class Row(msgspec.Struct, frozen=True):
+    """One example: `line` counts from 1, `format` is the format's name, `messages` have role and content."""
+
+    line: int
+    format: str
+    messages: list[dict[str, Any]]
+
+
+def read_rows(path: Path, *, formats: Iterable[FormatInfo] | Mapping[str, FormatInfo]) -> list[Row]:
+    """Every row of a file; raise InvalidData that names every bad line with its JSON path and what to do.
+
+    Blank lines are skipped. All rows must be in one format.
+    """
+    path = Path(path)
+    known = list(formats.values()) if isinstance(formats, Mapping) else list(formats)
+    rows: list[Row] = []
+    problems: list[str] = []
+    for number, raw in _lines(path):
+        try:
+            row = _parse(number, raw, known)
+        except RowInvalid as error:
+            problems += [f"{path.name}:{number}: {at}: {text}" for at, text in error.faults]
+            continue
+        except InvalidInput as error:
+            problems.append(f"{path.name}:{number}: {error.message}")
+            continue
+        if row and rows and row.format != rows[0].format:
+            problems.append(
+                f"{path.name}:{number}: $: is in the format {row.format}, line {rows[0].line} in {rows[0].format}; "
+                "keep one format a file"
+            )
+        elif row:
+            rows.append(row)
+    if problems:
+        lines = len({problem.split(":")[1] for problem in problems})
+        raise InvalidData(f"{path}: {lines} bad line{'s' * (lines > 1)}; nothing was trained", problems=problems)
+    if not rows:
+        raise InvalidData(f"{path} has no rows; write one JSON object a line")
+    return rows
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    if not path.exists():
+        raise NotFound(f"there is no file {path}; check --data and --val", code="file_not_found")
+    if path.is_dir():
+        raise InvalidData(f"{path} is a folder; name one .jsonl file")
+    try:
+        with path.open("rb") as stream:
+            number = 0
+            while line := stream.readline(MAX_LINE + 1):
+                number += 1
+                yield number, line
+                while len(line) > MAX_LINE and not line.endswith(b"\n"):
+                    line = stream.readline(MAX_LINE + 1)
+    except OSError as error:
+        raise InvalidData(f"{path} cannot be read ({error.strerror})") from error
+
+
+def _parse(number: int, raw: bytes, formats: list[FormatInfo]) -> Row | None:
+    if len(raw) > MAX_LINE:
+        raise RowInvalid([("$", f"is longer than {MAX_LINE // 2**20} MiB; put one JSON object on each line")])
+    if number == 1:
+        raw = raw.removeprefix(b"\xef\xbb\xbf")
+    if not raw.strip():
+        return None
+    value = _json(raw)
+    found = [entry for entry in formats if entry.sniff(value)]
+    if not found:
+        names = "; ".join(f"{entry.name}: {entry.summary}" for entry in formats)
+        raise RowInvalid([("$", f"has the keys {sorted(value)[:8]}, which fit no format. {names}")])
+    if len(found) > 1:
+        raise RowInvalid([("$", f"fits {' and '.join(entry.name for entry in found)} at once; keep the keys of one")])
+    return Row(number, found[0].name, found[0].to_conversation(value))
+
+
+def _json(raw: bytes) -> dict[str, Any]:
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise RowInvalid([("$", f"is not UTF-8 at byte {error.start + 1}; save the file as UTF-8")]) from error
+    try:
+        value = json.loads(text, object_pairs_hook=_object, parse_constant=_constant)
+    except json.JSONDecodeError as error:
+        raise RowInvalid([("$", f"is not JSON at column {error.colno} ({error.msg}); fix the line")]) from error
+    except RecursionError as error:
+        raise RowInvalid([("$", "is nested too deeply; flatten it")]) from error
+    if not isinstance(value, dict):
+        raise RowInvalid([("$", f"is a {type(value).__name__}, not an object; write {{...}}")])
+    try:
+        text.encode("utf-8"), json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise RowInvalid([("$", "holds half of a surrogate pair (\\ud800 to \\udfff); fix the escape")]) from error
+    return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise RowInvalid([("$", f"names {', '.join(map(repr, twice))} twice; keep one")])
+    return value
+
+
+def _constant(name: str) -> Any:
+    raise RowInvalid([("$", f"holds {name}, which is not JSON; write a number or null")])

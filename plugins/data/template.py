@@ -1,0 +1,112 @@
+"""Owns rendering messages through a base's Jinja chat template; refuses templates that reach outside their sandbox.
+
+The environment is the one published for chat templates by transformers (trimmed blocks, loop controls, `tojson`,
+`raise_exception`, `strftime_now`, an inert `generation` tag), so that a template renders here as it does there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from tunery.registry.errors import InvalidInput
+
+__all__ = ["ChatTemplate", "Message", "find_template"]
+
+Message = dict[str, Any]
+
+
+class _Generation(Extension):
+    """`{% generation %}` marks assistant text for other tools; the spans are found without it."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+class ChatTemplate:
+    """One compiled template with the special tokens it may name."""
+
+    def __init__(self, source: str, *, tokens: Mapping[str, str], now: Callable[[], datetime] = datetime.now) -> None:
+        self.source = source
+        self._tokens = dict(tokens)
+        self._now = now
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
+        )
+        environment.filters["tojson"] = _tojson
+        environment.globals.update(raise_exception=_raise, strftime_now=self._strftime)
+        try:
+            self._template = environment.from_string(source)
+        except jinja2.TemplateError as error:
+            raise InvalidInput(f"the base's chat template does not compile: {error}", code="bad_template") from error
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The text of a conversation; raise InvalidInput with the template's own words when it refuses the messages."""
+        names = {**self._tokens, **(options or {})}
+        try:
+            return self._template.render(
+                messages=list(messages),
+                tools=list(tools) if tools else None,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                **names,
+            )
+        except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
+            roles = ", ".join(str(message.get("role")) for message in messages) or "none"
+            raise InvalidInput(
+                f"the base's chat template refuses these messages (roles: {roles}): {error}",
+                code="template_refused",
+                param="messages",
+            ) from error
+
+    def _strftime(self, pattern: str) -> str:
+        return self._now().strftime(pattern)
+
+
+def find_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
+    """The default chat template of a tokenizer folder, wherever its version of transformers wrote it, or None."""
+    single = folder / "chat_template.jinja"
+    if single.is_file():
+        return single.read_text(encoding="utf-8")
+    found = settings.get("chat_template")
+    legacy = folder / "chat_template.json"
+    if found is None and legacy.is_file():
+        found = json.loads(legacy.read_text(encoding="utf-8")).get("chat_template")
+    if isinstance(found, list):
+        named = {entry["name"]: entry["template"] for entry in found}
+        found = named.get("default")
+    return found if isinstance(found, str) else None
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    # Jinja's own filter escapes HTML characters, which would put different tokens before the model.
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise(message: str) -> None:
+    raise jinja2.TemplateError(message)
