@@ -9,6 +9,7 @@
     ├── ArtifactRefused (ValueError)       weights or configs that must not enter or be served
     ├── StorageFailed (OSError)            disk full, blob missing or damaged
     └── Unavailable                        the engine, or the Hub, cannot answer now
+        └── Overloaded                     too many requests wait; try again a little later
 
 Every message says what is wrong, which one, and what to do next.
 """
@@ -24,6 +25,7 @@ __all__ = [
     "InvalidData",
     "InvalidInput",
     "NotFound",
+    "Overloaded",
     "StorageFailed",
     "TuneryError",
     "Unavailable",
@@ -101,6 +103,12 @@ class Unavailable(TuneryError):
     """A part that is needed now does not answer; trying again later may help."""
 
     code = "unavailable"
+
+
+class Overloaded(Unavailable):
+    """Too many requests wait already."""
+
+    code = "overloaded"
 
 
 def near(name: str, known: Iterable[str]) -> str:

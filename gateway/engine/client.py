@@ -1,0 +1,149 @@
+"""Owns one connection to a running engine: requests out, tokens in, sorted by request. Refuses to start or restart anything."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncGenerator, Callable
+
+import msgspec
+
+from tunery.gateway.engine.messages import (
+    AdapterSource,
+    Cancel,
+    Command,
+    Event,
+    Failed,
+    Generate,
+    Load,
+    Loaded,
+    Ready,
+    Shutdown,
+    Stats,
+    Token,
+    Tokens,
+    Unload,
+    Unloaded,
+)
+from tunery.gateway.engine.wire import read_event, write_command
+from tunery.registry.errors import ArtifactRefused, InvalidInput, StorageFailed, TuneryError, Unavailable
+
+__all__ = ["EngineClient", "engine_gone"]
+
+Answer = Token | Loaded | Unloaded | TuneryError
+
+_KINDS: dict[str, type[TuneryError]] = {
+    "invalid_input": InvalidInput,
+    "context_length_exceeded": InvalidInput,
+    "storage_failed": StorageFailed,
+    "artifact_nonfinite": ArtifactRefused,
+    "artifact_truncated": ArtifactRefused,
+    "artifact_refused": ArtifactRefused,
+    "unsupported_adapter": ArtifactRefused,
+    "wrong_base": ArtifactRefused,
+}
+
+
+def engine_gone() -> Unavailable:
+    """The error of whoever was waiting when the engine died."""
+    return Unavailable(
+        "the engine stopped while it worked on this request and is being restarted; send it again",
+        code="engine_restarted",
+    )
+
+
+class EngineClient:
+    """One engine's socket."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._waiting: dict[str, asyncio.Queue[Answer]] = {}
+        self._alive = True
+
+    async def listen(self, on_ready: Callable[[Ready], None], on_stats: Callable[[Stats], None]) -> None:
+        """Hand out events until the engine is gone; then everybody who waits is told."""
+        decoder = msgspec.msgpack.Decoder(Event)
+        try:
+            while (event := await read_event(self._reader, decoder)) is not None:
+                if isinstance(event, Ready):
+                    on_ready(event)
+                elif isinstance(event, Stats):
+                    on_stats(event)
+                else:
+                    self._deliver(event)
+        finally:
+            self._alive = False
+            for queue in self._waiting.values():
+                queue.put_nowait(engine_gone())
+            self._writer.close()
+
+    async def generate(self, request: Generate) -> AsyncGenerator[Token, None]:
+        """See Engine.generate."""
+        queue = self._ask(request)
+        ended = False
+        try:
+            while not ended:
+                answer = await queue.get()
+                if not isinstance(answer, Token):
+                    ended = True
+                    raise answer if isinstance(answer, TuneryError) else engine_gone()
+                ended = answer.finish is not None
+                yield answer
+        finally:
+            self._waiting.pop(request.id, None)
+            if not ended:
+                self._send(Cancel(request.id))
+
+    async def load(self, adapter: AdapterSource) -> Loaded:
+        """See Engine.load."""
+        answer = await self._answer(Load(uuid.uuid4().hex, adapter))
+        if not isinstance(answer, Loaded):
+            raise engine_gone()
+        return answer
+
+    async def unload(self, digest: str) -> Unloaded:
+        """See Engine.unload."""
+        answer = await self._answer(Unload(uuid.uuid4().hex, digest))
+        if not isinstance(answer, Unloaded):
+            raise engine_gone()
+        return answer
+
+    def shut_down(self) -> None:
+        """Ask the engine to end."""
+        self._send(Shutdown())
+
+    async def _answer(self, command: Load | Unload) -> Answer:
+        queue = self._ask(command)
+        try:
+            answer = await queue.get()
+        finally:
+            self._waiting.pop(command.id, None)
+        if isinstance(answer, TuneryError):
+            raise answer
+        return answer
+
+    def _ask(self, command: Generate | Load | Unload) -> asyncio.Queue[Answer]:
+        if not self._alive:
+            raise engine_gone()
+        queue: asyncio.Queue[Answer] = asyncio.Queue()
+        self._waiting[command.id] = queue
+        self._send(command)
+        return queue
+
+    def _send(self, command: Command) -> None:
+        if self._alive and not self._writer.is_closing():
+            write_command(self._writer, command)
+
+    def _deliver(self, event: Tokens | Failed | Loaded | Unloaded) -> None:
+        """Give an event to whoever asked; what nobody waits for any more is dropped."""
+        if isinstance(event, Tokens):
+            for token in event.tokens:
+                if (queue := self._waiting.get(token.id)) is not None:
+                    queue.put_nowait(token)
+        elif (queue := self._waiting.get(event.id)) is not None:
+            queue.put_nowait(_error(event) if isinstance(event, Failed) else event)
+
+
+def _error(event: Failed) -> TuneryError:
+    return _KINDS.get(event.code, Unavailable)(event.message, code=event.code)

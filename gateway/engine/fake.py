@@ -1,0 +1,124 @@
+"""A public test double: an Engine that answers at once from a script, in the gateway's own process. It has no model."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+
+from tunery.gateway.engine.messages import (
+    AdapterSource,
+    Generate,
+    Loaded,
+    Ready,
+    Stats,
+    Token,
+    TopToken,
+    Unloaded,
+)
+from tunery.registry.errors import TuneryError, Unavailable
+
+__all__ = ["FakeEngine"]
+
+
+class FakeEngine:
+    """Says `reply` (token ids) to everything, or what `reply(request)` returns, one token every `delay` seconds.
+
+    `requests` records what it was asked, `cancelled` whom it was told to drop, and `failure` is raised instead of answering.
+    """
+
+    def __init__(
+        self,
+        reply: Sequence[int] | Callable[[Generate], Sequence[int]] = (),
+        *,
+        delay: float = 0.0,
+        context_length: int = 1024,
+        eos_id: int = 2,
+        base: str = "tiny",
+        base_digest: str = "b" * 64,
+    ) -> None:
+        self._reply = reply
+        self._delay = delay
+        self._eos_id = eos_id
+        self._ready: Ready | None = Ready(
+            base=base,
+            base_digest=base_digest,
+            quant="none",
+            dtype="float32",
+            device="cpu",
+            context_length=context_length,
+            vocab_size=1 << 20,
+            base_bytes=0,
+            adapter_budget=0,
+            max_batch=4,
+            load_seconds=0.0,
+        )
+        self._callbacks: list[Callable[[Stats], None]] = []
+        self.requests: list[Generate] = []
+        self.cancelled: list[str] = []
+        self.failure: TuneryError | None = None
+
+    @property
+    def ready(self) -> Ready | None:
+        """See Engine.ready."""
+        return self._ready
+
+    @property
+    def stats(self) -> Stats | None:
+        """See Engine.stats; a fake has none."""
+        return None
+
+    def on_stats(self, callback: Callable[[Stats], None]) -> None:
+        """See Engine.on_stats; use `report` to call them."""
+        self._callbacks.append(callback)
+
+    def report(self, stats: Stats) -> None:
+        """Pretend that the engine sent `stats`."""
+        for callback in self._callbacks:
+            callback(stats)
+
+    def die(self) -> None:
+        """Not ready from now on."""
+        self._ready = None
+
+    async def start(self) -> None:
+        """Nothing to start."""
+
+    async def wait_ready(self) -> Ready:
+        """Ready at once, or never."""
+        if self._ready is None:
+            raise Unavailable("the fake engine is dead")
+        return self._ready
+
+    async def stop(self) -> None:
+        """Nothing to stop."""
+
+    async def generate(self, request: Generate) -> AsyncGenerator[Token, None]:
+        """The scripted tokens, then the end-of-turn token if there is room for it."""
+        self.requests.append(request)
+        if self._ready is None:
+            raise Unavailable("the engine is starting", code="engine_starting")
+        reply = [*(self._reply(request) if callable(self._reply) else self._reply), self._eos_id]
+        most = request.sampling.max_tokens
+        ended = False
+        try:
+            for index, token in enumerate(reply[:most]):
+                await asyncio.sleep(self._delay)
+                if self.failure is not None:
+                    raise self.failure
+                stops = token == self._eos_id or token in request.sampling.stop_token_ids
+                ended = stops or index + 1 == most
+                top = tuple(TopToken(token + i, -0.5 - i) for i in range(request.sampling.logprobs or 0))
+                yield Token(request.id, token, -0.5, "stop" if stops else "length" if ended else None, top)
+                if ended:
+                    return
+        finally:
+            if not ended:
+                self.cancelled.append(request.id)
+
+    async def load(self, adapter: AdapterSource) -> Loaded:
+        """Loaded at once."""
+        return Loaded("", adapter.digest, 1000)
+
+    async def unload(self, digest: str) -> Unloaded:
+        """Unloaded at once."""
+        return Unloaded("", digest, 1000)

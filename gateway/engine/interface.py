@@ -1,0 +1,47 @@
+"""Owns what the gateway asks of an engine, whichever it is: the built-in process, or a test double."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable
+from typing import Protocol
+
+from tunery.gateway.engine.messages import AdapterSource, Generate, Loaded, Ready, Stats, Token, Unloaded
+
+__all__ = ["Engine"]
+
+
+class Engine(Protocol):
+    """Turns tokens into tokens."""
+
+    @property
+    def ready(self) -> Ready | None:
+        """What the engine said of itself; None while it cannot answer."""
+
+    @property
+    def stats(self) -> Stats | None:
+        """Its latest state; None before the first."""
+
+    def on_stats(self, callback: Callable[[Stats], None]) -> None:
+        """Call `callback` with every new state."""
+
+    async def start(self) -> None:
+        """Begin to start; returns before the engine is ready."""
+
+    async def wait_ready(self) -> Ready:
+        """Wait until the engine can answer; raise Unavailable when it never will."""
+
+    async def stop(self) -> None:
+        """End it."""
+
+    def generate(self, request: Generate) -> AsyncGenerator[Token, None]:
+        """The tokens of one request as they come.
+
+        Closing the iterator cancels the request. Raises the TuneryError that the engine answered with, or Unavailable when
+        it died meanwhile.
+        """
+
+    async def load(self, adapter: AdapterSource) -> Loaded:
+        """Make an adapter resident."""
+
+    async def unload(self, digest: str) -> Unloaded:
+        """Free an adapter's memory."""

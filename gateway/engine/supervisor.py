@@ -1,0 +1,176 @@
+"""Owns the engine's process: starts it, starts it again when it dies, and ends it. Nothing durable lives in it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sys
+import tempfile
+from collections.abc import AsyncGenerator, Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from tunery.gateway.engine.client import EngineClient
+from tunery.gateway.engine.config import EngineConfig
+from tunery.gateway.engine.messages import AdapterSource, Generate, Loaded, Ready, Stats, Token, Unloaded
+from tunery.registry.errors import Unavailable
+
+__all__ = ["EngineProcess"]
+
+log = logging.getLogger("tunery.engine")
+
+COMMAND = (sys.executable, "-m", "tunery.gateway.engine.process")
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0
+GIVE_UP_AFTER = 5
+"""Starts in a row that never became ready; then the configuration is at fault and not chance."""
+STOP_SECONDS = 5.0
+
+
+class EngineProcess:
+    """An Engine in a process of its own. `command` is what to run; tests run something smaller."""
+
+    def __init__(self, config: EngineConfig, *, command: Sequence[str] = COMMAND) -> None:
+        self._config = config
+        self._command = command
+        self._client: EngineClient | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._keeper: asyncio.Task[None] | None = None
+        self._ready: Ready | None = None
+        self._stats: Stats | None = None
+        self._callbacks: list[Callable[[Stats], None]] = []
+        self._changed = asyncio.Event()
+        self._failed: Unavailable | None = None
+        self.restarts = 0
+
+    @property
+    def ready(self) -> Ready | None:
+        """See Engine.ready."""
+        return self._ready
+
+    @property
+    def stats(self) -> Stats | None:
+        """See Engine.stats."""
+        return self._stats
+
+    @property
+    def pid(self) -> int | None:
+        """The process id of the running engine."""
+        return self._process.pid if self._process else None
+
+    def on_stats(self, callback: Callable[[Stats], None]) -> None:
+        """See Engine.on_stats."""
+        self._callbacks.append(callback)
+
+    async def start(self) -> None:
+        """Begin to start, and from then on keep an engine running."""
+        self._keeper = asyncio.create_task(self._keep(), name="engine")
+
+    async def wait_ready(self) -> Ready:
+        """Wait until the engine can answer."""
+        while self._ready is None:
+            if self._failed is not None:
+                raise self._failed
+            self._changed.clear()
+            await self._changed.wait()
+        return self._ready
+
+    async def stop(self) -> None:
+        """End the engine: ask, then insist."""
+        if self._keeper is not None:
+            if self._client is not None:
+                self._client.shut_down()
+            self._keeper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._keeper
+        self._ready = None
+
+    async def generate(self, request: Generate) -> AsyncGenerator[Token, None]:
+        """See Engine.generate."""
+        async with contextlib.aclosing(self._connected().generate(request)) as tokens:
+            async for token in tokens:
+                yield token
+
+    async def load(self, adapter: AdapterSource) -> Loaded:
+        """See Engine.load."""
+        return await self._connected().load(adapter)
+
+    async def unload(self, digest: str) -> Unloaded:
+        """See Engine.unload."""
+        return await self._connected().unload(digest)
+
+    def _connected(self) -> EngineClient:
+        if self._client is None or self._ready is None:
+            raise self._failed or Unavailable(
+                "the engine is starting; try again in a few seconds", code="engine_starting"
+            )
+        return self._client
+
+    async def _keep(self) -> None:
+        """Run engines one after the other, pausing longer while they die early."""
+        early, pause = 0, FIRST_PAUSE
+        while True:
+            became_ready = await self._run_once()
+            early, pause = (0, FIRST_PAUSE) if became_ready else (early + 1, min(2 * pause, LONGEST_PAUSE))
+            if early >= GIVE_UP_AFTER:
+                self._failed = Unavailable(
+                    f"the engine ended {early} times before it was ready; see its messages above", code="engine_failed"
+                )
+                self._changed.set()
+                return
+            self.restarts += 1
+            log.warning("the engine ended; starting it again in %.1f s", pause)
+            await asyncio.sleep(pause)
+
+    async def _run_once(self) -> bool:
+        """One engine from start to end; whether it ever became ready."""
+        became_ready = False
+
+        def on_ready(ready: Ready) -> None:
+            nonlocal became_ready
+            became_ready = True
+            self._ready = ready
+            self._changed.set()
+
+        with tempfile.TemporaryDirectory(prefix="tunery-") as folder:
+            path = str(Path(folder) / "engine.sock")
+            connected: asyncio.Future[EngineClient] = asyncio.get_running_loop().create_future()
+            server = await asyncio.start_unix_server(lambda r, w: _accept(connected, r, w), path, limit=2**20)
+            arguments = ("--socket", path, "--config", msgspec.json.encode(self._config).decode())
+            self._process = process = await asyncio.create_subprocess_exec(*self._command, *arguments)
+            ended = asyncio.create_task(process.wait())
+            try:
+                await asyncio.wait((ended, connected), return_when=asyncio.FIRST_COMPLETED)
+                if connected.done():
+                    self._client = connected.result()
+                    await self._client.listen(on_ready, self._take_stats)
+            finally:
+                self._ready = self._client = None
+                server.close()
+                await _end(process, ended)
+        return became_ready
+
+    def _take_stats(self, stats: Stats) -> None:
+        self._stats = stats
+        for callback in self._callbacks:
+            callback(stats)
+
+
+async def _accept(
+    connected: asyncio.Future[EngineClient], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> None:
+    if connected.done():
+        writer.close()
+    else:
+        connected.set_result(EngineClient(reader, writer))
+
+
+async def _end(process: asyncio.subprocess.Process, ended: asyncio.Task[int]) -> None:
+    """Wait a little for the process to end by itself, then kill it; also when we are being cancelled."""
+    try:
+        await asyncio.wait_for(asyncio.shield(ended), STOP_SECONDS)
+    except (TimeoutError, asyncio.CancelledError):
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await ended

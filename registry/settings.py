@@ -1,0 +1,125 @@
+"""Owns the one configuration tree: `TUNERY_HOME/config.toml` and `TUNERY_*` variables, read once. Unknown keys are errors.
+
+Precedence: what a command was given, then the environment (`TUNERY_SERVE_PORT=8001`), then the file (`[serve] port = 8001`), then
+the defaults below.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from tunery.registry.errors import InvalidInput, UnknownName
+
+__all__ = ["ServeSettings", "Settings", "read_settings"]
+
+Count = Annotated[int, Meta(ge=0)]
+AtLeastOne = Annotated[int, Meta(ge=1)]
+
+# Variables that mean something to Tunery without being settings.
+_OTHER_VARIABLES = frozenset({"TUNERY_HOME", "TUNERY_PLUGINS", "TUNERY_ACTOR", "TUNERY_DEBUG", "TUNERY_TEST_CACHE"})
+
+
+class ServeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How `tunery serve` serves.
+
+    `adapter_budget_mb` is the memory for adapters' weights; `kv_tokens` the tokens the cache holds (0: follows `max_batch`);
+    `context_length` 0 is the base's own; `max_waiting` requests may wait beyond the `max_batch` that run;
+    `default_max_tokens` is for requests that name none; `drain_seconds` is how long running requests may take after SIGTERM.
+    """
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535)] = 8000
+    base: str = "smollm2-135m"
+    quant: Literal["nf4", "int8", "none"] = "nf4"
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    device: str = "auto"
+    adapter_budget_mb: AtLeastOne = 1024
+    max_batch: AtLeastOne = 32
+    max_waiting: Count = 256
+    context_length: Count = 0
+    kv_tokens: Count = 0
+    default_max_tokens: AtLeastOne = 1024
+    drain_seconds: AtLeastOne = 30
+    threads: Count = 0
+    access_log: bool = False
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The whole tree."""
+
+    serve: ServeSettings = ServeSettings()
+
+
+def read_settings(
+    home: Path, *, environ: Mapping[str, str] = os.environ, overrides: Mapping[str, Mapping[str, Any]] | None = None
+) -> Settings:
+    """Read the tree; raise InvalidInput with every problem at once. `overrides` is {section: {name: value}}; None is unset."""
+    problems: list[str] = []
+    tree: dict[str, dict[str, Any]] = {field.name: {} for field in msgspec.structs.fields(Settings)}
+    _merge(tree, _from_file(home / "config.toml", problems), "config.toml", problems)
+    _merge(tree, _from_environment(environ, problems), "the environment", problems)
+    _merge(tree, overrides or {}, "the command", problems)
+    sections = {
+        field.name: _section(field.type, field.name, tree[field.name], problems)
+        for field in msgspec.structs.fields(Settings)
+    }
+    if problems:
+        raise InvalidInput("the configuration has problems:\n" + "\n".join(problems), code="invalid_settings")
+    return Settings(**sections)
+
+
+def _from_file(path: Path, problems: list[str]) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        problems.append(f"{path.name}: {error}")
+        return {}
+
+
+def _from_environment(environ: Mapping[str, str], problems: list[str]) -> dict[str, dict[str, str]]:
+    found: dict[str, dict[str, str]] = {}
+    sections = {field.name for field in msgspec.structs.fields(Settings)}
+    for name, value in environ.items():
+        if not name.startswith("TUNERY_") or name in _OTHER_VARIABLES:
+            continue
+        section, _, key = name.removeprefix("TUNERY_").lower().partition("_")
+        if section in sections:
+            found.setdefault(section, {})[key] = value
+        else:
+            problems.append(
+                f"{name}: no such variable; settings are TUNERY_<section>_<name>, sections: {sorted(sections)}"
+            )
+    return found
+
+
+def _merge(tree: dict[str, dict[str, Any]], more: Mapping[str, Any], source: str, problems: list[str]) -> None:
+    for section, values in more.items():
+        if section not in tree:
+            problems.append(f"{source}: {UnknownName('section', section, tree)}")
+        elif not isinstance(values, Mapping):
+            problems.append(f"{source}: {section} is a section: write [{section}] and its settings under it")
+        else:
+            tree[section].update({name: value for name, value in values.items() if value is not None})
+
+
+def _section(kind: Any, section: str, values: Mapping[str, Any], problems: list[str]) -> Any:
+    known = {field.name: field.type for field in msgspec.structs.fields(kind)}
+    good: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in known:
+            problems.append(str(UnknownName("setting", f"{section}.{name}", (f"{section}.{other}" for other in known))))
+            continue
+        try:
+            good[name] = msgspec.convert(value, known[name], strict=False)
+        except msgspec.ValidationError as error:
+            problems.append(f"{section}.{name} = {value!r}: {error}")
+    return kind(**good)
