@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ def quantization_config(quant: str, dtype: torch.dtype) -> BitsAndBytesConfig | 
     """
     from transformers import BitsAndBytesConfig
 
+    # bitsandbytes warns about an optional package of CPU kernels that Tunery does not use.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if quant == "nf4":
         return BitsAndBytesConfig(
             load_in_4bit=True,

@@ -1,29 +1,17 @@
-"""A registry with one base."""
+"""One base, and publishing small adapters for it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.registry.artifacts import make_adapter, make_base
 from tunery.registry import Base, Version
-from tunery.registry.home import Home
 from tunery.registry.registry import Registry
 
 Publish = Callable[..., Version]
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Home:
-    return Home(tmp_path / "home")
-
-
-@pytest.fixture
-def registry(home: Home) -> Iterator[Registry]:
-    with Registry.open(home) as registry:
-        yield registry
 
 
 @pytest.fixture

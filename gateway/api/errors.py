@@ -1,0 +1,92 @@
+"""Owns how errors become HTTP: OpenAI's envelope, one status per kind. Refuses to show a client what a bug said."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from litestar import Request, Response
+from litestar.exceptions import HTTPException, ValidationException
+
+from tunery.gateway.api.schemas import ErrorBody, ErrorEnvelope
+from tunery.registry.errors import (
+    ArtifactRefused,
+    Conflict,
+    InvalidInput,
+    NotFound,
+    Overloaded,
+    StorageFailed,
+    TuneryError,
+    Unavailable,
+)
+
+__all__ = ["EXCEPTION_HANDLERS", "envelope", "status_of"]
+
+log = logging.getLogger("tunery.gateway")
+
+_STATUSES: tuple[tuple[type[TuneryError], int], ...] = (
+    (InvalidInput, 400),
+    (NotFound, 404),
+    (Conflict, 400),
+    (ArtifactRefused, 422),
+    (Overloaded, 429),
+    (Unavailable, 503),
+    (StorageFailed, 500),
+)
+"""A conflict is 400 and not 409: OpenAI's clients send a 409 again by themselves."""
+
+_TYPES = {429: "rate_limit_error", 500: "server_error", 503: "server_error"}
+
+
+def status_of(error: TuneryError) -> int:
+    """The HTTP status of an error."""
+    return next((status for kind, status in _STATUSES if isinstance(error, kind)), 500)
+
+
+def envelope(message: str, *, status: int, code: str | None = None, param: str | None = None) -> ErrorEnvelope:
+    """OpenAI's error object."""
+    return ErrorEnvelope(ErrorBody(message, _TYPES.get(status, "invalid_request_error"), param, code))
+
+
+def _ours(request: Request[Any, Any, Any], error: TuneryError) -> Response[ErrorEnvelope]:
+    status = status_of(error)
+    headers = {"retry-after": "1"} if status in (429, 503) else {}
+    body = envelope(error.args[0], status=status, code=error.code, param=error.param)
+    return Response(body, status_code=status, headers=headers)
+
+
+def _invalid(request: Request[Any, Any, Any], error: ValidationException) -> Response[ErrorEnvelope]:
+    """A body or parameter of the wrong shape; names the field."""
+    extra: Any = error.extra
+    first = extra[0] if isinstance(extra, list) and extra else {}
+    param = first.get("key")
+    message = first.get("message") or error.detail
+    text = f"{param}: {message}" if param and param not in message else message
+    return Response(envelope(text, status=400, code="invalid_value", param=param), status_code=400)
+
+
+def _http(request: Request[Any, Any, Any], error: HTTPException) -> Response[ErrorEnvelope]:
+    status = error.status_code
+    if status >= 500:
+        return _bug(request, error)
+    message = {
+        404: f"there is nothing at {request.url.path}; see /docs",
+        405: f"{request.method} is not possible at {request.url.path}; see /docs",
+        413: "the request body is too large",
+    }.get(status, error.detail)
+    return Response(envelope(message, status=status), status_code=status, headers=dict(error.headers or {}))
+
+
+def _bug(request: Request[Any, Any, Any], error: Exception) -> Response[ErrorEnvelope]:
+    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    request_id = request.scope.get("state", {}).get("request_id", "")
+    message = f"something went wrong here; it has been logged under request {request_id}"
+    return Response(envelope(message, status=500, code="internal_error"), status_code=500)
+
+
+EXCEPTION_HANDLERS: dict[Any, Any] = {
+    TuneryError: _ours,
+    ValidationException: _invalid,
+    HTTPException: _http,
+    Exception: _bug,
+}

@@ -1,0 +1,45 @@
+"""`/health/live`, `/health/ready` and `/metrics`: what machines ask."""
+
+from __future__ import annotations
+
+from litestar import Response, get
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from tunery.gateway.api.state import Gateway
+
+__all__ = ["live", "metrics", "ready"]
+
+
+@get("/health/live", operation_id="healthLive", summary="Whether the process is alive", tags=["operation"])
+async def live() -> dict[str, str]:
+    """200 as long as the process answers, draining or not."""
+    return {"status": "live"}
+
+
+@get("/health/ready", operation_id="healthReady", summary="Whether requests can be answered", tags=["operation"])
+async def ready(gateway: Gateway) -> Response[dict[str, str]]:
+    """200 when every check is ok, else 503."""
+    checks = {
+        "engine": "ok" if gateway.engine.ready is not None else "starting",
+        "registry": _registry(gateway),
+        "draining": "yes" if gateway.draining else "ok",
+    }
+    fine = all(check == "ok" for check in checks.values())
+    return Response({"status": "ready" if fine else "not ready", **checks}, status_code=200 if fine else 503)
+
+
+@get(
+    "/metrics", operation_id="metrics", summary="Prometheus metrics", tags=["operation"], media_type=CONTENT_TYPE_LATEST
+)
+async def metrics(gateway: Gateway) -> Response[bytes]:
+    """All metrics in Prometheus' text format."""
+    gateway.metrics.engine_up.set(gateway.engine.ready is not None)
+    return Response(gateway.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
+
+
+def _registry(gateway: Gateway) -> str:
+    try:
+        gateway.registry.changes()
+    except Exception:
+        return "cannot be read"
+    return "ok"

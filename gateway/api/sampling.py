@@ -1,0 +1,71 @@
+"""Owns turning a request's fields into the engine's Sampling; refuses values it cannot mean."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tunery.gateway.api.schemas import SamplingFields
+from tunery.gateway.engine.messages import Sampling
+from tunery.registry.errors import InvalidInput
+
+__all__ = ["output_room", "sampling_of", "stop_strings"]
+
+MAX_STOPS = 16
+
+
+def sampling_of(
+    request: SamplingFields, *, max_tokens: int, logprobs: int | None, index: int, vocab_size: int
+) -> Sampling:
+    """The engine's settings for choice `index` of a request."""
+    chosen: dict[str, Any] = {
+        name: value
+        for name in ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
+        if (value := getattr(request, name)) is not None
+    }
+    return Sampling(
+        max_tokens=max_tokens,
+        top_k=max(request.top_k or 0, 0),
+        seed=None if request.seed is None else (request.seed + index) % 2**63,
+        stop_token_ids=tuple(request.stop_token_ids or ()),
+        ignore_eos=request.ignore_eos,
+        min_tokens=request.min_tokens,
+        logit_bias=_logit_bias(request.logit_bias or {}, vocab_size),
+        logprobs=logprobs,
+        **chosen,
+    )
+
+
+def stop_strings(stop: str | list[str] | None) -> tuple[str, ...]:
+    """The strings that end an answer."""
+    strings = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    if len(strings) > MAX_STOPS:
+        raise InvalidInput(f"stop has {len(strings)} strings and {MAX_STOPS} is the most", param="stop")
+    if "" in strings:
+        raise InvalidInput("a stop string is empty, which would end every answer before it begins", param="stop")
+    return strings
+
+
+def output_room(prompt_tokens: int, wanted: int | None, *, context: int, default: int, param: str) -> int:
+    """How many tokens may be generated; raise InvalidInput when prompt and output do not fit the context."""
+    room = context - prompt_tokens
+    if prompt_tokens == 0:
+        raise InvalidInput("the prompt is empty", param=param)
+    if room < 1 or (wanted is not None and wanted > room):
+        asked = f" and {wanted} of output" if wanted is not None else ""
+        raise InvalidInput(
+            f"this model's context is {context} tokens and the request has {prompt_tokens} of prompt{asked}; shorten one of them",
+            code="context_length_exceeded",
+            param=param,
+        )
+    return min(default, room) if wanted is None else wanted
+
+
+def _logit_bias(given: dict[str, float], vocab_size: int) -> dict[int, float]:
+    bias = {}
+    for key, value in given.items():
+        if not (key.isascii() and key.isdigit() and int(key) < vocab_size):
+            raise InvalidInput(
+                f"logit_bias: {key!r} is not a token id of this model (0 to {vocab_size - 1})", param="logit_bias"
+            )
+        bias[int(key)] = value
+    return bias

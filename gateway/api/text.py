@@ -1,0 +1,52 @@
+"""Owns going from tokens to text that may be shown: whole characters only, nothing of a stop string, nothing after one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tunery.gateway.engine.messages import Token
+from tunery.plugins.data.renderer import Renderer
+
+__all__ = ["TextStream"]
+
+
+class TextStream:
+    """One answer's text as it grows. `finish` becomes "stop" or "length" with the last piece."""
+
+    def __init__(self, renderer: Renderer, stops: Sequence[str]) -> None:
+        self._decoder = renderer.decoder()
+        self._stops = tuple(stops)
+        self._held = ""
+        self.tokens = 0
+        self.finish: str | None = None
+
+    def push(self, token: Token) -> str:
+        """Take a token and return the text that can be shown now; possibly none."""
+        self.tokens += 1
+        # The token that ends a turn is not part of what was said.
+        if token.finish != "stop":
+            self._held += self._decoder.push(token.token)
+        if token.finish is not None:
+            self._held += self._decoder.flush()
+        at = min((found for stop in self._stops if (found := self._held.find(stop)) >= 0), default=-1)
+        if at >= 0:
+            self.finish = "stop"
+            return self._release(at)
+        if token.finish is not None:
+            self.finish = token.finish
+            return self._release(len(self._held))
+        return self._release(len(self._held) - self._undecided())
+
+    def _release(self, count: int) -> str:
+        shown, self._held = self._held[:count], self._held[count:]
+        return shown
+
+    def _undecided(self) -> int:
+        """Characters at the end that may be the beginning of a stop string."""
+        longest = 0
+        for stop in self._stops:
+            for size in range(min(len(stop) - 1, len(self._held)), longest, -1):
+                if self._held.endswith(stop[:size]):
+                    longest = size
+                    break
+        return longest

@@ -1,0 +1,40 @@
+"""`tunery serve`: every adapter of the registry on one quantized base."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import rich_click as click
+
+from tunery.gateway.cli.context import plugins, say
+from tunery.registry.home import Home
+from tunery.registry.settings import read_settings
+
+__all__ = ["serve"]
+
+
+@click.command()
+@click.option("--base", help="The base: a name, folder, GGUF file or Hub id.  [default: smollm2-135m]")
+@click.option("--quant", help="How the base is quantized: nf4, int8 or none.  [default: nf4]")
+@click.option("--dtype", help="What is computed in: bfloat16 or float32.  [default: bfloat16]")
+@click.option("--device", help="cpu, cuda, cuda:1 …  [default: auto]")
+@click.option("--host", help="The address to listen on.  [default: 127.0.0.1]")
+@click.option("--port", type=int, help="The port; 0 for any that is free.  [default: 8000]")
+@click.option("--adapter-budget-mb", type=int, help="Memory for adapters, in MiB.  [default: 1024]")
+@click.option("--max-batch", type=int, help="Requests that run at once.  [default: 32]")
+@click.option("--max-waiting", type=int, help="Requests that may wait.  [default: 256]")
+@click.option("--context-length", type=int, help="Tokens of prompt and output; 0 for the base's own.  [default: 0]")
+@click.option("--kv-tokens", type=int, help="Tokens the cache holds; 0 follows --max-batch.  [default: 0]")
+@click.option("--threads", type=int, help="Threads of the engine; 0 for all.  [default: 0]")
+@click.option("--drain-seconds", type=int, help="How long running requests may take after SIGTERM.  [default: 30]")
+@click.option("--access-log", is_flag=True, default=None, help="One line of JSON per request on stderr.")
+def serve(**given: Any) -> None:
+    """Serve every adapter from one quantized base, with an OpenAI-compatible API.
+
+    Each setting can also come from TUNERY_HOME/config.toml ([serve]) or from TUNERY_SERVE_<NAME>.
+    """
+    home = Home.from_env()
+    settings = read_settings(home.root, overrides={"serve": given}).serve
+    from tunery.gateway.serve import run
+
+    run(settings, home=home, plugins=plugins(), say=say)
