@@ -37,6 +37,7 @@ class Metrics:
         self._ready: Ready | None = None
         self._stats: Stats | None = None
         self._counted: dict[str, dict[str, int]] = {}
+        self._restarts = 0
         self._declare_requests()
         self._declare_residency()
         self._declare_vllm()
@@ -78,6 +79,12 @@ class Metrics:
         if ready is not None:
             self.base_bytes.set(ready.base_bytes)
             self.adapter_budget.set(ready.adapter_budget)
+
+    def watch(self, *, up: bool, restarts: int) -> None:
+        """Show whether the engine can answer and how often it had to be started again."""
+        self.engine_up.set(up)
+        self.engine_restarts.inc(restarts - self._restarts)
+        self._restarts = restarts
 
     def _show_resident(self, stats: Stats) -> None:
         sizes: dict[str, int] = {}

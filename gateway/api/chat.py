@@ -7,6 +7,8 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from litestar import Request, Response, post
+from litestar.di import NamedDependency
+from litestar.params import JSONBody
 from litestar.response import Stream
 from msgspec import UNSET
 
@@ -40,7 +42,7 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
     tags=["inference"],
 )
 async def chat_completions(
-    data: ChatRequest, gateway: Gateway, request: Request[Any, Any, Any]
+    data: JSONBody[ChatRequest], gateway: NamedDependency[Gateway], request: Request[Any, Any, Any]
 ) -> Response[Any] | Stream:
     """Answer a conversation, whole or as a stream."""
     _refuse_unsupported(data)

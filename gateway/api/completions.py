@@ -7,6 +7,8 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from litestar import Request, Response, post
+from litestar.di import NamedDependency
+from litestar.params import JSONBody
 from litestar.response import Stream
 from msgspec import UNSET
 
@@ -33,7 +35,7 @@ DEFAULT_MAX_TOKENS = 16
     tags=["inference"],
 )
 async def completions(
-    data: CompletionRequest, gateway: Gateway, request: Request[Any, Any, Any]
+    data: JSONBody[CompletionRequest], gateway: NamedDependency[Gateway], request: Request[Any, Any, Any]
 ) -> Response[Any] | Stream:
     """Continue prompts, whole or as a stream."""
     if data.suffix:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from typing import Any
 
 from litestar import Request, Response
@@ -59,7 +60,7 @@ def _invalid(request: Request[Any, Any, Any], error: ValidationException) -> Res
     """A body or parameter of the wrong shape; names the field."""
     extra: Any = error.extra
     first = extra[0] if isinstance(extra, list) and extra else {}
-    param = first.get("key")
+    param = re.split(r"[.\[]", first.get("key") or "")[0] or None
     message = first.get("message") or error.detail
     text = f"{param}: {message}" if param and param not in message else message
     return Response(envelope(text, status=400, code="invalid_value", param=param), status_code=400)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from litestar import Response, get
+from litestar.di import NamedDependency
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from tunery.gateway.api.state import Gateway
@@ -17,7 +18,7 @@ async def live() -> dict[str, str]:
 
 
 @get("/health/ready", operation_id="healthReady", summary="Whether requests can be answered", tags=["operation"])
-async def ready(gateway: Gateway) -> Response[dict[str, str]]:
+async def ready(gateway: NamedDependency[Gateway]) -> Response[dict[str, str]]:
     """200 when every check is ok, else 503."""
     checks = {
         "engine": "ok" if gateway.engine.ready is not None else "starting",
@@ -31,9 +32,9 @@ async def ready(gateway: Gateway) -> Response[dict[str, str]]:
 @get(
     "/metrics", operation_id="metrics", summary="Prometheus metrics", tags=["operation"], media_type=CONTENT_TYPE_LATEST
 )
-async def metrics(gateway: Gateway) -> Response[bytes]:
+async def metrics(gateway: NamedDependency[Gateway]) -> Response[bytes]:
     """All metrics in Prometheus' text format."""
-    gateway.metrics.engine_up.set(gateway.engine.ready is not None)
+    gateway.metrics.watch(up=gateway.engine.ready is not None, restarts=gateway.engine.restarts)
     return Response(gateway.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from litestar import get
+from litestar.di import NamedDependency
+from litestar.params import FromPath
 
 from tunery.gateway.api.schemas import ModelCard, ModelList
 from tunery.gateway.api.state import Gateway
@@ -14,7 +16,7 @@ __all__ = ["list_models", "show_model"]
 
 
 @get("/v1/models", operation_id="listModels", summary="The base and every adapter it serves", tags=["models"])
-async def list_models(gateway: Gateway) -> ModelList:
+async def list_models(gateway: NamedDependency[Gateway]) -> ModelList:
     """Everything that may be named as `model`."""
     resolver = gateway.resolver
     base = _card(resolver.base.name, Target(resolver.base, None, None))
@@ -23,7 +25,7 @@ async def list_models(gateway: Gateway) -> ModelList:
 
 
 @get("/v1/models/{name:path}", operation_id="retrieveModel", summary="One model", tags=["models"])
-async def show_model(name: str, gateway: Gateway) -> ModelCard:
+async def show_model(name: FromPath[str], gateway: NamedDependency[Gateway]) -> ModelCard:
     """What a name means now."""
     name = name.lstrip("/")
     return _card(name, gateway.resolver.resolve(name))

@@ -67,6 +67,11 @@ class FakeEngine:
         """See Engine.stats; a fake has none."""
         return None
 
+    @property
+    def restarts(self) -> int:
+        """See Engine.restarts."""
+        return 0
+
     def on_stats(self, callback: Callable[[Stats], None]) -> None:
         """See Engine.on_stats; use `report` to call them."""
         self._callbacks.append(callback)

@@ -21,6 +21,10 @@ class Engine(Protocol):
     def stats(self) -> Stats | None:
         """Its latest state; None before the first."""
 
+    @property
+    def restarts(self) -> int:
+        """How often it had to be started again."""
+
     def on_stats(self, callback: Callable[[Stats], None]) -> None:
         """Call `callback` with every new state."""
 

@@ -42,7 +42,7 @@ class EngineProcess:
         self._callbacks: list[Callable[[Stats], None]] = []
         self._changed = asyncio.Event()
         self._failed: Unavailable | None = None
-        self.restarts = 0
+        self._restarts = 0
 
     @property
     def ready(self) -> Ready | None:
@@ -53,6 +53,11 @@ class EngineProcess:
     def stats(self) -> Stats | None:
         """See Engine.stats."""
         return self._stats
+
+    @property
+    def restarts(self) -> int:
+        """See Engine.restarts."""
+        return self._restarts
 
     @property
     def pid(self) -> int | None:
@@ -119,7 +124,7 @@ class EngineProcess:
                 )
                 self._changed.set()
                 return
-            self.restarts += 1
+            self._restarts += 1
             log.warning("the engine ended; starting it again in %.1f s", pause)
             await asyncio.sleep(pause)
 

@@ -1,0 +1,88 @@
+"""The real application over a real loopback socket, with a FakeEngine where the model would be."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from granian.constants import Interfaces
+from granian.server.embed import Server
+from openai import AsyncOpenAI
+
+from tests.registry.artifacts import make_adapter, make_base
+from tunery.gateway.api.state import Gateway
+from tunery.gateway.app import create_app
+from tunery.gateway.engine.fake import FakeEngine
+from tunery.gateway.metrics import Metrics
+from tunery.gateway.resolver import Resolver
+from tunery.plugins.data.renderer import Renderer
+from tunery.registry import Base, Version
+from tunery.registry.registry import Registry
+from tunery.registry.settings import ServeSettings
+
+REPLY = "Hello, world"
+
+
+@dataclass
+class Served:
+    """A running gateway, what to drive it with, and a client of it."""
+
+    gateway: Gateway
+    engine: FakeEngine
+    url: str
+    client: AsyncOpenAI
+    base: Base
+    folder: Path
+
+    def publish(self, adapter: str, *, seed: int = 0, alias: str | None = None) -> Version:
+        """Publish a version trained on the served base."""
+        folder = make_adapter(self.folder / f"{adapter.replace('/', '-')}-{seed}", seed=seed)
+        return self.gateway.registry.publish(
+            adapter, folder, base=self.base, method="lora", manifest={}, metrics={}, actor="test", alias=alias
+        )
+
+
+@pytest.fixture
+def settings() -> ServeSettings:
+    """Override in a module to serve differently."""
+    return ServeSettings(base="tiny", max_batch=4, max_waiting=400)
+
+
+@pytest.fixture
+async def served(
+    registry: Registry, tiny_base_folder: Path, tmp_path: Path, settings: ServeSettings
+) -> AsyncIterator[Served]:
+    """The application on a free port."""
+    base = registry.add_base(make_base(tmp_path / "base"))
+    renderer = Renderer(tiny_base_folder)
+    engine = FakeEngine(renderer.encode(REPLY), base_digest=base.digest)
+    gateway = Gateway(settings, registry, engine, renderer, Resolver(registry, base), Metrics())
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = Server(create_app(gateway), address="127.0.0.1", port=port, interface=Interfaces.ASGI, websockets=False)
+    running = asyncio.create_task(server.serve())
+    await _listening(port)
+    url = f"http://127.0.0.1:{port}"
+    client = AsyncOpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0)
+    yield Served(gateway, engine, url, client, base, tmp_path)
+    await client.close()
+    server.stop()
+    await running
+
+
+async def _listening(port: int) -> None:
+    for _ in range(200):
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+        except OSError:
+            await asyncio.sleep(0.02)
+        else:
+            writer.close()
+            await writer.wait_closed()
+            return
+    raise AssertionError("the gateway did not start")

@@ -1,0 +1,283 @@
+"""Chat completions through the real openai client."""
+
+from __future__ import annotations
+
+import asyncio
+
+import httpx
+import openai
+import pytest
+
+from tests.gateway.api.conftest import REPLY, Served
+from tunery.gateway.engine.messages import Generate
+from tunery.registry.errors import Unavailable
+
+ASK = [{"role": "user", "content": "Hi"}]
+
+
+async def test_a_whole_answer_names_what_answered(served: Served) -> None:
+    version = served.publish("acme/support")
+    raw = await served.client.chat.completions.with_raw_response.create(model="acme/support", messages=ASK)
+    answer = raw.parse()
+    assert answer.choices[0].message.content == REPLY
+    assert answer.choices[0].message.role == "assistant"
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.model == "acme/support"
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+    assert version.digest[:10] in answer.system_fingerprint
+    assert raw.headers["x-tunery-version"] == "1"
+    assert raw.headers["x-tunery-adapter"] == "acme/support"
+    assert raw.headers["x-tunery-digest"] == version.digest
+    assert raw.headers["x-tunery-base"].startswith("tiny@")
+    assert raw.headers["x-request-id"]
+
+
+async def test_the_engine_gets_the_rendered_prompt_the_adapter_and_the_sampling(served: Served) -> None:
+    version = served.publish("acme/support")
+    await served.client.chat.completions.create(
+        model="acme/support@1",
+        messages=[
+            {"role": "developer", "content": "Be brief."},
+            {"role": "user", "content": [{"type": "text", "text": "Hi"}]},
+        ],
+        temperature=0.5,
+        top_p=0.9,
+        seed=7,
+        max_completion_tokens=50,
+        presence_penalty=1,
+        frequency_penalty=-1,
+        logit_bias={"5": 10},
+        extra_body={"top_k": 3, "min_p": 0.1, "repetition_penalty": 1.2, "ignore_eos": True},
+    )
+    (request,) = served.engine.requests
+    rendered = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+    assert list(request.prompt) == served.gateway.renderer.prompt_ids(rendered)
+    assert request.adapter is not None
+    assert (request.adapter.digest, request.adapter.number) == (version.digest, 1)
+    assert set(request.adapter.files) == {"adapter_config.json", "adapter_model.safetensors"}
+    chosen = request.sampling
+    assert (chosen.temperature, chosen.top_p, chosen.top_k, chosen.min_p) == (0.5, 0.9, 3, 0.1)
+    assert (chosen.seed, chosen.max_tokens, chosen.ignore_eos) == (7, 50, True)
+    assert (chosen.presence_penalty, chosen.frequency_penalty, chosen.repetition_penalty) == (1.0, -1.0, 1.2)
+    assert chosen.logit_bias == {5: 10.0}
+
+
+async def test_a_stream_is_the_same_text_in_pieces(served: Served) -> None:
+    stream = await served.client.chat.completions.create(
+        model="tiny", messages=ASK, stream=True, stream_options={"include_usage": True}
+    )
+    chunks = [chunk async for chunk in stream]
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == REPLY
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == "stop"
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens == len(served.gateway.renderer.encode(REPLY)) + 1
+    assert len({chunk.id for chunk in chunks}) == 1
+
+
+async def test_the_stream_on_the_wire_ends_with_done(served: Served) -> None:
+    async with httpx.AsyncClient() as client:
+        body = {"model": "tiny", "messages": ASK, "stream": True}
+        response = await client.post(f"{served.url}/v1/chat/completions", json=body)
+    assert response.headers["content-type"].startswith("text/event-stream")
+    events = response.text.split("\n\n")
+    assert all(event.startswith("data: ") for event in events if event)
+    assert events[-2:] == ["data: [DONE]", ""]
+
+
+async def test_characters_of_several_tokens_arrive_whole(served: Served) -> None:
+    said = "Grüße 👋🏽 你好"
+    served.engine._reply = served.gateway.renderer.encode(said)
+    stream = await served.client.chat.completions.create(model="tiny", messages=ASK, stream=True)
+    pieces = [chunk.choices[0].delta.content or "" async for chunk in stream]
+    assert "".join(pieces) == said
+    assert not any("\ufffd" in piece for piece in pieces)
+
+
+@pytest.mark.parametrize(
+    ("stop", "left"), [("wor", "Hello, "), (["zzz", "lo"], "Hel"), (["Hello, world"], ""), (["H"], "")]
+)
+async def test_stop_strings_end_the_answer_and_are_not_shown(served: Served, stop: object, left: str) -> None:
+    answer = await served.client.chat.completions.create(model="tiny", messages=ASK, stop=stop)
+    assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == (left, "stop")
+    stream = await served.client.chat.completions.create(model="tiny", messages=ASK, stop=stop, stream=True)
+    assert "".join([chunk.choices[0].delta.content or "" async for chunk in stream]) == left
+
+
+async def test_a_limit_is_told(served: Served) -> None:
+    answer = await served.client.chat.completions.create(model="tiny", messages=ASK, max_tokens=2)
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.usage.completion_tokens == 2
+
+
+async def test_several_choices(served: Served) -> None:
+    answer = await served.client.chat.completions.create(model="tiny", messages=ASK, n=3, seed=1)
+    assert [choice.index for choice in answer.choices] == [0, 1, 2]
+    assert {choice.message.content for choice in answer.choices} == {REPLY}
+    assert sorted(request.sampling.seed for request in served.engine.requests) == [1, 2, 3]
+    stream = await served.client.chat.completions.create(model="tiny", messages=ASK, n=2, stream=True)
+    texts = {0: "", 1: ""}
+    async for chunk in stream:
+        texts[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
+    assert texts == {0: REPLY, 1: REPLY}
+
+
+async def test_logprobs_have_openais_shape(served: Served) -> None:
+    answer = await served.client.chat.completions.create(model="tiny", messages=ASK, logprobs=True, top_logprobs=2)
+    content = answer.choices[0].logprobs.content
+    assert "".join(entry.token for entry in content) == REPLY
+    assert all(entry.logprob == -0.5 and len(entry.top_logprobs) == 2 for entry in content)
+    assert bytes(content[0].bytes).decode() == content[0].token
+
+
+@pytest.mark.parametrize(
+    "name", ["acme/unknown", "nope", "acme/support@9", "acme/support@canary", "gpt-4o", "../../etc/passwd", ""]
+)
+async def test_an_unknown_model_is_never_answered_by_the_base(served: Served, name: str) -> None:
+    served.publish("acme/support")
+    with pytest.raises(openai.NotFoundError) as caught:
+        await served.client.chat.completions.create(model=name, messages=ASK)
+    assert caught.value.code == "model_not_found"
+    assert caught.value.param == "model"
+    assert served.engine.requests == []
+
+
+async def test_the_adapter_may_be_a_field_or_a_header(served: Served) -> None:
+    served.publish("acme/support")
+    await served.client.chat.completions.create(model="tiny", messages=ASK, extra_body={"adapter": "acme/support"})
+    await served.client.chat.completions.create(
+        model="tiny", messages=ASK, extra_headers={"X-Tunery-Adapter": "acme/support@1"}
+    )
+    assert [request.adapter.name for request in served.engine.requests if request.adapter] == ["acme/support"] * 2
+    with pytest.raises(openai.BadRequestError, match="disagree"):
+        await served.client.chat.completions.create(
+            model="acme/support", messages=ASK, extra_body={"adapter": "acme/other"}
+        )
+    with pytest.raises(openai.NotFoundError):
+        await served.client.chat.completions.create(model="tiny", messages=ASK, extra_body={"adapter": "acme/other"})
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"temperature": 2.5}, "temperature"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"n": 0}, "n"),
+        ({"n": 99}, "n"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"presence_penalty": 3}, "presence_penalty"),
+        ({"logit_bias": {"x": 1}}, "logit_bias"),
+        ({"logit_bias": {"5": 101}}, "logit_bias"),
+        ({"stop": [""]}, "stop"),
+        ({"stop": ["x"] * 17}, "stop"),
+        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "wizard", "content": "x"}]}, "messages"),
+        ({"messages": [{"role": "user"}]}, "messages"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages"),
+        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"model": None}, "model"),
+    ],
+)
+async def test_what_cannot_be_is_400_and_names_the_field(served: Served, body: dict[str, object], param: str) -> None:
+    async with httpx.AsyncClient() as client:
+        response = await client.post(
+            f"{served.url}/v1/chat/completions", json={"model": "tiny", "messages": ASK, **body}
+        )
+    assert response.status_code == 400, response.text
+    error = response.json()["error"]
+    assert (error["type"], error["param"]) == ("invalid_request_error", param)
+    assert served.engine.requests == []
+
+
+async def test_the_context_length_is_kept(served: Served) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        await served.client.chat.completions.create(
+            model="tiny", messages=[{"role": "user", "content": "word " * 2000}]
+        )
+    assert caught.value.code == "context_length_exceeded"
+    with pytest.raises(openai.BadRequestError) as caught:
+        await served.client.chat.completions.create(model="tiny", messages=ASK, max_tokens=1020)
+    assert caught.value.code == "context_length_exceeded"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"), [("GET", "/v1/nothing", 404), ("GET", "/v1/chat/completions", 405)]
+)
+async def test_wrong_paths_and_methods_are_in_the_envelope(served: Served, method: str, path: str, status: int) -> None:
+    async with httpx.AsyncClient() as client:
+        response = await client.request(method, served.url + path)
+    assert response.status_code == status
+    assert response.json()["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"x"', b"\xff\xfe", b'{"model": "tiny"}'])
+async def test_bodies_that_are_no_request(served: Served, body: bytes) -> None:
+    async with httpx.AsyncClient() as client:
+        response = await client.post(
+            f"{served.url}/v1/chat/completions", content=body, headers={"content-type": "application/json"}
+        )
+    assert response.status_code == 400
+    assert response.json()["error"]["message"]
+
+
+async def test_a_bug_is_500_and_says_nothing_of_itself(served: Served, caplog: pytest.LogCaptureFixture) -> None:
+    def broken(request: Generate) -> list[int]:
+        raise RuntimeError("secret detail")
+
+    served.engine._reply = broken
+    with pytest.raises(openai.InternalServerError) as caught:
+        await served.client.chat.completions.create(model="tiny", messages=ASK)
+    assert "secret" not in str(caught.value)
+    assert "secret detail" in caplog.text
+
+
+async def test_a_dead_engine_is_503_and_the_gateway_not_ready(served: Served) -> None:
+    async with httpx.AsyncClient() as client:
+        assert (await client.get(f"{served.url}/health/ready")).status_code == 200
+        served.engine.die()
+        assert (await client.get(f"{served.url}/health/ready")).status_code == 503
+        assert (await client.get(f"{served.url}/health/live")).status_code == 200
+    with pytest.raises(openai.InternalServerError) as caught:
+        await served.client.chat.completions.create(model="tiny", messages=ASK)
+    assert caught.value.status_code == 503
+    assert caught.value.code == "engine_starting"
+    assert caught.value.response.headers["retry-after"] == "1"
+
+
+async def test_an_engine_that_dies_mid_stream_ends_the_stream_with_an_error(served: Served) -> None:
+    served.engine._delay = 0.05
+    stream = await served.client.chat.completions.create(model="tiny", messages=ASK, stream=True)
+    await anext(stream.__aiter__())
+    served.engine.failure = Unavailable("the engine stopped", code="engine_restarted")
+    with pytest.raises(openai.APIError, match="the engine stopped"):
+        [chunk async for chunk in stream]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_client_that_leaves_cancels_its_request(served: Served, stream: bool) -> None:
+    served.engine._delay = 0.05
+    served.engine._reply = [5] * 400
+
+    async def ask() -> None:
+        answer = await served.client.chat.completions.create(model="tiny", messages=ASK, stream=stream, max_tokens=400)
+        if stream:
+            [chunk async for chunk in answer]
+
+    asking = asyncio.create_task(ask())
+    while not served.engine.requests:
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.2)
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    for _ in range(100):
+        if served.engine.cancelled:
+            break
+        await asyncio.sleep(0.02)
+    assert served.engine.cancelled == [served.engine.requests[0].id]
+    assert served.gateway.in_flight == 0

@@ -1,0 +1,146 @@
+"""Metrics as Prometheus reads them."""
+
+from __future__ import annotations
+
+import httpx
+import openai
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.gateway.api.conftest import Served
+from tunery.gateway.engine.messages import Resident, Stats
+from tunery.gateway.metrics import MAX_ADAPTERS, OTHER, Metrics
+
+ASK = [{"role": "user", "content": "Hi"}]
+
+
+def samples(text: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    """Every sample by name and labels."""
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+async def scrape(served: Served) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    async with httpx.AsyncClient() as client:
+        response = await client.get(f"{served.url}/metrics")
+    assert response.headers["content-type"].startswith("text/plain")
+    return samples(response.text)
+
+
+def stats(**changes: object) -> Stats:
+    values: dict[str, object] = {
+        "running": 2,
+        "waiting": 1,
+        "running_adapters": {"acme/support": 2},
+        "waiting_adapters": {"globex/tickets": 1},
+        "resident": [Resident("d1", "acme/support", 1, 700, 2), Resident("d2", "acme/support", 2, 300, 0)],
+        "resident_bytes": 1000,
+        "kv_used": 0.25,
+        "steps": 5,
+        "step_tokens": 50,
+        "loads": {"acme/support": 2},
+        "load_failures": {"acme/bad": 1},
+        "evictions": {"acme/old": 3},
+        "hits": {"acme/support": 9},
+        "load_seconds": [("acme/support", 0.02)],
+    }
+    return Stats(**(values | changes))  # type: ignore[arg-type]
+
+
+async def test_requests_are_counted_and_timed_by_adapter(served: Served) -> None:
+    served.publish("acme/support")
+    for model in ("acme/support", "acme/support@1", "tiny"):
+        await served.client.chat.completions.create(model=model, messages=ASK)
+    found = await scrape(served)
+    acme, base = ("adapter", "acme/support"), ("adapter", "base")
+    assert found["tunery_requests_total", (acme, ("outcome", "stop"))] == 2
+    assert found["tunery_requests_total", (base, ("outcome", "stop"))] == 1
+    generated = found["tunery_generated_tokens_total", (acme,)]
+    assert generated == found["vllm:generation_tokens_total", (("model_name", "acme/support"),)]
+    assert found["tunery_time_to_first_token_seconds_count", (acme,)] == 2
+    assert found["tunery_time_per_output_token_seconds_count", (acme,)] == generated - 2
+    assert found["tunery_request_seconds_count", (acme,)] == 2
+    assert found["vllm:request_success_total", (("finished_reason", "stop"), ("model_name", "base"))] == 1
+    route = ("route", "/v1/chat/completions")
+    assert found["tunery_http_requests_total", (route, ("status", "200"))] == 3
+
+
+async def test_the_engines_state_is_shown(served: Served) -> None:
+    served.engine.report(stats())
+    found = await scrape(served)
+    acme = (("adapter", "acme/support"),)
+    assert found["tunery_engine_running", ()] == found["vllm:num_requests_running", ()] == 2
+    assert found["tunery_engine_waiting", ()] == found["vllm:num_requests_waiting", ()] == 1
+    assert found["tunery_adapter_resident_bytes", acme] == 1000
+    assert found["tunery_resident_adapters", ()] == 2
+    assert found["tunery_adapter_loads_total", acme] == 2
+    assert found["tunery_adapter_load_seconds_count", acme] == 1
+    assert found["tunery_adapter_cache_hits_total", acme] == 9
+    assert found["tunery_adapter_evictions_total", (("adapter", "acme/old"),)] == 3
+    assert found["tunery_adapter_load_failures_total", (("adapter", "acme/bad"),)] == 1
+    assert found["vllm:kv_cache_usage_perc", ()] == 0.25
+    assert found["tunery_engine_up", ()] == 1
+
+
+async def test_counters_go_on_when_a_new_engine_begins_at_zero(served: Served) -> None:
+    for loads in ({"a/b": 5}, {"a/b": 7}, {"a/b": 1}, {"a/b": 1}, {"a/b": 4}):
+        served.engine.report(stats(loads=loads))
+    assert (await scrape(served))["tunery_adapter_loads_total", (("adapter", "a/b"),)] == 11
+
+
+async def test_the_routers_metric_is_one_series_that_names_who_runs_and_who_waits(served: Served) -> None:
+    served.engine.report(stats())
+    served.engine.report(stats(waiting_adapters={}, running_adapters={"x/y": 1}, resident=[]))
+    found = {
+        labels: value for (name, labels), value in (await scrape(served)).items() if name == "vllm:lora_requests_info"
+    }
+    (labels,) = found
+    assert dict(labels) == {"max_lora": "4", "running_lora_adapters": "x/y", "waiting_lora_adapters": ""}
+    assert found[labels] > 1.7e9
+
+
+async def test_a_thousand_made_up_names_add_one_series(served: Served) -> None:
+    served.publish("acme/support")
+    await served.client.chat.completions.create(model="acme/support", messages=ASK)
+    before = set(await scrape(served))
+    async with httpx.AsyncClient() as client:
+        for number in range(1000):
+            body = {"model": f"made/up-{number}", "messages": ASK}
+            response = await client.post(f"{served.url}/v1/chat/completions", json=body)
+            assert response.status_code == 404
+    grown = {name for name, labels in set(await scrape(served)) - before if not name.endswith("_created")}
+    assert grown <= {"tunery_http_requests_total"}
+    new = {key for key in set(await scrape(served)) - before if key[0] == "tunery_http_requests_total"}
+    assert len({dict(labels).get("status") for _, labels in new} - {"200"}) == 1
+    assert {dict(labels)["route"] for _, labels in new} <= {"/v1/chat/completions", "/metrics"}
+
+
+def test_more_adapters_than_there_is_room_for_share_a_label() -> None:
+    metrics = Metrics()
+    labels = {metrics.label(f"tenant/{number}") for number in range(MAX_ADAPTERS + 50)}
+    assert len(labels) == MAX_ADAPTERS + 1
+    assert OTHER in labels
+    assert metrics.label("tenant/3") == "tenant/3"
+
+
+async def test_paths_do_not_become_labels(served: Served) -> None:
+    async with httpx.AsyncClient() as client:
+        for path in ("/a", "/b/c", "/v1/models/who/ever"):
+            await client.get(served.url + path)
+    routes = {
+        dict(labels).get("route") for (name, labels) in await scrape(served) if name == "tunery_http_requests_total"
+    }
+    assert routes <= {"unknown", "/v1/models/{name}", "/metrics", "/v1/chat/completions"}
+
+
+async def test_failures_are_outcomes(served: Served) -> None:
+    from tunery.registry.errors import Unavailable
+
+    served.engine.failure = Unavailable("gone", code="engine_restarted")
+    with pytest.raises(openai.InternalServerError):
+        await served.client.chat.completions.create(model="tiny", messages=ASK)
+    found = await scrape(served)
+    assert found["tunery_requests_total", (("adapter", "base"), ("outcome", "engine_restarted"))] == 1
