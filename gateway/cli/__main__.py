@@ -1,0 +1,5 @@
+"""`python -m tunery.gateway.cli` is `tunery`."""
+
+from tunery.gateway.cli import main
+
+main()

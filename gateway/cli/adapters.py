@@ -1,0 +1,250 @@
+"""`tunery adapters`: list, inspect, move, publish and pull versions."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import rich_click as click
+
+from tunery.gateway.cli.context import actor, open_registry, plugins, print_json, say
+from tunery.gateway.cli.tables import print_table
+from tunery.registry.names import PRODUCTION
+
+if TYPE_CHECKING:
+    from tunery.registry import Base, Version
+    from tunery.registry.registry import Registry
+
+__all__ = ["adapters"]
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.group()
+def adapters() -> None:
+    """List, inspect, move, publish and pull versions of adapters."""
+
+
+@adapters.command("list")
+@click.argument("adapter", required=False)
+@as_json
+def list_versions(adapter: str | None, as_json: bool) -> None:
+    """Every adapter, or every version of one ADAPTER."""
+    with open_registry() as registry:
+        versions = registry.latest() if adapter is None else registry.versions(adapter)
+        if adapter is not None and not versions:
+            registry.resolve(adapter)
+    if as_json:
+        print_json(versions)
+        return
+    rows = [
+        (
+            v.name,
+            ", ".join(v.aliases) or "-",
+            v.method,
+            v.base,
+            v.digest[:12],
+            _loss(v),
+            _size(v.size),
+            _when(v.created_at),
+        )
+        for v in versions
+    ]
+    header = ("version", "aliases", "method", "base", "digest", "loss", "size", "made")
+    print_table(header, rows, empty="no adapters yet: tunery train, or tunery adapters import")
+
+
+@adapters.command("show")
+@click.argument("reference")
+@as_json
+def show(reference: str, as_json: bool) -> None:
+    """Everything about one version: files, metrics, manifest."""
+    with open_registry() as registry:
+        version = registry.resolve(reference)
+    if as_json:
+        print_json(version)
+        return
+    click.echo(f"{version.name}  {version.digest}")
+    click.echo(f"made {_when(version.created_at)} by {version.method} on {version.base} ({version.base_digest[:12]})")
+    click.echo(f"aliases: {', '.join(version.aliases) or 'none'}")
+    print_table(("metric", "value"), [(k, f"{v:.6g}") for k, v in sorted(version.metrics.items())], empty="no metrics")
+    print_table(("file", "size", "sha256"), [(f.path, _size(f.size), f.sha256[:12]) for f in version.files], empty="")
+    click.echo("manifest:")
+    print_json(version.manifest)
+
+
+@adapters.command("alias")
+@click.argument("adapter")
+@click.argument("alias")
+@click.argument("number", type=int, required=False)
+@click.option("--expect", type=int, help="Only if it points to this version now; 0: only if there is none.")
+@click.option("--drop", is_flag=True, help="Delete the alias.")
+@click.option("--reason", default="", help="Why; kept in the history.")
+@as_json
+def alias(
+    adapter: str, alias: str, number: int | None, expect: int | None, drop: bool, reason: str, as_json: bool
+) -> None:
+    """Point ALIAS of ADAPTER at version NUMBER. Running servers follow with their next request."""
+    if (number is None) != drop:
+        raise click.UsageError("say which version: tunery adapters alias acme/support production 3 (or --drop)")
+    expectation: dict[str, Any] = {} if expect is None else {"expected": expect or None}
+    with open_registry() as registry:
+        if number is None:
+            moved = registry.drop_alias(adapter, alias, actor=actor(), reason=reason, **expectation)
+        else:
+            moved = registry.move_alias(adapter, alias, number, actor=actor(), reason=reason, **expectation)
+    if as_json:
+        print_json(moved)
+    else:
+        click.echo(f"{moved.adapter}@{moved.alias}: {moved.before or 'none'} → {moved.after or 'none'}")
+
+
+@adapters.command("history")
+@click.argument("adapter")
+@click.argument("alias", required=False)
+@as_json
+def history(adapter: str, alias: str | None, as_json: bool) -> None:
+    """Every move of ADAPTER's aliases, oldest first."""
+    with open_registry() as registry:
+        moves = registry.history(adapter, alias)
+    if as_json:
+        print_json(moves)
+        return
+    rows = [(_when(m.moved_at), m.alias, m.before or "-", m.after or "-", m.actor, m.reason or "-") for m in moves]
+    print_table(("when", "alias", "from", "to", "who", "why"), rows, empty="no alias was ever moved")
+
+
+@adapters.command("rollback")
+@click.argument("adapter")
+@click.argument("alias", default=PRODUCTION)
+@as_json
+def rollback(adapter: str, alias: str, as_json: bool) -> None:
+    """Point ALIAS (production) where it pointed before."""
+    with open_registry() as registry:
+        moved = registry.rollback(adapter, alias, actor=actor())
+    if as_json:
+        print_json(moved)
+    else:
+        click.echo(f"{moved.adapter}@{moved.alias}: {moved.before or 'none'} → {moved.after}")
+
+
+@adapters.command("verify")
+@click.argument("reference", required=False)
+@as_json
+def verify(reference: str | None, as_json: bool) -> None:
+    """Read the files of one version, or of all, and compare them with their digests."""
+    with open_registry() as registry:
+        problems = registry.verify(reference)
+    if as_json:
+        print_json(problems)
+    else:
+        print_table(
+            ("version", "file", "problem"), [(p.version, p.path, p.problem) for p in problems], empty="all sound"
+        )
+    if problems:
+        raise SystemExit(7)
+
+
+@adapters.command("rm")
+@click.argument("reference")
+@click.option("--force", is_flag=True, help="Also when an alias points at it.")
+@as_json
+def remove(reference: str, force: bool, as_json: bool) -> None:
+    """Forget one version. Its number is not used again; `gc` frees its files."""
+    if "@" not in reference:
+        raise click.UsageError(f"say which version: {reference}@NUMBER")
+    with open_registry() as registry:
+        version = registry.remove(reference, actor=actor(), force=force)
+    if as_json:
+        print_json(version)
+    else:
+        click.echo(f"removed {version.name}")
+
+
+@adapters.command("gc")
+@click.option("--older-than", type=float, default=3600.0, show_default=True, help="Seconds since it was last touched.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@as_json
+def collect(older_than: float, dry_run: bool, as_json: bool) -> None:
+    """Remove files that no version needs."""
+    with open_registry() as registry:
+        collected = registry.collect(older_than=older_than, dry_run=dry_run)
+    if as_json:
+        print_json(collected)
+    else:
+        verb = "would free" if dry_run else "freed"
+        click.echo(f"{verb} {_size(collected.bytes)}: {collected.blobs} files, {collected.staged} leftovers")
+
+
+@adapters.command("publish")
+@click.argument("reference")
+@click.option("--repo", required=True, metavar="ORG/NAME", help="The Hub repository; made if it is not there.")
+@click.option("--private", is_flag=True, help="Make it private.")
+@as_json
+def publish(reference: str, repo: str, private: bool, as_json: bool) -> None:
+    """Put a version on the Hugging Face Hub: one commit, one tag, with a model card. HF_ENDPOINT is honoured."""
+    from tunery.registry.hub import publish_to_hub
+
+    with open_registry() as registry:
+        published = publish_to_hub(registry, registry.resolve(reference), repository=repo, private=private)
+    if as_json:
+        print_json(published)
+    else:
+        click.echo(f"{published.url}  ({published.tag}, commit {published.commit[:12]})")
+
+
+@adapters.command("pull")
+@click.argument("source", metavar="ORG/NAME[@REVISION]")
+@click.argument("adapter")
+@click.option("--base", default="smollm2-135m", show_default=True, help="The base it was trained on.")
+@click.option("--alias", help="Point this alias at it.")
+@as_json
+def pull(source: str, adapter: str, base: str, alias: str | None, as_json: bool) -> None:
+    """Bring a PEFT LoRA from the Hub in as the next version of ADAPTER."""
+    from tunery.registry.hub import pull_from_hub
+
+    with open_registry() as registry:
+        version = pull_from_hub(registry, source, adapter, base=_base(registry, base), actor=actor(), alias=alias)
+    _said(version, as_json)
+
+
+@adapters.command("import")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("adapter")
+@click.option("--base", default="smollm2-135m", show_default=True, help="The base it was trained on.")
+@click.option("--alias", help="Point this alias at it.")
+@as_json
+def import_(folder: Path, adapter: str, base: str, alias: str | None, as_json: bool) -> None:
+    """Bring a local PEFT folder in as the next version of ADAPTER."""
+    from tunery.registry.hub import import_folder
+
+    with open_registry() as registry:
+        version = import_folder(registry, folder, adapter, base=_base(registry, base), actor=actor(), alias=alias)
+    _said(version, as_json)
+
+
+def _base(registry: Registry, reference: str) -> Base:
+    from tunery.plugins.bases.resolve import resolve_base
+
+    return resolve_base(reference, registry=registry, plugins=plugins(), say=say)
+
+
+def _said(version: Version, as_json: bool) -> None:
+    if as_json:
+        print_json(version)
+    else:
+        click.echo(f"{version.name}  {version.digest[:12]}  {_size(version.size)}")
+
+
+def _loss(version: Version) -> str:
+    before, after = version.metrics.get("base_loss"), version.metrics.get("eval_loss")
+    return "-" if before is None or after is None else f"{before:.3f} → {after:.3f}"
+
+
+def _size(size: int) -> str:
+    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
+
+
+def _when(at: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(at))

@@ -1,0 +1,74 @@
+"""Owns the model card that goes to the Hub with a version: what it is, where it came from, how good it is, how to use it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from tunery.registry.records import Version
+
+__all__ = ["model_card"]
+
+
+def model_card(version: Version, *, base_source: str, repository: str) -> str:
+    """README.md of a published version, with the Hub's front matter."""
+    front = {
+        "base_model": base_source,
+        "library_name": "peft",
+        "pipeline_tag": "text-generation",
+        "tags": ["lora", "tunery", f"method:{version.method}"],
+    }
+    header = "\n".join(f"{key}: {json.dumps(value)}" for key, value in front.items())
+    return "\n".join(
+        (
+            f"---\n{header}\n---",
+            f"# {version.name}",
+            f"A fine-tune of `{base_source}` by the method `{version.method}`, published by Tunery.",
+            _metrics(version),
+            _lineage(version),
+            _use(base_source, repository),
+        )
+    )
+
+
+def _metrics(version: Version) -> str:
+    if not version.metrics:
+        return ""
+    rows = "\n".join(f"| {name} | {value:.6g} |" for name, value in sorted(version.metrics.items()))
+    return f"\n## Metrics\n\n| metric | value |\n|---|---|\n{rows}\n"
+
+
+def _lineage(version: Version) -> str:
+    """Identities, and what the manifest says of data, seed and parameters."""
+    manifest = version.manifest
+    facts: list[tuple[str, Any]] = [
+        ("version", version.name),
+        ("digest", version.digest),
+        ("base digest", version.base_digest),
+        *((name, manifest[name]) for name in ("parent", "seed", "trainer", "job") if manifest.get(name) is not None),
+    ]
+    facts += [("data", f"{entry.get('sha256')} ({entry.get('rows')} rows)") for entry in _data(manifest)]
+    lines = "\n".join(f"- {name}: `{value}`" for name, value in facts)
+    parameters = manifest.get("parameters")
+    shown = f"\n\n```json\n{json.dumps(parameters, indent=2, sort_keys=True)}\n```" if parameters else ""
+    return f"\n## Lineage\n\n{lines}{shown}\n"
+
+
+def _data(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    data = manifest.get("data") or []
+    return [entry for entry in data if isinstance(entry, dict)] if isinstance(data, list) else []
+
+
+def _use(base_source: str, repository: str) -> str:
+    return f"""
+## Use
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base_source}"), "{repository}")
+```
+
+or `tunery adapters pull {repository} tenant/name`.
+"""

@@ -1,0 +1,121 @@
+"""`tunery adapters` and the frame around it, as processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.registry.artifacts import make_adapter, make_base
+from tunery.registry.home import Home
+from tunery.registry.registry import Registry
+
+HEAVY = {"torch", "transformers", "peft", "alembic", "litestar", "huggingface_hub"}
+
+
+def tunery(home: Home, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "TUNERY_HOME": str(home.root), "TUNERY_ACTOR": "tester"}
+    return subprocess.run(
+        [sys.executable, "-m", "tunery.gateway.cli", *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=60,
+    )
+
+
+@pytest.fixture
+def filled(home: Home, registry: Registry, tmp_path: Path) -> Home:
+    base = registry.add_base(make_base(tmp_path / "base"))
+    for seed in range(3):
+        folder = make_adapter(tmp_path / str(seed), seed=seed)
+        metrics = {"base_loss": 2.0, "eval_loss": 1.0}
+        registry.publish(
+            "acme/support", folder, base=base, method="lora", manifest={"seed": seed}, metrics=metrics, actor="t"
+        )
+    return home
+
+
+def test_help_and_listing_import_nothing_heavy(filled: Home) -> None:
+    code = "import sys; from tunery.gateway.cli import main\ntry:\n main(sys.argv[1:])\nexcept SystemExit: pass\n"
+    code += f"print(sorted({HEAVY!r} & set(sys.modules)))"
+    for arguments in (["--help"], ["adapters", "list"], ["plugins"], ["bases", "list"]):
+        environment = {**os.environ, "TUNERY_HOME": str(filled.root)}
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=environment, timeout=60
+        )
+        assert done.stdout.splitlines()[-1] == "[]", (arguments, done.stdout, done.stderr)
+
+
+def test_listing_and_showing(filled: Home) -> None:
+    listed = json.loads(tunery(filled, "adapters", "list", "--json").stdout)
+    assert [(version["adapter"], version["number"]) for version in listed] == [("acme/support", 3)]
+    table = tunery(filled, "adapters", "list", "acme/support").stdout
+    assert table.splitlines()[1].startswith("acme/support@1\t-\tlora\ttiny\t")
+    assert "2.000 → 1.000" in table
+    assert json.loads(tunery(filled, "adapters", "show", "acme/support@2", "--json").stdout)["manifest"] == {"seed": 1}
+    assert "acme/support@2" in tunery(filled, "adapters", "show", "acme/support@2").stdout
+
+
+def test_moving_and_rolling_back(filled: Home) -> None:
+    assert tunery(filled, "adapters", "alias", "acme/support", "production", "1").returncode == 0
+    moved = tunery(
+        filled, "adapters", "alias", "acme/support", "production", "2", "--expect", "1", "--reason", "better"
+    )
+    assert moved.stdout == "acme/support@production: 1 → 2\n"
+    refused = tunery(filled, "adapters", "alias", "acme/support", "production", "3", "--expect", "1")
+    assert (refused.returncode, "points to 2, not to 1" in refused.stderr) == (4, True)
+    assert tunery(filled, "adapters", "rollback", "acme/support").stdout == "acme/support@production: 2 → 1\n"
+    history = json.loads(tunery(filled, "adapters", "history", "acme/support", "--json").stdout)
+    assert [(m["before"], m["after"], m["actor"], m["reason"]) for m in history] == [
+        (None, 1, "tester", ""),
+        (1, 2, "tester", "better"),
+        (2, 1, "tester", "rollback"),
+    ]
+
+
+def test_removing_verifying_and_collecting(filled: Home) -> None:
+    assert tunery(filled, "adapters", "rm", "acme/support").returncode == 2
+    assert tunery(filled, "adapters", "rm", "acme/support@2").stdout == "removed acme/support@2\n"
+    collected = json.loads(tunery(filled, "adapters", "gc", "--older-than", "-1", "--json").stdout)
+    assert collected["blobs"] == 1
+    assert tunery(filled, "adapters", "verify").returncode == 0
+    blob = next(path for path in filled.blobs.glob("??/*"))
+    blob.write_bytes(b"damaged")
+    assert tunery(filled, "adapters", "verify").returncode == 7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["adapters", "show", "acme/suport"], 3, "did you mean 'acme/support'?"),
+        (["adapters", "show", "Not A Name"], 2, "tenant/name"),
+        (["adapters", "alias", "acme/support", "production", "9"], 3, "no version 9"),
+        (["adapterz"], 2, "did you mean 'adapters'?"),
+        (["plugins", "--trainer", "lorra"], 2, "unknown trainer 'lorra'"),
+        (["bases", "add", "no-such-thing"], 2, "unknown base 'no-such-thing'"),
+        (["adapters", "import", "/nowhere", "a/b", "--base", "tiny"], 3, "no folder"),
+    ],
+)
+def test_mistakes_end_with_one_line_and_their_code(filled: Home, arguments: list[str], code: int, says: str) -> None:
+    done = tunery(filled, *arguments)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_reader_that_leaves_is_no_error(filled: Home) -> None:
+    environment = {**os.environ, "TUNERY_HOME": str(filled.root)}
+    done = subprocess.run(
+        f"{sys.executable} -m tunery.gateway.cli adapters show acme/support | true",
+        shell=True,
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=60,
+    )
+    assert "Traceback" not in done.stderr

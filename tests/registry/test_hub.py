@@ -1,0 +1,157 @@
+"""To the Hub and back with the real huggingface_hub client, and every way in which that can fail."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from huggingface_hub import constants
+
+from tests.hubserver import HubServer
+from tests.registry.artifacts import HIDDEN, make_adapter
+from tests.registry.conftest import Publish
+from tunery.registry import Base
+from tunery.registry.errors import ArtifactRefused, Conflict, InvalidInput, NotFound, Unavailable
+from tunery.registry.hub import import_folder, publish_to_hub, pull_from_hub
+from tunery.registry.registry import Registry
+
+FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf-cache"))
+    with HubServer() as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        yield server
+
+
+def as_files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_publishing_is_one_commit_and_one_tag(registry: Registry, publish: Publish, hub: HubServer) -> None:
+    version = publish(seed=1)
+    published = publish_to_hub(registry, version, repository="acme/support-lora")
+    repository = hub.repositories["acme/support-lora"]
+    assert len(repository.commits) == 2
+    assert repository.tags == {f"v1-{version.digest[:12]}": published.commit}
+    tree = repository.commits[-1].tree
+    assert set(tree) == {*FILES, "README.md", "tunery.json"}
+    weights = registry.files(version)["adapter_model.safetensors"].read_bytes()
+    assert tree["adapter_model.safetensors"] == weights
+    card = tree["README.md"].decode()
+    assert card.startswith('---\nbase_model: "tiny"\nlibrary_name: "peft"')
+    assert version.digest in card
+    assert "eval_loss | 1 |" in card
+    assert json.loads(tree["adapter_config.json"])["base_model_name_or_path"] == "tiny"
+
+
+def test_publishing_again_changes_nothing(registry: Registry, publish: Publish, hub: HubServer) -> None:
+    version = publish(seed=1)
+    first = publish_to_hub(registry, version, repository="acme/support-lora")
+    assert publish_to_hub(registry, version, repository="acme/support-lora") == first
+    assert len(hub.repositories["acme/support-lora"].commits) == 2
+    second = publish_to_hub(registry, publish(seed=2), repository="acme/support-lora")
+    assert second.commit != first.commit
+    assert len(hub.repositories["acme/support-lora"].tags) == 2
+
+
+def test_there_and_back_is_the_same_version(registry: Registry, publish: Publish, base: Base, hub: HubServer) -> None:
+    version = publish(seed=1)
+    published = publish_to_hub(registry, version, repository="acme/support-lora")
+    for revision in ("", "@main", f"@{published.tag}", f"@{published.commit}"):
+        pulled = pull_from_hub(
+            registry, f"acme/support-lora{revision}", "globex/imported", base=base, actor="t", alias="production"
+        )
+        assert pulled.digest == version.digest
+        assert pulled.manifest["origin"]["commit"] == published.commit
+    assert registry.resolve("globex/imported").number == 4
+    assert list(registry.home.staging.iterdir()) == []
+
+
+def test_what_does_not_fit_is_refused_and_nothing_changes(
+    registry: Registry, base: Base, hub: HubServer, tmp_path: Path
+) -> None:
+    wrong = np.ones((2, HIDDEN + 1), np.float32)
+    q = "base_model.model.model.layers.0.q_proj.lora_A.weight"
+    hub.add("x/wrong", as_files(make_adapter(tmp_path / "w", changes={q: wrong})))
+    hub.add("x/pickle", {"adapter_config.json": b"{}", "adapter_model.bin": b"pickled"})
+    hub.add("x/dora-like", as_files(make_adapter(tmp_path / "l", peft_type="LOHA")))
+    with pytest.raises(ArtifactRefused, match="another base"):
+        pull_from_hub(registry, "x/wrong", "a/b", base=base, actor="t")
+    with pytest.raises(
+        NotFound, match=r"not a PEFT adapter in safetensors; it has: adapter_config.json, adapter_model.bin"
+    ):
+        pull_from_hub(registry, "x/pickle", "a/b", base=base, actor="t")
+    with pytest.raises(ArtifactRefused, match="LOHA"):
+        pull_from_hub(registry, "x/dora-like", "a/b", base=base, actor="t")
+    assert registry.versions() == []
+    assert list(registry.home.staging.iterdir()) == []
+
+
+@pytest.mark.parametrize("source", ["x/none", "x/there@none"])
+def test_what_is_not_there_is_said_so(
+    registry: Registry, base: Base, hub: HubServer, tmp_path: Path, source: str
+) -> None:
+    hub.add("x/there", as_files(make_adapter(tmp_path / "a")))
+    with pytest.raises(NotFound, match="x/"):
+        pull_from_hub(registry, source, "a/b", base=base, actor="t")
+
+
+@pytest.mark.parametrize("source", ["plain", "a/b/c", "a b/c"])
+def test_names_the_hub_would_not_have(registry: Registry, base: Base, hub: HubServer, source: str) -> None:
+    with pytest.raises(InvalidInput):
+        pull_from_hub(registry, source, "a/b", base=base, actor="t")
+
+
+@pytest.mark.parametrize(("status", "kind"), [(403, InvalidInput), (412, Conflict), (400, Unavailable)])
+def test_a_hub_that_refuses(
+    registry: Registry, publish: Publish, hub: HubServer, status: int, kind: type[Exception]
+) -> None:
+    version = publish(seed=1)
+    hub.fail_commits = status
+    with pytest.raises(kind):
+        publish_to_hub(registry, version, repository="acme/support-lora")
+    assert hub.repositories["acme/support-lora"].tags == {}
+    assert registry.versions() == [version]
+
+
+def test_a_hub_that_cannot_be_reached(
+    registry: Registry, publish: Publish, base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{probe.getsockname()[1]}")
+        with pytest.raises(Unavailable, match="cannot be reached"):
+            publish_to_hub(registry, publish(seed=1), repository="a/b")
+        with pytest.raises(Unavailable, match="cannot be reached"):
+            pull_from_hub(registry, "a/b", "c/d", base=base, actor="t")
+
+
+def test_a_local_folder_is_imported_without_its_other_files(registry: Registry, base: Base, tmp_path: Path) -> None:
+    folder = make_adapter(tmp_path / "mine", seed=4)
+    (folder / "optimizer.pt").write_bytes(b"pickled")
+    (folder / "README.md").write_text("hello")
+    version = import_folder(registry, folder, "acme/imported", base=base, actor="t")
+    assert [entry.path for entry in version.files] == list(FILES)
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    with pytest.raises(ArtifactRefused) as caught:
+        import_folder(registry, folder, "acme/imported", base=base, actor="t")
+    assert caught.value.code == "artifact_pickled"
+    with pytest.raises(NotFound):
+        import_folder(registry, tmp_path / "nowhere", "acme/imported", base=base, actor="t")
+
+
+def test_links_out_of_the_folder_are_not_followed(registry: Registry, base: Base, tmp_path: Path) -> None:
+    folder = make_adapter(tmp_path / "mine")
+    (folder / "adapter_config.json").rename(tmp_path / "outside.json")
+    (folder / "adapter_config.json").symlink_to(tmp_path / "outside.json")
+    with pytest.raises(InvalidInput, match="link"):
+        import_folder(registry, folder, "acme/imported", base=base, actor="t")
