@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -23,8 +22,6 @@ def quantization_config(quant: str, dtype: torch.dtype) -> BitsAndBytesConfig | 
     """
     from transformers import BitsAndBytesConfig
 
-    # bitsandbytes warns about an optional package of CPU kernels that Tunery does not use.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if quant == "nf4":
         return BitsAndBytesConfig(
             load_in_4bit=True,

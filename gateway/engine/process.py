@@ -23,6 +23,7 @@ from tunery.gateway.engine.config import EngineConfig
 from tunery.gateway.engine.messages import Command, Shutdown
 from tunery.gateway.engine.wire import CommandReader, EventWriter
 from tunery.plugins.allocator import tune_allocator
+from tunery.plugins.quiet import hush
 from tunery.registry.errors import TuneryError
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Ctrl-C in a terminal reaches the whole group; the gateway decides when the engine ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     tune_allocator()
+    hush()
     config = msgspec.json.decode(options.config, type=EngineConfig)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.connect(options.socket)

@@ -32,7 +32,13 @@ def fetch(repository: str, revision: str | None) -> Path:
     try:
         offline = not reachable()
         return Path(
-            snapshot_download(repository, revision=revision, allow_patterns=list(WANTED), local_files_only=offline)
+            snapshot_download(
+                repository,
+                revision=revision,
+                allow_patterns=list(WANTED),
+                local_files_only=offline,
+                endpoint=os.environ.get("HF_ENDPOINT"),
+            )
         )
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise NotFound(

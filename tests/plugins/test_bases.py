@@ -107,7 +107,6 @@ def test_a_hub_model_at_a_revision(
         oid = hub.add("org/model", {**tree, "pytorch_model.bin": b"pickle", "modeling_evil.py": b"print()"})
         hub.add("org/model", {"README.md": b"later"})
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
         base = resolve_base(f"org/model@{oid}", registry=registry, plugins=plugins)
         with pytest.raises(NotFound):
             resolve_base("org/other", registry=registry, plugins=plugins)

@@ -1,0 +1,204 @@
+"""`tunery train`: from a file of examples to a version in the registry."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import rich_click as click
+
+from tunery.gateway.cli.context import actor, open_registry, plugins, print_json, say
+from tunery.registry.errors import InvalidInput
+from tunery.registry.names import check_adapter
+
+if TYPE_CHECKING:
+    from tunery.registry import Version
+
+__all__ = ["parse_settings", "train"]
+
+Report = Callable[[dict[str, Any]], None]
+
+
+@click.command()
+@click.option("--method", default="lora", show_default=True, help="The trainer: lora, qlora, full, or a plugin's.")
+@click.option(
+    "--base", default="smollm2-135m", show_default=True, help="The base: a name, folder, GGUF file or Hub id."
+)
+@click.option("--data", multiple=True, type=click.Path(path_type=Path), help="JSON Lines of examples; may be repeated.")
+@click.option(
+    "--val", "validation", type=click.Path(path_type=Path), help="Held-out rows.  [default: a share of --data]"
+)
+@click.option("--name", "adapter", metavar="TENANT/NAME", help="The adapter to make a version of.")
+@click.option("--from", "parent", metavar="REFERENCE", help="The version to continue from.")
+@click.option("--alias", help="Point this alias at the new version.")
+@click.option(
+    "--set", "settings", multiple=True, metavar="NAME=VALUE", help="A parameter; see tunery plugins --trainer."
+)
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 …")
+@click.option("--resume", "job", metavar="JOB", help="Go on with an interrupted job.")
+@click.option("--json", "as_json", is_flag=True, help="Print the version as JSON.")
+def train(
+    method: str,
+    base: str,
+    data: tuple[Path, ...],
+    validation: Path | None,
+    adapter: str | None,
+    parent: str | None,
+    alias: str | None,
+    settings: tuple[str, ...],
+    device: str,
+    job: str | None,
+    as_json: bool,
+) -> None:
+    """Train a version of an adapter from files of examples, and publish it to the registry."""
+    if job is None and not (data and adapter):
+        raise click.UsageError("say what to train: --data FILE --name TENANT/NAME (or --resume JOB)")
+    if job is not None:
+        version = _run(
+            lambda host, loaded, registry, report: host.resume(job, registry=registry, plugins=loaded, report=report)
+        )
+    else:
+        from tunery.plugins.parameters import read_parameters
+
+        info = plugins().trainer(method)
+        values = parse_settings(settings)
+        parameters = read_parameters(info.parameters, values)
+        check_adapter(adapter or "")
+        for path in (*data, *([validation] if validation else [])):
+            _check_file(path)
+
+        def start(host: Any, loaded: Any, registry: Any, report: Report) -> Version:
+            from tunery.plugins.bases.resolve import resolve_base
+
+            known = resolve_base(base, registry=registry, plugins=loaded, say=say)
+            request = host.TrainRequest(
+                adapter=adapter,
+                trainer=method,
+                base=known.digest,
+                data=tuple(str(path.absolute()) for path in data),
+                validation=str(validation.absolute()) if validation else None,
+                parent=parent,
+                alias=alias,
+                device=_device(device),
+                parameters=values,
+                actor=actor(),
+            )
+            version: Version = host.train(request, parameters, registry=registry, plugins=loaded, report=report)
+            return version
+
+        version = _run(start)
+    if as_json:
+        print_json(version)
+    else:
+        _show(version)
+
+
+def parse_settings(settings: Sequence[str]) -> dict[str, str]:
+    """`name=value` pairs; raise InvalidInput for what is none."""
+    values: dict[str, str] = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals or not name:
+            raise InvalidInput(
+                f"--set {setting!r}: write NAME=VALUE, for example learning_rate=2e-4", code="invalid_parameter"
+            )
+        values[name.strip()] = value.strip()
+    return values
+
+
+def _run(work: Callable[[Any, Any, Any, Report], Version]) -> Version:
+    """Run a job with the allocator tuned before torch is there, and progress on stderr."""
+    from tunery.plugins.allocator import tune_allocator
+    from tunery.plugins.quiet import hush
+
+    tune_allocator()
+    hush()
+    from tunery.plugins import training
+
+    with open_registry() as registry, _progress() as report:
+        return work(training, plugins(), registry, report)
+
+
+def _check_file(path: Path) -> None:
+    if not path.is_file():
+        raise InvalidInput(f"{path} is not a file that can be read", code="invalid_data")
+
+
+def _device(name: str) -> str:
+    if name != "auto":
+        return name
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@contextmanager
+def _progress() -> Iterator[Report]:
+    """A bar on a terminal; a line now and then elsewhere."""
+    if not sys.stderr.isatty():
+        yield _Lines()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("training"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.description}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("", total=None)
+
+        def report(event: dict[str, Any]) -> None:
+            if event["kind"] == "step":
+                rate = event["tokens"] / max(event["seconds"], 1e-9)
+                text = f"loss {event['loss']:.3f}  {rate:.0f} tok/s"
+                progress.update(task, completed=event["step"], total=event["steps"], description=text)
+            elif (line := _line(event)) is not None:
+                progress.console.print(line, highlight=False)
+
+        yield report
+
+
+class _Lines:
+    """Every tenth of the steps, and everything that is not a step."""
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        every = max(1, event.get("steps", 1) // 10)
+        if event["kind"] == "step" and event["step"] % every == 0:
+            rate = event["tokens"] / max(event["seconds"], 1e-9)
+            say(f"step {event['step']}/{event['steps']}  loss {event['loss']:.3f}  {rate:.0f} tok/s")
+        elif (line := _line(event)) is not None:
+            say(line)
+
+
+def _line(event: dict[str, Any]) -> str | None:
+    """What to say of an event that is no step."""
+    kind = event["kind"]
+    if kind == "started":
+        cut = f", {event['cut']} cut to max_length" if event["cut"] else ""
+        return (
+            f"{event['job']}: {event['rows']} rows ({event['tokens']} tokens{cut}), {event['held_out']} held out, "
+            f"{event['steps']} steps in {event['precision']}"
+        )
+    if kind == "evaluated":
+        losses = [f"{name.replace('_', ' ')} {event[name]:.4f}" for name in ("base_loss", "eval_loss") if name in event]
+        return f"held out: {', '.join(losses)}"
+    if kind in ("failed", "cancelled"):
+        return f"{kind}"
+    return None
+
+
+def _show(version: Version) -> None:
+    metrics = version.metrics
+    click.echo(f"{version.name}  {version.digest[:12]}  {version.size / 1e6:.1f} MB")
+    if "base_loss" in metrics and "eval_loss" in metrics:
+        base, tuned = metrics["base_loss"], metrics["eval_loss"]
+        click.echo(f"held-out loss {base:.4f} → {tuned:.4f} ({100 * (tuned - base) / base:+.1f} %)")
+    if version.aliases:
+        click.echo(f"aliases: {', '.join(version.aliases)}")

@@ -1,0 +1,48 @@
+"""The full trainer: every weight, in float32, saved exactly and as the low-rank delta that is served."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tunery.plugins.quantization import Quant
+from tunery.plugins.trainers import FullParameters
+from tunery.plugins.training.delta import save_delta
+from tunery.plugins.training.trainer import LoadContext, SaveContext, load_base
+
+__all__ = ["FullTrainer"]
+
+MODEL = "model"
+"""The folder, inside a version, of the exact weights."""
+
+
+class FullTrainer:
+    """Full fine-tuning."""
+
+    quant: Quant = "none"
+
+    def load(self, context: LoadContext[FullParameters]) -> nn.Module:
+        """The base, or the parent's exact weights, with everything trained."""
+        exact = context.parent / MODEL if context.parent else None
+        folder = exact if exact is not None and exact.is_dir() else context.base_folder
+        model = load_base(folder, quant="none", dtype=torch.float32, device=context.device)
+        return model.requires_grad_(requires_grad=True)
+
+    def save(self, model: nn.Module, folder: Path, context: SaveContext[FullParameters]) -> dict[str, float]:
+        """The exact weights under `model/`, and the delta in PEFT layout."""
+        base = load_base(context.load.base_folder, quant="none", dtype=torch.float32, device=context.load.device)
+        metrics = save_delta(
+            model,
+            base,
+            folder,
+            fidelity=context.load.parameters.fidelity,
+            evaluate=context.evaluate,
+            base_loss=context.base_loss,
+            exact_loss=context.eval_loss,
+        )
+        exact: Any = model
+        exact.save_pretrained(folder / MODEL, safe_serialization=True)
+        return metrics

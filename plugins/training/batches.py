@@ -1,0 +1,83 @@
+"""Owns turning examples into batches: in an order that seed and epoch decide alone, neighbours of like length together."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+
+import msgspec
+import torch
+
+__all__ = ["Batch", "Example", "collate", "epoch_batches", "micro_batches"]
+
+POOL = 16
+"""Rows are sorted by length within pools of this many batches: little padding, and still a shuffled order."""
+
+
+class Example(msgspec.Struct, frozen=True):
+    """One rendered example: `ids`, which of them are `trained`, and the `line` of the file it came from."""
+
+    ids: list[int]
+    trained: list[bool]
+    line: int
+
+    @property
+    def targets(self) -> int:
+        """Tokens the loss is taken over; the first token has no prediction."""
+        return sum(self.trained[1:])
+
+
+class Batch(msgspec.Struct, frozen=True):
+    """Padded examples: `ids`, `mask` and `labels` are int64 [B, L], labels -100 where nothing is trained.
+
+    `tokens` counts ids without padding, `targets` the trained ones; `lines` say where the rows came from.
+    """
+
+    ids: torch.Tensor
+    mask: torch.Tensor
+    labels: torch.Tensor
+    tokens: int
+    targets: int
+    lines: tuple[int, ...]
+
+
+def epoch_batches(examples: Sequence[Example], batch_size: int, *, seed: int, epoch: int) -> list[list[Example]]:
+    """The optimizer steps of one epoch: every example once, `batch_size` to a step (the last may have fewer)."""
+    noise = random.Random(f"{seed}/{epoch}")  # noqa: S311 - an order, not a secret
+    order = list(examples)
+    noise.shuffle(order)
+    pool = POOL * batch_size
+    batches = []
+    for start in range(0, len(order), pool):
+        ranked = sorted(order[start : start + pool], key=lambda example: len(example.ids))
+        batches += [ranked[i : i + batch_size] for i in range(0, len(ranked), batch_size)]
+    noise.shuffle(batches)
+    return batches
+
+
+def micro_batches(examples: Sequence[Example], size: int, *, device: torch.device) -> Iterator[Batch]:
+    """The examples in padded pieces of `size` rows."""
+    for start in range(0, len(examples), size):
+        yield collate(examples[start : start + size], device=device)
+
+
+def collate(examples: Sequence[Example], *, device: torch.device) -> Batch:
+    """Pad examples on the right to the longest of them."""
+    longest = max(len(example.ids) for example in examples)
+    ids = torch.zeros(len(examples), longest, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    labels = torch.full_like(ids, -100)
+    for row, example in enumerate(examples):
+        count = len(example.ids)
+        ids[row, :count] = torch.tensor(example.ids)
+        mask[row, :count] = 1
+        trained = torch.tensor(example.trained)
+        labels[row, :count] = torch.where(trained, ids[row, :count], -100)
+    return Batch(
+        ids.to(device),
+        mask.to(device),
+        labels.to(device),
+        sum(len(example.ids) for example in examples),
+        sum(example.targets for example in examples),
+        tuple(example.line for example in examples),
+    )

@@ -1,0 +1,93 @@
+"""Owns what a trainer is: something that gives the loop a model to train and turns the result into servable files.
+
+Everything else (rendering, splitting, batches, optimizer, evaluation, checkpoints, manifest, publishing) is the host's, so
+every trainer has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from torch import nn
+
+from tunery.plugins.parameters import TrainingParameters
+from tunery.plugins.quantization import Quant
+
+__all__ = ["LoadContext", "SaveContext", "Trainer", "load_base"]
+
+P = TypeVar("P", bound=TrainingParameters)
+
+
+class LoadContext(Generic[P]):
+    """What a trainer may use to build its model.
+
+    `dtype` is what frozen weights are kept in and what is computed in; trained weights stay float32. `parent` holds the files
+    of the version to continue from, or is None.
+    """
+
+    def __init__(
+        self, *, base_folder: Path, parameters: P, device: torch.device, dtype: torch.dtype, parent: Path | None
+    ) -> None:
+        self.base_folder = base_folder
+        self.parameters = parameters
+        self.device = device
+        self.dtype = dtype
+        self.parent = parent
+
+
+class SaveContext(Generic[P]):
+    """What a trainer may use to save: as for loading, and `evaluate`, the mean held-out loss in nats per trained token of any
+    model that takes the base's inputs (None when nothing was held out)."""
+
+    def __init__(
+        self,
+        *,
+        load: LoadContext[P],
+        evaluate: Callable[[nn.Module], float] | None,
+        base_loss: float | None,
+        eval_loss: float | None,
+    ) -> None:
+        self.load = load
+        self.evaluate = evaluate
+        self.base_loss = base_loss
+        self.eval_loss = eval_loss
+
+
+class Trainer(Protocol):
+    """A trainer's heavy half, imported only in the process that trains.
+
+    `quant` is the quantization of the base it trains on, and that its base loss is measured on.
+    """
+
+    quant: Quant
+
+    def load(self, context: LoadContext[Any]) -> nn.Module:
+        """The model to train, on its device; what has `requires_grad` is trained. Randomness is already seeded."""
+
+    def save(self, model: nn.Module, folder: Path, context: SaveContext[Any]) -> dict[str, float]:
+        """Write what is served into `folder` in PEFT layout; returns extra metrics."""
+
+
+def load_base(folder: Path, *, quant: Quant, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """The base as transformers loads it, quantized by the one recipe that serving uses too."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    from tunery.plugins.quantization import quantization_config
+
+    logging.disable_progress_bar()
+    quantization = quantization_config(quant, dtype)
+    options: dict[str, Any] = {} if quantization is None else {"quantization_config": quantization}
+    model: nn.Module = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=dtype,
+        device_map={"": str(device)},
+        attn_implementation="sdpa",
+        local_files_only=True,
+        trust_remote_code=False,
+        **options,
+    )
+    return model
