@@ -31,7 +31,7 @@ from tunery.registry.errors import InvalidInput, NotFound
 from tunery.registry.names import check_adapter
 from tunery.registry.registry import Registry
 
-__all__ = ["TrainRequest", "resume", "train"]
+__all__ = ["TrainRequest", "compute_dtype", "resume", "train"]
 
 PACKAGES = ("tunery", "torch", "transformers", "peft", "accelerate", "bitsandbytes")
 
@@ -136,7 +136,7 @@ class _Run:
         self.trainer, self.base, self.parent, self.corpus = trainer, base, parent, corpus
         self.job, self.folder, self.manifest, self._report = job, folder, manifest, report
         self.device = torch.device(request.device)
-        self.dtype = _dtype(parameters.precision, self.device)
+        self.dtype = compute_dtype(parameters.precision, self.device)
         self.metrics_file = (folder / "metrics.jsonl").open("ab")
 
     def guarded(self) -> Version:
@@ -311,7 +311,7 @@ def _check_parent(parent: Version | None, base: Base) -> None:
         )
 
 
-def _dtype(precision: str, device: torch.device) -> torch.dtype:
+def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
     """bfloat16 where the hardware multiplies it natively, unless the parameters say otherwise."""
     if precision != "auto":
         return torch.bfloat16 if precision == "bfloat16" else torch.float32

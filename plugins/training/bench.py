@@ -1,0 +1,82 @@
+"""Owns measuring the training loop: the same loop, on a file's rows, with nothing published."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tunery.plugins.data.renderer import Renderer
+from tunery.plugins.manager import Plugins, load_entrypoint
+from tunery.plugins.parameters import read_parameters
+from tunery.plugins.training.examples import read_corpus
+from tunery.plugins.training.host import compute_dtype
+from tunery.plugins.training.loop import fit
+from tunery.plugins.training.trainer import LoadContext, Trainer
+from tunery.registry import Base
+
+__all__ = ["bench_train"]
+
+
+def bench_train(
+    base: Base, method: str, values: dict[str, Any], data: Path, *, plugins: Plugins, device: str
+) -> dict[str, Any]:
+    """Useful tokens per second over all steps but the first, which warms up; and the process's peak memory in GB."""
+    info = plugins.trainer(method)
+    parameters = read_parameters(info.parameters, values)
+    corpus = read_corpus(
+        [data],
+        None,
+        formats=plugins.formats(),
+        renderer=Renderer(Path(base.path)),
+        max_length=parameters.max_length,
+        eval_fraction=0.0,
+        seed=parameters.seed,
+    )
+    where = torch.device(device)
+    dtype = compute_dtype(parameters.precision, where)
+    torch.manual_seed(parameters.seed)
+    trainer: Trainer = load_entrypoint(info.entrypoint)()
+    context = LoadContext(base_folder=Path(base.path), parameters=parameters, device=where, dtype=dtype, parent=None)
+    events: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="tunery-bench-") as scratch:
+        fit(
+            trainer.load(context),
+            corpus.train,
+            parameters,
+            device=where,
+            dtype=dtype,
+            checkpoint=Path(scratch) / "checkpoint",
+            fingerprint="",
+            report=events.append,
+            evaluate=None,
+        )
+    first, last = events[0], events[-1]
+    tokens, seconds = (last["tokens"] - first["tokens"], last["seconds"] - first["seconds"]) if len(events) > 1 else (
+        last["tokens"], last["seconds"]
+    )  # fmt: skip
+    return {
+        "system": "tunery",
+        "method": method,
+        "useful_tok_s": round(tokens / seconds, 1),
+        "peak_gb": round(_peak_gb(where), 2),
+        "steps": last["step"],
+        "first_loss": round(first["loss"], 4),
+        "last_loss": round(last["loss"], 4),
+        "rows": len(corpus.train),
+        "mean_tokens": round(sum(len(example.ids) for example in corpus.train) / len(corpus.train), 1),
+        "batch_size": parameters.batch_size,
+        "precision": str(dtype).removeprefix("torch."),
+    }
+
+
+def _peak_gb(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    # Kilobytes, except on macOS.
+    unit = 1 if sys.platform == "darwin" else 1e3
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
