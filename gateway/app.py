@@ -2,31 +2,43 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import sys
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from importlib.metadata import version
 
 from litestar import Litestar, get
 from litestar.di import Provide
 from litestar.openapi import OpenAPIConfig
-from litestar.openapi.plugins import ScalarRenderPlugin
 from litestar.response import Redirect
 from litestar.types import ASGIApp
 
+from tunery.gateway.api.adapters import list_adapters, load_adapter, unload_adapter
 from tunery.gateway.api.chat import chat_completions
 from tunery.gateway.api.completions import completions
+from tunery.gateway.api.docs import DocsPage
 from tunery.gateway.api.errors import EXCEPTION_HANDLERS
 from tunery.gateway.api.health import live, metrics, ready
 from tunery.gateway.api.middleware import Around
 from tunery.gateway.api.models import list_models, show_model
 from tunery.gateway.api.state import Gateway
-from tunery.registry.errors import Unavailable
 
 __all__ = ["create_app"]
 
 MAX_BODY = 16 * 2**20
+"""Bytes of a request's body."""
+
+HANDLERS = (
+    chat_completions,
+    completions,
+    list_models,
+    show_model,
+    list_adapters,
+    load_adapter,
+    unload_adapter,
+    live,
+    ready,
+    metrics,
+)
 
 
 @get("/", include_in_schema=False)
@@ -35,8 +47,8 @@ async def root() -> Redirect:
     return Redirect("/docs")
 
 
-def create_app(gateway: Gateway, *, on_ready: Callable[[], None] = lambda: None) -> ASGIApp:
-    """The application around a gateway's parts; `on_ready` is called once, when the engine can answer."""
+def create_app(gateway: Gateway) -> ASGIApp:
+    """The application around a gateway's parts; the engine starts and ends with it."""
 
     async def provide() -> Gateway:
         return gateway
@@ -45,17 +57,15 @@ def create_app(gateway: Gateway, *, on_ready: Callable[[], None] = lambda: None)
     async def lifespan(app: Litestar) -> AsyncGenerator[None, None]:
         gateway.engine.on_stats(lambda stats: gateway.metrics.take(gateway.engine.ready, stats))
         await gateway.engine.start()
-        announcing = asyncio.create_task(_announce(gateway, on_ready))
         try:
             yield
         finally:
             gateway.draining = True
-            announcing.cancel()
             await gateway.engine.stop()
             gateway.registry.close()
 
     app = Litestar(
-        route_handlers=[root, chat_completions, completions, list_models, show_model, live, ready, metrics],
+        route_handlers=[root, *HANDLERS],
         dependencies={"gateway": Provide(provide)},
         exception_handlers=EXCEPTION_HANDLERS,
         lifespan=[lifespan],
@@ -64,18 +74,9 @@ def create_app(gateway: Gateway, *, on_ready: Callable[[], None] = lambda: None)
             version=version("tunery"),
             description="Fine-tunes of one quantized base, each request naming its adapter.",
             path="/docs",
-            render_plugins=[ScalarRenderPlugin()],
+            render_plugins=[DocsPage()],
         ),
         request_max_body_size=MAX_BODY,
         logging_config=None,
     )
     return Around(app, gateway)
-
-
-async def _announce(gateway: Gateway, on_ready: Callable[[], None]) -> None:
-    try:
-        await gateway.engine.wait_ready()
-    except Unavailable as error:
-        sys.stderr.write(f"error: {error.message}\n")
-    else:
-        on_ready()

@@ -25,6 +25,8 @@ FIRST_TOKEN = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75,
 PER_TOKEN = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
 WHOLE = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0)
 TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384)
+_VLLM_REASONS = {"stop": "stop", "length": "length", "cancelled": "abort"}
+
 LOADING = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
@@ -80,11 +82,51 @@ class Metrics:
             self.base_bytes.set(ready.base_bytes)
             self.adapter_budget.set(ready.adapter_budget)
 
+    def prompt(self, label: str, *, tokens: int) -> None:
+        """A request with a prompt of `tokens` goes to the engine."""
+        self.prompt_tokens.labels(label).inc(tokens)
+        self.vllm_prompt.labels(label).inc(tokens)
+        self.vllm_prompt_size.labels(label).observe(tokens)
+
+    def token(self, label: str, *, first: bool, seconds: float) -> None:
+        """A token came, `seconds` after the request (the first) or after the token before."""
+        ours, theirs = (self.first_token, self.vllm_first) if first else (self.per_token, self.vllm_gap)
+        ours.labels(label).observe(seconds)
+        theirs.labels(label).observe(seconds)
+
+    def finished(self, label: str, *, outcome: str, tokens: int, seconds: float) -> None:
+        """A request ended; `outcome` is stop, length, cancelled or the code of an error, `seconds` from arrival to last token."""
+        self.requests.labels(label, outcome).inc()
+        self.generated_tokens.labels(label).inc(tokens)
+        self.vllm_generated.labels(label).inc(tokens)
+        self.vllm_output_size.labels(label).observe(tokens)
+        self.vllm_success.labels(label, _VLLM_REASONS.get(outcome, "error")).inc()
+        if outcome in ("stop", "length"):
+            self.whole.labels(label).observe(seconds)
+            self.vllm_whole.labels(label).observe(seconds)
+
     def watch(self, *, up: bool, restarts: int) -> None:
         """Show whether the engine can answer and how often it had to be started again."""
         self.engine_up.set(up)
+        if not up:
+            self._forget_engine()
         self.engine_restarts.inc(restarts - self._restarts)
         self._restarts = restarts
+
+    def _forget_engine(self) -> None:
+        """An engine that is gone runs nothing and holds nothing, whatever it said last."""
+        self._ready = self._stats = None
+        for gauge in (
+            self.running,
+            self.waiting,
+            self.vllm_running,
+            self.vllm_waiting,
+            self.vllm_kv_usage,
+            self.resident_adapters,
+            self.resident_bytes_total,
+        ):
+            gauge.set(0)
+        self.resident_bytes.clear()
 
     def _show_resident(self, stats: Stats) -> None:
         sizes: dict[str, int] = {}

@@ -1,15 +1,24 @@
-"""Owns running the gateway: Granian in front, one worker with the application, one engine process behind it."""
+"""Owns running the gateway: Granian in front, the application and its engine behind it, from the first line to the drain.
+
+Everything but the engine is one process with one event loop, so that the same signal handler that stops the server also knows
+which requests are in hand.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
-import os
+import signal
 import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+from granian.constants import Interfaces
+from granian.log import LogLevels
+from granian.server.embed import Server
 from litestar.types import ASGIApp
 
 from tunery.gateway.api.state import Gateway
@@ -22,69 +31,35 @@ from tunery.plugins.bases.resolve import resolve_base
 from tunery.plugins.data.renderer import Renderer
 from tunery.plugins.manager import Plugins
 from tunery.registry import Base
-from tunery.registry.errors import InvalidInput
+from tunery.registry.errors import InvalidInput, Unavailable
 from tunery.registry.home import Home
 from tunery.registry.registry import Registry
 from tunery.registry.settings import ServeSettings
 
-__all__ = ["engine_config", "make_app", "run"]
+__all__ = ["engine_config", "make_gateway", "run", "serve"]
 
-_PLAN = "_TUNERY_PLAN"
+STOP_SECONDS = 5.0
+"""What Granian gets to end connections whose requests are over, before the process ends anyway."""
+BACKLOG = 1024
 
-
-class _Plan(msgspec.Struct, frozen=True):
-    """What the worker process needs to know; it is handed over in an environment variable."""
-
-    home: str
-    settings: ServeSettings
-    base: Base
+Say = Callable[[str], None]
 
 
-def run(settings: ServeSettings, *, home: Home, plugins: Plugins, say: Callable[[str], None]) -> None:
-    """Serve until told to stop."""
-    from granian import Granian
-    from granian.constants import Interfaces, Loops
-    from granian.log import LogLevels
-
+def run(settings: ServeSettings, *, home: Home, plugins: Plugins, say: Say) -> None:
+    """Serve until SIGTERM or SIGINT; raise Unavailable when the engine never becomes ready."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     with Registry.open(home) as registry:
         base = resolve_base(settings.base, registry=registry, plugins=plugins, say=say)
     settings = msgspec.structs.replace(settings, port=_free_port(settings))
-    os.environ[_PLAN] = msgspec.json.encode(_Plan(str(home.root), settings, base)).decode()
-    Granian(
-        "tunery.gateway.serve:make_app",
-        address=settings.host,
-        port=settings.port,
-        interface=Interfaces.ASGI,
-        loop=Loops.asyncio,
-        factory=True,
-        workers=1,
-        respawn_failed_workers=True,
-        workers_kill_timeout=settings.drain_seconds,
-        websockets=False,
-        log_level=LogLevels.warning,
-    ).serve()
+    gateway = make_gateway(settings, base, registry=Registry.open(home))
+    asyncio.run(serve(gateway, say=say))
 
 
-def make_app() -> ASGIApp:
-    """The application, in the worker process."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    plan = msgspec.json.decode(os.environ[_PLAN], type=_Plan)
-    settings, base = plan.settings, plan.base
-    registry = Registry.open(Home(Path(plan.home)))
+def make_gateway(settings: ServeSettings, base: Base, *, registry: Registry) -> Gateway:
+    """The parts of a gateway for one base; the application that they become closes the registry."""
     renderer = Renderer(Path(base.path))
-    resolver = Resolver(registry, base)
     engine = EngineProcess(engine_config(settings, base, eos_ids=renderer.stop_ids))
-    gateway = Gateway(settings, registry, engine, renderer, resolver, Metrics())
-
-    def announce() -> None:
-        host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        sys.stderr.write(
-            f"ready: http://{host}:{settings.port} serves {base.name} ({settings.quant}, {settings.dtype}) and "
-            f"{len(registry.adapters())} adapters\n"
-        )
-        sys.stderr.flush()
-
-    return create_app(gateway, on_ready=announce)
+    return Gateway(settings, registry, engine, renderer, Resolver(registry, base), Metrics())
 
 
 def engine_config(settings: ServeSettings, base: Base, *, eos_ids: tuple[int, ...]) -> EngineConfig:
@@ -102,6 +77,102 @@ def engine_config(settings: ServeSettings, base: Base, *, eos_ids: tuple[int, ..
         kv_tokens=settings.kv_tokens,
         eos_ids=eos_ids,
         threads=settings.threads,
+    )
+
+
+async def serve(gateway: Gateway, *, say: Say) -> None:
+    """Serve on the settings' address, announce readiness once, and drain when told to end."""
+    told = _end_signals()
+    server = _server(create_app(gateway), gateway.settings)
+    running = asyncio.create_task(server.serve())
+    announcing = asyncio.create_task(_announce(gateway, say))
+    ending = asyncio.create_task(told.get())
+    try:
+        await _until_over(running, announcing, ending)
+        if not running.done():
+            await _drain(gateway, told, say)
+    finally:
+        server.stop()
+        await asyncio.wait((running,), timeout=STOP_SECONDS)
+        for task in (running, announcing, ending):
+            task.cancel()
+        await asyncio.gather(running, announcing, ending, return_exceptions=True)
+
+
+async def _until_over(running: asyncio.Task[None], announcing: asyncio.Task[None], ending: asyncio.Task[None]) -> None:
+    """Wait for a reason to end; raise Unavailable when it is a failure."""
+    waited: set[asyncio.Task[None]] = {running, announcing, ending}
+    while not (running.done() or ending.done()):
+        done, _ = await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+        waited -= done
+        if announcing in done:
+            announcing.result()
+    if running.done():
+        raise Unavailable("the HTTP server ended by itself; see its messages above") from running.exception()
+
+
+async def _announce(gateway: Gateway, say: Say) -> None:
+    """Say where the server is, once the engine can answer and the port accepts."""
+    settings, base = gateway.settings, gateway.resolver.base
+    ready = await gateway.engine.wait_ready()
+    await _accepting(settings)
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    say(
+        f"ready: http://{host}:{settings.port} serves {base.name} ({ready.quant}, {ready.dtype}, {ready.device}) and "
+        f"{len(gateway.resolver.served())} adapters"
+    )
+
+
+async def _accepting(settings: ServeSettings) -> None:
+    # Whoever listens on every address is reached on the loopback one.
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104
+    while True:
+        try:
+            _, writer = await asyncio.open_connection(host, settings.port)
+        except OSError:
+            await asyncio.sleep(0.05)
+            continue
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+        return
+
+
+async def _drain(gateway: Gateway, told: asyncio.Queue[None], say: Say) -> None:
+    """Take nothing new and let what is in hand finish, until the time is up or a second signal comes."""
+    gateway.draining = True
+    seconds = gateway.settings.drain_seconds
+    if gateway.in_flight:
+        say(f"draining: {gateway.in_flight} requests have {seconds} s to finish; a second signal ends them now")
+    idle = asyncio.create_task(gateway.idle())
+    again = asyncio.create_task(told.get())
+    await asyncio.wait((idle, again), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    if not idle.done():
+        say(f"{gateway.in_flight} requests did not finish and end with an error")
+    for task in (idle, again):
+        task.cancel()
+    # Whoever still waits for tokens is told that there will be none, in the stream or as a 503.
+    await gateway.engine.stop()
+
+
+def _end_signals() -> asyncio.Queue[None]:
+    """Where SIGTERM and SIGINT turn up."""
+    told: asyncio.Queue[None] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, told.put_nowait, None)
+    return told
+
+
+def _server(app: ASGIApp, settings: ServeSettings) -> Server:
+    return Server(
+        app,
+        address=settings.host,
+        port=settings.port,
+        interface=Interfaces.ASGI,
+        websockets=False,
+        backlog=BACKLOG,
+        log_level=LogLevels.error,
     )
 
 

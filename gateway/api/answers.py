@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 
 from tunery.gateway.api.state import Gateway
 from tunery.gateway.api.text import TextStream
+from tunery.gateway.api.trace import Trace
 from tunery.gateway.engine.messages import Generate, Sampling, Token
 from tunery.gateway.resolver import Target
-from tunery.registry.errors import TuneryError
+from tunery.registry.errors import Overloaded, TuneryError
 
 __all__ = ["Answers", "Piece", "Wanted"]
 
@@ -44,9 +45,17 @@ class Answers:
     target: Target
     wanted: Sequence[Wanted]
     stops: tuple[str, ...]
+    trace: Trace
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: float = field(default_factory=time.time)
     completion_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        version = self.target.version
+        self._label = self.gateway.metrics.label(version.adapter if version else None)
+        self.trace.adapter = version.adapter if version else None
+        self.trace.version = version.number if version else None
+        self.trace.prompt_tokens, self.trace.completion_tokens = self.prompt_tokens, 0
 
     @property
     def prompt_tokens(self) -> int:
@@ -55,12 +64,21 @@ class Answers:
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
         """Every piece of every choice as it comes; closing this cancels them all."""
-        self.gateway.admit(len(self.wanted))
-        if len(self.wanted) == 1:
-            async with contextlib.aclosing(self._choice(0)) as pieces:
+        count = len(self.wanted)
+        try:
+            self.gateway.enter(count)
+        except Overloaded as error:
+            self.gateway.metrics.requests.labels(self._label, error.code).inc(count)
+            raise
+        try:
+            async with contextlib.aclosing(self._choice(0) if count == 1 else self._together()) as pieces:
                 async for piece in pieces:
                     yield piece
-            return
+        finally:
+            self.gateway.leave(count)
+
+    async def _together(self) -> AsyncGenerator[Piece, None]:
+        """The pieces of several choices, whichever comes next."""
         queue: asyncio.Queue[Piece | Exception | None] = asyncio.Queue()
         tasks = [asyncio.create_task(self._pump(index, queue)) for index in range(len(self.wanted))]
         try:
@@ -97,50 +115,28 @@ class Answers:
             async for token in tokens:
                 shown = text.push(token)
                 self.completion_tokens += 1
+                self.trace.completion_tokens = self.completion_tokens
                 yield Piece(index, shown, token, text.finish)
                 if text.finish is not None:
                     return
 
     async def _measured(self, request: Generate, text: TextStream) -> AsyncGenerator[Token, None]:
         """The engine's tokens, counted and timed; how it went is told by `text`, which sees them first."""
-        metrics, version = self.gateway.metrics, self.target.version
-        label = metrics.label(version.adapter if version else None)
-        metrics.prompt_tokens.labels(label).inc(len(request.prompt))
-        metrics.vllm_prompt.labels(label).inc(len(request.prompt))
-        metrics.vllm_prompt_size.labels(label).observe(len(request.prompt))
-        started = last = time.perf_counter()
+        metrics, label = self.gateway.metrics, self._label
+        metrics.prompt(label, tokens=len(request.prompt))
+        last = self.trace.started
         count, failure = 0, ""
-        self.gateway.in_flight += 1
-        metrics.in_flight.set(self.gateway.in_flight)
         try:
             async with contextlib.aclosing(self.gateway.engine.generate(request)) as tokens:
                 async for token in tokens:
                     now = time.perf_counter()
-                    _observe_gap(self.gateway, label, first=count == 0, gap=now - last)
+                    metrics.token(label, first=count == 0, seconds=now - last)
+                    self.trace.first_token = self.trace.first_token or now
                     count, last = count + 1, now
                     yield token
         except TuneryError as error:
             failure = error.code
             raise
         finally:
-            self.gateway.in_flight -= 1
-            metrics.in_flight.set(self.gateway.in_flight)
-            self._finish(label, failure or text.finish or "cancelled", count, last - started)
-
-    def _finish(self, label: str, outcome: str, count: int, seconds: float) -> None:
-        metrics = self.gateway.metrics
-        metrics.requests.labels(label, outcome).inc()
-        metrics.generated_tokens.labels(label).inc(count)
-        metrics.vllm_generated.labels(label).inc(count)
-        metrics.vllm_output_size.labels(label).observe(count)
-        if outcome in ("stop", "length"):
-            metrics.vllm_success.labels(label, outcome).inc()
-            metrics.whole.labels(label).observe(seconds)
-            metrics.vllm_whole.labels(label).observe(seconds)
-
-
-def _observe_gap(gateway: Gateway, label: str, *, first: bool, gap: float) -> None:
-    metrics = gateway.metrics
-    ours, theirs = (metrics.first_token, metrics.vllm_first) if first else (metrics.per_token, metrics.vllm_gap)
-    ours.labels(label).observe(gap)
-    theirs.labels(label).observe(gap)
+            outcome = failure or text.finish or "cancelled"
+            metrics.finished(label, outcome=outcome, tokens=count, seconds=last - self.trace.started)

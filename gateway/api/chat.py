@@ -14,7 +14,7 @@ from msgspec import UNSET
 
 from tunery.gateway.api.answers import Answers, Piece, Wanted
 from tunery.gateway.api.responding import event_stream, or_disconnect
-from tunery.gateway.api.sampling import output_room, sampling_of, stop_strings
+from tunery.gateway.api.sampling import finite, output_room, sampling_of, stop_strings
 from tunery.gateway.api.schemas import (
     ChatChoice,
     ChatCompletion,
@@ -26,6 +26,7 @@ from tunery.gateway.api.schemas import (
     Usage,
 )
 from tunery.gateway.api.state import Gateway
+from tunery.gateway.api.trace import trace_of
 from tunery.plugins.data.renderer import Renderer
 from tunery.registry.errors import InvalidInput
 
@@ -46,9 +47,13 @@ async def chat_completions(
 ) -> Response[Any] | Stream:
     """Answer a conversation, whole or as a stream."""
     _refuse_unsupported(data)
+    trace = trace_of(request)
     target = gateway.resolver.resolve(data.model, adapter=data.adapter or request.headers.get("x-tunery-adapter"))
-    prompt = tuple(gateway.renderer.prompt_ids([_message(index, raw) for index, raw in enumerate(data.messages)]))
+    trace.model = data.model
     ready = gateway.engine_ready()
+    messages = [_message(index, raw) for index, raw in enumerate(data.messages)]
+    size = sum(len(message["content"]) for message in messages)
+    prompt = tuple(await gateway.reading(size, lambda: gateway.renderer.prompt_ids(messages)))
     room = output_room(
         len(prompt),
         data.max_completion_tokens or data.max_tokens,
@@ -61,10 +66,10 @@ async def chat_completions(
         Wanted(prompt, sampling_of(data, max_tokens=room, logprobs=logprobs, index=index, vocab_size=ready.vocab_size))
         for index in range(data.n or 1)
     ]
-    answers = Answers(gateway, target, wanted, stop_strings(data.stop))
+    answers = Answers(gateway, target, wanted, stop_strings(data.stop), trace)
     headers = target.headers()
     if data.stream:
-        return await event_stream(_chunks(data, answers), headers=headers)
+        return await event_stream(request, _chunks(data, answers), headers=headers)
     return Response(await or_disconnect(request, lambda: _whole(data, answers)), headers=headers)
 
 
@@ -136,19 +141,14 @@ def _logprobs(data: ChatRequest, renderer: Renderer, piece: Piece) -> list[Token
     """A piece's token with its alternatives; none for the token that ended the turn, which is not part of the text."""
     if not data.logprobs or piece.token.finish == "stop":
         return []
-    tops = [
-        TopLogprob(*_spelled(renderer, top.token), top.logprob, _bytes(renderer, top.token)) for top in piece.token.top
-    ]
-    token = piece.token
-    return [TokenLogprob(*_spelled(renderer, token.token), token.logprob, _bytes(renderer, token.token), tops)]
+    tops = [TopLogprob(*_spelled(renderer, top.token, top.logprob)) for top in piece.token.top]
+    return [TokenLogprob(*_spelled(renderer, piece.token.token, piece.token.logprob), tops)]
 
 
-def _spelled(renderer: Renderer, token: int) -> tuple[str]:
-    return (renderer.decode([token], skip_special=False),)
-
-
-def _bytes(renderer: Renderer, token: int) -> list[int]:
-    return list(_spelled(renderer, token)[0].encode())
+def _spelled(renderer: Renderer, token: int, logprob: float) -> tuple[str, float, list[int]]:
+    """A token as text, its log-probability and its exact bytes; half a character is text only together with the other half."""
+    spelled = renderer.token_bytes(token)
+    return spelled.decode(errors="replace"), finite(logprob), list(spelled)
 
 
 def _message(index: int, raw: dict[str, Any]) -> dict[str, Any]:

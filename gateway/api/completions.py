@@ -14,9 +14,10 @@ from msgspec import UNSET
 
 from tunery.gateway.api.answers import Answers, Piece, Wanted
 from tunery.gateway.api.responding import event_stream, or_disconnect
-from tunery.gateway.api.sampling import output_room, sampling_of, stop_strings
+from tunery.gateway.api.sampling import finite, output_room, sampling_of, stop_strings
 from tunery.gateway.api.schemas import Choice, Completion, CompletionRequest, Usage
 from tunery.gateway.api.state import Gateway
+from tunery.gateway.api.trace import trace_of
 from tunery.gateway.engine.messages import Ready
 from tunery.registry.errors import InvalidInput
 
@@ -40,15 +41,24 @@ async def completions(
     """Continue prompts, whole or as a stream."""
     if data.suffix:
         raise InvalidInput("suffix is not supported; leave it out", code="unsupported_parameter", param="suffix")
+    if data.echo and data.logprobs is not None:
+        raise InvalidInput(
+            "echo with logprobs is not supported, since a prompt's log-probabilities are not computed; leave one out",
+            code="unsupported_parameter",
+            param="echo",
+        )
     if data.best_of not in (None, 1, data.n):
         raise InvalidInput("best_of is not supported; use n", code="unsupported_parameter", param="best_of")
+    trace = trace_of(request)
     target = gateway.resolver.resolve(data.model, adapter=data.adapter or request.headers.get("x-tunery-adapter"))
+    trace.model = data.model
     ready = gateway.engine_ready()
-    wanted = [one for prompt in _prompts(data.prompt, gateway, ready) for one in _wanted(data, prompt, ready)]
-    answers = Answers(gateway, target, wanted, stop_strings(data.stop))
+    prompts = await gateway.reading(_size(data.prompt), lambda: _prompts(data.prompt, gateway, ready))
+    wanted = [one for prompt in prompts for one in _wanted(data, prompt, ready)]
+    answers = Answers(gateway, target, wanted, stop_strings(data.stop), trace)
     headers = target.headers()
     if data.stream:
-        return await event_stream(_chunks(data, answers), headers=headers)
+        return await event_stream(request, _chunks(data, answers), headers=headers)
     return Response(await or_disconnect(request, lambda: _whole(data, answers)), headers=headers)
 
 
@@ -73,6 +83,11 @@ def _prompts(given: str | list[Any], gateway: Gateway, ready: Ready) -> list[tup
     return [tuple(_ids(prompt, gateway, ready)) for prompt in several]
 
 
+def _size(given: str | list[Any]) -> int:
+    """Characters to be read."""
+    return len(given) if isinstance(given, str) else sum(len(one) for one in given if isinstance(one, str))
+
+
 def _ids(prompt: Any, gateway: Gateway, ready: Ready) -> list[int]:
     if isinstance(prompt, str):
         return gateway.renderer.encode(prompt)
@@ -91,9 +106,8 @@ async def _whole(data: CompletionRequest, answers: Answers) -> Completion:
             gathered[piece.index].append(piece)
     choices = []
     for index, own in enumerate(gathered):
-        before = _echoed(data, answers, index)
-        text = before + "".join(piece.text for piece in own)
-        logprobs = _logprobs(data, answers, own, offset=len(before))
+        text = _echoed(data, answers, index) + "".join(piece.text for piece in own)
+        logprobs, _ = _logprobs(data, answers, own, offset=0)
         choices.append(Choice(index=index, text=text, logprobs=logprobs, finish_reason=own[-1].finish))
     return _completion(data, answers, choices, usage=_usage(answers))
 
@@ -102,14 +116,12 @@ async def _chunks(data: CompletionRequest, answers: Answers) -> AsyncGenerator[C
     """The stream."""
     usage = data.stream_options is not None and data.stream_options.include_usage
     unset: Any = None if usage else UNSET
-    lengths: dict[int, int] = {}
+    offsets: dict[int, int] = {}
     async with contextlib.aclosing(answers.pieces()) as pieces:
         async for piece in pieces:
-            before = "" if piece.index in lengths else _echoed(data, answers, piece.index)
-            offset = lengths.get(piece.index, 0) + len(before)
-            lengths[piece.index] = offset + len(piece.text)
-            if piece.text or piece.finish or before or data.logprobs is not None:
-                logprobs = _logprobs(data, answers, [piece], offset=offset)
+            before = "" if piece.index in offsets else _echoed(data, answers, piece.index)
+            logprobs, offsets[piece.index] = _logprobs(data, answers, [piece], offset=offsets.get(piece.index, 0))
+            if piece.text or piece.finish or before or logprobs is not None:
                 choice = Choice(
                     index=piece.index, text=before + piece.text, logprobs=logprobs, finish_reason=piece.finish
                 )
@@ -138,23 +150,26 @@ def _echoed(data: CompletionRequest, answers: Answers, index: int) -> str:
     return answers.gateway.renderer.decode(answers.wanted[index].prompt) if data.echo else ""
 
 
-def _logprobs(data: CompletionRequest, answers: Answers, pieces: list[Piece], *, offset: int) -> dict[str, Any] | None:
-    """OpenAI's older shape: parallel lists of tokens, log-probabilities, alternatives and text offsets."""
+def _logprobs(
+    data: CompletionRequest, answers: Answers, pieces: list[Piece], *, offset: int
+) -> tuple[dict[str, Any] | None, int]:
+    """OpenAI's older shape, parallel lists of tokens, log-probabilities, alternatives and text offsets; and the next offset."""
     if data.logprobs is None:
-        return None
-
-    def spell(token: int) -> str:
-        return answers.gateway.renderer.decode([token], skip_special=False)
-
-    shown = [piece for piece in pieces if piece.token.finish != "stop"]
-    tokens = [spell(piece.token.token) for piece in shown]
+        return None, offset
+    renderer = answers.gateway.renderer
+    shown = [piece.token for piece in pieces if piece.token.finish != "stop"]
+    spelled = [renderer.token_bytes(token.token) for token in shown]
     offsets = []
-    for token in tokens:
+    for part in spelled:
         offsets.append(offset)
-        offset += len(token)
+        # In UTF-8 every character has one byte that does not continue another.
+        offset += sum(byte & 0xC0 != 0x80 for byte in part)
     return {
-        "tokens": tokens,
-        "token_logprobs": [piece.token.logprob for piece in shown],
-        "top_logprobs": [{spell(top.token): top.logprob for top in piece.token.top} for piece in shown],
+        "tokens": [part.decode(errors="replace") for part in spelled],
+        "token_logprobs": [finite(token.logprob) for token in shown],
+        "top_logprobs": [
+            {renderer.token_bytes(top.token).decode(errors="replace"): finite(top.logprob) for top in token.top}
+            for token in shown
+        ],
         "text_offset": offsets,
-    }
+    }, offset

@@ -10,6 +10,7 @@ from litestar import Request, Response
 from litestar.exceptions import HTTPException, ValidationException
 
 from tunery.gateway.api.schemas import ErrorBody, ErrorEnvelope
+from tunery.gateway.api.trace import trace_of
 from tunery.registry.errors import (
     ArtifactRefused,
     Conflict,
@@ -79,9 +80,8 @@ def _http(request: Request[Any, Any, Any], error: HTTPException) -> Response[Err
 
 
 def _bug(request: Request[Any, Any, Any], error: Exception) -> Response[ErrorEnvelope]:
-    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    request_id = request.scope.get("state", {}).get("request_id", "")
-    message = f"something went wrong here; it has been logged under request {request_id}"
+    log.error("request %s to %s failed", trace_of(request).request_id, request.url.path, exc_info=error)
+    message = f"something went wrong here; it has been logged under request {trace_of(request).request_id}"
     return Response(envelope(message, status=500, code="internal_error"), status_code=500)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 import uuid
@@ -12,8 +13,11 @@ from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from tunery.gateway.api.state import Gateway
+from tunery.gateway.api.trace import Trace
 
 __all__ = ["Around"]
+
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
 class Around:
@@ -28,24 +32,29 @@ class Around:
         if scope["type"] != ScopeType.HTTP:
             await self._app(scope, receive, send)
             return
-        given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
-        request_id = given if 0 < len(given) <= 128 and given.isprintable() else uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = request_id
-        started, seen = time.perf_counter(), {"status": 0}
+        trace, seen = Trace(_request_id(scope)), {"status": 0}
+        trace.attach(scope)
 
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
                 seen["status"] = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode("latin-1"))]
+                message["headers"] = [*message["headers"], (b"x-request-id", trace.request_id.encode())]
             await send(message)
 
         try:
             await self._app(scope, receive, sending)
         finally:
-            route = _route(scope)
-            self._gateway.metrics.http.labels(route, str(seen["status"] or 499)).inc()
+            # 499 is nginx's word for a client that left before there was an answer.
+            status, route = seen["status"] or 499, _route(scope)
+            self._gateway.metrics.http.labels(route, str(status)).inc()
             if self._gateway.settings.access_log:
-                _log(scope, route, request_id, seen["status"], time.perf_counter() - started)
+                _log(scope, route, status, trace)
+
+
+def _request_id(scope: Any) -> str:
+    """The client's own id where it is fit for a header and a log line, else a new one."""
+    given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
+    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
 
 
 def _route(scope: Any) -> str:
@@ -53,12 +62,14 @@ def _route(scope: Any) -> str:
     return str(scope.get("path_template") or "unknown")
 
 
-def _log(scope: Any, route: str, request_id: str, status: int, seconds: float) -> None:
+def _log(scope: Any, route: str, status: int, trace: Trace) -> None:
     line = {
-        "request_id": request_id,
+        "time": round(time.time(), 3),
+        "request_id": trace.request_id,
         "method": scope["method"],
         "route": route,
         "status": status,
-        "duration_ms": round(1000 * seconds, 1),
+        **trace.line(),
+        "duration_ms": round(1000 * (time.perf_counter() - trace.started), 1),
     }
     sys.stderr.write(msgspec.json.encode(line).decode() + "\n")

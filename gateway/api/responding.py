@@ -24,12 +24,15 @@ T = TypeVar("T")
 _DONE = b"data: [DONE]\n\n"
 
 
-async def event_stream(chunks: AsyncGenerator[Any, None], *, headers: dict[str, str]) -> Stream:
+async def event_stream(
+    request: Request[Any, Any, Any], chunks: AsyncGenerator[Any, None], *, headers: dict[str, str]
+) -> Stream:
     """A response that sends each chunk as an event, then `[DONE]`.
 
-    Waits for the first chunk, so that what fails before it is still an ordinary error response.
+    Waits for the first chunk, so that what fails before it is still an ordinary error response, and gives up waiting when the
+    client does.
     """
-    first = await anext(chunks)
+    first = await or_disconnect(request, lambda: _first(chunks))
 
     async def body() -> AsyncGenerator[bytes, None]:
         async with contextlib.aclosing(chunks):
@@ -64,6 +67,10 @@ async def or_disconnect(request: Request[Any, Any, Any], work: Callable[[], Coro
         leaving.cancel()
         working.cancel()
         await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _first(chunks: AsyncGenerator[T, None]) -> T:
+    return await anext(chunks)
 
 
 async def _disconnected(request: Request[Any, Any, Any]) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from tunery.gateway.api.schemas import SamplingFields
 from tunery.gateway.engine.messages import Sampling
 from tunery.registry.errors import InvalidInput
 
-__all__ = ["output_room", "sampling_of", "stop_strings"]
+__all__ = ["finite", "output_room", "sampling_of", "stop_strings"]
 
 MAX_STOPS = 16
+NEVER = -9999.0
+"""What OpenAI writes for the log-probability of a token that cannot be; JSON has no minus infinity."""
 
 
 def sampling_of(
@@ -26,13 +29,18 @@ def sampling_of(
         max_tokens=max_tokens,
         top_k=max(request.top_k or 0, 0),
         seed=None if request.seed is None else (request.seed + index) % 2**63,
-        stop_token_ids=tuple(request.stop_token_ids or ()),
+        stop_token_ids=_stop_tokens(request.stop_token_ids or (), vocab_size),
         ignore_eos=request.ignore_eos,
         min_tokens=request.min_tokens,
         logit_bias=_logit_bias(request.logit_bias or {}, vocab_size),
         logprobs=logprobs,
         **chosen,
     )
+
+
+def finite(logprob: float) -> float:
+    """A log-probability as JSON can say it."""
+    return max(logprob, NEVER)
 
 
 def stop_strings(stop: str | list[str] | None) -> tuple[str, ...]:
@@ -60,12 +68,22 @@ def output_room(prompt_tokens: int, wanted: int | None, *, context: int, default
     return min(default, room) if wanted is None else wanted
 
 
+def _stop_tokens(given: Sequence[int], vocab_size: int) -> tuple[int, ...]:
+    for token in given:
+        if token >= vocab_size:
+            raise InvalidInput(
+                f"stop_token_ids: {token} is not a token id of this model (0 to {vocab_size - 1})",
+                param="stop_token_ids",
+            )
+    return tuple(given)
+
+
 def _logit_bias(given: dict[str, float], vocab_size: int) -> dict[int, float]:
     bias = {}
     for key, value in given.items():
-        if not (key.isascii() and key.isdigit() and int(key) < vocab_size):
+        if not (key.isascii() and key.isdigit() and len(key) < 10 and int(key) < vocab_size):
             raise InvalidInput(
-                f"logit_bias: {key!r} is not a token id of this model (0 to {vocab_size - 1})", param="logit_bias"
+                f"logit_bias: {key[:20]!r} is not a token id of this model (0 to {vocab_size - 1})", param="logit_bias"
             )
         bias[int(key)] = value
     return bias

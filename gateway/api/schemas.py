@@ -9,6 +9,10 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 __all__ = [
+    "AdapterCard",
+    "AdapterList",
+    "AdapterReference",
+    "AdapterState",
     "ChatChoice",
     "ChatCompletion",
     "ChatMessage",
@@ -45,14 +49,14 @@ class SamplingFields(msgspec.Struct, frozen=True, kw_only=True):
     adapter: str | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Meta(ge=-1)] | None = None
+    top_k: Annotated[int, Meta(ge=-1, lt=2**31)] | None = None
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     n: Annotated[int, Meta(ge=1, le=16)] | None = None
     seed: int | None = None
     stop: str | list[str] | None = None
-    stop_token_ids: list[Annotated[int, Meta(ge=0)]] | None = None
+    stop_token_ids: list[Annotated[int, Meta(ge=0, lt=2**31)]] | None = None
     ignore_eos: bool = False
-    min_tokens: Annotated[int, Meta(ge=0)] = 0
+    min_tokens: Annotated[int, Meta(ge=0, lt=2**31)] = 0
     max_tokens: Annotated[int, Meta(ge=1)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
@@ -192,6 +196,41 @@ class ModelList(msgspec.Struct, frozen=True):
 
     data: list[ModelCard]
     object: Literal["list"] = "list"
+
+
+class AdapterCard(msgspec.Struct, frozen=True, kw_only=True):
+    """An adapter: the version its bare name means now, its aliases, and which of its versions are in memory."""
+
+    id: str
+    object: Literal["adapter"] = "adapter"
+    version: int
+    digest: str
+    method: str
+    aliases: dict[str, int]
+    resident: list[int]
+
+
+class AdapterList(msgspec.Struct, frozen=True):
+    """`GET /v1/adapters`."""
+
+    data: list[AdapterCard]
+    object: Literal["list"] = "list"
+
+
+class AdapterReference(msgspec.Struct, frozen=True):
+    """Which adapter to load or unload: `tenant/name`, `tenant/name@3` or `tenant/name@canary`."""
+
+    adapter: str
+
+
+class AdapterState(msgspec.Struct, frozen=True, kw_only=True):
+    """What loading or unloading did; `bytes` is the memory taken, or given back."""
+
+    id: str
+    version: int
+    digest: str
+    resident: bool
+    bytes: int
 
 
 class ErrorBody(msgspec.Struct, frozen=True):

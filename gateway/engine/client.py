@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import uuid
 from collections.abc import AsyncGenerator, Callable
 
@@ -29,6 +30,8 @@ from tunery.gateway.engine.wire import read_event, write_command
 from tunery.registry.errors import ArtifactRefused, InvalidInput, StorageFailed, TuneryError, Unavailable
 
 __all__ = ["EngineClient", "engine_gone"]
+
+log = logging.getLogger("tunery.engine")
 
 Answer = Token | Loaded | Unloaded | TuneryError
 
@@ -72,6 +75,9 @@ class EngineClient:
                     on_stats(event)
                 else:
                     self._deliver(event)
+        except (msgspec.DecodeError, Unavailable) as error:
+            # Nothing after this can be trusted, so the engine is treated as one that died.
+            log.error("the engine sent what is no event (%s); its connection is closed", error)
         finally:
             self._alive = False
             for queue in self._waiting.values():
@@ -126,9 +132,10 @@ class EngineClient:
     def _ask(self, command: Generate | Load | Unload) -> asyncio.Queue[Answer]:
         if not self._alive:
             raise engine_gone()
+        # First the sending: a command that cannot be written leaves nothing behind.
+        self._send(command)
         queue: asyncio.Queue[Answer] = asyncio.Queue()
         self._waiting[command.id] = queue
-        self._send(command)
         return queue
 
     def _send(self, command: Command) -> None:

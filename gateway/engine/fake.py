@@ -23,7 +23,8 @@ __all__ = ["FakeEngine"]
 class FakeEngine:
     """Says `reply` (token ids) to everything, or what `reply(request)` returns, one token every `delay` seconds.
 
-    `requests` records what it was asked, `cancelled` whom it was told to drop, and `failure` is raised instead of answering.
+    `FakeEngine.echo` as `reply` says the prompt back. `requests` records what it was asked, `loaded` and `unloaded` the digests
+    it was told of, `cancelled` whom it was told to drop; `failure` is raised instead of answering. All may be changed while it runs.
     """
 
     def __init__(
@@ -36,8 +37,8 @@ class FakeEngine:
         base: str = "tiny",
         base_digest: str = "b" * 64,
     ) -> None:
-        self._reply = reply
-        self._delay = delay
+        self.reply = reply
+        self.delay = delay
         self._eos_id = eos_id
         self._ready: Ready | None = Ready(
             base=base,
@@ -53,6 +54,9 @@ class FakeEngine:
             load_seconds=0.0,
         )
         self._callbacks: list[Callable[[Stats], None]] = []
+        self._stats: Stats | None = None
+        self.loaded: list[str] = []
+        self.unloaded: list[str] = []
         self.requests: list[Generate] = []
         self.cancelled: list[str] = []
         self.failure: TuneryError | None = None
@@ -62,10 +66,15 @@ class FakeEngine:
         """See Engine.ready."""
         return self._ready
 
+    @staticmethod
+    def echo(request: Generate) -> Sequence[int]:
+        """A reply that is the prompt."""
+        return request.prompt
+
     @property
     def stats(self) -> Stats | None:
-        """See Engine.stats; a fake has none."""
-        return None
+        """See Engine.stats: what `report` was given last."""
+        return self._stats
 
     @property
     def restarts(self) -> int:
@@ -78,6 +87,7 @@ class FakeEngine:
 
     def report(self, stats: Stats) -> None:
         """Pretend that the engine sent `stats`."""
+        self._stats = stats
         for callback in self._callbacks:
             callback(stats)
 
@@ -102,12 +112,12 @@ class FakeEngine:
         self.requests.append(request)
         if self._ready is None:
             raise Unavailable("the engine is starting", code="engine_starting")
-        reply = [*(self._reply(request) if callable(self._reply) else self._reply), self._eos_id]
+        reply = [*(self.reply(request) if callable(self.reply) else self.reply), self._eos_id]
         most = request.sampling.max_tokens
         ended = False
         try:
             for index, token in enumerate(reply[:most]):
-                await asyncio.sleep(self._delay)
+                await asyncio.sleep(self.delay)
                 if self.failure is not None:
                     raise self.failure
                 stops = token == self._eos_id or token in request.sampling.stop_token_ids
@@ -121,9 +131,13 @@ class FakeEngine:
                 self.cancelled.append(request.id)
 
     async def load(self, adapter: AdapterSource) -> Loaded:
-        """Loaded at once."""
+        """Loaded at once, unless it is to fail."""
+        if self.failure is not None:
+            raise self.failure
+        self.loaded.append(adapter.digest)
         return Loaded("", adapter.digest, 1000)
 
     async def unload(self, digest: str) -> Unloaded:
         """Unloaded at once."""
+        self.unloaded.append(digest)
         return Unloaded("", digest, 1000)

@@ -24,7 +24,7 @@ log = logging.getLogger("tunery.engine")
 COMMAND = (sys.executable, "-m", "tunery.gateway.engine.process")
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0
 GIVE_UP_AFTER = 5
-"""Starts in a row that never became ready; then the configuration is at fault and not chance."""
+"""Starts in a row without ever having been ready; then the configuration is at fault and not chance."""
 STOP_SECONDS = 5.0
 
 
@@ -114,11 +114,13 @@ class EngineProcess:
 
     async def _keep(self) -> None:
         """Run engines one after the other, pausing longer while they die early."""
-        early, pause = 0, FIRST_PAUSE
+        early, pause, ever_ready = 0, FIRST_PAUSE, False
         while True:
-            became_ready = await self._run_once()
+            became_ready = await self._tried()
             early, pause = (0, FIRST_PAUSE) if became_ready else (early + 1, min(2 * pause, LONGEST_PAUSE))
-            if early >= GIVE_UP_AFTER:
+            ever_ready = ever_ready or became_ready
+            # One that has worked before is tried for ever: what keeps it from starting now may pass.
+            if early >= GIVE_UP_AFTER and not ever_ready:
                 self._failed = Unavailable(
                     f"the engine ended {early} times before it was ready; see its messages above", code="engine_failed"
                 )
@@ -127,6 +129,14 @@ class EngineProcess:
             self._restarts += 1
             log.warning("the engine ended; starting it again in %.1f s", pause)
             await asyncio.sleep(pause)
+
+    async def _tried(self) -> bool:
+        """Run one engine; what goes wrong around it must not end the keeping."""
+        try:
+            return await self._run_once()
+        except Exception:
+            log.exception("the engine could not be run")
+            return False
 
     async def _run_once(self) -> bool:
         """One engine from start to end; whether it ever became ready."""
@@ -159,7 +169,10 @@ class EngineProcess:
     def _take_stats(self, stats: Stats) -> None:
         self._stats = stats
         for callback in self._callbacks:
-            callback(stats)
+            try:
+                callback(stats)
+            except Exception:
+                log.exception("the engine's state could not be shown")
 
 
 async def _accept(

@@ -68,7 +68,10 @@ def write_command(writer: asyncio.StreamWriter, command: Command) -> None:
 
 
 async def read_event(reader: asyncio.StreamReader, decoder: msgspec.msgpack.Decoder[Event]) -> Event | None:
-    """The engine's next event; None when the engine is gone."""
+    """The engine's next event; None when the engine is gone.
+
+    Raises Unavailable when what came is no frame, msgspec.DecodeError when the frame holds no event.
+    """
     try:
         header = await reader.readexactly(_LENGTH.size)
         return decoder.decode(await reader.readexactly(_checked(_LENGTH.unpack(header)[0])))

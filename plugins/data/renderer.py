@@ -118,6 +118,10 @@ class Renderer:
         """Text of token ids."""
         return self._tokens.decode(ids, skip_special=skip_special)
 
+    def token_bytes(self, number: int) -> bytes:
+        """The exact bytes of one token, which may be part of a character only."""
+        return self._tokens.bytes_of(number)
+
     def decoder(self, *, skip_special: bool = True) -> Decoder:
         """An incremental detokenizer: `.push(token) -> str`, then `.flush() -> str`."""
         return Decoder(self._tokens, skip_special=skip_special)

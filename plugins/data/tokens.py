@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ __all__ = ["Decoder", "Tokens", "read_json"]
 
 _OPEN, _CLOSE, _FIRST = "\ufdd0", "\ufdd1", 0xE000
 _MASKED = re.compile(f"{_OPEN}([\ue000-\uf8ff]){_CLOSE}")
+_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _ANCHORS = ("\n", ".", "0", "|", "a")
 
 
@@ -166,6 +168,29 @@ class Tokens:
             ):
                 return joined[len(alone) :]
         return self.encode(text)
+
+    def bytes_of(self, number: int) -> bytes:
+        """The exact bytes one token stands for, which may be part of a character only."""
+        if number in self.special_ids:
+            return self.special_ids[number].encode()
+        piece: str = self._tokenizer.id_to_token(number) or ""
+        if byte := _BYTE.fullmatch(piece):
+            return bytes([int(byte[1], 16)])
+        if self._byte_level and all(character in self._byte_level for character in piece):
+            return bytes(self._byte_level[character] for character in piece)
+        return piece.replace("\u2581", " ").encode() if "\u2581" in piece else self.decode([number]).encode()
+
+    @cached_property
+    def _byte_level(self) -> dict[str, int]:
+        """Which byte each character of a piece stands for; empty when pieces are written as plain text."""
+        probe = self.encode("\u00e9")
+        plain = any("\u00e9" in (self._tokenizer.id_to_token(number) or "") for number in probe)
+        if plain or any(_BYTE.fullmatch(self._tokenizer.id_to_token(number) or "") for number in probe):
+            return {}
+        # GPT-2's alphabet: printable bytes are themselves, the others follow from U+0100 on.
+        themselves = [*range(33, 127), *range(161, 173), *range(174, 256)]
+        others = [byte for byte in range(256) if byte not in themselves]
+        return {chr(byte): byte for byte in themselves} | {chr(256 + at): byte for at, byte in enumerate(others)}
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """Text of token ids; bytes that are not UTF-8 become U+FFFD."""

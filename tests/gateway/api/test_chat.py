@@ -89,7 +89,7 @@ async def test_the_stream_on_the_wire_ends_with_done(served: Served) -> None:
 
 async def test_characters_of_several_tokens_arrive_whole(served: Served) -> None:
     said = "Grüße 👋🏽 你好"
-    served.engine._reply = served.gateway.renderer.encode(said)
+    served.engine.reply = served.gateway.renderer.encode(said)
     stream = await served.client.chat.completions.create(model="tiny", messages=ASK, stream=True)
     pieces = [chunk.choices[0].delta.content or "" async for chunk in stream]
     assert "".join(pieces) == said
@@ -130,6 +130,15 @@ async def test_logprobs_have_openais_shape(served: Served) -> None:
     assert "".join(entry.token for entry in content) == REPLY
     assert all(entry.logprob == -0.5 and len(entry.top_logprobs) == 2 for entry in content)
     assert bytes(content[0].bytes).decode() == content[0].token
+
+
+async def test_a_tokens_bytes_are_exact_even_where_it_is_part_of_a_character(served: Served) -> None:
+    said = "Grüße 👋🏽"
+    served.engine.reply = served.gateway.renderer.encode(said)
+    answer = await served.client.chat.completions.create(model="tiny", messages=ASK, logprobs=True)
+    content = answer.choices[0].logprobs.content
+    assert any("\ufffd" in entry.token for entry in content)
+    assert b"".join(bytes(entry.bytes) for entry in content).decode() == said
 
 
 @pytest.mark.parametrize(
@@ -230,7 +239,7 @@ async def test_a_bug_is_500_and_says_nothing_of_itself(served: Served, caplog: p
     def broken(request: Generate) -> list[int]:
         raise RuntimeError("secret detail")
 
-    served.engine._reply = broken
+    served.engine.reply = broken
     with pytest.raises(openai.InternalServerError) as caught:
         await served.client.chat.completions.create(model="tiny", messages=ASK)
     assert "secret" not in str(caught.value)
@@ -251,7 +260,7 @@ async def test_a_dead_engine_is_503_and_the_gateway_not_ready(served: Served) ->
 
 
 async def test_an_engine_that_dies_mid_stream_ends_the_stream_with_an_error(served: Served) -> None:
-    served.engine._delay = 0.05
+    served.engine.delay = 0.05
     stream = await served.client.chat.completions.create(model="tiny", messages=ASK, stream=True)
     await anext(stream.__aiter__())
     served.engine.failure = Unavailable("the engine stopped", code="engine_restarted")
@@ -261,8 +270,8 @@ async def test_an_engine_that_dies_mid_stream_ends_the_stream_with_an_error(serv
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_client_that_leaves_cancels_its_request(served: Served, stream: bool) -> None:
-    served.engine._delay = 0.05
-    served.engine._reply = [5] * 400
+    served.engine.delay = 0.05
+    served.engine.reply = [5] * 400
 
     async def ask() -> None:
         answer = await served.client.chat.completions.create(model="tiny", messages=ASK, stream=stream, max_tokens=400)

@@ -16,7 +16,7 @@ async def test_text_is_continued_as_it_is(served: Served) -> None:
 
 
 async def test_the_default_length_is_openais(served: Served) -> None:
-    served.engine._reply = [70] * 100
+    served.engine.reply = [70] * 100
     answer = await served.client.completions.create(model="tiny", prompt="x")
     assert answer.usage.completion_tokens == 16
 
@@ -37,13 +37,30 @@ async def test_prompts_that_cannot_be(served: Served, prompt: object) -> None:
     assert caught.value.param == "prompt"
 
 
-async def test_echo_and_logprobs(served: Served) -> None:
-    answer = await served.client.completions.create(model="tiny", prompt="Say: ", echo=True, logprobs=2, max_tokens=50)
-    choice = answer.choices[0]
-    assert choice.text == "Say: " + REPLY
-    assert "".join(choice.logprobs.tokens) == REPLY
-    assert choice.logprobs.text_offset[0] == len("Say: ")
-    assert all(len(tops) == 2 for tops in choice.logprobs.top_logprobs)
+async def test_echo_says_the_prompt_first(served: Served) -> None:
+    answer = await served.client.completions.create(model="tiny", prompt="Say: ", echo=True, max_tokens=50)
+    assert answer.choices[0].text == "Say: " + REPLY
+    stream = await served.client.completions.create(
+        model="tiny", prompt=["Say: ", "And: "], echo=True, max_tokens=50, stream=True
+    )
+    texts = ["", ""]
+    async for chunk in stream:
+        texts[chunk.choices[0].index] += chunk.choices[0].text
+    assert texts == ["Say: " + REPLY, "And: " + REPLY]
+
+
+@pytest.mark.parametrize("said", [REPLY, "Grüße 👋🏽"])
+async def test_logprobs_are_parallel_lists_whose_offsets_point_into_the_text(served: Served, said: str) -> None:
+    served.engine.reply = served.gateway.renderer.encode(said)
+    ask = {"model": "tiny", "prompt": "x", "logprobs": 2, "max_tokens": 50}
+    found = (await served.client.completions.create(**ask)).choices[0].logprobs
+    assert len(found.tokens) == len(found.token_logprobs) == len(found.top_logprobs) == len(found.text_offset)
+    for token, offset in zip(found.tokens, found.text_offset, strict=True):
+        assert "\ufffd" in token or said[offset:].startswith(token)
+    streamed: list[int] = []
+    async for chunk in await served.client.completions.create(**ask, stream=True):
+        streamed += chunk.choices[0].logprobs.text_offset
+    assert streamed == found.text_offset
 
 
 async def test_a_stream(served: Served) -> None:
@@ -55,7 +72,7 @@ async def test_a_stream(served: Served) -> None:
     assert chunks[-1].usage.prompt_tokens == 1
 
 
-@pytest.mark.parametrize("extra", [{"suffix": "x"}, {"best_of": 3}])
+@pytest.mark.parametrize("extra", [{"suffix": "x"}, {"best_of": 3}, {"echo": True, "logprobs": 1}])
 async def test_what_is_not_supported_is_refused_by_name(served: Served, extra: dict[str, object]) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         await served.client.completions.create(model="tiny", prompt="x", **extra)

@@ -52,7 +52,7 @@ async def test_an_adapter_of_another_base_is_not_served(served: Served) -> None:
 async def test_an_alias_moved_by_another_process_takes_effect_at_once_and_nothing_is_dropped(served: Served) -> None:
     served.publish("acme/support", seed=1, alias="production")
     served.publish("acme/support", seed=2)
-    served.engine._delay = 0.002
+    served.engine.delay = 0.002
     versions: Counter[str] = Counter()
     failures: list[Exception] = []
     moved = asyncio.Event()
@@ -87,7 +87,7 @@ async def test_an_alias_moved_by_another_process_takes_effect_at_once_and_nothin
 async def test_a_running_stream_ends_on_the_version_it_began_with(served: Served) -> None:
     first = served.publish("acme/support", seed=1, alias="production")
     second = served.publish("acme/support", seed=2)
-    served.engine._delay = 0.02
+    served.engine.delay = 0.02
     stream = await served.client.chat.completions.create(model="acme/support", messages=ASK, stream=True)
     chunks = [await anext(stream.__aiter__())]
     served.gateway.registry.move_alias("acme/support", "production", 2, actor="test")
@@ -103,7 +103,7 @@ class TestBoundedQueue:
         return ServeSettings(base="tiny", max_batch=1, max_waiting=2)
 
     async def test_more_than_may_wait_is_429_with_retry_after(self, served: Served) -> None:
-        served.engine._delay = 0.1
+        served.engine.delay = 0.1
         asking = [
             asyncio.create_task(served.client.chat.completions.create(model="tiny", messages=ASK)) for _ in range(3)
         ]
