@@ -22,6 +22,10 @@ from tunery.registry.safetensors_header import read_header
 
 __all__ = ["base_digest", "resolve_base"]
 
+_INCIDENTAL = frozenset(
+    {"_model_name_or_path", "_name_or_path", "is_local", "local_files_only", "name_or_path", "transformers_version"}
+)
+
 
 def resolve_base(
     reference: str,
@@ -67,15 +71,15 @@ def base_digest(folder: Path) -> str:
     """Hex sha256 over weights, tokenizer, chat template and configuration; not over where or when they were saved."""
     digest = hashlib.sha256(b"tunery base 1\n")
     for path in sorted(folder.iterdir()):
-        if path.name == "config.json":
-            config = json.loads(path.read_text())
-            for incidental in ("_name_or_path", "_model_name_or_path", "transformers_version"):
-                config.pop(incidental, None)
-            content = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
-        else:
-            content = file_digest(path)[0]
+        content = _settings_digest(path) if path.name.endswith("config.json") else file_digest(path)[0]
         digest.update(f"{path.name}\0{content}\n".encode())
     return digest.hexdigest()
+
+
+def _settings_digest(path: Path) -> str:
+    """Hex sha256 of a configuration file's meaning: without what transformers notes of where and how it was saved."""
+    settings = {name: value for name, value in json.loads(path.read_text()).items() if name not in _INCIDENTAL}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def _source(reference: str, plugins: Plugins, registry: Registry) -> BaseSource:

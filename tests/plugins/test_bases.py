@@ -46,6 +46,8 @@ def test_the_digest_follows_the_content_only(tiny_base_folder: Path, tmp_path: P
     (copy / "config.json").write_text(json.dumps({**config, "_name_or_path": "me", "transformers_version": "0"}))
     assert base_digest(copy) == base_digest(tiny_base_folder)
     settings = json.loads((copy / "tokenizer_config.json").read_text())
+    (copy / "tokenizer_config.json").write_text(json.dumps({**settings, "local_files_only": True}))
+    assert base_digest(copy) == base_digest(tiny_base_folder)
     (copy / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": "{{ 'other' }}"}))
     assert base_digest(copy) != base_digest(tiny_base_folder)
 
