@@ -105,7 +105,9 @@ class FakeEngine:
         return self._ready
 
     async def stop(self) -> None:
-        """Nothing to stop."""
+        """End whatever runs with an error, as a process that ends does."""
+        self.die()
+        self.failure = self.failure or Unavailable("the fake engine has stopped", code="engine_restarted")
 
     async def generate(self, request: Generate) -> AsyncGenerator[Token, None]:
         """The scripted tokens, then the end-of-turn token if there is room for it."""

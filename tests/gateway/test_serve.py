@@ -1,0 +1,320 @@
+"""`tunery serve` as a process, and its drain under real signals."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import httpx
+import msgspec
+import openai
+import pytest
+
+from tests.registry.artifacts import make_base
+from tunery.gateway.api.state import Gateway
+from tunery.gateway.engine.fake import FakeEngine
+from tunery.gateway.metrics import Metrics
+from tunery.gateway.resolver import Resolver
+from tunery.gateway.serve import serve
+from tunery.plugins.bases.resolve import resolve_base
+from tunery.plugins.data.renderer import Renderer
+from tunery.plugins.manager import load_plugins
+from tunery.registry.errors import Unavailable
+from tunery.registry.home import Home
+from tunery.registry.registry import Registry
+from tunery.registry.settings import ServeSettings
+
+SECRET = "a phrase that no log may show"
+ASK = [{"role": "user", "content": SECRET}]
+
+
+@dataclass
+class Process:
+    """A running `tunery serve`."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    home: Home
+    url: str = ""
+
+    def lines(self) -> list[str]:
+        return self.log.read_text().splitlines()
+
+    @cached_property
+    def client(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="unused", max_retries=0)
+
+
+def tiny_lora(folder: Path, base: Path, *, seed: int) -> Path:
+    """A random LoRA that changes what the tiny base says."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear", init_lora_weights=False)
+    get_peft_model(LlamaForCausalLM.from_pretrained(base), config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def serving(tmp_path_factory: pytest.TempPathFactory, tiny_base_folder: Path) -> Iterator[Process]:
+    """One server with two versions of one adapter, for the tests that leave it running."""
+    folder = tmp_path_factory.mktemp("serving")
+    home = Home(folder / "home")
+    with Registry.open(home) as registry:
+        base = resolve_base(str(tiny_base_folder), registry=registry, plugins=load_plugins(), name="tiny")
+        for seed in (1, 2):
+            adapter = tiny_lora(folder / f"lora-{seed}", tiny_base_folder, seed=seed)
+            registry.publish(
+                "acme/support", adapter, base=base, method="lora", manifest={}, metrics={}, actor="test", alias=None
+            )
+        registry.move_alias("acme/support", "production", 1, actor="test")
+    running = start(folder, home, tiny_base_folder)
+    with running.client:
+        yield running
+    running.process.kill()
+    running.process.wait()
+
+
+def start(folder: Path, home: Home, base: Path) -> Process:
+    """Start `tunery serve` and wait until it says that it is ready."""
+    log = folder / "stderr"
+    arguments = ["serve", "--base", str(base), "--quant", "none", "--dtype", "float32", "--port", "0", "--access-log"]
+    with log.open("wb") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tunery.gateway.cli", *arguments],
+            stderr=stderr,
+            env=os.environ | {"TUNERY_HOME": str(home.root), "OMP_NUM_THREADS": "1"},
+        )
+    running = Process(process, log, home)
+    deadline = time.monotonic() + 60
+    while not any(line.startswith("ready: ") for line in running.lines()):
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.05)
+    running.url = next(line.split()[1] for line in running.lines() if line.startswith("ready: "))
+    return running
+
+
+def test_the_ready_line_names_an_address_that_answers(serving: Process) -> None:
+    assert serving.url.startswith("http://127.0.0.1:")
+    assert httpx.get(f"{serving.url}/health/ready").json()["engine"] == "ok"
+    raw = serving.client.chat.completions.with_raw_response.create(
+        model="acme/support", messages=ASK, max_tokens=8, temperature=0
+    )
+    tuned, base = (
+        raw.parse(),
+        serving.client.chat.completions.create(
+            model=json.loads(httpx.get(f"{serving.url}/v1/models").text)["data"][0]["id"],
+            messages=ASK,
+            max_tokens=8,
+            temperature=0,
+        ),
+    )
+    assert raw.headers["x-tunery-version"] == "1"
+    assert tuned.choices[0].message.content != base.choices[0].message.content
+
+
+def test_an_alias_moved_by_the_command_line_is_served_by_the_next_request(serving: Process) -> None:
+    def version() -> str:
+        raw = serving.client.completions.with_raw_response.create(model="acme/support", prompt="x", max_tokens=1)
+        return raw.headers["x-tunery-version"]
+
+    assert version() == "1"
+    for number in ("2", "1"):
+        subprocess.run(
+            [sys.executable, "-m", "tunery.gateway.cli", "adapters", "alias", "acme/support", "production", number],
+            env=os.environ | {"TUNERY_HOME": str(serving.home.root)},
+            check=True,
+            capture_output=True,
+        )
+        assert version() == number
+
+
+def test_the_access_log_is_json_and_holds_no_prompt(serving: Process) -> None:
+    serving.client.chat.completions.create(model="acme/support@2", messages=ASK, max_tokens=3)
+    time.sleep(0.1)
+    text = serving.log.read_text()
+    assert SECRET not in text
+    last = json.loads([line for line in text.splitlines() if '"/v1/chat/completions"' in line][-1])
+    assert (last["model"], last["adapter"], last["version"], last["status"]) == (
+        "acme/support@2",
+        "acme/support",
+        2,
+        200,
+    )
+    assert last["completion_tokens"] == 3
+    assert last["prompt_tokens"] > 3
+    assert 0 < last["ttft_ms"] <= last["duration_ms"]
+    assert last["request_id"]
+
+
+def test_a_killed_engine_is_503_until_another_is_ready(serving: Process) -> None:
+    children = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(serving.process.pid)], capture_output=True, text=True, check=True
+    ).stdout.split()
+    (engine,) = [int(pid) for pid in children if _is_engine(int(pid))]
+    os.kill(engine, signal.SIGKILL)
+    deadline, statuses = time.monotonic() + 40, []
+    while True:
+        statuses.append(httpx.get(f"{serving.url}/health/ready").status_code)
+        if 503 in statuses and statuses[-1] == 200:
+            break
+        if statuses[-1] == 503:
+            with pytest.raises(openai.InternalServerError) as caught:
+                serving.client.completions.create(model="acme/support", prompt="x", timeout=5)
+            assert caught.value.status_code == 503
+        assert time.monotonic() < deadline
+        assert httpx.get(f"{serving.url}/health/live").status_code == 200
+        time.sleep(0.2)
+    assert serving.client.completions.create(model="acme/support", prompt="x").choices[0].finish_reason
+    assert "tunery_engine_restarts_total 1.0" in httpx.get(f"{serving.url}/metrics").text
+
+
+def test_sigterm_lets_a_stream_finish_and_takes_the_engine_along(serving: Process) -> None:
+    """Last of those that share the server, since it ends it."""
+    stream = serving.client.completions.create(
+        model="acme/support", prompt="x", max_tokens=400, stream=True, extra_body={"ignore_eos": True}
+    )
+    chunks = [next(iter(stream))]
+    serving.process.send_signal(signal.SIGTERM)
+    chunks += list(stream)
+    assert chunks[-1].choices[0].finish_reason == "length"
+    assert serving.process.wait(20) == 0
+    left = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    assert str(serving.home.root) not in left
+
+
+def test_a_port_in_use_is_an_error_that_says_so(serving: Process, tiny_base_folder: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        ended = subprocess.run(
+            [sys.executable, "-m", "tunery.gateway.cli", "serve", "--base", str(tiny_base_folder), "--port", port],
+            env=os.environ | {"TUNERY_HOME": str(serving.home.root)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert ended.returncode == 2
+    assert f"127.0.0.1:{port} cannot be served on (Address already in use)" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def _is_engine(pid: int) -> bool:
+    return "tunery.gateway.engine.process" in Path(f"/proc/{pid}/cmdline").read_text()
+
+
+# -- the same, in this process and with a fake engine, where time can be short ----------------------------------------------
+
+
+@dataclass
+class Local:
+    """A gateway served in this process until a signal ends it."""
+
+    gateway: Gateway
+    engine: FakeEngine
+    serving: asyncio.Task[None]
+    said: list[str]
+
+    @property
+    def url(self) -> str:
+        return self.said[0].split()[1]
+
+
+@pytest.fixture
+async def local(registry: Registry, tiny_base_folder: Path, tmp_path: Path) -> AsyncIterator[Local]:
+    base = registry.add_base(make_base(tmp_path / "base"))
+    engine = FakeEngine([70] * 100, delay=0.01, base_digest=base.digest)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        settings = ServeSettings(base="tiny", port=probe.getsockname()[1], drain_seconds=1)
+    gateway = Gateway(settings, registry, engine, Renderer(tiny_base_folder), Resolver(registry, base), Metrics())
+    said: list[str] = []
+    serving = asyncio.create_task(serve(gateway, say=said.append))
+    while not said and not serving.done():
+        await asyncio.sleep(0.01)
+    yield Local(gateway, engine, serving, said)
+    serving.cancel()
+    await asyncio.gather(serving, return_exceptions=True)
+
+
+async def stream(local: Local) -> str:
+    body = {"model": "tiny", "prompt": "x", "max_tokens": 90, "stream": True}
+    async with httpx.AsyncClient() as client:
+        return (await client.post(f"{local.url}/v1/completions", json=body, timeout=20)).text
+
+
+async def in_hand(local: Local, count: int) -> None:
+    while local.gateway.in_flight < count:
+        await asyncio.sleep(0.01)
+
+
+async def test_a_drain_refuses_what_is_new_and_finishes_what_runs(local: Local) -> None:
+    running = [asyncio.create_task(stream(local)) for _ in range(3)]
+    await in_hand(local, 3)
+    async with httpx.AsyncClient() as client:
+        assert (await client.get(f"{local.url}/health/ready")).status_code == 200
+        os.kill(os.getpid(), signal.SIGTERM)
+        while not local.gateway.draining:
+            await asyncio.sleep(0.01)
+        ready = await client.get(f"{local.url}/health/ready")
+        assert (ready.status_code, ready.json()["draining"]) == (503, "yes")
+        assert (await client.get(f"{local.url}/health/live")).status_code == 200
+        refused = await client.post(f"{local.url}/v1/completions", json={"model": "tiny", "prompt": "x"})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
+        assert refused.headers["retry-after"] == "1"
+    for text in await asyncio.gather(*running):
+        assert '"finish_reason":"length"' in text
+        assert text.endswith("data: [DONE]\n\n")
+    await asyncio.wait_for(local.serving, 10)
+
+
+async def test_what_outlasts_the_drain_ends_with_an_error_in_the_stream(local: Local) -> None:
+    local.engine.delay = 0.1
+    running = asyncio.create_task(stream(local))
+    await in_hand(local, 1)
+    started = time.monotonic()
+    os.kill(os.getpid(), signal.SIGTERM)
+    text = await running
+    assert '"code":"engine_restarted"' in text
+    assert text.endswith("data: [DONE]\n\n")
+    await asyncio.wait_for(local.serving, 10)
+    assert 0.9 < time.monotonic() - started < 4
+
+
+async def test_a_second_signal_does_not_wait(local: Local) -> None:
+    local.gateway.settings = msgspec.structs.replace(local.gateway.settings, drain_seconds=60)
+    local.engine.delay = 0.5
+    running = asyncio.create_task(stream(local))
+    await in_hand(local, 1)
+    for _ in range(2):
+        os.kill(os.getpid(), signal.SIGINT)
+        await asyncio.sleep(0.05)
+    assert "engine_restarted" in await running
+    await asyncio.wait_for(local.serving, 10)
+
+
+async def test_an_engine_that_never_gets_ready_ends_the_server_with_its_error(
+    registry: Registry, tiny_base_folder: Path, tmp_path: Path
+) -> None:
+    base = registry.add_base(make_base(tmp_path / "base"))
+    engine = FakeEngine(base_digest=base.digest)
+    engine.die()
+    gateway = Gateway(
+        ServeSettings(port=0), registry, engine, Renderer(tiny_base_folder), Resolver(registry, base), Metrics()
+    )
+    with pytest.raises(Unavailable, match="dead"):
+        await asyncio.wait_for(serve(gateway, say=lambda line: None), 10)
