@@ -72,7 +72,10 @@ def tiny_base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         eos_token_id=2,
         pad_token_id=0,
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    model = LlamaForCausalLM(config)
+    # A head this large lets adapters of the layers below it change what is said.
+    model.lm_head.weight.data.mul_(10)
+    model.save_pretrained(folder)
     return folder
 
 

@@ -2,8 +2,7 @@
 
 The result is an ordinary PEFT adapter, so PEFT itself can check it: a LoRA whose `rank_pattern` gives each matrix its own
 rank (alpha equal to it, so the scale is 1), norms whole in `modules_to_save`, biases whole (`bias: all`). The embedding's difference
-is a `lora_embedding_A`/`B` pair; where the output head shares the embedding's weight, `ensure_weight_tying` says that the head is
-changed by the same pair.
+is a `lora_embedding_A`/`B` pair; where the output head shares the embedding's weight, the head gets the same pair, transposed.
 
 The rank of a matrix is the smallest that keeps a share of its difference's energy (squared Frobenius norm; Eckart and Young 1936). The
 share is the same for all matrices and as small as the fidelity asked for allows: the part of the held-out improvement that is kept,
@@ -164,6 +163,10 @@ def _write(model: nn.Module, factors: dict[str, _Factors], ranks: dict[str, int]
         else:
             tensors[f"{prefix}.lora_A.weight"] = right.contiguous().bfloat16()
             tensors[f"{prefix}.lora_B.weight"] = left.contiguous().bfloat16()
+        if name == _tied_embedding(model):
+            head = f"base_model.model.{_head(model)}"
+            tensors[f"{head}.lora_A.weight"] = right.contiguous().bfloat16()
+            tensors[f"{head}.lora_B.weight"] = left.contiguous().bfloat16()
     whole, biases = _rest(model, set(ranks))
     tensors |= whole | biases
     save_file(tensors, folder / "adapter_model.safetensors")
@@ -188,20 +191,34 @@ def _rest(model: nn.Module, adapted: set[str]) -> tuple[dict[str, torch.Tensor],
 
 
 def _config(model: nn.Module, ranks: dict[str, int], whole: dict[str, torch.Tensor], biases: bool) -> LoraConfig:
-    everything: Any = model
-    head = everything.get_output_embeddings()
-    tied = head is not None and head.weight is everything.get_input_embeddings().weight
-    embedding = next(name for name, module in model.named_modules() if module is everything.get_input_embeddings())
-    patterns = {name.replace(".", r"\."): rank for name, rank in ranks.items()}
+    embedding = _tied_embedding(model)
+    adapted = ranks | ({_head(model): ranks[embedding]} if embedding in ranks else {})
+    patterns = {name.replace(".", r"\."): rank for name, rank in adapted.items()}
     saved = sorted({key.removeprefix("base_model.model.").rsplit(".", 2)[-2] for key in whole})
     return LoraConfig(
-        r=max(ranks.values(), default=1),
-        lora_alpha=max(ranks.values(), default=1),
+        r=max(adapted.values(), default=1),
+        lora_alpha=max(adapted.values(), default=1),
         rank_pattern=patterns,
         alpha_pattern=dict(patterns),
-        target_modules=sorted(ranks),
+        target_modules=sorted(adapted),
         modules_to_save=saved,
         bias="all" if biases else "none",
-        ensure_weight_tying=tied and embedding in ranks,
         task_type="CAUSAL_LM",
     )
+
+
+def _head(model: nn.Module) -> str:
+    """The output head's name."""
+    whole: Any = model
+    names: dict[Any, str] = {module: name for name, module in model.named_modules()}
+    return names[whole.get_output_embeddings()]
+
+
+def _tied_embedding(model: nn.Module) -> str:
+    """The embedding's name when the output head shares its weight, else nothing."""
+    whole: Any = model
+    embedding, head = whole.get_input_embeddings(), whole.get_output_embeddings()
+    if head is None or head.weight is not embedding.weight:
+        return ""
+    names: dict[Any, str] = {module: name for name, module in model.named_modules()}
+    return names[embedding]

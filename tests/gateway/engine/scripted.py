@@ -1,6 +1,7 @@
 """A small real process that speaks the engine's protocol without a model; for the supervisor's tests.
 
 Says Ready, answers Generate with the prompt's own tokens, one every 20 ms. Started with context_length 13 it exits at once.
+Asked with the id GARBLED it sends what is no frame; with TALKATIVE it reports its state first.
 """
 
 from __future__ import annotations
@@ -12,10 +13,27 @@ import time
 import msgspec
 
 from tunery.gateway.engine.config import EngineConfig
-from tunery.gateway.engine.messages import Generate, Load, Loaded, Ready, Shutdown, Token, Tokens
+from tunery.gateway.engine.messages import Generate, Load, Loaded, Ready, Shutdown, Stats, Token, Tokens
 from tunery.gateway.engine.wire import CommandReader, EventWriter
 
 UNLUCKY = 13
+GARBLED, TALKATIVE = "garbled", "talkative"
+STATS = Stats(
+    running=1,
+    waiting=0,
+    running_adapters={},
+    waiting_adapters={},
+    resident=[],
+    resident_bytes=0,
+    kv_used=0.0,
+    steps=0,
+    step_tokens=0,
+    loads={},
+    load_failures={},
+    evictions={},
+    hits={},
+    load_seconds=[],
+)
 
 
 def main() -> None:
@@ -48,6 +66,11 @@ def main() -> None:
             if isinstance(command, Load):
                 writer.write(Loaded(command.id, command.adapter.digest, 5))
             if isinstance(command, Generate):
+                if command.id == GARBLED:
+                    connection.sendall(b"\xff" * 64)
+                    continue
+                if command.id == TALKATIVE:
+                    writer.write(STATS)
                 for index, token in enumerate(command.prompt):
                     time.sleep(0.02)
                     last = index + 1 == len(command.prompt)

@@ -8,13 +8,14 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.gateway.engine.scripted import UNLUCKY
+from tests.gateway.engine.scripted import GARBLED, TALKATIVE, UNLUCKY
 from tunery.gateway.engine.config import EngineConfig
-from tunery.gateway.engine.messages import AdapterSource, Generate, Sampling
+from tunery.gateway.engine.messages import AdapterSource, Generate, Sampling, Stats
 from tunery.gateway.engine.supervisor import EngineProcess
 from tunery.registry.errors import Unavailable
 
@@ -69,6 +70,65 @@ async def test_a_killed_engine_fails_its_requests_and_comes_back(engine: EngineP
     assert engine.pid != pid
     assert engine.restarts == 1
     assert len([token async for token in engine.generate(ask("again", 2))]) == 2
+
+
+async def test_an_engine_that_sends_garbage_is_replaced(engine: EngineProcess) -> None:
+    pid = engine.pid
+    with pytest.raises(Unavailable):
+        await engine.generate(ask(GARBLED, 1)).__anext__()
+    await asyncio.wait_for(engine.wait_ready(), 20)
+    assert engine.pid != pid
+    assert len([token async for token in engine.generate(ask("again", 2))]) == 2
+
+
+async def test_a_watcher_that_breaks_does_not_end_the_engine(
+    engine: EngineProcess, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen: list[Stats] = []
+
+    def broken(stats: Stats) -> None:
+        raise ValueError("broken watcher")
+
+    engine.on_stats(broken)
+    engine.on_stats(seen.append)
+    async for _ in engine.generate(ask(TALKATIVE, 2)):
+        pass
+    assert len(seen) == 1
+    assert engine.stats is seen[0]
+    assert "broken watcher" in caplog.text
+    assert engine.restarts == 0
+
+
+async def test_a_program_that_is_not_there_is_tried_and_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tunery.gateway.engine.supervisor.LONGEST_PAUSE", 0.05)
+    engine = EngineProcess(config(), command=("/nowhere/at/all",))
+    await engine.start()
+    with pytest.raises(Unavailable, match="ended 5 times"):
+        await asyncio.wait_for(engine.wait_ready(), 10)
+    await engine.stop()
+
+
+async def test_an_engine_ends_with_a_gateway_that_is_killed() -> None:
+    gateway = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "tests.gateway.engine.scripted_gateway", stdout=asyncio.subprocess.PIPE
+    )
+    assert gateway.stdout is not None
+    pid = int(await asyncio.wait_for(gateway.stdout.readline(), 20))
+    os.kill(pid, 0)
+    gateway.kill()
+    await gateway.wait()
+    deadline = time.monotonic() + 10
+    while _alive(pid):
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.02)
+
+
+def _alive(pid: int) -> bool:
+    """Running, that is, neither gone nor a zombie that nobody in this container collects."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 async def test_an_engine_that_never_gets_ready_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

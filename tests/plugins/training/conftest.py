@@ -1,0 +1,75 @@
+"""A tiny base, a file of rows it can learn, and training on it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tunery.plugins.manager import load_plugins
+from tunery.plugins.parameters import read_parameters
+from tunery.registry import Base, Version
+from tunery.registry.registry import Registry
+
+Train = Callable[..., Version]
+
+
+def write_rows(path: Path, rows: int, *, start: int = 0) -> Path:
+    """Questions whose answers follow a simple rule."""
+    with path.open("w") as file:
+        for number in range(start, start + rows):
+            messages = [
+                {"role": "user", "content": f"item {number}"},
+                {"role": "assistant", "content": "even ticket" if number % 2 == 0 else "odd invoice refunds"},
+            ]
+            file.write(json.dumps({"messages": messages}) + "\n")
+    return path
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write_rows(tmp_path / "rows.jsonl", 40)
+
+
+@pytest.fixture
+def events() -> list[dict[str, Any]]:
+    """What the last `train` reported."""
+    return []
+
+
+@pytest.fixture
+def train(registry: Registry, tiny_base: Base, data: Path, events: list[dict[str, Any]]) -> Train:
+    """`train("lora", epochs=1)` trains acme/tiny and returns the version."""
+    from tunery.plugins.training import TrainRequest
+    from tunery.plugins.training import train as run
+
+    def train(
+        method: str,
+        *,
+        adapter: str = "acme/tiny",
+        files: tuple[Path, ...] = (),
+        report: Callable[[dict[str, Any]], None] | None = None,
+        parent: str | None = None,
+        alias: str | None = None,
+        validation: Path | None = None,
+        **parameters: Any,
+    ) -> Version:
+        plugins = load_plugins(allow=())
+        values = {"precision": "float32", "learning_rate": 0.01, "batch_size": 4, "eval_fraction": 0.2, **parameters}
+        request = TrainRequest(
+            adapter=adapter,
+            trainer=method,
+            base=tiny_base.digest,
+            data=tuple(str(path) for path in files or (data,)),
+            validation=str(validation) if validation else None,
+            parent=parent,
+            alias=alias,
+            parameters=values,
+        )
+        chosen = read_parameters(plugins.trainer(method).parameters, values)
+        return run(request, chosen, registry=registry, plugins=plugins, report=report or events.append)
+
+    return train
