@@ -153,18 +153,29 @@ class EngineProcess:
             connected: asyncio.Future[EngineClient] = asyncio.get_running_loop().create_future()
             server = await asyncio.start_unix_server(lambda r, w: _accept(connected, r, w), path, limit=2**20)
             arguments = ("--socket", path, "--config", msgspec.json.encode(self._config).decode())
-            self._process = process = await asyncio.create_subprocess_exec(*self._command, *arguments)
-            ended = asyncio.create_task(process.wait())
             try:
-                await asyncio.wait((ended, connected), return_when=asyncio.FIRST_COMPLETED)
-                if connected.done():
-                    self._client = connected.result()
-                    await self._client.listen(on_ready, self._take_stats)
+                self._process = await asyncio.create_subprocess_exec(*self._command, *arguments)
+                await self._listen_to(self._process, connected, on_ready)
             finally:
-                self._ready = self._client = None
                 server.close()
-                await _end(process, ended)
         return became_ready
+
+    async def _listen_to(
+        self,
+        process: asyncio.subprocess.Process,
+        connected: asyncio.Future[EngineClient],
+        on_ready: Callable[[Ready], None],
+    ) -> None:
+        """Hand out what the process says until it ends, or we do."""
+        ended = asyncio.create_task(process.wait())
+        try:
+            await asyncio.wait((ended, connected), return_when=asyncio.FIRST_COMPLETED)
+            if connected.done():
+                self._client = connected.result()
+                await self._client.listen(on_ready, self._take_stats)
+        finally:
+            self._ready = self._client = None
+            await _end(process, ended)
 
     def _take_stats(self, stats: Stats) -> None:
         self._stats = stats
