@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,7 @@ class Tokens:
         ids: list[int] = []
         places: dict[int, int] = {}
         edges = sorted({0, *split, len(text)})
-        for start, end in zip(edges, edges[1:], strict=False):
+        for start, end in pairwise(edges):
             inside = [cut - start for cut in cuts if start < cut <= end]
             piece, at = self._piece(text[start:end], inside, first=start == 0)
             places.update({cut + start: len(ids) + place for cut, place in zip(inside, at, strict=True)})

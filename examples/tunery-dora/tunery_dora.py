@@ -1,0 +1,25 @@
+"""Registers the DoRA trainer (arXiv 2402.09353). Cheap to import: the trainer itself is named by string."""
+
+from collections.abc import Callable
+
+from tunery.plugins.hookspecs import TrainerInfo, hookimpl
+from tunery.plugins.trainers import LoraParameters
+
+
+class DoraParameters(LoraParameters, frozen=True, kw_only=True):
+    """LoRA's, with half its rank: the magnitude makes up for it."""
+
+    r: int = 8
+
+
+@hookimpl
+def register_trainers(register: Callable[[TrainerInfo], None]) -> None:
+    """One more trainer."""
+    register(
+        TrainerInfo(
+            name="dora",
+            summary="low-rank pairs with a trained magnitude per output",
+            entrypoint="tunery_dora_trainer:DoraTrainer",
+            parameters=DoraParameters,
+        )
+    )
