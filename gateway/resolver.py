@@ -16,6 +16,8 @@ from tunery.registry.registry import Registry
 
 __all__ = ["Resolver", "Target"]
 
+LONGEST_NAME = 256
+
 
 class Target(msgspec.Struct, frozen=True):
     """What answers a request: a version on the base, or (None) the bare base."""
@@ -63,9 +65,16 @@ class Resolver:
         return self._version(model, "model")
 
     def _is_base(self, name: str) -> bool:
-        return name in (self.base.name, self.base.source)
+        # A Hub id looks like an adapter's name; where there is such an adapter, that is what is meant.
+        return name == self.base.name or (name == self.base.source and name not in self._registry.adapters())
 
     def _version(self, reference: str, param: str) -> Target:
+        if len(reference) > LONGEST_NAME:
+            raise NotFound(
+                f"the model {reference[:20]!r}… does not exist: no name is longer than {LONGEST_NAME} characters",
+                code="model_not_found",
+                param=param,
+            )
         changes = self._registry.changes()
         if changes != self._seen:
             self._known.clear()

@@ -6,6 +6,7 @@ from litestar import get, post
 from litestar.di import NamedDependency
 from litestar.params import JSONBody
 
+from tunery.gateway.api.errors import ERRORS
 from tunery.gateway.api.schemas import AdapterCard, AdapterList, AdapterReference, AdapterState
 from tunery.gateway.api.state import Gateway
 from tunery.gateway.engine.messages import AdapterSource
@@ -43,6 +44,7 @@ async def list_adapters(gateway: NamedDependency[Gateway]) -> AdapterList:
     operation_id="loadAdapter",
     summary="Bring an adapter into memory before anybody asks for it",
     status_code=200,
+    responses=ERRORS,
     tags=["adapters"],
 )
 async def load_adapter(data: JSONBody[AdapterReference], gateway: NamedDependency[Gateway]) -> AdapterState:
@@ -58,6 +60,7 @@ async def load_adapter(data: JSONBody[AdapterReference], gateway: NamedDependenc
     operation_id="unloadAdapter",
     summary="Free an adapter's memory once its running requests have ended",
     status_code=200,
+    responses=ERRORS,
     tags=["adapters"],
 )
 async def unload_adapter(data: JSONBody[AdapterReference], gateway: NamedDependency[Gateway]) -> AdapterState:

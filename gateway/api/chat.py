@@ -8,11 +8,13 @@ from typing import Any
 
 from litestar import Request, Response, post
 from litestar.di import NamedDependency
+from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import JSONBody
 from litestar.response import Stream
 from msgspec import UNSET
 
 from tunery.gateway.api.answers import Answers, Piece, Wanted
+from tunery.gateway.api.errors import ERRORS
 from tunery.gateway.api.responding import event_stream, or_disconnect
 from tunery.gateway.api.sampling import finite, output_room, sampling_of, stop_strings
 from tunery.gateway.api.schemas import (
@@ -40,6 +42,8 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
     operation_id="createChatCompletion",
     summary="Answer a conversation with the adapter (or base) that `model` names",
     status_code=200,
+    responses=ERRORS
+    | {200: ResponseSpec(ChatCompletion, description="The answer; with `stream`, parts of it as server-sent events.")},
     tags=["inference"],
 )
 async def chat_completions(
@@ -87,6 +91,7 @@ async def _whole(data: ChatRequest, answers: Answers) -> ChatCompletion:
         ChatChoice(
             index=index,
             message=ChatMessage(role="assistant", content="".join(text), refusal=None),
+            delta=UNSET,
             logprobs=Logprobs(logprobs[index]) if data.logprobs else None,
             finish_reason=finishes[index],
         )
@@ -105,10 +110,13 @@ async def _chunks(data: ChatRequest, answers: Answers) -> AsyncGenerator[ChatCom
             role: Any = UNSET if piece.index in greeted else "assistant"
             if piece.text or piece.finish or role is not UNSET or data.logprobs:
                 greeted.add(piece.index)
-                delta = ChatMessage(role=role, content=piece.text if piece.text or role is not UNSET else UNSET)
+                delta = ChatMessage(
+                    role=role, content=piece.text if piece.text or role is not UNSET else UNSET, refusal=UNSET
+                )
                 logprobs = _logprobs(data, answers.gateway.renderer, piece)
                 choice = ChatChoice(
                     index=piece.index,
+                    message=UNSET,
                     delta=delta,
                     logprobs=Logprobs(logprobs) if logprobs else None,
                     finish_reason=piece.finish,

@@ -8,11 +8,13 @@ from typing import Any
 
 from litestar import Request, Response, post
 from litestar.di import NamedDependency
+from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import JSONBody
 from litestar.response import Stream
 from msgspec import UNSET
 
 from tunery.gateway.api.answers import Answers, Piece, Wanted
+from tunery.gateway.api.errors import ERRORS
 from tunery.gateway.api.responding import event_stream, or_disconnect
 from tunery.gateway.api.sampling import finite, output_room, sampling_of, stop_strings
 from tunery.gateway.api.schemas import Choice, Completion, CompletionRequest, Usage
@@ -33,6 +35,12 @@ DEFAULT_MAX_TOKENS = 16
     operation_id="createCompletion",
     summary="Continue text or token ids with the adapter (or base) that `model` names",
     status_code=200,
+    responses=ERRORS
+    | {
+        200: ResponseSpec(
+            Completion, description="The continuations; with `stream`, parts of it as server-sent events."
+        )
+    },
     tags=["inference"],
 )
 async def completions(

@@ -119,5 +119,5 @@ def _limits(schema: dict[str, Any]) -> str:
         "minItems": "items ≥",
         "maxItems": "items ≤",
     }
-    choices = schema.get("oneOf") or schema.get("anyOf") or [schema]
+    choices = [schema, *(schema.get("oneOf") or schema.get("anyOf") or [])]
     return ", ".join(f"{sign} {choice[key]}" for choice in choices for key, sign in signs.items() if key in choice)

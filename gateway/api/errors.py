@@ -8,6 +8,7 @@ from typing import Any
 
 from litestar import Request, Response
 from litestar.exceptions import HTTPException, ValidationException
+from litestar.openapi.datastructures import ResponseSpec
 
 from tunery.gateway.api.schemas import ErrorBody, ErrorEnvelope
 from tunery.gateway.api.trace import trace_of
@@ -22,7 +23,7 @@ from tunery.registry.errors import (
     Unavailable,
 )
 
-__all__ = ["EXCEPTION_HANDLERS", "envelope", "status_of"]
+__all__ = ["ERRORS", "EXCEPTION_HANDLERS", "envelope", "status_of"]
 
 log = logging.getLogger("tunery.gateway")
 
@@ -79,15 +80,32 @@ def _http(request: Request[Any, Any, Any], error: HTTPException) -> Response[Err
     return Response(envelope(message, status=status), status_code=status, headers=dict(error.headers or {}))
 
 
+def _too_deep(request: Request[Any, Any, Any], error: RecursionError) -> Response[ErrorEnvelope]:
+    log.warning("request %s to %s is nested too deeply", trace_of(request).request_id, request.url.path)
+    return Response(envelope("the request is nested too deeply", status=400, code="invalid_value"), status_code=400)
+
+
 def _bug(request: Request[Any, Any, Any], error: Exception) -> Response[ErrorEnvelope]:
     log.error("request %s to %s failed", trace_of(request).request_id, request.url.path, exc_info=error)
     message = f"something went wrong here; it has been logged under request {trace_of(request).request_id}"
     return Response(envelope(message, status=500, code="internal_error"), status_code=500)
 
 
+ERRORS = {
+    status: ResponseSpec(ErrorEnvelope, description=text, generate_examples=False)
+    for status, text in {
+        400: "A field is wrong; `param` names it.",
+        404: "No such model; never answered by the base instead.",
+        429: "Too many requests wait; see Retry-After.",
+        503: "The engine is starting, or this server is about to end; see Retry-After.",
+    }.items()
+}
+"""For the documentation of what runs on the engine."""
+
 EXCEPTION_HANDLERS: dict[Any, Any] = {
     TuneryError: _ours,
     ValidationException: _invalid,
     HTTPException: _http,
+    RecursionError: _too_deep,
     Exception: _bug,
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import re
 import sys
 import time
@@ -17,6 +19,9 @@ from tunery.gateway.api.trace import Trace
 
 __all__ = ["Around"]
 
+TOO_LARGE = 413
+DISCARD_BYTES = 256 * 2**20
+DISCARD_SECONDS = 10.0
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
@@ -38,6 +43,8 @@ class Around:
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
                 seen["status"] = message["status"]
+                if message["status"] == TOO_LARGE:
+                    await _discard(receive)
                 message["headers"] = [*message["headers"], (b"x-request-id", trace.request_id.encode())]
             await send(message)
 
@@ -49,6 +56,18 @@ class Around:
             self._gateway.metrics.http.labels(route, str(status)).inc()
             if self._gateway.settings.access_log:
                 _log(scope, route, status, trace)
+
+
+async def _discard(receive: Receive) -> None:
+    """Take in the rest of a body that is refused: a client that is still sending would see a broken connection, not the answer."""
+    taken = 0
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(DISCARD_SECONDS):
+            while taken < DISCARD_BYTES:
+                message = await receive()
+                if message["type"] != "http.request" or not message.get("more_body"):
+                    return
+                taken += len(message.get("body") or b"")
 
 
 def _request_id(scope: Any) -> str:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import Meta, UnsetType
 
 __all__ = [
     "AdapterCard",
@@ -127,19 +127,19 @@ class Logprobs(msgspec.Struct, frozen=True):
 
 
 class ChatMessage(msgspec.Struct, frozen=True):
-    """A message, or in a stream a part of one."""
+    """A message, or in a stream a part of one. What is unset is left out; no defaults, since OpenAPI could not write them."""
 
-    role: Literal["assistant"] | UnsetType = UNSET
-    content: str | UnsetType = UNSET
-    refusal: UnsetType | None = UNSET
+    role: Literal["assistant"] | UnsetType
+    content: str | UnsetType
+    refusal: UnsetType | None
 
 
 class ChatChoice(msgspec.Struct, frozen=True, kw_only=True):
     """One answer (`message`) or a part of one (`delta`)."""
 
     index: int
-    message: ChatMessage | UnsetType = UNSET
-    delta: ChatMessage | UnsetType = UNSET
+    message: ChatMessage | UnsetType
+    delta: ChatMessage | UnsetType
     logprobs: Logprobs | None = None
     finish_reason: str | None = None
 
@@ -153,7 +153,7 @@ class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     choices: list[ChatChoice]
     system_fingerprint: str
-    usage: Usage | UnsetType | None = UNSET
+    usage: Usage | UnsetType | None
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True):
@@ -174,7 +174,7 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     choices: list[Choice]
     system_fingerprint: str
-    usage: Usage | UnsetType | None = UNSET
+    usage: Usage | UnsetType | None
 
 
 class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
