@@ -43,7 +43,13 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
     summary="Answer a conversation with the adapter (or base) that `model` names",
     status_code=200,
     responses=ERRORS
-    | {200: ResponseSpec(ChatCompletion, description="The answer; with `stream`, parts of it as server-sent events.")},
+    | {
+        200: ResponseSpec(
+            ChatCompletion,
+            description="The answer; with `stream`, parts of it as server-sent events.",
+            generate_examples=False,
+        )
+    },
     tags=["inference"],
 )
 async def chat_completions(

@@ -1,0 +1,90 @@
+"""What operators use: adapters in memory, health, the documentation page."""
+
+from __future__ import annotations
+
+import re
+
+import httpx
+import pytest
+
+from tests.gateway.api.conftest import Served
+from tests.gateway.api.test_metrics import stats
+from tunery.gateway.engine.messages import Resident
+from tunery.registry.errors import ArtifactRefused
+
+
+async def call(served: Served, method: str, path: str, **options: object) -> httpx.Response:
+    async with httpx.AsyncClient() as client:
+        return await client.request(method, served.url + path, **options)  # type: ignore[arg-type]
+
+
+async def test_adapters_tell_what_their_name_means_and_what_is_resident(served: Served) -> None:
+    served.publish("acme/support", seed=1, alias="production")
+    served.publish("acme/support", seed=2, alias="canary")
+    served.publish("globex/tickets", seed=3)
+    served.engine.report(stats(resident=[Resident("d", "acme/support", number, 10, 0) for number in (2, 1)]))
+    first, second = (await call(served, "GET", "/v1/adapters")).json()["data"]
+    assert (first["id"], first["version"], first["resident"]) == ("acme/support", 1, [1, 2])
+    assert first["aliases"] == {"canary": 2, "production": 1}
+    assert (second["id"], second["resident"], second["aliases"]) == ("globex/tickets", [], {})
+
+
+async def test_loading_ahead_and_unloading(served: Served) -> None:
+    version = served.publish("acme/support")
+    body = {"adapter": "acme/support"}
+    loaded = (await call(served, "POST", "/v1/adapters/load", json=body)).json()
+    assert loaded == {"id": "acme/support", "version": 1, "digest": version.digest, "resident": True, "bytes": 1000}
+    freed = (await call(served, "POST", "/v1/adapters/unload", json=body)).json()
+    assert freed["resident"] is False
+    assert (served.engine.loaded, served.engine.unloaded) == ([version.digest], [version.digest])
+
+
+@pytest.mark.parametrize(("adapter", "status"), [("acme/none", 404), ("tiny", 400), (None, 400)])
+async def test_only_adapters_can_be_loaded(served: Served, adapter: str | None, status: int) -> None:
+    response = await call(served, "POST", "/v1/adapters/load", json={"adapter": adapter})
+    assert response.status_code == status
+    assert response.json()["error"]["message"]
+    assert served.engine.loaded == []
+
+
+async def test_an_adapter_that_cannot_be_served_says_why(served: Served) -> None:
+    served.publish("acme/support")
+    served.engine.failure = ArtifactRefused("acme/support@1 has NaN", code="artifact_nonfinite")
+    response = await call(served, "POST", "/v1/adapters/load", json={"adapter": "acme/support"})
+    assert (response.status_code, response.json()["error"]["code"]) == (422, "artifact_nonfinite")
+
+
+async def test_health_names_its_checks(served: Served) -> None:
+    ready = await call(served, "GET", "/health/ready")
+    assert ready.json() == {"status": "ready", "engine": "ok", "registry": "ok", "draining": "ok"}
+    served.gateway.draining = True
+    ready = await call(served, "GET", "/health/ready")
+    assert (ready.status_code, ready.json()["status"]) == (503, "not ready")
+    assert (await call(served, "GET", "/health/live")).json() == {"status": "live"}
+
+
+async def test_the_documentation_page_needs_nothing_from_elsewhere(served: Served) -> None:
+    page = await call(served, "GET", "/docs")
+    assert page.headers["content-type"].startswith("text/html")
+    assert not re.findall(r"(?:src|href)='(?!#|/docs)", page.text)
+    assert "<script" not in page.text
+    for path in ("/v1/chat/completions", "/v1/models/{name}", "/v1/adapters/load", "/health/ready", "/metrics"):
+        assert path in page.text
+    assert "≤ 2" in page.text, "temperature's upper bound"
+    targets = set(re.findall(r"href='#([^']+)'", page.text))
+    assert targets <= set(re.findall(r"id='([^']+)'", page.text))
+
+
+async def test_the_openapi_document_names_and_explains_every_operation(served: Served) -> None:
+    document = (await call(served, "GET", "/docs/openapi.json")).json()
+    operations = [operation for methods in document["paths"].values() for operation in methods.values()]
+    names = [operation["operationId"] for operation in operations]
+    assert len(set(names)) == len(names) == 10
+    assert all(operation["summary"] and operation["tags"] for operation in operations)
+
+
+@pytest.mark.parametrize("name", ["acme/support@1", "acme%2Fsupport@1", "acme%2Fsupport%401"])
+async def test_a_models_slash_may_be_quoted(served: Served, name: str) -> None:
+    served.publish("acme/support")
+    response = await call(served, "GET", f"/v1/models/{name}")
+    assert (response.status_code, response.json()["id"]) == (200, "acme/support@1")
