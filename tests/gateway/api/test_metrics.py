@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import httpx
 import openai
 import pytest
@@ -144,3 +146,52 @@ async def test_failures_are_outcomes(served: Served) -> None:
         await served.client.chat.completions.create(model="tiny", messages=ASK)
     found = await scrape(served)
     assert found["tunery_requests_total", (("adapter", "base"), ("outcome", "engine_restarted"))] == 1
+
+
+async def test_a_dead_engine_runs_and_holds_nothing(served: Served) -> None:
+    served.engine.report(stats())
+    served.engine.die()
+    found = await scrape(served)
+    for name in (
+        "tunery_engine_up",
+        "tunery_engine_running",
+        "tunery_engine_waiting",
+        "tunery_resident_adapters",
+        "tunery_resident_bytes",
+        "vllm:num_requests_running",
+        "vllm:num_requests_waiting",
+        "vllm:kv_cache_usage_perc",
+    ):
+        assert found[name, ()] == 0, name
+    assert not [name for name, _ in found if name in ("vllm:lora_requests_info", "tunery_adapter_resident_bytes")]
+    assert found["tunery_adapter_loads_total", (("adapter", "acme/support"),)] == 2, "counters keep what was counted"
+
+
+async def test_a_client_that_leaves_is_an_outcome_of_its_own(served: Served) -> None:
+    served.engine.delay = 0.05
+    stream = await served.client.chat.completions.create(model="tiny", messages=ASK, stream=True)
+    await anext(stream.__aiter__())
+    await stream.close()
+    base = ("adapter", "base")
+    key = ("tunery_requests_total", (base, ("outcome", "cancelled")))
+    for _ in range(100):
+        found = await scrape(served)
+        if key in found:
+            break
+    assert found[key] == 1
+    assert found["vllm:request_success_total", (("finished_reason", "abort"), ("model_name", "base"))] == 1
+    assert found["tunery_requests_in_flight", ()] == 0
+    assert "tunery_request_seconds_count" not in {name for name, _ in found}, "it never got a whole answer"
+
+
+def test_the_documentation_has_every_metric_with_its_labels() -> None:
+    metrics = Metrics()
+    wanted = set()
+    for collector in metrics.registry._collector_to_names:
+        for family in collector.collect():
+            labels = getattr(collector, "_labelnames", ("max_lora", "running_lora_adapters", "waiting_lora_adapters"))
+            suffix = "_total" if family.type == "counter" else ""
+            shown = ", ".join(f"`{label}`" for label in labels) or "none"
+            wanted.add(f"| `{family.name}{suffix}` | {family.type} | {shown} | {family.documentation} |")
+    written = (Path(__file__).parents[3] / "docs" / "metrics.md").read_text()
+    assert {line for line in written.splitlines() if line.startswith("| `")} == wanted
