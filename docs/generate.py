@@ -1,0 +1,102 @@
+"""Writes the parts of the documentation that the code knows better: settings, hooks, parameters. A test holds them to the code.
+
+python docs/generate.py           rewrite them
+python docs/generate.py --check   exit with 1 if any would change
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from tunery.plugins import hookspecs
+from tunery.plugins.manager import load_plugins
+from tunery.registry.settings import Settings
+
+DOCS = Path(__file__).parent
+
+
+def settings_table() -> str:
+    """Every setting with its default."""
+    rows = ["| setting | default | |", "|---|---|---|"]
+    for section in msgspec.structs.fields(Settings):
+        helps = _option_helps() if section.name == "serve" else {}
+        for field in msgspec.structs.fields(section.type):
+            rows.append(f"| `{section.name}.{field.name}` | `{field.default}` | {helps.get(field.name, '')} |")
+    return "\n".join(rows)
+
+
+def hooks_table() -> str:
+    """Every hook with its arguments and the first sentence of its documentation."""
+    rows = ["| hook | arguments | |", "|---|---|---|"]
+    for name, function in vars(hookspecs).items():
+        if getattr(function, "tunery_spec", None) is not None:
+            arguments = ", ".join(f"`{argument}`" for argument in inspect.signature(function).parameters)
+            rows.append(f"| `{name}` | {arguments} | {' '.join((function.__doc__ or '').split())} |")
+    return "\n".join(rows)
+
+
+def parameters_table() -> str:
+    """Every parameter of the built-in trainers with its defaults."""
+    trainers = load_plugins(allow=()).trainers()
+    names = list(trainers)
+    values = {
+        name: {f.name: f.default for f in msgspec.structs.fields(info.parameters)} for name, info in trainers.items()
+    }
+    every = list(dict.fromkeys(parameter for name in names for parameter in values[name]))
+    rows = [f"| parameter | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
+    for parameter in every:
+        cells = [f"`{values[name][parameter]}`" if parameter in values[name] else "" for name in names]
+        rows.append(f"| `{parameter}` | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+PARTS: dict[str, tuple[str, Callable[[], str]]] = {
+    "settings": ("operations.md", settings_table),
+    "hooks": ("plugins.md", hooks_table),
+    "parameters": ("plugins.md", parameters_table),
+}
+
+
+def filled(text: str, part: str, content: str) -> str:
+    """`text` with the marked part replaced."""
+    begin, end = f"<!-- {part} -->", f"<!-- end of {part} -->"
+    pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
+    if not pattern.search(text):
+        raise SystemExit(f"the part {part!r} is not marked")
+    return pattern.sub(lambda match: f"{begin}\n{content}\n{end}", text)
+
+
+def outdated() -> list[str]:
+    """Files that differ from what the code says, rewritten unless only checking."""
+    changed = []
+    for part, (name, content) in PARTS.items():
+        path = DOCS / name
+        before = path.read_text()
+        after = filled(before, part, content())
+        if after != before:
+            changed.append(f"{name}: {part}")
+            if "--check" not in sys.argv:
+                path.write_text(after)
+    return changed
+
+
+def _option_helps() -> dict[str, str]:
+    """What `tunery serve --help` says of each option, defaults left out."""
+    from tunery.gateway.cli.serve import serve
+
+    return {
+        str(option.name): re.sub(r"\s*\[default:.*", "", getattr(option, "help", None) or "") for option in serve.params
+    }
+
+
+if __name__ == "__main__":
+    changed = outdated()
+    for line in changed:
+        sys.stdout.write(f"{'outdated' if '--check' in sys.argv else 'rewrote'} {line}\n")
+    sys.exit(1 if changed and "--check" in sys.argv else 0)
