@@ -27,7 +27,7 @@ def settings_table() -> str:
     for section in msgspec.structs.fields(Settings):
         helps = _option_helps() if section.name == "serve" else {}
         for field in msgspec.structs.fields(section.type):
-            rows.append(f"| `{section.name}.{field.name}` | `{field.default}` | {helps.get(field.name, '')} |")
+            rows += [f"| `{section.name}.{field.name}` | `{field.default}` | {helps.get(field.name, '')} |"]
     return "\n".join(rows)
 
 

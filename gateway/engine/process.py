@@ -42,8 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", required=True)
     options = parser.parse_args(arguments)
     _die_with_parent()
-    # Ctrl-C in a terminal reaches the whole group; the gateway decides when the engine ends.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A signal to the whole group (Ctrl-C, a service manager) must not cut a drain short: the gateway decides when the engine ends.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     tune_allocator()
     hush()
     config = msgspec.json.decode(options.config, type=EngineConfig)

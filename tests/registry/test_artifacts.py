@@ -63,6 +63,7 @@ def test_tensors_that_do_not_fit(
     [
         ({"peft_type": "LOHA"}, "unsupported_adapter"),
         ({"auto_mapping": {"base_model_class": "Evil"}}, "artifact_unsafe"),
+        ({"auto_mapping": {"base_model_class": "Evil", "parent_library": "transformers_evil.x"}}, "artifact_unsafe"),
         ({"tunery_base_digest": "c" * 64}, "wrong_base"),
     ],
 )
@@ -71,6 +72,11 @@ def test_configurations_that_are_refused(
 ) -> None:
     folder = make_adapter(tmp_path / "bad", **config)
     assert refused(registry, folder, base).code == code
+
+
+def test_a_note_of_transformers_own_class_is_harmless(registry: Registry, base: Base, tmp_path: Path) -> None:
+    mapping = {"base_model_class": "LlamaForCausalLM", "parent_library": "transformers.models.llama.modeling_llama"}
+    publish(registry, make_adapter(tmp_path / "good", auto_mapping=mapping), base)
 
 
 def test_whole_norms_and_embedding_pairs_are_welcome(registry: Registry, base: Base, tmp_path: Path) -> None:
