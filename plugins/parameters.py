@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from tunery.registry.errors import InvalidInput, UnknownName
+from tunery.registry.values import read_value
 
 __all__ = ["TrainingParameters", "read_parameters"]
 
@@ -58,9 +59,9 @@ def read_parameters(kind: type[P], values: Mapping[str, Any]) -> P:
     for field in msgspec.structs.fields(kind):
         if field.name in values:
             try:
-                good[field.name] = msgspec.convert(values[field.name], field.type, strict=False)
-            except msgspec.ValidationError as error:
-                problems.append(f"parameter {field.name}={values[field.name]!r}: {error}")
+                good[field.name] = read_value(field.name, values[field.name], field.type)
+            except InvalidInput as error:
+                problems.append(error.message)
     if problems:
         raise InvalidInput("\n".join(problems), code="invalid_parameter")
     return kind(**good)

@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Meta
 
 from tunery.registry.errors import InvalidInput, UnknownName
+from tunery.registry.values import read_value
 
 __all__ = ["ServeSettings", "Settings", "read_settings"]
 
@@ -119,7 +120,7 @@ def _section(kind: Any, section: str, values: Mapping[str, Any], problems: list[
             problems.append(str(UnknownName("setting", f"{section}.{name}", (f"{section}.{other}" for other in known))))
             continue
         try:
-            good[name] = msgspec.convert(value, known[name], strict=False)
-        except msgspec.ValidationError as error:
-            problems.append(f"{section}.{name} = {value!r}: {error}")
+            good[name] = read_value(f"{section}.{name}", value, known[name])
+        except InvalidInput as error:
+            problems.append(error.message)
     return kind(**good)

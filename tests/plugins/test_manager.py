@@ -171,11 +171,11 @@ class _Selectable(list[EntryPoint]):
 
 def test_parameters_report_every_problem_at_once() -> None:
     with pytest.raises(InvalidInput) as caught:
-        read_parameters(TrainingParameters, {"learning_rat": "1", "epochs": "-2", "batch_size": "many", "seed": "3"})
+        read_parameters(TrainingParameters, {"learning_rat": "1", "epochs": "-2", "schedule": "cosin", "seed": "3"})
     said = caught.value.message
     assert "unknown parameter 'learning_rat': did you mean 'learning_rate'?" in said
     assert "epochs='-2'" in said
-    assert "batch_size='many'" in said
+    assert "schedule='cosin': did you mean 'cosine'?" in said
     assert caught.value.code == "invalid_parameter"
 
 

@@ -1,0 +1,100 @@
+"""`tunery train` and `tunery bench` as processes: a version from a file, and every mistake told before anything is trained."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.gateway.cli.test_adapters import tunery
+from tests.plugins.training.conftest import write_rows
+from tunery.registry import Base
+from tunery.registry.home import Home
+from tunery.registry.registry import Registry
+
+QUICK = ("--set", "precision=float32", "--set", "max_steps=2", "--set", "r=4")
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    return write_rows(tmp_path / "rows.jsonl", 20)
+
+
+def test_a_file_becomes_a_version(home: Home, registry: Registry, tiny_base: Base, rows: Path) -> None:
+    done = tunery(
+        home, "train", "--base", "tiny", "--data", str(rows), "--name", "acme/support", "--alias", "production", *QUICK
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("acme/support@1  ")
+    assert "held-out loss" in done.stdout
+    version = registry.resolve("acme/support@production")
+    assert version.manifest["parameters"]["r"] == 4
+    more = tunery(
+        home,
+        "train",
+        "--base",
+        "tiny",
+        "--data",
+        str(rows),
+        "--name",
+        "acme/support",
+        "--from",
+        "acme/support",
+        *QUICK,
+        "--json",
+    )
+    assert json.loads(more.stdout)["number"] == 2
+    assert registry.resolve("acme/support").number == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["--method", "lorra"], 2, "unknown trainer 'lorra': did you mean 'lora'"),
+        (["--set", "learning_rat=1"], 2, "unknown parameter 'learning_rat': did you mean 'learning_rate'"),
+        (["--set", "r=zero"], 2, "r='zero'"),
+        (["--set", "r"], 2, "NAME=VALUE"),
+        (["--base", "tinny"], 2, "unknown base 'tinny'"),
+        (["--name", "Not A Name"], 2, "tenant/name"),
+        (["--from", "acme/other"], 3, "acme/other"),
+        (["--data", "/no/such/file"], 2, "/no/such/file"),
+        (["--resume", "job-x"], 3, "job-x"),
+    ],
+)
+def test_mistakes_are_told_and_nothing_is_trained(
+    home: Home, registry: Registry, tiny_base: Base, rows: Path, arguments: list[str], code: int, says: str
+) -> None:
+    given = {"--base": "tiny", "--data": str(rows), "--name": "acme/support"}
+    given = {name: value for name, value in given.items() if name not in arguments}
+    done = tunery(home, "train", *[word for pair in given.items() for word in pair], *arguments)
+    assert (done.returncode, done.stdout) == (code, ""), done.stderr
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (registry.versions(), registry.jobs()) == ([], [])
+
+
+def test_a_broken_file_ends_with_two_and_every_bad_line(
+    home: Home, registry: Registry, tiny_base: Base, rows: Path
+) -> None:
+    with rows.open("a") as file:
+        file.write('{oops\n{"messages": []}\n')
+    done = tunery(home, "train", "--base", "tiny", "--data", str(rows), "--name", "acme/support")
+    assert done.returncode == 2
+    assert "rows.jsonl:21:" in done.stderr
+    assert "rows.jsonl:22:" in done.stderr
+    assert (registry.versions(), registry.jobs()) == ([], [])
+
+
+def test_the_benchmarks_print_one_json_object(home: Home, registry: Registry, tiny_base: Base, rows: Path) -> None:
+    size = ("--adapters", "3", "--rank", "4", "--batch", "4", "--prompt", "8", "--new", "4")
+    served = json.loads(tunery(home, "bench", "serve", "--base", "tiny", *size, "--quant", "none", "--json").stdout)
+    assert served["workload"] == {"adapters": 3, "rank": 4, "batch": 4, "prompt": 8, "new": 4, "seed": 0}
+    assert min(served["decode_tok_s"], served["prefill_tok_s"], served["ttft_ms"]) > 0
+    trained = json.loads(
+        tunery(home, "bench", "train", "--base", "tiny", "--data", str(rows), "--steps", "3", "--json").stdout
+    )
+    assert trained["steps"] == 3
+    assert min(trained["useful_tok_s"], trained["peak_gb"]) > 0
+    wrong = tunery(home, "bench", "serve", "--base", "tiny", "--quant", "nf5", "--json")
+    assert (wrong.returncode, "nf4" in wrong.stderr) == (2, True)
