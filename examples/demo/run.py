@@ -46,7 +46,8 @@ def main() -> None:
     )
     train("full", "initech/finder", files["finder"], epochs=1, learning_rate=5e-5)
     train("lora", "acme/docs", files["docs-more"], "--from", "acme/docs@1", number=2, epochs=1, learning_rate=3e-4)
-    tunery("adapters", "alias", "acme/docs", "production", "1")
+    if json.loads(capture("adapters", "show", "acme/docs@production", "--json"))["number"] != 1:
+        tunery("adapters", "alias", "acme/docs", "production", "1", "--reason", "once more")
     heading("What the registry has")
     tunery("adapters", "list", "acme/docs")
     tunery("adapters", "list")
