@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
+import msgspec
 from sqlalchemy import ColumnElement, Connection, delete, insert, select
 
 from tunery.registry import schema
 from tunery.registry.errors import Conflict, InvalidInput, NotFound, near
 from tunery.registry.names import check_alias
-from tunery.registry.records import AliasMove
+from tunery.registry.records import AliasMove, MoveKind
 from tunery.registry.rows import alias_map, to_move
 
 __all__ = ["ANY", "Expected", "drop", "history", "move", "previous"]
@@ -30,6 +31,7 @@ def move(
     at: float,
     expected: Expected = ANY,
     reason: str = "",
+    kind: MoveKind = "move",
 ) -> AliasMove:
     """Point `alias` at `number`; raise Conflict when it is not where `expected` says (None: it does not exist)."""
     check_alias(alias)
@@ -41,7 +43,7 @@ def move(
     before = _expect(connection, adapter, alias, expected)
     connection.execute(delete(schema.aliases).where(*_which(adapter, alias)))
     connection.execute(insert(schema.aliases).values(adapter=adapter, alias=alias, number=number))
-    return _record(connection, adapter, alias, before, number, actor, at, reason)
+    return _record(connection, adapter, alias, before, number, actor, at, reason, kind)
 
 
 def drop(
@@ -59,7 +61,7 @@ def drop(
     if before is None:
         raise NotFound(f"{adapter} has no alias {alias!r}: {near(alias, alias_map(connection, adapter))}")
     connection.execute(delete(schema.aliases).where(*_which(adapter, alias)))
-    return _record(connection, adapter, alias, before, None, actor, at, reason)
+    return _record(connection, adapter, alias, before, None, actor, at, reason, "drop")
 
 
 def history(connection: Connection, adapter: str, alias: str | None = None) -> list[AliasMove]:
@@ -74,24 +76,27 @@ def history(connection: Connection, adapter: str, alias: str | None = None) -> l
 def previous(connection: Connection, adapter: str, alias: str) -> int:
     """Where a rollback leads: the last target before the present one that still exists and is another.
 
-    Rolling back twice goes back two targets, not forth again.
+    Rolling back twice goes back two targets, not forth again; a dropped alias comes back to where it was.
     """
     now = alias_map(connection, adapter).get(alias)
-    stack: list[int] = []
-    for step in history(connection, adapter, alias):
-        if step.reason.startswith(ROLLBACK) and len(stack) > 1:
-            stack.pop()
-        if step.after is not None and (not stack or stack[-1] != step.after):
-            stack.append(step.after)
     found = schema.versions.c
     alive = set(connection.scalars(select(found.number).where(found.adapter == adapter)))
-    for number in reversed(stack):
+    for number in reversed(_trail(history(connection, adapter, alias))):
         if number != now and number in alive:
             return number
     raise InvalidInput(f"{adapter}@{alias} has no earlier version to go back to", code="nothing_to_roll_back")
 
 
-ROLLBACK: Final = "rollback"
+def _trail(moves: list[AliasMove]) -> list[int]:
+    """The targets that led to the present one; what was rolled back from is no longer among them."""
+    trail: list[int] = []
+    for move in moves:
+        if move.kind == "rollback":
+            while trail and trail[-1] != move.after:
+                trail.pop()
+        if move.after is not None and trail[-1:] != [move.after]:
+            trail.append(move.after)
+    return trail
 
 
 def _expect(connection: Connection, adapter: str, alias: str, expected: Expected) -> int | None:
@@ -114,13 +119,19 @@ def _record(
     actor: str,
     at: float,
     reason: str,
+    kind: MoveKind,
 ) -> AliasMove:
-    moved = AliasMove(adapter=adapter, alias=alias, before=before, after=after, moved_at=at, actor=actor, reason=reason)
-    connection.execute(
-        insert(schema.alias_moves).values(
-            adapter=adapter, alias=alias, before=before, after=after, moved_at=at, actor=actor, reason=reason
-        )
+    moved = AliasMove(
+        adapter=adapter,
+        alias=alias,
+        before=before,
+        after=after,
+        moved_at=at,
+        actor=actor,
+        reason=reason,
+        kind=kind,
     )
+    connection.execute(insert(schema.alias_moves).values(**msgspec.structs.asdict(moved)))
     return moved
 
 

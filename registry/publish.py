@@ -110,7 +110,16 @@ def commit(database: Database, blobs: BlobStore, draft: Draft, *, at: float, wat
         ]
         connection.execute(insert(schema.files), rows)
         if draft.alias is not None:
-            aliases.move(connection, draft.adapter, draft.alias, number, actor=draft.actor, at=at, reason="published")
+            aliases.move(
+                connection,
+                draft.adapter,
+                draft.alias,
+                number,
+                actor=draft.actor,
+                at=at,
+                reason="published",
+                kind="publish",
+            )
         watch("commit")
     watch("done")
     return Version(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
-__all__ = ["AliasMove", "Base", "FileEntry", "Job", "Version"]
+__all__ = ["AliasMove", "Base", "FileEntry", "Job", "MoveKind", "Version"]
+
+MoveKind = Literal["move", "publish", "rollback", "drop"]
+"""Why an alias moved: by hand, with a new version, back to where it was, or away."""
 
 
 class FileEntry(msgspec.Struct, frozen=True, order=True):
@@ -73,6 +76,7 @@ class AliasMove(msgspec.Struct, frozen=True, kw_only=True):
     moved_at: float
     actor: str
     reason: str = ""
+    kind: MoveKind = "move"
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):

@@ -207,12 +207,22 @@ class Registry:
                 reason=reason,
             )
 
-    def rollback(self, adapter: str, alias: str = PRODUCTION, *, actor: str) -> AliasMove:
+    def rollback(
+        self, adapter: str, alias: str = PRODUCTION, *, actor: str, expected: Expected = ANY, reason: str = "rollback"
+    ) -> AliasMove:
         """Point an alias where it pointed before; itself a recorded move."""
         with self._database.write() as connection:
             number = aliases.previous(connection, check_adapter(adapter), alias)
             return aliases.move(
-                connection, adapter, alias, number, actor=actor, at=self._clock(), reason=aliases.ROLLBACK
+                connection,
+                adapter,
+                alias,
+                number,
+                actor=actor,
+                at=self._clock(),
+                expected=expected,
+                reason=reason,
+                kind="rollback",
             )
 
     def history(self, adapter: str, alias: str | None = None) -> list[AliasMove]:

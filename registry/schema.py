@@ -19,7 +19,7 @@ from sqlalchemy import (
 
 __all__ = ["HEAD", "adapters", "alias_moves", "aliases", "bases", "files", "jobs", "metadata", "versions"]
 
-HEAD = "0001"
+HEAD = "0002"
 """The migration this code is written for."""
 
 metadata = MetaData()
@@ -92,6 +92,7 @@ alias_moves = Table(
     Column("moved_at", Float, nullable=False),
     Column("actor", String(200), nullable=False),
     Column("reason", Text, nullable=False),
+    Column("kind", String(16), nullable=False, server_default="move"),
 )
 
 jobs = Table(

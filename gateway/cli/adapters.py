@@ -118,11 +118,14 @@ def history(adapter: str, alias: str | None, as_json: bool) -> None:
 @adapters.command("rollback")
 @click.argument("adapter")
 @click.argument("alias", default=PRODUCTION)
+@click.option("--expect", type=int, help="Only if it points to this version now.")
+@click.option("--reason", default="rollback", help="Why; kept in the history.")
 @as_json
-def rollback(adapter: str, alias: str, as_json: bool) -> None:
+def rollback(adapter: str, alias: str, expect: int | None, reason: str, as_json: bool) -> None:
     """Point ALIAS (production) where it pointed before."""
+    expectation: dict[str, Any] = {} if expect is None else {"expected": expect or None}
     with open_registry() as registry:
-        moved = registry.rollback(adapter, alias, actor=actor())
+        moved = registry.rollback(adapter, alias, actor=actor(), reason=reason, **expectation)
     if as_json:
         print_json(moved)
     else:

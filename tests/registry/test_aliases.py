@@ -54,6 +54,32 @@ def test_rollback_passes_over_removed_versions(registry: Registry, publish: Publ
     assert registry.rollback("acme/support", actor="ops").after == 1
 
 
+def test_no_reason_can_pass_for_a_rollback(registry: Registry, publish: Publish) -> None:
+    for seed in (1, 2):
+        publish(seed=seed, alias="production")
+    registry.move_alias("acme/support", "production", 1, actor="a", reason="rollback of a bad release")
+    assert registry.rollback("acme/support", actor="ops").after == 2
+    assert [move.kind for move in registry.history("acme/support")] == ["publish", "publish", "move", "rollback"]
+
+
+def test_rollback_never_goes_forth_again_even_past_removed_versions(registry: Registry, publish: Publish) -> None:
+    for seed in (1, 2, 3, 4):
+        publish(seed=seed, alias="production")
+    registry.remove("acme/support@3", actor="ops")
+    assert registry.rollback("acme/support", actor="ops").after == 2
+    assert registry.rollback("acme/support", actor="ops").after == 1
+    with pytest.raises(InvalidInput, match="no earlier version"):
+        registry.rollback("acme/support", actor="ops")
+
+
+def test_a_rollback_that_looked_at_an_old_state_is_refused(registry: Registry, publish: Publish) -> None:
+    for seed in (1, 2, 3):
+        publish(seed=seed, alias="production")
+    with pytest.raises(Conflict, match="points to 3, not to 2"):
+        registry.rollback("acme/support", actor="ops", expected=2)
+    assert registry.rollback("acme/support", actor="ops", expected=3, reason="slow").reason == "slow"
+
+
 def test_an_alias_needs_a_version_that_exists(registry: Registry, publish: Publish) -> None:
     publish()
     with pytest.raises(NotFound, match="no version 7; it has: 1"):
@@ -76,6 +102,7 @@ class AgainstAModel(RuleBasedStateMachine):
         self.last = 0
         self.alive: set[int] = set()
         self.pointing: dict[str, int] = {}
+        self.trail: dict[str, list[int]] = {"production": [], "canary": []}
         self.moves = 0
 
     @rule(alias=st.sampled_from([None, "production", "canary"]))
@@ -87,19 +114,47 @@ class AgainstAModel(RuleBasedStateMachine):
         assert version.number == self.last
         self.alive.add(self.last)
         if alias:
-            self.pointing[alias] = self.last
-            self.moves += 1
+            self._moved(alias, self.last)
+
+    def _moved(self, alias: str, number: int) -> None:
+        self.pointing[alias] = number
+        self.trail[alias].append(number)
+        self.moves += 1
 
     @precondition(lambda self: self.last)
     @rule(alias=st.sampled_from(["production", "canary"]), number=st.integers(1, 6))
     def move(self, alias: str, number: int) -> None:
         if number in self.alive:
             self.registry.move_alias("a/b", alias, number, actor="t", expected=self.pointing.get(alias))
-            self.pointing[alias] = number
-            self.moves += 1
+            self._moved(alias, number)
         else:
             with pytest.raises(NotFound):
                 self.registry.move_alias("a/b", alias, number, actor="t")
+
+    @precondition(lambda self: self.pointing)
+    @rule(alias=st.sampled_from(["production", "canary"]))
+    def drop(self, alias: str) -> None:
+        if alias not in self.pointing:
+            with pytest.raises(NotFound):
+                self.registry.drop_alias("a/b", alias, actor="t")
+            return
+        self.registry.drop_alias("a/b", alias, actor="t")
+        del self.pointing[alias]
+        self.moves += 1
+
+    @precondition(lambda self: self.last)
+    @rule(alias=st.sampled_from(["production", "canary"]))
+    def roll_back(self, alias: str) -> None:
+        trail, now = self.trail[alias], self.pointing.get(alias)
+        left = next((n for n in range(len(trail), 0, -1) if trail[n - 1] != now and trail[n - 1] in self.alive), 0)
+        if not left:
+            with pytest.raises(InvalidInput):
+                self.registry.rollback("a/b", alias, actor="t")
+            return
+        assert self.registry.rollback("a/b", alias, actor="t").after == trail[left - 1]
+        self.trail[alias] = trail[:left]
+        self.pointing[alias] = trail[left - 1]
+        self.moves += 1
 
     @precondition(lambda self: self.last)
     @rule(number=st.integers(1, 6))
@@ -132,4 +187,4 @@ class AgainstAModel(RuleBasedStateMachine):
 
 
 TestAgainstAModel = AgainstAModel.TestCase
-TestAgainstAModel.settings = settings(max_examples=12, stateful_step_count=15, deadline=None)
+TestAgainstAModel.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
