@@ -34,7 +34,7 @@ def test_commands_and_options_that_are_named_exist(page: Path) -> None:
     shown = "\n".join(re.findall(r"^(?:    |\$ ).*$|`[^`\n]+`", page.read_text(), re.MULTILINE))
     for line in shown.splitlines():
         match = re.search(r"\btunery ([a-z]+)(?: ([a-z]+))?", line)
-        if match is None or "tunery-" in line:
+        if match is None or "tunery-" in line or line.lstrip().startswith("=="):
             continue
         command = cli.get_command(click.Context(cli), match[1])
         assert command is not None, line
