@@ -37,13 +37,11 @@ class BlobStore:
         try:
             sha256, size = _copy(source, staged)
             target = self.path(sha256)
-            if not self._has(sha256, size):
-                target.parent.mkdir(parents=True, exist_ok=True)
-                staged.rename(target)
-                _sync_folder(target.parent)
-            else:
-                # A reused blob counts as new, so that a collection under way leaves it alone.
-                os.utime(target)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            # Also over a blob that is there: that mends a damaged one, and a collection takes it for new.
+            staged.rename(target)
+            _sync_folder(target.parent)
+            _sync_folder(self._folder)
         except OSError as error:
             raise StorageFailed(_reason(error, name), code=_code(error)) from error
         finally:
@@ -66,12 +64,6 @@ class BlobStore:
         """Every blob's digest and path."""
         for path in sorted(self._folder.glob("??/*")):
             yield path.name, path
-
-    def _has(self, sha256: str, size: int) -> bool:
-        try:
-            return self.path(sha256).stat().st_size == size
-        except OSError:
-            return False
 
 
 def _copy(source: Path, target: Path) -> tuple[str, int]:

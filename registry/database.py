@@ -44,8 +44,10 @@ class Database:
             connection.exec_driver_sql("BEGIN")
             try:
                 yield connection
+            except DatabaseError as error:
+                raise StorageFailed(f"{self._path} could not be read: {error.orig}") from error
             finally:
-                connection.exec_driver_sql("ROLLBACK")
+                _roll_back(connection)
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
@@ -60,7 +62,7 @@ class Database:
             try:
                 yield connection
                 connection.exec_driver_sql("COMMIT")
-            except OperationalError as error:
+            except DatabaseError as error:
                 _roll_back(connection)
                 raise StorageFailed(f"{self._path} could not be written: {error.orig}; nothing was changed") from error
             except BaseException:

@@ -9,7 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from sqlalchemy import Connection, delete, insert, select, update
+import msgspec
+from sqlalchemy import Connection, and_, delete, func, insert, select, update
 
 from tunery.registry import aliases, publish, schema, upkeep
 from tunery.registry.aliases import ANY, Expected
@@ -19,7 +20,7 @@ from tunery.registry.errors import Conflict, NotFound, StorageFailed, near
 from tunery.registry.home import Home
 from tunery.registry.names import PRODUCTION, Reference, check_adapter, parse_reference
 from tunery.registry.records import AliasMove, Base, Job, Version
-from tunery.registry.rows import alias_map, to_base, to_job, to_version
+from tunery.registry.rows import alias_map, to_base, to_job, to_versions
 from tunery.registry.upkeep import Collected, Problem
 
 __all__ = ["Registry"]
@@ -117,7 +118,7 @@ class Registry:
         if adapter is not None:
             query = query.where(found.adapter == adapter)
         with self._database.read() as connection:
-            return [to_version(connection, row) for row in connection.execute(query)]
+            return to_versions(connection, query)
 
     def adapters(self) -> list[str]:
         """Names of the adapters that have a version, sorted."""
@@ -128,32 +129,45 @@ class Registry:
 
     def latest(self) -> list[Version]:
         """What each adapter's bare name means now, by adapter."""
-        return [self.resolve(Reference(adapter)) for adapter in self.adapters()]
+        found, alias = schema.versions.c, schema.aliases.c
+        newest = select(found.adapter, func.max(found.number).label("number")).group_by(found.adapter).subquery()
+        meant = func.coalesce(alias.number, newest.c.number)
+        query = (
+            select(schema.versions)
+            .join(newest, newest.c.adapter == found.adapter)
+            .outerjoin(schema.aliases, and_(alias.adapter == found.adapter, alias.alias == PRODUCTION))
+            .where(found.number == meant)
+            .order_by(found.adapter)
+        )
+        with self._database.read() as connection:
+            return to_versions(connection, query)
 
     def by_digest(self, digest: str) -> Version:
-        """The newest version with this digest, or with a digest that begins so."""
+        """The newest version with this digest, or with a digest that begins so (8 characters at least)."""
         found = schema.versions.c
-        query = select(schema.versions).where(found.digest.startswith(digest, autoescape=True))
+        # A range, so that the index is used.
+        begins = and_(found.digest >= digest, found.digest <= digest + "g")
+        query = select(schema.versions).where(begins).order_by(found.created_at.desc(), found.number.desc()).limit(1)
         with self._database.read() as connection:
-            row = connection.execute(query.order_by(found.created_at.desc())).first()
-            if row is None or len(digest) < 8:
-                raise NotFound(f"no version has a digest that begins with {digest!r} (8 characters at least)")
-            return to_version(connection, row)
+            versions = to_versions(connection, query) if len(digest) >= 8 else []
+        if not versions:
+            raise NotFound(f"no version has a digest that begins with {digest!r} (8 characters at least)")
+        return versions[0]
 
     def files(self, version: Version) -> dict[str, Path]:
         """Where each file of a version lies on disk."""
         return {entry.path: self.blobs.path(entry.sha256) for entry in version.files}
 
     def export(self, version: Version, folder: Path, *, include: Collection[str] | None = None) -> None:
-        """Write a version's files into `folder`, as hard links where the file system allows it."""
+        """Write a version's files into `folder`: copies, so that whoever changes them does not change the registry's."""
         for name, blob in self.files(version).items():
             if include is None or name in include:
                 target = folder / name
-                target.parent.mkdir(parents=True, exist_ok=True)
                 try:
-                    target.hardlink_to(blob)
-                except OSError:
+                    target.parent.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(blob, target)
+                except OSError as error:
+                    raise StorageFailed(f"{version.name}: {name} could not be written: {error.strerror}") from error
 
     def remove(self, reference: str, *, actor: str, force: bool = False) -> Version:
         """Forget a version; its number is not used again. Refused while an alias points at it, unless forced."""
@@ -250,7 +264,7 @@ class Registry:
             found = schema.bases.c
             row = connection.execute(select(schema.bases).where(found.digest == base.digest)).first()
             if row is not None:
-                return to_base(row)
+                return self._found_again(connection, to_base(row), base)
             taken = connection.execute(select(schema.bases).where(found.name == base.name)).first()
             if taken is not None:
                 raise Conflict(
@@ -325,6 +339,13 @@ class Registry:
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
+    def _found_again(self, connection: Connection, known: Base, base: Base) -> Base:
+        """The base as recorded; when its folder is gone, it now lies where it was found again."""
+        if Path(known.path).is_dir() or not Path(base.path).is_dir():
+            return known
+        connection.execute(update(schema.bases).where(schema.bases.c.digest == known.digest).values(path=base.path))
+        return msgspec.structs.replace(known, path=base.path)
+
     def _pointed(self, connection: Connection, wanted: Reference) -> int | None:
         """The number behind an alias; without one, production's or else the newest version's."""
         pointing = alias_map(connection, wanted.adapter)
@@ -339,10 +360,8 @@ class Registry:
 
     def _find(self, connection: Connection, adapter: str, number: int | None) -> Version | None:
         found = schema.versions.c
-        row = connection.execute(
-            select(schema.versions).where(found.adapter == adapter, found.number == number)
-        ).first()
-        return None if row is None else to_version(connection, row)
+        query = select(schema.versions).where(found.adapter == adapter, found.number == number)
+        return next(iter(to_versions(connection, query)), None)
 
     def _hint(self, adapter: str) -> str:
         """What there is instead."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tests.registry.artifacts import make_adapter
@@ -120,3 +121,41 @@ def test_a_damaged_database_is_named(tmp_path: Path) -> None:
     home.database.write_bytes(b"not a database" * 100)
     with pytest.raises(StorageFailed, match=r"registry\.db"):
         Registry.open(home)
+
+
+def test_the_list_says_what_each_bare_name_means(registry: Registry, publish: Publish) -> None:
+    for adapter in ("acme/support", "globex/tickets"):
+        for seed in (1, 2, 3):
+            publish(adapter, seed=seed, alias="canary")
+    registry.move_alias("acme/support", "production", 2, actor="test")
+    latest = registry.latest()
+    assert [version.name for version in latest] == ["acme/support@2", "globex/tickets@3"]
+    assert latest == [registry.resolve(name) for name in ("acme/support", "globex/tickets")]
+    assert [version.aliases for version in latest] == [("production",), ("canary",)]
+    assert registry.versions("acme/support") == [registry.version("acme/support", n) for n in (1, 2, 3)]
+
+
+def test_what_is_done_to_an_exported_copy_does_not_reach_the_registry(
+    registry: Registry, publish: Publish, tmp_path: Path
+) -> None:
+    version = publish(seed=5)
+    registry.export(version, tmp_path / "out")
+    with (tmp_path / "out" / "adapter_model.safetensors").open("r+b") as file:
+        file.write(b"scribble")
+    assert registry.verify() == []
+
+
+def test_publishing_again_mends_a_damaged_blob(registry: Registry, publish: Publish) -> None:
+    version = publish(seed=1)
+    path = registry.files(version)["adapter_model.safetensors"]
+    path.write_bytes(b"x" * path.stat().st_size)
+    assert registry.verify() != []
+    publish(seed=1)
+    assert registry.verify() == []
+
+
+def test_a_base_that_moved_is_found_where_it_is_now(registry: Registry, base: Base, tmp_path: Path) -> None:
+    Path(base.path).rename(tmp_path / "elsewhere")
+    moved = msgspec.structs.replace(base, path=str(tmp_path / "elsewhere"))
+    assert registry.add_base(moved) == moved
+    assert registry.base(base.name) == moved
