@@ -1,8 +1,9 @@
 """Owns finding plugins and calling them; the only module that touches pluggy, so that domain code makes typed calls.
 
 Entry points of the group `tunery` are loaded one by one: a broken plugin is reported by name and the rest load. Built-in
-plugins are entry points like any other. `TUNERY_PLUGINS`, a list of names separated by commas, allows only those beyond the
-built-in ones (empty: none).
+plugins are entry points like any other, loaded first, then the others by package and name, so that who keeps a name does not
+depend on the order of a folder. `TUNERY_PLUGINS`, a list of names separated by commas, allows only those beyond the built-in
+ones (empty: none); a listed name that is not installed is reported.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import pluggy
 
 from tunery.plugins import hookspecs
 from tunery.plugins.hookspecs import API_VERSION, BaseSource, FormatInfo, TrainerInfo
-from tunery.registry.errors import InvalidInput, UnknownName
+from tunery.registry.errors import InvalidInput, UnknownName, near
 
 if TYPE_CHECKING:
     import click
@@ -50,8 +51,9 @@ class PluginRecord(msgspec.Struct, frozen=True, kw_only=True):
 class _Shelf(Generic[Descriptor]):
     """Descriptors of one kind by name, and whose they are."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, descriptor: type[Descriptor]) -> None:
         self.kind = kind
+        self._descriptor: type[Descriptor] = descriptor
         self.items: dict[str, Descriptor] = {}
         self._owners: dict[str, str] = {}
 
@@ -59,6 +61,10 @@ class _Shelf(Generic[Descriptor]):
         """The `register` callable that a plugin is handed."""
 
         def register(item: Descriptor) -> None:
+            if not isinstance(item, self._descriptor):
+                raise InvalidInput(
+                    f"a {self.kind} is described by a {self._descriptor.__name__}, not by {type(item).__name__}"
+                )
             if item.api_version > API_VERSION:
                 raise InvalidInput(
                     f"{self.kind} {item.name!r} was written for plugin API {item.api_version}, this Tunery offers "
@@ -89,17 +95,19 @@ class Plugins:
     def __init__(self) -> None:
         self._manager = pluggy.PluginManager(GROUP)
         self._manager.add_hookspecs(hookspecs)
-        self._bases: _Shelf[BaseSource] = _Shelf("base source")
-        self._formats: _Shelf[FormatInfo] = _Shelf("format")
-        self._trainers: _Shelf[TrainerInfo] = _Shelf("trainer")
+        self._bases: _Shelf[BaseSource] = _Shelf("base source", BaseSource)
+        self._formats: _Shelf[FormatInfo] = _Shelf("format", FormatInfo)
+        self._trainers: _Shelf[TrainerInfo] = _Shelf("trainer", TrainerInfo)
         self._records: list[PluginRecord] = []
 
     def add(self, plugin: object, name: str, *, distribution: str = "", version: str = "") -> None:
         """Register a loaded plugin; raise InvalidInput when it misspells a hook or registers something impossible."""
         shelves = (("bases", self._bases), ("formats", self._formats), ("trainers", self._trainers))
+        self._check_name(name)
         try:
             self._manager.register(plugin, name=name)
             self._check_spelling(plugin, name)
+            self._check_kinds(plugin, name)
             for hook, shelf in shelves:
                 implementation = _implementation(self._manager, f"register_{hook}", plugin)
                 if implementation is not None:
@@ -118,10 +126,13 @@ class Plugins:
         owner, version = distribution.metadata["Name"], distribution.version
         try:
             self.add(entry.load(), entry.name, distribution=owner, version=version)
-        except Exception as error:  # a third party's code may raise anything
-            reason = f"{type(error).__name__}: {error}"
-            log.warning("plugin %s (%s %s) is left out: %s", entry.name, owner, version, reason)
-            self._records.append(PluginRecord(name=entry.name, distribution=owner, version=version, error=reason))
+        except (Exception, SystemExit) as error:  # a third party's code may raise anything, and may try to exit
+            self._leave_out(entry.name, owner, version, f"{type(error).__name__}: {error}")
+
+    def report_missing(self, names: Iterable[str], known: Iterable[str]) -> None:
+        """Record the names that were asked for and are not installed."""
+        for name in sorted(names):
+            self._leave_out(name, "", "", f"TUNERY_PLUGINS names it and it is not installed: {near(name, known)}")
 
     def records(self) -> list[PluginRecord]:
         """Every plugin that was found, those left out included."""
@@ -164,6 +175,10 @@ class Plugins:
         """Tell every observer that a version is visible."""
         self._observe("version_published", {"version": version, "folder": folder})
 
+    def _leave_out(self, name: str, owner: str, version: str, reason: str) -> None:
+        log.warning("plugin %s (%s) is left out: %s", name, f"{owner} {version}".strip() or "no package", reason)
+        self._records.append(PluginRecord(name=name, distribution=owner, version=version, error=reason))
+
     def _observe(self, hook: str, values: dict[str, Any]) -> None:
         for implementation in getattr(self._manager.hook, hook).get_hookimpls():
             self._guarded(hook, implementation, values)
@@ -174,6 +189,20 @@ class Plugins:
             implementation.function(**{name: values[name] for name in implementation.argnames})
         except Exception:
             log.exception("plugin %s failed in %s", implementation.plugin_name, hook)
+
+    def _check_name(self, name: str) -> None:
+        """Two plugins of one name could not be told apart; the first keeps it."""
+        for record in self._records:
+            if record.name == name and record.error is None:
+                owner = f"{record.distribution} {record.version}".strip() or "another plugin"
+                raise InvalidInput(f"the plugin name {name!r} already belongs to {owner}: rename the entry point")
+
+    def _check_kinds(self, plugin: object, name: str) -> None:
+        """Wrappers are generators, which a host that calls one implementation at a time would never run."""
+        for caller in self._manager.get_hookcallers(plugin) or ():
+            for implementation in caller.get_hookimpls():
+                if implementation.plugin is plugin and (implementation.wrapper or implementation.hookwrapper):
+                    raise InvalidInput(f"plugin {name!r}: {caller.name} may not be a wrapper; write it as a function")
 
     def _check_spelling(self, plugin: object, name: str) -> None:
         """A hookimpl that matches no hook would never be called; name it, with the hooks it may have meant."""
@@ -188,14 +217,30 @@ def load_plugins(*, allow: Iterable[str] | None = None) -> Plugins:
     if allow is None and (listed := os.environ.get("TUNERY_PLUGINS")) is not None:
         allow = [name.strip() for name in listed.split(",") if name.strip()]
     allowed = None if allow is None else set(allow)
-    plugins, seen = Plugins(), set()
-    for distribution in distributions():
-        for entry in distribution.entry_points.select(group=GROUP):
-            ours = distribution.metadata["Name"] == DISTRIBUTION
-            if (entry.name, entry.value) not in seen and (ours or allowed is None or entry.name in allowed):
-                seen.add((entry.name, entry.value))
-                plugins.add_entry_point(entry, distribution)
+    plugins, found = Plugins(), _installed()
+    for entry, distribution in found:
+        if allowed is None or entry.name in allowed or _is_ours(distribution):
+            plugins.add_entry_point(entry, distribution)
+    names = {entry.name for entry, _ in found}
+    plugins.report_missing((allowed or set()) - names, names)
     return plugins
+
+
+def _installed() -> list[tuple[EntryPoint, Distribution]]:
+    """Every entry point, ours first; of a distribution that is on the path twice, only what would be imported."""
+    found: dict[str, list[tuple[EntryPoint, Distribution]]] = {}
+    for distribution in distributions():
+        entries = distribution.entry_points.select(group=GROUP)
+        if entries:
+            key = distribution.metadata["Name"].lower().replace("_", "-")
+            found.setdefault(key, [(entry, distribution) for entry in entries])
+    everything = [pair for pairs in found.values() for pair in pairs]
+    return sorted(everything, key=lambda pair: (not _is_ours(pair[1]), pair[1].metadata["Name"], pair[0].name))
+
+
+def _is_ours(distribution: Distribution) -> bool:
+    name: str = distribution.metadata["Name"]
+    return name == DISTRIBUTION
 
 
 def load_entrypoint(path: str) -> Any:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import types
-from collections.abc import Callable
-from importlib.metadata import Distribution, EntryPoint
+from collections.abc import Callable, Iterator
+from importlib.metadata import Distribution, EntryPoint, EntryPoints
 from typing import Any
 
 import click
@@ -76,9 +76,21 @@ def test_an_unknown_trainer_lists_near_ones() -> None:
         plugins.trainer("lorra")
 
 
-class _Broken(Distribution):
+class _Distribution(Distribution):
+    """An installed package of the given name, without files."""
+
     version = "1.2"
-    metadata = types.MappingProxyType({"Name": "broken-dist"})  # type: ignore[assignment]
+
+    def __init__(self, name: str = "broken-dist", *entries: EntryPoint) -> None:
+        self._name, self._entries = name, EntryPoints(entries)
+
+    @property
+    def metadata(self) -> Any:
+        return {"Name": self._name}
+
+    @property
+    def entry_points(self) -> EntryPoints:
+        return self._entries
 
     def read_text(self, filename: str) -> str | None:
         return None
@@ -89,7 +101,7 @@ class _Broken(Distribution):
 
 def test_a_broken_plugin_is_reported_by_name_and_the_rest_load(caplog: pytest.LogCaptureFixture) -> None:
     plugins = Plugins()
-    plugins.add_entry_point(EntryPoint("gone", "no.such.module", "tunery"), _Broken())
+    plugins.add_entry_point(EntryPoint("gone", "no.such.module", "tunery"), _Distribution())
     plugins.add(registering(trainer("fine")), "fine")
     gone, fine = plugins.records()
     assert (gone.name, gone.distribution, gone.version, fine.error) == ("gone", "broken-dist", "1.2", None)
@@ -151,22 +163,92 @@ def test_an_entry_point_that_cannot_be_loaded_is_named(path: str) -> None:
         load_entrypoint(path)
 
 
-def test_the_allow_list_keeps_others_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    theirs = EntryPoint("theirs", "tests.plugins.test_manager:JOB", "tunery")
-    distribution = _Broken()
-    monkeypatch.setattr(type(distribution), "entry_points", property(lambda self: _Selectable([theirs])))
+class _Entry(EntryPoint):
+    """An entry point that loads an object at hand, or raises it."""
+
+    def __new__(cls, name: str, loaded: object) -> _Entry:
+        entry = super().__new__(cls)
+        EntryPoint.__init__(entry, name, "module", "tunery")
+        vars(entry)["loaded"] = loaded
+        return entry
+
+    def __init__(self, name: str, loaded: object) -> None:
+        """Done already: entry points are immutable."""
+
+    def load(self) -> Any:
+        loaded = vars(self)["loaded"]
+        if isinstance(loaded, BaseException):
+            raise loaded
+        return loaded
+
+
+def test_a_second_plugin_of_a_name_takes_nothing_from_the_first() -> None:
+    plugins = load_plugins(allow=())
+    before = dict(plugins.trainers())
+    plugins.add_entry_point(_Entry("trainers", registering(trainer("theirs"))), _Distribution("their-dist"))
+    assert dict(plugins.trainers()) == before != {}
+    failed = plugins.records()[-1]
+    assert (failed.name, failed.distribution) == ("trainers", "their-dist")
+    assert "'trainers' already belongs to tunery" in str(failed.error)
+
+
+def test_a_plugin_that_exits_is_left_out_like_any_other() -> None:
+    plugins = Plugins()
+    plugins.add_entry_point(_Entry("rude", SystemExit(3)), _Distribution())
+    assert [record.error for record in plugins.records()] == ["SystemExit: 3"]
+
+
+def test_what_is_no_descriptor_is_refused_by_kind() -> None:
+    with pytest.raises(InvalidInput, match="a trainer is described by a TrainerInfo, not by dict"):
+        Plugins().add(plugin(register_trainers=lambda register: register({"name": "x"})), "p")
+
+
+def test_a_wrapper_is_refused_since_nobody_would_run_it() -> None:
+    @hookimpl(wrapper=True)
+    def job_event(event: dict[str, Any]) -> Iterator[None]:
+        yield
+
+    with pytest.raises(InvalidInput, match="job_event may not be a wrapper"):
+        Plugins().add(types.SimpleNamespace(job_event=job_event), "p")
+
+
+def test_arguments_that_a_hook_does_not_have_leave_the_plugin_out_and_nothing_behind() -> None:
+    plugins = Plugins()
+    own = registering(trainer("half"))
+    own.job_event = hookimpl(lambda job, evnt: None)
+    plugins.add_entry_point(_Entry("typo", own), _Distribution())
+    assert "evnt" in str(plugins.records()[0].error)
+    assert plugins.trainers() == {}
+    plugins.job_event(JOB, {"kind": "started"})
+
+
+def test_order_is_ours_first_then_by_name_and_a_package_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    lora = registering(trainer("lora"))
+    found = [
+        _Distribution("zeta", _Entry("z", lora)),
+        _Distribution("alpha", _Entry("a", registering(trainer("mine")))),
+        _Distribution("tunery", _Entry("core", registering(trainer("lora")))),
+        _Distribution("Alpha", _Entry("stale", SystemExit())),
+    ]
+    monkeypatch.setattr("tunery.plugins.manager.distributions", lambda: found)
+    plugins = load_plugins()
+    assert [record.name for record in plugins.records()] == ["core", "a", "z"]
+    assert "trainer 'lora' is already registered by 'core'" in str(plugins.records()[2].error)
+
+
+def test_the_allow_list_keeps_others_out_and_names_what_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    distribution = _Distribution("their-dist", _Entry("theirs", types.SimpleNamespace()))
     monkeypatch.setattr("tunery.plugins.manager.distributions", lambda: [distribution])
-    monkeypatch.setenv("TUNERY_PLUGINS", "other")
+    monkeypatch.setenv("TUNERY_PLUGINS", "")
     assert load_plugins().records() == []
-    monkeypatch.setenv("TUNERY_PLUGINS", "other, theirs")
-    assert [record.name for record in load_plugins().records()] == ["theirs"]
+    monkeypatch.setenv("TUNERY_PLUGINS", "thiers")
+    (missing,) = load_plugins().records()
+    assert (missing.name, missing.hooks) == ("thiers", ())
+    assert "not installed: did you mean 'theirs'?" in str(missing.error)
+    monkeypatch.setenv("TUNERY_PLUGINS", " theirs ,")
+    assert [record.error for record in load_plugins().records()] == [None]
     monkeypatch.delenv("TUNERY_PLUGINS")
-    assert [record.name for record in load_plugins().records()] == ["theirs"]
-
-
-class _Selectable(list[EntryPoint]):
-    def select(self, *, group: str) -> list[EntryPoint]:
-        return [entry for entry in self if entry.group == group]
+    assert [record.error for record in load_plugins().records()] == [None]
 
 
 def test_parameters_report_every_problem_at_once() -> None:
