@@ -46,8 +46,9 @@ class BaseSource(msgspec.Struct, frozen=True, kw_only=True):
 
     `claims(reference)` says cheaply whether this source understands what the user wrote (`smollm2-135m`, a folder, a Hub
     id with `@revision`, a `.gguf` file). `entrypoint` names, as `package.module:function`, a function
-    `(reference: str, folder: Path) -> None` that fills the empty `folder` with the model as transformers saves it
-    (config.json, *.safetensors, tokenizer files) or raises a TuneryError. Sources are tried in order of `priority`, lowest first.
+    `(reference: str, folder: Path) -> str | None` that fills the empty `folder` with the model as transformers saves it
+    (config.json, *.safetensors, tokenizer files) and says where it came from, or raises a TuneryError. The host checks what
+    it finds there: pickled weights, remote code and half a model are refused. Sources are tried in order of `priority`, lowest first.
     """
 
     name: str

@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         cli.main(args=None if arguments is None else list(arguments), prog_name="tunery")
     except TuneryError as error:
-        if _debugging():
+        if _debugging(sys.argv[1:] if arguments is None else arguments):
             raise
         from tunery.gateway.cli.errors import exit_code
 
@@ -89,8 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(0)
 
 
-def _debugging() -> bool:
-    return "--debug" in sys.argv or os.environ.get("TUNERY_DEBUG", "") not in ("", "0")
+def _debugging(arguments: Sequence[str]) -> bool:
+    return "--debug" in arguments or os.environ.get("TUNERY_DEBUG", "") not in ("", "0")
 
 
 def _add_plugin_commands(group: click.Group) -> None:

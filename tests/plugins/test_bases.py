@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
+import time
+import types
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,8 +20,18 @@ from tests.hubserver import HubServer
 from tunery.plugins.bases import small
 from tunery.plugins.bases.hub import reachable
 from tunery.plugins.bases.resolve import base_digest, resolve_base
+from tunery.plugins.hookspecs import BaseSource, hookimpl
 from tunery.plugins.manager import Plugins, load_plugins
-from tunery.registry.errors import ArtifactRefused, Conflict, NotFound, Unavailable, UnknownName
+from tunery.registry import Base
+from tunery.registry.errors import (
+    ArtifactRefused,
+    Conflict,
+    NotFound,
+    StorageFailed,
+    TuneryError,
+    Unavailable,
+    UnknownName,
+)
 from tunery.registry.home import Home
 from tunery.registry.registry import Registry
 
@@ -70,6 +85,17 @@ def test_a_name_that_means_another_base_is_refused(
         (lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"), "artifact_pickled"),
         (lambda folder: _edit(folder, auto_map={"AutoModel": "evil.Model"}), "artifact_unsafe"),
         (lambda folder: _edit(folder, quantization_config={"bits": 4}), "unsupported_base"),
+        (
+            lambda folder: _edit(folder, name="tokenizer_config.json", auto_map={"AutoTokenizer": ["x.Y"]}),
+            "artifact_unsafe",
+        ),
+        (lambda folder: (folder / "config.json").write_text("{"), "not_a_base"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "not_a_base"),
+        (lambda folder: (folder / "tokenizer.json").write_text("{}"), "not_a_base"),
+        (lambda folder: os.truncate(folder / "model.safetensors", 5000), "artifact_truncated"),
+        (lambda folder: _index(folder, "model.safetensors", "gone.safetensors"), "artifact_truncated"),
+        (lambda folder: _index(folder, "../model.safetensors"), "not_a_base"),
+        (lambda folder: _index(folder), "not_a_base"),
     ],
 )
 def test_what_is_no_base_is_refused(
@@ -86,9 +112,149 @@ def test_what_is_no_base_is_refused(
     assert list(registry.home.bases.iterdir()) == []
 
 
-def _edit(folder: Path, **changes: object) -> None:
-    path = folder / "config.json"
+def _edit(folder: Path, *, name: str = "config.json", **changes: object) -> None:
+    path = folder / name
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def _index(folder: Path, *names: str) -> None:
+    mapped = {f"layer.{number}": name for number, name in enumerate(names)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": mapped}))
+
+
+def _source(fill: Callable[[str, Path], object], monkeypatch: pytest.MonkeyPatch) -> Plugins:
+    """Plugins with a third party's source, `theirs`."""
+    module = types.ModuleType("their_module")
+    module.fill = fill  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "their_module", module)
+    source = BaseSource(
+        name="theirs", summary="theirs", claims=lambda said: said == "theirs", entrypoint="their_module:fill"
+    )
+    plugins = Plugins()
+    own = types.SimpleNamespace(register_bases=hookimpl(lambda register: register(source)))
+    plugins.add(own, "theirs")
+    return plugins
+
+
+def test_the_host_checks_what_any_source_leaves_behind(
+    registry: Registry, tiny_base_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(reference: str, folder: Path) -> str:
+        shutil.copytree(tiny_base_folder, folder, dirs_exist_ok=True)
+        (folder / "modeling.py").write_text("import os")
+        (folder / "extra").mkdir()
+        return "from their own place"
+
+    said: list[str] = []
+    base = resolve_base("theirs", registry=registry, plugins=_source(fill, monkeypatch), say=said.append)
+    assert base.digest == base_digest(tiny_base_folder)
+    assert "modeling.py" not in {path.name for path in Path(base.path).iterdir()}
+    assert said[-1] == "theirs: from their own place"
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind", "said"),
+    [
+        (RuntimeError("their bug"), Unavailable, "'theirs' failed on theirs: RuntimeError: their bug"),
+        (OSError(errno.ENOSPC, "No space left on device"), StorageFailed, "No space left on device"),
+    ],
+)
+def test_a_source_that_fails_leaves_nothing_behind(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch, raised: Exception, kind: type[TuneryError], said: str
+) -> None:
+    def fill(reference: str, folder: Path) -> None:
+        (folder / "config.json").write_text("{}")
+        raise raised
+
+    with pytest.raises(kind, match=said):
+        resolve_base("theirs", registry=registry, plugins=_source(fill, monkeypatch))
+    assert registry.bases() == []
+    assert list(registry.home.staging.iterdir()) == []
+
+
+def test_weights_saved_twice_are_kept_once(
+    registry: Registry, plugins: Plugins, tiny_base_folder: Path, tmp_path: Path
+) -> None:
+    twice = tmp_path / "twice"
+    shutil.copytree(tiny_base_folder, twice)
+    shutil.copyfile(twice / "model.safetensors", twice / "consolidated.safetensors")
+    base = resolve_base(str(twice), registry=registry, plugins=plugins)
+    assert base.digest == base_digest(tiny_base_folder)
+
+
+def test_a_base_whose_folder_is_gone_is_taken_again(
+    registry: Registry, plugins: Plugins, tiny_base_folder: Path
+) -> None:
+    base = resolve_base(str(tiny_base_folder), registry=registry, plugins=plugins, name="tiny")
+    shutil.rmtree(base.path)
+    assert resolve_base("tiny", registry=registry, plugins=plugins) == base
+    assert base_digest(Path(base.path)) == base.digest
+
+
+def test_a_path_means_the_folder_it_says_here_and_now(
+    registry: Registry, plugins: Plugins, tiny_base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in ("one", "two"):
+        shutil.copytree(tiny_base_folder, tmp_path / place / "model")
+    _edit(tmp_path / "two" / "model", rope_theta=5.0)
+    monkeypatch.chdir(tmp_path / "one")
+    one = resolve_base("model", registry=registry, plugins=plugins, name="first")
+    assert resolve_base("./model", registry=registry, plugins=plugins) == one
+    monkeypatch.chdir(tmp_path / "two")
+    two = resolve_base("./model", registry=registry, plugins=plugins, name="second")
+    assert two.digest != one.digest
+    _edit(tmp_path / "two" / "model", rope_theta=6.0)
+    later = time.time() + 10
+    os.utime(tmp_path / "two" / "model" / "config.json", (later, later))
+    with pytest.raises(Conflict, match="'second' belongs to another base"):
+        resolve_base("./model", registry=registry, plugins=plugins)
+
+
+@pytest.mark.parametrize("content", [b"", b"GGUF", b"GGUF\x03\0\0\0" + b"\xff" * 16, b"\0" * 4096])
+def test_a_file_that_is_no_gguf_is_refused(
+    registry: Registry, plugins: Plugins, tmp_path: Path, content: bytes
+) -> None:
+    path = tmp_path / "bad.gguf"
+    path.write_bytes(content)
+    with pytest.raises(ArtifactRefused, match="cannot be read as a GGUF model"):
+        resolve_base(str(path), registry=registry, plugins=plugins)
+    assert list(registry.home.staging.iterdir()) == []
+
+
+def test_the_hub_is_sought_behind_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setenv("HF_ENDPOINT", "http://hub.invalid")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with HubServer() as proxy:
+        monkeypatch.setenv("http_proxy", proxy.url)
+        assert reachable()
+        monkeypatch.setenv("no_proxy", "hub.invalid")
+        assert not reachable(timeout=0.5)
+    monkeypatch.delenv("no_proxy")
+    assert not reachable(timeout=0.5)
+
+
+def test_a_known_base_is_found_at_once_and_without_torch(home: Home, tiny_base: Base) -> None:
+    code = """
+import sys, time
+from pathlib import Path
+started = time.process_time()
+from tunery.plugins.bases.resolve import resolve_base
+from tunery.plugins.manager import load_plugins
+from tunery.registry.home import Home
+from tunery.registry.registry import Registry
+with Registry.open(Home(Path(sys.argv[1]))) as registry:
+    resolve_base("tiny", registry=registry, plugins=load_plugins())
+print(time.process_time() - started, sorted({"torch", "transformers", "huggingface_hub", "tokenizers"} & set(sys.modules)))
+"""
+    runs = [
+        subprocess.run([sys.executable, "-c", code, str(home.root)], capture_output=True, text=True, check=True)
+        for _ in range(3)
+    ]
+    seconds, heavy = zip(*(run.stdout.strip().split(" ", 1) for run in runs), strict=True)
+    assert set(heavy) == {"[]"}
+    assert min(map(float, seconds)) < 0.3
 
 
 def test_an_unknown_reference_lists_what_there_is(registry: Registry, plugins: Plugins) -> None:

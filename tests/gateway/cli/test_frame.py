@@ -1,0 +1,160 @@
+"""The command line's frame: near names, exit codes, tracebacks only when asked for, plugins' commands, light imports."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import resource
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import click
+import pytest
+
+from tunery.gateway.cli import COMMANDS, cli, main
+from tunery.gateway.cli.errors import EXIT_CODES, exit_code
+from tunery.plugins.hookspecs import hookimpl
+from tunery.plugins.manager import Plugins
+from tunery.registry import errors
+from tunery.registry.home import Home
+
+
+@pytest.fixture(autouse=True)
+def at_home(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNERY_HOME", str(home.root))
+
+
+def run(*arguments: str) -> int:
+    """The exit code of a command in this process."""
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    return int(ended.value.code or 0)
+
+
+def test_every_error_has_the_exit_code_of_its_nearest_kind() -> None:
+    expected = {
+        "InvalidInput": 2,
+        "InvalidData": 2,
+        "UnknownName": 2,
+        "NotFound": 3,
+        "Conflict": 4,
+        "ArtifactRefused": 5,
+        "Unavailable": 6,
+        "Overloaded": 6,
+        "StorageFailed": 7,
+        "TuneryError": 1,
+    }
+    kinds = [getattr(errors, name) for name in errors.__all__ if name != "near"]
+    assert {kind.__name__: exit_code(kind.__new__(kind)) for kind in kinds} == expected
+    assert len(set(EXIT_CODES.values())) == len(EXIT_CODES)
+
+
+def test_help_names_every_command_and_its_short_text_is_the_commands_own(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--help") == 0
+    shown = capsys.readouterr().out
+    for name, (_, text) in COMMANDS.items():
+        assert name in shown
+        command = cli.get_command(click.Context(cli), name)
+        assert command is not None
+        assert command.name == name
+        assert text
+
+
+def test_a_mistyped_command_is_answered_with_the_near_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("adaptors") == 2
+    assert "did you mean 'adapters'?" in capsys.readouterr().err
+
+
+def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    from importlib.metadata import version
+
+    assert run("--version") == 0
+    assert capsys.readouterr().out.strip() == f"tunery, version {version('tunery')}"
+
+
+def test_an_error_is_one_line_and_a_traceback_only_when_asked_for(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("adapters", "show", "acme/none") == 3
+    said = capsys.readouterr().err
+    assert said.startswith("error: acme/none does not exist")
+    assert said.count("\n") == 1
+    for arguments, variable in ((["--debug"], "0"), ([], "1")):
+        monkeypatch.setenv("TUNERY_DEBUG", variable)
+        with pytest.raises(errors.NotFound):
+            main([*arguments, "adapters", "show", "acme/none"])
+
+
+def test_a_plugins_command_is_listed_suggested_and_run(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def register_commands(cli: click.Group) -> None:
+        @cli.command("greet", short_help="Say hello.")
+        def greet() -> None:
+            click.echo("hello from afar")
+
+        @cli.command("serve")
+        def serve() -> None:
+            click.echo("not the server")
+
+    plugins = Plugins()
+    plugins.add(types.SimpleNamespace(register_commands=hookimpl(register_commands)), "greeter")
+    monkeypatch.setattr("tunery.gateway.cli.context.plugins", lambda: plugins)
+    monkeypatch.setattr(cli, "commands", {})
+    with caplog.at_level(logging.WARNING):
+        assert run("--help") == 0
+    assert "Say hello." in capsys.readouterr().out
+    assert "greeter may not replace the command 'serve'" in caplog.text
+    assert run("greeet") == 2
+    assert "did you mean 'greet'?" in capsys.readouterr().err
+    assert run("greet") == 0
+    assert capsys.readouterr().out == "hello from afar\n"
+    assert run("serve", "--help") == 0
+    assert "OpenAI-compatible" in capsys.readouterr().out
+
+
+def test_plugins_are_listed_with_what_they_hook(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("plugins", "--json") == 0
+    listed = {record["name"]: record for record in json.loads(capsys.readouterr().out)}
+    assert listed["trainers"]["hooks"] == ["register_trainers"]
+    assert {"name", "distribution", "version", "hooks", "error"} <= set(listed["bases"])
+    assert run("plugins", "--trainers", "--json") == 0
+    assert {"full", "lora", "qlora"} <= {trainer["name"] for trainer in json.loads(capsys.readouterr().out)}
+    assert run("plugins", "--trainer", "lora") == 0
+    assert "learning_rate\tnumber\t0.0002" in capsys.readouterr().out
+    assert run("plugins", "--trainer", "lorra") == 2
+
+
+def test_a_base_is_added_and_listed(capsys: pytest.CaptureFixture[str], tiny_base_folder: Path) -> None:
+    assert run("bases", "add", str(tiny_base_folder), "--name", "tiny", "--json") == 0
+    answered = capsys.readouterr()
+    assert f"copied from the folder {tiny_base_folder}" in answered.err
+    added = json.loads(answered.out)
+    assert run("bases", "list", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == [added]
+    assert run("bases", "list") == 0
+    assert capsys.readouterr().out.splitlines()[1].startswith(f"tiny\t{added['digest'][:12]}\t")
+    assert run("bases", "add", "tinny") == 2
+    assert "did you mean 'tiny'?" in capsys.readouterr().err
+
+
+def test_the_light_commands_are_quick(home: Home) -> None:
+    environment = {**os.environ, "TUNERY_HOME": str(home.root)}
+    program = [sys.executable, "-m", "tunery.gateway.cli"]
+    subprocess.run([*program, "adapters", "list"], env=environment, check=True, capture_output=True)
+    for arguments in (["--help"], ["adapters", "list"], ["bases", "list"], ["plugins"]):
+        seconds = []
+        for _ in range(3):
+            before = _processor_seconds()
+            subprocess.run([*program, *arguments], env=environment, check=True, capture_output=True)
+            seconds.append(_processor_seconds() - before)
+        assert min(seconds) < 0.5, arguments
+
+
+def _processor_seconds() -> float:
+    """What finished children have used of the processor: the clock on the wall would measure the neighbours too."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
