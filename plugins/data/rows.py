@@ -36,16 +36,20 @@ def read_rows(path: Path, *, formats: Iterable[FormatInfo] | Mapping[str, Format
     known = list(formats.values()) if isinstance(formats, Mapping) else list(formats)
     rows: list[Row] = []
     problems: list[str] = []
+    bad: set[int] = set()
     for number, raw in _lines(path):
         try:
             row = _parse(number, raw, known)
         except RowInvalid as error:
+            bad.add(number)
             problems += [f"{path.name}:{number}: {at}: {text}" for at, text in error.faults]
             continue
         except InvalidInput as error:
+            bad.add(number)
             problems.append(f"{path.name}:{number}: {error.message}")
             continue
         if row and rows and row.format != rows[0].format:
+            bad.add(number)
             problems.append(
                 f"{path.name}:{number}: $: is in the format {row.format}, line {rows[0].line} in {rows[0].format}; "
                 "keep one format a file"
@@ -53,7 +57,7 @@ def read_rows(path: Path, *, formats: Iterable[FormatInfo] | Mapping[str, Format
         elif row:
             rows.append(row)
     if problems:
-        lines = len({problem.split(":")[1] for problem in problems})
+        lines = len(bad)
         raise InvalidData(f"{path}: {lines} bad line{'s' * (lines > 1)}; nothing was trained", problems=problems)
     if not rows:
         raise InvalidData(f"{path} has no rows; write one JSON object a line")

@@ -21,7 +21,7 @@ from tunery.registry.errors import InvalidInput
 __all__ = ["Decoder", "Tokens", "read_json"]
 
 _OPEN, _CLOSE, _FIRST = "\ufdd0", "\ufdd1", 0xE000
-_MASKED = re.compile(f"{_OPEN}([\ue000-\uf8ff]){_CLOSE}")
+_MASKED = re.compile(f"{_OPEN}([\ue000-\ue3ff]{{2}}){_CLOSE}")
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _ANCHORS = ("\n", ".", "0", "|", "a")
 
@@ -85,14 +85,18 @@ class Tokens:
 
     def mask(self, text: str) -> str:
         """Put a stand-in where plain text spells a control token; `encode` reads it as the plain text it was."""
-        return self._pattern.sub(lambda m: f"{_OPEN}{chr(_FIRST + self.special.index(m[0]) % 6400)}{_CLOSE}", text)
+        return self._pattern.sub(lambda match: self._stand_in(self.special.index(match[0])), text)
 
     def unmask(self, text: str) -> str:
         """Undo `mask`."""
         return _MASKED.sub(lambda m: self._spelled(m[0], m[1]), text)
 
+    def _stand_in(self, index: int) -> str:
+        # Two digits in base 1024: a tokenizer may well have more control tokens than there are private characters.
+        return f"{_OPEN}{chr(_FIRST + index // 1024)}{chr(_FIRST + index % 1024)}{_CLOSE}"
+
     def _spelled(self, whole: str, code: str) -> str:
-        index = ord(code) - _FIRST
+        index = (ord(code[0]) - _FIRST) * 1024 + ord(code[1]) - _FIRST
         return self.special[index] if index < len(self.special) else whole
 
     def encode(self, text: str, *, bos: bool = False) -> list[int]:

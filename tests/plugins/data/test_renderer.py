@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from tests.conftest import CHATML
@@ -126,6 +127,29 @@ def test_control_tokens_spelled_in_a_message_stay_text(folders: dict[str, Path])
     assert ids.count(2) == start.count(2)
     assert evil in renderer.decode(ids, skip_special=False)
     assert renderer.special_tokens_in([{"role": "user", "content": evil}]) == ["<|im_end|>", "<|im_start|>"]
+
+
+def test_any_number_of_control_tokens_can_be_spelled(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "many"
+    shutil.copytree(folders["chatml"], folder)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_special_tokens([f"<|extra_{number}|>" for number in range(7000)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    renderer = Renderer(folder)
+    said = "<|extra_0|> <|extra_699|> <|extra_6999|>"
+    ids = renderer.prompt_ids([{"role": "user", "content": said}])
+    assert said in renderer.decode(ids, skip_special=False)
+    assert not {tokenizer.token_to_id(token) for token in said.split()} & set(ids)
+
+
+@pytest.mark.parametrize("answer", ["end", "im", "<|", "|>", "_"])
+def test_an_answer_that_is_part_of_the_end_of_turn_token_is_trained_with_it(
+    folders: dict[str, Path], answer: str
+) -> None:
+    renderer = Renderer(folders["chatml"])
+    example = renderer.example([{"role": "user", "content": "a"}, {"role": "assistant", "content": answer}])
+    trained = [token for token, wanted in zip(example.ids, example.trained, strict=True) if wanted]
+    assert renderer.decode(trained, skip_special=False) == answer + "<|im_end|>"
 
 
 def test_the_incremental_decoder_says_the_same_and_never_half_a_character(folders: dict[str, Path]) -> None:

@@ -63,6 +63,13 @@ def test_every_bad_line_is_reported_and_good_ones_are_not(tmp_path: Path, line: 
     assert numbers == {"2", "4"}, caught.value.problems
 
 
+def test_the_number_of_bad_lines_is_right_whatever_the_file_is_called(tmp_path: Path) -> None:
+    path = tmp_path / "day:3.jsonl"
+    path.write_text('{"messages": [{"role": "x", "content": 1}]}\n[]\n' + json.dumps(GOOD))
+    with pytest.raises(InvalidData, match="2 bad lines"):
+        read_rows(path, formats=FORMATS)
+
+
 def test_one_format_a_file(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(GOOD) + "\n" + json.dumps({"prompt": "a", "completion": "b"}))
