@@ -5,20 +5,20 @@ Nothing is ever unpickled and no code of an artifact runs; see `safetensors_head
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from tunery.registry.errors import ArtifactRefused
+from tunery.registry.peft_config import CONFIG, check_config, is_target, is_whole, rank_of, read_config
 from tunery.registry.records import Base
-from tunery.registry.safetensors_header import nonfinite_tensor, read_header
+from tunery.registry.safetensors_header import TensorEntry, nonfinite_tensor, read_header
 
 __all__ = ["CONFIG", "WEIGHTS", "base_shapes", "check_artifact", "files_of"]
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-DIGEST_KEY = "tunery_base_digest"
+WEIGHTS = "adapter_model.safetensors"
 
 _PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".npy", ".npz", ".joblib", ".h5", ".msgpack")
 _CODE = (".py", ".pyc", ".so", ".dll", ".sh")
@@ -28,7 +28,10 @@ _ROLE = re.compile(
     r"(\.default)?(\.(?P<leaf>weight|bias))?"
 )
 
-Shapes = Mapping[str, tuple[int, ...]]
+_FLOATS = ("F16", "BF16", "F32", "F64")
+
+Shape = tuple[int, ...]
+Shapes = Mapping[str, Shape]
 
 
 def files_of(folder: Path) -> dict[str, Path]:
@@ -36,6 +39,8 @@ def files_of(folder: Path) -> dict[str, Path]:
     root, found = folder.resolve(), {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
+        if not name.isprintable():
+            raise ArtifactRefused(f"{name!r} is not a name that every system can read", code="artifact_unsafe")
         if not path.resolve().is_relative_to(root):
             raise ArtifactRefused(f"{name} is a link out of its folder; copy the file itself", code="artifact_unsafe")
         if path.suffix.lower() in _PICKLED:
@@ -53,8 +58,13 @@ def files_of(folder: Path) -> dict[str, Path]:
     return found
 
 
-def check_artifact(folder: Path, *, base: Base) -> dict[str, Any]:
-    """The adapter's configuration, when the folder is a PEFT LoRA that fits `base`; raise ArtifactRefused otherwise."""
+def check_artifact(
+    folder: Path, *, base: Base, others: Iterable[Base] = (), trust_base: bool = False
+) -> dict[str, Any]:
+    """The adapter's configuration, when the folder is a PEFT LoRA that fits `base`; raise ArtifactRefused otherwise.
+
+    `others` and `trust_base` are as in `check_config`.
+    """
     files = files_of(folder)
     for name in (CONFIG, WEIGHTS):
         if name not in files:
@@ -62,15 +72,14 @@ def check_artifact(folder: Path, *, base: Base) -> dict[str, Any]:
                 f"{folder.name} has no {name}: it is not a PEFT adapter saved as safetensors",
                 code="artifact_incomplete",
             )
-    config = _config(files[CONFIG])
-    _check_config(config, base)
-    for name, path in files.items():
-        if path.suffix == ".safetensors":
-            bad = nonfinite_tensor(path, read_header(path))
-            if bad is not None:
-                raise ArtifactRefused(f"{name}: {bad} holds NaN or infinity; train it again", code="artifact_nonfinite")
-    shapes = {name: entry.shape for name, entry in read_header(files[WEIGHTS]).items()}
-    _check_shapes(shapes, base_shapes(Path(base.path)), base.name)
+    config = read_config(files[CONFIG])
+    check_config(config, base=base, others=others, trust_base=trust_base)
+    headers = {name: read_header(path) for name, path in files.items() if path.suffix == ".safetensors"}
+    _check_tensors(headers[WEIGHTS], config, base_shapes(Path(base.path)), base.name)
+    for name, header in headers.items():
+        bad = nonfinite_tensor(files[name], header)
+        if bad is not None:
+            raise ArtifactRefused(f"{name}: {bad} holds NaN or infinity; train it again", code="artifact_nonfinite")
     return config
 
 
@@ -85,73 +94,76 @@ def base_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ArtifactRefused(f"{CONFIG} is not JSON: {error}", code="artifact_incomplete") from error
-    if not isinstance(config, dict):
-        raise ArtifactRefused(f"{CONFIG} is not a JSON object", code="artifact_incomplete")
-    return config
-
-
-def _check_config(config: Mapping[str, Any], base: Base) -> None:
-    if config.get("peft_type") != "LORA":
-        raise ArtifactRefused(
-            f"peft_type {config.get('peft_type')!r} is not LORA; convert it (peft.convert_to_lora) or merge it first",
-            code="unsupported_adapter",
-        )
-    if not _harmless_mapping(config.get("auto_mapping")):
-        raise ArtifactRefused(
-            "the configuration asks for custom code (auto_mapping), which is never run", code="artifact_unsafe"
-        )
-    recorded = config.get(DIGEST_KEY)
-    if recorded is not None and recorded != base.digest:
-        raise ArtifactRefused(
-            f"it was trained on a base with digest {str(recorded)[:12]}, and {base.name} is {base.digest[:12]}; "
-            "name the base it was trained on",
-            code="wrong_base",
-        )
-
-
-def _harmless_mapping(mapping: Any) -> bool:
-    """PEFT notes the base's class when it is told no task type; harmless as long as the class is transformers' own."""
-    library = mapping.get("parent_library") if isinstance(mapping, dict) else None
-    return not mapping or str(library).split(".")[0] == "transformers"
-
-
-def _check_shapes(shapes: Shapes, base: Shapes, base_name: str) -> None:
-    """Every tensor belongs to a module of the base and has the shape that module needs."""
-    parts: dict[str, dict[str, tuple[int, ...]]] = {}
-    for key, shape in shapes.items():
+def _check_tensors(entries: Mapping[str, TensorEntry], config: Mapping[str, Any], base: Shapes, base_name: str) -> None:
+    """Every tensor belongs to a module of the base, has the shape it needs there, and would be used."""
+    parts: dict[str, dict[str, Shape]] = {}
+    for key, entry in entries.items():
+        if entry.dtype not in _FLOATS:
+            raise ArtifactRefused(
+                f"{key} is {entry.dtype}; adapters hold {', '.join(_FLOATS)}", code="unsupported_adapter"
+            )
         name = key.removeprefix(_PREFIX)
         match = _ROLE.fullmatch(name)
         if match is None:
-            whole = name.replace(".base_layer.", ".")
-            if base.get(whole) != shape:
-                raise _misfit(key, shape, base.get(whole), base_name)
-        elif match["leaf"] != "bias":
-            parts.setdefault(match["module"], {})[match["role"].replace("embedding_", "")] = shape
+            _check_whole(key, name.replace(".base_layer.", "."), entry.shape, config, base, base_name)
+        else:
+            role = match["role"] + (".bias" if match["leaf"] == "bias" else "")
+            parts.setdefault(match["module"], {})[role] = entry.shape
     if not parts:
         raise ArtifactRefused(f"{WEIGHTS} holds no LoRA weights", code="artifact_incomplete")
     for module, roles in parts.items():
-        _check_pair(module, roles, base, base_name)
+        _check_pair(module, roles, config, base, base_name)
 
 
-def _check_pair(module: str, roles: Mapping[str, tuple[int, ...]], base: Shapes, base_name: str) -> None:
-    weight, a, b = base.get(f"{module}.weight"), roles.get("lora_A"), roles.get("lora_B")
+def _check_whole(key: str, name: str, shape: Shape, config: Mapping[str, Any], base: Shapes, base_name: str) -> None:
+    if base.get(name) != shape:
+        raise _misfit(key, shape, base.get(name), base_name)
+    if not is_whole(name, config):
+        raise _unused(key, "modules_to_save")
+
+
+def _check_pair(
+    module: str, roles: Mapping[str, Shape], config: Mapping[str, Any], base: Shapes, base_name: str
+) -> None:
+    embedding = "lora_embedding_A" in roles
+    weight = base.get(f"{module}.weight")
+    a, b = (roles.get(f"lora_embedding_{half}" if embedding else f"lora_{half}") for half in "AB")
     if weight is None:
         raise _misfit(module, a or b or (), None, base_name)
     if a is None or b is None:
         raise ArtifactRefused(f"{module} has only one half of its low-rank pair", code="artifact_incomplete")
     if len(a) != 2 or len(b) != 2 or a[0] != b[1] or a[0] == 0:
         raise ArtifactRefused(f"{module}: lora_A {a} and lora_B {b} do not make a product", code="artifact_incomplete")
-    # An embedding is its own transpose: PEFT saves A as [r, vocabulary] and B as [hidden, r].
-    if sorted((b[0], a[1])) != sorted(weight):
-        raise _misfit(module, (b[0], a[1]), weight, base_name)
+    # An embedding is its own transpose (A is [r, vocabulary], B is [hidden, r]), and so are GPT-2's linear layers.
+    turned = embedding or bool(config.get("fan_in_fan_out"))
+    fits = (b[0], a[1])
+    if (fits[::-1] if turned else fits) != weight:
+        raise _misfit(module, fits, weight, base_name)
+    for role in ("lora_magnitude_vector", "lora_B.bias"):
+        if role in roles and prod(roles[role]) != b[0]:
+            raise _misfit(f"{module}.{role}", roles[role], (b[0],), base_name)
+    _check_rank(module, a[0], config)
 
 
-def _misfit(name: str, shape: tuple[int, ...], wanted: tuple[int, ...] | None, base_name: str) -> ArtifactRefused:
+def _check_rank(module: str, rank: int, config: Mapping[str, Any]) -> None:
+    if not is_target(module, config):
+        raise _unused(module, "target_modules")
+    wanted = rank_of(module, config)
+    if rank != wanted:
+        raise ArtifactRefused(
+            f"{module} has rank {rank}, and {CONFIG} says {wanted}: its scale would be wrong; save the adapter again",
+            code="artifact_incomplete",
+        )
+
+
+def _unused(name: str, field: str) -> ArtifactRefused:
+    return ArtifactRefused(
+        f"{name} would not be used: {CONFIG} does not name it in {field}; save the adapter again",
+        code="artifact_incomplete",
+    )
+
+
+def _misfit(name: str, shape: Shape, wanted: Shape | None, base_name: str) -> ArtifactRefused:
     has = "has no such parameter" if wanted is None else f"has {wanted}"
     return ArtifactRefused(
         f"{name} {shape} does not fit {base_name}, which {has}: it was trained on another base", code="wrong_base"

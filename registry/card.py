@@ -10,10 +10,10 @@ from tunery.registry.records import Version
 __all__ = ["model_card"]
 
 
-def model_card(version: Version, *, base_source: str, repository: str) -> str:
+def model_card(version: Version, *, base_model: str, repository: str) -> str:
     """README.md of a published version, with the Hub's front matter."""
     front = {
-        "base_model": base_source,
+        "base_model": base_model,
         "library_name": "peft",
         "pipeline_tag": "text-generation",
         "tags": ["lora", "tunery", f"method:{version.method}"],
@@ -23,10 +23,10 @@ def model_card(version: Version, *, base_source: str, repository: str) -> str:
         (
             f"---\n{header}\n---",
             f"# {version.name}",
-            f"A fine-tune of `{base_source}` by the method `{version.method}`, published by Tunery.",
+            f"A fine-tune of `{base_model}` by the method `{version.method}`, published by Tunery.",
             _metrics(version),
             _lineage(version),
-            _use(base_source, repository),
+            _use(base_model, repository),
         )
     )
 
@@ -59,7 +59,7 @@ def _data(manifest: dict[str, Any]) -> list[dict[str, Any]]:
     return [entry for entry in data if isinstance(entry, dict)] if isinstance(data, list) else []
 
 
-def _use(base_source: str, repository: str) -> str:
+def _use(base_model: str, repository: str) -> str:
     return f"""
 ## Use
 
@@ -67,7 +67,7 @@ def _use(base_source: str, repository: str) -> str:
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base_source}"), "{repository}")
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base_model}"), "{repository}")
 ```
 
 or `tunery adapters pull {repository} tenant/name`.

@@ -15,8 +15,10 @@ __all__ = ["file_digest", "normalised", "version_digest"]
 
 _CHUNK = 1 << 20
 
-# What PEFT writes into adapter_config.json that says where and when, not what.
-_INCIDENTAL = frozenset({"base_model_name_or_path", "inference_mode", "peft_version", "revision", "auto_mapping"})
+# What is in adapter_config.json that says where and when, not what; the base has its own place in the digest.
+_INCIDENTAL = frozenset(
+    {"auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "tunery_base_digest"}
+)
 
 
 def file_digest(path: Path) -> tuple[str, int]:

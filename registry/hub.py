@@ -1,32 +1,37 @@
 """Owns going to and from the Hugging Face Hub and local PEFT folders; refuses whatever `artifacts` refuses.
 
-Publishing is one commit and one tag. Large files go over plain LFS on endpoints other than the Hub itself, which need not offer
-Xet storage.
+Publishing is one commit on top of the head that was looked at (412 and another look when somebody else was faster) and one tag.
 """
 
 from __future__ import annotations
 
 import json
-import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from tunery.registry.artifacts import CONFIG, WEIGHTS
+from tunery.registry.artifacts import WEIGHTS
 from tunery.registry.card import model_card
-from tunery.registry.errors import Conflict, InvalidInput, NotFound, Unavailable
+from tunery.registry.errors import ArtifactRefused, Conflict, InvalidInput, NotFound, StorageFailed, TuneryError
+from tunery.registry.hub_client import hub
+from tunery.registry.peft_config import CONFIG, DIGEST_KEY
 from tunery.registry.records import Base, Version
 from tunery.registry.registry import Registry
 
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
 __all__ = ["Published", "import_folder", "publish_to_hub", "pull_from_hub"]
 
-HUB = "https://huggingface.co"
+ATTEMPTS = 4
+CARD, IDENTITY = "README.md", "tunery.json"
+_HUB_ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@.+)?")
 
 
 class Published(msgspec.Struct, frozen=True):
@@ -39,30 +44,96 @@ class Published(msgspec.Struct, frozen=True):
 
 
 def publish_to_hub(
-    registry: Registry, version: Version, *, repository: str, private: bool = False, endpoint: str | None = None
+    registry: Registry,
+    version: Version,
+    *,
+    repository: str,
+    private: bool = False,
+    base_model: str | None = None,
+    endpoint: str | None = None,
 ) -> Published:
     """Put a version on the Hub as one commit with a tag `v<number>-<digest>`; the repository is made if need be.
 
-    Publishing the same version again changes nothing. An exact copy of a full fine-tune's weights goes along.
+    Files of a version published there before go; its tag keeps them. Publishing the same version again changes nothing. An
+    exact copy of a full fine-tune's weights goes along. `base_model` is the base's name on the Hub, where it has another here.
     """
-    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub import HfApi
 
-    files = registry.files(version)
-    base = registry.base(version.base_digest)
-    card = model_card(version, base_source=base.source, repository=repository)
-    operations = [CommitOperationAdd(name, str(path)) for name, path in files.items() if name != CONFIG]
-    operations.append(CommitOperationAdd(CONFIG, _portable_config(files[CONFIG], base)))
-    operations.append(CommitOperationAdd("README.md", card.encode()))
-    operations.append(CommitOperationAdd("tunery.json", _identity(version)))
+    contents = _contents(registry, version, repository=repository, base_model=base_model)
     tag = f"v{version.number}-{version.digest[:12]}"
-    with _hub(endpoint, repository) as url:
+    message = f"{version.name} ({version.digest[:12]})"
+    with hub(endpoint, repository) as url:
         api = HfApi(endpoint=url)
         api.create_repo(repository, private=private, exist_ok=True)
-        message = f"{version.name} ({version.digest[:12]})"
-        commit = api.create_commit(repository, operations, commit_message=message)
-        oid = str(commit.oid)
-        api.create_tag(repository, tag=tag, revision=oid, tag_message=message, exist_ok=True)
-    return Published(repository, oid, tag, f"{url}/{repository}/tree/{tag}")
+        tags = {ref.name: ref.target_commit for ref in api.list_repo_refs(repository).tags}
+        commit = tags.get(tag)
+        if commit is None:
+            commit = _commit(api, repository, contents, message)
+            api.create_tag(repository, tag=tag, revision=commit, tag_message=message, exist_ok=True)
+    return Published(repository, commit, tag, f"{url}/{repository}/tree/{tag}")
+
+
+def _contents(
+    registry: Registry, version: Version, *, repository: str, base_model: str | None
+) -> dict[str, Path | bytes]:
+    """What the repository will hold, by path."""
+    base = registry.base(version.base_digest)
+    named = base_model or _public_name(base)
+    files = registry.files(version)
+    problems = registry.verify(version.name)
+    if problems:
+        raise ArtifactRefused(
+            f"{version.name}: {problems[0].path} {problems[0].problem}; publish it from where it was made",
+            code="artifact_truncated",
+        )
+    card = model_card(version, base_model=named, repository=repository)
+    return {
+        **files,
+        CONFIG: _portable_config(files[CONFIG], base, named),
+        CARD: card.encode(),
+        IDENTITY: msgspec.json.format(msgspec.json.encode(version, order="sorted"), indent=2),
+    }
+
+
+def _commit(api: HfApi, repository: str, contents: dict[str, Path | bytes], message: str) -> str:
+    """The id of one commit on top of the head; when somebody else commits meanwhile, look again and try again."""
+    for _ in range(ATTEMPTS):
+        commit = _try_commit(api, repository, contents, message)
+        if commit is not None:
+            return commit
+    raise Conflict(f"somebody else keeps changing {repository}; publish again", code="hub_conflict")
+
+
+def _try_commit(api: HfApi, repository: str, contents: dict[str, Path | bytes], message: str) -> str | None:
+    """The commit's id, or None when the head moved before it."""
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+    from huggingface_hub.errors import HfHubHTTPError
+
+    info = api.model_info(repository)
+    present = {sibling.rfilename for sibling in info.siblings or ()}
+    stale = _published_before(api, repository, str(info.sha), present) - set(contents)
+    added = [CommitOperationAdd(name, str(c) if isinstance(c, Path) else c) for name, c in contents.items()]
+    deleted = [CommitOperationDelete(name) for name in sorted(stale)]
+    try:
+        done = api.create_commit(repository, [*added, *deleted], commit_message=message, parent_commit=info.sha)
+    except HfHubHTTPError as error:
+        if error.response.status_code == 412:
+            return None
+        raise
+    return str(done.oid)
+
+
+def _published_before(api: HfApi, repository: str, commit: str, present: set[str]) -> set[str]:
+    """The files there that an earlier publication put there, as its identity file says."""
+    if IDENTITY not in present:
+        return set()
+    path = api.hf_hub_download(repository, IDENTITY, revision=commit)
+    try:
+        entries = json.loads(Path(path).read_text(encoding="utf-8"))["files"]
+        return {str(entry["path"]) for entry in entries} & present
+    except (ValueError, LookupError, TypeError, RecursionError):
+        # Somebody else's file of that name: nothing of theirs is deleted.
+        return set()
 
 
 def pull_from_hub(
@@ -73,52 +144,84 @@ def pull_from_hub(
     base: Base,
     actor: str,
     alias: str | None = None,
+    trust_base: bool = False,
     endpoint: str | None = None,
 ) -> Version:
-    """Bring `organisation/name` or `organisation/name@revision` in as a version of `adapter`, checked against `base`."""
+    """Bring `organisation/name` or `organisation/name@revision` in as a version of `adapter`, checked against `base`.
+
+    Only the configuration and the weights are fetched, both at one commit. `trust_base` is as in `Registry.publish`.
+    """
     from huggingface_hub import HfApi, hf_hub_download
 
     repository, _, revision = source.partition("@")
     if repository.count("/") != 1:
         raise InvalidInput(f"{source!r} is not a Hub repository: write organisation/name or organisation/name@revision")
-    staged = registry.home.staging / f"pull-{uuid.uuid4().hex}"
-    staged.mkdir(parents=True)
-    try:
-        with _hub(endpoint, repository) as url:
+    with _staged(registry, "pull") as staged:
+        with hub(endpoint, repository) as url:
             info = HfApi(endpoint=url).model_info(repository, revision=revision or None)
-            present = {sibling.rfilename for sibling in info.siblings or ()}
-            if WEIGHTS not in present or CONFIG not in present:
-                raise NotFound(
-                    f"{source} has no {CONFIG} and {WEIGHTS}: it is not a PEFT adapter in safetensors; "
-                    f"it has: {', '.join(sorted(present)[:8]) or 'nothing'}",
-                    code="not_an_adapter",
-                )
+            _check_present(source, {sibling.rfilename for sibling in info.siblings or ()})
             for name in (CONFIG, WEIGHTS):
                 cached = hf_hub_download(repository, name, revision=info.sha, endpoint=url)
                 shutil.copyfile(cached, staged / name)
         origin = {"hub": repository, "revision": revision or "main", "commit": info.sha}
-        return _take(registry, staged, adapter, base=base, origin=origin, actor=actor, alias=alias)
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
+        return _take(registry, staged, adapter, base, origin, actor=actor, alias=alias, trust_base=trust_base)
 
 
 def import_folder(
-    registry: Registry, folder: Path, adapter: str, *, base: Base, actor: str, alias: str | None = None
+    registry: Registry,
+    folder: Path,
+    adapter: str,
+    *,
+    base: Base,
+    actor: str,
+    alias: str | None = None,
+    trust_base: bool = False,
 ) -> Version:
     """Bring a local PEFT folder in as a version of `adapter`, checked against `base`; its other files stay behind."""
     if not folder.is_dir():
         raise NotFound(f"there is no folder {folder}")
+    _check_present(folder.name, {path.name for path in folder.iterdir()})
     for name in (CONFIG, WEIGHTS):
-        if (folder / name).is_symlink() and not (folder / name).resolve().is_relative_to(folder.resolve()):
-            raise InvalidInput(f"{name} is a link out of {folder.name}; copy the file itself")
-    pickled = sorted(path.name for path in folder.glob("adapter_model.*") if path.suffix in (".bin", ".pt", ".pth"))
-    staged = registry.home.staging / f"import-{uuid.uuid4().hex}"
-    staged.mkdir(parents=True)
+        if not (folder / name).resolve().is_relative_to(folder.resolve()) or not (folder / name).is_file():
+            raise ArtifactRefused(
+                f"{name} is no file of {folder.name}, or a link out of it; copy the file itself", code="artifact_unsafe"
+            )
+    with _staged(registry, "import") as staged:
+        for name in (CONFIG, WEIGHTS):
+            shutil.copyfile(folder / name, staged / name)
+        origin = {"folder": folder.name}
+        return _take(registry, staged, adapter, base, origin, actor=actor, alias=alias, trust_base=trust_base)
+
+
+def _check_present(source: str, present: set[str]) -> None:
+    """Say what is there instead of a PEFT adapter in safetensors; pickled weights get their own word."""
+    if CONFIG in present and WEIGHTS in present:
+        return
+    pickled = sorted(name for name in present if re.fullmatch(r"adapter_model\.(bin|pt|pth|ckpt|pkl)", name))
+    if pickled:
+        raise ArtifactRefused(
+            f"{source} has its weights as {pickled[0]}, a pickle, which is never read: save it as safetensors "
+            "(PEFT: save_pretrained(..., safe_serialization=True))",
+            code="artifact_pickled",
+        )
+    raise NotFound(
+        f"{source} has no {CONFIG} and {WEIGHTS}: it is not a PEFT adapter in safetensors; "
+        f"it has: {', '.join(sorted(present)[:8]) or 'nothing'}",
+        code="not_an_adapter",
+    )
+
+
+@contextmanager
+def _staged(registry: Registry, what: str) -> Iterator[Path]:
+    """A folder for files on their way in; gone afterwards."""
+    staged = registry.home.staging / f"{what}-{uuid.uuid4().hex}"
     try:
-        for name in (CONFIG, WEIGHTS, *pickled):
-            if (folder / name).is_file() and not (name in pickled and (folder / WEIGHTS).is_file()):
-                shutil.copyfile(folder / name, staged / name)
-        return _take(registry, staged, adapter, base=base, origin={"folder": folder.name}, actor=actor, alias=alias)
+        staged.mkdir(parents=True)
+        yield staged
+    except OSError as error:
+        if isinstance(error, TuneryError):
+            raise
+        raise StorageFailed(f"{staged.parent}: {error.strerror or error}; nothing was changed") from error
     finally:
         shutil.rmtree(staged, ignore_errors=True)
 
@@ -127,11 +230,12 @@ def _take(
     registry: Registry,
     folder: Path,
     adapter: str,
-    *,
     base: Base,
     origin: dict[str, Any],
+    *,
     actor: str,
     alias: str | None,
+    trust_base: bool,
 ) -> Version:
     return registry.publish(
         adapter,
@@ -142,68 +246,17 @@ def _take(
         metrics={},
         actor=actor,
         alias=alias,
+        trust_base=trust_base,
     )
 
 
-def _portable_config(path: Path, base: Base) -> bytes:
-    """The configuration naming the base as others can find it, not where it lies here."""
-    config = json.loads(path.read_text())
-    config["base_model_name_or_path"] = base.source
+def _public_name(base: Base) -> str:
+    """What others can know the base by: its Hub id, else its name here, never a path of this machine."""
+    match = _HUB_ID.fullmatch(base.source)
+    return match["id"] if match and not Path(base.source).exists() else base.name
+
+
+def _portable_config(path: Path, base: Base, base_model: str) -> bytes:
+    """The configuration naming the base as others can find it, and by digest for whoever has Tunery."""
+    config = json.loads(path.read_text()) | {"base_model_name_or_path": base_model, DIGEST_KEY: base.digest}
     return json.dumps(config, indent=2, sort_keys=True).encode()
-
-
-def _identity(version: Version) -> bytes:
-    return msgspec.json.format(msgspec.json.encode(version, order="sorted"), indent=2)
-
-
-@contextmanager
-def _hub(endpoint: str | None, repository: str) -> Iterator[str]:
-    """The endpoint to use; what goes wrong with it becomes one of our errors."""
-    import httpx2
-    from huggingface_hub import constants
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        LocalTokenNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    url = (endpoint or os.environ.get("HF_ENDPOINT") or HUB).rstrip("/")
-    before = constants.HF_HUB_DISABLE_XET
-    # Read at each call; servers other than the Hub's own speak plain LFS.
-    constants.HF_HUB_DISABLE_XET = before or urlsplit(url).hostname != urlsplit(HUB).hostname
-    try:
-        yield url
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        raise NotFound(
-            f"{repository} is not on {url}, or you may not see it (log in with `hf auth login`, or set HF_TOKEN)",
-            code="hub_not_found",
-        ) from error
-    except HFValidationError as error:
-        raise InvalidInput(f"{repository!r} is not a name the Hub accepts: {error}") from error
-    except HfHubHTTPError as error:
-        raise _http_error(error, repository, url) from error
-    except (LocalTokenNotFoundError, OfflineModeIsEnabled, httpx2.HTTPError, OSError) as error:
-        raise Unavailable(
-            f"the Hub at {url} cannot be reached ({type(error).__name__}); check the network, HF_ENDPOINT and "
-            "HF_HUB_OFFLINE, and try again: nothing was changed here",
-            code="hub_unreachable",
-        ) from error
-    finally:
-        constants.HF_HUB_DISABLE_XET = before
-
-
-def _http_error(error: Any, repository: str, url: str) -> Exception:
-    status = getattr(error.response, "status_code", 0)
-    said = getattr(error, "server_message", None) or ""
-    if status in (401, 403):
-        return InvalidInput(
-            f"{url} does not let you write to {repository} ({status} {said}): log in with `hf auth login`, or set HF_TOKEN "
-            "to a token that may write",
-            code="hub_forbidden",
-        )
-    if status in (409, 412):
-        return Conflict(f"somebody else changed {repository} meanwhile; publish again", code="hub_conflict")
-    return Unavailable(f"{url} answered {status} {said}; try again later: nothing was changed here", code="hub_failed")

@@ -5,7 +5,7 @@ Killed at any point it leaves the old state or the new one; what it staged is co
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +53,15 @@ def stage(
     alias: str | None,
     actor: str,
     watch: Watch,
+    others: Iterable[Base] = (),
+    trust_base: bool = False,
 ) -> Draft:
     """Phase one: check the artifact, copy its files in, and verify the copies."""
     check_adapter(adapter)
     if alias is not None:
         check_alias(alias)
     watch("check")
-    config = check_artifact(folder, base=base)
+    config = check_artifact(folder, base=base, others=others, trust_base=trust_base)
     entries = []
     for name, path in files_of(folder).items():
         watch(f"store {name}")

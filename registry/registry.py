@@ -80,9 +80,13 @@ class Registry:
         metrics: dict[str, float],
         actor: str,
         alias: str | None = None,
+        trust_base: bool = False,
         watch: publish.Watch = _quiet,
     ) -> Version:
-        """Store a PEFT folder as the adapter's next version and, if asked, point `alias` at it; all or nothing."""
+        """Store a PEFT folder as the adapter's next version and, if asked, point `alias` at it; all or nothing.
+
+        `trust_base` takes an adapter whose configuration names another base than `base`; its shapes must fit all the same.
+        """
         draft = publish.stage(
             self.blobs,
             folder,
@@ -94,6 +98,8 @@ class Registry:
             alias=alias,
             actor=actor,
             watch=watch,
+            others=self.bases(),
+            trust_base=trust_base,
         )
         return publish.commit(self._database, self.blobs, draft, at=self._clock(), watch=watch)
 

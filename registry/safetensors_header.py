@@ -45,7 +45,7 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
     try:
         header = json.loads(raw)
         entries = {name: _entry(value, 8 + length) for name, value in header.items() if name != "__metadata__"}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, ArithmeticError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _damaged(path, "its header cannot be read") from error
     _check_layout(path, entries, 8 + length, size)
     return entries

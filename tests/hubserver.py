@@ -1,6 +1,7 @@
 """A small Hub-protocol server on loopback, in memory: enough for the real huggingface_hub client to publish and to pull.
 
-Repositories are lists of commits; a commit is a whole tree. Large files go through LFS (files of LFS_FROM bytes and more).
+Repositories are lists of commits; a commit is a whole tree. Large files go through LFS (files of LFS_FROM bytes and more); there
+is no Xet. Identities are the Hub's: a regular file is known by its git blob id, a large one by its sha256.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import base64
 import hashlib
 import json
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -37,12 +39,17 @@ class Repository:
 
 
 class HubServer:
-    """Use as a context manager; `repositories` is what is stored, `fail_commits` answers commits with that status."""
+    """Use as a context manager; `repositories` is what is stored, `fail_commits` and `fail_tags` answer those with a status.
+
+    `before_commit` runs when a commit arrives, before it is looked at: the place for somebody else to be faster.
+    """
 
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}
         self.large: dict[str, bytes] = {}
         self.fail_commits: int | None = None
+        self.fail_tags: int | None = None
+        self.before_commit: Callable[[], None] = lambda: None
         self.requests: list[str] = []
         hub = self
 
@@ -68,6 +75,13 @@ class HubServer:
         repository = self.repositories.setdefault(name, Repository([_commit({}, "first")]))
         repository.commits.append(_commit(tree, message, len(repository.commits)))
         return repository.commits[-1].oid
+
+
+def _oid(data: bytes) -> str:
+    """What the Hub knows a file by."""
+    if len(data) >= LFS_FROM:
+        return hashlib.sha256(data).hexdigest()
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
 def _commit(tree: dict[str, bytes], message: str, count: int = 0) -> Commit:
@@ -114,8 +128,14 @@ class _Handler(BaseHTTPRequestHandler):
         self._json({"url": f"{self.server_hub.url}/{name}", "error": "exists"}, 409 if exists else 200)
 
     def _preupload(self, name: str, revision: str, body: bytes) -> None:
+        tree = self.server_hub.repositories[name].commits[-1].tree
         files = [
-            {"path": f["path"], "uploadMode": "lfs" if f["size"] >= LFS_FROM else "regular", "shouldIgnore": False}
+            {
+                "path": f["path"],
+                "uploadMode": "lfs" if f["size"] >= LFS_FROM else "regular",
+                "shouldIgnore": False,
+                **({"oid": _oid(tree[f["path"]])} if f["path"] in tree else {}),
+            }
             for f in json.loads(body)["files"]
         ]
         self._json({"files": files})
@@ -133,17 +153,21 @@ class _Handler(BaseHTTPRequestHandler):
         if hub.fail_commits is not None:
             self._json({"error": "told to fail"}, hub.fail_commits)
             return
-        repository, message = hub.repositories[name], ""
-        tree = dict(repository.commits[-1].tree)
-        for line in body.decode().splitlines():
-            entry = json.loads(line)
-            value = entry["value"]
-            if entry["key"] == "header":
-                message = value["summary"]
-            elif entry["key"] == "file":
+        hub.before_commit()
+        repository = hub.repositories[name]
+        entries = [(entry["key"], entry["value"]) for entry in map(json.loads, body.decode().splitlines())]
+        header = dict(entries)["header"]
+        if header.get("parentCommit") not in (None, repository.commits[-1].oid):
+            self._json({"error": "the head has moved"}, 412)
+            return
+        tree, message = dict(repository.commits[-1].tree), header["summary"]
+        for key, value in entries:
+            if key == "file":
                 tree[value["path"]] = base64.b64decode(value["content"])
-            elif entry["key"] == "lfsFile":
+            elif key == "lfsFile":
                 tree[value["path"]] = hub.large[value["oid"]]
+            elif key == "deletedFile":
+                del tree[value["path"]]
         if tree != repository.commits[-1].tree:
             repository.commits.append(_commit(tree, message, len(repository.commits)))
         oid = repository.commits[-1].oid
@@ -151,6 +175,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _tag(self, name: str, revision: str, body: bytes) -> None:
         repository, tag = self.server_hub.repositories[name], json.loads(body)["tag"]
+        if self.server_hub.fail_tags is not None:
+            self._json({"error": "told to fail"}, self.server_hub.fail_tags)
+            return
         if tag in repository.tags:
             self._json({"error": "exists"}, 409)
             return
@@ -165,13 +192,22 @@ class _Handler(BaseHTTPRequestHandler):
         if repository is None:
             self._json({"error": "no such repository"}, 404, {"X-Error-Code": "RepoNotFound"})
             return
+        if api and parts[4:] == ["refs"]:
+            self._refs(repository)
+            return
+        if api and parts[4:5] == ["xet-write-token"]:
+            self._json({"error": "no Xet here"}, 404, {"X-Error-Message": "Xet is not enabled here"})
+            return
         revision = unquote(parts[5]) if api and len(parts) > 5 else unquote(parts[3]) if not api else "main"
         commit = repository.at(revision)
         if commit is None:
             self._json({"error": "no such revision"}, 404, {"X-Error-Code": "RevisionNotFound"})
         elif api and parts[4:5] == ["tree"]:
             self._json(
-                [{"type": "file", "path": path, "size": len(data), "oid": "0"} for path, data in commit.tree.items()]
+                [
+                    {"type": "file", "path": path, "size": len(data), "oid": _oid(data)}
+                    for path, data in commit.tree.items()
+                ]
             )
         elif api:
             siblings = [{"rfilename": path} for path in commit.tree]
@@ -179,13 +215,18 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._file(commit, unquote("/".join(parts[4:])), body=body)
 
+    def _refs(self, repository: Repository) -> None:
+        tags = [{"name": t, "ref": f"refs/tags/{t}", "targetCommit": oid} for t, oid in repository.tags.items()]
+        main = {"name": "main", "ref": "refs/heads/main", "targetCommit": repository.commits[-1].oid}
+        self._json({"branches": [main], "converts": [], "tags": tags})
+
     def _file(self, commit: Commit, path: str, *, body: bool) -> None:
         headers = {"X-Repo-Commit": commit.oid}
         if path not in commit.tree:
             self._json({"error": "no such file"}, 404, {**headers, "X-Error-Code": "EntryNotFound"})
             return
         data = commit.tree[path]
-        headers |= {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "Content-Length": str(len(data))}
+        headers |= {"ETag": f'"{_oid(data)}"', "Content-Length": str(len(data))}
         self._send(200, data if body else b"", headers)
 
     def _parts(self) -> list[str]:

@@ -184,13 +184,16 @@ def collect(older_than: float, dry_run: bool, as_json: bool) -> None:
 @click.argument("reference")
 @click.option("--repo", required=True, metavar="ORG/NAME", help="The Hub repository; made if it is not there.")
 @click.option("--private", is_flag=True, help="Make it private.")
+@click.option("--base-model", metavar="ORG/NAME", help="The base's name on the Hub, where it has another name here.")
 @as_json
-def publish(reference: str, repo: str, private: bool, as_json: bool) -> None:
+def publish(reference: str, repo: str, private: bool, base_model: str | None, as_json: bool) -> None:
     """Put a version on the Hugging Face Hub: one commit, one tag, with a model card. HF_ENDPOINT is honoured."""
     from tunery.registry.hub import publish_to_hub
 
     with open_registry() as registry:
-        published = publish_to_hub(registry, registry.resolve(reference), repository=repo, private=private)
+        published = publish_to_hub(
+            registry, registry.resolve(reference), repository=repo, private=private, base_model=base_model
+        )
     if as_json:
         print_json(published)
     else:
@@ -202,13 +205,17 @@ def publish(reference: str, repo: str, private: bool, as_json: bool) -> None:
 @click.argument("adapter")
 @click.option("--base", default="smollm2-135m", show_default=True, help="The base it was trained on.")
 @click.option("--alias", help="Point this alias at it.")
+@click.option("--trust-base", is_flag=True, help="Also when it names another base; its shapes must fit all the same.")
 @as_json
-def pull(source: str, adapter: str, base: str, alias: str | None, as_json: bool) -> None:
+def pull(source: str, adapter: str, base: str, alias: str | None, trust_base: bool, as_json: bool) -> None:
     """Bring a PEFT LoRA from the Hub in as the next version of ADAPTER."""
     from tunery.registry.hub import pull_from_hub
 
     with open_registry() as registry:
-        version = pull_from_hub(registry, source, adapter, base=_base(registry, base), actor=actor(), alias=alias)
+        known = _base(registry, base)
+        version = pull_from_hub(
+            registry, source, adapter, base=known, actor=actor(), alias=alias, trust_base=trust_base
+        )
     _said(version, as_json)
 
 
@@ -217,13 +224,17 @@ def pull(source: str, adapter: str, base: str, alias: str | None, as_json: bool)
 @click.argument("adapter")
 @click.option("--base", default="smollm2-135m", show_default=True, help="The base it was trained on.")
 @click.option("--alias", help="Point this alias at it.")
+@click.option("--trust-base", is_flag=True, help="Also when it names another base; its shapes must fit all the same.")
 @as_json
-def import_(folder: Path, adapter: str, base: str, alias: str | None, as_json: bool) -> None:
+def import_(folder: Path, adapter: str, base: str, alias: str | None, trust_base: bool, as_json: bool) -> None:
     """Bring a local PEFT folder in as the next version of ADAPTER."""
     from tunery.registry.hub import import_folder
 
     with open_registry() as registry:
-        version = import_folder(registry, folder, adapter, base=_base(registry, base), actor=actor(), alias=alias)
+        known = _base(registry, base)
+        version = import_folder(
+            registry, folder, adapter, base=known, actor=actor(), alias=alias, trust_base=trust_base
+        )
     _said(version, as_json)
 
 

@@ -6,12 +6,13 @@ import json
 import pickle
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.registry.artifacts import HIDDEN, make_adapter
+from tests.registry.artifacts import HIDDEN, make_adapter, make_base
 from tunery.registry import Base
 from tunery.registry.errors import ArtifactRefused
 from tunery.registry.registry import Registry
@@ -65,6 +66,21 @@ def test_tensors_that_do_not_fit(
         ({"auto_mapping": {"base_model_class": "Evil"}}, "artifact_unsafe"),
         ({"auto_mapping": {"base_model_class": "Evil", "parent_library": "transformers_evil.x"}}, "artifact_unsafe"),
         ({"tunery_base_digest": "c" * 64}, "wrong_base"),
+        ({"init_lora_weights": "pissa_niter_4"}, "unsupported_adapter"),
+        ({"r": 4}, "artifact_incomplete"),
+        ({"r": "2"}, "artifact_incomplete"),
+        ({"r": True}, "artifact_incomplete"),
+        ({"lora_alpha": "much"}, "artifact_incomplete"),
+        ({"lora_alpha": float("nan")}, "artifact_incomplete"),
+        ({"rank_pattern": {"q_proj": 3}}, "artifact_incomplete"),
+        ({"rank_pattern": {"q_proj": -2}}, "artifact_incomplete"),
+        ({"rank_pattern": [1]}, "artifact_incomplete"),
+        ({"alpha_pattern": {"(": 3}}, "artifact_incomplete"),
+        ({"alpha_pattern": {"(a|a)*b": 3}}, "artifact_unsafe"),
+        ({"alpha_pattern": {".*.*.*.*.*x": 3}}, "artifact_unsafe"),
+        ({"target_modules": ["q_proj"]}, "artifact_incomplete"),
+        ({"target_modules": {"q_proj": 1}}, "artifact_incomplete"),
+        ({"modules_to_save": "norm"}, "artifact_incomplete"),
     ],
 )
 def test_configurations_that_are_refused(
@@ -84,8 +100,98 @@ def test_whole_norms_and_embedding_pairs_are_welcome(registry: Registry, base: B
         "base_model.model.model.norm.weight": array(HIDDEN),
         "base_model.model.model.embed_tokens.lora_embedding_A": array(3, 20),
         "base_model.model.model.embed_tokens.lora_embedding_B": array(HIDDEN, 3),
+        f"{Q}.lora_magnitude_vector": array(HIDDEN),
+        f"{Q}.lora_B.bias": array(HIDDEN),
+        "base_model.model.lm_head.weight": array(20, HIDDEN),
     }
-    publish(registry, make_adapter(tmp_path / "good", changes=changes), base)
+    config = {
+        "modules_to_save": ["norm"],
+        "rank_pattern": {"embed_tokens": 3},
+        "target_modules": ["up_proj", "q_proj", "embed_tokens"],
+    }
+    publish(registry, make_adapter(tmp_path / "good", changes=changes, **config), base)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({f"{Q}.lora_magnitude_vector": array(HIDDEN + 1)}, "lora_magnitude_vector"),
+        ({f"{Q}.lora_B.bias": array(3)}, "lora_B.bias"),
+        ({"base_model.model.model.norm.weight": array(HIDDEN)}, "would not be used"),
+        ({f"{Q}.lora_A.weight": array(2, HIDDEN).astype(np.int32)}, "I32"),
+        # Turned the wrong way round: in and out of up_proj exchanged.
+        (
+            {
+                "base_model.model.model.layers.0.up_proj.lora_A.weight": array(2, 2 * HIDDEN),
+                "base_model.model.model.layers.0.up_proj.lora_B.weight": array(HIDDEN, 2),
+            },
+            "another base",
+        ),
+    ],
+)
+def test_tensors_that_would_mean_something_else(
+    registry: Registry, base: Base, tmp_path: Path, changes: dict[str, np.ndarray], says: str
+) -> None:
+    assert says in refused(registry, make_adapter(tmp_path / "bad", changes=changes), base).message
+
+
+@pytest.mark.parametrize(
+    ("source", "named", "fits"),
+    [
+        ("meta-llama/Llama-3.1-8B@main", "meta-llama/Llama-3.1-8B", True),
+        ("meta-llama/Llama-3.1-8B", "unsloth/llama-3.1-8b-unsloth-bnb-4bit", True),
+        ("meta-llama/Llama-3.1-8B", "meta-llama/Llama-3.1-8B-Instruct", False),
+        ("meta-llama/Llama-3.1-8B", "/home/somebody/checkpoint", True),
+        ("meta-llama/Llama-3.1-8B", None, True),
+        ("tiny", "HuggingFaceTB/SmolLM2-135M-Instruct", True),
+        ("tiny", "the-other", False),
+    ],
+)
+def test_an_adapter_that_names_another_base_needs_a_word(
+    registry: Registry, tmp_path: Path, source: str, named: str | None, fits: bool
+) -> None:
+    other = make_base(tmp_path / "other", name="the-other", digest="c" * 64)
+    registry.add_base(other)
+    made = make_base(tmp_path / "base")
+    base = registry.add_base(msgspec.structs.replace(made, source=source))
+    folder = make_adapter(tmp_path / "a", base_model_name_or_path=named)
+    if not fits:
+        error = refused(registry, folder, base)
+        assert (error.code, "--trust-base" in error.message) == ("wrong_base", True)
+    registry.publish("a/b", folder, base=base, method="lora", manifest={}, metrics={}, actor="t", trust_base=not fits)
+    assert len(registry.versions()) == 1
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{", "[" * 100_000, '{"r": ' + "9" * 10_000 + "}", "\udcff", "{}" + " " * 5_000_000]
+)
+def test_configurations_that_are_none(registry: Registry, base: Base, tmp_path: Path, text: str) -> None:
+    folder = make_adapter(tmp_path / "bad")
+    (folder / "adapter_config.json").write_bytes(text.encode(errors="surrogateescape"))
+    refused(registry, folder, base)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "[" * 50_000,
+        '{"t": {"dtype": "F32", "shape": [Infinity], "data_offsets": [0, 4]}}',
+        '{"t": {"dtype": "F32", "shape": [1], "data_offsets": [Infinity, 4]}}',
+        '{"t": {"dtype": "F32", "shape": [-1, -1], "data_offsets": [0, 4]}}',
+        '{"t": {"dtype": "F32", "shape": ' + "[" * 5000 + "]" * 5000 + ', "data_offsets": [0, 4]}}',
+        '{"t": {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]}}',
+        '{"t": null}',
+        '"t"',
+        '{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, '
+        '"b": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}',
+    ],
+)
+def test_hostile_headers(tmp_path: Path, header: str) -> None:
+    path = tmp_path / "x.safetensors"
+    raw = header.encode()
+    path.write_bytes(len(raw).to_bytes(8, "little") + raw + bytes(4))
+    with pytest.raises(ArtifactRefused, match="not a sound safetensors file"):
+        read_header(path)
 
 
 @pytest.mark.parametrize("name", ["adapter_model.bin", "optimizer.pt", "sub/state.pkl", "weights.ckpt"])

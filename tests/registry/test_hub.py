@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from huggingface_hub import constants
@@ -29,6 +30,10 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
     with HubServer() as server:
         monkeypatch.setenv("HF_ENDPOINT", server.url)
         yield server
+
+
+def void(value: object) -> None:
+    """Nothing, whatever the value."""
 
 
 def as_files(folder: Path) -> dict[str, bytes]:
@@ -60,6 +65,95 @@ def test_publishing_again_changes_nothing(registry: Registry, publish: Publish, 
     second = publish_to_hub(registry, publish(seed=2), repository="acme/support-lora")
     assert second.commit != first.commit
     assert len(hub.repositories["acme/support-lora"].tags) == 2
+    assert publish_to_hub(registry, version, repository="acme/support-lora") == first
+    assert hub.repositories["acme/support-lora"].commits[-1].oid == second.commit
+
+
+def test_somebody_faster_is_not_overwritten(registry: Registry, publish: Publish, hub: HubServer) -> None:
+    others = [{"NOTES.md": b"mine"}, {"NOTES.md": b"mine", "MORE.md": b"too"}]
+
+    def faster() -> None:
+        if others:
+            hub.add("acme/support-lora", others.pop(0))
+
+    hub.before_commit = faster
+    published = publish_to_hub(registry, publish(seed=1), repository="acme/support-lora")
+    repository = hub.repositories["acme/support-lora"]
+    assert [commit.message for commit in repository.commits[1:3]] == ["by hand", "by hand"]
+    assert repository.commits[-1].oid == published.commit
+    assert set(repository.commits[-1].tree) == {*FILES, "README.md", "tunery.json", "NOTES.md", "MORE.md"}
+
+
+def test_somebody_who_never_stops_is_given_way(registry: Registry, publish: Publish, hub: HubServer) -> None:
+    count = iter(range(100))
+    hub.before_commit = lambda: void(hub.add("acme/support-lora", {"NOTES.md": b"%d" % next(count)}))
+    with pytest.raises(Conflict, match="keeps changing"):
+        publish_to_hub(registry, publish(seed=1), repository="acme/support-lora")
+    assert hub.repositories["acme/support-lora"].tags == {}
+
+
+def test_files_of_the_version_before_do_not_stay(
+    registry: Registry, base: Base, publish: Publish, hub: HubServer, tmp_path: Path
+) -> None:
+    folder = make_adapter(tmp_path / "full")
+    (folder / "model").mkdir()
+    (folder / "adapter_model.safetensors").rename(folder / "model" / "model.safetensors")
+    make_adapter(folder)
+    full = registry.publish("a/b", folder, base=base, method="full", manifest={}, metrics={}, actor="t")
+    first = publish_to_hub(registry, full, repository="acme/support-lora")
+    repository = hub.repositories["acme/support-lora"]
+    hub.add("acme/support-lora", {**repository.commits[-1].tree, "LICENSE": b"mine"})
+    publish_to_hub(registry, publish(seed=2), repository="acme/support-lora")
+    assert set(repository.commits[-1].tree) == {*FILES, "README.md", "tunery.json", "LICENSE"}
+    tagged = repository.at(first.tag)
+    assert tagged is not None
+    assert "model/model.safetensors" in tagged.tree
+
+
+def test_a_tag_that_failed_is_made_by_publishing_again(registry: Registry, publish: Publish, hub: HubServer) -> None:
+    version = publish(seed=1)
+    hub.fail_tags = 400
+    with pytest.raises(Unavailable, match="answered 400"):
+        publish_to_hub(registry, version, repository="acme/support-lora")
+    hub.fail_tags = None
+    published = publish_to_hub(registry, version, repository="acme/support-lora")
+    repository = hub.repositories["acme/support-lora"]
+    assert len(repository.commits) == 2
+    assert repository.tags == {published.tag: repository.commits[-1].oid}
+
+
+def test_a_damaged_version_is_not_published(registry: Registry, publish: Publish, hub: HubServer) -> None:
+    version = publish(seed=1)
+    registry.files(version)["adapter_model.safetensors"].write_bytes(b"damaged")
+    with pytest.raises(ArtifactRefused, match="damaged"):
+        publish_to_hub(registry, version, repository="acme/support-lora")
+    assert hub.repositories == {}
+
+
+def test_nothing_published_names_a_folder_of_this_machine(
+    registry: Registry, base: Base, hub: HubServer, tmp_path: Path
+) -> None:
+    local = msgspec.structs.replace(base, source=base.path, name="local", digest="d" * 64)
+    registry.add_base(local)
+    folder = make_adapter(tmp_path / "a", base_model_name_or_path=base.path)
+    version = registry.publish("a/b", folder, base=local, method="lora", manifest={}, metrics={}, actor="t")
+    for named in (None, "acme/base"):
+        publish_to_hub(registry, version, repository=f"x/{named is None}", base_model=named)
+        tree = hub.repositories[f"x/{named is None}"].commits[-1].tree
+        assert not [name for name, data in tree.items() if str(tmp_path).encode() in data]
+        assert json.loads(tree["adapter_config.json"])["base_model_name_or_path"] == (named or "local")
+
+
+def test_what_was_published_says_which_base_it_needs(
+    registry: Registry, publish: Publish, base: Base, hub: HubServer
+) -> None:
+    published = publish_to_hub(registry, publish(seed=1), repository="acme/support-lora")
+    other = registry.add_base(msgspec.structs.replace(base, name="other", digest="e" * 64))
+    with pytest.raises(ArtifactRefused, match="digest bbbbbbbbbbbb") as caught:
+        pull_from_hub(registry, f"acme/support-lora@{published.tag}", "a/b", base=other, actor="t")
+    assert caught.value.code == "wrong_base"
+    pulled = pull_from_hub(registry, "acme/support-lora", "a/b", base=other, actor="t", trust_base=True)
+    assert pulled.base == "other"
 
 
 def test_there_and_back_is_the_same_version(registry: Registry, publish: Publish, base: Base, hub: HubServer) -> None:
@@ -85,10 +179,12 @@ def test_what_does_not_fit_is_refused_and_nothing_changes(
     hub.add("x/dora-like", as_files(make_adapter(tmp_path / "l", peft_type="LOHA")))
     with pytest.raises(ArtifactRefused, match="another base"):
         pull_from_hub(registry, "x/wrong", "a/b", base=base, actor="t")
-    with pytest.raises(
-        NotFound, match=r"not a PEFT adapter in safetensors; it has: adapter_config.json, adapter_model.bin"
-    ):
+    with pytest.raises(ArtifactRefused, match=r"adapter_model.bin, a pickle") as caught:
         pull_from_hub(registry, "x/pickle", "a/b", base=base, actor="t")
+    assert caught.value.code == "artifact_pickled"
+    hub.add("x/model", {"config.json": b"{}", "model.safetensors": b""})
+    with pytest.raises(NotFound, match=r"not a PEFT adapter in safetensors; it has: config.json, model.safetensors"):
+        pull_from_hub(registry, "x/model", "a/b", base=base, actor="t")
     with pytest.raises(ArtifactRefused, match="LOHA"):
         pull_from_hub(registry, "x/dora-like", "a/b", base=base, actor="t")
     assert registry.versions() == []
@@ -110,7 +206,9 @@ def test_names_the_hub_would_not_have(registry: Registry, base: Base, hub: HubSe
         pull_from_hub(registry, source, "a/b", base=base, actor="t")
 
 
-@pytest.mark.parametrize(("status", "kind"), [(403, InvalidInput), (412, Conflict), (400, Unavailable)])
+@pytest.mark.parametrize(
+    ("status", "kind"), [(403, InvalidInput), (409, Conflict), (412, Conflict), (400, Unavailable)]
+)
 def test_a_hub_that_refuses(
     registry: Registry, publish: Publish, hub: HubServer, status: int, kind: type[Exception]
 ) -> None:
@@ -153,5 +251,5 @@ def test_links_out_of_the_folder_are_not_followed(registry: Registry, base: Base
     folder = make_adapter(tmp_path / "mine")
     (folder / "adapter_config.json").rename(tmp_path / "outside.json")
     (folder / "adapter_config.json").symlink_to(tmp_path / "outside.json")
-    with pytest.raises(InvalidInput, match="link"):
+    with pytest.raises(ArtifactRefused, match="link"):
         import_folder(registry, folder, "acme/imported", base=base, actor="t")

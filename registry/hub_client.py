@@ -1,0 +1,70 @@
+"""Owns talking to a Hub: which endpoint, over plain LFS where Xet is not on offer, and its failures as ours."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+from tunery.registry.errors import Conflict, InvalidInput, NotFound, TuneryError, Unavailable
+
+__all__ = ["HUB", "hub"]
+
+HUB = "https://huggingface.co"
+
+
+@contextmanager
+def hub(endpoint: str | None, repository: str) -> Iterator[str]:
+    """The endpoint to use (`HF_ENDPOINT` unless given); what goes wrong with it inside the block becomes one of our errors."""
+    import httpx2
+    from huggingface_hub import constants
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalTokenNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    url = (endpoint or os.environ.get("HF_ENDPOINT") or HUB).rstrip("/")
+    before = constants.HF_HUB_DISABLE_XET
+    # Read at each call; servers other than the Hub's own speak plain LFS.
+    constants.HF_HUB_DISABLE_XET = before or urlsplit(url).hostname != urlsplit(HUB).hostname
+    try:
+        yield url
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise NotFound(
+            f"{repository} is not on {url}, or you may not see it (log in with `hf auth login`, or set HF_TOKEN)",
+            code="hub_not_found",
+        ) from error
+    except HFValidationError as error:
+        raise InvalidInput(f"{repository!r} is not a name the Hub accepts: {error}") from error
+    except HfHubHTTPError as error:
+        raise _refused(error, repository, url) from error
+    except TuneryError:
+        raise
+    except (LocalTokenNotFoundError, OfflineModeIsEnabled, httpx2.HTTPError, OSError) as error:
+        raise Unavailable(
+            f"the Hub at {url} cannot be reached ({type(error).__name__}); check the network, HF_ENDPOINT and "
+            "HF_HUB_OFFLINE, and try again: nothing was changed here",
+            code="hub_unreachable",
+        ) from error
+    finally:
+        constants.HF_HUB_DISABLE_XET = before
+
+
+def _refused(error: Any, repository: str, url: str) -> TuneryError:
+    status = getattr(error.response, "status_code", 0)
+    said = getattr(error, "server_message", None) or ""
+    if status in (401, 403):
+        return InvalidInput(
+            f"{url} does not let you use {repository} ({status} {said}): log in with `hf auth login`, or set HF_TOKEN "
+            "to a token that may",
+            code="hub_forbidden",
+        )
+    if status in (409, 412):
+        return Conflict(f"somebody else keeps changing {repository}; publish again", code="hub_conflict")
+    return Unavailable(f"{url} answered {status} {said}; try again later: nothing was changed here", code="hub_failed")
