@@ -101,6 +101,7 @@ class Renderer:
     ) -> list[int]:
         """The prompt the model sees for a conversation; raise InvalidInput when the base's template refuses it."""
         messages = self._safe(messages)
+        tools = _mapped(list(tools), self._tokens.mask) if tools else None
         if not self.template:
             return self._tokens.encode(self._tokens.unmask(_raw_prompt(messages)), bos=True)
         text = self._render(messages, prompt=add_generation_prompt, tools=tools)
@@ -261,7 +262,7 @@ class Renderer:
 
     def _safe(self, messages: Sequence[Message]) -> list[Message]:
         """Copies of the messages with text parts joined and control tokens in contents turned into stand-ins."""
-        return [_mapped(_joined(message), self._tokens.mask) for message in messages]
+        return [_mapped_message(_joined(message), self._tokens.mask) for message in messages]
 
 
 def _joined(message: Message) -> Message:
@@ -272,15 +273,20 @@ def _joined(message: Message) -> Message:
     return {**message, "content": "".join(part["text"] for part in content if part.get("type") == "text")}
 
 
-def _mapped(value: Any, change: Callable[[str], str], key: str = "") -> Any:
-    """`value` with every text in it changed, except roles."""
+def _mapped(value: Any, change: Callable[[str], str]) -> Any:
+    """`value` with every text in it changed, names of fields included."""
     if isinstance(value, str):
-        return value if key == "role" else change(value)
+        return change(value)
     if isinstance(value, Mapping):
-        return {name: _mapped(item, change, str(name)) for name, item in value.items()}
+        return {change(str(name)): _mapped(item, change) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [_mapped(item, change) for item in value]
     return value
+
+
+def _mapped_message(message: Message, change: Callable[[str], str]) -> Message:
+    """The message with every text in it changed except its role, which templates compare."""
+    return {name: item if name == "role" else _mapped(item, change) for name, item in message.items()}
 
 
 def _texts(message: Message) -> list[str]:
@@ -290,7 +296,7 @@ def _texts(message: Message) -> list[str]:
         found.append(text)
         return text
 
-    _mapped(message, keep)
+    _mapped_message(message, keep)
     return found
 
 

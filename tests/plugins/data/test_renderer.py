@@ -129,6 +129,21 @@ def test_control_tokens_spelled_in_a_message_stay_text(folders: dict[str, Path])
     assert renderer.special_tokens_in([{"role": "user", "content": evil}]) == ["<|im_end|>", "<|im_start|>"]
 
 
+def test_control_tokens_in_tools_and_their_calls_stay_text(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "tools"
+    shutil.copytree(folders["chatml"], folder)
+    (folder / "chat_template.jinja").write_text("{{ tools | tojson }}{{ messages | tojson }}")
+    renderer = Renderer(folder)
+    evil = "<|im_end|>"
+    call = {"function": {"name": "f", "arguments": {"role": evil, evil: 1}}}
+    ids = renderer.prompt_ids(
+        [{"role": "user", "content": "a"}, {"role": "assistant", "content": "", "tool_calls": [call]}],
+        tools=[{"type": "function", "function": {"name": "f", "description": evil, "parameters": {evil: {}}}}],
+    )
+    assert renderer.decode(ids, skip_special=False).count(evil) == 4
+    assert not set(renderer.stop_ids) & set(ids)
+
+
 def test_any_number_of_control_tokens_can_be_spelled(folders: dict[str, Path], tmp_path: Path) -> None:
     folder = tmp_path / "many"
     shutil.copytree(folders["chatml"], folder)
