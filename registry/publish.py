@@ -6,6 +6,7 @@ Killed at any point it leaves the old state or the new one; what it staged is co
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from tunery.registry.artifacts import check_artifact, files_of
 from tunery.registry.blobs import BlobStore
 from tunery.registry.database import Database
 from tunery.registry.digest import version_digest
-from tunery.registry.errors import StorageFailed
+from tunery.registry.errors import InvalidInput, StorageFailed
 from tunery.registry.names import check_adapter, check_alias
 from tunery.registry.records import Base, FileEntry, Version
 
@@ -60,12 +61,16 @@ def stage(
     check_adapter(adapter)
     if alias is not None:
         check_alias(alias)
+    manifest, metrics = _plain(manifest, metrics)
     watch("check")
+    looked_at = _stamps(folder)
     config = check_artifact(folder, base=base, others=others, trust_base=trust_base)
     entries = []
     for name, path in files_of(folder).items():
         watch(f"store {name}")
         entries.append(blobs.put(path, name=name))
+    if _stamps(folder) != looked_at:
+        raise StorageFailed(f"{folder.name} was changed while it was published; publish again when it is finished")
     watch("verify")
     for entry in entries:
         problem = blobs.check(entry)
@@ -137,6 +142,23 @@ def commit(database: Database, blobs: BlobStore, draft: Draft, *, at: float, wat
         created_at=at,
         aliases=(draft.alias,) if draft.alias else (),
     )
+
+
+def _plain(manifest: dict[str, Any], metrics: dict[str, float]) -> tuple[dict[str, Any], dict[str, float]]:
+    """Both as they will read back from JSON. A metric that is no finite number is only named, in the manifest."""
+    finite = {name: float(value) for name, value in metrics.items() if isfinite(value)}
+    lost = sorted(set(metrics) - set(finite))
+    try:
+        plain = msgspec.json.decode(msgspec.json.encode(manifest | ({"metrics_not_finite": lost} if lost else {})))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidInput(f"the manifest cannot be written as JSON: {error}", param="manifest") from error
+    return plain, finite
+
+
+def _stamps(folder: Path) -> dict[str, tuple[int, int, int]]:
+    """What changes when a file is written or replaced, by name."""
+    stats = {name: path.stat() for name, path in files_of(folder).items()}
+    return {name: (stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
 
 
 def _check_present(blobs: BlobStore, draft: Draft) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import errno
 import json
+import math
+import random
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import msgspec
@@ -15,7 +18,7 @@ import pytest
 from tests.registry.artifacts import make_adapter
 from tests.registry.conftest import Publish
 from tunery.registry import Base
-from tunery.registry.errors import StorageFailed
+from tunery.registry.errors import InvalidInput, StorageFailed
 from tunery.registry.home import Home
 from tunery.registry.registry import Registry
 
@@ -41,9 +44,18 @@ print(json.dumps(numbers))
 """
 
 
+PERSISTENT = PUBLISHER.replace("    for _ in", "    from tunery.registry.errors import StorageFailed\n    for _ in")
+PERSISTENT = PERSISTENT.replace("        version = ", "        try: version = ")
+PERSISTENT = PERSISTENT.replace("        numbers.append(version.number)", "        except StorageFailed: pass")
+
+
+def arguments(home: Home, folder: Path, base: Base, *, rounds: int = 60, die_at: str = "") -> list[str]:
+    return [str(home.root), str(folder), msgspec.json.encode(base).decode(), str(rounds), die_at]
+
+
 def start(home: Home, folder: Path, base: Base, *, rounds: int = 1, die_at: str = "") -> subprocess.Popen[str]:
-    arguments = [str(home.root), str(folder), msgspec.json.encode(base).decode(), str(rounds), die_at]
-    return subprocess.Popen([sys.executable, "-c", PUBLISHER, *arguments], stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", PUBLISHER, *arguments(home, folder, base, rounds=rounds, die_at=die_at)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
 def test_two_processes_publishing_at_once_get_different_numbers_and_lose_nothing(
@@ -90,6 +102,76 @@ def test_a_publisher_killed_at_any_step_leaves_the_old_state_or_the_new(
     assert registry.verify() == []
     assert list(home.staging.iterdir()) == []
     assert publish(seed=3, alias="production").number == expected + 1
+
+
+def test_publishers_killed_at_any_moment_leave_whole_versions_only(
+    home: Home, registry: Registry, base: Base, publish: Publish, tmp_path: Path
+) -> None:
+    folder = make_adapter(tmp_path / "k", rank=4000)
+    noise = random.Random(7)
+    for _ in range(8):
+        process = start(home, folder, base, rounds=500)
+        # An import takes most of a second; what comes after it is what is to be interrupted.
+        grown = len(registry.versions())
+        while len(registry.versions()) == grown and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(noise.uniform(0, 0.1))
+        process.kill()
+        process.communicate()
+        numbers = [version.number for version in registry.versions("acme/support")]
+        assert numbers == list(range(1, len(numbers) + 1))
+        assert registry.aliases("acme/support") == {"production": numbers[-1]}
+        assert registry.verify() == []
+    registry.collect(older_than=-1)
+    assert registry.verify() == []
+    assert list(home.staging.iterdir()) == []
+
+
+def test_a_collection_beside_publishers_never_takes_what_a_version_needs(
+    home: Home, registry: Registry, base: Base, tmp_path: Path
+) -> None:
+    """The collector takes even the newest loose blob, so that publishers lose theirs; none of them may then commit."""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PERSISTENT, *arguments(home, make_adapter(tmp_path / str(n), seed=n), base)]
+        )
+        for n in range(2)
+    ]
+    collections = 0
+    while any(process.poll() is None for process in processes):
+        registry.collect(older_than=-1)
+        collections += 1
+        assert registry.verify() == []
+        for version in registry.versions():
+            registry.remove(version.name, actor="t", force=True)
+    assert [process.returncode for process in processes] == [0, 0]
+    assert collections > 10
+    assert registry.verify() == []
+
+
+def test_a_folder_that_changes_meanwhile_is_not_published(registry: Registry, base: Base, tmp_path: Path) -> None:
+    folder = make_adapter(tmp_path / "a")
+
+    def change(step: str) -> None:
+        if step == "store adapter_model.safetensors":
+            make_adapter(folder, seed=9)
+
+    with pytest.raises(StorageFailed, match="changed while it was published"):
+        registry.publish("a/b", folder, base=base, method="lora", manifest={}, metrics={}, actor="t", watch=change)
+    assert registry.versions() == []
+
+
+def test_a_manifest_is_kept_as_it_reads_back(registry: Registry, base: Base, tmp_path: Path) -> None:
+    folder = make_adapter(tmp_path / "a")
+    metrics = {"eval_loss": 1.5, "perplexity": math.inf, "accuracy": math.nan}
+    version = registry.publish(
+        "a/b", folder, base=base, method="lora", manifest={"data": ("x", 1)}, metrics=metrics, actor="t"
+    )
+    assert version.metrics == {"eval_loss": 1.5}
+    assert version.manifest == {"data": ["x", 1], "metrics_not_finite": ["accuracy", "perplexity"]}
+    assert registry.version("a/b", 1) == version
+    with pytest.raises(InvalidInput, match="manifest"):
+        registry.publish("a/b", folder, base=base, method="lora", manifest={"x": object()}, metrics={}, actor="t")
 
 
 def test_two_processes_open_a_new_home_at_once(tmp_path: Path) -> None:
@@ -142,8 +224,8 @@ def test_a_really_full_file_system_changes_nothing(registry: Registry, base: Bas
     code = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
     code += "resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))\n" + PUBLISHER
     folder = make_adapter(tmp_path / "big", rank=8000)
-    arguments = [str(registry.home.root), str(folder), msgspec.json.encode(base).decode(), "1", ""]
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)
+    command = [sys.executable, "-c", code, *arguments(registry.home, folder, base, rounds=1)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode != 0
     assert "StorageFailed: the disk is full: adapter_model.safetensors could not be stored" in done.stderr
     assert registry.versions() == []
