@@ -66,16 +66,23 @@ def _needed(connection: Connection) -> set[str]:
 
 
 def _age(path: Path, now: float) -> float:
+    """Seconds since anything in it was written: a large base may be on its way in for hours."""
     try:
-        return now - path.stat().st_mtime
+        return now - max(each.stat().st_mtime for each in (path, *path.rglob("*")))
     except OSError:
+        # It changes under our eyes, so somebody is at work on it.
         return 0.0
 
 
 def _size(path: Path) -> int:
-    if path.is_dir():
-        return sum(child.stat().st_size for child in path.rglob("*") if child.is_file())
-    return path.stat().st_size
+    """Bytes of a file, or of all files in a folder; what vanishes meanwhile counts nothing."""
+    total = 0
+    for each in (path, *path.rglob("*")):
+        try:
+            total += each.stat().st_size if each.is_file() else 0
+        except OSError:
+            continue
+    return total
 
 
 def _remove(path: Path) -> None:

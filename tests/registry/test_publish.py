@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import os
 import random
 import signal
 import subprocess
@@ -230,6 +231,28 @@ def test_a_really_full_file_system_changes_nothing(registry: Registry, base: Bas
     assert "StorageFailed: the disk is full: adapter_model.safetensors could not be stored" in done.stderr
     assert registry.versions() == []
     assert list(registry.home.staging.iterdir()) == []
+
+
+def test_what_is_still_being_written_is_not_collected(home: Home, registry: Registry) -> None:
+    for name in ("busy", "left"):
+        (home.staging / name).mkdir()
+        (home.staging / name / "part").write_bytes(b"x" * 100)
+    for path in (home.staging / "left" / "part", home.staging / "left", home.staging / "busy"):
+        os.utime(path, (1, 1))
+    collected = registry.collect(older_than=3600)
+    assert (collected.staged, collected.bytes) == (1, 100)
+    assert [path.name for path in home.staging.iterdir()] == ["busy"]
+
+
+def test_a_database_damaged_while_open_is_named(home: Home, registry: Registry, publish: Publish) -> None:
+    publish(seed=1)
+    registry.close()
+    with home.database.open("r+b") as file:
+        # All pages but the first, which holds the tables' names.
+        file.seek(4096)
+        file.write(b"\xff" * (home.database.stat().st_size - 4096))
+    with pytest.raises(StorageFailed, match=r"registry\.db"), Registry.open(home) as again:
+        again.versions()
 
 
 def test_verify_finds_damage_and_collect_removes_only_what_is_loose(registry: Registry, publish: Publish) -> None:

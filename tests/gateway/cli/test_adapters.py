@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.hubserver import HubServer
 from tests.registry.artifacts import make_adapter, make_base
 from tunery.registry.home import Home
 from tunery.registry.registry import Registry
@@ -106,6 +107,39 @@ def test_mistakes_end_with_one_line_and_their_code(filled: Home, arguments: list
     assert (done.returncode, done.stdout) == (code, "")
     assert says in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_to_the_hub_and_back(filled: Home, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with HubServer() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+        monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
+        done = tunery(filled, "adapters", "publish", "acme/support@2", "--repo", "acme/lora", "--json")
+        published = json.loads(done.stdout)
+        assert hub.repositories["acme/lora"].tags == {published["tag"]: published["commit"]}
+        source = f"acme/lora@{published['tag']}"
+        pulled = json.loads(tunery(filled, "adapters", "pull", source, "new/one", "--base", "tiny", "--json").stdout)
+        hub.fail_commits = 403
+        refused = tunery(filled, "adapters", "publish", "acme/support@3", "--repo", "acme/lora")
+        missing = tunery(filled, "adapters", "pull", "acme/none", "new/one", "--base", "tiny")
+    gone = tunery(filled, "adapters", "pull", "acme/lora", "new/one", "--base", "tiny")
+    assert (pulled["adapter"], pulled["number"], pulled["manifest"]["origin"]["commit"]) == (
+        "new/one",
+        1,
+        published["commit"],
+    )
+    assert (refused.returncode, "HF_TOKEN" in refused.stderr) == (2, True)
+    assert (missing.returncode, "is not on" in missing.stderr) == (3, True)
+    assert (gone.returncode, "cannot be reached" in gone.stderr) == (6, True)
+
+
+def test_importing_what_names_another_base_needs_a_word(filled: Home, tmp_path: Path) -> None:
+    folder = make_adapter(tmp_path / "theirs", tunery_base_digest="f" * 64)
+    command = ["adapters", "import", str(folder), "new/one", "--base", "tiny"]
+    refused = tunery(filled, *command)
+    assert (refused.returncode, "--trust-base" in refused.stderr) == (5, True)
+    assert tunery(filled, *command, "--trust-base").stdout.startswith("new/one@1  ")
 
 
 def test_a_reader_that_leaves_is_no_error(filled: Home) -> None:
