@@ -81,7 +81,8 @@ def is_whole(parameter: str, config: Mapping[str, Any]) -> bool:
     names = [*(config.get("modules_to_save") or ()), "embed_tokens", "lm_head"]
     parts = module.split(".")
     paths = [".".join(parts[: end + 1]) for end in range(len(parts))]
-    return any(path == name or path.endswith(f".{name}") for path in paths for name in names)
+    # PEFT compares the bare end of the name: `norm` is every module whose name ends so.
+    return any(path.endswith(name) for path in paths for name in names)
 
 
 def _check_kind(config: Mapping[str, Any]) -> None:
