@@ -11,7 +11,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from tunery.registry.errors import ArtifactRefused
+from tunery.registry.errors import ArtifactRefused, StorageFailed
 from tunery.registry.peft_config import CONFIG, check_config, is_target, is_whole, rank_of, read_config
 from tunery.registry.records import Base
 from tunery.registry.safetensors_header import TensorEntry, nonfinite_tensor, read_header
@@ -75,7 +75,13 @@ def check_artifact(
     config = read_config(files[CONFIG])
     check_config(config, base=base, others=others, trust_base=trust_base)
     headers = {name: read_header(path) for name, path in files.items() if path.suffix == ".safetensors"}
-    _check_tensors(headers[WEIGHTS], config, base_shapes(Path(base.path)), base.name)
+    shapes = base_shapes(Path(base.path))
+    if not shapes:
+        raise StorageFailed(
+            f"the base {base.name} is no longer in {base.path}; take it in again: tunery bases add {base.source}",
+            code="base_missing",
+        )
+    _check_tensors(headers[WEIGHTS], config, shapes, base.name)
     for name, header in headers.items():
         bad = nonfinite_tensor(files[name], header)
         if bad is not None:

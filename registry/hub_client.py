@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
-from tunery.registry.errors import Conflict, InvalidInput, NotFound, TuneryError, Unavailable
+from tunery.registry.errors import Conflict, InvalidInput, NotFound, StorageFailed, TuneryError, Unavailable
 
 __all__ = ["HUB", "hub"]
 
 HUB = "https://huggingface.co"
+
+# What a disk says, and a network does not.
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 
 
 @contextmanager
@@ -47,6 +51,8 @@ def hub(endpoint: str | None, repository: str) -> Iterator[str]:
     except TuneryError:
         raise
     except (LocalTokenNotFoundError, OfflineModeIsEnabled, httpx2.HTTPError, OSError) as error:
+        if isinstance(error, OSError) and error.errno in _DISK:
+            raise StorageFailed(f"{error.filename or 'this disk'}: {error.strerror}; nothing was changed") from error
         raise Unavailable(
             f"the Hub at {url} cannot be reached ({type(error).__name__}); check the network, HF_ENDPOINT and "
             "HF_HUB_OFFLINE, and try again: nothing was changed here",

@@ -5,7 +5,8 @@ Killed at any point it leaves the old state or the new one; what it staged is co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from tunery.registry.artifacts import check_artifact, files_of
 from tunery.registry.blobs import BlobStore
 from tunery.registry.database import Database
 from tunery.registry.digest import version_digest
-from tunery.registry.errors import InvalidInput, StorageFailed
+from tunery.registry.errors import InvalidInput, StorageFailed, TuneryError
 from tunery.registry.names import check_adapter, check_alias
 from tunery.registry.records import Base, FileEntry, Version
 
@@ -63,13 +64,16 @@ def stage(
         check_alias(alias)
     manifest, metrics = _plain(manifest, metrics)
     watch("check")
-    looked_at = _stamps(folder)
-    config = check_artifact(folder, base=base, others=others, trust_base=trust_base)
+    with _reading(folder):
+        looked_at = _stamps(folder)
+        config = check_artifact(folder, base=base, others=others, trust_base=trust_base)
     entries = []
     for name, path in files_of(folder).items():
         watch(f"store {name}")
         entries.append(blobs.put(path, name=name))
-    if _stamps(folder) != looked_at:
+    with _reading(folder):
+        changed = _stamps(folder) != looked_at
+    if changed:
         raise StorageFailed(f"{folder.name} was changed while it was published; publish again when it is finished")
     watch("verify")
     for entry in entries:
@@ -153,6 +157,19 @@ def _plain(manifest: dict[str, Any], metrics: dict[str, float]) -> tuple[dict[st
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidInput(f"the manifest cannot be written as JSON: {error}", param="manifest") from error
     return plain, finite
+
+
+@contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    """What cannot be read is said so."""
+    try:
+        yield
+    except TuneryError:
+        raise
+    except OSError as error:
+        raise StorageFailed(
+            f"{folder.name} cannot be read: {error.filename or ''} {error.strerror}; nothing was changed"
+        ) from error
 
 
 def _stamps(folder: Path) -> dict[str, tuple[int, int, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import socket
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from tests.hubserver import HubServer
 from tests.registry.artifacts import HIDDEN, make_adapter
 from tests.registry.conftest import Publish
 from tunery.registry import Base
-from tunery.registry.errors import ArtifactRefused, Conflict, InvalidInput, NotFound, Unavailable
+from tunery.registry.errors import ArtifactRefused, Conflict, InvalidInput, NotFound, StorageFailed, Unavailable
 from tunery.registry.hub import import_folder, publish_to_hub, pull_from_hub
 from tunery.registry.registry import Registry
 
@@ -231,6 +232,21 @@ def test_a_hub_that_cannot_be_reached(
             publish_to_hub(registry, publish(seed=1), repository="a/b")
         with pytest.raises(Unavailable, match="cannot be reached"):
             pull_from_hub(registry, "a/b", "c/d", base=base, actor="t")
+
+
+def test_a_full_disk_here_is_not_the_hubs_fault(
+    registry: Registry, publish: Publish, base: Base, hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish_to_hub(registry, publish(seed=1), repository="acme/support-lora")
+
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("shutil.copyfile", full)
+    with pytest.raises(StorageFailed, match="No space left"):
+        pull_from_hub(registry, "acme/support-lora", "a/b", base=base, actor="t")
+    assert registry.adapters() == ["acme/support"]
+    assert list(registry.home.staging.iterdir()) == []
 
 
 def test_a_local_folder_is_imported_without_its_other_files(registry: Registry, base: Base, tmp_path: Path) -> None:

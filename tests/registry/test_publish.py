@@ -162,6 +162,26 @@ def test_a_folder_that_changes_meanwhile_is_not_published(registry: Registry, ba
     assert registry.versions() == []
 
 
+def test_a_base_that_is_gone_is_named(registry: Registry, base: Base, tmp_path: Path) -> None:
+    folder = make_adapter(tmp_path / "a")
+    (Path(base.path) / "model.safetensors").unlink()
+    with pytest.raises(StorageFailed, match="tunery bases add tiny"):
+        registry.publish("a/b", folder, base=base, method="lora", manifest={}, metrics={}, actor="t")
+
+
+def test_a_file_that_cannot_be_read_is_named(
+    registry: Registry, base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_adapter(tmp_path / "a")
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("tunery.registry.artifacts.read_header", refuse)
+    with pytest.raises(StorageFailed, match=r"adapter_model\.safetensors Permission denied"):
+        registry.publish("a/b", folder, base=base, method="lora", manifest={}, metrics={}, actor="t")
+
+
 def test_a_manifest_is_kept_as_it_reads_back(registry: Registry, base: Base, tmp_path: Path) -> None:
     folder = make_adapter(tmp_path / "a")
     metrics = {"eval_loss": 1.5, "perplexity": math.inf, "accuracy": math.nan}
