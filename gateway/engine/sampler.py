@@ -28,7 +28,8 @@ class Choice:
 def sample(logits: torch.Tensor, sequences: Rows[Sequence]) -> list[Choice]:
     """Choose one token per row of `logits` [R, vocabulary], row i for `sequences[i]`."""
     logits = logits.float()
-    log_z = logits.logsumexp(dim=-1)
+    # Row by row: over all rows at once the sum is split among threads in another way for another number of rows.
+    log_z = torch.stack([row.logsumexp(dim=0) for row in logits])
     greedy = logits.argmax(dim=-1)
     tokens = torch.stack([_choose(logits[i], greedy[i], sequence) for i, sequence in enumerate(sequences)])
     chosen = logits.gather(1, tokens[:, None])[:, 0] - log_z
