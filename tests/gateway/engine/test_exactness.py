@@ -99,3 +99,5 @@ def test_the_real_base_in_four_bits_equals_peft_alone(base_folder: Path, tmp_pat
         adapter = make_adapter(base_folder, tmp_path / name, seed=index, size=0.02, **settings)
         requests.append(request(name, prompt(20 + index, seed=index), adapter, max_tokens=6))
     check(base_folder, "nf4", requests)
+    engine = Engine.on(base_folder, quant="nf4")
+    assert engine.run(requests[:1])["base"] == engine.run(requests)["base"]  # bit for bit
