@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from tunery.registry.errors import ArtifactRefused
 
@@ -22,7 +21,12 @@ _SIZES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
     "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8,
 }  # fmt: skip
-_EXPONENTS = {"F16": (np.uint16, 0x7C00), "BF16": (np.uint16, 0x7F80), "F32": (np.uint32, 0x7F800000)}
+_EXPONENTS = {
+    "F16": ("<u2", 0x7C00),
+    "BF16": ("<u2", 0x7F80),
+    "F32": ("<u4", 0x7F800000),
+    "F64": ("<u8", 0x7FF0000000000000),
+}
 
 
 class TensorEntry(msgspec.Struct, frozen=True):
@@ -95,8 +99,8 @@ def _pieces(file: Any, entry: TensorEntry) -> Iterator[bytes]:
 
 def _nonfinite(piece: bytes, dtype: str) -> bool:
     """Whether an exponent is all ones, which is what NaN and the infinities have in common."""
-    if dtype == "F64":
-        return not bool(np.isfinite(np.frombuffer(piece, np.float64)).all())
+    import numpy as np  # only here: listing what a registry holds must not wait for it
+
     if dtype not in _EXPONENTS:
         return False
     kind, exponent = _EXPONENTS[dtype]

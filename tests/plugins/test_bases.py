@@ -235,26 +235,20 @@ def test_the_hub_is_sought_behind_the_proxy(monkeypatch: pytest.MonkeyPatch) -> 
     assert not reachable(timeout=0.5)
 
 
-def test_a_known_base_is_found_at_once_and_without_torch(home: Home, tiny_base: Base) -> None:
+def test_a_known_base_is_found_without_torch(home: Home, tiny_base: Base) -> None:
     code = """
-import sys, time
+import sys
 from pathlib import Path
-started = time.process_time()
 from tunery.plugins.bases.resolve import resolve_base
 from tunery.plugins.manager import load_plugins
 from tunery.registry.home import Home
 from tunery.registry.registry import Registry
 with Registry.open(Home(Path(sys.argv[1]))) as registry:
     resolve_base("tiny", registry=registry, plugins=load_plugins())
-print(time.process_time() - started, sorted({"torch", "transformers", "huggingface_hub", "tokenizers"} & set(sys.modules)))
+print(sorted({"torch", "transformers", "huggingface_hub", "tokenizers", "numpy"} & set(sys.modules)))
 """
-    runs = [
-        subprocess.run([sys.executable, "-c", code, str(home.root)], capture_output=True, text=True, check=True)
-        for _ in range(3)
-    ]
-    seconds, heavy = zip(*(run.stdout.strip().split(" ", 1) for run in runs), strict=True)
-    assert set(heavy) == {"[]"}
-    assert min(map(float, seconds)) < 0.3
+    ran = subprocess.run([sys.executable, "-c", code, str(home.root)], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"
 
 
 def test_an_unknown_reference_lists_what_there_is(registry: Registry, plugins: Plugins) -> None:

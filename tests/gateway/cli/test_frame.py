@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import resource
-import subprocess
-import sys
 import types
 from pathlib import Path
 
@@ -139,22 +135,3 @@ def test_a_base_is_added_and_listed(capsys: pytest.CaptureFixture[str], tiny_bas
     assert capsys.readouterr().out.splitlines()[1].startswith(f"tiny\t{added['digest'][:12]}\t")
     assert run("bases", "add", "tinny") == 2
     assert "did you mean 'tiny'?" in capsys.readouterr().err
-
-
-def test_the_light_commands_are_quick(home: Home) -> None:
-    environment = {**os.environ, "TUNERY_HOME": str(home.root)}
-    program = [sys.executable, "-m", "tunery.gateway.cli"]
-    subprocess.run([*program, "adapters", "list"], env=environment, check=True, capture_output=True)
-    for arguments in (["--help"], ["adapters", "list"], ["bases", "list"], ["plugins"]):
-        seconds = []
-        for _ in range(3):
-            before = _processor_seconds()
-            subprocess.run([*program, *arguments], env=environment, check=True, capture_output=True)
-            seconds.append(_processor_seconds() - before)
-        assert min(seconds) < 0.5, arguments
-
-
-def _processor_seconds() -> float:
-    """What finished children have used of the processor: the clock on the wall would measure the neighbours too."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
