@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable
 from typing import Protocol
 
-from tunery.gateway.engine.messages import AdapterSource, Generate, Loaded, Ready, Stats, Token, Unloaded
+from tunery.gateway.engine.messages import AdapterSource, Embed, Embedded, Generate, Loaded, Ready, Stats, Token, Unloaded
 
 __all__ = ["Engine"]
 
@@ -44,8 +44,11 @@ class Engine(Protocol):
         it died meanwhile.
         """
 
-    async def load(self, adapter: AdapterSource) -> Loaded:
-        """Make an adapter resident."""
+    async def embed(self, request: Embed) -> Embedded:
+        """The pooled hidden states of one prompt; cancelling the call cancels the request."""
+
+    async def load(self, adapter: AdapterSource, *, pin: bool = False) -> Loaded:
+        """Make an adapter resident, and with `pin` keep it so until it is unloaded."""
 
     async def unload(self, digest: str) -> Unloaded:
         """Free an adapter's memory."""

@@ -5,12 +5,19 @@ Frames on the socket are a 4-byte little-endian length and one msgpack message; 
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
+from typing import Literal
+
 import msgspec
 
 __all__ = [
     "AdapterSource",
     "Cancel",
     "Command",
+    "Constraint",
+    "Embed",
+    "Embedded",
     "Event",
     "Failed",
     "Generate",
@@ -19,6 +26,7 @@ __all__ = [
     "Ready",
     "Resident",
     "Sampling",
+    "Score",
     "Shutdown",
     "Stats",
     "Token",
@@ -26,6 +34,9 @@ __all__ = [
     "TopToken",
     "Unload",
     "Unloaded",
+    "Weighted",
+    "mix_digest",
+    "mix_title",
 ]
 
 
@@ -42,11 +53,42 @@ class AdapterSource(msgspec.Struct, frozen=True):
     files: dict[str, str]
 
 
+class Weighted(msgspec.Struct, frozen=True):
+    """An adapter with the weight its correction has in a composition; alone, it has weight 1."""
+
+    source: AdapterSource
+    weight: float = 1.0
+
+
+def mix_digest(mix: Sequence[Weighted]) -> str:
+    """The identity of what answers: empty for the bare base, the version's own digest for one adapter at weight 1."""
+    if len(mix) == 1 and mix[0].weight == 1.0:
+        return mix[0].source.digest
+    spelled = "+".join(f"{part.source.digest}:{part.weight!r}" for part in mix)
+    return hashlib.sha256(spelled.encode()).hexdigest() if mix else ""
+
+
+def mix_title(mix: Sequence[Weighted]) -> str:
+    """How a composition is written: `acme/tone@1:0.5+acme/facts@2`."""
+    named = (f"{part.source.name}@{part.source.number}" for part in mix)
+    return "+".join(
+        name if part.weight == 1.0 else f"{name}:{part.weight:g}" for name, part in zip(named, mix, strict=True)
+    )
+
+
+class Constraint(msgspec.Struct, frozen=True):
+    """What the output must be: `text` is a JSON schema, nothing (any JSON object), a regular expression, or a Lark grammar."""
+
+    kind: Literal["json_schema", "json_object", "regex", "grammar"]
+    text: str = ""
+
+
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     """How to choose tokens; the defaults are OpenAI's. Values are validated by the gateway.
 
     `temperature` 0 is greedy. `top_k` 0 and `top_p` 1 keep everything. `seed` makes the noise reproducible whatever the
-    neighbours. `logprobs` is how many alternatives to report per token (None: none, 0: only the chosen token's).
+    neighbours. `logprobs` is how many alternatives to report per token (None: none, 0: only the chosen token's);
+    `prompt_logprobs` the same for the tokens of the prompt. `constraint` allows only tokens that keep the output possible.
     Repetition penalty is the multiplicative one of CTRL (arXiv 1909.05858), over prompt and output; presence and frequency
     are OpenAI's additive ones, over the output.
     """
@@ -65,18 +107,34 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     repetition_penalty: float = 1.0
     logit_bias: dict[int, float] = {}
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    constraint: Constraint | None = None
 
 
 # -- gateway → engine -------------------------------------------------------------------------------------------------
 
 
 class Generate(msgspec.Struct, frozen=True, kw_only=True, tag="generate"):
-    """Continue `prompt` (token ids) on `adapter`, or on the bare base when it is None. `id` is unique per request."""
+    """Continue `prompt` (token ids) on the adapters of `mix`, or on the bare base when it is empty.
+
+    `id` is unique per request; `tenant` is who is charged for it in the engine's fairness.
+    """
 
     id: str
     prompt: tuple[int, ...]
     sampling: Sampling
-    adapter: AdapterSource | None = None
+    mix: tuple[Weighted, ...] = ()
+    tenant: str = ""
+
+
+class Embed(msgspec.Struct, frozen=True, kw_only=True, tag="embed"):
+    """The last layer's hidden states of `prompt`, normed as the head sees them, pooled to one vector; answered by Embedded."""
+
+    id: str
+    prompt: tuple[int, ...]
+    pooling: Literal["mean", "last"] = "mean"
+    mix: tuple[Weighted, ...] = ()
+    tenant: str = ""
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
@@ -86,14 +144,18 @@ class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
 
 
 class Load(msgspec.Struct, frozen=True, tag="load"):
-    """Make an adapter resident before anybody asks for it; answered by Loaded or Failed with the same id."""
+    """Make an adapter resident before anybody asks for it; answered by Loaded or Failed with the same id.
+
+    `pin` keeps it there, whatever needs room, until it is unloaded.
+    """
 
     id: str
     adapter: AdapterSource
+    pin: bool = False
 
 
 class Unload(msgspec.Struct, frozen=True, tag="unload"):
-    """Free an adapter's memory as soon as its last running request ends; answered by Unloaded."""
+    """Free an adapter's memory, pinned or not, as soon as its last running request ends; answered by Unloaded."""
 
     id: str
     digest: str
@@ -103,7 +165,7 @@ class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
     """End the process after answering nothing more."""
 
 
-Command = Generate | Cancel | Load | Unload | Shutdown
+Command = Generate | Embed | Cancel | Load | Unload | Shutdown
 
 
 # -- engine → gateway -------------------------------------------------------------------------------------------------
@@ -132,11 +194,20 @@ class TopToken(msgspec.Struct, frozen=True, array_like=True):
     logprob: float
 
 
+class Score(msgspec.Struct, frozen=True, array_like=True):
+    """A prompt token's natural-log probability after the tokens before it, and the alternatives there."""
+
+    logprob: float
+    top: tuple[TopToken, ...] = ()
+
+
 class Token(msgspec.Struct, frozen=True, array_like=True):
     """One chosen token of request `id`.
 
     `finish` is None while the request goes on, else "stop" (end-of-turn or a stop token; `token` is that token) or
     "length". `logprob` is the natural log of its probability under the unmodified model distribution.
+    The first token of a request also carries `cached`, how many tokens of the prompt were found in the prefix cache, and, if
+    asked for, `prompt`: the scores of the prompt's tokens from the second on.
     """
 
     id: str
@@ -144,6 +215,15 @@ class Token(msgspec.Struct, frozen=True, array_like=True):
     logprob: float
     finish: str | None = None
     top: tuple[TopToken, ...] = ()
+    cached: int = 0
+    prompt: tuple[Score, ...] = ()
+
+
+class Embedded(msgspec.Struct, frozen=True, tag="embedded"):
+    """The pooled vector [hidden size] of an Embed."""
+
+    id: str
+    vector: list[float]
 
 
 class Tokens(msgspec.Struct, frozen=True, tag="tokens"):
@@ -169,7 +249,7 @@ class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
 
 
 class Unloaded(msgspec.Struct, frozen=True, tag="unloaded"):
-    """The adapter is gone and gave back `bytes` (0 when it was not resident)."""
+    """The adapter is gone, or goes with its last running request, and gives back `bytes` (0 when it was not resident)."""
 
     id: str
     digest: str
@@ -184,13 +264,15 @@ class Resident(msgspec.Struct, frozen=True):
     number: int
     bytes: int
     running: int
+    pinned: bool = False
 
 
 class Stats(msgspec.Struct, frozen=True, kw_only=True, tag="stats"):
     """The engine's state, at least once a second and after every change of residency.
 
     Counters only grow for the life of the process. `load_seconds` are the loads finished since the last Stats,
-    as (adapter name, seconds).
+    as (adapter name, seconds). `ram_bytes` is what evicted adapters keep of the RAM tier. `prefix_queries` and `prefix_hits`
+    count prompt tokens looked up and found in the prefix cache.
     """
 
     running: int
@@ -207,6 +289,10 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True, tag="stats"):
     evictions: dict[str, int]
     hits: dict[str, int]
     load_seconds: list[tuple[str, float]]
+    ram_bytes: int = 0
+    preemptions: int = 0
+    prefix_queries: int = 0
+    prefix_hits: int = 0
 
 
-Event = Ready | Tokens | Failed | Loaded | Unloaded | Stats
+Event = Ready | Tokens | Embedded | Failed | Loaded | Unloaded | Stats
