@@ -27,7 +27,8 @@ def settings_table() -> str:
     for section in msgspec.structs.fields(Settings):
         helps = _option_helps() if section.name == "serve" else {}
         for field in msgspec.structs.fields(section.type):
-            rows += [f"| `{section.name}.{field.name}` | `{field.default}` | {helps.get(field.name, '')} |"]
+            default = field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
+            rows += [f"| `{section.name}.{field.name}` | `{default}` | {helps.get(field.name, '')} |"]
     return "\n".join(rows)
 
 

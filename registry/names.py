@@ -1,24 +1,38 @@
 """Owns how adapters, aliases and versions are written; refuses anything that could be a path.
 
 A reference is what a caller writes: `acme/support` (its `production` alias, or the newest version while
-it has none), `acme/support@3` or `acme/support@canary`.
+it has none), `acme/support@3` or `acme/support@canary`. A composition is several of them with weights:
+`acme/tone:0.5+acme/facts@3`.
 """
 
 from __future__ import annotations
 
+import math
 import re
 
 import msgspec
 
 from tunery.registry.errors import InvalidInput
 
-__all__ = ["PRODUCTION", "Reference", "check_adapter", "check_alias", "parse_reference", "tenant_of"]
+__all__ = [
+    "PRODUCTION",
+    "Part",
+    "Reference",
+    "check_adapter",
+    "check_alias",
+    "parse_composition",
+    "parse_reference",
+    "tenant_of",
+]
 
 PRODUCTION = "production"
+MAX_PARTS, MAX_WEIGHT = 8, 10.0
 
 _WORD = r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?"
 _ADAPTER = re.compile(rf"{_WORD}/{_WORD}")
 _ALIAS = re.compile(r"[a-z][a-z0-9_-]{0,62}")
+# No plus sign, not even in an exponent: it is what joins the parts.
+_WEIGHT = re.compile(r"-?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE]-?[0-9]+)?")
 
 
 class Reference(msgspec.Struct, frozen=True):
@@ -31,6 +45,16 @@ class Reference(msgspec.Struct, frozen=True):
     def __str__(self) -> str:
         pin = self.number if self.number is not None else self.alias
         return self.adapter if pin is None else f"{self.adapter}@{pin}"
+
+
+class Part(msgspec.Struct, frozen=True):
+    """One adapter of a composition, and the weight that its correction has there."""
+
+    reference: Reference
+    weight: float = 1.0
+
+    def __str__(self) -> str:
+        return str(self.reference) if self.weight == 1.0 else f"{self.reference}:{self.weight!r}"
 
 
 def check_adapter(name: str) -> str:
@@ -70,3 +94,37 @@ def parse_reference(text: str) -> Reference:
             raise InvalidInput(f"{text!r}: versions count from 1", code="invalid_name")
         return Reference(adapter, number=int(pin))
     return Reference(adapter, alias=check_alias(pin))
+
+
+def parse_composition(text: str) -> tuple[Part, ...]:
+    """Read `acme/tone:0.5+acme/facts`, references with a weight or (for 1) without; a single reference is one part.
+
+    Raises InvalidInput: code `invalid_name` for what is no reference, else `invalid_composition`.
+    """
+    spelled = text.split("+")
+    if len(spelled) > MAX_PARTS:
+        raise InvalidInput(f"{MAX_PARTS} adapters are the most in one composition", code="invalid_composition")
+    parts = tuple(map(_part, spelled))
+    seen: set[str] = set()
+    for name in (str(part.reference) for part in parts):
+        if name in seen:
+            raise InvalidInput(f"{name} is in the composition twice; add its weights", code="invalid_composition")
+        seen.add(name)
+    return parts
+
+
+def _part(text: str) -> Part:
+    spelled, colon, weight = text.partition(":")
+    reference = parse_reference(spelled)
+    return Part(reference, _weight(spelled, weight)) if colon else Part(reference)
+
+
+def _weight(reference: str, text: str) -> float:
+    weight = float(text) if len(text) <= 32 and _WEIGHT.fullmatch(text) else math.nan
+    if not 0 < abs(weight) <= MAX_WEIGHT:
+        raise InvalidInput(
+            f"{text[:32]!r} is no weight for {reference}: write a number other than 0, from -{MAX_WEIGHT:g} to "
+            f"{MAX_WEIGHT:g}, for example {reference}:0.5",
+            code="invalid_composition",
+        )
+    return weight

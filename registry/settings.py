@@ -10,7 +10,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_origin
 
 import msgspec
 from msgspec import Meta
@@ -22,6 +22,7 @@ __all__ = ["ServeSettings", "Settings", "read_settings"]
 
 Count = Annotated[int, Meta(ge=0)]
 AtLeastOne = Annotated[int, Meta(ge=1)]
+Weight = Annotated[float, Meta(gt=0, le=1e6)]
 
 # Variables that mean something to Tunery without being settings.
 _OTHER_VARIABLES = frozenset({"TUNERY_HOME", "TUNERY_PLUGINS", "TUNERY_ACTOR", "TUNERY_DEBUG", "TUNERY_TEST_CACHE"})
@@ -30,9 +31,13 @@ _OTHER_VARIABLES = frozenset({"TUNERY_HOME", "TUNERY_PLUGINS", "TUNERY_ACTOR", "
 class ServeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How `tunery serve` serves.
 
-    `adapter_budget_mb` is the memory for adapters' weights; `kv_tokens` the tokens the cache holds (0: follows `max_batch`);
-    `context_length` 0 is the base's own; `max_waiting` requests may wait beyond the `max_batch` that run;
-    `default_max_tokens` is for requests that name none; `drain_seconds` is how long running requests may take after SIGTERM.
+    `adapter_budget_mb` is the memory for adapters' weights, `adapter_ram_mb` the main memory for those that were evicted from it;
+    `kv_tokens` the tokens the cache holds (0: follows `max_batch`), `prefix_cache` whether it keeps what prompts have in common,
+    `token_budget` the tokens of one step (0: the engine's choice); `context_length` 0 is the base's own; `max_waiting` requests
+    may wait beyond the `max_batch` that run, and one tenant may have `max_waiting_per_tenant` in hand (0: half of all while
+    others ask too); `tenant_weights` are shares of the engine, 1 for whom they do not name; `preload` names the adapters that
+    are in memory from the start and stay there; `default_max_tokens` is for requests that name none; `drain_seconds` is how
+    long running requests may take after SIGTERM.
     """
 
     host: str = "127.0.0.1"
@@ -42,10 +47,16 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     device: str = "auto"
     adapter_budget_mb: AtLeastOne = 1024
+    adapter_ram_mb: Count = 0
+    preload: tuple[str, ...] = ()
     max_batch: AtLeastOne = 32
     max_waiting: Count = 256
+    max_waiting_per_tenant: Count = 0
+    tenant_weights: dict[str, Weight] = {}
     context_length: Count = 0
     kv_tokens: Count = 0
+    token_budget: Count = 0
+    prefix_cache: bool = True
     default_max_tokens: AtLeastOne = 1024
     drain_seconds: AtLeastOne = 30
     threads: Count = 0
@@ -120,7 +131,17 @@ def _section(kind: Any, section: str, values: Mapping[str, Any], problems: list[
             problems.append(str(UnknownName("setting", f"{section}.{name}", (f"{section}.{other}" for other in known))))
             continue
         try:
-            good[name] = read_value(f"{section}.{name}", value, known[name])
+            good[name] = read_value(f"{section}.{name}", _spelled_out(value, known[name]), known[name])
         except InvalidInput as error:
             problems.append(error.message)
     return kind(**good)
+
+
+def _spelled_out(value: Any, kind: Any) -> Any:
+    """A list written as `a,b` or a table written as `a=1,b=2`, which is how variables and options have them, taken apart."""
+    if not isinstance(value, str) or get_origin(kind) not in (tuple, dict):
+        return value
+    words = [word.strip() for word in value.split(",") if word.strip()]
+    if get_origin(kind) is tuple:
+        return words
+    return {name.strip(): number.strip() for name, _, number in (word.partition("=") for word in words)}

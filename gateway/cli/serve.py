@@ -21,10 +21,22 @@ __all__ = ["serve"]
 @click.option("--host", help="The address to listen on.  [default: 127.0.0.1]")
 @click.option("--port", type=int, help="The port; 0 for any that is free.  [default: 8000]")
 @click.option("--adapter-budget-mb", type=int, help="Memory for adapters, in MiB.  [default: 1024]")
+@click.option("--adapter-ram-mb", type=int, help="Main memory for evicted adapters, in MiB.  [default: 0]")
+@click.option("--preload", help="Adapters to load at the start and keep, separated by commas.")
 @click.option("--max-batch", type=int, help="Requests that run at once.  [default: 32]")
 @click.option("--max-waiting", type=int, help="Requests that may wait.  [default: 256]")
+@click.option(
+    "--max-waiting-per-tenant",
+    type=int,
+    help="Requests one tenant may have in hand; 0 for half of all, while others ask too.  [default: 0]",
+)
+@click.option("--tenant-weights", help="Shares of the engine, such as acme=2,globex=1; 1 for all others.")
 @click.option("--context-length", type=int, help="Tokens of prompt and output; 0 for the base's own.  [default: 0]")
 @click.option("--kv-tokens", type=int, help="Tokens the cache holds; 0 follows --max-batch.  [default: 0]")
+@click.option("--token-budget", type=int, help="Tokens of one step; 0 for the engine's choice.  [default: 0]")
+@click.option(
+    "--prefix-cache/--no-prefix-cache", default=None, help="Keep what prompts have in common.  [default: prefix-cache]"
+)
 @click.option("--threads", type=int, help="Threads of the engine; 0 for all.  [default: 0]")
 @click.option("--drain-seconds", type=int, help="How long running requests may take after SIGTERM.  [default: 30]")
 @click.option("--access-log", is_flag=True, default=None, help="One line of JSON per request on stderr.")

@@ -36,3 +36,24 @@ def test_a_file_that_is_no_configuration(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.toml").write_text(text)
     with pytest.raises(InvalidInput, match=r"config\.toml"):
         read_settings(tmp_path, environ={})
+
+
+def test_lists_and_tables_are_written_in_toml_or_with_commas(tmp_path: Path) -> None:
+    written = '[serve]\npreload = ["acme/tone", "acme/facts@3"]\ntenant_weights = {acme = 2, globex = 0.5}\n'
+    (tmp_path / "config.toml").write_text(written)
+    from_file = read_settings(tmp_path, environ={}).serve
+    environment = {
+        "TUNERY_SERVE_PRELOAD": "acme/tone, acme/facts@3",
+        "TUNERY_SERVE_TENANT_WEIGHTS": "acme=2, globex=0.5,",
+        "TUNERY_SERVE_PREFIX_CACHE": "true",
+    }
+    assert read_settings(tmp_path / "none", environ=environment).serve == from_file
+    assert from_file.preload == ("acme/tone", "acme/facts@3")
+    assert from_file.tenant_weights == {"acme": 2.0, "globex": 0.5}
+    assert read_settings(tmp_path, environ={"TUNERY_SERVE_PRELOAD": ""}).serve.preload == ()
+
+
+@pytest.mark.parametrize("given", ["acme", "acme=0", "acme=-1", "acme=x", "acme=nan", "acme=inf", "acme=1=2"])
+def test_a_weight_that_is_no_share_is_refused(tmp_path: Path, given: str) -> None:
+    with pytest.raises(InvalidInput, match=r"serve\.tenant_weights"):
+        read_settings(tmp_path, environ={"TUNERY_SERVE_TENANT_WEIGHTS": given})
