@@ -16,11 +16,13 @@ from tunery.gateway.api.adapters import list_adapters, load_adapter, unload_adap
 from tunery.gateway.api.chat import chat_completions
 from tunery.gateway.api.completions import completions
 from tunery.gateway.api.docs import DocsPage
+from tunery.gateway.api.embeddings import embeddings
 from tunery.gateway.api.errors import EXCEPTION_HANDLERS
 from tunery.gateway.api.health import live, metrics, ready
 from tunery.gateway.api.middleware import Around
 from tunery.gateway.api.models import list_models, show_model
 from tunery.gateway.api.state import Gateway
+from tunery.gateway.preload import Preloading
 
 __all__ = ["create_app"]
 
@@ -30,6 +32,7 @@ MAX_BODY = 16 * 2**20
 HANDLERS = (
     chat_completions,
     completions,
+    embeddings,
     list_models,
     show_model,
     list_adapters,
@@ -55,12 +58,15 @@ def create_app(gateway: Gateway) -> ASGIApp:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncGenerator[None, None]:
+        preloading = Preloading(gateway.settings.preload, engine=gateway.engine, resolver=gateway.resolver)
         gateway.engine.on_stats(lambda stats: gateway.metrics.take(gateway.engine.ready, stats))
+        gateway.engine.on_stats(preloading.take)
         await gateway.engine.start()
         try:
             yield
         finally:
             gateway.draining = True
+            await preloading.stop()
             await gateway.engine.stop()
             gateway.registry.close()
 

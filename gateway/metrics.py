@@ -1,7 +1,7 @@
 """Owns every metric: names, labels, buckets. Refuses labels whose values a client can make up.
 
-`adapter` is a registered adapter's `tenant/name`, the word `base`, or `other` for whatever came after the first MAX_ADAPTERS. The
-`vllm:` names mirror vLLM's, so that dashboards and routers made for it work; see docs/metrics.md.
+`adapter` is a registered adapter's `tenant/name`, the word `base`, `mix` for every composition, of which there is no end, or
+`other` for whatever came after the first MAX_ADAPTERS. The `vllm:` names mirror vLLM's, so that dashboards and routers made for it work; see docs/metrics.md.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from prometheus_client.registry import Collector
 
 from tunery.gateway.engine.messages import Ready, Stats
 
-__all__ = ["BASE", "MAX_ADAPTERS", "OTHER", "Metrics"]
+__all__ = ["BASE", "MAX_ADAPTERS", "MIX", "OTHER", "Metrics"]
 
-BASE, OTHER = "base", "other"
+BASE, MIX, OTHER = "base", "mix", "other"
 MAX_ADAPTERS = 200
 
 FIRST_TOKEN = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 30.0)
@@ -39,16 +39,20 @@ class Metrics:
         self._ready: Ready | None = None
         self._stats: Stats | None = None
         self._counted: dict[str, dict[str, int]] = {}
+        self._totals: dict[str, int] = {}
         self._restarts = 0
         self._declare_requests()
         self._declare_residency()
         self._declare_vllm()
+        self._declare_scheduling()
         self.registry.register(_LoraInfo(lambda: (self._ready, self._stats)))
 
     def label(self, adapter: str | None) -> str:
-        """The label of a registered adapter; None is the bare base."""
+        """The label of a registered adapter; None is the bare base, and MIX any composition."""
         if adapter is None:
             return BASE
+        if adapter == MIX:
+            return MIX
         if adapter not in self._adapters and len(self._adapters) >= MAX_ADAPTERS:
             return OTHER
         self._adapters.add(adapter)
@@ -68,7 +72,10 @@ class Metrics:
         self.vllm_kv_usage.set(stats.kv_used)
         self.resident_adapters.set(len(stats.resident))
         self.resident_bytes_total.set(stats.resident_bytes)
+        self.pinned_adapters.set(sum(resident.pinned for resident in stats.resident))
+        self.adapter_ram.set(stats.ram_bytes)
         self._show_resident(stats)
+        self._count_totals(stats)
         for name, now in (
             ("loads", stats.loads),
             ("load_failures", stats.load_failures),
@@ -124,6 +131,8 @@ class Metrics:
             self.vllm_kv_usage,
             self.resident_adapters,
             self.resident_bytes_total,
+            self.pinned_adapters,
+            self.adapter_ram,
         ):
             gauge.set(0)
         self.resident_bytes.clear()
@@ -144,6 +153,14 @@ class Metrics:
             last = before.get(adapter, 0)
             self._residency_counters[name].labels(self.label(adapter)).inc(value - last if value >= last else value)
         self._counted[name] = dict(now)
+
+    def _count_totals(self, stats: Stats) -> None:
+        """The same for counters without labels."""
+        for name, counters in self._engine_counters.items():
+            now, last = getattr(stats, name), self._totals.get(name, 0)
+            for counter in counters:
+                counter.inc(now - last if now >= last else now)
+            self._totals[name] = now
 
     def _declare_requests(self) -> None:
         label = ("adapter",)
@@ -200,6 +217,12 @@ class Metrics:
             "Memory of all resident adapters, loads under way included.",
             registry=self.registry,
         )
+        self.pinned_adapters = Gauge(
+            "tunery_pinned_adapters", "Versions that stay in memory whatever needs room.", registry=self.registry
+        )
+        self.adapter_ram = Gauge(
+            "tunery_adapter_ram_bytes", "Main memory that evicted adapters are kept in.", registry=self.registry
+        )
         self.resident_bytes = Gauge(
             "tunery_adapter_resident_bytes", "Memory of one adapter's resident versions.", label, registry=self.registry
         )
@@ -219,6 +242,28 @@ class Metrics:
                 "Requests that found their adapter resident.",
                 label,
                 registry=self.registry,
+            ),
+        }
+
+    def _declare_scheduling(self) -> None:
+        """Our name and vLLM's for each of the engine's own counters, by the field of Stats."""
+
+        def twice(ours: str, theirs: str, what: str) -> tuple[Counter, Counter]:
+            return Counter(ours, what, registry=self.registry), Counter(theirs, what, registry=self.registry)
+
+        self._engine_counters = {
+            "preemptions": twice(
+                "tunery_preemptions",
+                "vllm:num_preemptions",
+                "Running requests put back into the queue for want of room.",
+            ),
+            "prefix_queries": twice(
+                "tunery_prefix_cache_queries",
+                "vllm:prefix_cache_queries",
+                "Prompt tokens looked up in the prefix cache.",
+            ),
+            "prefix_hits": twice(
+                "tunery_prefix_cache_hits", "vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache."
             ),
         }
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import msgspec
 
-from tunery.gateway.engine.messages import AdapterSource
+from tunery.gateway.engine.messages import AdapterSource, Weighted, mix_digest, mix_title
+from tunery.gateway.metrics import MIX
 from tunery.registry import Base, Version
 from tunery.registry.artifacts import CONFIG, WEIGHTS
 from tunery.registry.errors import InvalidInput, NotFound, near
+from tunery.registry.names import MAX_PARTS, parse_composition, tenant_of
 from tunery.registry.registry import Registry
 
 __all__ = ["Resolver", "Target"]
@@ -20,26 +22,48 @@ LONGEST_NAME = 256
 
 
 class Target(msgspec.Struct, frozen=True):
-    """What answers a request: a version on the base, or (None) the bare base."""
+    """What answers a request: the versions of `mix` on the base, each with its weight; the bare base when there are none."""
 
     base: Base
-    version: Version | None
-    source: AdapterSource | None
+    versions: tuple[Version, ...] = ()
+    mix: tuple[Weighted, ...] = ()
+
+    @property
+    def version(self) -> Version | None:
+        """The version, when exactly one answers."""
+        return self.versions[0] if len(self.versions) == 1 else None
+
+    @property
+    def tenant(self) -> str:
+        """Who is charged: the tenant of the first adapter; for the bare base, nobody."""
+        return tenant_of(self.versions[0].adapter) if self.versions else ""
+
+    @property
+    def label(self) -> str | None:
+        """What metrics call it: the adapter, `mix` for several, None for the bare base."""
+        return self.version.adapter if self.version else MIX if self.versions else None
+
+    @property
+    def title(self) -> str | None:
+        """What the access log calls it: the adapter, or all parts of a composition."""
+        return self.version.adapter if self.version else mix_title(self.mix) or None
 
     @property
     def fingerprint(self) -> str:
-        """`system_fingerprint`: the base's and the version's identity."""
-        return f"tunery-{self.base.digest[:10]}-{self.version.digest[:10] if self.version else 'base'}"
+        """`system_fingerprint`: the identity of the base and of what is on it."""
+        return f"tunery-{self.base.digest[:10]}-{mix_digest(self.mix)[:10] or 'base'}"
 
     def headers(self) -> dict[str, str]:
-        """What the response says of who answered."""
+        """What the response says of who answered; the parts of a composition are joined by commas."""
         headers = {"x-tunery-base": f"{self.base.name}@{self.base.digest[:12]}"}
-        if self.version is not None:
+        if self.versions:
             headers |= {
-                "x-tunery-adapter": self.version.adapter,
-                "x-tunery-version": str(self.version.number),
-                "x-tunery-digest": self.version.digest,
+                "x-tunery-adapter": ",".join(version.adapter for version in self.versions),
+                "x-tunery-version": ",".join(str(version.number) for version in self.versions),
+                "x-tunery-digest": ",".join(version.digest for version in self.versions),
             }
+        if any(part.weight != 1.0 for part in self.mix):
+            headers["x-tunery-weight"] = ",".join(f"{part.weight:g}" for part in self.mix)
         return headers
 
 
@@ -49,20 +73,53 @@ class Resolver:
     def __init__(self, registry: Registry, base: Base) -> None:
         self._registry = registry
         self.base = base
-        self._bare = Target(base, None, None)
+        self._bare = Target(base)
         self._seen = -1
         self._known: dict[str, Target] = {}
 
     def resolve(self, model: str, *, adapter: str | None = None) -> Target:
-        """The target of a request for `model`; `adapter` (a field or header) chooses when `model` is the base's name."""
+        """The target of a request for `model`; `adapter` (a field or header) chooses when `model` is the base's name.
+
+        Either may be a composition.
+        """
         if self._is_base(model):
-            return self._bare if adapter is None else self._version(adapter, "adapter")
+            return self._bare if adapter is None else self._composition(adapter, "adapter")
         if adapter is not None and adapter != model:
             raise InvalidInput(
                 f"the model {model!r} and the adapter {adapter!r} disagree; name the adapter once, or the base as model",
                 param="adapter",
             )
-        return self._version(model, "model")
+        return self._composition(model, "model")
+
+    def resolve_one(self, name: str, *, param: str = "model") -> Target:
+        """The target of `name` where a composition makes no sense: what is loaded or described is one version, or the base."""
+        if "+" in name or ":" in name:
+            raise InvalidInput(
+                f"{name[:LONGEST_NAME]!r} is a composition, which only inference endpoints take; name one adapter without a weight",
+                param=param,
+            )
+        return self._bare if self._is_base(name) else self._version(name, param)
+
+    def _composition(self, text: str, param: str) -> Target:
+        """One reference, or several with weights. Only the parts are kept, since weights are without end."""
+        if not {"+", ":"} & set(text) or len(text) > MAX_PARTS * LONGEST_NAME:
+            return self._version(text, param)
+        try:
+            parts = parse_composition(text)
+        except InvalidInput as error:
+            if error.code == "invalid_name":
+                raise NotFound(error.message, code="model_not_found", param=param) from error
+            raise InvalidInput(error.message, code=error.code, param=param) from error
+        targets = [self._version(str(part.reference), param) for part in parts]
+        versions = tuple(version for target in targets for version in target.versions)
+        if len({version.digest for version in versions}) < len(versions):
+            raise InvalidInput(
+                f"{text!r} has one version twice, by different references; add its weights",
+                code="invalid_composition",
+                param=param,
+            )
+        mix = [Weighted(target.mix[0].source, part.weight) for target, part in zip(targets, parts, strict=True)]
+        return Target(self.base, versions, tuple(mix))
 
     def _is_base(self, name: str) -> bool:
         # A Hub id looks like an adapter's name; where there is such an adapter, that is what is meant.
@@ -100,7 +157,8 @@ class Resolver:
             )
         files = self._registry.files(version)
         served = {name: str(files[name]) for name in (CONFIG, WEIGHTS)}
-        return Target(self.base, version, AdapterSource(version.digest, version.adapter, version.number, served))
+        source = AdapterSource(version.digest, version.adapter, version.number, served)
+        return Target(self.base, (version,), (Weighted(source),))
 
     def names(self) -> list[str]:
         """Every model name there is: the base's and the adapters'."""

@@ -72,9 +72,13 @@ def engine_config(settings: ServeSettings, base: Base, *, eos_ids: tuple[int, ..
         dtype=settings.dtype,
         device=settings.device,
         adapter_budget=settings.adapter_budget_mb * 2**20,
+        adapter_ram=settings.adapter_ram_mb * 2**20,
         max_batch=settings.max_batch,
         context_length=settings.context_length,
         kv_tokens=settings.kv_tokens,
+        token_budget=settings.token_budget,
+        prefix_cache=settings.prefix_cache,
+        tenant_weights=settings.tenant_weights,
         eos_ids=eos_ids,
         threads=settings.threads,
     )
@@ -144,7 +148,7 @@ async def _drain(gateway: Gateway, told: asyncio.Queue[None], say: Say) -> None:
     seconds = gateway.settings.drain_seconds
     if gateway.in_flight:
         say(f"draining: {gateway.in_flight} requests have {seconds} s to finish; a second signal ends them now")
-    idle = asyncio.create_task(gateway.idle())
+    idle = asyncio.create_task(gateway.admission.idle())
     again = asyncio.create_task(told.get())
     await asyncio.wait((idle, again), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     if not idle.done():

@@ -7,7 +7,14 @@ from litestar.di import NamedDependency
 from litestar.params import JSONBody
 
 from tunery.gateway.api.errors import ERRORS
-from tunery.gateway.api.schemas import AdapterCard, AdapterList, AdapterReference, AdapterState
+from tunery.gateway.api.schemas import (
+    AdapterCard,
+    AdapterList,
+    AdapterReference,
+    AdapterState,
+    LoadRequest,
+    ResidentVersion,
+)
 from tunery.gateway.api.state import Gateway
 from tunery.gateway.engine.messages import AdapterSource
 from tunery.registry.errors import InvalidInput
@@ -21,9 +28,10 @@ __all__ = ["list_adapters", "load_adapter", "unload_adapter"]
 async def list_adapters(gateway: NamedDependency[Gateway]) -> AdapterList:
     """Every adapter that this server serves: what its bare name means now, its aliases, and what is resident."""
     stats = gateway.engine.stats
-    resident: dict[str, list[int]] = {}
-    for one in stats.resident if stats else ():
-        resident.setdefault(one.name, []).append(one.number)
+    resident: dict[str, list[ResidentVersion]] = {}
+    for one in sorted(stats.resident if stats else (), key=lambda one: one.number):
+        shown = ResidentVersion(version=one.number, bytes=one.bytes, running=one.running, pinned=one.pinned)
+        resident.setdefault(one.name, []).append(shown)
     return AdapterList(
         [
             AdapterCard(
@@ -32,7 +40,7 @@ async def list_adapters(gateway: NamedDependency[Gateway]) -> AdapterList:
                 digest=version.digest,
                 method=version.method,
                 aliases=gateway.registry.aliases(version.adapter),
-                resident=sorted(resident.get(version.adapter, [])),
+                resident=resident.get(version.adapter, []),
             )
             for version in gateway.resolver.served()
         ]
@@ -47,12 +55,12 @@ async def list_adapters(gateway: NamedDependency[Gateway]) -> AdapterList:
     responses=ERRORS,
     tags=["adapters"],
 )
-async def load_adapter(data: JSONBody[AdapterReference], gateway: NamedDependency[Gateway]) -> AdapterState:
-    """Load a version; fails as a request for it would. It may be evicted later like any other."""
+async def load_adapter(data: JSONBody[LoadRequest], gateway: NamedDependency[Gateway]) -> AdapterState:
+    """Load a version; fails as a request for it would. It may be evicted later like any other, unless it is pinned."""
     source = _source(data, gateway)
     gateway.engine_ready()
-    loaded = await gateway.engine.load(source)
-    return AdapterState(id=source.name, version=source.number, digest=source.digest, resident=True, bytes=loaded.bytes)
+    loaded = await gateway.engine.load(source, pin=data.pin)
+    return _state(source, loaded.bytes, resident=True, pinned=data.pin)
 
 
 @post(
@@ -68,11 +76,17 @@ async def unload_adapter(data: JSONBody[AdapterReference], gateway: NamedDepende
     source = _source(data, gateway)
     gateway.engine_ready()
     freed = await gateway.engine.unload(source.digest)
-    return AdapterState(id=source.name, version=source.number, digest=source.digest, resident=False, bytes=freed.bytes)
+    return _state(source, freed.bytes, resident=False, pinned=False)
 
 
 def _source(data: AdapterReference, gateway: Gateway) -> AdapterSource:
-    source = gateway.resolver.resolve(data.adapter).source
-    if source is None:
+    mix = gateway.resolver.resolve_one(data.adapter, param="adapter").mix
+    if not mix:
         raise InvalidInput(f"{data.adapter!r} is the base, which is always in memory; name an adapter", param="adapter")
-    return source
+    return mix[0].source
+
+
+def _state(source: AdapterSource, size: int, *, resident: bool, pinned: bool) -> AdapterState:
+    return AdapterState(
+        id=source.name, version=source.number, digest=source.digest, resident=resident, pinned=pinned, bytes=size
+    )

@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from tunery.gateway.api.schemas import CachedTokens, Usage
 from tunery.gateway.api.state import Gateway
 from tunery.gateway.api.text import TextStream
 from tunery.gateway.api.trace import Trace
@@ -21,39 +22,44 @@ __all__ = ["Answers", "Piece", "Wanted"]
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """One choice that was asked for: continue `prompt`."""
+    """One choice that was asked for: continue `prompt`; or, when `silent`, only look at it, saying nothing."""
 
     prompt: tuple[int, ...]
     sampling: Sampling
+    silent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What one token added to choice `index`; `finish` ends that choice."""
+    """What one token added to choice `index`; `finish` ends that choice. `spoken` says that the token is part of the text."""
 
     index: int
     text: str
     token: Token
     finish: str | None
+    first: bool
+    spoken: bool
 
 
 @dataclass
 class Answers:
-    """The choices of one request while they are made."""
+    """The choices of one request while they are made. `marks` are control tokens that are shown as text."""
 
     gateway: Gateway
     target: Target
     wanted: Sequence[Wanted]
     stops: tuple[str, ...]
     trace: Trace
+    marks: Mapping[int, str] = field(default_factory=dict)
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: float = field(default_factory=time.time)
     completion_tokens: int = 0
 
     def __post_init__(self) -> None:
         version = self.target.version
-        self._label = self.gateway.metrics.label(version.adapter if version else None)
-        self.trace.adapter = version.adapter if version else None
+        self._label = self.gateway.metrics.label(self.target.label)
+        self._cached: dict[tuple[int, ...], int] = {}
+        self.trace.adapter = self.target.title
         self.trace.version = version.number if version else None
         self.trace.prompt_tokens, self.trace.completion_tokens = self.prompt_tokens, 0
 
@@ -62,20 +68,24 @@ class Answers:
         """Tokens of all prompts; choices that share one count it once."""
         return sum(len(prompt) for prompt in {wanted.prompt for wanted in self.wanted})
 
+    @property
+    def usage(self) -> Usage:
+        """The tokens so far."""
+        prompt, completion = self.prompt_tokens, self.completion_tokens
+        return Usage(prompt, completion, prompt + completion, CachedTokens(sum(self._cached.values())))
+
     async def pieces(self) -> AsyncGenerator[Piece, None]:
         """Every piece of every choice as it comes; closing this cancels them all."""
         count = len(self.wanted)
-        try:
-            self.gateway.enter(count)
-        except Overloaded as error:
-            self.gateway.metrics.requests.labels(self._label, error.code).inc(count)
-            raise
-        try:
+        with contextlib.ExitStack() as holding:
+            try:
+                holding.enter_context(self.gateway.admission.hold(count, tenant=self.target.tenant))
+            except Overloaded as error:
+                self.gateway.metrics.requests.labels(self._label, error.code).inc(count)
+                raise
             async with contextlib.aclosing(self._choice(0) if count == 1 else self._together()) as pieces:
                 async for piece in pieces:
                     yield piece
-        finally:
-            self.gateway.leave(count)
 
     async def _together(self) -> AsyncGenerator[Piece, None]:
         """The pieces of several choices, whichever comes next."""
@@ -108,17 +118,31 @@ class Answers:
     async def _choice(self, index: int) -> AsyncGenerator[Piece, None]:
         wanted = self.wanted[index]
         request = Generate(
-            id=f"{self.id}-{index}", prompt=wanted.prompt, sampling=wanted.sampling, adapter=self.target.source
+            id=f"{self.id}-{index}",
+            prompt=wanted.prompt,
+            sampling=wanted.sampling,
+            mix=self.target.mix,
+            tenant=self.target.tenant,
         )
-        text = TextStream(self.gateway.renderer, self.stops)
+        text = TextStream(self.gateway.renderer, self.stops, self.marks)
         async with contextlib.aclosing(self._measured(request, text)) as tokens:
             async for token in tokens:
                 shown = text.push(token)
-                self.completion_tokens += 1
-                self.trace.completion_tokens = self.completion_tokens
-                yield Piece(index, shown, token, text.finish)
+                first, spoken = text.tokens == 1, token.finish != "stop" and not wanted.silent
+                if first:
+                    self._note_cached(wanted.prompt, token.cached)
+                if wanted.silent:
+                    shown = ""
+                else:
+                    self.completion_tokens += 1
+                    self.trace.completion_tokens = self.completion_tokens
+                yield Piece(index, shown, token, text.finish, first, spoken)
                 if text.finish is not None:
                     return
+
+    def _note_cached(self, prompt: tuple[int, ...], tokens: int) -> None:
+        """Of choices that share a prompt, one may have found what another one computed; the least is what was there before."""
+        self._cached[prompt] = min(tokens, self._cached.get(prompt, tokens))
 
     async def _measured(self, request: Generate, text: TextStream) -> AsyncGenerator[Token, None]:
         """The engine's tokens, counted and timed; how it went is told by `text`, which sees them first."""

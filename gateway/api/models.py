@@ -8,8 +8,7 @@ from litestar.params import FromPath
 
 from tunery.gateway.api.schemas import ModelCard, ModelList
 from tunery.gateway.api.state import Gateway
-from tunery.gateway.resolver import Target
-from tunery.registry import Version
+from tunery.registry import Base, Version
 from tunery.registry.names import tenant_of
 
 __all__ = ["list_models", "show_model"]
@@ -19,23 +18,22 @@ __all__ = ["list_models", "show_model"]
 async def list_models(gateway: NamedDependency[Gateway]) -> ModelList:
     """Everything that may be named as `model`."""
     resolver = gateway.resolver
-    base = _card(resolver.base.name, Target(resolver.base, None, None))
-    adapters = [_card(version.adapter, Target(resolver.base, version, None)) for version in resolver.served()]
-    return ModelList([base, *adapters])
+    adapters = [_version_card(version.adapter, version, resolver.base.name) for version in resolver.served()]
+    return ModelList([_base_card(resolver.base.name, resolver.base), *adapters])
 
 
 @get("/v1/models/{name:path}", operation_id="retrieveModel", summary="One model", tags=["models"])
 async def show_model(name: FromPath[str], gateway: NamedDependency[Gateway]) -> ModelCard:
     """What a name means now."""
     name = name.lstrip("/")
-    return _card(name, gateway.resolver.resolve(name))
+    target = gateway.resolver.resolve_one(name)
+    if target.version is None:
+        return _base_card(name, target.base)
+    return _version_card(name, target.version, target.base.name)
 
 
-def _card(name: str, target: Target) -> ModelCard:
-    base, version = target.base, target.version
-    if version is None:
-        return ModelCard(id=name, created=int(base.added_at), owned_by="tunery", root=base.name, digest=base.digest)
-    return _version_card(name, version, base.name)
+def _base_card(name: str, base: Base) -> ModelCard:
+    return ModelCard(id=name, created=int(base.added_at), owned_by="tunery", root=base.name, digest=base.digest)
 
 
 def _version_card(name: str, version: Version, base: str) -> ModelCard:

@@ -5,19 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tunery.gateway.api.schemas import SamplingFields
-from tunery.gateway.engine.messages import Sampling
+from tunery.gateway.api.requests import SamplingFields
+from tunery.gateway.engine.messages import Constraint, Sampling
 from tunery.registry.errors import InvalidInput
 
-__all__ = ["finite", "output_room", "sampling_of", "stop_strings"]
+__all__ = ["check_context", "output_room", "sampling_of", "stop_strings"]
 
 MAX_STOPS = 16
-NEVER = -9999.0
-"""What OpenAI writes for the log-probability of a token that cannot be; JSON has no minus infinity."""
 
 
 def sampling_of(
-    request: SamplingFields, *, max_tokens: int, logprobs: int | None, index: int, vocab_size: int
+    request: SamplingFields,
+    *,
+    max_tokens: int,
+    logprobs: int | None,
+    prompt_logprobs: int | None,
+    constraint: Constraint | None,
+    index: int,
+    vocab_size: int,
 ) -> Sampling:
     """The engine's settings for choice `index` of a request."""
     chosen: dict[str, Any] = {
@@ -34,13 +39,10 @@ def sampling_of(
         min_tokens=request.min_tokens,
         logit_bias=_logit_bias(request.logit_bias or {}, vocab_size),
         logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
+        constraint=constraint,
         **chosen,
     )
-
-
-def finite(logprob: float) -> float:
-    """A log-probability as JSON can say it."""
-    return max(logprob, NEVER)
 
 
 def stop_strings(stop: str | list[str] | None) -> tuple[str, ...]:
@@ -60,12 +62,22 @@ def output_room(prompt_tokens: int, wanted: int | None, *, context: int, default
         raise InvalidInput("the prompt is empty", param=param)
     if room < 1 or (wanted is not None and wanted > room):
         asked = f" and {wanted} of output" if wanted is not None else ""
-        raise InvalidInput(
-            f"this model's context is {context} tokens and the request has {prompt_tokens} of prompt{asked}; shorten one of them",
-            code="context_length_exceeded",
-            param=param,
-        )
+        raise _too_long(f"{prompt_tokens} of prompt{asked}", context, param)
     return min(default, room) if wanted is None else wanted
+
+
+def check_context(prompt_tokens: int, *, context: int, param: str) -> None:
+    """Raise InvalidInput when a prompt that nothing follows does not fit the context."""
+    if prompt_tokens > context:
+        raise _too_long(f"{prompt_tokens} of prompt", context, param)
+
+
+def _too_long(what: str, context: int, param: str) -> InvalidInput:
+    return InvalidInput(
+        f"this model's context is {context} tokens and the request has {what}; shorten it",
+        code="context_length_exceeded",
+        param=param,
+    )
 
 
 def _stop_tokens(given: Sequence[int], vocab_size: int) -> tuple[int, ...]:

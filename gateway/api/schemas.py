@@ -1,97 +1,47 @@
-"""Owns the wire types of the OpenAI-compatible endpoints. Unknown fields are ignored, as OpenAI does; fields that would change
-the answer and are not supported are declared here so that they can be refused by name."""
+"""Owns what the endpoints answer, and what those that are not for inference take; see `requests.py` for the others."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import msgspec
-from msgspec import Meta, UnsetType
+from msgspec import UnsetType
 
 __all__ = [
     "AdapterCard",
     "AdapterList",
     "AdapterReference",
     "AdapterState",
+    "CachedTokens",
     "ChatChoice",
     "ChatCompletion",
     "ChatMessage",
-    "ChatRequest",
     "Choice",
     "Completion",
-    "CompletionRequest",
+    "Embedding",
+    "EmbeddingList",
+    "EmbeddingUsage",
     "ErrorBody",
     "ErrorEnvelope",
+    "FunctionCall",
+    "LoadRequest",
     "Logprobs",
     "ModelCard",
     "ModelList",
-    "SamplingFields",
-    "StreamOptions",
+    "PromptLogprob",
+    "PromptLogprobs",
+    "ResidentVersion",
     "TokenLogprob",
+    "ToolCall",
     "TopLogprob",
     "Usage",
 ]
 
-Penalty = Annotated[float, Meta(ge=-2, le=2)]
 
+class CachedTokens(msgspec.Struct, frozen=True):
+    """How many tokens of the prompt had been computed before, for another request."""
 
-class StreamOptions(msgspec.Struct, frozen=True):
-    """`stream_options`."""
-
-    include_usage: bool = False
-
-
-class SamplingFields(msgspec.Struct, frozen=True, kw_only=True):
-    """What both kinds of request say about choosing tokens; see OpenAI's reference. `top_k`, `min_p`, `repetition_penalty`,
-    `ignore_eos`, `min_tokens` and `stop_token_ids` are extensions that vLLM has too."""
-
-    model: str
-    adapter: str | None = None
-    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Meta(ge=-1, lt=2**31)] | None = None
-    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
-    n: Annotated[int, Meta(ge=1, le=16)] | None = None
-    seed: int | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: list[Annotated[int, Meta(ge=0, lt=2**31)]] | None = None
-    ignore_eos: bool = False
-    min_tokens: Annotated[int, Meta(ge=0, lt=2**31)] = 0
-    max_tokens: Annotated[int, Meta(ge=1)] | None = None
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
-    repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
-    logit_bias: dict[str, Annotated[float, Meta(ge=-100, le=100)]] | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    user: str | None = None
-
-
-class ChatRequest(SamplingFields, frozen=True, kw_only=True):
-    """`POST /v1/chat/completions`."""
-
-    messages: Annotated[list[dict[str, Any]], Meta(min_length=1)]
-    max_completion_tokens: Annotated[int, Meta(ge=1)] | None = None
-    logprobs: bool | None = None
-    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
-    tools: list[Any] | None = None
-    tool_choice: Any = None
-    functions: list[Any] | None = None
-    function_call: Any = None
-    response_format: dict[str, Any] | None = None
-    modalities: list[str] | None = None
-    audio: Any = None
-
-
-class CompletionRequest(SamplingFields, frozen=True, kw_only=True):
-    """`POST /v1/completions`."""
-
-    # One prompt as text or token ids, or several of either; told apart by hand, since msgspec unions may hold one list type.
-    prompt: str | list[Any]
-    logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
-    echo: bool | None = None
-    suffix: str | None = None
-    best_of: int | None = None
+    cached_tokens: int
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -100,6 +50,18 @@ class Usage(msgspec.Struct, frozen=True):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: CachedTokens
+
+
+class PromptLogprob(msgspec.Struct, frozen=True):
+    """A token that stands, or could have stood, at one place of the prompt."""
+
+    logprob: float
+    decoded_token: str
+
+
+PromptLogprobs = list[dict[str, PromptLogprob] | None]
+"""vLLM's `prompt_logprobs`: for each place of the prompt what could stand there, by token id; None for the first."""
 
 
 class TopLogprob(msgspec.Struct, frozen=True):
@@ -126,12 +88,29 @@ class Logprobs(msgspec.Struct, frozen=True):
     refusal: None = None
 
 
-class ChatMessage(msgspec.Struct, frozen=True):
+class FunctionCall(msgspec.Struct, frozen=True):
+    """The called function and its arguments as the text of a JSON object."""
+
+    name: str | UnsetType
+    arguments: str
+
+
+class ToolCall(msgspec.Struct, frozen=True):
+    """A call, or in a stream a part of the one with that `index`."""
+
+    index: int | UnsetType
+    id: str | UnsetType
+    type: Literal["function"] | UnsetType
+    function: FunctionCall
+
+
+class ChatMessage(msgspec.Struct, frozen=True, kw_only=True):
     """A message, or in a stream a part of one. What is unset is left out; no defaults, since OpenAPI could not write them."""
 
     role: Literal["assistant"] | UnsetType
-    content: str | UnsetType
+    content: str | UnsetType | None
     refusal: UnsetType | None
+    tool_calls: list[ToolCall] | UnsetType
 
 
 class ChatChoice(msgspec.Struct, frozen=True, kw_only=True):
@@ -140,6 +119,7 @@ class ChatChoice(msgspec.Struct, frozen=True, kw_only=True):
     index: int
     message: ChatMessage | UnsetType
     delta: ChatMessage | UnsetType
+    prompt_logprobs: PromptLogprobs | UnsetType
     logprobs: Logprobs | None = None
     finish_reason: str | None = None
 
@@ -161,6 +141,7 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
 
     index: int
     text: str
+    prompt_logprobs: PromptLogprobs | UnsetType
     logprobs: dict[str, Any] | None = None
     finish_reason: str | None = None
 
@@ -175,6 +156,30 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
     choices: list[Choice]
     system_fingerprint: str
     usage: Usage | UnsetType | None
+
+
+class Embedding(msgspec.Struct, frozen=True, kw_only=True):
+    """One vector, as numbers or as the base64 of little-endian float32."""
+
+    index: int
+    embedding: list[float] | str
+    object: Literal["embedding"] = "embedding"
+
+
+class EmbeddingUsage(msgspec.Struct, frozen=True):
+    """Tokens of all inputs."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingList(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to an embedding request, in the order of its inputs."""
+
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage
+    object: Literal["list"] = "list"
 
 
 class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
@@ -198,6 +203,15 @@ class ModelList(msgspec.Struct, frozen=True):
     object: Literal["list"] = "list"
 
 
+class ResidentVersion(msgspec.Struct, frozen=True, kw_only=True):
+    """A version in memory: the bytes it takes, the requests that run on it, and whether it stays there whatever needs room."""
+
+    version: int
+    bytes: int
+    running: int
+    pinned: bool
+
+
 class AdapterCard(msgspec.Struct, frozen=True, kw_only=True):
     """An adapter: the version its bare name means now, its aliases, and which of its versions are in memory."""
 
@@ -207,7 +221,7 @@ class AdapterCard(msgspec.Struct, frozen=True, kw_only=True):
     digest: str
     method: str
     aliases: dict[str, int]
-    resident: list[int]
+    resident: list[ResidentVersion]
 
 
 class AdapterList(msgspec.Struct, frozen=True):
@@ -218,9 +232,15 @@ class AdapterList(msgspec.Struct, frozen=True):
 
 
 class AdapterReference(msgspec.Struct, frozen=True):
-    """Which adapter to load or unload: `tenant/name`, `tenant/name@3` or `tenant/name@canary`."""
+    """Which adapter to unload: `tenant/name`, `tenant/name@3` or `tenant/name@canary`."""
 
     adapter: str
+
+
+class LoadRequest(AdapterReference, frozen=True):
+    """Which adapter to load; with `pin` it stays in memory until it is unloaded."""
+
+    pin: bool = False
 
 
 class AdapterState(msgspec.Struct, frozen=True, kw_only=True):
@@ -230,6 +250,7 @@ class AdapterState(msgspec.Struct, frozen=True, kw_only=True):
     version: int
     digest: str
     resident: bool
+    pinned: bool
     bytes: int
 
 

@@ -1,4 +1,4 @@
-"""Owns what every handler works with, wired once when the application is made, and how many requests are in hand."""
+"""Owns what every handler works with, wired once when the application is made."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from tunery.gateway.api.admission import Admission
 from tunery.gateway.engine.interface import Engine
 from tunery.gateway.engine.messages import Ready
 from tunery.gateway.metrics import Metrics
 from tunery.gateway.resolver import Resolver
 from tunery.plugins.data.renderer import Renderer
-from tunery.registry.errors import InvalidInput, Overloaded, Unavailable
+from tunery.registry.errors import Unavailable
 from tunery.registry.registry import Registry
 from tunery.registry.settings import ServeSettings
 
@@ -34,9 +35,16 @@ class Gateway:
     renderer: Renderer
     resolver: Resolver
     metrics: Metrics
-    in_flight: int = 0
     draining: bool = False
-    _idle: asyncio.Event = field(default_factory=asyncio.Event)
+    admission: Admission = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.admission = Admission(self.settings, self.metrics.in_flight.set)
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests are in hand."""
+        return self.admission.count
 
     def engine_ready(self) -> Ready:
         """The engine's description; raise Unavailable while nothing can be answered."""
@@ -47,31 +55,6 @@ class Gateway:
             raise Unavailable("the engine is starting; try again in a few seconds", code="engine_starting")
         return ready
 
-    def enter(self, count: int) -> None:
-        """Take `count` more requests in hand; raise Overloaded when that is too many, InvalidInput when it always would be."""
-        most = self.settings.max_batch + self.settings.max_waiting
-        if count > most:
-            raise InvalidInput(f"the request asks for {count} answers and {most} is the most at once", param="n")
-        if self.in_flight + count > most:
-            raise Overloaded(f"{self.in_flight} requests are in hand and {most} is the most; try again in a second")
-        self._in_hand(count)
-
-    def leave(self, count: int) -> None:
-        """They are answered, or given up."""
-        self._in_hand(-count)
-
-    async def idle(self) -> None:
-        """Wait until nothing is in hand."""
-        while self.in_flight:
-            self._idle.clear()
-            await self._idle.wait()
-
     async def reading(self, size: int, read: Callable[[], T]) -> T:
         """The result of `read`, which takes in `size` characters; long texts are read on a thread, off the event loop."""
         return await asyncio.to_thread(read) if size > LONG_TEXT else read()
-
-    def _in_hand(self, change: int) -> None:
-        self.in_flight += change
-        self.metrics.in_flight.set(self.in_flight)
-        if not self.in_flight:
-            self._idle.set()

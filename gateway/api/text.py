@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from tunery.gateway.engine.messages import Token
 from tunery.plugins.data.renderer import Renderer
@@ -11,11 +11,15 @@ __all__ = ["TextStream"]
 
 
 class TextStream:
-    """One answer's text as it grows. `finish` becomes "stop" or "length" with the last piece."""
+    """One answer's text as it grows. `finish` becomes "stop" or "length" with the last piece.
 
-    def __init__(self, renderer: Renderer, stops: Sequence[str]) -> None:
+    Control tokens are not shown, except for the `marks`, by their ids.
+    """
+
+    def __init__(self, renderer: Renderer, stops: Sequence[str], marks: Mapping[int, str]) -> None:
         self._decoder = renderer.decoder()
         self._stops = tuple(stops)
+        self._marks = marks
         self._held = ""
         self.tokens = 0
         self.finish: str | None = None
@@ -25,7 +29,8 @@ class TextStream:
         self.tokens += 1
         # The token that ends a turn is not part of what was said.
         if token.finish != "stop":
-            self._held += self._decoder.push(token.token)
+            mark = self._marks.get(token.token)
+            self._held += self._decoder.push(token.token) if mark is None else self._decoder.flush() + mark
         if token.finish is not None:
             self._held += self._decoder.flush()
         at = min((found for stop in self._stops if (found := self._held.find(stop)) >= 0), default=-1)

@@ -13,6 +13,8 @@ from tunery.gateway.engine.messages import (
     AdapterSource,
     Cancel,
     Command,
+    Embed,
+    Embedded,
     Event,
     Failed,
     Generate,
@@ -27,17 +29,20 @@ from tunery.gateway.engine.messages import (
     Unloaded,
 )
 from tunery.gateway.engine.wire import read_event, write_command
-from tunery.registry.errors import ArtifactRefused, InvalidInput, StorageFailed, TuneryError, Unavailable
+from tunery.registry.errors import ArtifactRefused, InvalidInput, Overloaded, StorageFailed, TuneryError, Unavailable
 
 __all__ = ["EngineClient", "engine_gone"]
 
 log = logging.getLogger("tunery.engine")
 
-Answer = Token | Loaded | Unloaded | TuneryError
+Answer = Token | Embedded | Loaded | Unloaded | TuneryError
 
 _KINDS: dict[str, type[TuneryError]] = {
     "invalid_input": InvalidInput,
     "context_length_exceeded": InvalidInput,
+    "invalid_constraint": InvalidInput,
+    "unsupported_composition": InvalidInput,
+    "overloaded": Overloaded,
     "storage_failed": StorageFailed,
     "artifact_nonfinite": ArtifactRefused,
     "artifact_truncated": ArtifactRefused,
@@ -101,9 +106,20 @@ class EngineClient:
             if not ended:
                 self._send(Cancel(request.id))
 
-    async def load(self, adapter: AdapterSource) -> Loaded:
+    async def embed(self, request: Embed) -> Embedded:
+        """See Engine.embed."""
+        try:
+            answer = await self._answer(request)
+        except asyncio.CancelledError:
+            self._send(Cancel(request.id))
+            raise
+        if not isinstance(answer, Embedded):
+            raise engine_gone()
+        return answer
+
+    async def load(self, adapter: AdapterSource, *, pin: bool = False) -> Loaded:
         """See Engine.load."""
-        answer = await self._answer(Load(uuid.uuid4().hex, adapter))
+        answer = await self._answer(Load(uuid.uuid4().hex, adapter, pin))
         if not isinstance(answer, Loaded):
             raise engine_gone()
         return answer
@@ -119,7 +135,7 @@ class EngineClient:
         """Ask the engine to end."""
         self._send(Shutdown())
 
-    async def _answer(self, command: Load | Unload) -> Answer:
+    async def _answer(self, command: Embed | Load | Unload) -> Answer:
         queue = self._ask(command)
         try:
             answer = await queue.get()
@@ -129,7 +145,7 @@ class EngineClient:
             raise answer
         return answer
 
-    def _ask(self, command: Generate | Load | Unload) -> asyncio.Queue[Answer]:
+    def _ask(self, command: Generate | Embed | Load | Unload) -> asyncio.Queue[Answer]:
         if not self._alive:
             raise engine_gone()
         # First the sending: a command that cannot be written leaves nothing behind.
@@ -142,7 +158,7 @@ class EngineClient:
         if self._alive and not self._writer.is_closing():
             write_command(self._writer, command)
 
-    def _deliver(self, event: Tokens | Failed | Loaded | Unloaded) -> None:
+    def _deliver(self, event: Tokens | Embedded | Failed | Loaded | Unloaded) -> None:
         """Give an event to whoever asked; what nobody waits for any more is dropped."""
         if isinstance(event, Tokens):
             for token in event.tokens:

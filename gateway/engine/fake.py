@@ -5,11 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 
+import msgspec
+
 from tunery.gateway.engine.messages import (
     AdapterSource,
+    Embed,
+    Embedded,
     Generate,
     Loaded,
     Ready,
+    Score,
     Stats,
     Token,
     TopToken,
@@ -23,8 +28,9 @@ __all__ = ["FakeEngine"]
 class FakeEngine:
     """Says `reply` (token ids) to everything, or what `reply(request)` returns, one token every `delay` seconds.
 
-    `FakeEngine.echo` as `reply` says the prompt back. `requests` records what it was asked, `loaded` and `unloaded` the digests
-    it was told of, `cancelled` whom it was told to drop; `failure` is raised instead of answering. All may be changed while it runs.
+    `FakeEngine.echo` as `reply` says the prompt back. `requests` and `embeds` record what it was asked, `loaded`, `pinned` and
+    `unloaded` the digests it was told of, `cancelled` whom it was told to drop; `failure` is raised instead of answering, and
+    `cached` is how much of each prompt it claims to know already. All may be changed while it runs.
     """
 
     def __init__(
@@ -56,8 +62,11 @@ class FakeEngine:
         self._callbacks: list[Callable[[Stats], None]] = []
         self._stats: Stats | None = None
         self.loaded: list[str] = []
+        self.pinned: list[str] = []
         self.unloaded: list[str] = []
         self.requests: list[Generate] = []
+        self.embeds: list[Embed] = []
+        self.cached = 0
         self.cancelled: list[str] = []
         self.failure: TuneryError | None = None
 
@@ -114,32 +123,66 @@ class FakeEngine:
         self.requests.append(request)
         if self._ready is None:
             raise Unavailable("the engine is starting", code="engine_starting")
+        sampling = request.sampling
         reply = [*(self.reply(request) if callable(self.reply) else self.reply), self._eos_id]
-        most = request.sampling.max_tokens
         ended = False
         try:
-            for index, token in enumerate(reply[:most]):
-                await asyncio.sleep(self.delay)
-                if self.failure is not None:
-                    raise self.failure
-                stops = token == self._eos_id or token in request.sampling.stop_token_ids
-                ended = stops or index + 1 == most
-                top = tuple(TopToken(token + i, -0.5 - i) for i in range(request.sampling.logprobs or 0))
-                yield Token(request.id, token, -0.5, "stop" if stops else "length" if ended else None, top)
+            for index, token in enumerate(reply[: sampling.max_tokens]):
+                await self._pause()
+                stops = token == self._eos_id or token in sampling.stop_token_ids
+                ended = stops or index + 1 == sampling.max_tokens
+                said = Token(
+                    request.id,
+                    token,
+                    -0.5,
+                    "stop" if stops else "length" if ended else None,
+                    _top(token, sampling.logprobs),
+                )
+                yield said if index else msgspec.structs.replace(said, cached=self.cached, prompt=_scores(request))
                 if ended:
                     return
         finally:
             if not ended:
                 self.cancelled.append(request.id)
 
-    async def load(self, adapter: AdapterSource) -> Loaded:
+    async def embed(self, request: Embed) -> Embedded:
+        """A vector of two numbers, the prompt's length and its last token."""
+        self.embeds.append(request)
+        if self._ready is None:
+            raise Unavailable("the engine is starting", code="engine_starting")
+        try:
+            await self._pause()
+        except asyncio.CancelledError:
+            self.cancelled.append(request.id)
+            raise
+        return Embedded(request.id, [float(len(request.prompt)), float(request.prompt[-1])])
+
+    async def load(self, adapter: AdapterSource, *, pin: bool = False) -> Loaded:
         """Loaded at once, unless it is to fail."""
         if self.failure is not None:
             raise self.failure
         self.loaded.append(adapter.digest)
+        if pin:
+            self.pinned.append(adapter.digest)
         return Loaded("", adapter.digest, 1000)
 
     async def unload(self, digest: str) -> Unloaded:
         """Unloaded at once."""
         self.unloaded.append(digest)
         return Unloaded("", digest, 1000)
+
+    async def _pause(self) -> None:
+        await asyncio.sleep(self.delay)
+        if self.failure is not None:
+            raise self.failure
+
+
+def _top(token: int, count: int | None) -> tuple[TopToken, ...]:
+    """Alternatives: the token itself, then those after it."""
+    return tuple(TopToken(token + i, -0.5 - i) for i in range(count or 0))
+
+
+def _scores(request: Generate) -> tuple[Score, ...]:
+    """The prompt's scores, if asked for: every token after the first has -0.25."""
+    wanted = request.sampling.prompt_logprobs
+    return () if wanted is None else tuple(Score(-0.25, _top(token, wanted)) for token in request.prompt[1:])

@@ -14,7 +14,17 @@ import msgspec
 
 from tunery.gateway.engine.client import EngineClient
 from tunery.gateway.engine.config import EngineConfig
-from tunery.gateway.engine.messages import AdapterSource, Generate, Loaded, Ready, Stats, Token, Unloaded
+from tunery.gateway.engine.messages import (
+    AdapterSource,
+    Embed,
+    Embedded,
+    Generate,
+    Loaded,
+    Ready,
+    Stats,
+    Token,
+    Unloaded,
+)
 from tunery.registry.errors import Unavailable
 
 __all__ = ["EngineProcess"]
@@ -97,9 +107,13 @@ class EngineProcess:
             async for token in tokens:
                 yield token
 
-    async def load(self, adapter: AdapterSource) -> Loaded:
+    async def embed(self, request: Embed) -> Embedded:
+        """See Engine.embed."""
+        return await self._connected().embed(request)
+
+    async def load(self, adapter: AdapterSource, *, pin: bool = False) -> Loaded:
         """See Engine.load."""
-        return await self._connected().load(adapter)
+        return await self._connected().load(adapter, pin=pin)
 
     async def unload(self, digest: str) -> Unloaded:
         """See Engine.unload."""

@@ -8,7 +8,7 @@ tokens before the first trained one are exactly those the server sends, and the 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
 from os.path import commonprefix
@@ -19,6 +19,7 @@ import msgspec
 
 from tunery.plugins.data.template import ChatTemplate, Message, find_template
 from tunery.plugins.data.tokens import Decoder, Tokens, read_json
+from tunery.plugins.data.tools import PROBE, CallStyle, as_text, call_style, with_short_ids
 from tunery.registry.errors import InvalidInput
 
 __all__ = ["Decoder", "Message", "Rendered", "Renderer"]
@@ -90,6 +91,24 @@ class Renderer:
         match = self._tokens.find_special(text, text.rindex(_PROBES[0]) if _PROBES[0] in text else len(text))
         return self._tokens.id_of(match[0]) if match else eos
 
+    @cached_property
+    def takes_tools(self) -> bool:
+        """Whether the template shows the functions that a model may call; where it does not, they are written out as text."""
+        try:
+            return PROBE["function"]["name"] in self._render([{"role": "user", "content": "0"}], tools=[PROBE])
+        except InvalidInput:
+            return False
+
+    @cached_property
+    def call_style(self) -> CallStyle:
+        """How the model is asked to write its calls."""
+        return call_style(self.template.source) if self.template and self.takes_tools else "hermes"
+
+    def control_ids(self, texts: Iterable[str]) -> dict[str, int]:
+        """Those of `texts` that are control tokens, with their ids."""
+        found = ((text, self._tokens.id_of(text)) for text in texts)
+        return {text: number for text, number in found if number in self._tokens.special_ids}
+
     # -- serving ----------------------------------------------------------------------------------------------------------
 
     def prompt_ids(
@@ -99,7 +118,14 @@ class Renderer:
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> list[int]:
-        """The prompt the model sees for a conversation; raise InvalidInput when the base's template refuses it."""
+        """The prompt the model sees for a conversation; raise InvalidInput when the base's template refuses it.
+
+        Calls in `messages` have their arguments as objects. A template that does not know functions gets them as text.
+        """
+        if not self.takes_tools and (tools or any(message.get("tool_calls") for message in messages)):
+            messages, tools = as_text(messages, tools or ()), None
+        elif self.call_style == "mistral":
+            messages = with_short_ids(messages)
         messages = self._safe(messages)
         tools = _mapped(list(tools), self._tokens.mask) if tools else None
         if not self.template:
@@ -122,6 +148,10 @@ class Renderer:
     def token_bytes(self, number: int) -> bytes:
         """The exact bytes of one token, which may be part of a character only."""
         return self._tokens.bytes_of(number)
+
+    def is_control(self, number: int) -> bool:
+        """Whether a token is a control token, which is not part of any text."""
+        return number in self._tokens.special_ids
 
     def decoder(self, *, skip_special: bool = True) -> Decoder:
         """An incremental detokenizer: `.push(token) -> str`, then `.flush() -> str`."""

@@ -64,7 +64,8 @@ def test_the_base_by_its_name_and_an_adapter_beside_it(
 
 
 @pytest.mark.parametrize(
-    "name", ["acme/suport", "acme/support@9", "acme/support@canary", "Tiny", "tiny ", "", "@", "a@b@c"]
+    "name",
+    ["acme/suport", "acme/support@9", "acme/support@canary", "Tiny", "tiny ", "", "@", "a@b@c", "llama3:8b", "a+b"],
 )
 def test_what_does_not_exist_is_not_found(
     registry: Registry, base: Base, resolver: Resolver, tmp_path: Path, name: str
@@ -95,7 +96,7 @@ def test_what_was_resolved_is_kept_until_somebody_commits(
         publish(other, base, tmp_path, "acme/support", 2)
     second = resolver.resolve("acme/support")
     assert second.version is not None
-    assert (second.version.number, second.source and second.source.number) == (2, 2)
+    assert (second.version.number, second.mix[0].source.number) == (2, 2)
     assert first.version is not None
     assert first.version.number == 1, "who was accepted before keeps what it got"
 
@@ -104,7 +105,68 @@ def test_the_source_names_files_that_are_there(
     registry: Registry, base: Base, resolver: Resolver, tmp_path: Path
 ) -> None:
     version = publish(registry, base, tmp_path, "acme/support")
-    source = resolver.resolve("acme/support").source
-    assert source is not None
+    source = resolver.resolve("acme/support").mix[0].source
     assert (source.digest, source.name) == (version.digest, "acme/support")
     assert all(Path(path).is_file() and Path(path).is_absolute() for path in source.files.values())
+
+
+def test_a_composition_is_its_versions_with_their_weights(
+    registry: Registry, base: Base, resolver: Resolver, tmp_path: Path
+) -> None:
+    tone, facts = (
+        publish(registry, base, tmp_path, name, seed) for seed, name in enumerate(("acme/tone", "globex/facts"))
+    )
+    target = resolver.resolve("acme/tone:0.5+globex/facts@1")
+    assert target.versions == (tone, facts)
+    assert [(part.source.digest, part.weight) for part in target.mix] == [(tone.digest, 0.5), (facts.digest, 1.0)]
+    assert (target.version, target.tenant, target.label) == (None, "acme", "mix")
+    assert target.title == "acme/tone@1:0.5+globex/facts@1"
+    assert target.headers() == {
+        "x-tunery-base": f"tiny@{base.digest[:12]}",
+        "x-tunery-adapter": "acme/tone,globex/facts",
+        "x-tunery-version": "1,1",
+        "x-tunery-digest": f"{tone.digest},{facts.digest}",
+        "x-tunery-weight": "0.5,1",
+    }
+    assert resolver.resolve("tiny", adapter="acme/tone:0.5+globex/facts@1") == target
+
+
+def test_who_answers_has_one_identity_however_it_is_written(
+    registry: Registry, base: Base, resolver: Resolver, tmp_path: Path
+) -> None:
+    version = publish(registry, base, tmp_path, "acme/tone")
+    publish(registry, base, tmp_path, "acme/facts", 1)
+    plain = resolver.resolve("acme/tone")
+    assert resolver.resolve("acme/tone@1:1") == plain
+    assert version.digest[:10] in plain.fingerprint
+    assert "x-tunery-weight" not in plain.headers()
+    written = ("acme/tone:0.5", "acme/tone+acme/facts", "acme/facts+acme/tone", "acme/tone:2+acme/facts", "tiny")
+    assert len({resolver.resolve(name).fingerprint for name in ("acme/tone", *written)}) == 6
+
+
+@pytest.mark.parametrize(
+    ("model", "code", "said"),
+    [
+        ("acme/tone+acme/none", "model_not_found", "acme/none"),
+        ("acme/tone+tiny", "model_not_found", "'tiny' is not an adapter name"),
+        ("acme/tone+", "model_not_found", "''"),
+        ("acme/tone:x", "invalid_composition", "'x' is no weight for acme/tone"),
+        ("acme/tone+acme/tone@1", "invalid_composition", "one version twice"),
+    ],
+)
+def test_a_composition_that_cannot_be_names_the_part_at_fault(
+    registry: Registry, base: Base, resolver: Resolver, tmp_path: Path, model: str, code: str, said: str
+) -> None:
+    publish(registry, base, tmp_path, "acme/tone")
+    with pytest.raises((NotFound, InvalidInput), match=said) as caught:
+        resolver.resolve(model)
+    assert (caught.value.code, caught.value.param) == (code, "model")
+
+
+def test_a_composition_is_not_one_version(registry: Registry, base: Base, resolver: Resolver, tmp_path: Path) -> None:
+    publish(registry, base, tmp_path, "acme/tone")
+    for name in ("acme/tone:0.5", "acme/tone+acme/facts"):
+        with pytest.raises(InvalidInput, match="only inference endpoints take"):
+            resolver.resolve_one(name)
+    assert resolver.resolve_one("acme/tone").version is not None
+    assert resolver.resolve_one("tiny").mix == ()

@@ -52,9 +52,10 @@ async def test_the_engine_gets_the_rendered_prompt_the_adapter_and_the_sampling(
     (request,) = served.engine.requests
     rendered = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
     assert list(request.prompt) == served.gateway.renderer.prompt_ids(rendered)
-    assert request.adapter is not None
-    assert (request.adapter.digest, request.adapter.number) == (version.digest, 1)
-    assert set(request.adapter.files) == {"adapter_config.json", "adapter_model.safetensors"}
+    (part,) = request.mix
+    assert (part.source.digest, part.source.number, part.weight) == (version.digest, 1, 1.0)
+    assert set(part.source.files) == {"adapter_config.json", "adapter_model.safetensors"}
+    assert request.tenant == "acme"
     chosen = request.sampling
     assert (chosen.temperature, chosen.top_p, chosen.top_k, chosen.min_p) == (0.5, 0.9, 3, 0.1)
     assert (chosen.seed, chosen.max_tokens, chosen.ignore_eos) == (7, 50, True)
@@ -159,7 +160,7 @@ async def test_the_adapter_may_be_a_field_or_a_header(served: Served) -> None:
     await served.client.chat.completions.create(
         model="tiny", messages=ASK, extra_headers={"X-Tunery-Adapter": "acme/support@1"}
     )
-    assert [request.adapter.name for request in served.engine.requests if request.adapter] == ["acme/support"] * 2
+    assert [[part.source.name for part in request.mix] for request in served.engine.requests] == [["acme/support"]] * 2
     with pytest.raises(openai.BadRequestError, match="disagree"):
         await served.client.chat.completions.create(
             model="acme/support", messages=ASK, extra_body={"adapter": "acme/other"}
@@ -189,7 +190,6 @@ async def test_the_adapter_may_be_a_field_or_a_header(served: Served) -> None:
         ({"messages": [{"role": "user"}]}, "messages"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages"),
         ({"tools": [{"type": "function"}]}, "tools"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"model": None}, "model"),
     ],
 )

@@ -38,7 +38,7 @@ def stats(**changes: object) -> Stats:
         "waiting": 1,
         "running_adapters": {"acme/support": 2},
         "waiting_adapters": {"globex/tickets": 1},
-        "resident": [Resident("d1", "acme/support", 1, 700, 2), Resident("d2", "acme/support", 2, 300, 0)],
+        "resident": [Resident("d1", "acme/support", 1, 700, 2), Resident("d2", "acme/support", 2, 300, 0, pinned=True)],
         "resident_bytes": 1000,
         "kv_used": 0.25,
         "steps": 5,
@@ -48,6 +48,10 @@ def stats(**changes: object) -> Stats:
         "evictions": {"acme/old": 3},
         "hits": {"acme/support": 9},
         "load_seconds": [("acme/support", 0.02)],
+        "ram_bytes": 400,
+        "preemptions": 3,
+        "prefix_queries": 90,
+        "prefix_hits": 60,
     }
     return Stats(**(values | changes))  # type: ignore[arg-type]
 
@@ -70,6 +74,16 @@ async def test_requests_are_counted_and_timed_by_adapter(served: Served) -> None
     assert found["tunery_http_requests_total", (route, ("status", "200"))] == 3
 
 
+async def test_compositions_share_one_label(served: Served) -> None:
+    for seed, name in enumerate(("acme/tone", "acme/facts")):
+        served.publish(name, seed=seed)
+    for model in ("acme/tone+acme/facts", "acme/tone:0.25+acme/facts", "acme/tone:0.5"):
+        await served.client.chat.completions.create(model=model, messages=ASK)
+    found = await scrape(served)
+    assert found["tunery_requests_total", (("adapter", "mix"), ("outcome", "stop"))] == 2
+    assert found["tunery_requests_total", (("adapter", "acme/tone"), ("outcome", "stop"))] == 1
+
+
 async def test_the_engines_state_is_shown(served: Served) -> None:
     served.engine.report(stats())
     found = await scrape(served)
@@ -85,12 +99,18 @@ async def test_the_engines_state_is_shown(served: Served) -> None:
     assert found["tunery_adapter_load_failures_total", (("adapter", "acme/bad"),)] == 1
     assert found["vllm:kv_cache_usage_perc", ()] == 0.25
     assert found["tunery_engine_up", ()] == 1
+    assert (found["tunery_pinned_adapters", ()], found["tunery_adapter_ram_bytes", ()]) == (1, 400)
+    assert found["tunery_preemptions_total", ()] == found["vllm:num_preemptions_total", ()] == 3
+    assert found["tunery_prefix_cache_queries_total", ()] == found["vllm:prefix_cache_queries_total", ()] == 90
+    assert found["tunery_prefix_cache_hits_total", ()] == found["vllm:prefix_cache_hits_total", ()] == 60
 
 
 async def test_counters_go_on_when_a_new_engine_begins_at_zero(served: Served) -> None:
-    for loads in ({"a/b": 5}, {"a/b": 7}, {"a/b": 1}, {"a/b": 1}, {"a/b": 4}):
-        served.engine.report(stats(loads=loads))
-    assert (await scrape(served))["tunery_adapter_loads_total", (("adapter", "a/b"),)] == 11
+    for count in (5, 7, 1, 1, 4):
+        served.engine.report(stats(loads={"a/b": count}, preemptions=count))
+    found = await scrape(served)
+    assert found["tunery_adapter_loads_total", (("adapter", "a/b"),)] == 11
+    assert found["tunery_preemptions_total", ()] == found["vllm:num_preemptions_total", ()] == 11
 
 
 async def test_the_routers_metric_is_one_series_that_names_who_runs_and_who_waits(served: Served) -> None:
@@ -161,6 +181,8 @@ async def test_a_dead_engine_runs_and_holds_nothing(served: Served) -> None:
         "vllm:num_requests_running",
         "vllm:num_requests_waiting",
         "vllm:kv_cache_usage_perc",
+        "tunery_pinned_adapters",
+        "tunery_adapter_ram_bytes",
     ):
         assert found[name, ()] == 0, name
     assert not [name for name, _ in found if name in ("vllm:lora_requests_info", "tunery_adapter_resident_bytes")]

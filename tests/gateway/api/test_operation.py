@@ -22,9 +22,14 @@ async def test_adapters_tell_what_their_name_means_and_what_is_resident(served: 
     served.publish("acme/support", seed=1, alias="production")
     served.publish("acme/support", seed=2, alias="canary")
     served.publish("globex/tickets", seed=3)
-    served.engine.report(stats(resident=[Resident("d", "acme/support", number, 10, 0) for number in (2, 1)]))
+    resident = [Resident("d", "acme/support", number, 10 * number, 0, pinned=number == 2) for number in (2, 1)]
+    served.engine.report(stats(resident=resident))
     first, second = (await call(served, "GET", "/v1/adapters")).json()["data"]
-    assert (first["id"], first["version"], first["resident"]) == ("acme/support", 1, [1, 2])
+    assert (first["id"], first["version"]) == ("acme/support", 1)
+    assert first["resident"] == [
+        {"version": 1, "bytes": 10, "running": 0, "pinned": False},
+        {"version": 2, "bytes": 20, "running": 0, "pinned": True},
+    ]
     assert first["aliases"] == {"canary": 2, "production": 1}
     assert (second["id"], second["resident"], second["aliases"]) == ("globex/tickets", [], {})
 
@@ -33,17 +38,28 @@ async def test_loading_ahead_and_unloading(served: Served) -> None:
     version = served.publish("acme/support")
     body = {"adapter": "acme/support"}
     loaded = (await call(served, "POST", "/v1/adapters/load", json=body)).json()
-    assert loaded == {"id": "acme/support", "version": 1, "digest": version.digest, "resident": True, "bytes": 1000}
+    state = {"id": "acme/support", "version": 1, "digest": version.digest, "resident": True, "bytes": 1000}
+    assert loaded == {**state, "pinned": False}
+    assert served.engine.pinned == []
+    assert (await call(served, "POST", "/v1/adapters/load", json={**body, "pin": True})).json() == {
+        **state,
+        "pinned": True,
+    }
     freed = (await call(served, "POST", "/v1/adapters/unload", json=body)).json()
     assert freed["resident"] is False
-    assert (served.engine.loaded, served.engine.unloaded) == ([version.digest], [version.digest])
+    assert (served.engine.loaded, served.engine.unloaded) == ([version.digest] * 2, [version.digest])
+    assert served.engine.pinned == [version.digest]
 
 
-@pytest.mark.parametrize(("adapter", "status"), [("acme/none", 404), ("tiny", 400), (None, 400)])
+@pytest.mark.parametrize(
+    ("adapter", "status"), [("acme/none", 404), ("tiny", 400), (None, 400), ("a/b+c/d", 400), ("a/b:2", 400)]
+)
 async def test_only_adapters_can_be_loaded(served: Served, adapter: str | None, status: int) -> None:
-    response = await call(served, "POST", "/v1/adapters/load", json={"adapter": adapter})
-    assert response.status_code == status
-    assert response.json()["error"]["message"]
+    for path in ("/v1/adapters/load", "/v1/adapters/unload"):
+        response = await call(served, "POST", path, json={"adapter": adapter})
+        assert response.status_code == status
+        assert response.json()["error"]["message"]
+        assert response.json()["error"]["param"] == "adapter"
     assert served.engine.loaded == []
 
 
@@ -79,7 +95,7 @@ async def test_the_openapi_document_names_and_explains_every_operation(served: S
     document = (await call(served, "GET", "/docs/openapi.json")).json()
     operations = [operation for methods in document["paths"].values() for operation in methods.values()]
     names = [operation["operationId"] for operation in operations]
-    assert len(set(names)) == len(names) == 10
+    assert len(set(names)) == len(names) == 11
     assert all(operation["summary"] and operation["tags"] for operation in operations)
 
 

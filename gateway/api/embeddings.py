@@ -1,0 +1,116 @@
+"""`POST /v1/embeddings`: what the base, with an adapter or without, makes of a text, as one vector."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import struct
+import time
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+from litestar import Request, Response, post
+from litestar.di import NamedDependency
+from litestar.params import JSONBody
+
+from tunery.gateway.api.errors import ERRORS
+from tunery.gateway.api.prompts import read_prompts
+from tunery.gateway.api.requests import EmbeddingRequest
+from tunery.gateway.api.responding import or_disconnect
+from tunery.gateway.api.sampling import check_context
+from tunery.gateway.api.schemas import Embedding, EmbeddingList, EmbeddingUsage
+from tunery.gateway.api.state import Gateway
+from tunery.gateway.api.trace import Trace, trace_of
+from tunery.gateway.engine.messages import Embed
+from tunery.gateway.resolver import Target
+from tunery.registry.errors import InvalidInput, Overloaded, TuneryError
+
+__all__ = ["embeddings"]
+
+MAX_INPUTS = 2048
+"""OpenAI's."""
+
+
+@post(
+    "/v1/embeddings",
+    operation_id="createEmbedding",
+    summary="The vectors of texts, by the adapter (or base) that `model` names",
+    status_code=200,
+    responses=ERRORS,
+    tags=["inference"],
+)
+async def embeddings(
+    data: JSONBody[EmbeddingRequest], gateway: NamedDependency[Gateway], request: Request[Any, Any, Any]
+) -> Response[EmbeddingList]:
+    """The pooled hidden states of each input, after the base's last norm."""
+    if data.dimensions is not None:
+        raise InvalidInput(
+            "dimensions is not supported, since vectors have the base's own size; leave it out",
+            code="unsupported_parameter",
+            param="dimensions",
+        )
+    trace = trace_of(request)
+    target = gateway.resolver.resolve(data.model, adapter=data.adapter or request.headers.get("x-tunery-adapter"))
+    trace.model = data.model
+    ready = gateway.engine_ready()
+    inputs = await read_prompts(data.input, gateway, param="input", most=MAX_INPUTS)
+    for prompt in inputs:
+        check_context(len(prompt), context=ready.context_length, param="input")
+    vectors = await or_disconnect(request, lambda: _vectors(data, gateway, target, inputs, trace))
+    size = sum(map(len, inputs))
+    shown = [Embedding(index=index, embedding=_encoded(vector, data)) for index, vector in enumerate(vectors)]
+    answer = EmbeddingList(data=shown, model=data.model, usage=EmbeddingUsage(size, size))
+    return Response(answer, headers=target.headers())
+
+
+async def _vectors(
+    data: EmbeddingRequest, gateway: Gateway, target: Target, inputs: Sequence[tuple[int, ...]], trace: Trace
+) -> list[list[float]]:
+    """Every input's vector; one that fails, or the client's leaving, ends them all."""
+    label = gateway.metrics.label(target.label)
+    trace.adapter, trace.version = target.title, target.version.number if target.version else None
+    trace.prompt_tokens = sum(map(len, inputs))
+    ask = [
+        Embed(id=f"{uuid.uuid4().hex}", prompt=prompt, pooling=data.pooling, mix=target.mix, tenant=target.tenant)
+        for prompt in inputs
+    ]
+    with contextlib.ExitStack() as holding:
+        try:
+            holding.enter_context(gateway.admission.hold(len(ask), tenant=target.tenant, param="input"))
+        except Overloaded as error:
+            gateway.metrics.requests.labels(label, error.code).inc(len(ask))
+            raise
+        return await _all(gateway, ask, label, trace)
+
+
+async def _all(gateway: Gateway, ask: Sequence[Embed], label: str, trace: Trace) -> list[list[float]]:
+    tasks = [asyncio.create_task(_one(gateway, embed, label, trace)) for embed in ask]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _one(gateway: Gateway, embed: Embed, label: str, trace: Trace) -> list[float]:
+    """One vector, counted and timed."""
+    metrics, outcome = gateway.metrics, "cancelled"
+    metrics.prompt(label, tokens=len(embed.prompt))
+    try:
+        vector = (await gateway.engine.embed(embed)).vector
+        outcome = "stop"
+    except TuneryError as error:
+        outcome = error.code
+        raise
+    finally:
+        metrics.finished(label, outcome=outcome, tokens=0, seconds=time.perf_counter() - trace.started)
+    return vector
+
+
+def _encoded(vector: list[float], data: EmbeddingRequest) -> list[float] | str:
+    if data.encoding_format == "float":
+        return vector
+    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()

@@ -1,0 +1,76 @@
+"""Owns one choice of a chat answer while it is said: what is text, what is a call, and how it ends."""
+
+from __future__ import annotations
+
+from msgspec import UNSET, UnsetType
+
+from tunery.gateway.api.answers import Piece
+from tunery.gateway.api.call_parser import Call, CallParser
+from tunery.gateway.api.schemas import ChatMessage, FunctionCall, ToolCall
+from tunery.gateway.api.tools import Tooling
+
+__all__ = ["NOTHING", "Said", "Turn", "greeting", "message", "parts"]
+
+Said = str | ToolCall
+
+
+class Turn:
+    """Reads a choice's pieces; `call_id` begins the ids of its calls."""
+
+    def __init__(self, tooling: Tooling, call_id: str) -> None:
+        names = frozenset(function.name for function in tooling.functions)
+        self._parser = CallParser(names, parallel=tooling.parallel) if names else None
+        self._call_id = call_id
+        self._calls = 0
+        self.finish: str | None = None
+
+    def push(self, piece: Piece) -> list[Said]:
+        """What a piece made certain: texts, and whole calls."""
+        if self._parser is None:
+            self.finish = piece.finish
+            return [piece.text] if piece.text else []
+        said = self._parser.push(piece.text)
+        if piece.finish is not None:
+            said += self._parser.end()
+        found = [one if isinstance(one, str) else self._numbered(one) for one in said]
+        self.finish = "tool_calls" if piece.finish == "stop" and self._calls else piece.finish
+        return found
+
+    def _numbered(self, call: Call) -> ToolCall:
+        index, self._calls = self._calls, self._calls + 1
+        return ToolCall(index, f"{self._call_id}_{index}", "function", FunctionCall(call.name, call.arguments))
+
+
+def message(said: list[Said]) -> ChatMessage:
+    """A whole answer; without content when it is only calls."""
+    text = "".join(one for one in said if isinstance(one, str))
+    # Only parts of a stream are numbered.
+    calls = [ToolCall(UNSET, one.id, one.type, one.function) for one in said if isinstance(one, ToolCall)]
+    return ChatMessage(
+        role="assistant", content=None if calls and not text else text, refusal=None, tool_calls=calls or UNSET
+    )
+
+
+def parts(said: list[Said]) -> list[ChatMessage]:
+    """Texts and calls as parts of a streamed message: of a call its name first, then its arguments."""
+    return [delta for one in said for delta in ([_part(content=one)] if isinstance(one, str) else _call_parts(one))]
+
+
+def greeting(tooling: Tooling) -> ChatMessage:
+    """The first part of a streamed message. Where functions can be called there may be no content at all."""
+    content = None if tooling.functions else ""
+    return ChatMessage(role="assistant", content=content, refusal=UNSET, tool_calls=UNSET)
+
+
+def _call_parts(call: ToolCall) -> list[ChatMessage]:
+    name = ToolCall(call.index, call.id, call.type, FunctionCall(call.function.name, ""))
+    arguments = ToolCall(call.index, UNSET, UNSET, FunctionCall(UNSET, call.function.arguments))
+    return [_part(tool_calls=[name]), _part(tool_calls=[arguments])]
+
+
+def _part(*, content: str | UnsetType = UNSET, tool_calls: list[ToolCall] | UnsetType = UNSET) -> ChatMessage:
+    return ChatMessage(role=UNSET, content=content, refusal=UNSET, tool_calls=tool_calls)
+
+
+NOTHING = _part()
+"""A part that only ends the message."""
