@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tunery.gateway.api.tools import Function
 from tunery.gateway.engine.messages import Constraint
 from tunery.plugins.data.tools import CallStyle
+from tunery.registry.errors import InvalidInput
 
 __all__ = ["call_constraint"]
 
 _SPACING = {"x-guidance": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}}
-"""One way to space the arguments; a small model free to choose may write spaces for ever."""
+"""One way to space JSON; a small model free to choose may write spaces for ever."""
+_ANY_OBJECT = '{"type": "object"}'
 
 _ARGUMENTS: dict[CallStyle, str] = {"hermes": "arguments", "llama": "parameters", "mistral": "arguments"}
 
@@ -37,7 +40,13 @@ def call_constraint(
     one = " | ".join(f"call_{number}" for number in range(len(functions)))
     rules = [f"start: {'calls' if instead is None else 'calls | instead'}", *_frame(style, several, control)]
     if instead is not None:
-        rules.append(f"instead: %json {instead.text or json.dumps({'type': 'object'})}")
+        if style == "llama":
+            raise InvalidInput(
+                "this base's calls are bare JSON and could not be told from a JSON answer; leave out response_format or tools",
+                code="unsupported_parameter",
+                param="response_format",
+            )
+        rules.append(f"instead: %json {_spaced(json.loads(instead.text or _ANY_OBJECT))}")
     return Constraint("grammar", "\n".join([*rules, f"call: {one}", *calls]))
 
 
@@ -58,7 +67,11 @@ def _frame(style: CallStyle, several: bool, control: Mapping[str, int]) -> list[
 
 def _call(function: Function, arguments: str) -> str:
     before = json.dumps(f'{{"name": "{function.name}", "{arguments}": ')
-    return f'{before} %json {json.dumps(_SPACING | function.parameters)} "}}"'
+    return f'{before} %json {_spaced(function.parameters)} "}}"'
+
+
+def _spaced(schema: dict[str, Any]) -> str:
+    return json.dumps(_SPACING | schema)
 
 
 def _tag(text: str, control: Mapping[str, int]) -> str:

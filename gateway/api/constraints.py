@@ -1,4 +1,7 @@
-"""Owns the ways in which a request may say what its output must be, OpenAI's and vLLM's; refuses more than one at once."""
+"""Owns the ways in which a request may say what its output must be, OpenAI's and vLLM's; refuses more than one at once.
+
+Whether a schema, expression or grammar can be followed, the engine says.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,7 @@ from tunery.gateway.api.requests import SamplingFields
 from tunery.gateway.engine.messages import Constraint
 from tunery.registry.errors import InvalidInput
 
-__all__ = ["LONGEST", "constraint_of"]
-
-LONGEST = 200_000
-"""Characters of a schema, expression or grammar."""
+__all__ = ["constraint_of"]
 
 
 def constraint_of(request: SamplingFields) -> Constraint | None:
@@ -26,10 +26,7 @@ def constraint_of(request: SamplingFields) -> Constraint | None:
             f"{' and '.join(given)} both say what the output must be; send one of them", param=list(given)[1]
         )
     ((where, value),) = given.items()
-    constraint = _READERS[where.rpartition(".")[2]](where, value)
-    if len(constraint.text) > LONGEST:
-        raise _wrong(where, f"is {len(constraint.text):,} characters long and {LONGEST:,} is the most")
-    return constraint
+    return _READERS[where.rpartition(".")[2]](where, value)
 
 
 def _given(request: SamplingFields) -> dict[str, Any]:

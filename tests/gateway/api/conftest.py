@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import pytest
 from granian.constants import Interfaces
 from granian.server.embed import Server
@@ -45,6 +46,15 @@ class Served:
             adapter, folder, base=self.base, method="lora", manifest={}, metrics={}, actor="test", alias=alias
         )
 
+    def says(self, text: str) -> None:
+        """Make the engine say `text`."""
+        self.engine.reply = self.gateway.renderer.encode(text)
+
+    async def post(self, path: str, body: object) -> httpx.Response:
+        """A request as it is, without the client's help."""
+        async with httpx.AsyncClient() as client:
+            return await client.post(self.url + path, json=body)
+
 
 @pytest.fixture
 def settings() -> ServeSettings:
@@ -53,12 +63,18 @@ def settings() -> ServeSettings:
 
 
 @pytest.fixture
+def tokenizer_folder(tiny_base_folder: Path) -> Path:
+    """Where the tokenizer and the chat template are. Override it to serve another template."""
+    return tiny_base_folder
+
+
+@pytest.fixture
 async def served(
-    registry: Registry, tiny_base_folder: Path, tmp_path: Path, settings: ServeSettings
+    registry: Registry, tokenizer_folder: Path, tmp_path: Path, settings: ServeSettings
 ) -> AsyncIterator[Served]:
     """The application on a free port."""
     base = registry.add_base(make_base(tmp_path / "base"))
-    renderer = Renderer(tiny_base_folder)
+    renderer = Renderer(tokenizer_folder)
     engine = FakeEngine(renderer.encode(REPLY), base_digest=base.digest)
     gateway = Gateway(settings, registry, engine, renderer, Resolver(registry, base), Metrics())
     with socket.socket() as probe:
