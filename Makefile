@@ -8,7 +8,7 @@ export TQDM_DISABLE ?= 1
 setup: .venv/stamp build/typing/tunery
 
 # torch first and pinned: with it there, nothing else pulls in another build.
-.venv/stamp: pyproject.toml constraints.txt
+.venv/stamp: pyproject.toml constraints.txt gateway/engine/kernels.c
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'

@@ -1,7 +1,8 @@
 """Owns reading a version's PEFT files into what the layers apply; refuses by name every PEFT feature it would not apply exactly.
 
 The semantics are PEFT's: scale alpha/r, or alpha/sqrt(r) with rsLoRA (arXiv 2312.03732), both overridden per module by
-`rank_pattern` and `alpha_pattern`; DoRA (arXiv 2402.09353); whole modules from `modules_to_save`; trained biases.
+`rank_pattern` and `alpha_pattern`; DoRA (arXiv 2402.09353); whole modules from `modules_to_save`; trained biases; rows of the
+embedding from `trainable_token_indices`.
 """
 
 from __future__ import annotations
@@ -9,19 +10,19 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from tunery.gateway.engine.messages import AdapterSource
-from tunery.registry.errors import ArtifactRefused, StorageFailed
+from tunery.registry.errors import ArtifactRefused, InvalidInput, StorageFailed
 
-__all__ = ["AdapterShape", "LoadedAdapter", "LowRank", "read_adapter", "read_config"]
+__all__ = ["AdapterShape", "LoadedAdapter", "LowRank", "TokenRows", "check_composition", "read_adapter", "read_config"]
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -32,7 +33,6 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "layer_replication": (None,),
     "megatron_config": (None,),
     "target_parameters": (None, []),
-    "trainable_token_indices": (None, {}, []),
     "use_bdlora": (None, False),
     "use_qalora": (None, False),
     "velora_config": (None,),
@@ -43,6 +43,7 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 _REWRITES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
 
 _PREFIX = "base_model.model."
+_TOKEN_ROWS = ".token_adapter.trainable_tokens_delta"
 _ROLE = re.compile(
     r"(?P<module>.+?)\.(?P<role>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)"
     r"(\.default)?(\.(?P<leaf>weight|bias))?"
@@ -51,13 +52,14 @@ _ROLE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class LowRank:
-    """A low-rank pair of one module: `a` [r, in] and `b` [out, r], the scale already in `b`; its bias is [out] or None.
+    """A low-rank pair of one module: `a` [r, in] and `b` [out, r], whose product counts `scale` times; `bias` [out] is `b`'s own.
 
     `gain` [out] is DoRA's magnitude over the norm of the merged weight (as read: the magnitude alone), or None.
     """
 
     a: torch.Tensor
     b: torch.Tensor
+    scale: float = 1.0
     bias: torch.Tensor | None = None
     gain: torch.Tensor | None = None
 
@@ -67,23 +69,71 @@ class LowRank:
         return sum(t.nbytes for t in (self.a, self.b, self.bias, self.gain) if t is not None)
 
 
+@dataclass(frozen=True, slots=True)
+class TokenRows:
+    """Rows of an embedding or head that were trained: `values` [n, hidden] take the place of rows `ids`, int64 [n]."""
+
+    ids: torch.Tensor
+    values: torch.Tensor
+
+
 @dataclass(slots=True)
 class LoadedAdapter:
     """An adapter in memory, ready to be applied: everything is keyed by the module's name in the base.
 
-    `replaced` holds whole parameters by module (`weight`, `bias`) that take the place of the base's. `bytes` is the memory
-    of all tensors, at their true rank.
+    `replaced` holds whole parameters by module (`weight`, `bias`) that take the place of the base's, `rows` single rows.
     """
 
     source: AdapterSource
     low_rank: dict[str, LowRank] = field(default_factory=dict)
     replaced: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
+    rows: dict[str, TokenRows] = field(default_factory=dict)
 
     @property
     def bytes(self) -> int:
-        """Memory of all tensors in bytes."""
-        whole = sum(t.nbytes for tensors in self.replaced.values() for t in tensors.values())
-        return whole + sum(pair.bytes for pair in self.low_rank.values())
+        """Memory of all tensors in bytes, at their true rank; a tensor that two modules share counts once."""
+        whole = {id(t): t.nbytes for tensors in self.replaced.values() for t in tensors.values()}
+        single = {id(rows): rows.ids.nbytes + rows.values.nbytes for rows in self.rows.values()}
+        return sum(whole.values()) + sum(single.values()) + sum(pair.bytes for pair in self.low_rank.values())
+
+    def to(self, device: torch.device) -> LoadedAdapter:
+        """A copy on `device`."""
+        moved = LoadedAdapter(self.source)
+        for name, pair in self.low_rank.items():
+            tensors = (None if t is None else t.to(device) for t in (pair.a, pair.b, pair.bias, pair.gain))
+            a, b, bias, gain = tensors
+            if a is not None and b is not None:
+                moved.low_rank[name] = LowRank(a, b, pair.scale, bias, gain)
+        seen: dict[int, torch.Tensor] = {}
+        for name, whole in self.replaced.items():
+            moved.replaced[name] = {leaf: seen.setdefault(id(t), t.to(device)) for leaf, t in whole.items()}
+        for name, rows in self.rows.items():
+            moved.rows[name] = TokenRows(rows.ids.to(device), rows.values.to(device))
+        return moved
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is a sum of low-rank products and nothing else, so that several of its kind can be added up."""
+        return not self.replaced and not self.rows and all(p.gain is None and p.bias is None for p in self.low_rank.values())
+
+
+class _Composable(Protocol):
+    @property
+    def source(self) -> AdapterSource: ...
+
+    @property
+    def plain(self) -> bool: ...
+
+
+def check_composition(adapters: Iterable[_Composable]) -> None:
+    """Raise InvalidInput naming the first of several adapters that cannot be added to others."""
+    for adapter in adapters:
+        if not adapter.plain:
+            raise InvalidInput(
+                f"{_title(adapter.source)} replaces parameters of the base (DoRA, biases, whole modules or token rows), so it "
+                "cannot be composed with other adapters or weighted; name it alone",
+                code="unsupported_composition",
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,12 +178,14 @@ def read_adapter(
         raise StorageFailed(f"{_title(source)}: {WEIGHTS} cannot be read ({error})") from error
     parts, whole = _sort(source, tensors)
     loaded = LoadedAdapter(source)
+    _take_rows(loaded, whole, config, shape, dtype, device)
     for module, roles in parts.items():
         pair = _low_rank(source, module, roles, config, shape)
         loaded.low_rank[module] = _placed(pair, dtype, device)
         if module == shape.embedding and shape.tied and config.get("ensure_weight_tying"):
             # The head reads the same matrix: ΔE = (BA)^T, so its pair is the embedding's, transposed.
-            loaded.low_rank[shape.head] = LowRank(loaded.low_rank[module].b.T, loaded.low_rank[module].a.T)
+            own = loaded.low_rank[module]
+            loaded.low_rank[shape.head] = LowRank(own.b.T.contiguous(), own.a.T.contiguous(), own.scale)
     for name, tensor in whole.items():
         module, _, leaf = name.rpartition(".")
         module = module.removesuffix(".base_layer")
@@ -142,6 +194,32 @@ def read_adapter(
     if shape.tied and shape.embedding in loaded.replaced and shape.head not in loaded.replaced:
         loaded.replaced[shape.head] = loaded.replaced[shape.embedding]
     return loaded
+
+
+def _take_rows(
+    loaded: LoadedAdapter,
+    whole: dict[str, torch.Tensor],
+    config: Mapping[str, Any],
+    shape: AdapterShape,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> None:
+    """Move trained token rows from `whole` to the adapter; a tied head reads the embedding's."""
+    indices = config.get("trainable_token_indices") or {}
+    if isinstance(indices, list):
+        indices = {shape.embedding: indices}
+    for key in [key for key in whole if key.endswith(_TOKEN_ROWS)]:
+        module, values = key.removesuffix(_TOKEN_ROWS), whole.pop(key)
+        ids = next((ids for name, ids in indices.items() if module == name or module.endswith(f".{name}")), None)
+        expected = shape.parameters.get(module, {}).get("weight")
+        if ids is None or expected is None or tuple(values.shape) != (len(ids), expected[1]) or max(ids) >= expected[0]:
+            raise ArtifactRefused(
+                f"{_title(loaded.source)}: the token rows of {module!r} do not fit the base or the configuration",
+                code="wrong_base",
+            )
+        loaded.rows[module] = TokenRows(torch.tensor(ids, device=device), values.to(device, dtype).contiguous())
+    if shape.tied and shape.embedding in loaded.rows:
+        loaded.rows.setdefault(shape.head, loaded.rows[shape.embedding])
 
 
 def _sort(
@@ -170,7 +248,7 @@ def _low_rank(
     config: Mapping[str, Any],
     shape: AdapterShape,
 ) -> LowRank:
-    """Build one module's pair in float32, checked against the base's shapes."""
+    """Build one module's pair, checked against the base's shapes."""
     a, b = roles.get("lora_A"), roles.get("lora_B")
     weight = shape.parameters.get(module, {}).get("weight")
     if weight is None:
@@ -186,12 +264,7 @@ def _low_rank(
     scale = _scale(module, a.shape[0], config)
     bias = roles.get("lora_B.bias")
     magnitude = roles.get("lora_magnitude_vector")
-    return LowRank(
-        a.float(),
-        b.float() * scale,
-        None if bias is None else bias.float() * scale,
-        None if magnitude is None else magnitude.float().flatten(),
-    )
+    return LowRank(a, b, scale, bias, None if magnitude is None else magnitude.float().flatten())
 
 
 def _scale(module: str, rank: int, config: Mapping[str, Any]) -> float:
@@ -226,7 +299,8 @@ def _placed(pair: LowRank, dtype: torch.dtype, device: torch.device) -> LowRank:
         return None if tensor is None else tensor.to(device, dtype).contiguous()
 
     gain = None if pair.gain is None else pair.gain.to(device)
-    return LowRank(pair.a.to(device, dtype).contiguous(), pair.b.to(device, dtype).contiguous(), put(pair.bias), gain)
+    a, b = pair.a.to(device, dtype).contiguous(), pair.b.to(device, dtype).contiguous()
+    return LowRank(a, b, pair.scale, put(pair.bias), gain)
 
 
 def _file(source: AdapterSource, name: str) -> str:

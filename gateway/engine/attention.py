@@ -11,8 +11,8 @@ import torch
 from torch.nn import functional
 from transformers import AttentionInterface
 
+from tunery.gateway.engine.board import Board, SlotSpan
 from tunery.gateway.engine.kv_cache import KVCache
-from tunery.gateway.engine.step import Board, Span
 from tunery.registry.errors import ArtifactRefused
 
 __all__ = ["ATTENTION", "PagedAttention", "register_attention"]
@@ -74,20 +74,20 @@ class PagedAttention:
                 f"{type(module).__name__} asks attention for {', '.join(sorted(unknown))}, which the engine cannot do",
                 code="unsupported_base",
             )
-        step = self._board.step
+        board = self._board
         layer: int = module.layer_idx  # type: ignore[assignment]
-        if step is None:
+        if board.slots is None:
             raise RuntimeError("attention outside a step")
         scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-        self._cache.write(layer, step.slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
+        self._cache.write(layer, board.slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
         result = query.new_zeros((query.shape[2], query.shape[1], value.shape[-1]))
-        for span in step.spans:
+        for span in board.spans:
             rows = query[0, :, span.start : span.end]
             result[span.start : span.end] = self._attend(layer, rows, span, scale, sliding_window, softcap)
         return result[None], None
 
     def _attend(
-        self, layer: int, rows: torch.Tensor, span: Span, scale: float, window: int | None, softcap: float | None
+        self, layer: int, rows: torch.Tensor, span: SlotSpan, scale: float, window: int | None, softcap: float | None
     ) -> torch.Tensor:
         """Attention of one span: `rows` [heads, n, size] → [n, heads, size]."""
         count = rows.shape[1]

@@ -12,7 +12,7 @@ __all__ = ["EngineConfig"]
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """One engine's settings.
 
-    `adapter_budget` (resident) and `adapter_ram` (evicted, kept in main memory) are in bytes. `context_length` and `kv_tokens` 0
+    `cache_folder`, unless empty, is where the packed base is kept for the next start. `adapter_budget` (resident) and `adapter_ram` (evicted, kept in main memory) are in bytes. `context_length` and `kv_tokens` 0
     mean the model's own and one that follows `max_batch`; `token_budget` is the most tokens of one step, 0 for a choice by
     device. `eos_ids` end every request that does not ignore them. `tenant_weights` are shares of the engine, 1 for whom they do
     not name. `threads` 0 leaves the choice to torch; `kernels` "torch" does without the native ones.
@@ -21,6 +21,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     base_folder: str
     base_name: str
     base_digest: str
+    cache_folder: str = ""
     quant: Literal["nf4", "int8", "none"] = "nf4"
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     device: str = "auto"

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
+import torch
+
+from tunery.gateway.engine.adapter import LoadedAdapter
 from tunery.gateway.engine.config import EngineConfig
+from tunery.gateway.engine.constraint import Grammars, Guide
+from tunery.gateway.engine.fairness import Fairness
 from tunery.gateway.engine.messages import (
     Cancel,
     Command,
+    Embed,
+    Embedded,
     Event,
     Failed,
     Generate,
@@ -22,16 +31,19 @@ from tunery.gateway.engine.messages import (
     Unload,
     Unloaded,
 )
-from tunery.gateway.engine.model import Model
+from tunery.gateway.engine.model import Model, open_model
+from tunery.gateway.engine.pages import Pages
 from tunery.gateway.engine.residency import Residency
-from tunery.gateway.engine.sampler import sample
-from tunery.gateway.engine.scheduler import Scheduled, Scheduler
+from tunery.gateway.engine.sampler import sample, score
+from tunery.gateway.engine.scheduler import Scheduler
 from tunery.gateway.engine.sequence import Sequence
+from tunery.gateway.engine.step import Output, Scheduled, lay_out
 from tunery.registry.errors import InvalidInput, TuneryError
 
 __all__ = ["EngineCore"]
 
-TOKEN_BUDGET = 2048
+TOKEN_BUDGET = {"cpu": 512, "cuda": 4096}
+"""Tokens of a step: enough to keep the device busy, few enough that the next tokens of those who decode are not long in coming."""
 
 
 class EngineCore:
@@ -47,12 +59,27 @@ class EngineCore:
         self._config = config
         self._emit = emit
         self._clock = clock
-        self.model = Model(config, clock=clock)
-        self.residency = Residency(config.adapter_budget, self.model.read_adapter, clock=clock)
+        self.model, self._load_seconds = open_model(config, clock=clock)
+        model: Model = self.model
+        self.pages = Pages(model.kv_pages, reuse=config.prefix_cache)
+        self.residency: Residency[LoadedAdapter] = Residency(
+            config.adapter_budget,
+            model.read_adapter,
+            place=model.place_adapter,
+            ram_budget=config.adapter_ram,
+            clock=clock,
+        )
         self.scheduler = Scheduler(
-            self.model.cache, self.residency, max_batch=config.max_batch, token_budget=TOKEN_BUDGET
+            self.pages,
+            self.residency,
+            max_batch=config.max_batch,
+            token_budget=config.token_budget or TOKEN_BUDGET.get(model.device.type, TOKEN_BUDGET["cuda"]),
+            fairness=Fairness(config.tenant_weights),
         )
         self._eos_ids = frozenset(config.eos_ids)
+        self._grammars = Grammars(Path(config.base_folder), model.vocab_size, config.eos_ids)
+        self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grammars")
+        self._compiling: dict[str, tuple[Sequence, Future[Guide]]] = {}
         self._preloads: list[Load] = []
         self._steps = 0
         self._step_tokens = 0
@@ -60,7 +87,7 @@ class EngineCore:
     @property
     def idle(self) -> bool:
         """Whether `step` would do nothing until a command comes or a load ends."""
-        return self.scheduler.idle and not self.scheduler.waiting and not self._preloads
+        return self.scheduler.idle and not (self.scheduler.waiting or self._preloads or self._compiling)
 
     @property
     def blocked(self) -> bool:
@@ -81,18 +108,20 @@ class EngineCore:
             base_bytes=model.base_bytes,
             adapter_budget=config.adapter_budget,
             max_batch=config.max_batch,
-            load_seconds=model.load_seconds,
+            load_seconds=self._load_seconds,
         )
 
     def handle(self, command: Command) -> None:
         """Obey one command; what goes wrong is answered with Failed."""
-        if isinstance(command, Generate):
+        if isinstance(command, Generate | Embed):
             self._enqueue(command)
         elif isinstance(command, Cancel):
+            self._compiling.pop(command.id, None)
             sequence = self.scheduler.find(command.id)
             if sequence is not None:
                 self.scheduler.finish(sequence)
         elif isinstance(command, Load):
+            self.residency.forget(command.adapter.digest)
             self._preloads.append(command)
         elif isinstance(command, Unload):
             self._emit(Unloaded(command.id, command.digest, self.residency.unload(command.digest)))
@@ -103,9 +132,11 @@ class EngineCore:
         if self.residency.poll():
             self.report()
         self._preload()
-        for sequence, error in self.scheduler.admit(self._clock()):
+        self._take_compiled()
+        now = self._clock()
+        for sequence, error in self.scheduler.admit(now):
             self._emit(Failed(sequence.id, error.code, error.message))
-        scheduled = self.scheduler.plan()
+        scheduled = self.scheduler.plan(now)
         if scheduled:
             self._run(scheduled)
 
@@ -129,12 +160,12 @@ class EngineCore:
         load_seconds, residency.load_seconds = residency.load_seconds, []
         return Stats(
             running=len(scheduler.running),
-            waiting=len(scheduler.waiting),
+            waiting=scheduler.waiting + len(self._compiling),
             running_adapters=scheduler.running_adapters(),
             waiting_adapters=scheduler.waiting_adapters(),
             resident=residency.resident(),
             resident_bytes=residency.bytes,
-            kv_used=self.model.cache.used,
+            kv_used=self.pages.used,
             steps=self._steps,
             step_tokens=self._step_tokens,
             loads=dict(residency.loads),
@@ -142,39 +173,65 @@ class EngineCore:
             evictions=dict(residency.evictions),
             hits=dict(residency.hits),
             load_seconds=load_seconds,
+            ram_bytes=residency.ram_bytes,
+            preemptions=scheduler.preemptions,
+            prefix_queries=scheduler.prefix_queries,
+            prefix_hits=scheduler.prefix_hits,
         )
 
     def close(self) -> None:
-        """Stop the loading thread."""
+        """Stop the threads."""
         self.residency.close()
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _enqueue(self, command: Generate) -> None:
+    # -- taking requests in -----------------------------------------------------------------------------------------------
+
+    def _enqueue(self, command: Generate | Embed) -> None:
         try:
             self._check(command)
         except TuneryError as error:
             self._emit(Failed(command.id, error.code, error.message))
             return
-        self.scheduler.add(Sequence(command, eos_ids=self._eos_ids, arrived=self._clock()))
+        sequence = Sequence(command, eos_ids=self._eos_ids, now=self._clock())
+        constraint = sequence.sampling.constraint
+        if constraint is None:
+            self.scheduler.add(sequence)
+        else:
+            self._compiling[sequence.id] = sequence, self._threads.submit(self._grammars.start, constraint)
 
-    def _check(self, command: Generate) -> None:
+    def _check(self, command: Generate | Embed) -> None:
         """Refuse what could never run, so that it does not wait for ever."""
-        most = len(command.prompt) + command.sampling.max_tokens
-        if not command.prompt or command.sampling.max_tokens < 1:
+        new = command.sampling.max_tokens if isinstance(command, Generate) else 1
+        most = len(command.prompt) + (new if isinstance(command, Generate) else 0)
+        if not command.prompt or new < 1:
             raise InvalidInput("a request needs at least one prompt token and max_tokens of 1 or more")
-        if most > min(self.model.context_length, self.model.cache.capacity):
+        if most > min(self.model.context_length, self.pages.capacity):
             raise InvalidInput(
                 f"{most} tokens of prompt and output are more than the {self.model.context_length} of the context "
-                f"and the {self.model.cache.capacity} of the cache",
+                f"and the {self.pages.capacity} of the cache",
                 code="context_length_exceeded",
             )
         beyond = [token for token in command.prompt if not 0 <= token < self.model.vocab_size]
         if beyond:
             raise InvalidInput(f"token {beyond[0]} is not in the vocabulary of {self.model.vocab_size}")
 
+    def _take_compiled(self) -> None:
+        """Queue the requests whose constraints are compiled."""
+        done = [sequence for sequence, future in self._compiling.values() if future.done()]
+        for sequence in done:
+            _, future = self._compiling.pop(sequence.id)
+            try:
+                sequence.guide = future.result()
+            except TuneryError as error:
+                self._emit(Failed(sequence.id, error.code, error.message))
+            else:
+                self.scheduler.add(sequence)
+
     def _preload(self) -> None:
         """Move asked-for loads along and answer those that are done."""
         pending, self._preloads = self._preloads, []
         for command in pending:
+            digest = command.adapter.digest
             try:
                 adapter = self.residency.hold(command.adapter)
             except TuneryError as error:
@@ -183,26 +240,69 @@ class EngineCore:
             if adapter is None:
                 self._preloads.append(command)
                 continue
-            self.residency.release(command.adapter.digest)
-            self._emit(Loaded(command.id, command.adapter.digest, adapter.bytes))
+            if command.pin:
+                self.residency.pin(digest)
+            self.residency.release(digest)
+            self._emit(Loaded(command.id, digest, adapter.bytes))
+
+    # -- a step -----------------------------------------------------------------------------------------------------------
 
     def _run(self, scheduled: list[Scheduled]) -> None:
-        """Run the model on the scheduled tokens and choose the next token of every sequence that is complete."""
-        logits = self.model.run(scheduled)
+        """Run the model on the scheduled tokens, and make tokens, scores and vectors of what comes out."""
+        step = lay_out(scheduled)
+        logits, hidden = self.model.run(step)
         self._steps += 1
-        self._step_tokens += sum(item.count for item in scheduled)
-        complete = []
+        self._step_tokens += len(step.tokens)
         for item in scheduled:
-            sequence = item.running.sequence
-            sequence.computed += item.count
-            if sequence.computed == len(sequence.tokens):
-                complete.append(sequence)
-        if not complete:
+            self.scheduler.advance(item)
+        self._score([output for output in step.logits if not output.sample], step.logits, logits)
+        self._sample([output for output in step.logits if output.sample], step.logits, logits)
+        self._pool(scheduled, step.hidden, hidden)
+
+    def _score(self, wanted: list[Output], outputs: tuple[Output, ...], logits: torch.Tensor) -> None:
+        if not wanted:
             return
+        tokens = [output.sequence.tokens[output.position + 1] for output in wanted]
+        counts = [output.sequence.sampling.prompt_logprobs for output in wanted]
+        for output, one in zip(wanted, score(_of(wanted, outputs, logits), tokens, counts, self.model.kernels), strict=True):
+            output.sequence.scores.append(one)
+
+    def _sample(self, wanted: list[Output], outputs: tuple[Output, ...], logits: torch.Tensor) -> None:
+        if not wanted:
+            return
+        sequences = [output.sequence for output in wanted]
+        choices = sample(_of(wanted, outputs, logits), sequences, self.model.kernels)
         tokens = []
-        for sequence, choice in zip(complete, sample(logits, complete), strict=True):
+        for sequence, choice in zip(sequences, choices, strict=True):
+            first = not sequence.output
             finish = sequence.append(choice.token)
-            tokens.append(Token(sequence.id, choice.token, choice.logprob, finish, choice.top))
+            if sequence.guide is not None and finish is None and sequence.guide.failure:
+                self._emit(Failed(sequence.id, "invalid_constraint", sequence.guide.failure))
+                self.scheduler.finish(sequence)
+                continue
+            extra = (sequence.cached, tuple(sequence.scores)) if first else ()
+            tokens.append(Token(sequence.id, choice.token, choice.logprob, finish, choice.top, *extra))
             if finish is not None:
                 self.scheduler.finish(sequence)
         self._emit(Tokens(tokens))
+
+    def _pool(self, scheduled: list[Scheduled], outputs: tuple[Output, ...], hidden: torch.Tensor) -> None:
+        """Add the hidden states up, and answer the embeddings that are complete."""
+        for output, row in zip(outputs, hidden, strict=True):
+            before = output.sequence.pooled
+            output.sequence.pooled = row.double() if before is None else before + row.double()
+        for item in scheduled:
+            sequence = item.sequence
+            if sequence.pooling is None or sequence.left or sequence.pooled is None:
+                continue
+            count = sequence.prompt_length if sequence.pooling == "mean" else 1
+            self._emit(Embedded(sequence.id, (sequence.pooled / count).tolist()))
+            self.scheduler.finish(sequence)
+
+
+def _of(wanted: list[Output], outputs: tuple[Output, ...], logits: torch.Tensor) -> torch.Tensor:
+    """The rows of `logits`, one per element of `outputs`, that belong to `wanted`."""
+    if len(wanted) == len(outputs):
+        return logits
+    places = {id(output): index for index, output in enumerate(outputs)}
+    return logits[torch.tensor([places[id(output)] for output in wanted], device=logits.device)]

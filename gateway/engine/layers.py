@@ -7,15 +7,17 @@ correction is added to its own slice, in place. A layer whose adapter says nothi
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from tunery.gateway.engine.adapter import AdapterShape, LowRank
+from tunery.gateway.engine.adapter import AdapterShape, LowRank, TokenRows
+from tunery.gateway.engine.board import Board
 from tunery.gateway.engine.linear import base_product, is_linear, weight_of
-from tunery.gateway.engine.step import Board, Segment
+from tunery.gateway.engine.step import Segment
 
 __all__ = ["adapter_shape", "dora_gain", "fit"]
 
@@ -24,11 +26,12 @@ def fit(model: nn.Module, board: Board) -> None:
     """Make every adaptable layer of `model` apply the adapters of the step on `board`."""
     head = model.get_output_embeddings()  # type: ignore[operator]
     for name, module in _leaves(model):
-        segments = _outputs(board) if module is head else _rows(board)
         kind: type[_Served] = _ServedLinear if is_linear(module) else _ServedModule
-        if isinstance(module, nn.Embedding):
+        if module is head:
+            kind = _ServedHead
+        elif isinstance(module, nn.Embedding):
             kind = _ServedEmbedding
-        module.forward = kind(name, module, segments)
+        module.forward = kind(name, module, board)
 
 
 def adapter_shape(model: nn.Module) -> AdapterShape:
@@ -48,7 +51,7 @@ def dora_gain(module: nn.Module, pair: LowRank) -> torch.Tensor:
     """DoRA's factor per output row, magnitude / ‖W + BA‖ (arXiv 2402.09353, equation 5): float32 [out]."""
     if pair.gain is None:
         raise ValueError("not a DoRA pair")
-    merged = weight_of(module) + pair.b.float() @ pair.a.float()
+    merged = weight_of(module).to(pair.b.device) + pair.scale * (pair.b.float() @ pair.a.float())
     norm: torch.Tensor = torch.linalg.vector_norm(merged, dim=1)
     return pair.gain / norm
 
@@ -62,37 +65,42 @@ def _leaves(model: nn.Module) -> list[tuple[str, nn.Module]]:
     ]
 
 
-def _rows(board: Board) -> Callable[[], tuple[Segment, ...]]:
-    return lambda: board.step.segments if board.step else ()
-
-
-def _outputs(board: Board) -> Callable[[], tuple[Segment, ...]]:
-    return lambda: board.step.output_segments if board.step else ()
-
-
 class _Served:
     """A layer's forward: the base's result, then `correct` for each segment whose adapter knows this layer."""
 
-    def __init__(self, name: str, module: nn.Module, segments: Callable[[], tuple[Segment, ...]]) -> None:
+    def __init__(self, name: str, module: nn.Module, board: Board) -> None:
         self._name = name
         self._module = module
-        self._segments = segments
+        self._board = board
         self._base: Callable[..., torch.Tensor] = base_product(module) if is_linear(module) else module.forward
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         y = self._base(x)
-        for segment in self._segments():
+        for segment in self.segments():
             rows = slice(segment.start, segment.end)
             pair = segment.adapter.low_rank.get(self._name)
             whole = segment.adapter.replaced.get(self._name)
+            if pair is not None and segment.weight != 1.0:
+                pair = replace(pair, scale=pair.scale * segment.weight)
             if pair is not None or whole is not None:
                 y[:, rows] = self.correct(x[:, rows], y[:, rows], pair, whole)
+            single = segment.adapter.rows.get(self._name)
+            if single is not None:
+                y[:, rows] = self.exchange(x[:, rows], y[:, rows], single)
         return y
+
+    def segments(self) -> tuple[Segment, ...]:
+        """Which rows of the input are whose."""
+        return self._board.segments
 
     def correct(
         self, x: torch.Tensor, y: torch.Tensor, pair: LowRank | None, whole: dict[str, torch.Tensor] | None
     ) -> torch.Tensor:
         """The adapter's result for its rows, from the input `x` [1, n, in] and the base's result `y` [1, n, out]."""
+        raise NotImplementedError
+
+    def exchange(self, x: torch.Tensor, y: torch.Tensor, rows: TokenRows) -> torch.Tensor:
+        """The result with single rows of the layer's weight exchanged."""
         raise NotImplementedError
 
 
@@ -110,6 +118,20 @@ class _ServedLinear(_Served):
         return y
 
 
+class _ServedHead(_ServedLinear):
+    """The output head: its rows are the step's outputs, and what it is given are the final hidden states."""
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        self._board.head_input = x
+        return super().__call__(x)
+
+    def segments(self) -> tuple[Segment, ...]:
+        return self._board.output_segments
+
+    def exchange(self, x: torch.Tensor, y: torch.Tensor, rows: TokenRows) -> torch.Tensor:
+        return y.index_copy(-1, rows.ids, functional.linear(x, rows.values).to(y.dtype))
+
+
 class _ServedEmbedding(_Served):
     def correct(
         self, x: torch.Tensor, y: torch.Tensor, pair: LowRank | None, whole: dict[str, torch.Tensor] | None
@@ -119,8 +141,14 @@ class _ServedEmbedding(_Served):
         if whole is not None:
             y = functional.embedding(x, whole["weight"]) * scale
         if pair is not None:
-            y = y + functional.linear(functional.embedding(x, pair.a.T), pair.b) * scale
+            y = y + functional.linear(functional.embedding(x, pair.a.T), pair.b) * (pair.scale * scale)
         return y.to(self._module.weight.dtype)  # type: ignore[arg-type]
+
+    def exchange(self, x: torch.Tensor, y: torch.Tensor, rows: TokenRows) -> torch.Tensor:
+        scale: Any = getattr(self._module, "embed_scale", 1.0)
+        match = x[..., None] == rows.ids
+        own = rows.values[match.int().argmax(-1)] * scale
+        return torch.where(match.any(-1, keepdim=True), own.to(y.dtype), y)
 
 
 class _ServedModule(_Served):
@@ -145,13 +173,13 @@ def _twin(module: nn.Module) -> nn.Module:
 
 
 def _add_pair(x: torch.Tensor, y: torch.Tensor, pair: LowRank, bias: torch.Tensor | None) -> torch.Tensor:
-    """y + BAx (arXiv 2106.09685), or with a DoRA gain g: g (y - b + BAx) + b."""
+    """y + sBAx (arXiv 2106.09685), or with a DoRA gain g: g (y - b + sBAx) + b."""
     a, b, bias_delta = pair.a, pair.b, pair.bias
     if x.device.type == "cpu":
         # A product over a rank of 16 in bfloat16 takes the CPU's library a hundred times as long as in float32.
         x, a, b = x.float(), a.float(), b.float()
         bias_delta = None if bias_delta is None else bias_delta.float()
-    delta = functional.linear(functional.linear(x, a), b, bias_delta)
+    delta = functional.linear(functional.linear(x, a), b, bias_delta) * pair.scale
     if pair.gain is None:
         return y + delta
     bare = y if bias is None else y - bias

@@ -1,6 +1,6 @@
 """Owns choosing the next token from logits, row by row; refuses to let one row's choice depend on another's.
 
-A request's noise comes from its own generator, so a seed gives the same text whatever the neighbours.
+A request's noise is one uniform number a token from its own generator, so a seed gives the same text whatever the neighbours.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from dataclasses import dataclass
 
 import torch
 
-from tunery.gateway.engine.messages import Sampling, TopToken
+from tunery.gateway.engine.constraint import apply
+from tunery.gateway.engine.kernels import Kernels
+from tunery.gateway.engine.messages import Sampling, Score, TopToken
 from tunery.gateway.engine.sequence import Sequence
 
-__all__ = ["Choice", "sample"]
+__all__ = ["Choice", "peaks", "sample", "score"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,67 +27,98 @@ class Choice:
     top: tuple[TopToken, ...]
 
 
-def sample(logits: torch.Tensor, sequences: Rows[Sequence]) -> list[Choice]:
-    """Choose one token per row of `logits` [R, vocabulary], row i for `sequences[i]`."""
-    logits = logits.float()
-    # Row by row: over all rows at once the sum is split among threads in another way for another number of rows.
-    log_z = torch.stack([row.logsumexp(dim=0) for row in logits])
-    greedy = logits.argmax(dim=-1)
-    tokens = torch.stack([_choose(logits[i], greedy[i], sequence) for i, sequence in enumerate(sequences)])
+def sample(logits: torch.Tensor, sequences: Rows[Sequence], kernels: Kernels | None = None) -> list[Choice]:
+    """Choose one token per row of `logits` float32 [R, vocabulary], row i for `sequences[i]`."""
+    best, log_z = peaks(logits, kernels)
+    tokens = best.clone()
+    changed = [index for index, sequence in enumerate(sequences) if not _takes_the_best(sequence)]
+    if changed:
+        where = torch.tensor(changed, device=logits.device)
+        tokens[where] = _choose(logits[where], [sequences[index] for index in changed])
     chosen = logits.gather(1, tokens[:, None])[:, 0] - log_z
     tops = [_alternatives(logits[i], log_z[i], sequence.sampling.logprobs) for i, sequence in enumerate(sequences)]
     return [Choice(*row) for row in zip(tokens.tolist(), chosen.tolist(), tops, strict=True)]
 
 
-def _choose(logits: torch.Tensor, greedy: torch.Tensor, sequence: Sequence) -> torch.Tensor:
-    """The next token of one sequence, int64 []."""
-    wanted = sequence.sampling
-    changed = _adjust(logits, sequence)
-    if wanted.temperature == 0:
-        return greedy if changed is logits else changed.argmax()
-    kept = _keep(changed / wanted.temperature, wanted)
-    probabilities = torch.softmax(kept, dim=-1)
-    # Exponential races pick i with probability p_i (the Gumbel-max trick without logarithms).
-    noise = torch.empty(probabilities.shape).exponential_(generator=sequence.generator)
-    return (probabilities / noise.to(probabilities.device)).argmax()
+def score(
+    logits: torch.Tensor, tokens: Rows[int], counts: Rows[int | None], kernels: Kernels | None = None
+) -> list[Score]:
+    """How likely `tokens[i]` is after row i of `logits` float32 [R, vocabulary], with `counts[i]` alternatives."""
+    _, log_z = peaks(logits, kernels)
+    chosen = logits.gather(1, torch.tensor(tokens, device=logits.device)[:, None])[:, 0] - log_z
+    tops = (_alternatives(logits[i], log_z[i], count) for i, count in enumerate(counts))
+    return [Score(*row) for row in zip(chosen.tolist(), tops, strict=True)]
 
 
-def _adjust(logits: torch.Tensor, sequence: Sequence) -> torch.Tensor:
-    """Apply bias, penalties and the ban on stopping too early; the same tensor when there is nothing to apply."""
+def peaks(logits: torch.Tensor, kernels: Kernels | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of each row of `logits` [R, n], the index of the largest and the log of the sum of exponentials; both [R]."""
+    if kernels is not None:
+        return kernels.peaks(logits)
+    # Row by row: over all rows at once the sum is split among threads in another way for another number of rows.
+    return logits.argmax(dim=-1), torch.stack([row.logsumexp(dim=0) for row in logits])
+
+
+def _takes_the_best(sequence: Sequence) -> bool:
+    """Whether the largest logit is the choice, as it stands."""
     wanted = sequence.sampling
-    result = logits
+    return (
+        wanted.temperature == 0
+        and sequence.guide is None
+        and wanted.repetition_penalty == 1.0
+        and not (wanted.presence_penalty or wanted.frequency_penalty or wanted.logit_bias)
+        and len(sequence.output) >= wanted.min_tokens
+    )
+
+
+def _choose(logits: torch.Tensor, sequences: Rows[Sequence]) -> torch.Tensor:
+    """The next token of each sequence, int64 [R], from a copy of its logits that may be changed."""
+    for row, sequence in zip(logits, sequences, strict=True):
+        _adjust(row, sequence)
+    apply([sequence.guide for sequence in sequences], logits)
+    heat = torch.tensor([sequence.sampling.temperature for sequence in sequences], device=logits.device)
+    greedy = heat == 0
+    logits /= torch.where(greedy, 1.0, heat)[:, None]
+    for row, sequence in zip(logits, sequences, strict=True):
+        _keep(row, sequence.sampling)
+    # Inverse transform sampling: the first token at which the sum of probabilities passes the noise.
+    sums = torch.softmax(logits, dim=-1).cumsum(dim=-1, dtype=torch.float64)
+    noise = torch.tensor([sequence.noise() for sequence in sequences], dtype=torch.float64, device=logits.device)
+    drawn = torch.searchsorted(sums, (noise * sums[:, -1])[:, None], right=True)[:, 0]
+    return torch.where(greedy, logits.argmax(dim=-1), drawn.clamp_(max=logits.shape[1] - 1))
+
+
+def _adjust(logits: torch.Tensor, sequence: Sequence) -> None:
+    """Apply bias, penalties and the ban on stopping too early to a row, in place."""
+    wanted, device = sequence.sampling, logits.device
     if wanted.repetition_penalty != 1.0:
-        seen = torch.tensor(sorted(set(sequence.tokens)), device=logits.device)
+        seen = torch.tensor(sorted(set(sequence.tokens)), device=device)
         values = logits[seen]
-        penalised = torch.where(values > 0, values / wanted.repetition_penalty, values * wanted.repetition_penalty)
-        result = result.index_put((seen,), penalised)
+        logits[seen] = torch.where(values > 0, values / wanted.repetition_penalty, values * wanted.repetition_penalty)
     if wanted.presence_penalty or wanted.frequency_penalty:
-        used, counts = torch.tensor(sequence.output, dtype=torch.int64, device=logits.device).unique(return_counts=True)
-        cost = wanted.presence_penalty + wanted.frequency_penalty * counts
-        result = result.index_add(0, used, -cost.to(result.dtype))
+        used, counts = torch.tensor(sequence.output, dtype=torch.int64, device=device).unique(return_counts=True)
+        logits[used] -= (wanted.presence_penalty + wanted.frequency_penalty * counts).to(logits.dtype)
     if wanted.logit_bias:
-        where = torch.tensor(list(wanted.logit_bias), device=logits.device)
-        bias = torch.tensor(list(wanted.logit_bias.values()), device=logits.device, dtype=result.dtype)
-        result = result.index_add(0, where, bias)
-    if len(sequence.output) < wanted.min_tokens and sequence.stop_ids:
-        result = result.index_fill(0, torch.tensor(sorted(sequence.stop_ids), device=logits.device), -torch.inf)
-    return result
+        where = torch.tensor(list(wanted.logit_bias), device=device)
+        logits[where] += torch.tensor(list(wanted.logit_bias.values()), device=device, dtype=logits.dtype)
+    ended = sequence.guide is not None and sequence.guide.finished
+    if len(sequence.output) < wanted.min_tokens and sequence.stop_ids and not ended:
+        logits[torch.tensor(sorted(sequence.stop_ids), device=device)] = -torch.inf
 
 
-def _keep(logits: torch.Tensor, wanted: Sampling) -> torch.Tensor:
-    """Mask what top-k, top-p (arXiv 1904.09751) and min-p leave out."""
+def _keep(logits: torch.Tensor, wanted: Sampling) -> None:
+    """Mask what top-k, top-p (arXiv 1904.09751) and min-p leave out of a row, in place."""
+    if wanted.temperature == 0:
+        return
     if 0 < wanted.top_k < logits.shape[0]:
-        threshold = logits.topk(wanted.top_k).values[-1]
-        logits = logits.masked_fill(logits < threshold, -torch.inf)
+        logits.masked_fill_(logits < logits.topk(wanted.top_k).values[-1], -torch.inf)
     if wanted.top_p < 1.0:
         ordered, order = logits.sort(descending=True)
         probabilities = ordered.softmax(dim=-1)
         beyond = probabilities.cumsum(dim=-1) - probabilities >= wanted.top_p
-        logits = logits.index_fill(0, order[beyond], -torch.inf)
+        logits.index_fill_(0, order[beyond], -torch.inf)
     if wanted.min_p > 0:
         probabilities = logits.softmax(dim=-1)
-        logits = logits.masked_fill(probabilities < wanted.min_p * probabilities.max(), -torch.inf)
-    return logits
+        logits.masked_fill_(probabilities < wanted.min_p * probabilities.max(), -torch.inf)
 
 
 def _alternatives(logits: torch.Tensor, log_z: torch.Tensor, count: int | None) -> tuple[TopToken, ...]:

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-import torch
+import random
+from typing import TYPE_CHECKING, Literal
 
-from tunery.gateway.engine.messages import AdapterSource, Generate
+from tunery.gateway.engine.messages import Embed, Generate, Sampling, Score, Weighted, mix_digest
+from tunery.gateway.engine.pages import PAGE, next_key, prefix_keys
+
+if TYPE_CHECKING:
+    import torch
+
+    from tunery.gateway.engine.adapter import LoadedAdapter
+    from tunery.gateway.engine.constraint import Guide
 
 __all__ = ["Sequence"]
 
@@ -12,32 +20,45 @@ __all__ = ["Sequence"]
 class Sequence:
     """A request on its way: its tokens so far, how many of them are in the cache, and where.
 
-    `tokens` is prompt and output; `computed` counts those whose keys and values are cached; `slots` (int64, one per token
-    it may ever have) is set on admission. `missed`: its adapter was not in memory. `stop_ids` end it with reason "stop".
+    `tokens` is prompt and output; the keys and values of the first `computed` lie in `pages`. `since` is when it began to wait,
+    `started` its place in the order of admissions. `adapters` are held while it runs. `missed`: an adapter was not in memory.
+    `scores` are the prompt's log-probabilities found so far, `pooled` the sum (or the last) of an Embed's hidden states.
     """
 
-    def __init__(self, request: Generate, *, eos_ids: frozenset[int], arrived: float) -> None:
+    def __init__(self, request: Generate | Embed, *, eos_ids: frozenset[int], now: float) -> None:
         self.id = request.id
-        self.sampling = request.sampling
-        self.adapter: AdapterSource | None = request.adapter
+        self.mix: tuple[Weighted, ...] = request.mix
+        self.tenant = request.tenant
+        self.sampling = request.sampling if isinstance(request, Generate) else Sampling(max_tokens=1)
+        self.pooling: Literal["mean", "last"] | None = request.pooling if isinstance(request, Embed) else None
+        self.digest = mix_digest(request.mix)
         self.prompt_length = len(request.prompt)
         self.tokens = list(request.prompt)
+        self.keys = prefix_keys(self.digest, self.tokens)
         self.computed = 0
-        self.arrived = arrived
-        self.slots: torch.Tensor | None = None
+        self.cached = 0
+        self.pages: list[int] = []
+        self.adapters: tuple[tuple[LoadedAdapter, float], ...] = ()
+        self.since = now
+        self.started = 0
         self.missed = False
-        own = frozenset(request.sampling.stop_token_ids)
-        self.stop_ids = own if request.sampling.ignore_eos else own | eos_ids
-        self.generator = torch.Generator()
-        if request.sampling.seed is None:
-            self.generator.seed()
-        else:
-            self.generator.manual_seed(request.sampling.seed)
+        self.charged = False
+        self.scores: list[Score] = []
+        self.pooled: torch.Tensor | None = None
+        self.guide: Guide | None = None
+        self._noise = random.Random(self.sampling.seed)
+        own = frozenset(self.sampling.stop_token_ids)
+        self.stop_ids = own if self.sampling.ignore_eos and not self.sampling.constraint else own | eos_ids
 
     @property
-    def digest(self) -> str:
-        """Identity of its adapter; empty for the bare base."""
-        return self.adapter.digest if self.adapter else ""
+    def left(self) -> int:
+        """Known tokens that are not computed yet."""
+        return len(self.tokens) - self.computed
+
+    @property
+    def decoding(self) -> bool:
+        """Whether only its newest token is left to compute."""
+        return self.left == 1 and len(self.tokens) > self.prompt_length
 
     @property
     def output(self) -> list[int]:
@@ -49,9 +70,31 @@ class Sequence:
         """The most tokens it can ever have."""
         return self.prompt_length + self.sampling.max_tokens
 
+    @property
+    def shareable(self) -> int:
+        """How many whole pages of others it may use: at least one token is computed anew, and all where every logit is wanted."""
+        if self.pooling or (self.sampling.prompt_logprobs is not None and len(self.scores) < self.prompt_length - 1):
+            return 0
+        return (len(self.tokens) - 1) // PAGE
+
+    def advance(self, count: int) -> list[tuple[int, bytes]]:
+        """Note that `count` more tokens are computed; return the pages that are whole now, with their keys."""
+        before, self.computed = self.computed // PAGE, self.computed + count
+        whole = self.computed // PAGE
+        while len(self.keys) < whole:
+            at = len(self.keys) * PAGE
+            self.keys.append(next_key(self.keys[-1] if at else self.digest.encode(), self.tokens[at : at + PAGE]))
+        return [(self.pages[index], self.keys[index]) for index in range(before, whole)]
+
+    def noise(self) -> float:
+        """The next of its own uniform random numbers in [0, 1)."""
+        return self._noise.random()
+
     def append(self, token: int) -> str | None:
         """Take the next token; return why the sequence ends with it, or None."""
         self.tokens.append(token)
         if token in self.stop_ids:
             return "stop"
+        if self.guide is not None:
+            self.guide.accept(token)
         return "length" if len(self.tokens) >= self.most else None

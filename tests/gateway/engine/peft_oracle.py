@@ -25,7 +25,7 @@ from transformers import (
 from tunery.gateway.engine.config import EngineConfig
 from tunery.gateway.engine.core import EngineCore
 from tunery.gateway.engine.linear import weight_of
-from tunery.gateway.engine.messages import AdapterSource, Event, Failed, Generate, Sampling, Token, Tokens
+from tunery.gateway.engine.messages import AdapterSource, Event, Failed, Generate, Sampling, Token, Tokens, Weighted
 from tunery.plugins.quantization import quantization_config
 
 VOCAB = 320
@@ -122,7 +122,8 @@ class Engine:
 def request(name: str, prompt: Iterable[int], adapter: AdapterSource | None = None, **sampling: Any) -> Generate:
     """A greedy request of 12 tokens unless `sampling` says otherwise."""
     defaults: dict[str, Any] = {"max_tokens": 12, "temperature": 0.0, "logprobs": 1, "ignore_eos": True}
-    return Generate(id=name, prompt=tuple(prompt), sampling=Sampling(**(defaults | sampling)), adapter=adapter)
+    mix = (Weighted(adapter),) if adapter else ()
+    return Generate(id=name, prompt=tuple(prompt), sampling=Sampling(**(defaults | sampling)), mix=mix)
 
 
 def prompt(length: int, *, seed: int) -> tuple[int, ...]:
@@ -156,10 +157,17 @@ def alone(model: nn.Module, request: Generate) -> list[tuple[int, float]]:
     return result
 
 
-def with_adapter(base: Path, quant: str, adapter: AdapterSource | None) -> nn.Module:
-    """The oracle for one adapter: PEFT on the exact base."""
+def with_adapter(base: Path, quant: str, mix: tuple[Weighted, ...]) -> nn.Module:
+    """The oracle for one request's adapters: PEFT on the exact base; a composition is PEFT's own, by concatenation."""
     model = exact_base(base, quant)
-    if adapter is None:
+    if not mix:
         return model
-    folder = str(Path(adapter.files["adapter_config.json"]).parent)
-    return PeftModel.from_pretrained(model, folder).eval()  # type: ignore[no-any-return]
+    folders = [str(Path(part.source.files["adapter_config.json"]).parent) for part in mix]
+    peft = PeftModel.from_pretrained(model, folders[0], adapter_name="0")
+    if len(mix) > 1 or mix[0].weight != 1.0:
+        for index, folder in enumerate(folders[1:], start=1):
+            peft.load_adapter(folder, adapter_name=str(index))
+        names = [str(index) for index in range(len(mix))]
+        peft.add_weighted_adapter(names, [part.weight for part in mix], "mixed", combination_type="cat")
+        peft.set_adapter("mixed")
+    return peft.eval()  # type: ignore[no-any-return]

@@ -1,0 +1,107 @@
+"""Owns reading a base's config.json into what our own decoder needs to know; refuses what it would not compute exactly.
+
+The Llama kind: RMS norms before attention and MLP, rotary positions over halves, grouped queries, SwiGLU. Mistral adds a window, Qwen 2
+biases, Qwen 3 norms of queries and keys.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+__all__ = ["Architecture", "read_architecture"]
+
+KINDS = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+VECTOR = 16
+"""Lanes of the kernels' vectors; head sizes are multiples."""
+
+
+class Architecture(msgspec.Struct, frozen=True, kw_only=True):
+    """`windows` has each layer's window in tokens, 0 for none; `inverse_frequencies` [size/2] are RoPE's, scaled as configured."""
+
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    size: int
+    vocab_size: int
+    longest: int
+    epsilon: float
+    tied: bool
+    qk_norm: bool
+    windows: tuple[int, ...]
+    inverse_frequencies: tuple[float, ...]
+
+
+def read_architecture(folder: Path) -> Architecture | None:
+    """The architecture of the base in `folder`, or None when the decoder does not compute its kind."""
+    try:
+        config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    kind = config.get("model_type")
+    if kind not in KINDS or config.get("hidden_act", "silu") != "silu" or config.get("quantization_config"):
+        return None
+    heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
+    size = int(config.get("head_dim") or hidden // heads)
+    frequencies = _frequencies(config, size)
+    if frequencies is None or size % VECTOR or hidden % 2 or int(config["intermediate_size"]) % 2:
+        return None
+    layers = int(config["num_hidden_layers"])
+    return Architecture(
+        layers=layers,
+        hidden=hidden,
+        intermediate=int(config["intermediate_size"]),
+        heads=heads,
+        kv_heads=int(config.get("num_key_value_heads") or heads),
+        size=size,
+        vocab_size=int(config["vocab_size"]),
+        longest=int(config.get("max_position_embeddings", 2048)),
+        epsilon=float(config.get("rms_norm_eps", 1e-6)),
+        tied=bool(config.get("tie_word_embeddings", False)),
+        qk_norm=kind == "qwen3",
+        windows=_windows(config, kind, layers),
+        inverse_frequencies=frequencies,
+    )
+
+
+def _windows(config: dict[str, Any], kind: str, layers: int) -> tuple[int, ...]:
+    window = int(config.get("sliding_window") or 0)
+    if kind.startswith("qwen") and not config.get("use_sliding_window"):
+        window = 0
+    types = config.get("layer_types") or ["sliding_attention" if window else "full_attention"] * layers
+    return tuple(window if kind == "mistral" or name == "sliding_attention" else 0 for name in types)
+
+
+def _frequencies(config: dict[str, Any], size: int) -> tuple[float, ...] | None:
+    """RoPE's inverse frequencies (arXiv 2104.09864), by the rules of transformers; None for rules that depend on the length."""
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if any(isinstance(value, dict) for value in rope.values()):
+        return None
+    theta = float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0)
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    if float(rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0) != 1.0:
+        return None
+    plain = [theta ** -(2 * index / size) for index in range(size // 2)]
+    if kind == "default":
+        return tuple(plain)
+    if kind == "linear":
+        return tuple(value / float(rope["factor"]) for value in plain)
+    return tuple(_llama3(rope, value) for value in plain) if kind == "llama3" else None
+
+
+def _llama3(rope: dict[str, Any], frequency: float) -> float:
+    """Llama 3.1's scaling: long waves are stretched, short ones kept, those between blended."""
+    factor, low, high = (float(rope[name]) for name in ("factor", "low_freq_factor", "high_freq_factor"))
+    context, wave = float(rope["original_max_position_embeddings"]), 2 * math.pi / frequency
+    if wave > context / low:
+        return frequency / factor
+    if wave < context / high:
+        return frequency
+    smooth = (context / wave - low) / (high - low)
+    return (1 - smooth) * frequency / factor + smooth * frequency

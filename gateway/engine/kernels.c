@@ -1,0 +1,667 @@
+/* Owns the arithmetic of a step on CPUs with AVX-512 and its bfloat16 products; refuses to know about requests or models.
+ *
+ * Every row of every result is computed in an order that depends on nothing but that row: a sum runs over k from the first to the
+ * last in one accumulator, whatever rows lie beside it and however many there are. So a request's bits are the same alone, in a
+ * batch, in pieces of a prompt, and after its prefix was found in a cache.
+ *
+ * Two element types, told apart by `wide`: bfloat16 activations, weights and cache (0), or float32 (1). Sums are float32 always.
+ * Outputs of linear layers lie in panels of PANEL columns, each target padded up to whole panels.
+ */
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Whether this CPU has the instructions that the rest of the file is compiled to. */
+int tunery_supported(void) {
+#if defined(__x86_64__) && defined(__GNUC__)
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bf16");
+#else
+    return 0;
+#endif
+}
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma,avx2")
+#include <immintrin.h>
+#include <omp.h>
+
+#define PANEL 48   /* columns of a panel: three vectors */
+#define BLOCK 8    /* rows of a tile: 8 x 3 accumulators */
+#define DEPTH 768  /* of k unpacked at a time: such a piece of a panel stays in the second-level cache */
+#define PAGE 16    /* tokens of a page of the cache: one vector of scores */
+#define ATTEND 6   /* rows of a tile of attention */
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 8")
+
+typedef uint16_t bf16;
+enum format { BF16, F32, NF4, INT8 };
+
+/* A base's linear layer in panels. `data` by format: bf16 [panels][k/2][PANEL][2]; f32 [panels][k][PANEL]; nf4 [panels][k/2][PANEL] bytes'
+ * worth of nibbles; int8 [panels][k/2][PANEL][2]. `scales`: nf4 [panels][k/group][PANEL], int8 [panels][PANEL]. `bias` [panels * PANEL] or null. */
+struct weight {
+    const void *data;
+    const float *scales;
+    const float *bias;
+    int64_t format, k, panels, group;
+};
+
+/* What an adapter does to one target: y = gain * (W x + scale * B A x) + shift. a [rank][k]; b [panels][rank][PANEL]; gain, shift
+ * [panels * PANEL] or null. */
+struct correction {
+    const void *a, *b;
+    const float *gain, *shift;
+    int64_t rank;
+    double scale;
+};
+
+/* Rows [start, end) run through the adapter whose corrections of all layers' targets are `table`, at `weight`. */
+struct segment {
+    int64_t start, end;
+    const struct correction *table;
+    double weight;
+};
+
+/* ------------------------------------------------------------------------------------------------ small pieces */
+
+INLINE __m512 widen(const bf16 *p) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)p)), 16));
+}
+
+INLINE float widen1(bf16 v) {
+    union { uint32_t u; float f; } both = {(uint32_t)v << 16};
+    return both.f;
+}
+
+INLINE void narrow(bf16 *p, __m512 v) { _mm256_storeu_si256((void *)p, (__m256i)_mm512_cvtneps_pbh(v)); }
+
+INLINE bf16 narrow1(float v) { return (bf16)_mm_extract_epi16((__m128i)_mm_cvtneps_pbh(_mm_set_ss(v)), 0); }
+
+/* e^x to about one unit in the last place, zero below -87 (Cody-Waite reduction, polynomial of degree 6). */
+INLINE __m512 exp16(__m512 x) {
+    __mmask16 live = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.0f), _CMP_GT_OQ);
+    x = _mm512_min_ps(_mm512_max_ps(x, _mm512_set1_ps(-87.0f)), _mm512_set1_ps(88.0f));
+    __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504088896341f)), 8);
+    __m512 f = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
+    f = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), f);
+    __m512 p = _mm512_set1_ps(1.9875691500e-4f);
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.3981999507e-3f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(8.3334519073e-3f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(4.1665795894e-2f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.6666665459e-1f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(5.0000001201e-1f));
+    p = _mm512_fmadd_ps(p, _mm512_mul_ps(f, f), _mm512_add_ps(f, _mm512_set1_ps(1.0f)));
+    return _mm512_maskz_scalef_ps(live, p, n);
+}
+
+/* ------------------------------------------------------------------------------------------------ unpacking a panel */
+
+static const float NORMAL_FLOAT[16] = { /* QLoRA, arXiv 2305.14314, appendix E */
+    -1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f, -0.28444138169288635f, -0.18477343022823334f,
+    -0.09105003625154495f, 0.0f, 0.07958029955625534f, 0.16093020141124725f, 0.24611230194568634f, 0.33791524171829224f,
+    0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1.0f};
+
+/* Scales of sixteen columns, twice each, as the pairs of k lie in a vector: `low` of the first eight, `high` of the others. */
+INLINE void paired(const float *scales, __m512 *low, __m512 *high) {
+    const __m512i first = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
+    __m512 s = _mm512_loadu_ps(scales);
+    *low = _mm512_permutexvar_ps(first, s);
+    *high = _mm512_permutexvar_ps(_mm512_add_epi32(first, _mm512_set1_epi32(8)), s);
+}
+
+/* Store two k of sixteen columns, given as pairs. */
+INLINE void put_pairs(void *out, int wide, int64_t pair, int v, __m512 low, __m512 high) {
+    if (!wide) {
+        _mm512_storeu_si512((bf16 *)out + (pair * PANEL + 16 * v) * 2, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+        return;
+    }
+    const __m512i even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+    float *to = (float *)out + 2 * pair * PANEL + 16 * v;
+    _mm512_storeu_ps(to, _mm512_permutex2var_ps(low, even, high));
+    _mm512_storeu_ps(to + PANEL, _mm512_permutex2var_ps(low, _mm512_add_epi32(even, _mm512_set1_epi32(1)), high));
+}
+
+static void unpack_nf4(const struct weight *w, int64_t panel, int64_t from, int64_t to, void *out, int wide) {
+    const __m512 table = _mm512_loadu_ps(NORMAL_FLOAT);
+    const uint8_t *codes = (const uint8_t *)w->data + panel * (w->k / 2) * PANEL;
+    const float *scales = w->scales + panel * (w->k / w->group) * PANEL;
+    for (int64_t k = from; k < to;) {
+        int64_t stop = (k / w->group + 1) * w->group;
+        if (stop > to) stop = to;
+        for (int v = 0; v < 3; v++) {
+            __m512 low, high;
+            paired(scales + (k / w->group) * PANEL + 16 * v, &low, &high);
+            for (int64_t pair = k / 2; pair < stop / 2; pair++) {
+                __m512i code = _mm512_cvtepu8_epi32(_mm_loadu_si128((const void *)(codes + pair * PANEL + 16 * v)));
+                put_pairs(out, wide, pair - from / 2, v, _mm512_mul_ps(_mm512_permutexvar_ps(code, table), low),
+                          _mm512_mul_ps(_mm512_permutexvar_ps(_mm512_srli_epi32(code, 4), table), high));
+            }
+        }
+        k = stop;
+    }
+}
+
+static void unpack_int8(const struct weight *w, int64_t panel, int64_t from, int64_t to, void *out, int wide) {
+    const int8_t *codes = (const int8_t *)w->data + panel * w->k * PANEL;
+    for (int v = 0; v < 3; v++) {
+        __m512 low, high;
+        paired(w->scales + panel * PANEL + 16 * v, &low, &high);
+        for (int64_t pair = from / 2; pair < to / 2; pair++) {
+            const int8_t *at = codes + (pair * PANEL + 16 * v) * 2;
+            __m512 a = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)at)));
+            __m512 b = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)(at + 16))));
+            put_pairs(out, wide, pair - from / 2, v, _mm512_mul_ps(a, low), _mm512_mul_ps(b, high));
+        }
+    }
+}
+
+/* Columns of `panel` for k in [from, to) as the products below read them: in place where they are stored so. */
+static const void *panel_of(const struct weight *w, int64_t panel, int64_t from, int64_t to, void *scratch, int wide) {
+    switch (w->format) {
+    case BF16: return (const bf16 *)w->data + (panel * w->k + from) * PANEL;
+    case F32: return (const float *)w->data + (panel * w->k + from) * PANEL;
+    case NF4: unpack_nf4(w, panel, from, to, scratch, wide); return scratch;
+    default: unpack_int8(w, panel, from, to, scratch, wide); return scratch;
+    }
+}
+
+/* ------------------------------------------------------------------------------------------------ products */
+
+/* y[n][PANEL] += x[n][count] w, k by k. */
+#define PRODUCT(N)                                                                                                             \
+    INLINE void product_narrow_##N(const bf16 *x, int64_t xs, const bf16 *w, int64_t count, float *y, int64_t ys) {            \
+        __m512 acc[N][3];                                                                                                      \
+        UNROLL for (int i = 0; i < N; i++) UNROLL for (int v = 0; v < 3; v++) acc[i][v] = _mm512_loadu_ps(y + i * ys + 16 * v); \
+        for (int64_t k = 0; k < count; k += 2, w += 2 * PANEL) {                                                               \
+            __m512bh w0 = (__m512bh)_mm512_loadu_si512(w), w1 = (__m512bh)_mm512_loadu_si512(w + 32),                          \
+                     w2 = (__m512bh)_mm512_loadu_si512(w + 64);                                                                \
+            UNROLL for (int i = 0; i < N; i++) {                                                                               \
+                int pair;                                                                                                      \
+                memcpy(&pair, x + i * xs + k, 4);                                                                              \
+                __m512bh xi = (__m512bh)_mm512_set1_epi32(pair);                                                               \
+                acc[i][0] = _mm512_dpbf16_ps(acc[i][0], xi, w0);                                                               \
+                acc[i][1] = _mm512_dpbf16_ps(acc[i][1], xi, w1);                                                               \
+                acc[i][2] = _mm512_dpbf16_ps(acc[i][2], xi, w2);                                                               \
+            }                                                                                                                  \
+        }                                                                                                                      \
+        UNROLL for (int i = 0; i < N; i++) UNROLL for (int v = 0; v < 3; v++) _mm512_storeu_ps(y + i * ys + 16 * v, acc[i][v]); \
+    }                                                                                                                          \
+    INLINE void product_wide_##N(const float *x, int64_t xs, const float *w, int64_t count, float *y, int64_t ys) {            \
+        __m512 acc[N][3];                                                                                                      \
+        UNROLL for (int i = 0; i < N; i++) UNROLL for (int v = 0; v < 3; v++) acc[i][v] = _mm512_loadu_ps(y + i * ys + 16 * v); \
+        for (int64_t k = 0; k < count; k++, w += PANEL) {                                                                      \
+            __m512 w0 = _mm512_loadu_ps(w), w1 = _mm512_loadu_ps(w + 16), w2 = _mm512_loadu_ps(w + 32);                        \
+            UNROLL for (int i = 0; i < N; i++) {                                                                               \
+                __m512 xi = _mm512_set1_ps(x[i * xs + k]);                                                                     \
+                acc[i][0] = _mm512_fmadd_ps(xi, w0, acc[i][0]);                                                                \
+                acc[i][1] = _mm512_fmadd_ps(xi, w1, acc[i][1]);                                                                \
+                acc[i][2] = _mm512_fmadd_ps(xi, w2, acc[i][2]);                                                                \
+            }                                                                                                                  \
+        }                                                                                                                      \
+        UNROLL for (int i = 0; i < N; i++) UNROLL for (int v = 0; v < 3; v++) _mm512_storeu_ps(y + i * ys + 16 * v, acc[i][v]); \
+    }
+PRODUCT(1) PRODUCT(2) PRODUCT(3) PRODUCT(4) PRODUCT(5) PRODUCT(6) PRODUCT(7) PRODUCT(8)
+
+static void product(int n, const void *x, int64_t xs, const void *w, int64_t count, float *y, int64_t ys, int wide) {
+#define CASE(N)                                                      \
+    case N:                                                          \
+        if (wide) product_wide_##N(x, xs, w, count, y, ys);          \
+        else product_narrow_##N(x, xs, w, count, y, ys);             \
+        return;
+    switch (n) { CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) }
+#undef CASE
+}
+
+/* s[N][RANKS] = x[N][k] a[RANKS][k]^T: a dot product each, sixteen lanes and a fixed tree. */
+#define SHRINK(N, RANKS)                                                                                                       \
+    INLINE void shrink_narrow_##N##_##RANKS(const bf16 *x, int64_t xs, const bf16 *a, int64_t k, float *s, int64_t ss) {       \
+        __m512 acc[N][RANKS];                                                                                                  \
+        UNROLL for (int i = 0; i < N; i++) UNROLL for (int j = 0; j < RANKS; j++) acc[i][j] = _mm512_setzero_ps();             \
+        for (int64_t at = 0; at < k; at += 32) {                                                                               \
+            __mmask32 live = k - at >= 32 ? ~0u : (1u << (k - at)) - 1;                                                        \
+            __m512bh row[RANKS];                                                                                               \
+            UNROLL for (int j = 0; j < RANKS; j++) row[j] = (__m512bh)_mm512_maskz_loadu_epi16(live, a + j * k + at);          \
+            UNROLL for (int i = 0; i < N; i++) {                                                                               \
+                __m512bh xi = (__m512bh)_mm512_maskz_loadu_epi16(live, x + i * xs + at);                                       \
+                UNROLL for (int j = 0; j < RANKS; j++) acc[i][j] = _mm512_dpbf16_ps(acc[i][j], xi, row[j]);                    \
+            }                                                                                                                  \
+        }                                                                                                                      \
+        UNROLL for (int i = 0; i < N; i++) UNROLL for (int j = 0; j < RANKS; j++) s[i * ss + j] = _mm512_reduce_add_ps(acc[i][j]); \
+    }                                                                                                                          \
+    INLINE void shrink_wide_##N##_##RANKS(const float *x, int64_t xs, const float *a, int64_t k, float *s, int64_t ss) {       \
+        __m512 acc[N][RANKS];                                                                                                  \
+        UNROLL for (int i = 0; i < N; i++) UNROLL for (int j = 0; j < RANKS; j++) acc[i][j] = _mm512_setzero_ps();             \
+        for (int64_t at = 0; at < k; at += 16) {                                                                               \
+            __mmask16 live = k - at >= 16 ? 0xffff : (1u << (k - at)) - 1;                                                     \
+            __m512 row[RANKS];                                                                                                 \
+            UNROLL for (int j = 0; j < RANKS; j++) row[j] = _mm512_maskz_loadu_ps(live, a + j * k + at);                       \
+            UNROLL for (int i = 0; i < N; i++) {                                                                               \
+                __m512 xi = _mm512_maskz_loadu_ps(live, x + i * xs + at);                                                      \
+                UNROLL for (int j = 0; j < RANKS; j++) acc[i][j] = _mm512_fmadd_ps(xi, row[j], acc[i][j]);                     \
+            }                                                                                                                  \
+        }                                                                                                                      \
+        UNROLL for (int i = 0; i < N; i++) UNROLL for (int j = 0; j < RANKS; j++) s[i * ss + j] = _mm512_reduce_add_ps(acc[i][j]); \
+    }
+SHRINK(1, 1) SHRINK(1, 4) SHRINK(4, 1) SHRINK(4, 4)
+
+/* s[n][rank] = x a^T for n rows of one adapter. */
+static void shrink(int64_t n, const void *x, int64_t xs, const void *a, int64_t rank, int64_t k, float *s, int64_t ss, int wide) {
+#define TILE(N, RANKS)                                                                                                                \
+    (wide ? shrink_wide_##N##_##RANKS((const float *)x + i * xs, xs, (const float *)a + j * k, k, s + i * ss + j, ss)                 \
+          : shrink_narrow_##N##_##RANKS((const bf16 *)x + i * xs, xs, (const bf16 *)a + j * k, k, s + i * ss + j, ss))
+    for (int64_t j = 0; j < rank;) {
+        int four = rank - j >= 4;
+        for (int64_t i = 0; i < n;) {
+            int rows = n - i >= 4;
+            if (rows && four) TILE(4, 4);
+            else if (rows) TILE(4, 1);
+            else if (four) TILE(1, 4);
+            else TILE(1, 1);
+            i += rows ? 4 : 1;
+        }
+        j += four ? 4 : 1;
+    }
+#undef TILE
+}
+
+/* y[N][PANEL] += scale * s[N][rank] b[rank][PANEL], rank by rank. */
+#define EXPAND(N)                                                                                                              \
+    INLINE void expand_##N(const float *s, int64_t ss, const void *b, int64_t rank, float scale, float *y, int64_t ys, int wide) { \
+        __m512 acc[N][3];                                                                                                      \
+        UNROLL for (int i = 0; i < N; i++) UNROLL for (int v = 0; v < 3; v++) acc[i][v] = _mm512_loadu_ps(y + i * ys + 16 * v); \
+        for (int64_t j = 0; j < rank; j++) {                                                                                   \
+            __m512 row[3];                                                                                                     \
+            UNROLL for (int v = 0; v < 3; v++) row[v] = wide ? _mm512_loadu_ps((const float *)b + j * PANEL + 16 * v)          \
+                                                             : widen((const bf16 *)b + j * PANEL + 16 * v);                    \
+            UNROLL for (int i = 0; i < N; i++) {                                                                               \
+                __m512 si = _mm512_set1_ps(scale * s[i * ss + j]);                                                             \
+                UNROLL for (int v = 0; v < 3; v++) acc[i][v] = _mm512_fmadd_ps(si, row[v], acc[i][v]);                         \
+            }                                                                                                                  \
+        }                                                                                                                      \
+        UNROLL for (int i = 0; i < N; i++) UNROLL for (int v = 0; v < 3; v++) _mm512_storeu_ps(y + i * ys + 16 * v, acc[i][v]); \
+    }
+EXPAND(1) EXPAND(4)
+
+static void expand(int64_t n, const float *s, int64_t ss, const void *b, int64_t rank, float scale, float *y, int64_t ys, int wide) {
+    int64_t i = 0;
+#define ROWS(N) (wide ? expand_##N(s + i * ss, ss, b, rank, scale, y + i * ys, ys, 1) : expand_##N(s + i * ss, ss, b, rank, scale, y + i * ys, ys, 0))
+    for (; i + 4 <= n; i += 4) ROWS(4);
+    for (; i < n; i++) ROWS(1);
+#undef ROWS
+}
+
+/* gain and shift of one panel for n rows; either may be null. */
+static void adjust(int64_t n, const float *gain, const float *shift, float *y, int64_t ys) {
+    if (!gain && !shift) return;
+    for (int64_t i = 0; i < n; i++)
+        for (int v = 0; v < 3; v++) {
+            __m512 value = _mm512_loadu_ps(y + i * ys + 16 * v);
+            if (gain) value = _mm512_mul_ps(value, _mm512_loadu_ps(gain + 16 * v));
+            if (shift) value = _mm512_add_ps(value, _mm512_loadu_ps(shift + 16 * v));
+            _mm512_storeu_ps(y + i * ys + 16 * v, value);
+        }
+}
+
+/* ------------------------------------------------------------------------------------------------ a linear layer */
+
+/* y[rows][ys] = each of `targets` linear layers that share the input x[rows][xs], side by side, with each segment's adapter
+ * (Punica's and S-LoRA's shrink and expand, arXiv 2310.18547 and 2311.03285) added to its rows. Segments are in order of rows; several
+ * may name the same rows, one after the other, as compositions do. Target t of the step's layer is correction `first` + t of a segment's
+ * table. `s` is scratch of float [segments' rows][targets][ranks]. */
+void tunery_linear(const struct weight *w, int64_t targets, const void *x, int64_t xs, int64_t rows, float *y, int64_t ys,
+                   const struct segment *segments, int64_t count, int64_t first, float *s, int64_t ranks, int64_t wide) {
+    int64_t width = targets * ranks, element = wide ? 4 : 2, panels = 0, places = 0;
+    for (int64_t t = 0; t < targets; t++) panels += w[t].panels;
+    for (int64_t g = 0; g < count; g++) places += segments[g].end - segments[g].start;
+#pragma omp parallel
+    {
+        if (count) { /* shrink: places are the segments' rows end to end, handed out in tiles of four */
+            int64_t tiles = (places + 3) / 4, threads = omp_get_num_threads(), me = omp_get_thread_num();
+            int64_t begin = tiles * me / threads * 4, end = tiles * (me + 1) / threads * 4, base = 0;
+            if (end > places) end = places;
+            for (int64_t g = 0; g < count; base += segments[g].end - segments[g].start, g++) {
+                int64_t low = begin > base ? begin : base, high = base + segments[g].end - segments[g].start;
+                if (high > end) high = end;
+                for (int64_t t = 0; t < targets && low < high; t++) {
+                    const struct correction *c = segments[g].table + first + t;
+                    if (c->rank)
+                        shrink(high - low, (const char *)x + (segments[g].start + low - base) * xs * element, xs, c->a, c->rank, w[t].k,
+                               s + low * width + t * ranks, width, wide);
+                }
+            }
+#pragma omp barrier
+        }
+        float *scratch = NULL;
+        int64_t t = 0, skipped = 0;
+#pragma omp for schedule(static)
+        for (int64_t p = 0; p < panels; p++) {
+            while (p - skipped >= w[t].panels) skipped += w[t++].panels;
+            int64_t own = p - skipped, base = 0;
+            float *to = y + p * PANEL;
+            for (int64_t i = 0; i < rows; i++) memset(to + i * ys, 0, PANEL * sizeof(float));
+            for (int64_t g = 0; g < count; base += segments[g].end - segments[g].start, g++) {
+                const struct correction *c = segments[g].table + first + t;
+                if (c->rank)
+                    expand(segments[g].end - segments[g].start, s + base * width + t * ranks, width,
+                           (const char *)c->b + own * c->rank * PANEL * element, c->rank, (float)(c->scale * segments[g].weight),
+                           to + segments[g].start * ys, ys, wide);
+            }
+            if (!scratch && w[t].format >= NF4) scratch = aligned_alloc(64, DEPTH * PANEL * sizeof(float));
+            for (int64_t k = 0; k < w[t].k; k += DEPTH) {
+                int64_t depth = w[t].k - k < DEPTH ? w[t].k - k : DEPTH;
+                const void *panel = panel_of(w + t, own, k, k + depth, scratch, wide);
+                for (int64_t i = 0; i < rows; i += BLOCK)
+                    product(rows - i < BLOCK ? rows - i : BLOCK, (const char *)x + (i * xs + k) * element, xs, panel, depth, to + i * ys, ys, wide);
+            }
+            int64_t done = 0;
+            const float *bias = w[t].bias ? w[t].bias + own * PANEL : NULL;
+            for (int64_t g = 0; g < count; g++) {
+                const struct correction *c = segments[g].table + first + t;
+                if (!c->gain && !c->shift) continue;
+                adjust(segments[g].start - done, NULL, bias, to + done * ys, ys);
+                adjust(segments[g].end - segments[g].start, c->gain ? c->gain + own * PANEL : NULL, c->shift ? c->shift + own * PANEL : NULL,
+                       to + segments[g].start * ys, ys);
+                done = segments[g].end;
+            }
+            adjust(rows - done, NULL, bias, to + done * ys, ys);
+        }
+        free(scratch);
+    }
+}
+
+/* Rows of a packed matrix, as an embedding that shares the head's weight reads them: out[n][k] = row tokens[n], float32. */
+void tunery_embed(const struct weight *w, const int64_t *tokens, int64_t n, float *out) {
+    for (int64_t i = 0; i < n; i++) {
+        int64_t panel = tokens[i] / PANEL, lane = tokens[i] % PANEL, k = w->k;
+        if (w->format == F32) {
+            const float *from = (const float *)w->data + panel * k * PANEL + lane;
+            for (int64_t j = 0; j < k; j++) out[i * k + j] = from[j * PANEL];
+        } else {
+            const bf16 *from = (const bf16 *)w->data + panel * k * PANEL + 2 * lane;
+            for (int64_t j = 0; j < k; j++) out[i * k + j] = widen1(from[j / 2 * 2 * PANEL + j % 2]);
+        }
+    }
+}
+
+/* ------------------------------------------------------------------------------------------------ rows */
+
+/* h[rows][size] += delta (when given), then out = h / rms(h) * gain (arXiv 1910.07467). */
+void tunery_norm(float *h, const float *delta, int64_t ds, int64_t rows, int64_t size, const float *gain, double epsilon, void *out, int64_t wide) {
+#pragma omp parallel for schedule(static) if (rows > 16)
+    for (int64_t i = 0; i < rows; i++) {
+        float *row = h + i * size;
+        __m512 sum = _mm512_setzero_ps();
+        for (int64_t k = 0; k < size; k += 16) {
+            __mmask16 live = size - k >= 16 ? 0xffff : (1u << (size - k)) - 1;
+            __m512 v = _mm512_maskz_loadu_ps(live, row + k);
+            if (delta) {
+                v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(live, delta + i * ds + k));
+                _mm512_mask_storeu_ps(row + k, live, v);
+            }
+            sum = _mm512_fmadd_ps(v, v, sum);
+        }
+        __m512 scale = _mm512_set1_ps(1.0f / sqrtf(_mm512_reduce_add_ps(sum) / (float)size + (float)epsilon));
+        for (int64_t k = 0; k < size; k += 16) {
+            __mmask16 live = size - k >= 16 ? 0xffff : (1u << (size - k)) - 1;
+            __m512 v = _mm512_mul_ps(_mm512_mul_ps(_mm512_maskz_loadu_ps(live, row + k), scale), _mm512_maskz_loadu_ps(live, gain + k));
+            if (wide) _mm512_mask_storeu_ps((float *)out + i * size + k, live, v);
+            else _mm256_mask_storeu_epi16((bf16 *)out + i * size + k, live, (__m256i)_mm512_cvtneps_pbh(v));
+        }
+    }
+}
+
+/* out[rows][size] = silu(y[:, :size]) * y[:, offset : offset + size] (SwiGLU, arXiv 2002.05202). */
+void tunery_swiglu(const float *y, int64_t ys, int64_t offset, int64_t rows, int64_t size, void *out, int64_t wide) {
+#pragma omp parallel for schedule(static) if (rows > 2)
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t k = 0; k < size; k += 16) {
+            __mmask16 live = size - k >= 16 ? 0xffff : (1u << (size - k)) - 1;
+            __m512 g = _mm512_maskz_loadu_ps(live, y + i * ys + k), u = _mm512_maskz_loadu_ps(live, y + i * ys + offset + k);
+            __m512 one = _mm512_set1_ps(1.0f);
+            __m512 v = _mm512_mul_ps(_mm512_div_ps(g, _mm512_add_ps(one, exp16(_mm512_sub_ps(_mm512_setzero_ps(), g)))), u);
+            if (wide) _mm512_mask_storeu_ps((float *)out + i * size + k, live, v);
+            else _mm256_mask_storeu_epi16((bf16 *)out + i * size + k, live, (__m256i)_mm512_cvtneps_pbh(v));
+        }
+}
+
+/* Of each row of logits [rows][ls], the index of its largest of `size` values and the logarithm of its sum of exponentials. */
+void tunery_peaks(const float *logits, int64_t ls, int64_t rows, int64_t size, int64_t *best, float *log_z) {
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < rows; i++) {
+        const float *row = logits + i * ls;
+        __m512 top = _mm512_set1_ps(-INFINITY), sum = _mm512_setzero_ps();
+        for (int64_t k = 0; k < size; k += 16) {
+            __mmask16 live = size - k >= 16 ? 0xffff : (1u << (size - k)) - 1;
+            top = _mm512_mask_max_ps(top, live, top, _mm512_maskz_loadu_ps(live, row + k));
+        }
+        float most = _mm512_reduce_max_ps(top);
+        __m512 peak = _mm512_set1_ps(most);
+        best[i] = -1;
+        for (int64_t k = 0; k < size; k += 16) {
+            __mmask16 live = size - k >= 16 ? 0xffff : (1u << (size - k)) - 1;
+            __m512 v = _mm512_maskz_loadu_ps(live, row + k);
+            __mmask16 here = _mm512_mask_cmp_ps_mask(live, v, peak, _CMP_EQ_OQ);
+            if (here && best[i] < 0) best[i] = k + __builtin_ctz(here);
+            sum = _mm512_mask_add_ps(sum, live, sum, exp16(_mm512_sub_ps(v, peak)));
+        }
+        if (best[i] < 0) best[i] = 0; /* a row of not-a-number */
+        log_z[i] = most + logf(_mm512_reduce_add_ps(sum));
+    }
+}
+
+/* ------------------------------------------------------------------------------------------------ attention */
+
+/* Keys of a page lie as [kv heads][size/2][PAGE][2] (float32: [kv heads][size][PAGE]), values as [kv heads][PAGE][size]. */
+
+INLINE void head_in(const float *y, int64_t size, const float *norm, double epsilon, const float *cosine, const float *sine, float *out) {
+    float scale = 1.0f;
+    int64_t half = size / 2;
+    if (norm) {
+        __m512 sum = _mm512_setzero_ps();
+        for (int64_t k = 0; k < size; k += 16) {
+            __mmask16 live = size - k >= 16 ? 0xffff : (1u << (size - k)) - 1;
+            __m512 v = _mm512_maskz_loadu_ps(live, y + k);
+            sum = _mm512_fmadd_ps(v, v, sum);
+        }
+        scale = 1.0f / sqrtf(_mm512_reduce_add_ps(sum) / (float)size + (float)epsilon);
+    }
+    for (int64_t k = 0; k < half; k++) {
+        float a = y[k], b = y[k + half];
+        if (norm) a = a * scale * norm[k], b = b * scale * norm[k + half];
+        out[k] = a * cosine[k] - b * sine[k];
+        out[k + half] = b * cosine[k] + a * sine[k];
+    }
+}
+
+/* Rotate queries and keys (RoPE, arXiv 2104.09864; halves as in Llama), after the norms of Qwen 3 when given, and put keys and values
+ * into the cache. y[rows][ys] holds queries, keys, values at column 0, ko, vo; `slots` says where each row's token lies; cosine, sine are
+ * [positions][size/2]. q is [rows][heads][size]. */
+void tunery_rotate(const float *y, int64_t ys, int64_t ko, int64_t vo, int64_t rows, int64_t heads, int64_t kv_heads, int64_t size,
+                   const float *q_norm, const float *k_norm, double epsilon, const float *cosine, const float *sine, const int64_t *positions,
+                   const int64_t *slots, void *q, void *keys, void *values, int64_t wide) {
+#pragma omp parallel for schedule(static) if (rows > 2)
+    for (int64_t i = 0; i < rows; i++) {
+        float head[size];
+        const float *c = cosine + positions[i] * size / 2, *s = sine + positions[i] * size / 2;
+        int64_t page = slots[i] / PAGE, at = slots[i] % PAGE;
+        for (int64_t h = 0; h < heads; h++) {
+            head_in(y + i * ys + h * size, size, q_norm, epsilon, c, s, head);
+            int64_t to = (i * heads + h) * size;
+            if (wide) memcpy((float *)q + to, head, size * sizeof(float));
+            else for (int64_t k = 0; k < size; k += 16) narrow((bf16 *)q + to + k, _mm512_loadu_ps(head + k));
+        }
+        for (int64_t h = 0; h < kv_heads; h++) {
+            head_in(y + i * ys + ko + h * size, size, k_norm, epsilon, c, s, head);
+            const float *value = y + i * ys + vo + h * size;
+            int64_t to = (page * kv_heads + h) * size * PAGE;
+            if (wide) {
+                float *k_to = (float *)keys + to, *v_to = (float *)values + to + at * size;
+                for (int64_t k = 0; k < size; k++) k_to[k * PAGE + at] = head[k];
+                memcpy(v_to, value, size * sizeof(float));
+            } else {
+                bf16 *k_to = (bf16 *)keys + to, *v_to = (bf16 *)values + to + at * size;
+                for (int64_t k = 0; k < size; k++) k_to[k / 2 * 2 * PAGE + at * 2 + k % 2] = narrow1(head[k]);
+                for (int64_t k = 0; k < size; k += 16) narrow(v_to + k, _mm512_loadu_ps(value + k));
+            }
+        }
+    }
+}
+
+/* scores[N][PAGE] of one page. */
+#define SCORES(N)                                                                                                              \
+    INLINE void scores_##N(const void *const *q, const void *keys, int64_t size, float *out, int64_t os, int wide) {           \
+        __m512 acc[N];                                                                                                         \
+        UNROLL for (int i = 0; i < N; i++) acc[i] = _mm512_setzero_ps();                                                       \
+        if (wide) {                                                                                                            \
+            for (int64_t k = 0; k < size; k++) {                                                                               \
+                __m512 key = _mm512_loadu_ps((const float *)keys + k * PAGE);                                                  \
+                UNROLL for (int i = 0; i < N; i++) acc[i] = _mm512_fmadd_ps(_mm512_set1_ps(((const float *)q[i])[k]), key, acc[i]); \
+            }                                                                                                                  \
+        } else {                                                                                                               \
+            for (int64_t k = 0; k < size; k += 2) {                                                                            \
+                __m512bh key = (__m512bh)_mm512_loadu_si512((const bf16 *)keys + k * PAGE);                                    \
+                UNROLL for (int i = 0; i < N; i++) {                                                                           \
+                    int pair;                                                                                                  \
+                    memcpy(&pair, (const bf16 *)q[i] + k, 4);                                                                  \
+                    acc[i] = _mm512_dpbf16_ps(acc[i], (__m512bh)_mm512_set1_epi32(pair), key);                                 \
+                }                                                                                                              \
+            }                                                                                                                  \
+        }                                                                                                                      \
+        UNROLL for (int i = 0; i < N; i++) _mm512_storeu_ps(out + i * os, acc[i]);                                             \
+    }
+
+/* acc[N][V] += p[N][tokens] values[tokens][16 V]. */
+#define MIXED(N, V)                                                                                                            \
+    INLINE void mixed_##N##_##V(const float *p, int64_t ps, const void *values, int64_t vs, int64_t tokens, __m512 acc[][4], int wide) { \
+        for (int64_t j = 0; j < tokens; j++) {                                                                                 \
+            __m512 value[V];                                                                                                   \
+            UNROLL for (int v = 0; v < V; v++) value[v] = wide ? _mm512_loadu_ps((const float *)values + j * vs + 16 * v)      \
+                                                               : widen((const bf16 *)values + j * vs + 16 * v);                \
+            UNROLL for (int i = 0; i < N; i++) {                                                                               \
+                __m512 weight = _mm512_set1_ps(p[i * ps + j]);                                                                 \
+                UNROLL for (int v = 0; v < V; v++) acc[i][v] = _mm512_fmadd_ps(weight, value[v], acc[i][v]);                   \
+            }                                                                                                                  \
+        }                                                                                                                      \
+    }
+SCORES(1) SCORES(2) SCORES(3) SCORES(4) SCORES(5) SCORES(6)
+MIXED(1, 4) MIXED(2, 4) MIXED(3, 4) MIXED(4, 4) MIXED(5, 4) MIXED(6, 4) MIXED(1, 1) MIXED(2, 1) MIXED(3, 1) MIXED(4, 1) MIXED(5, 1) MIXED(6, 1)
+
+/* Rows [start, end) are the newest tokens of one sequence whose `length` tokens, the last row's included, lie in `pages`. */
+struct span {
+    int64_t start, end, length;
+    const int32_t *pages;
+};
+
+struct attention {
+    const void *q, *keys, *values;
+    void *out;
+    int64_t heads, kv_heads, size, window, wide;
+    double scale;
+};
+
+/* Softmax in place of scores [length], of which [first, last] count; the others become zero. */
+static float softmax(float *p, int64_t from, int64_t to, int64_t first, int64_t last, float scale) {
+    const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    __m512 top = _mm512_set1_ps(-INFINITY), sum = _mm512_setzero_ps();
+    for (int64_t j = from; j < to; j += 16) {
+        __m512i at = _mm512_add_epi32(lanes, _mm512_set1_epi32(j));
+        __mmask16 live = _mm512_cmpge_epi32_mask(at, _mm512_set1_epi32(first)) & _mm512_cmple_epi32_mask(at, _mm512_set1_epi32(last));
+        __m512 v = _mm512_mask_mul_ps(_mm512_set1_ps(-INFINITY), live, _mm512_loadu_ps(p + j - from), _mm512_set1_ps(scale));
+        _mm512_storeu_ps(p + j - from, v);
+        top = _mm512_max_ps(top, v);
+    }
+    __m512 peak = _mm512_set1_ps(_mm512_reduce_max_ps(top));
+    for (int64_t j = from; j < to; j += 16) {
+        __m512 v = exp16(_mm512_sub_ps(_mm512_loadu_ps(p + j - from), peak));
+        _mm512_storeu_ps(p + j - from, v);
+        sum = _mm512_add_ps(sum, v);
+    }
+    return _mm512_reduce_add_ps(sum);
+}
+
+/* Up to ATTEND rows that share a key-value head: row r is query head `head + r % group` of token `token + r / group` of the span. */
+static void attend(const struct attention *a, const struct span *span, int64_t kv, int64_t row, int n, float *p) {
+    int64_t group = a->heads / a->kv_heads, size = a->size, element = a->wide ? 4 : 2, past = span->length - (span->end - span->start);
+    int64_t newest = past + (row + n - 1) / group, oldest = past + row / group, begin = 0, stride = (span->length + PAGE - 1) / PAGE * PAGE;
+    if (a->window && oldest - a->window + 1 > 0) begin = (oldest - a->window + 1) / PAGE * PAGE;
+    const void *q[ATTEND];
+    for (int i = 0; i < n; i++)
+        q[i] = (const char *)a->q + (((span->start + (row + i) / group) * a->heads + kv * group + (row + i) % group) * size) * element;
+    for (int64_t j = begin; j <= newest; j += PAGE) {
+        const void *keys = (const char *)a->keys + ((int64_t)span->pages[j / PAGE] * a->kv_heads + kv) * size * PAGE * element;
+#define CASE(N)                                                          \
+    case N:                                                              \
+        if (a->wide) scores_##N(q, keys, size, p + j - begin, stride, 1); \
+        else scores_##N(q, keys, size, p + j - begin, stride, 0);         \
+        break;
+        switch (n) { CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) }
+#undef CASE
+    }
+    float total[ATTEND];
+    int64_t end = newest / PAGE * PAGE + PAGE;
+    for (int i = 0; i < n; i++) {
+        int64_t own = past + (row + i) / group;
+        total[i] = softmax(p + i * stride, begin, end, a->window && own - a->window + 1 > 0 ? own - a->window + 1 : 0, own, (float)a->scale);
+    }
+    int vectors = size % 64 ? 1 : 4;
+    for (int64_t d = 0; d < size; d += 16 * vectors) {
+        __m512 acc[ATTEND][4];
+        for (int i = 0; i < n; i++) for (int v = 0; v < vectors; v++) acc[i][v] = _mm512_setzero_ps();
+        for (int64_t j = begin; j <= newest; j += PAGE) {
+            int64_t tokens = newest + 1 - j < PAGE ? newest + 1 - j : PAGE;
+            const void *values = (const char *)a->values + (((int64_t)span->pages[j / PAGE] * a->kv_heads + kv) * size * PAGE + d) * element;
+#define CASE(N)                                                                                     \
+    case N:                                                                                         \
+        if (vectors == 1) mixed_##N##_1(p + j - begin, stride, values, size, tokens, acc, a->wide);  \
+        else if (a->wide) mixed_##N##_4(p + j - begin, stride, values, size, tokens, acc, 1);        \
+        else mixed_##N##_4(p + j - begin, stride, values, size, tokens, acc, 0);                     \
+        break;
+            switch (n) { CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) }
+#undef CASE
+        }
+        for (int i = 0; i < n; i++) {
+            __m512 share = _mm512_set1_ps(1.0f / total[i]);
+            int64_t to = ((span->start + (row + i) / group) * a->heads + kv * group + (row + i) % group) * size + d;
+            for (int v = 0; v < vectors; v++) {
+                __m512 value = _mm512_mul_ps(acc[i][v], share);
+                if (a->wide) _mm512_storeu_ps((float *)a->out + to + 16 * v, value);
+                else narrow((bf16 *)a->out + to + 16 * v, value);
+            }
+        }
+    }
+}
+
+/* Causal attention over pages (PagedAttention, arXiv 2309.06180) of grouped queries (arXiv 2305.13245), within `window` tokens unless 0.
+ * out, q: [rows][heads][size]. */
+void tunery_attend(const struct span *spans, int64_t count, const void *q, const void *keys, const void *values, int64_t heads, int64_t kv_heads,
+                   int64_t size, double scale, int64_t window, void *out, int64_t wide) {
+    const struct attention a = {q, keys, values, out, heads, kv_heads, size, window, wide, scale};
+    int64_t longest = 0, group = heads / kv_heads, tiles = 0;
+    for (int64_t s = 0; s < count; s++) {
+        if (spans[s].length > longest) longest = spans[s].length;
+        tiles += ((spans[s].end - spans[s].start) * group + ATTEND - 1) / ATTEND * kv_heads;
+    }
+#pragma omp parallel
+    {
+        float *p = aligned_alloc(64, ATTEND * ((longest + PAGE - 1) / PAGE * PAGE) * sizeof(float));
+        int64_t s = 0, before = 0;
+#pragma omp for schedule(dynamic, 4)
+        for (int64_t tile = 0; tile < tiles; tile++) {
+            if (tile < before) s = 0, before = 0;
+            int64_t rows, each;
+            for (;;) {
+                rows = (spans[s].end - spans[s].start) * group, each = (rows + ATTEND - 1) / ATTEND;
+                if (tile < before + each * kv_heads) break;
+                before += each * kv_heads, s++;
+            }
+            int64_t kv = (tile - before) / each, row = (tile - before) % each * ATTEND;
+            attend(&a, spans + s, kv, row, rows - row < ATTEND ? rows - row : ATTEND, p);
+        }
+        free(p);
+    }
+}
+#pragma GCC pop_options
+#endif

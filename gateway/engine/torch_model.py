@@ -1,0 +1,146 @@
+"""Owns a base computed by transformers' modelling code, on any device; refuses to decide what to run.
+
+Any causal language model of transformers will do, as long as its attention goes through the attention interface and its
+parameters sit in linear layers, embeddings and norms. It is the model of GPUs, of kinds our own decoder does not compute, and of CPUs
+without the native kernels' instructions; the decoder is tested against it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
+
+from tunery.gateway.engine.adapter import AdapterShape, LoadedAdapter, LowRank, read_adapter
+from tunery.gateway.engine.attention import ATTENTION, PagedAttention, register_attention
+from tunery.gateway.engine.board import Board, SlotSpan
+from tunery.gateway.engine.config import EngineConfig
+from tunery.gateway.engine.kernels import Kernels
+from tunery.gateway.engine.kv_cache import KVCache
+from tunery.gateway.engine.layers import adapter_shape, dora_gain, fit
+from tunery.gateway.engine.linear import ROW_BLOCK
+from tunery.gateway.engine.messages import AdapterSource
+from tunery.gateway.engine.model import DTYPES, cache_pages
+from tunery.gateway.engine.pages import PAGE
+from tunery.gateway.engine.step import Span, Step
+from tunery.plugins.quantization import quantization_config
+from tunery.registry.errors import ArtifactRefused
+
+__all__ = ["TorchModel"]
+
+
+class TorchModel:
+    """A Model; see model.py. The quantized base, fitted for adapters, with its key-value cache."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.kernels: Kernels | None = None
+        self.dtype = DTYPES[config.dtype]
+        self.device = torch.device(_device(config.device))
+        loaded: Any = _load(config, self.dtype, self.device)
+        self._module = loaded
+        text = loaded.config.get_text_config()
+        self.vocab_size = int(text.vocab_size)
+        longest = int(getattr(text, "max_position_embeddings", 2048))
+        self.context_length = min(longest, config.context_length or longest)
+        self.base_bytes = sum(tensor.nbytes for tensor in (*self._module.parameters(), *self._module.buffers()))
+        self.kv_pages = cache_pages(config, self.context_length)
+        self._board = Board()
+        PagedAttention(KVCache((self.kv_pages + 1) * PAGE), self._board).fit(self._module)
+        self.shape: AdapterShape = adapter_shape(self._module)
+        self._modules = dict(self._module.named_modules())
+        fit(self._module, self._board)
+        # Fixed blocks of rows only pay where their bits are promised.
+        self._multiple = ROW_BLOCK if self.dtype == torch.float32 and self.device.type == "cpu" else 1
+
+    def read_adapter(self, source: AdapterSource) -> LoadedAdapter:
+        """See Model.read_adapter."""
+        loaded = read_adapter(source, self.shape, dtype=self.dtype, device=torch.device("cpu"))
+        for name, pair in loaded.low_rank.items():
+            if pair.gain is not None:
+                gain = dora_gain(self._modules[name], pair)
+                loaded.low_rank[name] = LowRank(pair.a, pair.b, pair.scale, pair.bias, gain)
+        self._drop_copies(loaded)
+        return loaded
+
+    def place_adapter(self, adapter: LoadedAdapter) -> LoadedAdapter:
+        """See Model.place_adapter."""
+        return adapter if self.device.type == "cpu" else adapter.to(self.device)
+
+    def _drop_copies(self, loaded: LoadedAdapter) -> None:
+        """Forget whole parameters that only repeat the base's; PEFT saves the embedding so when it is adapted."""
+        for name, tensors in list(loaded.replaced.items()):
+            own = dict(self._modules[name].named_parameters(recurse=False))
+            kept = {leaf: tensor for leaf, tensor in tensors.items() if not _same(tensor, own[leaf])}
+            if kept:
+                loaded.replaced[name] = kept
+            else:
+                del loaded.replaced[name]
+
+    @torch.inference_mode()
+    def run(self, step: Step) -> tuple[torch.Tensor, torch.Tensor]:
+        """See Model.run."""
+        board, rows = self._board, step.rows
+        padding = -len(step.tokens) % self._multiple
+        # Never an empty head: a step may be all prompt.
+        short = -len(rows) % self._multiple or int(not len(rows))
+        board.slots = self._tensor(np.pad(step.slots, (0, padding)))
+        board.spans = tuple(self._span(span) for span in step.spans)
+        board.segments, board.output_segments = step.segments, step.output_segments
+        try:
+            result = self._module(
+                input_ids=self._tensor(np.pad(step.tokens, (0, padding)))[None],
+                position_ids=self._tensor(np.pad(step.positions, (0, padding)))[None],
+                use_cache=False,
+                logits_to_keep=self._tensor(np.pad(rows, (0, short), constant_values=len(step.tokens) - 1)),
+            )
+            hidden = board.head_input
+        finally:
+            board.clear()
+        if hidden is None:
+            raise RuntimeError("the base's head was not called")
+        count = len(step.logits)
+        return result.logits[0, :count].float(), hidden[0, count : len(rows)].float()
+
+    def _tensor(self, array: Any) -> torch.Tensor:
+        return torch.from_numpy(array).to(self.device, non_blocking=True)
+
+    def _span(self, span: Span) -> SlotSpan:
+        slots = (span.pages.astype(np.int64)[:, None] * PAGE + np.arange(PAGE)).ravel()[: span.length]
+        return SlotSpan(span.start, span.end, self._tensor(slots))
+
+
+def _same(tensor: torch.Tensor, other: torch.Tensor) -> bool:
+    return tensor.dtype == other.dtype and torch.equal(tensor, other.to(tensor.device))
+
+
+def _device(name: str) -> str:
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _load(config: EngineConfig, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """The base as transformers loads it, quantized, in evaluation mode, with the paged attention."""
+    transformers_logging.disable_progress_bar()
+    register_attention()
+    quantization = quantization_config(config.quant, dtype)
+    options: dict[str, Any] = {} if quantization is None else {"quantization_config": quantization}
+    try:
+        module: nn.Module = AutoModelForCausalLM.from_pretrained(
+            config.base_folder,
+            dtype=dtype,
+            device_map={"": str(device)},
+            attn_implementation=ATTENTION,
+            local_files_only=True,
+            trust_remote_code=False,
+            **options,
+        )
+    except (OSError, ValueError) as error:
+        raise ArtifactRefused(
+            f"the base {config.base_name!r} cannot be loaded: {error}", code="unsupported_base"
+        ) from error
+    return module.eval()
