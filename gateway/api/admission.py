@@ -56,7 +56,7 @@ class Admission:
         """
         self._check(count, tenant, param)
         self._change(count, tenant)
-        began, rounds = self._clock(), max(1.0, self.count / self._batch)
+        began, rounds = self._clock(), math.ceil(self.count / self._batch)
         try:
             yield
         finally:

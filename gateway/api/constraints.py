@@ -22,9 +22,8 @@ def constraint_of(request: SamplingFields) -> Constraint | None:
     if not given:
         return None
     if len(given) > 1:
-        raise InvalidInput(
-            f"{' and '.join(given)} both say what the output must be; send one of them", param=list(given)[1]
-        )
+        message = f"{' and '.join(given)} both say what the output must be; send one of them"
+        raise InvalidInput(message, param=list(given)[1].partition(".")[0])
     ((where, value),) = given.items()
     return _READERS[where.rpartition(".")[2]](where, value)
 
