@@ -6,8 +6,7 @@ from litestar import get, post
 from litestar.di import NamedDependency
 from litestar.params import JSONBody
 
-from tunery.gateway.api.errors import ERRORS
-from tunery.gateway.api.schemas import (
+from tunery.gateway.api.cards import (
     AdapterCard,
     AdapterList,
     AdapterReference,
@@ -15,6 +14,7 @@ from tunery.gateway.api.schemas import (
     LoadRequest,
     ResidentVersion,
 )
+from tunery.gateway.api.errors import ERRORS
 from tunery.gateway.api.state import Gateway
 from tunery.gateway.engine.messages import AdapterSource
 from tunery.registry.errors import InvalidInput

@@ -82,7 +82,7 @@ def _call(where: str, raw: Any) -> Message:
 
 def _arguments(where: str, raw: Any) -> Message:
     try:
-        arguments: Message = msgspec.json.decode(raw or "{}", type=dict[str, Any])
+        arguments: Message = msgspec.json.decode("{}" if raw in (None, "") else raw, type=dict[str, Any])
     except (msgspec.DecodeError, TypeError) as error:
         raise _wrong(f"{where} must be the text of a JSON object: {error}") from error
     return arguments

@@ -1,4 +1,4 @@
-"""Owns what the endpoints answer, and what those that are not for inference take; see `requests.py` for the others."""
+"""Owns what the inference endpoints answer, and how every error looks; `requests.py` has what they take."""
 
 from __future__ import annotations
 
@@ -8,10 +8,6 @@ import msgspec
 from msgspec import UnsetType
 
 __all__ = [
-    "AdapterCard",
-    "AdapterList",
-    "AdapterReference",
-    "AdapterState",
     "CachedTokens",
     "ChatChoice",
     "ChatCompletion",
@@ -24,13 +20,9 @@ __all__ = [
     "ErrorBody",
     "ErrorEnvelope",
     "FunctionCall",
-    "LoadRequest",
     "Logprobs",
-    "ModelCard",
-    "ModelList",
     "PromptLogprob",
     "PromptLogprobs",
-    "ResidentVersion",
     "TokenLogprob",
     "ToolCall",
     "TopLogprob",
@@ -180,78 +172,6 @@ class EmbeddingList(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     usage: EmbeddingUsage
     object: Literal["list"] = "list"
-
-
-class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
-    """A model that can be asked. `root` is the base; `digest` and `version` are what the name means now."""
-
-    id: str
-    object: Literal["model"] = "model"
-    created: int
-    owned_by: str
-    root: str
-    parent: str | None = None
-    digest: str
-    version: int | None = None
-    aliases: list[str] = []
-
-
-class ModelList(msgspec.Struct, frozen=True):
-    """`GET /v1/models`."""
-
-    data: list[ModelCard]
-    object: Literal["list"] = "list"
-
-
-class ResidentVersion(msgspec.Struct, frozen=True, kw_only=True):
-    """A version in memory: the bytes it takes, the requests that run on it, and whether it stays there whatever needs room."""
-
-    version: int
-    bytes: int
-    running: int
-    pinned: bool
-
-
-class AdapterCard(msgspec.Struct, frozen=True, kw_only=True):
-    """An adapter: the version its bare name means now, its aliases, and which of its versions are in memory."""
-
-    id: str
-    object: Literal["adapter"] = "adapter"
-    version: int
-    digest: str
-    method: str
-    aliases: dict[str, int]
-    resident: list[ResidentVersion]
-
-
-class AdapterList(msgspec.Struct, frozen=True):
-    """`GET /v1/adapters`."""
-
-    data: list[AdapterCard]
-    object: Literal["list"] = "list"
-
-
-class AdapterReference(msgspec.Struct, frozen=True):
-    """Which adapter to unload: `tenant/name`, `tenant/name@3` or `tenant/name@canary`."""
-
-    adapter: str
-
-
-class LoadRequest(AdapterReference, frozen=True):
-    """Which adapter to load; with `pin` it stays in memory until it is unloaded."""
-
-    pin: bool = False
-
-
-class AdapterState(msgspec.Struct, frozen=True, kw_only=True):
-    """What loading or unloading did; `bytes` is the memory taken, or given back."""
-
-    id: str
-    version: int
-    digest: str
-    resident: bool
-    pinned: bool
-    bytes: int
 
 
 class ErrorBody(msgspec.Struct, frozen=True):

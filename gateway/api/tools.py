@@ -38,8 +38,8 @@ class Tooling(msgspec.Struct, frozen=True):
 def read_tooling(request: ChatRequest) -> Tooling:
     """Read `tools`, `tool_choice` and `parallel_tool_calls`; raises InvalidInput naming what is wrong with which."""
     functions = _functions(request.tools or [])
-    choice = request.tool_choice or ("auto" if functions else "none")
-    if choice == "none":
+    choice = request.tool_choice or "auto"
+    if choice == "none" or (choice == "auto" and not functions):
         return Tooling()
     if not functions:
         raise InvalidInput("tool_choice needs tools to choose from", param="tool_choice")

@@ -87,7 +87,7 @@ async def test_the_stream_has_a_calls_name_before_its_arguments(served: Served) 
 async def test_a_call_of_what_was_not_offered_stays_text(served: Served) -> None:
     served.says(WEATHER)
     ask: dict[str, Any] = {"model": "tiny", "messages": ASK}
-    for more in ({"tools": [tool("get_time")]}, {"tools": TOOLS, "tool_choice": "none"}, {}):
+    for more in ({"tools": [tool("get_time")]}, {"tools": TOOLS, "tool_choice": "none"}, {"tool_choice": "auto"}, {}):
         answer = await served.client.chat.completions.create(**ask, **more)
         assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == (WEATHER, "stop")
         assert answer.choices[0].message.tool_calls is None

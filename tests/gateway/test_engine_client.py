@@ -1,0 +1,113 @@
+"""What the gateway makes of an engine's answers other than tokens: vectors, pins, and refusals by their codes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import pytest
+
+from tunery.gateway.engine.client import EngineClient
+from tunery.gateway.engine.messages import (
+    AdapterSource,
+    Cancel,
+    Command,
+    Embed,
+    Embedded,
+    Failed,
+    Generate,
+    Load,
+    Loaded,
+    Sampling,
+    Weighted,
+)
+from tunery.gateway.engine.wire import CommandReader, EventWriter
+from tunery.registry.errors import ArtifactRefused, InvalidInput, Overloaded, TuneryError, Unavailable
+
+SOURCE = AdapterSource("d", "acme/tone", 1, {})
+EMBED = Embed(id="e", prompt=(1, 2), mix=(Weighted(SOURCE, 0.5),), tenant="acme")
+
+
+@dataclass
+class Pair:
+    """A listening client, and the engine at the other end."""
+
+    client: EngineClient
+    engine: socket.socket
+
+    async def asked(self) -> Command | None:
+        return await asyncio.to_thread(CommandReader(self.engine).read)
+
+    def answer(self, event: Embedded | Failed | Loaded) -> None:
+        EventWriter(self.engine).write(event)
+
+
+@pytest.fixture
+async def pair() -> AsyncIterator[Pair]:
+    ours, theirs = socket.socketpair()
+    reader, writer = await asyncio.open_unix_connection(sock=ours)
+    client = EngineClient(reader, writer)
+    listening = asyncio.create_task(client.listen(lambda ready: None, lambda stats: None))
+    yield Pair(client, theirs)
+    theirs.close()
+    await asyncio.wait_for(listening, 5)
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
+
+
+async def test_a_vector_comes_back_to_whoever_asked(pair: Pair) -> None:
+    asking = asyncio.create_task(pair.client.embed(EMBED))
+    assert await pair.asked() == EMBED
+    pair.answer(Embedded("somebody else", [9.0]))
+    pair.answer(Embedded("e", [1.0, 2.0]))
+    assert (await asking).vector == [1.0, 2.0]
+
+
+async def test_giving_up_on_a_vector_cancels_it(pair: Pair) -> None:
+    asking = asyncio.create_task(pair.client.embed(EMBED))
+    assert await pair.asked() == EMBED
+    asking.cancel()
+    assert await pair.asked() == Cancel("e")
+
+
+async def test_an_engine_that_dies_ends_the_wait_for_a_vector(pair: Pair) -> None:
+    asking = asyncio.create_task(pair.client.embed(EMBED))
+    await pair.asked()
+    pair.engine.close()
+    with pytest.raises(Unavailable) as caught:
+        await asking
+    assert caught.value.code == "engine_restarted"
+    with pytest.raises(Unavailable):
+        await pair.client.embed(EMBED)
+
+
+async def test_a_pin_is_passed_on(pair: Pair) -> None:
+    loading = asyncio.create_task(pair.client.load(SOURCE, pin=True))
+    command = await pair.asked()
+    assert isinstance(command, Load)
+    assert (command.adapter, command.pin) == (SOURCE, True)
+    pair.answer(Loaded(command.id, "d", 7))
+    assert (await loading).bytes == 7
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        ("invalid_constraint", InvalidInput),
+        ("unsupported_composition", InvalidInput),
+        ("overloaded", Overloaded),
+        ("artifact_nonfinite", ArtifactRefused),
+        ("something_new", Unavailable),
+    ],
+)
+async def test_a_refusal_is_raised_as_what_it_is(pair: Pair, code: str, kind: type[TuneryError]) -> None:
+    request = Generate(id="g", prompt=(1,), sampling=Sampling(max_tokens=1))
+    asking = asyncio.ensure_future(anext(pair.client.generate(request)))
+    assert await pair.asked() == request
+    pair.answer(Failed("g", code, "no"))
+    with pytest.raises(kind, match="no") as caught:
+        await asking
+    assert caught.value.code == code
