@@ -15,7 +15,7 @@ from tunery.gateway.api.text import TextStream
 from tunery.gateway.api.trace import Trace
 from tunery.gateway.engine.messages import Generate, Sampling, Token
 from tunery.gateway.resolver import Target
-from tunery.registry.errors import Overloaded, TuneryError
+from tunery.registry.errors import TuneryError
 
 __all__ = ["Answers", "Piece", "Wanted"]
 
@@ -77,12 +77,7 @@ class Answers:
     async def pieces(self) -> AsyncGenerator[Piece, None]:
         """Every piece of every choice as it comes; closing this cancels them all."""
         count = len(self.wanted)
-        with contextlib.ExitStack() as holding:
-            try:
-                holding.enter_context(self.gateway.admission.hold(count, tenant=self.target.tenant))
-            except Overloaded as error:
-                self.gateway.metrics.requests.labels(self._label, error.code).inc(count)
-                raise
+        with self.gateway.hold(count, self.target):
             async with contextlib.aclosing(self._choice(0) if count == 1 else self._together()) as pieces:
                 async for piece in pieces:
                     yield piece

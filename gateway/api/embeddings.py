@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 import struct
 import time
 import uuid
@@ -25,7 +24,7 @@ from tunery.gateway.api.state import Gateway
 from tunery.gateway.api.trace import Trace, trace_of
 from tunery.gateway.engine.messages import Embed
 from tunery.gateway.resolver import Target
-from tunery.registry.errors import InvalidInput, Overloaded, TuneryError
+from tunery.registry.errors import InvalidInput, TuneryError
 
 __all__ = ["embeddings"]
 
@@ -73,15 +72,10 @@ async def _vectors(
     trace.adapter, trace.version = target.title, target.version.number if target.version else None
     trace.prompt_tokens = sum(map(len, inputs))
     ask = [
-        Embed(id=f"{uuid.uuid4().hex}", prompt=prompt, pooling=data.pooling, mix=target.mix, tenant=target.tenant)
+        Embed(id=uuid.uuid4().hex, prompt=prompt, pooling=data.pooling, mix=target.mix, tenant=target.tenant)
         for prompt in inputs
     ]
-    with contextlib.ExitStack() as holding:
-        try:
-            holding.enter_context(gateway.admission.hold(len(ask), tenant=target.tenant, param="input"))
-        except Overloaded as error:
-            gateway.metrics.requests.labels(label, error.code).inc(len(ask))
-            raise
+    with gateway.hold(len(ask), target, param="input"):
         return await _all(gateway, ask, label, trace)
 
 

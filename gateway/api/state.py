@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -11,9 +12,9 @@ from tunery.gateway.api.admission import Admission
 from tunery.gateway.engine.interface import Engine
 from tunery.gateway.engine.messages import Ready
 from tunery.gateway.metrics import Metrics
-from tunery.gateway.resolver import Resolver
+from tunery.gateway.resolver import Resolver, Target
 from tunery.plugins.data.renderer import Renderer
-from tunery.registry.errors import Unavailable
+from tunery.registry.errors import Overloaded, Unavailable
 from tunery.registry.registry import Registry
 from tunery.registry.settings import ServeSettings
 
@@ -54,6 +55,17 @@ class Gateway:
         if ready is None:
             raise Unavailable("the engine is starting; try again in a few seconds", code="engine_starting")
         return ready
+
+    @contextlib.contextmanager
+    def hold(self, count: int, target: Target, *, param: str = "n") -> Iterator[None]:
+        """Have `count` more requests for `target` in hand; those that are refused are counted. Raises as Admission.hold."""
+        with contextlib.ExitStack() as holding:
+            try:
+                holding.enter_context(self.admission.hold(count, tenant=target.tenant, param=param))
+            except Overloaded as error:
+                self.metrics.requests.labels(self.metrics.label(target.label), error.code).inc(count)
+                raise
+            yield
 
     async def reading(self, size: int, read: Callable[[], T]) -> T:
         """The result of `read`, which takes in `size` characters; long texts are read on a thread, off the event loop."""

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.gateway.api.conftest import Served
+from tests.gateway.api.test_metrics import scrape
 from tunery.gateway.api.admission import ALONE_AFTER, Admission, Busy
 from tunery.registry.errors import InvalidInput
 from tunery.registry.settings import ServeSettings
@@ -153,3 +154,5 @@ class TestOverHttp:
         assert len(refused) == 2
         assert 1 <= int(refused[0].response.headers["retry-after"]) <= 60
         assert refused[0].code == "overloaded"
+        found = await scrape(served)
+        assert found["tunery_requests_total", (("adapter", "acme/support"), ("outcome", "overloaded"))] == 2
