@@ -7,8 +7,6 @@ kernels.c promises, so a request's result does not depend on its neighbours, on 
 from __future__ import annotations
 
 import ctypes
-import math
-import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +23,7 @@ from tunery.gateway.engine.kernels import PAGE, PANEL, Kernels, SegmentRow, Span
 from tunery.gateway.engine.messages import AdapterSource
 from tunery.gateway.engine.model import DTYPES, cache_pages
 from tunery.gateway.engine.packed_adapter import PackedAdapter, pack_adapter
-from tunery.gateway.engine.packing import Packed, rows_of, unpacked
+from tunery.gateway.engine.packing import Packed, rows_of, unpacked, zeros
 from tunery.gateway.engine.step import Segment, Step
 from tunery.gateway.engine.weights import EMBEDDING, HEAD, NORM, layer_targets, load_weights
 
@@ -34,6 +32,8 @@ __all__ = ["Decoder", "supports"]
 QKV, O, GATE_UP, DOWN = 0, 3, 4, 6
 TARGETS = 7
 """Linear layers of a decoder layer, and where each group of them begins."""
+_FOLLOWING = {QKV: 1, O: 2, GATE_UP: 1, DOWN: 3}
+"""How many targets the group after one has."""
 
 
 def supports(config: EngineConfig) -> bool:
@@ -200,9 +200,14 @@ class Decoder:
         if needed > self._scratch.numel():
             self._scratch = torch.empty(needed)
         self._k.linear(
-            weights, len(weights), x, width, rows, y, ys, segments.array, len(segments.array), first, self._scratch.data_ptr(),
-            segments.ranks, self._wide,
+            weights, len(weights), x, width, rows, y, ys, segments.array, len(segments.array), first, self._following(first),
+            self._scratch.data_ptr(), segments.ranks, self._wide,
         )  # fmt: skip
+
+    def _following(self, first: int) -> int:
+        """How many targets the group after the one that begins at `first` has."""
+        last = len(self.targets) - 1
+        return min(_FOLLOWING[first % TARGETS], last - first) if first < last else 0
 
     def _normed(
         self, h: torch.Tensor, delta: torch.Tensor, width: int, rows: int, gain: torch.Tensor, name: str, out: torch.Tensor, segments: _Segments
@@ -292,10 +297,7 @@ class Decoder:
     def _cache(self) -> list[torch.Tensor]:
         """A tensor per layer; the system backs its pages with zeros as they are touched."""
         size = (self.kv_pages + 1) * PAGE * self._a.kv_heads * self._a.size
-        itemsize = 4 if self._wide else 2
-        return [
-            torch.frombuffer(mmap.mmap(-1, size * itemsize), dtype=self._dtype) for _ in range(self._a.layers)
-        ]
+        return [zeros(size, self._dtype) for _ in range(self._a.layers)]
 
     def _own(self, name: str) -> torch.Tensor:
         """The embedding or head as it was, [vocabulary, hidden]."""

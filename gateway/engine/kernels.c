@@ -50,11 +50,11 @@ struct weight {
 };
 
 /* What an adapter does to one target: y = gain * (W x + scale * B A x) + shift. a [rank][k]; b [panels][rank][PANEL]; gain, shift
- * [panels * PANEL] or null. */
+ * [panels * PANEL] or null. Narrow, `rank` is even and b lies in pairs, [panels][rank/2][PANEL][2], so that it multiplies as a base's panel. */
 struct correction {
     const void *a, *b;
     const float *gain, *shift;
-    int64_t rank;
+    int64_t rank, k;
     double scale;
 };
 
@@ -205,6 +205,26 @@ static const void *panel_of(const struct weight *w, int64_t panel, int64_t from,
     }
 PRODUCT(1) PRODUCT(2) PRODUCT(3) PRODUCT(4) PRODUCT(5) PRODUCT(6) PRODUCT(7) PRODUCT(8)
 
+/* product_narrow_8 that meanwhile fetches cache lines for later into the second-level cache, one for every k. */
+static void product_ahead(const bf16 *x, int64_t xs, const bf16 *w, int64_t count, float *y, int64_t ys, const char *const *lines) {
+    __m512 acc[BLOCK][3];
+    UNROLL for (int i = 0; i < BLOCK; i++) UNROLL for (int v = 0; v < 3; v++) acc[i][v] = _mm512_loadu_ps(y + i * ys + 16 * v);
+    for (int64_t k = 0; k < count; k += 2, w += 2 * PANEL) {
+        _mm_prefetch(lines[k], _MM_HINT_T1);
+        _mm_prefetch(lines[k + 1], _MM_HINT_T1);
+        __m512bh w0 = (__m512bh)_mm512_loadu_si512(w), w1 = (__m512bh)_mm512_loadu_si512(w + 32), w2 = (__m512bh)_mm512_loadu_si512(w + 64);
+        UNROLL for (int i = 0; i < BLOCK; i++) {
+            int pair;
+            memcpy(&pair, x + i * xs + k, 4);
+            __m512bh xi = (__m512bh)_mm512_set1_epi32(pair);
+            acc[i][0] = _mm512_dpbf16_ps(acc[i][0], xi, w0);
+            acc[i][1] = _mm512_dpbf16_ps(acc[i][1], xi, w1);
+            acc[i][2] = _mm512_dpbf16_ps(acc[i][2], xi, w2);
+        }
+    }
+    UNROLL for (int i = 0; i < BLOCK; i++) UNROLL for (int v = 0; v < 3; v++) _mm512_storeu_ps(y + i * ys + 16 * v, acc[i][v]);
+}
+
 static void product(int n, const void *x, int64_t xs, const void *w, int64_t count, float *y, int64_t ys, int wide) {
 #define CASE(N)                                                      \
     case N:                                                          \
@@ -214,6 +234,37 @@ static void product(int n, const void *x, int64_t xs, const void *w, int64_t cou
     switch (n) { CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) }
 #undef CASE
 }
+
+/* The same from NF4 codes, unpacked on the way: for few rows the unpacking then hides behind the sums. */
+#define PRODUCT_NF4(N)                                                                                                         \
+    INLINE void product_nf4_##N(const struct weight *w, int64_t panel, const bf16 *x, int64_t xs, float *y, int64_t ys) {      \
+        const __m512 table = _mm512_loadu_ps(NORMAL_FLOAT);                                                                    \
+        const uint8_t *codes = (const uint8_t *)w->data + panel * (w->k / 2) * PANEL;                                          \
+        const float *scales = w->scales + panel * (w->k / w->group) * PANEL;                                                   \
+        __m512 acc[N][3];                                                                                                      \
+        UNROLL for (int i = 0; i < N; i++) UNROLL for (int v = 0; v < 3; v++) acc[i][v] = _mm512_loadu_ps(y + i * ys + 16 * v); \
+        for (int64_t k = 0; k < w->k; scales += PANEL) {                                                                       \
+            __m512 low[3], high[3];                                                                                            \
+            UNROLL for (int v = 0; v < 3; v++) paired(scales + 16 * v, low + v, high + v);                                     \
+            for (int64_t stop = k + w->group; k < stop; k += 2, codes += PANEL) {                                              \
+                __m512bh pair[N];                                                                                              \
+                UNROLL for (int i = 0; i < N; i++) {                                                                           \
+                    int both;                                                                                                  \
+                    memcpy(&both, x + i * xs + k, 4);                                                                          \
+                    pair[i] = (__m512bh)_mm512_set1_epi32(both);                                                               \
+                }                                                                                                              \
+                UNROLL for (int v = 0; v < 3; v++) {                                                                           \
+                    __m512i code = _mm512_cvtepu8_epi32(_mm_loadu_si128((const void *)(codes + 16 * v)));                      \
+                    __m512bh wv = _mm512_cvtne2ps_pbh(                                                                         \
+                        _mm512_mul_ps(_mm512_permutexvar_ps(_mm512_srli_epi32(code, 4), table), high[v]),                      \
+                        _mm512_mul_ps(_mm512_permutexvar_ps(code, table), low[v]));                                            \
+                    UNROLL for (int i = 0; i < N; i++) acc[i][v] = _mm512_dpbf16_ps(acc[i][v], pair[i], wv);                   \
+                }                                                                                                              \
+            }                                                                                                                  \
+        }                                                                                                                      \
+        UNROLL for (int i = 0; i < N; i++) UNROLL for (int v = 0; v < 3; v++) _mm512_storeu_ps(y + i * ys + 16 * v, acc[i][v]); \
+    }
+PRODUCT_NF4(1) PRODUCT_NF4(2) PRODUCT_NF4(3) PRODUCT_NF4(4)
 
 /* s[N][RANKS] = x[N][k] a[RANKS][k]^T: a dot product each, sixteen lanes and a fixed tree. */
 #define SHRINK(N, RANKS)                                                                                                       \
@@ -245,52 +296,25 @@ static void product(int n, const void *x, int64_t xs, const void *w, int64_t cou
         }                                                                                                                      \
         UNROLL for (int i = 0; i < N; i++) UNROLL for (int j = 0; j < RANKS; j++) s[i * ss + j] = _mm512_reduce_add_ps(acc[i][j]); \
     }
-SHRINK(1, 1) SHRINK(1, 4) SHRINK(4, 1) SHRINK(4, 4)
+SHRINK(1, 1) SHRINK(1, 8) SHRINK(4, 1) SHRINK(4, 4)
 
 /* s[n][rank] = x a^T for n rows of one adapter. */
 static void shrink(int64_t n, const void *x, int64_t xs, const void *a, int64_t rank, int64_t k, float *s, int64_t ss, int wide) {
 #define TILE(N, RANKS)                                                                                                                \
     (wide ? shrink_wide_##N##_##RANKS((const float *)x + i * xs, xs, (const float *)a + j * k, k, s + i * ss + j, ss)                 \
           : shrink_narrow_##N##_##RANKS((const bf16 *)x + i * xs, xs, (const bf16 *)a + j * k, k, s + i * ss + j, ss))
-    for (int64_t j = 0; j < rank;) {
-        int four = rank - j >= 4;
-        for (int64_t i = 0; i < n;) {
-            int rows = n - i >= 4;
-            if (rows && four) TILE(4, 4);
-            else if (rows) TILE(4, 1);
-            else if (four) TILE(1, 4);
-            else TILE(1, 1);
-            i += rows ? 4 : 1;
-        }
-        j += four ? 4 : 1;
+    int64_t i = 0;
+    for (; i + 4 <= n; i += 4) {
+        int64_t j = 0;
+        for (; j + 4 <= rank; j += 4) TILE(4, 4);
+        for (; j < rank; j++) TILE(4, 1);
+    }
+    for (; i < n; i++) {
+        int64_t j = 0;
+        for (; j + 8 <= rank; j += 8) TILE(1, 8);
+        for (; j < rank; j++) TILE(1, 1);
     }
 #undef TILE
-}
-
-/* y[N][PANEL] += scale * s[N][rank] b[rank][PANEL], rank by rank. */
-#define EXPAND(N)                                                                                                              \
-    INLINE void expand_##N(const float *s, int64_t ss, const void *b, int64_t rank, float scale, float *y, int64_t ys, int wide) { \
-        __m512 acc[N][3];                                                                                                      \
-        UNROLL for (int i = 0; i < N; i++) UNROLL for (int v = 0; v < 3; v++) acc[i][v] = _mm512_loadu_ps(y + i * ys + 16 * v); \
-        for (int64_t j = 0; j < rank; j++) {                                                                                   \
-            __m512 row[3];                                                                                                     \
-            UNROLL for (int v = 0; v < 3; v++) row[v] = wide ? _mm512_loadu_ps((const float *)b + j * PANEL + 16 * v)          \
-                                                             : widen((const bf16 *)b + j * PANEL + 16 * v);                    \
-            UNROLL for (int i = 0; i < N; i++) {                                                                               \
-                __m512 si = _mm512_set1_ps(scale * s[i * ss + j]);                                                             \
-                UNROLL for (int v = 0; v < 3; v++) acc[i][v] = _mm512_fmadd_ps(si, row[v], acc[i][v]);                         \
-            }                                                                                                                  \
-        }                                                                                                                      \
-        UNROLL for (int i = 0; i < N; i++) UNROLL for (int v = 0; v < 3; v++) _mm512_storeu_ps(y + i * ys + 16 * v, acc[i][v]); \
-    }
-EXPAND(1) EXPAND(4)
-
-static void expand(int64_t n, const float *s, int64_t ss, const void *b, int64_t rank, float scale, float *y, int64_t ys, int wide) {
-    int64_t i = 0;
-#define ROWS(N) (wide ? expand_##N(s + i * ss, ss, b, rank, scale, y + i * ys, ys, 1) : expand_##N(s + i * ss, ss, b, rank, scale, y + i * ys, ys, 0))
-    for (; i + 4 <= n; i += 4) ROWS(4);
-    for (; i < n; i++) ROWS(1);
-#undef ROWS
 }
 
 /* gain and shift of one panel for n rows; either may be null. */
@@ -307,68 +331,165 @@ static void adjust(int64_t n, const float *gain, const float *shift, float *y, i
 
 /* ------------------------------------------------------------------------------------------------ a linear layer */
 
+/* One call of tunery_linear, for its threads. */
+struct linear {
+    const struct weight *w;
+    const char *x;
+    float *y, *s;
+    const struct segment *segments;
+    int64_t targets, xs, rows, ys, count, first, following, ranks, wide, element;
+};
+
+/* A thread's part: panels [low, high) of all targets end to end, and places [begin, end) of the segments' rows end to end. */
+struct part {
+    int64_t low, high, begin, end;
+};
+
+INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+
+/* The first halves of the corrections for a thread's places, times their scales, as the second halves read them. */
+static void shrink_places(const struct linear *c, const struct part *p) {
+    int64_t base = 0, width = c->targets * c->ranks;
+    for (int64_t g = 0; g < c->count; base += c->segments[g].end - c->segments[g].start, g++) {
+        int64_t low = most(p->begin, base), high = least(p->end, base + c->segments[g].end - c->segments[g].start);
+        for (int64_t t = 0; t < c->targets && low < high; t++) {
+            const struct correction *fix = c->segments[g].table + c->first + t;
+            if (!fix->rank) continue;
+            float *s = c->s + low * width + t * c->ranks;
+            shrink(high - low, c->x + (c->segments[g].start + low - base) * c->xs * c->element, c->xs, fix->a, fix->rank, c->w[t].k, s, width, c->wide);
+            __m512 scale = _mm512_set1_ps((float)(fix->scale * c->segments[g].weight));
+            for (int64_t i = 0; i < high - low; i++, s += width)
+                for (int64_t j = 0; j < fix->rank; j += 16) {
+                    __mmask16 live = fix->rank - j >= 16 ? 0xffff : (1u << (fix->rank - j)) - 1;
+                    __m512 v = _mm512_mul_ps(_mm512_maskz_loadu_ps(live, s + j), scale);
+                    if (c->wide) _mm512_mask_storeu_ps(s + j, live, v);
+                    else _mm256_mask_storeu_epi16((bf16 *)s + j, live, (__m256i)_mm512_cvtneps_pbh(v)); /* in place: what is written has been read */
+                }
+        }
+    }
+}
+
+/* The cache lines that a thread is about to need: while it computes a panel, the corrections' second halves for the next one, and then
+ * the first halves for the layer that follows. */
+struct ahead {
+    const char **lines;
+    int64_t count, room, segment, target, offset, base;
+};
+
+INLINE void fetch(struct ahead *a, const void *from, int64_t bytes) {
+    for (int64_t at = 0; at < bytes && a->count < a->room; at += 64) a->lines[a->count++] = (const char *)from + at;
+}
+
+static void look_ahead(struct ahead *a, const struct linear *c, const struct part *p, int64_t t, int64_t own) {
+    a->count = 0;
+    if (own == c->w[t].panels) own = 0, t++;
+    for (int64_t g = 0; g < c->count && t < c->targets; g++) {
+        const struct correction *fix = c->segments[g].table + c->first + t;
+        int64_t size = fix->rank * PANEL * c->element;
+        fetch(a, (const char *)fix->b + own * size, size);
+    }
+    while (a->count < a->room && a->segment < c->count) {
+        const struct segment *g = c->segments + a->segment;
+        const struct correction *fix = g->table + c->first + c->targets + a->target;
+        int64_t length = g->end - g->start, size = fix->rank * fix->k * c->element, before = a->count;
+        if (a->target < c->following && a->base < p->end && a->base + length > p->begin && a->offset < size) {
+            fetch(a, (const char *)fix->a + a->offset, size - a->offset);
+            a->offset += (a->count - before) * 64;
+            if (a->offset < size) break;
+        }
+        a->offset = 0;
+        if (++a->target >= c->following) a->target = 0, a->base += length, a->segment++;
+    }
+    while (a->count < a->room) a->lines[a->count++] = (const char *)c->x;
+}
+
+/* One panel of the base's products, added to what the corrections gave. */
+static void base_product(const struct linear *c, const struct weight *w, int64_t own, float *to, void *scratch, const struct ahead *ahead) {
+    if (c->rows <= 4 && w->format == NF4 && !c->wide) {
+        const bf16 *x = (const bf16 *)c->x;
+        switch (c->rows) {
+        case 1: product_nf4_1(w, own, x, c->xs, to, c->ys); return;
+        case 2: product_nf4_2(w, own, x, c->xs, to, c->ys); return;
+        case 3: product_nf4_3(w, own, x, c->xs, to, c->ys); return;
+        default: product_nf4_4(w, own, x, c->xs, to, c->ys); return;
+        }
+    }
+    const char *const *lines = ahead ? ahead->lines : NULL;
+    for (int64_t k = 0; k < w->k; k += DEPTH) {
+        int64_t depth = least(w->k - k, DEPTH);
+        const char *values = panel_of(w, own, k, k + depth, scratch, c->wide);
+        for (int64_t i = 0; i < c->rows; i += BLOCK) {
+            const char *x = c->x + (i * c->xs + k) * c->element;
+            if (ahead && c->rows - i >= BLOCK) {
+                product_ahead((const bf16 *)x, c->xs, (const bf16 *)values, depth, to + i * c->ys, c->ys, lines);
+                lines += depth;
+            } else product(least(c->rows - i, BLOCK), x, c->xs, values, depth, to + i * c->ys, c->ys, c->wide);
+        }
+    }
+}
+
+/* Gains, shifts and the base's bias of one panel. */
+static void finish(const struct linear *c, int64_t t, int64_t own, float *to) {
+    const float *bias = c->w[t].bias ? c->w[t].bias + own * PANEL : NULL;
+    int64_t done = 0;
+    for (int64_t g = 0; g < c->count; g++) {
+        const struct correction *fix = c->segments[g].table + c->first + t;
+        if (!fix->gain && !fix->shift) continue;
+        int64_t start = c->segments[g].start, end = c->segments[g].end;
+        adjust(start - done, NULL, bias, to + done * c->ys, c->ys);
+        adjust(end - start, fix->gain ? fix->gain + own * PANEL : NULL, fix->shift ? fix->shift + own * PANEL : NULL, to + start * c->ys, c->ys);
+        done = end;
+    }
+    adjust(c->rows - done, NULL, bias, to + done * c->ys, c->ys);
+}
+
+/* Everything of a thread's panels: the corrections' second halves first, the base's products on top. */
+static void panels(const struct linear *c, const struct part *p) {
+    int64_t t = 0, skipped = 0, width = c->targets * c->ranks, room = c->rows / BLOCK * c->w->k, stride = c->wide ? width : 2 * width;
+    int fetching = c->count && room && room <= 1 << 14 && !c->wide;
+    struct ahead ahead = {.lines = fetching ? malloc(room * sizeof(char *)) : NULL, .room = room};
+    void *scratch = c->w->format >= NF4 ? aligned_alloc(64, DEPTH * PANEL * sizeof(float)) : NULL;
+    for (int64_t panel = p->low; panel < p->high; panel++) {
+        while (panel - skipped >= c->w[t].panels) skipped += c->w[t++].panels;
+        int64_t own = panel - skipped, base = 0;
+        float *to = c->y + panel * PANEL;
+        for (int64_t i = 0; i < c->rows; i++) memset(to + i * c->ys, 0, PANEL * sizeof(float));
+        for (int64_t g = 0; g < c->count; base += c->segments[g].end - c->segments[g].start, g++) {
+            const struct correction *fix = c->segments[g].table + c->first + t;
+            int64_t start = c->segments[g].start, length = c->segments[g].end - start;
+            const float *s = c->s + base * width + t * c->ranks;
+            for (int64_t i = 0; fix->rank && i < length; i += BLOCK)
+                product(least(length - i, BLOCK), s + i * width, stride, (const char *)fix->b + own * fix->rank * PANEL * c->element, fix->rank,
+                        to + (start + i) * c->ys, c->ys, c->wide);
+        }
+        if (fetching) look_ahead(&ahead, c, p, t, own + 1);
+        base_product(c, c->w + t, own, to, scratch, fetching ? &ahead : NULL);
+        finish(c, t, own, to);
+    }
+    free(scratch);
+    free(ahead.lines);
+}
+
 /* y[rows][ys] = each of `targets` linear layers that share the input x[rows][xs], side by side, with each segment's adapter
  * (Punica's and S-LoRA's shrink and expand, arXiv 2310.18547 and 2311.03285) added to its rows. Segments are in order of rows; several
  * may name the same rows, one after the other, as compositions do. Target t of the step's layer is correction `first` + t of a segment's
- * table. `s` is scratch of float [segments' rows][targets][ranks]. */
+ * table; the `following` ones behind them are needed next. `s` is scratch of float [segments' rows][targets][ranks]. */
 void tunery_linear(const struct weight *w, int64_t targets, const void *x, int64_t xs, int64_t rows, float *y, int64_t ys,
-                   const struct segment *segments, int64_t count, int64_t first, float *s, int64_t ranks, int64_t wide) {
-    int64_t width = targets * ranks, element = wide ? 4 : 2, panels = 0, places = 0;
-    for (int64_t t = 0; t < targets; t++) panels += w[t].panels;
+                   const struct segment *segments, int64_t count, int64_t first, int64_t following, float *s, int64_t ranks, int64_t wide) {
+    const struct linear call = {w, x, y, s, segments, targets, xs, rows, ys, count, first, following, ranks, wide, wide ? 4 : 2};
+    int64_t all = 0, places = 0;
+    for (int64_t t = 0; t < targets; t++) all += w[t].panels;
     for (int64_t g = 0; g < count; g++) places += segments[g].end - segments[g].start;
 #pragma omp parallel
     {
-        if (count) { /* shrink: places are the segments' rows end to end, handed out in tiles of four */
-            int64_t tiles = (places + 3) / 4, threads = omp_get_num_threads(), me = omp_get_thread_num();
-            int64_t begin = tiles * me / threads * 4, end = tiles * (me + 1) / threads * 4, base = 0;
-            if (end > places) end = places;
-            for (int64_t g = 0; g < count; base += segments[g].end - segments[g].start, g++) {
-                int64_t low = begin > base ? begin : base, high = base + segments[g].end - segments[g].start;
-                if (high > end) high = end;
-                for (int64_t t = 0; t < targets && low < high; t++) {
-                    const struct correction *c = segments[g].table + first + t;
-                    if (c->rank)
-                        shrink(high - low, (const char *)x + (segments[g].start + low - base) * xs * element, xs, c->a, c->rank, w[t].k,
-                               s + low * width + t * ranks, width, wide);
-                }
-            }
+        int64_t threads = omp_get_num_threads(), me = omp_get_thread_num(), tiles = (places + 3) / 4;
+        const struct part part = {all * me / threads, all * (me + 1) / threads, tiles * me / threads * 4, least(tiles * (me + 1) / threads * 4, places)};
+        if (count) {
+            shrink_places(&call, &part);
 #pragma omp barrier
         }
-        float *scratch = NULL;
-        int64_t t = 0, skipped = 0;
-#pragma omp for schedule(static)
-        for (int64_t p = 0; p < panels; p++) {
-            while (p - skipped >= w[t].panels) skipped += w[t++].panels;
-            int64_t own = p - skipped, base = 0;
-            float *to = y + p * PANEL;
-            for (int64_t i = 0; i < rows; i++) memset(to + i * ys, 0, PANEL * sizeof(float));
-            for (int64_t g = 0; g < count; base += segments[g].end - segments[g].start, g++) {
-                const struct correction *c = segments[g].table + first + t;
-                if (c->rank)
-                    expand(segments[g].end - segments[g].start, s + base * width + t * ranks, width,
-                           (const char *)c->b + own * c->rank * PANEL * element, c->rank, (float)(c->scale * segments[g].weight),
-                           to + segments[g].start * ys, ys, wide);
-            }
-            if (!scratch && w[t].format >= NF4) scratch = aligned_alloc(64, DEPTH * PANEL * sizeof(float));
-            for (int64_t k = 0; k < w[t].k; k += DEPTH) {
-                int64_t depth = w[t].k - k < DEPTH ? w[t].k - k : DEPTH;
-                const void *panel = panel_of(w + t, own, k, k + depth, scratch, wide);
-                for (int64_t i = 0; i < rows; i += BLOCK)
-                    product(rows - i < BLOCK ? rows - i : BLOCK, (const char *)x + (i * xs + k) * element, xs, panel, depth, to + i * ys, ys, wide);
-            }
-            int64_t done = 0;
-            const float *bias = w[t].bias ? w[t].bias + own * PANEL : NULL;
-            for (int64_t g = 0; g < count; g++) {
-                const struct correction *c = segments[g].table + first + t;
-                if (!c->gain && !c->shift) continue;
-                adjust(segments[g].start - done, NULL, bias, to + done * ys, ys);
-                adjust(segments[g].end - segments[g].start, c->gain ? c->gain + own * PANEL : NULL, c->shift ? c->shift + own * PANEL : NULL,
-                       to + segments[g].start * ys, ys);
-                done = segments[g].end;
-            }
-            adjust(rows - done, NULL, bias, to + done * ys, ys);
-        }
-        free(scratch);
+        panels(&call, &part);
     }
 }
 

@@ -47,6 +47,7 @@ class Correction(Structure):
         ("gain", c_void_p),
         ("shift", c_void_p),
         ("rank", c_int64),
+        ("k", c_int64),
         ("scale", c_double),
     )
 
@@ -65,7 +66,7 @@ class SpanRow(Structure):
 
 _P, _I, _D = c_void_p, c_int64, c_double
 _SIGNATURES = {
-    "tunery_linear": (POINTER(WeightRow), _I, _P, _I, _I, _P, _I, _P, _I, _I, _P, _I, _I),
+    "tunery_linear": (POINTER(WeightRow), _I, _P, _I, _I, _P, _I, _P, _I, _I, _I, _P, _I, _I),
     "tunery_embed": (POINTER(WeightRow), _P, _I, _P),
     "tunery_norm": (_P, _P, _I, _I, _I, _P, _D, _P, _I),
     "tunery_swiglu": (_P, _I, _I, _I, _I, _P, _I),

@@ -15,7 +15,7 @@ import torch
 from tunery.gateway.engine.adapter import LoadedAdapter, LowRank, TokenRows
 from tunery.gateway.engine.kernels import Correction
 from tunery.gateway.engine.messages import AdapterSource
-from tunery.gateway.engine.packing import Packed, dense, pack_columns, padded
+from tunery.gateway.engine.packing import Packed, dense, pack_pair, padded, zeros
 
 __all__ = ["PackedAdapter", "pack_adapter"]
 
@@ -86,16 +86,17 @@ def pack_adapter(
 def _pack_pairs(packed: PackedAdapter, loaded: LoadedAdapter, targets: Sequence[str], dtype: torch.dtype) -> None:
     """Put all pairs into one buffer and point the table at them."""
     pairs = [(index, loaded.low_rank[name]) for index, name in enumerate(targets) if name in loaded.low_rank]
-    parts = [(index, pair, pack_columns(pair.b)) for index, pair in pairs]
-    buffer = torch.empty(sum(pair.a.numel() + b.numel() for _, pair, b in parts), dtype=dtype)
+    parts = [(index, pair, *pack_pair(pair.a, pair.b)) for index, pair in pairs]
+    buffer = zeros(sum(a.numel() + b.numel() for _, _, a, b in parts), dtype, huge=True)
     at = 0
-    for index, pair, b in parts:
-        for name, part in (("a", pair.a), ("b", b)):
+    for index, pair, a, b in parts:
+        for name, part in (("a", a), ("b", b)):
             buffer[at : at + part.numel()] = part.view(-1)
             setattr(packed.table[index], name, buffer.data_ptr() + at * buffer.element_size())
             at += part.numel()
-        packed.table[index].rank, packed.table[index].scale = pair.a.shape[0], pair.scale
-        packed.ranks = max(packed.ranks, pair.a.shape[0])
+        row = packed.table[index]
+        row.rank, row.k, row.scale = a.shape[0], a.shape[1], pair.scale
+        packed.ranks = max(packed.ranks, a.shape[0])
         if pair.gain is not None:
             packed.table[index].gain = _kept(packed, padded(pair.gain.float()))
     packed.tensors.append(buffer)

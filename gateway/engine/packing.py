@@ -5,16 +5,22 @@ Packing and quantizing happen once, when a base is first served; what comes out 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import math
+import mmap
 from dataclasses import dataclass
 from enum import IntEnum
 
 import torch
+from torch.nn import functional
 
 from tunery.gateway.engine.kernels import PANEL, Kernels, WeightRow
 
-__all__ = ["Format", "Packed", "dense", "int8", "nf4", "pack_columns", "padded", "rows_of", "unpacked"]
+__all__ = ["Format", "Packed", "dense", "int8", "nf4", "pack_pair", "padded", "rows_of", "unpacked", "zeros"]
+
+HUGE = 2**21
+"""Bytes of a large page."""
 
 BLOCK = 64
 """Values that share a scale in NF4."""
@@ -103,9 +109,26 @@ def int8(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Packed:
     return Packed(Format.INT8, n, k, data, scales, 0, _bias(bias))
 
 
-def pack_columns(b: torch.Tensor) -> torch.Tensor:
-    """The second half of a low-rank pair, [n, r], as panels [panels, r, PANEL]."""
-    return padded(b).view(-1, PANEL, b.shape[1]).permute(0, 2, 1).contiguous()
+def pack_pair(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A low-rank pair [r, k], [n, r] as the kernels read it: in bfloat16 with an even rank, `b` in panels like a weight [n, r]."""
+    if a.shape[0] % 2 and a.dtype != torch.float32:
+        a, b = functional.pad(a, (0, 0, 0, 1)), functional.pad(b, (0, 1))
+    return a, dense(b).data
+
+
+def zeros(count: int, dtype: torch.dtype, *, huge: bool = False) -> torch.Tensor:
+    """`count` zeros in memory of their own, which the system backs as it is touched.
+
+    `huge` asks for large pages, so that what is read whole in each step is found faster.
+    """
+    size = max(count * dtype.itemsize, 1)
+    if huge:
+        size = -(-size // HUGE) * HUGE
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if huge and hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype, count=max(count, 1))[:count]
 
 
 def rows_of(*weights: Packed) -> ctypes.Array[WeightRow]:
@@ -125,7 +148,7 @@ def unpacked(kernels: Kernels, weight: Packed, dtype: torch.dtype) -> torch.Tens
     unit = torch.eye(weight.k, dtype=dtype)
     out = torch.empty(weight.k, weight.width)
     wide = int(dtype == torch.float32)
-    kernels.linear(rows_of(bare), 1, unit.data_ptr(), weight.k, weight.k, out.data_ptr(), weight.width, None, 0, 0, None, 0, wide)
+    kernels.linear(rows_of(bare), 1, unit.data_ptr(), weight.k, weight.k, out.data_ptr(), weight.width, None, 0, 0, 0, None, 0, wide)
     return out[:, : weight.n].T.contiguous()
 
 
