@@ -218,6 +218,11 @@ def _take_rows(
                 code="wrong_base",
             )
         loaded.rows[module] = TokenRows(torch.tensor(ids, device=device), values.to(device, dtype).contiguous())
+    if indices and not loaded.rows:
+        raise ArtifactRefused(
+            f"{_title(loaded.source)} was configured with trainable_token_indices, and {WEIGHTS} has no such rows",
+            code="artifact_truncated",
+        )
     if shape.tied and shape.embedding in loaded.rows:
         loaded.rows.setdefault(shape.head, loaded.rows[shape.embedding])
 

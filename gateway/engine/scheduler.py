@@ -182,10 +182,11 @@ class Scheduler:
         starved = min(late, key=lambda s: s.since)
         own = {part.source.digest for part in starved.mix}
         users = [s for s in self.running if s.mix and not own & {part.source.digest for part in s.mix}]
-        if users:
-            eldest = min(users, key=lambda s: s.since)
-            for sequence in [s for s in users if s.digest == eldest.digest]:
-                self._preempt(sequence, now)
+        if not users:
+            return None
+        eldest = min(users, key=lambda s: s.since)
+        for sequence in [s for s in users if s.digest == eldest.digest]:
+            self._preempt(sequence, now)
         return starved
 
     def _coming(self, sequence: Sequence) -> bool:
