@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import rich_click as click
 
 from tunery.gateway.cli.context import open_registry, plugins, print_json, say
 from tunery.gateway.cli.train import parse_settings
 from tunery.plugins.quantization import Quant
+from tunery.registry.errors import InvalidInput
+from tunery.registry.home import Home
+
+if TYPE_CHECKING:
+    from tunery.gateway.engine.config import EngineConfig
 
 __all__ = ["bench"]
 
@@ -34,13 +39,31 @@ def bench() -> None:
 @click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), default="bfloat16", show_default=True)
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda …")
 @click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--suite", is_flag=True, help="Every figure of docs/performance.md instead of one workload; minutes.")
+@click.option(
+    "--peers",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="With --suite: other systems' figures, a JSON object a line, to print ratios to.",
+)
+@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="With --suite: draw this PNG.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def serve(base: str, quant: str, dtype: str, device: str, as_json: bool, **workload: int) -> None:
+def serve(
+    base: str,
+    quant: str,
+    dtype: str,
+    device: str,
+    suite: bool,
+    peers: Path | None,
+    plot: Path | None,
+    as_json: bool,
+    **workload: int,
+) -> None:
     """Decode and prefill speed of a batch whose requests use different adapters."""
+    if not suite and (peers or plot):
+        raise InvalidInput("--peers and --plot go with --suite")
     _prepare()
     import msgspec
 
-    from tunery.gateway.engine.bench import Workload, bench_serve
     from tunery.gateway.engine.config import EngineConfig
     from tunery.plugins.bases.resolve import resolve_base
 
@@ -48,9 +71,29 @@ def serve(base: str, quant: str, dtype: str, device: str, as_json: bool, **workl
         found = resolve_base(base, registry=registry, plugins=plugins(), say=say)
     given = {"base_folder": found.path, "base_name": found.name, "base_digest": found.digest}
     size = {"quant": quant, "dtype": dtype, "device": device, "max_batch": workload["batch"], "adapter_budget": 1 << 40}
-    config = msgspec.convert(given | size, EngineConfig)
+    kept = {"cache_folder": str(Home.from_env().packed)}
+    config = msgspec.convert(given | size | kept, EngineConfig)
+    if suite:
+        _suite(config, peers, plot, as_json)
+        return
+    from tunery.gateway.bench.workload import Workload, bench_serve
+
     result = bench_serve(config, Workload(**workload))
     _print(msgspec.to_builtins(result), as_json)
+
+
+def _suite(config: EngineConfig, peers: Path | None, plot: Path | None, as_json: bool) -> None:
+    """Measure every row, judge, draw and print."""
+    from tunery.gateway.bench import report
+    from tunery.gateway.bench.machine import describe
+    from tunery.gateway.bench.suite import run_suite
+
+    others = report.read_peers(peers) if peers else []
+    rows = run_suite(config, say)
+    bars = report.judge(rows, others)
+    if plot:
+        report.draw(rows, others, plot)
+    click.echo(report.as_json(rows, bars, describe()) if as_json else report.table(rows, bars))
 
 
 @bench.command("train")

@@ -1,0 +1,164 @@
+"""Owns how the suite's rows are judged, shown and drawn; refuses to measure.
+
+A bar has two sides: what must be reached at least, and what is aimed at. Bars against other systems need their figures: JSON lines as the
+scripts of these systems print them, `{"system", "workload": {"batch", "distinct", "prompt", "new"}, "tok_s", "prefill_tok_s"}`, measured
+in the same hour on the same machine.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from tunery.gateway.bench.suite import BATCH, Row
+from tunery.registry.errors import InvalidInput, Unavailable
+
+__all__ = ["Bar", "Peer", "as_json", "draw", "judge", "read_peers", "table"]
+
+
+class Peer(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of another system's figures, in tokens per second over the whole batch; prompts count in `tok_s`."""
+
+    system: str
+    workload: dict[str, int]
+    tok_s: float
+    prefill_tok_s: float
+    allocator: str = ""
+
+
+class Bar(msgspec.Struct, frozen=True, kw_only=True):
+    """A row of the report: the figure, what it is compared with, and both sides of its bar."""
+
+    title: str
+    value: float
+    unit: str
+    least: float
+    goal: float
+    against: str = ""
+    most: bool = False
+
+    @property
+    def met(self) -> str:
+        """Which side of the bar is met."""
+        better = (lambda bar: self.value <= bar) if self.most else (lambda bar: self.value >= bar)
+        return "goal" if better(self.goal) else "yes" if better(self.least) else "NO"
+
+
+# Rows that are bars as they stand: least, goal, and whether smaller is better.
+_PLAIN: dict[str, tuple[float, float, bool]] = {
+    "mixed_over_base_nf4": (0.7, 0.9, False),
+    "mixed_over_base_int8": (0.7, 0.9, False),
+    "registered": (0.97, 1.0, False),
+    "zipf": (0.6, 0.8, False),
+    "cold_first_token": (60.0, 20.0, True),
+    "gap": (2.0, 1.2, True),
+    "memory": (1.3, 1.1, True),
+    "start": (8.0, 4.0, True),
+}
+# Rows against other systems: the row, its figure, the systems, their workload, their figure, least, goal.
+_AGAINST: tuple[tuple[str, str, str, tuple[int, int], str, float, float], ...] = (
+    ("mixed_decode_nf4", "tok_s", "", (BATCH, BATCH), "tok_s", 4, 8),
+    ("mixed_decode_int8", "tok_s", "", (BATCH, BATCH), "tok_s", 4, 8),
+    ("mixed_decode_nf4", "prefill_tok_s", "vllm", (BATCH, BATCH), "prefill_tok_s", 5, 8),
+    ("alone_decode_nf4", "tok_s", "llama", (1, 0), "tok_s", 1, 1.5),
+)
+
+
+def read_peers(path: Path) -> list[Peer]:
+    """The figures of other systems, a JSON object a line; raise InvalidInput naming the line that is none."""
+    peers = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if line.strip():
+            try:
+                peers.append(msgspec.json.decode(line, type=Peer))
+            except msgspec.MsgspecError as error:
+                raise InvalidInput(f"{path}:{number} is no line of figures: {error}") from error
+    return peers
+
+
+def judge(rows: Sequence[Row], peers: Sequence[Peer]) -> list[Bar]:
+    """The bars that the rows (and, where given, other systems' figures) allow to be judged."""
+    named = {row.name: row for row in rows}
+    bars = [bar for rule in _AGAINST if (bar := _against(named, peers, *rule)) is not None]
+    for name, (least, goal, most) in _PLAIN.items():
+        if name in named:
+            row = named[name]
+            bars.append(Bar(title=row.title, value=row.value, unit=row.unit, least=least, goal=goal, most=most))
+    return bars
+
+
+def _against(
+    rows: dict[str, Row], peers: Sequence[Peer], name: str, ours: str, system: str, workload: tuple[int, int], theirs: str, least: float, goal: float
+) -> Bar | None:
+    """Our figure over the best of theirs."""
+    fitting = [
+        peer for peer in peers
+        if system in peer.system and (peer.workload.get("batch"), peer.workload.get("distinct")) == workload
+    ]  # fmt: skip
+    if name not in rows or not fitting:
+        return None
+    best = max(fitting, key=lambda peer: float(getattr(peer, theirs)))
+    own, other = float(rows[name].detail[ours]), float(getattr(best, theirs))
+    what = "prefill" if theirs == "prefill_tok_s" else "prompts counted"
+    return Bar(
+        title=f"{rows[name].title} ({what})", value=round(own / other, 2), unit="×", least=least, goal=goal,
+        against=f"{own:g} over {best.system}'s {other:g} tok/s",
+    )  # fmt: skip
+
+
+def table(rows: Sequence[Row], bars: Sequence[Bar]) -> str:
+    """Both as Markdown."""
+    lines = ["| measured | value |", "|---|---|"]
+    lines += [f"| {row.title} | {row.value:g} {row.unit} |" for row in rows]
+    lines += ["", "| bar | value | at least | goal | met |", "|---|---|---|---|---|"]
+    for bar in bars:
+        sign = "≤ " if bar.most else ""
+        title = f"{bar.title}: {bar.against}" if bar.against else bar.title
+        lines.append(f"| {title} | {bar.value:g} {bar.unit} | {sign}{bar.least:g} | {sign}{bar.goal:g} | {bar.met} |")
+    return "\n".join(lines)
+
+
+def draw(rows: Sequence[Row], peers: Sequence[Peer], path: Path) -> None:
+    """A picture of throughput against the number of adapters in a batch of 32, other systems' points beside it."""
+    try:
+        import matplotlib as mpl
+
+        mpl.use("Agg")
+        from matplotlib import pyplot
+    except ImportError as error:
+        raise Unavailable("drawing needs matplotlib: pip install 'tunery[plots]'") from error
+    sweep = [(int(row.name.removeprefix("sweep_")), row) for row in rows if row.name.startswith("sweep_")]
+    figure, axes = pyplot.subplots(figsize=(7, 4.2), dpi=150)
+    axes.plot([count for count, _ in sweep], [row.detail["tok_s"] for _, row in sweep], marker="o", label="tunery")
+    _points(axes.plot, peers)
+    axes.set_xscale("symlog", base=2, linthresh=1)
+    axes.set_xticks([count for count, _ in sweep], [str(count) for count, _ in sweep])
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("different adapters in a batch of 32 requests (0: the bare base)")
+    axes.set_ylabel("tokens/s, prompts counted")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    pyplot.close(figure)
+
+
+def _points(plot: Callable[..., Any], peers: Sequence[Peer]) -> None:
+    systems: dict[str, dict[int, float]] = {}
+    for peer in peers:
+        if peer.workload.get("batch") == BATCH:
+            found = systems.setdefault(peer.system, {})
+            found[peer.workload["distinct"]] = max(peer.tok_s, found.get(peer.workload["distinct"], 0.0))
+    for system, found in sorted(systems.items()):
+        plot(list(found), list(found.values()), marker="s", linestyle="none", label=system)
+
+
+def as_json(rows: Sequence[Row], bars: Sequence[Bar], machine: dict[str, Any]) -> str:
+    """Everything, for programs."""
+    judged = [{**msgspec.to_builtins(bar), "met": bar.met} for bar in bars]
+    return json.dumps({"machine": machine, "rows": msgspec.to_builtins(list(rows)), "bars": judged}, indent=2)
