@@ -1,7 +1,7 @@
 """Owns running the gateway: Granian in front, the application and its engine behind it, from the first line to the drain.
 
 Everything but the engine is one process with one event loop, so that the same signal handler that stops the server also knows
-which requests are in hand.
+which requests are in hand. The engine starts first: while its process imports torch, this one, which never does, imports the rest.
 """
 
 from __future__ import annotations
@@ -13,20 +13,14 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
-from granian.constants import Interfaces
-from granian.log import LogLevels
-from granian.server.embed import Server
-from litestar.types import ASGIApp
 
-from tunery.gateway.api.state import Gateway
-from tunery.gateway.app import create_app
 from tunery.gateway.engine.config import EngineConfig
 from tunery.gateway.engine.supervisor import EngineProcess
-from tunery.gateway.metrics import Metrics
-from tunery.gateway.resolver import Resolver
 from tunery.plugins.bases.resolve import resolve_base
 from tunery.plugins.data.renderer import Renderer
 from tunery.plugins.manager import Plugins
@@ -36,7 +30,13 @@ from tunery.registry.home import Home
 from tunery.registry.registry import Registry
 from tunery.registry.settings import ServeSettings
 
-__all__ = ["engine_config", "make_gateway", "run", "serve"]
+if TYPE_CHECKING:
+    from granian.server.embed import Server
+    from litestar.types import ASGIApp
+
+    from tunery.gateway.api.state import Gateway
+
+__all__ = ["engine_config", "run", "serve"]
 
 STOP_SECONDS = 5.0
 """What Granian gets to end connections whose requests are over, before the process ends anyway."""
@@ -51,23 +51,33 @@ def run(settings: ServeSettings, *, home: Home, plugins: Plugins, say: Say) -> N
     with Registry.open(home) as registry:
         base = resolve_base(settings.base, registry=registry, plugins=plugins, say=say)
     settings = msgspec.structs.replace(settings, port=_free_port(settings))
-    gateway = make_gateway(settings, base, registry=Registry.open(home))
-    asyncio.run(serve(gateway, say=say))
+    asyncio.run(_run(settings, base, home=home, say=say))
 
 
-def make_gateway(settings: ServeSettings, base: Base, *, registry: Registry) -> Gateway:
-    """The parts of a gateway for one base; the application that they become closes the registry."""
+async def _run(settings: ServeSettings, base: Base, *, home: Home, say: Say) -> None:
+    """Start the engine, put a gateway before it, and serve."""
     renderer = Renderer(Path(base.path))
-    engine = EngineProcess(engine_config(settings, base, eos_ids=renderer.stop_ids))
-    return Gateway(settings, registry, engine, renderer, Resolver(registry, base), Metrics())
+    engine = EngineProcess(engine_config(settings, base, home=home, eos_ids=renderer.stop_ids))
+    await engine.start()
+    try:
+        await asyncio.to_thread(import_module, "tunery.gateway.app")
+        from tunery.gateway.api.state import Gateway
+        from tunery.gateway.metrics import Metrics
+        from tunery.gateway.resolver import Resolver
+
+        registry = Registry.open(home)  # the application closes it
+        await serve(Gateway(settings, registry, engine, renderer, Resolver(registry, base), Metrics()), say=say)
+    finally:
+        await engine.stop()
 
 
-def engine_config(settings: ServeSettings, base: Base, *, eos_ids: tuple[int, ...]) -> EngineConfig:
+def engine_config(settings: ServeSettings, base: Base, *, home: Home, eos_ids: tuple[int, ...]) -> EngineConfig:
     """The engine's settings, from the server's."""
     return EngineConfig(
         base_folder=base.path,
         base_name=base.name,
         base_digest=base.digest,
+        cache_folder=str(home.packed),
         quant=settings.quant,
         dtype=settings.dtype,
         device=settings.device,
@@ -86,6 +96,8 @@ def engine_config(settings: ServeSettings, base: Base, *, eos_ids: tuple[int, ..
 
 async def serve(gateway: Gateway, *, say: Say) -> None:
     """Serve on the settings' address, announce readiness once, and drain when told to end."""
+    from tunery.gateway.app import create_app
+
     told = _end_signals()
     server = _server(create_app(gateway), gateway.settings)
     running = asyncio.create_task(server.serve())
@@ -169,6 +181,10 @@ def _end_signals() -> asyncio.Queue[None]:
 
 
 def _server(app: ASGIApp, settings: ServeSettings) -> Server:
+    from granian.constants import Interfaces
+    from granian.log import LogLevels
+    from granian.server.embed import Server
+
     return Server(
         app,
         address=settings.host,

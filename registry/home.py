@@ -42,6 +42,11 @@ class Home(msgspec.Struct, frozen=True):
         return self.root / "bases"
 
     @property
+    def packed(self) -> Path:
+        """Bases as the engine maps them into memory, by digest; made again where they are missing."""
+        return self.root / "packed"
+
+    @property
     def jobs(self) -> Path:
         """One folder a job: its manifest, metrics and checkpoints."""
         return self.root / "jobs"

@@ -259,7 +259,7 @@ class Registry:
     def collect(self, *, older_than: float = 3600.0, dry_run: bool = False) -> Collected:
         """Remove what no version needs and is older than `older_than` seconds."""
         return upkeep.collect(
-            self._database, self.blobs, self.home.staging, now=self._clock(), older_than=older_than, dry_run=dry_run
+            self._database, self.blobs, self.home, now=self._clock(), older_than=older_than, dry_run=dry_run
         )
 
     # -- bases ------------------------------------------------------------------------------------------------------

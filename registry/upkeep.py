@@ -11,6 +11,7 @@ from sqlalchemy import Connection, select
 from tunery.registry import schema
 from tunery.registry.blobs import BlobStore
 from tunery.registry.database import Database
+from tunery.registry.home import Home
 from tunery.registry.records import Version
 
 __all__ = ["Collected", "Problem", "collect", "verify"]
@@ -29,6 +30,7 @@ class Collected(msgspec.Struct, frozen=True):
 
     blobs: int
     staged: int
+    packed: int
     bytes: int
 
 
@@ -44,25 +46,33 @@ def verify(blobs: BlobStore, versions: list[Version]) -> list[Problem]:
 
 
 def collect(
-    database: Database, blobs: BlobStore, staging: Path, *, now: float, older_than: float, dry_run: bool
+    database: Database, blobs: BlobStore, home: Home, *, now: float, older_than: float, dry_run: bool
 ) -> Collected:
-    """Remove blobs that no version names and staged leftovers, when older than `older_than` seconds.
+    """Remove blobs that no version names, staged leftovers, and packed bases that are not known, older than `older_than` seconds.
 
     Under the write lock: a publisher that staged a blob either commits before and is seen, or finds it gone and says so.
     """
     with database.write() as connection:
         needed = _needed(connection)
         loose = [path for sha256, path in blobs.all() if sha256 not in needed and _age(path, now) > older_than]
-        stale = [path for path in staging.iterdir() if _age(path, now) > older_than]
-        size = sum(_size(path) for path in (*loose, *stale))
+        stale = [path for path in home.staging.iterdir() if _age(path, now) > older_than]
+        unknown = [path for path in _unknown(connection, home.packed) if _age(path, now) > older_than]
+        removed = (*loose, *stale, *unknown)
+        size = sum(_size(path) for path in removed)
         if not dry_run:
-            for path in (*loose, *stale):
+            for path in removed:
                 _remove(path)
-    return Collected(len(loose), len(stale), size)
+    return Collected(len(loose), len(stale), len(unknown), size)
 
 
 def _needed(connection: Connection) -> set[str]:
     return set(connection.scalars(select(schema.files.c.sha256).distinct()))
+
+
+def _unknown(connection: Connection, packed: Path) -> list[Path]:
+    """Files in `packed` that do not begin with the digest of a base, such as one whose writing was cut short."""
+    digests = set(connection.scalars(select(schema.bases.c.digest)))
+    return [path for path in packed.glob("*") if path.name.partition("-")[0] not in digests]
 
 
 def _age(path: Path, now: float) -> float:

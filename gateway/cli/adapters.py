@@ -170,14 +170,15 @@ def remove(reference: str, force: bool, as_json: bool) -> None:
 @click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
 @as_json
 def collect(older_than: float, dry_run: bool, as_json: bool) -> None:
-    """Remove files that no version needs."""
+    """Remove files that no version needs, and packed bases that are not known."""
     with open_registry() as registry:
         collected = registry.collect(older_than=older_than, dry_run=dry_run)
     if as_json:
         print_json(collected)
     else:
         verb = "would free" if dry_run else "freed"
-        click.echo(f"{verb} {_size(collected.bytes)}: {collected.blobs} files, {collected.staged} leftovers")
+        parts = f"{collected.blobs} files, {collected.staged} leftovers, {collected.packed} packed bases"
+        click.echo(f"{verb} {_size(collected.bytes)}: {parts}")
 
 
 @adapters.command("publish")

@@ -32,6 +32,8 @@ __all__ = ["Decoder", "supports"]
 QKV, O, GATE_UP, DOWN = 0, 3, 4, 6
 TARGETS = 7
 """Linear layers of a decoder layer, and where each group of them begins."""
+APART = 16
+"""Floats between rows of outputs, so that the same column of all rows does not compete for the same few places of a cache."""
 _FOLLOWING = {QKV: 1, O: 2, GATE_UP: 1, DOWN: 3}
 """How many targets the group after one has."""
 
@@ -43,7 +45,7 @@ def supports(config: EngineConfig) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """Linear layers that share their input; `width` is that of their outputs side by side."""
+    """Linear layers that share their input; a row of their outputs, side by side at `columns`, is `width` floats from the next."""
 
     rows: ctypes.Array[WeightRow]
     width: int
@@ -269,7 +271,7 @@ class Decoder:
     def _group(self, *names: str) -> _Group:
         packed = [self._linear[name] for name in names]
         columns = tuple(sum(p.width for p in packed[:index]) for index in range(len(packed)))
-        return _Group(rows_of(*packed), sum(p.width for p in packed), columns)
+        return _Group(rows_of(*packed), sum(p.width for p in packed) + APART, columns)
 
     def _layer(self, index: int) -> _Layer:
         name = f"model.layers.{index}"

@@ -29,7 +29,7 @@ class Engine(Protocol):
         """Call `callback` with every new state."""
 
     async def start(self) -> None:
-        """Begin to start; returns before the engine is ready."""
+        """Begin to start, unless that has begun; returns before the engine is ready."""
 
     async def wait_ready(self) -> Ready:
         """Wait until the engine can answer; raise Unavailable when it never will."""

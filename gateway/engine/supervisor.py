@@ -79,8 +79,9 @@ class EngineProcess:
         self._callbacks.append(callback)
 
     async def start(self) -> None:
-        """Begin to start, and from then on keep an engine running."""
-        self._keeper = asyncio.create_task(self._keep(), name="engine")
+        """Begin to start, unless that has begun, and from then on keep an engine running."""
+        if self._keeper is None:
+            self._keeper = asyncio.create_task(self._keep(), name="engine")
 
     async def wait_ready(self) -> Ready:
         """Wait until the engine can answer."""
