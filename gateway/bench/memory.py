@@ -1,7 +1,7 @@
 """Owns measuring what an engine's memory grows by: `python -m tunery.gateway.bench.memory CONFIG FOLDER` prints JSON.
 
-A process of its own, so that nothing another measurement left counts. Grown is resident memory after a batch has run on 32 adapters
-less resident memory before the base was loaded, when all libraries were there; pages of the cache that the batch used are in it.
+A process of its own, so that nothing another measurement left counts. Grown is resident memory after a batch of short requests has run on
+32 adapters less resident memory before the base was loaded, when all libraries were there.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def main() -> None:
     before = _resident()
     with suite._engine() as driver:
         driver.load(suite._adapters(driver, ADAPTERS))
-        figures(driver, suite._adapters(driver, ADAPTERS), Workload(adapters=ADAPTERS))
+        figures(driver, suite._adapters(driver, ADAPTERS), Workload(adapters=ADAPTERS, prompt=8, new=8))
         grown = _resident() - before
         own = {"base": driver.core.model.base_bytes, "adapters": driver.core.residency.bytes}
     sys.stdout.write(json.dumps({"grown": grown, **own}) + "\n")

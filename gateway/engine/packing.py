@@ -19,9 +19,6 @@ from tunery.gateway.engine.kernels import PANEL, Kernels, WeightRow
 
 __all__ = ["Format", "Packed", "dense", "int8", "nf4", "pack_pair", "padded", "rows_of", "unpacked", "zeros"]
 
-HUGE = 2**21
-"""Bytes of a large page."""
-
 BLOCK = 64
 """Values that share a scale in NF4."""
 
@@ -122,8 +119,6 @@ def zeros(count: int, dtype: torch.dtype, *, huge: bool = False) -> torch.Tensor
     `huge` asks for large pages, so that what is read whole in each step is found faster.
     """
     size = max(count * dtype.itemsize, 1)
-    if huge:
-        size = -(-size // HUGE) * HUGE
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if huge and hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):
