@@ -118,7 +118,7 @@ def zeros(count: int, dtype: torch.dtype, *, huge: bool = False) -> torch.Tensor
 
     `huge` asks for large pages, so that what is read whole in each step is found faster.
     """
-    size = max(count * dtype.itemsize, 1)
+    size = max(count, 1) * dtype.itemsize
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if huge and hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):
