@@ -77,6 +77,8 @@ def _choose(logits: torch.Tensor, sequences: Rows[Sequence]) -> torch.Tensor:
     apply([sequence.guide for sequence in sequences], logits)
     heat = torch.tensor([sequence.sampling.temperature for sequence in sequences], device=logits.device)
     greedy = heat == 0
+    # From the largest down, so that hardly any temperature does not make everything infinite.
+    logits -= logits.amax(dim=-1, keepdim=True)
     logits /= torch.where(greedy, 1.0, heat)[:, None]
     for row, sequence in zip(logits, sequences, strict=True):
         _keep(row, sequence.sampling)
