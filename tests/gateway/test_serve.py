@@ -12,14 +12,13 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import httpx
 import msgspec
-import openai
 import pytest
 
+from tests.gateway.server import TINY, Process, publish, random_loras, served
 from tests.registry.artifacts import make_base
 from tunery.gateway.api.state import Gateway
 from tunery.gateway.engine.fake import FakeEngine
@@ -38,35 +37,6 @@ SECRET = "a phrase that no log may show"
 ASK = [{"role": "user", "content": SECRET}]
 
 
-@dataclass
-class Process:
-    """A running `tunery serve`."""
-
-    process: subprocess.Popen[bytes]
-    log: Path
-    home: Home
-    url: str = ""
-
-    def lines(self) -> list[str]:
-        return self.log.read_text().splitlines()
-
-    @cached_property
-    def client(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="unused", max_retries=0)
-
-
-def tiny_lora(folder: Path, base: Path, *, seed: int) -> Path:
-    """A random LoRA that changes what the tiny base says."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import LlamaForCausalLM
-
-    torch.manual_seed(seed)
-    config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear", init_lora_weights=False)
-    get_peft_model(LlamaForCausalLM.from_pretrained(base), config).save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def serving(tmp_path_factory: pytest.TempPathFactory, tiny_base_folder: Path) -> Iterator[Process]:
     """One server with two versions of one adapter, for the tests that leave it running."""
@@ -74,37 +44,10 @@ def serving(tmp_path_factory: pytest.TempPathFactory, tiny_base_folder: Path) ->
     home = Home(folder / "home")
     with Registry.open(home) as registry:
         base = resolve_base(str(tiny_base_folder), registry=registry, plugins=load_plugins(), name="tiny")
-        for seed in (1, 2):
-            adapter = tiny_lora(folder / f"lora-{seed}", tiny_base_folder, seed=seed)
-            registry.publish(
-                "acme/support", adapter, base=base, method="lora", manifest={}, metrics={}, actor="test", alias=None
-            )
+        publish(registry, base, random_loras(folder, tiny_base_folder, 2), name=lambda index: "acme/support")
         registry.move_alias("acme/support", "production", 1, actor="test")
-    running = start(folder, home, tiny_base_folder)
-    with running.client:
+    with served(folder, home, tiny_base_folder, *TINY, "--access-log") as running:
         yield running
-    running.process.kill()
-    running.process.wait()
-
-
-def start(folder: Path, home: Home, base: Path) -> Process:
-    """Start `tunery serve` and wait until it says that it is ready."""
-    log = folder / "stderr"
-    arguments = ["serve", "--base", str(base), "--quant", "none", "--dtype", "float32", "--port", "0", "--access-log"]
-    with log.open("wb") as stderr:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tunery.gateway.cli", *arguments],
-            stderr=stderr,
-            env=os.environ | {"TUNERY_HOME": str(home.root), "OMP_NUM_THREADS": "1"},
-        )
-    running = Process(process, log, home)
-    deadline = time.monotonic() + 60
-    while not any(line.startswith("ready: ") for line in running.lines()):
-        assert process.poll() is None, log.read_text()
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.05)
-    running.url = next(line.split()[1] for line in running.lines() if line.startswith("ready: "))
-    return running
 
 
 def test_the_ready_line_names_an_address_that_answers(serving: Process) -> None:
@@ -124,6 +67,15 @@ def test_the_ready_line_names_an_address_that_answers(serving: Process) -> None:
     )
     assert raw.headers["x-tunery-version"] == "1"
     assert tuned.choices[0].message.content != base.choices[0].message.content
+
+
+def test_the_gateway_never_loads_torch_and_the_engine_keeps_the_base_for_its_next_start(serving: Process) -> None:
+    (packed,) = serving.home.packed.iterdir()
+    if sys.platform == "linux":
+        gateway, engine = (Path(f"/proc/{pid}/maps").read_text() for pid in (serving.process.pid, serving.engine))
+        assert "libtorch" not in gateway
+        assert "libtorch" in engine
+    assert packed.stat().st_size > 0
 
 
 def test_an_alias_moved_by_the_command_line_is_served_by_the_next_request(serving: Process) -> None:
@@ -161,11 +113,7 @@ def test_the_access_log_is_json_and_holds_no_prompt(serving: Process) -> None:
 
 
 def test_a_killed_engine_is_503_until_another_is_ready(serving: Process) -> None:
-    children = subprocess.run(
-        ["ps", "-o", "pid=", "--ppid", str(serving.process.pid)], capture_output=True, text=True, check=True
-    ).stdout.split()
-    (engine,) = [int(pid) for pid in children if _is_engine(int(pid))]
-    os.kill(engine, signal.SIGKILL)
+    os.kill(serving.engine, signal.SIGKILL)
     deadline, ready, answers = time.monotonic() + 60, [], []
     while not (503 in ready and answers[-1] == 200):
         assert time.monotonic() < deadline, (ready, answers)
@@ -207,10 +155,6 @@ def test_a_port_in_use_is_an_error_that_says_so(serving: Process, tiny_base_fold
     assert ended.returncode == 2
     assert f"127.0.0.1:{port} cannot be served on (Address already in use)" in ended.stderr
     assert "Traceback" not in ended.stderr
-
-
-def _is_engine(pid: int) -> bool:
-    return "tunery.gateway.engine.process" in Path(f"/proc/{pid}/cmdline").read_text()
 
 
 # -- the same, in this process and with a fake engine, where time can be short ----------------------------------------------
@@ -259,6 +203,7 @@ async def in_hand(local: Local, count: int) -> None:
 
 
 async def test_a_drain_refuses_what_is_new_and_finishes_what_runs(local: Local) -> None:
+    local.gateway.settings = msgspec.structs.replace(local.gateway.settings, drain_seconds=30)
     running = [asyncio.create_task(stream(local)) for _ in range(3)]
     await in_hand(local, 3)
     async with httpx.AsyncClient() as client:

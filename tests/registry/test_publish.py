@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tests.registry.artifacts import make_adapter
+from tests.registry.artifacts import make_adapter, make_base
 from tests.registry.conftest import Publish
 from tunery.registry import Base
 from tunery.registry.errors import InvalidInput, StorageFailed
@@ -262,6 +262,18 @@ def test_what_is_still_being_written_is_not_collected(home: Home, registry: Regi
     collected = registry.collect(older_than=3600)
     assert (collected.staged, collected.bytes) == (1, 100)
     assert [path.name for path in home.staging.iterdir()] == ["busy"]
+
+
+def test_packed_bases_that_are_not_known_are_collected(home: Home, registry: Registry, tmp_path: Path) -> None:
+    base = registry.add_base(make_base(tmp_path / "base"))
+    assert registry.collect(older_than=-1).packed == 0  # there is no such folder yet
+    home.packed.mkdir()
+    for name in (f"{base.digest}-nf4-bfloat16-1.safetensors", "0123-nf4-bfloat16-1.safetensors", ".packing-abc"):
+        (home.packed / name).write_bytes(b"x" * 100)
+    assert registry.collect(older_than=3600).packed == 0
+    collected = registry.collect(older_than=-1)
+    assert (collected.packed, collected.bytes) == (2, 200)
+    assert [path.name[:64] for path in home.packed.iterdir()] == [base.digest]
 
 
 def test_a_database_damaged_while_open_is_named(home: Home, registry: Registry, publish: Publish) -> None:
