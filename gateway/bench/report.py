@@ -44,8 +44,9 @@ class Bar(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def met(self) -> str:
         """Which side of the bar is met."""
-        better = (lambda bar: self.value <= bar) if self.most else (lambda bar: self.value >= bar)
-        return "goal" if better(self.goal) else "yes" if better(self.least) else "NO"
+        sign = -1 if self.most else 1
+        reached = [sign * self.value >= sign * bar for bar in (self.goal, self.least)]
+        return "goal" if reached[0] else "yes" if reached[1] else "NO"
 
 
 # Rows that are bars as they stand: least, goal, and whether smaller is better.
@@ -92,7 +93,15 @@ def judge(rows: Sequence[Row], peers: Sequence[Peer]) -> list[Bar]:
 
 
 def _against(
-    rows: dict[str, Row], peers: Sequence[Peer], name: str, ours: str, system: str, workload: tuple[int, int], theirs: str, least: float, goal: float
+    rows: dict[str, Row],
+    peers: Sequence[Peer],
+    name: str,
+    ours: str,
+    system: str,
+    workload: tuple[int, int],
+    theirs: str,
+    least: float,
+    goal: float,
 ) -> Bar | None:
     """Our figure over the best of theirs."""
     fitting = [

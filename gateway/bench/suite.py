@@ -15,9 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +84,19 @@ class Suite:
                 alone = figures(driver, [], Workload(adapters=0, batch=1), runs=RUNS)
             for name, one in (("mixed", mixed), ("base", bare), ("alone", alone)):
                 detail = msgspec.structs.asdict(one)
-                yield Row(name=f"{name}_decode_{quant}", title=f"decode, {TITLES[name]}, {quant}", value=one.decode_tok_s, unit="tok/s", detail=detail)
-            yield Row(name=f"mixed_prefill_{quant}", title=f"prefill, {TITLES['mixed']}, {quant}", value=mixed.prefill_tok_s, unit="tok/s")
+                yield Row(
+                    name=f"{name}_decode_{quant}",
+                    title=f"decode, {TITLES[name]}, {quant}",
+                    value=one.decode_tok_s,
+                    unit="tok/s",
+                    detail=detail,
+                )
+            yield Row(
+                name=f"mixed_prefill_{quant}",
+                title=f"prefill, {TITLES['mixed']}, {quant}",
+                value=mixed.prefill_tok_s,
+                unit="tok/s",
+            )
             yield Row(
                 name=f"mixed_over_base_{quant}", title=f"decode, 32 adapters over the bare base, {quant}",
                 value=round(mixed.decode_tok_s / bare.decode_tok_s, 3), unit="×",
@@ -99,7 +109,13 @@ class Suite:
             driver.load(sources)
             for count in (0, 1, 2, 4, 8, 16, BATCH):
                 one = figures(driver, sources[:count], Workload(adapters=count), runs=RUNS)
-                yield Row(name=f"sweep_{count}", title=f"decode, batch of 32 over {count} adapters", value=one.decode_tok_s, unit="tok/s", detail=msgspec.structs.asdict(one))
+                yield Row(
+                    name=f"sweep_{count}",
+                    title=f"decode, batch of 32 over {count} adapters",
+                    value=one.decode_tok_s,
+                    unit="tok/s",
+                    detail=msgspec.structs.asdict(one),
+                )
 
     def _registered(self) -> Row:
         """What base-only traffic pays for a thousand adapters that it does not use."""
@@ -112,14 +128,20 @@ class Suite:
                 off.append(figures(without, [], Workload(adapters=0)).decode_tok_s)
                 on.append(figures(with_them, [], Workload(adapters=0)).decode_tok_s)
         value = statistics.median(b / a for a, b in zip(off, on, strict=True))
-        return Row(name="registered", title="base-only decode with 1,000 adapters over without any", value=round(value, 3), unit="×", detail={"off": off, "on": on})
+        return Row(
+            name="registered",
+            title="base-only decode with 1,000 adapters over without any",
+            value=round(value, 3),
+            unit="×",
+            detail={"off": off, "on": on},
+        )
 
     def _zipf(self) -> Row:
         """A thousand adapters by Zipf's law with room for 64, over all of them resident."""
         ranks = [1 / rank for rank in range(1, REGISTERED + 1)]
         noise = random.Random(0)  # noqa: S311 - a workload
         drawn = noise.choices(range(REGISTERED), ranks, k=ZIPF_REQUESTS)
-        speeds = {}
+        speeds: dict[str, float] = {}
         for resident in (RESIDENT, REGISTERED):
             self._say(f"Zipf over {REGISTERED} adapters, {resident} resident")
             with self._engine(adapter_budget=self._budget(resident)) as driver:
@@ -127,12 +149,12 @@ class Suite:
                 driver.load(list(reversed(known[:resident])))
                 started = driver.now()
                 self._closed_loop(driver, [known[index] for index in drawn])
-                speeds[resident] = ZIPF_REQUESTS * NEW / (driver.now() - started)
+                speeds[f"tok_s_{resident}"] = ZIPF_REQUESTS * NEW / (driver.now() - started)
                 loads = sum(driver.core.residency.loads.values()) - resident
             speeds[f"loads_{resident}"] = loads
         return Row(
             name="zipf", title="1,000 adapters by Zipf 1.0, room for 64, over all resident",
-            value=round(speeds[RESIDENT] / speeds[REGISTERED], 3), unit="×", detail={str(name): round(value, 1) for name, value in speeds.items()},
+            value=round(speeds[f"tok_s_{RESIDENT}"] / speeds[f"tok_s_{REGISTERED}"], 3), unit="×", detail={name: round(value, 1) for name, value in speeds.items()},
         )  # fmt: skip
 
     def _closed_loop(self, driver: Driver, asked: list[AdapterSource]) -> None:
@@ -168,7 +190,13 @@ class Suite:
                     times = driver.finish()[kind]
                     first[kind].append(1000 * (times.first - times.asked))
         cold, warm = statistics.median(first["cold"]), statistics.median(first["warm"])
-        return Row(name="cold_first_token", title="first token of a cold adapter over a warm one, median", value=round(cold - warm, 1), unit="ms", detail={"cold_ms": round(cold, 1), "warm_ms": round(warm, 1)})
+        return Row(
+            name="cold_first_token",
+            title="first token of a cold adapter over a warm one, median",
+            value=round(cold - warm, 1),
+            unit="ms",
+            detail={"cold_ms": round(cold, 1), "warm_ms": round(warm, 1)},
+        )
 
     def _gaps(self) -> Row:
         """The others' 99th percentile between tokens while requests for cold adapters come in, over nobody coming."""
@@ -202,12 +230,18 @@ class Suite:
         """What an engine with 32 adapters takes, over its base's and adapters' own bytes."""
         self._say("memory")
         config = msgspec.json.encode(self._config).decode()
-        done = subprocess.run(  # noqa: S603 - this interpreter
+        done = subprocess.run(
             [sys.executable, "-m", "tunery.gateway.bench.memory", config, str(self._scratch)],
             check=True, capture_output=True, text=True, env={**os.environ, "TQDM_DISABLE": "1"},
         )  # fmt: skip
         found = json.loads(done.stdout)
-        return Row(name="memory", title="memory of the NF4 base and 32 adapters over their own bytes", value=round(found["grown"] / (found["base"] + found["adapters"]), 3), unit="×", detail=found)
+        return Row(
+            name="memory",
+            title="memory of the NF4 base and 32 adapters over their own bytes",
+            value=round(found["grown"] / (found["base"] + found["adapters"]), 3),
+            unit="×",
+            detail=found,
+        )
 
     def _start(self) -> Row:
         """From the command to the line that says ready."""
@@ -222,7 +256,13 @@ class Suite:
                         seconds.append(time.perf_counter() - started)
                         break
                 process.terminate()
-        return Row(name="start", title="`tunery serve` to ready, base cached", value=round(statistics.median(seconds), 2), unit="s", detail={"seconds": [round(s, 2) for s in seconds]})
+        return Row(
+            name="start",
+            title="`tunery serve` to ready, base cached",
+            value=round(statistics.median(seconds), 2),
+            unit="s",
+            detail={"seconds": [round(s, 2) for s in seconds]},
+        )
 
     # -- pieces -----------------------------------------------------------------------------------------------------------
 
@@ -260,7 +300,11 @@ class Suite:
         return int(count * self._mixed["size"])
 
 
-TITLES = {"mixed": "32 requests on 32 adapters", "base": "32 requests on the bare base", "alone": "1 request on the bare base"}
+TITLES = {
+    "mixed": "32 requests on 32 adapters",
+    "base": "32 requests on the bare base",
+    "alone": "1 request on the bare base",
+}
 
 
 def run_suite(config: EngineConfig, say: Callable[[str], None]) -> list[Row]:
@@ -271,5 +315,3 @@ def run_suite(config: EngineConfig, say: Callable[[str], None]) -> list[Row]:
             say(f"{row.title}: {row.value} {row.unit}")
             rows.append(row)
     return rows
-
-

@@ -126,5 +126,3 @@ def random_adapter(shape: AdapterShape, folder: Path, *, rank: int, seed: int) -
     (folder / CONFIG).write_text(json.dumps({"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank}))
     files = {name: str(folder / name) for name in (CONFIG, WEIGHTS)}
     return AdapterSource(f"bench-{seed}", f"bench/adapter-{seed}", 1, files)
-
-

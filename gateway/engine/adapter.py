@@ -22,7 +22,16 @@ from safetensors.torch import load_file
 from tunery.gateway.engine.messages import AdapterSource
 from tunery.registry.errors import ArtifactRefused, InvalidInput, StorageFailed
 
-__all__ = ["AdapterShape", "LoadedAdapter", "LowRank", "TokenRows", "check_composition", "read_adapter", "read_config"]
+__all__ = [
+    "AdapterShape",
+    "LoadedAdapter",
+    "LowRank",
+    "ServedAdapter",
+    "TokenRows",
+    "check_composition",
+    "read_adapter",
+    "read_config",
+]
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -43,7 +52,7 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 _REWRITES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
 
 _PREFIX = "base_model.model."
-_TOKEN_ROWS = ".token_adapter.trainable_tokens_delta"
+_TOKEN_ROWS = ".token_adapter.trainable_tokens_delta"  # noqa: S105 - a tensor's name
 _ROLE = re.compile(
     r"(?P<module>.+?)\.(?P<role>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)"
     r"(\.default)?(\.(?P<leaf>weight|bias))?"
@@ -114,18 +123,30 @@ class LoadedAdapter:
     @property
     def plain(self) -> bool:
         """Whether it is a sum of low-rank products and nothing else, so that several of its kind can be added up."""
-        return not self.replaced and not self.rows and all(p.gain is None and p.bias is None for p in self.low_rank.values())
+        return (
+            not self.replaced
+            and not self.rows
+            and all(p.gain is None and p.bias is None for p in self.low_rank.values())
+        )
 
 
-class _Composable(Protocol):
+class ServedAdapter(Protocol):
+    """What every model's kind of adapter says of itself; see LoadedAdapter."""
+
     @property
-    def source(self) -> AdapterSource: ...
+    def source(self) -> AdapterSource:
+        """The version it is."""
 
     @property
-    def plain(self) -> bool: ...
+    def bytes(self) -> int:
+        """Memory of all tensors in bytes, at their true rank."""
+
+    @property
+    def plain(self) -> bool:
+        """Whether it can be added to others."""
 
 
-def check_composition(adapters: Iterable[_Composable]) -> None:
+def check_composition(adapters: Iterable[ServedAdapter]) -> None:
     """Raise InvalidInput naming the first of several adapters that cannot be added to others."""
     for adapter in adapters:
         if not adapter.plain:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from tunery.gateway.engine.adapter import LoadedAdapter
+from tunery.gateway.engine.adapter import ServedAdapter
 from tunery.gateway.engine.config import EngineConfig
 from tunery.gateway.engine.constraint import Grammars, Guide
 from tunery.gateway.engine.fairness import Fairness
@@ -62,7 +62,7 @@ class EngineCore:
         self.model, self._load_seconds = open_model(config, clock=clock)
         model: Model = self.model
         self.pages = Pages(model.kv_pages, reuse=config.prefix_cache)
-        self.residency: Residency[LoadedAdapter] = Residency(
+        self.residency: Residency[ServedAdapter] = Residency(
             config.adapter_budget,
             model.read_adapter,
             place=model.place_adapter,
@@ -264,7 +264,9 @@ class EngineCore:
             return
         tokens = [output.sequence.tokens[output.position + 1] for output in wanted]
         counts = [output.sequence.sampling.prompt_logprobs for output in wanted]
-        for output, one in zip(wanted, score(_of(wanted, outputs, logits), tokens, counts, self.model.kernels), strict=True):
+        for output, one in zip(
+            wanted, score(_of(wanted, outputs, logits), tokens, counts, self.model.kernels), strict=True
+        ):
             output.sequence.scores.append(one)
 
     def _sample(self, wanted: list[Output], outputs: tuple[Output, ...], logits: torch.Tensor) -> None:

@@ -7,34 +7,32 @@ kernels.c promises, so a request's result does not depend on its neighbours, on 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
-import numpy as np
 import torch
 from torch.nn import functional
 
 from tunery.gateway.engine.adapter import AdapterShape, LowRank, read_adapter
 from tunery.gateway.engine.architecture import Architecture, read_architecture
 from tunery.gateway.engine.config import EngineConfig
-from tunery.gateway.engine.kernels import PAGE, PANEL, Kernels, SegmentRow, SpanRow, WeightRow
+from tunery.gateway.engine.kernels import PAGE, Kernels, SpanRow, WeightRow
 from tunery.gateway.engine.messages import AdapterSource
 from tunery.gateway.engine.model import DTYPES, cache_pages
+from tunery.gateway.engine.native_step import Segments, Special, spans_of
 from tunery.gateway.engine.packed_adapter import PackedAdapter, pack_adapter
-from tunery.gateway.engine.packing import Packed, rows_of, unpacked, zeros
-from tunery.gateway.engine.step import Segment, Step
+from tunery.gateway.engine.packing import rows_of, unpacked, zeros
+from tunery.gateway.engine.step import Step
 from tunery.gateway.engine.weights import EMBEDDING, HEAD, NORM, layer_targets, load_weights
 
 __all__ = ["Decoder", "supports"]
 
-QKV, O, GATE_UP, DOWN = 0, 3, 4, 6
+QKV, OUT, GATE_UP, DOWN = 0, 3, 4, 6
 TARGETS = 7
 """Linear layers of a decoder layer, and where each group of them begins."""
 APART = 16
 """Floats between rows of outputs, so that the same column of all rows does not compete for the same few places of a cache."""
-_FOLLOWING = {QKV: 1, O: 2, GATE_UP: 1, DOWN: 3}
+_FOLLOWING = {QKV: 1, OUT: 2, GATE_UP: 1, DOWN: 3}
 """How many targets the group after one has."""
 
 
@@ -116,7 +114,9 @@ class Decoder:
         loaded = read_adapter(source, self.shape, dtype=self._dtype, device=self.device)
         for name, pair in loaded.low_rank.items():
             if pair.gain is not None:
-                merged = unpacked(self._k, self._linear[name], self._dtype) + pair.scale * (pair.b.float() @ pair.a.float())
+                merged = unpacked(self._k, self._linear[name], self._dtype) + pair.scale * (
+                    pair.b.float() @ pair.a.float()
+                )
                 gain = pair.gain / torch.linalg.vector_norm(merged, dim=1)
                 loaded.low_rank[name] = LowRank(pair.a, pair.b, pair.scale, pair.bias, gain)
         for name in (EMBEDDING, HEAD):
@@ -144,8 +144,8 @@ class Decoder:
         if rows > self._buffers.rows:
             self._buffers = _Buffers(self._a, rows, self._dtype, self._widest)
         b = self._buffers
-        segments = _Segments(step.segments)
-        spans = _spans(step)
+        segments = Segments(step.segments)
+        spans = spans_of(step)
         self._embed(step, b.h[:rows], segments)
         pending = 0
         for index, layer in enumerate(self._layers):
@@ -158,13 +158,20 @@ class Decoder:
         return self._project(final[:count], step), final[count:].float()
 
     def _run_layer(
-        self, index: int, layer: _Layer, step: Step, segments: _Segments, spans: ctypes.Array[SpanRow], rows: int, pending: int
+        self,
+        index: int,
+        layer: _Layer,
+        step: Step,
+        segments: Segments,
+        spans: ctypes.Array[SpanRow],
+        rows: int,
+        pending: int,
     ) -> None:
         """One decoder layer; `pending` is the width of the output in `y` that the residual still lacks."""
         a, b, k, wide, first = self._a, self._buffers, self._k, self._wide, index * TARGETS
         heads = a.heads * a.size
         self._normed(b.h, b.y, pending, rows, layer.before, f"{layer.name}.input_layernorm", b.x, segments)
-        self._linears(layer.qkv, b.x, a.hidden, rows, segments, first + QKV)
+        self._linears(layer.qkv, b.x, a.hidden, rows, b.y, segments, first + QKV)
         y, (_, keys, values) = b.y.data_ptr(), layer.qkv.columns
         k.rotate(
             y, layer.qkv.width, keys, values, rows, a.heads, a.kv_heads, a.size,
@@ -176,34 +183,47 @@ class Decoder:
             spans, len(spans), b.q.data_ptr(), self._keys[index].data_ptr(), self._values[index].data_ptr(),
             a.heads, a.kv_heads, a.size, a.size**-0.5, layer.window, b.mixed.data_ptr(), wide,
         )  # fmt: skip
-        self._linears(layer.o, b.mixed, heads, rows, segments, first + O)
-        self._normed(b.h, b.y, layer.o.width, rows, layer.after, f"{layer.name}.post_attention_layernorm", b.x, segments)
-        self._linears(layer.gate_up, b.x, a.hidden, rows, segments, first + GATE_UP)
+        self._linears(layer.o, b.mixed, heads, rows, b.y, segments, first + OUT)
+        self._normed(
+            b.h, b.y, layer.o.width, rows, layer.after, f"{layer.name}.post_attention_layernorm", b.x, segments
+        )
+        self._linears(layer.gate_up, b.x, a.hidden, rows, b.y, segments, first + GATE_UP)
         k.swiglu(y, layer.gate_up.width, layer.gate_up.columns[1], rows, a.intermediate, b.gated.data_ptr(), wide)
-        self._linears(layer.down, b.gated, a.intermediate, rows, segments, first + DOWN)
+        self._linears(layer.down, b.gated, a.intermediate, rows, b.y, segments, first + DOWN)
 
-    def _linears(self, group: _Group, x: torch.Tensor, width: int, rows: int, segments: _Segments, first: int) -> None:
-        """y = the group's linear layers of x, adapters included."""
-        y = self._buffers.y
-        self._linear_call(group.rows, x.data_ptr(), width, rows, y.data_ptr(), group.width, segments, first)
-        for segment in segments.special:
-            for offset, column in enumerate(group.columns):
-                whole = segment.adapter.whole.get(first + offset)
-                if whole is not None:
-                    at = x.data_ptr() + segment.start * width * x.element_size()
-                    to = y.data_ptr() + (segment.start * group.width + column) * y.element_size()
-                    own = _Segments((Segment(0, segment.end - segment.start, segment.adapter, segment.weight),))
-                    self._linear_call(rows_of(whole), at, width, segment.end - segment.start, to, group.width, own, first + offset)
-
-    def _linear_call(
-        self, weights: ctypes.Array[WeightRow], x: int, width: int, rows: int, y: int, ys: int, segments: _Segments, first: int
+    def _linears(
+        self, group: _Group, x: torch.Tensor, width: int, rows: int, y: torch.Tensor, segments: Segments, first: int
     ) -> None:
+        """y = the group's linear layers of x, rows of `width`, with the adapters' corrections and whole layers."""
+        self._call(group.rows, x.data_ptr(), width, rows, y.data_ptr(), group.width, segments, first)
+        for special in segments.special:
+            for offset, column in enumerate(group.columns):
+                whole = special.adapter.whole.get(first + offset)
+                if whole is not None:
+                    at = x.data_ptr() + special.start * width * x.element_size()
+                    to = y.data_ptr() + (special.start * group.width + column) * y.element_size()
+                    self._call(
+                        rows_of(whole), at, width, special.count, to, group.width, special.alone(), first + offset
+                    )
+
+    def _call(
+        self,
+        weights: ctypes.Array[WeightRow],
+        x: int,
+        width: int,
+        rows: int,
+        y: int,
+        ys: int,
+        segments: Segments,
+        first: int,
+    ) -> None:
+        """The kernel for linear layers, with room for its sums."""
         needed = segments.places * len(weights) * segments.ranks
         if needed > self._scratch.numel():
             self._scratch = torch.empty(needed)
         self._k.linear(
-            weights, len(weights), x, width, rows, y, ys, segments.array, len(segments.array), first, self._following(first),
-            self._scratch.data_ptr(), segments.ranks, self._wide,
+            weights, len(weights), x, width, rows, y, ys, segments.array, len(segments.array), first,
+            self._following(first), self._scratch.data_ptr(), segments.ranks, self._wide,
         )  # fmt: skip
 
     def _following(self, first: int) -> int:
@@ -212,58 +232,64 @@ class Decoder:
         return min(_FOLLOWING[first % TARGETS], last - first) if first < last else 0
 
     def _normed(
-        self, h: torch.Tensor, delta: torch.Tensor, width: int, rows: int, gain: torch.Tensor, name: str, out: torch.Tensor, segments: _Segments
+        self,
+        h: torch.Tensor,
+        delta: torch.Tensor,
+        width: int,
+        rows: int,
+        gain: torch.Tensor,
+        name: str,
+        out: torch.Tensor,
+        segments: Segments,
     ) -> None:
         """h += delta (when it has a width), out = norm(h); with the gains of adapters that bring their own."""
         size, epsilon, wide = self._a.hidden, self._a.epsilon, self._wide
         added = delta.data_ptr() if width else None
         self._k.norm(h.data_ptr(), added, width, rows, size, gain.data_ptr(), epsilon, out.data_ptr(), wide)
-        for segment in segments.special:
-            own = segment.adapter.norms.get(name)
+        for special in segments.special:
+            own = special.adapter.norms.get(name)
             if own is not None:
-                at, to = (t.data_ptr() + segment.start * size * t.element_size() for t in (h, out))
-                self._k.norm(at, None, 0, segment.end - segment.start, size, own.data_ptr(), epsilon, to, wide)
+                at, to = (t.data_ptr() + special.start * size * t.element_size() for t in (h, out))
+                self._k.norm(at, None, 0, special.count, size, own.data_ptr(), epsilon, to, wide)
 
-    def _embed(self, step: Step, h: torch.Tensor, segments: _Segments) -> None:
+    def _embed(self, step: Step, h: torch.Tensor, segments: Segments) -> None:
         """The tokens' embeddings, float32, with those of adapters that change them."""
         tokens = torch.from_numpy(step.tokens)
         if self._a.tied:
             self._k.embed(self._head.rows, step.tokens.ctypes.data, len(step.tokens), h.data_ptr())
         else:
             h.copy_(self._other[f"{EMBEDDING}.weight"][tokens])
-        for segment in segments.special:
-            adapter, part = segment.adapter, slice(segment.start, segment.end)
-            if adapter.embedding is not None:
-                h[part] = adapter.embedding[tokens[part]].float()
-            if adapter.embedding_pair is not None:
-                pair = adapter.embedding_pair
-                delta = functional.embedding(tokens[part], pair.a.T).float() @ pair.b.float().T
-                h[part] += delta * (pair.scale * segment.weight)
-            if EMBEDDING in adapter.rows:
-                own = adapter.rows[EMBEDDING]
-                match = tokens[part, None] == own.ids
-                h[part] = torch.where(match.any(1, keepdim=True), own.values[match.int().argmax(1)].float(), h[part])
+        for special in segments.special:
+            self._change(tokens[special.rows], h[special.rows], special)
+
+    @staticmethod
+    def _change(tokens: torch.Tensor, h: torch.Tensor, special: Special) -> None:
+        """Give `tokens` the embeddings of an adapter that has its own, in place of or on top of the base's in `h`."""
+        adapter = special.adapter
+        if adapter.embedding is not None:
+            h.copy_(adapter.embedding[tokens])
+        if adapter.embedding_pair is not None:
+            pair = adapter.embedding_pair
+            delta = functional.embedding(tokens, pair.a.T).float() @ pair.b.float().T
+            h.add_(delta, alpha=pair.scale * special.weight)
+        if EMBEDDING in adapter.rows:
+            own = adapter.rows[EMBEDDING]
+            match = tokens[:, None] == own.ids
+            h.copy_(torch.where(match.any(1, keepdim=True), own.values[match.int().argmax(1)].float(), h))
 
     def _project(self, final: torch.Tensor, step: Step) -> torch.Tensor:
         """Logits of the rows that want them."""
-        rows, width = len(final), self._head.width
+        rows, first = len(final), len(self.targets) - 1
         if rows > self._logits.shape[0]:
-            self._logits = torch.empty(rows, width)
+            self._logits = torch.empty(rows, self._head.width)
         logits = self._logits[:rows]
-        if not rows:
-            return logits[:, : self.vocab_size]
-        segments, first = _Segments(step.output_segments), len(self.targets) - 1
-        hidden = self._a.hidden
-        self._linear_call(self._head.rows, final.data_ptr(), hidden, rows, logits.data_ptr(), width, segments, first)
-        for segment in segments.special:
-            part = slice(segment.start, segment.end)
-            whole = segment.adapter.whole.get(first)
-            if whole is not None:
-                own = _Segments((Segment(0, segment.end - segment.start, segment.adapter, segment.weight),))
-                self._linear_call(rows_of(whole), final[part].data_ptr(), hidden, segment.end - segment.start, logits[part].data_ptr(), width, own, first)
-            if HEAD in segment.adapter.rows:
-                rows_own = segment.adapter.rows[HEAD]
-                logits[part, rows_own.ids] = final[part].float() @ rows_own.values.float().T
+        if rows:
+            segments = Segments(step.output_segments)
+            self._linears(self._head, final, self._a.hidden, rows, logits, segments, first)
+            for special in segments.special:
+                if HEAD in special.adapter.rows:
+                    own = special.adapter.rows[HEAD]
+                    logits[special.rows, own.ids] = final[special.rows].float() @ own.values.float().T
         return logits[:, : self.vocab_size]
 
     # -- making it --------------------------------------------------------------------------------------------------------
@@ -316,38 +342,6 @@ class Decoder:
             shapes.setdefault(name.removesuffix(".weight"), {})["weight"] = tuple(tensor.shape)
         shapes[EMBEDDING] = {"weight": (self._a.vocab_size, self._a.hidden)}
         return AdapterShape(shapes, EMBEDDING, HEAD, self._a.tied)
-
-
-class _Segments:
-    """A step's segments as the kernels read them, and those that need more than the kernels."""
-
-    def __init__(self, segments: tuple[Segment, ...]) -> None:
-        self.array = (SegmentRow * len(segments))()
-        self.places = self.ranks = 0
-        self.special: list[_Special] = []
-        for row, segment in zip(self.array, segments, strict=True):
-            adapter = cast(PackedAdapter, segment.adapter)
-            row.start, row.end, row.weight = segment.start, segment.end, segment.weight
-            row.table = ctypes.addressof(adapter.table)
-            self.places += segment.end - segment.start
-            self.ranks = max(self.ranks, adapter.ranks)
-            if adapter.special:
-                self.special.append(_Special(segment.start, segment.end, adapter, segment.weight))
-
-
-@dataclass(frozen=True, slots=True)
-class _Special:
-    start: int
-    end: int
-    adapter: PackedAdapter
-    weight: float
-
-
-def _spans(step: Step) -> ctypes.Array[SpanRow]:
-    rows = (SpanRow * len(step.spans))()
-    for row, span in zip(rows, step.spans, strict=True):
-        row.start, row.end, row.length, row.pages = span.start, span.end, span.length, span.pages.ctypes.data
-    return rows
 
 
 def _address(tensor: torch.Tensor | None) -> int | None:

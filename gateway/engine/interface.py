@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable
 from typing import Protocol
 
-from tunery.gateway.engine.messages import AdapterSource, Embed, Embedded, Generate, Loaded, Ready, Stats, Token, Unloaded
+from tunery.gateway.engine.messages import (
+    AdapterSource,
+    Embed,
+    Embedded,
+    Generate,
+    Loaded,
+    Ready,
+    Stats,
+    Token,
+    Unloaded,
+)
 
 __all__ = ["Engine"]
 

@@ -81,7 +81,7 @@ def _nf4_weight(module: nn.Module) -> Callable[[], torch.Tensor]:
     shape, state, codes = layer.weight.quant_state.shape, copy(layer.weight.quant_state), layer.weight.data.view(-1, 1)
     if shape.numel() % state.blocksize == 0:
         state.shape = torch.Size((shape.numel() // state.blocksize, state.blocksize))
-    return lambda: bnb.dequantize_4bit(codes, state).view(shape)  # type: ignore[no-any-return]
+    return lambda: bnb.dequantize_4bit(codes, state).view(shape)
 
 
 def _int8_weight(module: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -14,7 +14,7 @@ from tunery.gateway.engine.pages import pages_for
 from tunery.gateway.engine.step import Step
 
 if TYPE_CHECKING:
-    from tunery.gateway.engine.adapter import AdapterShape, LoadedAdapter
+    from tunery.gateway.engine.adapter import AdapterShape, ServedAdapter
     from tunery.gateway.engine.messages import AdapterSource
 
 __all__ = ["DTYPES", "Model", "cache_pages", "open_model"]
@@ -34,10 +34,10 @@ class Model(Protocol):
     kv_pages: int
     kernels: Kernels | None
 
-    def read_adapter(self, source: AdapterSource) -> LoadedAdapter:
+    def read_adapter(self, source: AdapterSource) -> ServedAdapter:
         """Read an adapter's weights for this base into main memory; called on another thread than `run`."""
 
-    def place_adapter(self, adapter: LoadedAdapter) -> LoadedAdapter:
+    def place_adapter(self, adapter: Any) -> ServedAdapter:
         """The same adapter where the model computes; the same object when that is main memory."""
 
     def run(self, step: Step) -> tuple[torch.Tensor, torch.Tensor]:

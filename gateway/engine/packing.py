@@ -143,7 +143,22 @@ def unpacked(kernels: Kernels, weight: Packed, dtype: torch.dtype) -> torch.Tens
     unit = torch.eye(weight.k, dtype=dtype)
     out = torch.empty(weight.k, weight.width)
     wide = int(dtype == torch.float32)
-    kernels.linear(rows_of(bare), 1, unit.data_ptr(), weight.k, weight.k, out.data_ptr(), weight.width, None, 0, 0, 0, None, 0, wide)
+    kernels.linear(
+        rows_of(bare),
+        1,
+        unit.data_ptr(),
+        weight.k,
+        weight.k,
+        out.data_ptr(),
+        weight.width,
+        None,
+        0,
+        0,
+        0,
+        None,
+        0,
+        wide,
+    )
     return out[:, : weight.n].T.contiguous()
 
 

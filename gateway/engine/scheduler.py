@@ -12,7 +12,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from typing import Literal
 
-from tunery.gateway.engine.adapter import LoadedAdapter, check_composition
+from tunery.gateway.engine.adapter import ServedAdapter, check_composition
 from tunery.gateway.engine.fairness import Fairness
 from tunery.gateway.engine.pages import PAGE, Pages, pages_for
 from tunery.gateway.engine.residency import Residency
@@ -34,7 +34,7 @@ class Scheduler:
     def __init__(
         self,
         pages: Pages,
-        residency: Residency[LoadedAdapter],
+        residency: Residency[ServedAdapter],
         *,
         max_batch: int,
         token_budget: int,
@@ -213,9 +213,9 @@ class Scheduler:
             self._fairness.charge(sequence.tenant, prompt=sequence.prompt_length - sequence.computed)
         return None
 
-    def _hold(self, sequence: Sequence) -> tuple[tuple[LoadedAdapter, float], ...] | None:
+    def _hold(self, sequence: Sequence) -> tuple[tuple[ServedAdapter, float], ...] | None:
         """Hold all adapters of a sequence, or none; what is missing begins to load, also without room in the batch."""
-        held: list[tuple[LoadedAdapter, float]] = []
+        held: list[tuple[ServedAdapter, float]] = []
         for part in sequence.mix:
             try:
                 adapter = self._residency.hold(part.source, hit=not sequence.missed)
@@ -235,7 +235,7 @@ class Scheduler:
                 raise
         return tuple(held)
 
-    def _release(self, held: Iterable[tuple[LoadedAdapter, float]]) -> None:
+    def _release(self, held: Iterable[tuple[ServedAdapter, float]]) -> None:
         for adapter, _ in held:
             self._residency.release(adapter.source.digest)
 
@@ -271,7 +271,9 @@ class Scheduler:
         wanted = (running[tenant] + 1) / self._fairness.weight(tenant)
         room, spare = self._max_batch - len(self.running), self._pages.available
         while room < 1 or spare < pages:
-            most = max((s.tenant for s in candidates), key=lambda t: running[t] / self._fairness.weight(t), default=tenant)
+            most = max(
+                (s.tenant for s in candidates), key=lambda t: running[t] / self._fairness.weight(t), default=tenant
+            )
             if most == tenant or (running[most] - 1) / self._fairness.weight(most) < wanted:
                 return None
             victim = next(s for s in reversed(candidates) if s.tenant == most)

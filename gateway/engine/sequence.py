@@ -11,7 +11,7 @@ from tunery.gateway.engine.pages import PAGE, next_key, prefix_keys
 if TYPE_CHECKING:
     import torch
 
-    from tunery.gateway.engine.adapter import LoadedAdapter
+    from tunery.gateway.engine.adapter import ServedAdapter
     from tunery.gateway.engine.constraint import Guide
 
 __all__ = ["Sequence"]
@@ -38,7 +38,7 @@ class Sequence:
         self.computed = 0
         self.cached = 0
         self.pages: list[int] = []
-        self.adapters: tuple[tuple[LoadedAdapter, float], ...] = ()
+        self.adapters: tuple[tuple[ServedAdapter, float], ...] = ()
         self.since = now
         self.started = 0
         self.missed = False
@@ -46,7 +46,7 @@ class Sequence:
         self.scores: list[Score] = []
         self.pooled: torch.Tensor | None = None
         self.guide: Guide | None = None
-        self._noise = random.Random(self.sampling.seed)
+        self._noise = random.Random(self.sampling.seed)  # noqa: S311 - noise, not a secret
         own = frozenset(self.sampling.stop_token_ids)
         self.stop_ids = own if self.sampling.ignore_eos and not self.sampling.constraint else own | eos_ids
 

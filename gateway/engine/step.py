@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,7 +17,6 @@ from tunery.gateway.engine.pages import PAGE
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from tunery.gateway.engine.adapter import LoadedAdapter
     from tunery.gateway.engine.sequence import Sequence
 
 __all__ = ["Output", "Scheduled", "Segment", "Span", "Step", "lay_out"]
@@ -38,14 +37,14 @@ class Scheduled:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Rows `start:end` run through `adapter` at `weight`; rows in no segment are the bare base's.
+    """Rows `start:end` run through `adapter`, of the model's own kind, at `weight`; rows in no segment are the bare base's.
 
     A composition has several segments over the same rows, one after the other.
     """
 
     start: int
     end: int
-    adapter: LoadedAdapter
+    adapter: Any
     weight: float = 1.0
 
 

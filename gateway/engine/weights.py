@@ -136,7 +136,13 @@ def _read(path: Path) -> Weights:
     tensors = load_file(path)
     linear = {
         name: Packed(
-            Format(kind), n, k, tensors.pop(f"{name}:data"), tensors.pop(f"{name}:scales", None), group, tensors.pop(f"{name}:bias", None)
+            Format(kind),
+            n,
+            k,
+            tensors.pop(f"{name}:data"),
+            tensors.pop(f"{name}:scales", None),
+            group,
+            tensors.pop(f"{name}:bias", None),
         )
         for name, (kind, n, k, group) in shapes.items()
     }
