@@ -1,4 +1,8 @@
-"""Owns the thread on which adapters are loaded, one after another, and the bytes reserved for them; refuses to decide which."""
+"""Owns the thread on which adapters are loaded, one after another, and the bytes reserved for them; refuses to decide which.
+
+Only a few loads are begun ahead of the thread. So who is next is decided when there is a place, by whoever decides about turns, and
+not by who came first with many.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,10 @@ from typing import Generic
 from tunery.gateway.engine.messages import AdapterSource
 from tunery.gateway.engine.ram_tier import H
 
-__all__ = ["Load", "Loader"]
+__all__ = ["MOST_LOADS", "Load", "Loader"]
+
+MOST_LOADS = 4
+"""Loads under way at once: what keeps the thread busy for as long as a step may take, and makes nobody wait for more."""
 
 
 @dataclass(slots=True)
@@ -48,12 +55,17 @@ class Loader(Generic[H]):
         """Whether a load is under way, or done and not taken yet."""
         return bool(self._loads)
 
+    @property
+    def full(self) -> bool:
+        """Whether as many loads are under way, or done and not taken yet, as may be."""
+        return len(self._loads) >= MOST_LOADS
+
     def find(self, digest: str) -> Load[H] | None:
         """The load of `digest` that is under way."""
         return self._loads.get(digest)
 
     def begin(self, source: AdapterSource, host: H | None, reserved: int, *, started: float, since: float) -> None:
-        """Load from the host copy, or else from disk, what is not being loaded yet."""
+        """Load from the host copy, or else from disk, what is not being loaded yet; not to be called when it is full."""
         future = self._executor.submit(self._load, source, host, reserved)
         self._loads[source.digest] = Load(source, started, since, reserved, future)
         self.reserved += reserved

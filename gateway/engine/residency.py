@@ -1,7 +1,7 @@
 """Owns which adapters are in memory, under hard byte budgets: disk → RAM → resident; refuses to make the step loop wait.
 
-Loads happen once each, one after another, on a thread of low priority: `read` fetches the files into host memory and `place`
-moves them to the device. Whoever runs on an adapter holds it; what is neither held nor pinned may be evicted, least recently
+Loads happen once each, one after another and only a few ahead, on a thread of low priority: `read` fetches the files into host
+memory and `place` moves them to the device. Whoever runs on an adapter holds it; what is neither held nor pinned may be evicted, least recently
 used first. All methods are called from the step loop's thread, and none but `resident` takes longer the more adapters there are.
 
 A load reserves its bytes before it begins. How many is a guess from the file until the first read has told the truth; when
@@ -70,6 +70,7 @@ class Residency(Generic[H]):
         self._refusals = Refusals(clock)
         self._sizes: dict[str, int] = {}
         self._wanted: dict[str, int] = {}
+        self._turns: dict[str, int] = {}
         self._ticks = itertools.count(1)
         self.loads: Counter[str] = Counter()
         self.load_failures: Counter[str] = Counter()
@@ -97,8 +98,8 @@ class Residency(Generic[H]):
         return digest in self._tier
 
     def is_coming(self, digest: str) -> bool:
-        """Whether the adapter is in memory or being loaded."""
-        return digest in self._tier or self._loader.find(digest) is not None
+        """Whether the adapter is in memory or being loaded, or lacked nothing but its turn when it was last asked for."""
+        return digest in self._tier or self._loader.find(digest) is not None or digest in self._turns
 
     def resident(self) -> list[Resident]:
         """What is in memory, least recently used first."""
@@ -173,7 +174,7 @@ class Residency(Generic[H]):
         self._loader.close()
 
     def _begin(self, source: AdapterSource, since: float) -> None:
-        """Start a load if it is not under way and room can be made for it; else leave things for a later call."""
+        """Start a load if it is not under way, the loader takes it and room can be made; else leave things for a later call."""
         load = self._loader.find(source.digest)
         if load is None:
             self._start(source, since, self._ram.get(source.digest), self._clock())
@@ -188,12 +189,27 @@ class Residency(Generic[H]):
                 "raise adapter_budget_mb",
                 code="adapter_too_large",
             )
-        if self._make_room(needed, since):
+        if self._may_begin(source.digest, needed, since):
             self._loader.begin(source, host, needed, started=started, since=since)
+
+    def _may_begin(self, digest: str, needed: int, since: float) -> bool:
+        """Whether the loader takes one more and room has been made for it; for `is_coming`, notes a request that only lacks the former."""
+        requested = since == math.inf
+        if requested:
+            self._turns.pop(digest, None)
+        if not self._loader.full:
+            return self._make_room(needed, since)
+        if requested and self._missing(needed) <= self._tier.idle_bytes:
+            _note(self._turns, digest, 0)
+        return False
+
+    def _missing(self, needed: int) -> int:
+        """How many bytes have to go before `needed` more fit; none when it is negative."""
+        return self.bytes + needed - self.budget
 
     def _make_room(self, needed: int, since: float) -> bool:
         """Evict idle adapters, oldest first, until `needed` bytes fit; evict nothing when they cannot."""
-        missing = self.bytes + needed - self.budget
+        missing = self._missing(needed)
         if missing <= 0:
             return True
         victims = self._tier.oldest(missing, lambda digest: self._wanted.get(digest, 0) > since)

@@ -23,6 +23,7 @@ class Weights:
     source: AdapterSource
     size: int
     asked: int = 0
+    plain: bool = True
 
     @property
     def bytes(self) -> int:

@@ -15,6 +15,7 @@ import torch
 
 from tests.gateway.engine.adapter_world import SIZE, Lane, World
 from tunery.gateway.engine.adapter import LoadedAdapter, LowRank
+from tunery.gateway.engine.loader import MOST_LOADS
 from tunery.gateway.engine.messages import AdapterSource
 from tunery.gateway.engine.residency import Residency
 from tunery.registry.errors import ArtifactRefused, NotFound, StorageFailed, TuneryError, Unavailable
@@ -420,6 +421,50 @@ def test_an_adapter_is_coming_from_the_start_of_its_load(world: MakeWorld) -> No
     w.take(1)
     w.hold(2)  # no room
     assert [*seen, w.residency.is_coming("d2")] == [False, True, True, False]
+
+
+# -- turns ------------------------------------------------------------------------------------------------------------
+
+
+def test_few_loads_are_begun_ahead_so_that_many_cold_adapters_do_not_keep_another_waiting(world: MakeWorld) -> None:
+    w = world(300 * SIZE)
+    for number in range(200):
+        w.want(number)
+    for number in range(200):
+        assert w.hold(number) is None
+    assert w.lane.digests() == ["d0", "d1", "d2", "d3"]
+    assert w.residency.bytes == MOST_LOADS * SIZE
+    w.lane.run()
+    assert w.hold(500) is None
+    assert "d500" not in w.lane.digests()  # what is done and not taken in counts
+    w.residency.poll()
+    assert w.hold(500) is None
+    w.want(4)
+    assert w.lane.digests() == ["d1", "d2", "d3", "d500"]
+
+
+def test_an_adapter_that_only_waits_for_its_turn_is_coming_and_one_that_lacks_room_is_not(world: MakeWorld) -> None:
+    w = world(6 * SIZE)
+    w.take(0)
+    w.load(1)
+    w.sizes[8] = 2 * SIZE
+    for number in (2, 3, 4, 5, 7, 8):
+        assert w.hold(number) is None
+    assert w.lane.digests() == ["d2", "d3", "d4", "d5"]
+    assert w.resident == [0, 1]  # nothing goes for what cannot be loaded now
+    assert [w.residency.is_coming(f"d{number}") for number in (5, 6, 7, 8)] == [True, False, True, False]
+    w.take(1)
+    w.want(7)
+    assert w.residency.is_coming("d7")  # until a request asks anew
+    assert w.hold(7) is None
+    assert not w.residency.is_coming("d7")
+    w.residency.release("d0")
+    assert w.hold(7) is None
+    w.land()
+    assert w.residency.is_coming("d7")  # its turn is yet to come
+    w.load(7)
+    w.residency.unload("d7")
+    assert not w.residency.is_coming("d7")
 
 
 # -- prefetching ------------------------------------------------------------------------------------------------------

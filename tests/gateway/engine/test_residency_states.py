@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tests.gateway.engine.adapter_world import Weights, World
+from tunery.gateway.engine.loader import MOST_LOADS
 from tunery.registry.errors import ArtifactRefused, StorageFailed, TuneryError
 
-NUMBERS = st.integers(0, 3)
+COUNT = 6
+NUMBERS = st.integers(0, COUNT - 1)
 
 
 class Whatever(RuleBasedStateMachine):
@@ -22,8 +24,8 @@ class Whatever(RuleBasedStateMachine):
     @initialize(
         budget=st.integers(2, 8),
         ram=st.integers(0, 5),
-        sizes=st.lists(st.integers(1, 4), min_size=4, max_size=4),
-        disk=st.lists(st.none() | st.integers(0, 5), min_size=4, max_size=4),
+        sizes=st.lists(st.integers(1, 4), min_size=COUNT, max_size=COUNT),
+        disk=st.lists(st.none() | st.integers(0, 5), min_size=COUNT, max_size=COUNT),
     )
     def begin(self, budget: int, ram: int, sizes: list[int], disk: list[int | None]) -> None:
         self.folder = tempfile.TemporaryDirectory()
@@ -191,6 +193,7 @@ class Whatever(RuleBasedStateMachine):
     def nothing_is_loaded_twice_at_once(self) -> None:
         if hasattr(self, "w"):
             loading = self.w.lane.digests()
+            assert len(loading) <= MOST_LOADS
             assert len(loading) == len(set(loading))
             assert not set(loading) & {f"d{number}" for number in self.order}
 
