@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from tunery.registry.errors import ArtifactRefused, StorageFailed
-from tunery.registry.peft_config import CONFIG, check_config, is_target, is_whole, rank_of, read_config
+from tunery.registry.peft_config import (
+    CONFIG,
+    check_config,
+    is_target,
+    is_whole,
+    rank_of,
+    read_config,
+    token_rows_of,
+)
 from tunery.registry.records import Base
 from tunery.registry.safetensors_header import TensorEntry, nonfinite_tensor, read_header
 
@@ -23,6 +31,7 @@ WEIGHTS = "adapter_model.safetensors"
 _PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".npy", ".npz", ".joblib", ".h5", ".msgpack")
 _CODE = (".py", ".pyc", ".so", ".dll", ".sh")
 _PREFIX = "base_model.model."
+_TOKEN_ROWS = ".token_adapter.trainable_tokens_delta"  # noqa: S105 - a tensor's name
 _ROLE = re.compile(
     r"(?P<module>.+?)\.(?P<role>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)"
     r"(\.default)?(\.(?P<leaf>weight|bias))?"
@@ -103,6 +112,11 @@ def base_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 def _check_tensors(entries: Mapping[str, TensorEntry], config: Mapping[str, Any], base: Shapes, base_name: str) -> None:
     """Every tensor belongs to a module of the base, has the shape it needs there, and would be used."""
     parts: dict[str, dict[str, Shape]] = {}
+    if config.get("trainable_token_indices") and not any(key.endswith(_TOKEN_ROWS) for key in entries):
+        raise ArtifactRefused(
+            f"{CONFIG} has trainable_token_indices, and {WEIGHTS} no such rows; save the adapter again",
+            code="artifact_incomplete",
+        )
     for key, entry in entries.items():
         if entry.dtype not in _FLOATS:
             raise ArtifactRefused(
@@ -110,7 +124,9 @@ def _check_tensors(entries: Mapping[str, TensorEntry], config: Mapping[str, Any]
             )
         name = key.removeprefix(_PREFIX)
         match = _ROLE.fullmatch(name)
-        if match is None:
+        if name.endswith(_TOKEN_ROWS):
+            _check_rows(key, name.removesuffix(_TOKEN_ROWS), entry.shape, config, base, base_name)
+        elif match is None:
             _check_whole(key, name.replace(".base_layer.", "."), entry.shape, config, base, base_name)
         else:
             role = match["role"] + (".bias" if match["leaf"] == "bias" else "")
@@ -126,6 +142,17 @@ def _check_whole(key: str, name: str, shape: Shape, config: Mapping[str, Any], b
         raise _misfit(key, shape, base.get(name), base_name)
     if not is_whole(name, config):
         raise _unused(key, "modules_to_save")
+
+
+def _check_rows(key: str, module: str, shape: Shape, config: Mapping[str, Any], base: Shapes, base_name: str) -> None:
+    """One row of the module's weight for each token id that the configuration names."""
+    weight, tokens = base.get(f"{module}.weight"), token_rows_of(module, config)
+    if weight is None or len(weight) != 2:
+        raise _misfit(key, shape, weight, base_name)
+    if tokens is None:
+        raise _unused(key, "trainable_token_indices")
+    if shape != (len(tokens), weight[1]) or max(tokens, default=0) >= weight[0]:
+        raise _misfit(f"{key} for {len(tokens)} tokens up to {max(tokens, default=0)}", shape, weight, base_name)
 
 
 def _check_pair(

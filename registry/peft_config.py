@@ -1,4 +1,5 @@
-"""Owns what an adapter's configuration may say: a plain LoRA for this base, whose patterns are safe to evaluate. Refuses the rest.
+"""Owns what an adapter's configuration may say: a LoRA that the engine serves, for this base, whose patterns are safe to evaluate.
+Refuses the rest, by name.
 
 The semantics are PEFT's: a module's rank is `rank_pattern`'s first key that matches the end of its name, else `r`.
 """
@@ -14,14 +15,42 @@ from typing import Any
 from tunery.registry.errors import ArtifactRefused
 from tunery.registry.records import Base
 
-__all__ = ["CONFIG", "DIGEST_KEY", "check_config", "is_target", "is_whole", "rank_of", "read_config"]
+__all__ = [
+    "CONFIG",
+    "DIGEST_KEY",
+    "REWRITES_BASE",
+    "UNSUPPORTED",
+    "check_config",
+    "is_target",
+    "is_whole",
+    "rank_of",
+    "read_config",
+    "token_rows_of",
+]
 
 CONFIG = "adapter_config.json"
 DIGEST_KEY = "tunery_base_digest"
 MAX_CONFIG = 4 * 2**20
 
-# Initialisations that rewrite the base's weights, so that the saved low-rank pair alone does not mean what was trained.
-_REWRITES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
+UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "alora_invocation_tokens": (None,),
+    "arrow_config": (None,),
+    "kasa_config": (None,),
+    "layer_replication": (None,),
+    "megatron_config": (None,),
+    "monteclora_config": (None,),
+    "target_parameters": (None, []),
+    "use_bdlora": (None, False),
+    "use_qalora": (None, False),
+    "velora_config": (None,),
+}
+"""PEFT settings that change the result and that the engine does not apply, with the values that mean "off"."""
+
+REWRITES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
+"""Initialisations that rewrite the base's weights, so that the saved low-rank pair alone does not mean what was trained."""
+
+# What embeddings are called; PEFT asks the model.
+_EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "word_embeddings")
 # A repeated group can take exponential time to match, many repetitions polynomial time; PEFT's own patterns need neither.
 _REPEATED_GROUP = re.compile(r"\)[*+{]")
 _MAX_REPETITIONS, _MAX_PATTERN = 3, 500
@@ -85,6 +114,14 @@ def is_whole(parameter: str, config: Mapping[str, Any]) -> bool:
     return any(path.endswith(name) for path in paths for name in names)
 
 
+def token_rows_of(module: str, config: Mapping[str, Any]) -> list[int] | None:
+    """The token ids whose rows of `module` were trained, or None; a list without names is the embedding's."""
+    indices = config.get("trainable_token_indices") or {}
+    if isinstance(indices, list):
+        indices = dict.fromkeys(_EMBEDDINGS, indices)
+    return next((ids for name, ids in indices.items() if module == name or module.endswith(f".{name}")), None)
+
+
 def _check_kind(config: Mapping[str, Any]) -> None:
     if config.get("peft_type") != "LORA":
         raise ArtifactRefused(
@@ -95,8 +132,14 @@ def _check_kind(config: Mapping[str, Any]) -> None:
         raise ArtifactRefused(
             "the configuration asks for custom code (auto_mapping), which is never run", code="artifact_unsafe"
         )
+    for name, off in UNSUPPORTED.items():
+        if config.get(name) not in off:
+            raise ArtifactRefused(
+                f"{CONFIG} has {name}={_short_of(config[name])}, which the engine does not serve; train it without",
+                code="unsupported_adapter",
+            )
     start = config.get("init_lora_weights")
-    if isinstance(start, str) and start.lower().startswith(_REWRITES_BASE):
+    if isinstance(start, str) and start.lower().startswith(REWRITES_BASE):
         raise ArtifactRefused(
             f"init_lora_weights={start!r} changed the base's own weights; save it as a plain LoRA "
             "(PEFT: save_pretrained(..., path_initial_model_for_weight_conversion=...))",
@@ -130,6 +173,13 @@ def _check_types(config: Mapping[str, Any]) -> None:
             raise _incomplete(f"has {field} that are no list of names")
     if isinstance(config.get("modules_to_save"), str):
         raise _incomplete("has modules_to_save that are no list of names")
+    _check_tokens(config.get("trainable_token_indices") or [])
+
+
+def _check_tokens(indices: object) -> None:
+    lists = indices.values() if isinstance(indices, dict) else [indices]
+    if not all(map(_are_tokens, lists)):
+        raise _incomplete("has trainable_token_indices that are no lists of different token ids")
 
 
 def _check_pattern(field: str, pattern: str) -> None:
@@ -187,8 +237,22 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
 
 
+def _are_tokens(value: object) -> bool:
+    return (
+        isinstance(value, list)
+        and all(isinstance(one, int) and not isinstance(one, bool) and one >= 0 for one in value)
+        and len(set(value)) == len(value)
+    )
+
+
 def _are_words(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(word, str) for word in value)
+
+
+def _short_of(value: object) -> str:
+    """A value of the configuration as a message shows it."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:60] + "…"
 
 
 def _incomplete(what: str) -> ArtifactRefused:

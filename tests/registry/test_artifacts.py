@@ -19,6 +19,7 @@ from tunery.registry.registry import Registry
 from tunery.registry.safetensors_header import nonfinite_tensor, read_header
 
 Q = "base_model.model.model.layers.0.q_proj"
+ROWS = ".token_adapter.trainable_tokens_delta"
 
 
 def publish(registry: Registry, folder: Path, base: Base) -> None:
@@ -81,6 +82,16 @@ def test_tensors_that_do_not_fit(
         ({"target_modules": ["q_proj"]}, "artifact_incomplete"),
         ({"target_modules": {"q_proj": 1}}, "artifact_incomplete"),
         ({"modules_to_save": "norm"}, "artifact_incomplete"),
+        ({"trainable_token_indices": [1]}, "artifact_incomplete"),
+        ({"trainable_token_indices": [1, 1]}, "artifact_incomplete"),
+        ({"trainable_token_indices": [-1]}, "artifact_incomplete"),
+        ({"trainable_token_indices": {"embed_tokens": ["a"]}}, "artifact_incomplete"),
+        ({"trainable_token_indices": {"embed_tokens": 1}}, "artifact_incomplete"),
+        ({"trainable_token_indices": "1"}, "artifact_incomplete"),
+        ({"use_qalora": True}, "unsupported_adapter"),
+        ({"alora_invocation_tokens": [1, 2]}, "unsupported_adapter"),
+        ({"layer_replication": [[0, 1], [0, 1]]}, "unsupported_adapter"),
+        ({"target_parameters": ["mlp.experts.gate_up_proj"]}, "unsupported_adapter"),
     ],
 )
 def test_configurations_that_are_refused(
@@ -110,6 +121,48 @@ def test_whole_norms_and_embedding_pairs_are_welcome(registry: Registry, base: B
         "target_modules": ["up_proj", "q_proj", "embed_tokens"],
     }
     publish(registry, make_adapter(tmp_path / "good", changes=changes, **config), base)
+
+
+EMBEDDING, HEAD = (f"base_model.model.{name}{ROWS}" for name in ("model.embed_tokens", "lm_head"))
+
+
+@pytest.mark.parametrize(
+    ("indices", "changes"),
+    [
+        ([1, 19], {EMBEDDING: array(2, HIDDEN)}),
+        ({"embed_tokens": [7]}, {EMBEDDING: array(1, HIDDEN)}),
+        ({"model.embed_tokens": [7], "lm_head": [1, 2]}, {EMBEDDING: array(1, HIDDEN), HEAD: array(2, HIDDEN)}),
+        ({"lm_head": [0]}, {HEAD: array(1, HIDDEN)}),
+    ],
+)
+def test_token_rows_are_welcome(
+    registry: Registry, base: Base, tmp_path: Path, indices: object, changes: dict[str, np.ndarray]
+) -> None:
+    publish(registry, make_adapter(tmp_path / "good", changes=changes, trainable_token_indices=indices), base)
+
+
+@pytest.mark.parametrize(
+    ("indices", "changes", "code"),
+    [
+        ([1, 20], {EMBEDDING: array(2, HIDDEN)}, "wrong_base"),
+        ([1, 2], {EMBEDDING: array(3, HIDDEN)}, "wrong_base"),
+        ([1, 2], {EMBEDDING: array(2, HIDDEN + 1)}, "wrong_base"),
+        ([1, 2], {EMBEDDING: array(2 * HIDDEN)}, "wrong_base"),
+        ([1, 2], {f"base_model.model.model.extra{ROWS}": array(2, HIDDEN)}, "wrong_base"),
+        ([1, 2], {f"base_model.model.model.norm{ROWS}": array(2, HIDDEN)}, "wrong_base"),
+        ([1, 2], {HEAD: array(2, HIDDEN)}, "artifact_incomplete"),
+        ([1, 2], {Q + ROWS: array(2, HIDDEN)}, "artifact_incomplete"),
+        ({"lm_head": [1, 2]}, {EMBEDDING: array(2, HIDDEN)}, "artifact_incomplete"),
+        (None, {EMBEDDING: array(2, HIDDEN)}, "artifact_incomplete"),
+    ],
+)
+def test_token_rows_that_do_not_fit(
+    registry: Registry, base: Base, tmp_path: Path, indices: object, changes: dict[str, np.ndarray], code: str
+) -> None:
+    folder = make_adapter(tmp_path / "bad", changes=changes, trainable_token_indices=indices)
+    error = refused(registry, folder, base)
+    assert error.code == code
+    assert "trainable_tokens_delta" in error.message
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tunery.registry import Base
+from tunery.registry import Base, peft_config
 from tunery.registry.errors import ArtifactRefused
 from tunery.registry.registry import Registry
 
@@ -45,6 +45,9 @@ def save(base_folder: Path, folder: Path, **settings: Any) -> Path:
         {"modules_to_save": ["norm", "post_attention_layernorm", "mlp"], "target_modules": ["q_proj"]},
         {"init_lora_weights": "gaussian"},
         {"task_type": None},
+        {"trainable_token_indices": [3, 300]},
+        {"trainable_token_indices": {"embed_tokens": [5], "lm_head": [6, 7]}},
+        {"trainable_token_indices": {"lm_head": [6, 7]}, "use_dora": True},
     ],
     ids=str,
 )
@@ -55,6 +58,12 @@ def test_what_peft_saves_comes_in(
     folder = save(tiny_base_folder, tmp_path / "adapter", **settings)
     version = registry.publish("a/b", folder, base=tiny_base, method="lora", manifest={}, metrics={}, actor="t")
     assert {"adapter_config.json", "adapter_model.safetensors"} <= {entry.path for entry in version.files}
+
+
+def test_what_the_engine_does_not_serve_is_refused_at_the_door_already() -> None:
+    adapter = pytest.importorskip("tunery.gateway.engine.adapter")
+    assert peft_config.UNSUPPORTED == adapter._UNSUPPORTED
+    assert peft_config.REWRITES_BASE == adapter._REWRITES_BASE
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
