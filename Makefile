@@ -37,7 +37,8 @@ format: setup
 	$(BIN)/ruff check --fix .
 
 bench: setup
-	$(BIN)/tunery bench serve --adapters 32 --rank 16 --batch 32 --prompt 64 --new 48 --json
+	mkdir -p build/bench
+	$(BIN)/tunery bench serve --suite $(if $(PEERS),--peers $(PEERS)) --plot build/bench/serve.png --json > build/bench/serve.json
 	$(BIN)/tunery bench train --method lora --data examples/demo/tickets.jsonl --steps 12 --json
 
 soak: setup

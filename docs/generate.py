@@ -7,13 +7,16 @@ python docs/generate.py --check   exit with 1 if any would change
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
+from tunery.gateway.bench.report import bars_table, read_bars, read_rows, rows_table
 from tunery.plugins import hookspecs
 from tunery.plugins.manager import load_plugins
 from tunery.registry.settings import Settings
@@ -57,7 +60,28 @@ def parameters_table() -> str:
     return "\n".join(rows)
 
 
+def serving_rows() -> str:
+    """What `tunery bench serve --suite` measured, as it was kept."""
+    machine = _figures()["machine"]
+    where = f"{machine['processor']}, {machine['cores']} cores ({', '.join(machine['features'])}), {machine['memory']}"
+    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
+    return f"{where}; {versions}.\n\n" + rows_table(read_rows(_figures()))
+
+
+def serving_bars() -> str:
+    """The same against what was aimed at and against other systems."""
+    return bars_table(read_bars(_figures()))
+
+
+def _figures() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((DOCS / "figures" / "serve.json").read_text())
+    return found
+
+
 PARTS: dict[str, tuple[str, Callable[[], str]]] = {
+    "serving rows": ("performance.md", serving_rows),
+    "serving bars": ("performance.md", serving_bars),
+    "serving": ("../README.md", serving_bars),
     "settings": ("operations.md", settings_table),
     "hooks": ("plugins.md", hooks_table),
     "parameters": ("plugins.md", parameters_table),

@@ -17,7 +17,18 @@ import msgspec
 from tunery.gateway.bench.suite import BATCH, Row
 from tunery.registry.errors import InvalidInput, Unavailable
 
-__all__ = ["Bar", "Peer", "as_json", "draw", "judge", "read_peers", "table"]
+__all__ = [
+    "Bar",
+    "Peer",
+    "as_json",
+    "bars_table",
+    "draw",
+    "judge",
+    "read_bars",
+    "read_peers",
+    "read_rows",
+    "rows_table",
+]
 
 
 class Peer(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,11 +130,15 @@ def _against(
     )  # fmt: skip
 
 
-def table(rows: Sequence[Row], bars: Sequence[Bar]) -> str:
-    """Both as Markdown."""
+def rows_table(rows: Sequence[Row]) -> str:
+    """What was measured, as Markdown."""
     lines = ["| measured | value |", "|---|---|"]
-    lines += [f"| {row.title} | {row.value:g} {row.unit} |" for row in rows]
-    lines += ["", "| bar | value | at least | goal | met |", "|---|---|---|---|---|"]
+    return "\n".join(lines + [f"| {row.title} | {row.value:,g} {row.unit} |" for row in rows])
+
+
+def bars_table(bars: Sequence[Bar]) -> str:
+    """The bars, as Markdown."""
+    lines = ["| bar | value | at least | goal | met |", "|---|---|---|---|---|"]
     for bar in bars:
         sign = "≤ " if bar.most else ""
         title = f"{bar.title}: {bar.against}" if bar.against else bar.title
@@ -165,6 +180,16 @@ def _points(plot: Callable[..., Any], peers: Sequence[Peer]) -> None:
             found[peer.workload["distinct"]] = max(peer.tok_s, found.get(peer.workload["distinct"], 0.0))
     for system, found in sorted(systems.items()):
         plot(list(found), list(found.values()), marker="s", linestyle="none", label=system)
+
+
+def read_rows(kept: dict[str, Any]) -> list[Row]:
+    """The rows of what `as_json` wrote."""
+    return msgspec.convert(kept["rows"], list[Row])
+
+
+def read_bars(kept: dict[str, Any]) -> list[Bar]:
+    """The bars of what `as_json` wrote."""
+    return msgspec.convert(kept["bars"], list[Bar])
 
 
 def as_json(rows: Sequence[Row], bars: Sequence[Bar], machine: dict[str, Any]) -> str:

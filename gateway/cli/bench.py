@@ -93,7 +93,8 @@ def _suite(config: EngineConfig, peers: Path | None, plot: Path | None, as_json:
     bars = report.judge(rows, others)
     if plot:
         report.draw(rows, others, plot)
-    click.echo(report.as_json(rows, bars, describe()) if as_json else report.table(rows, bars))
+    tables = f"{report.rows_table(rows)}\n\n{report.bars_table(bars)}"
+    click.echo(report.as_json(rows, bars, describe()) if as_json else tables)
 
 
 @bench.command("train")

@@ -7,7 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from tunery.gateway.bench.report import Peer, as_json, draw, judge, read_peers, table
+from tunery.gateway.bench.report import (
+    Peer,
+    as_json,
+    bars_table,
+    draw,
+    judge,
+    read_bars,
+    read_peers,
+    read_rows,
+    rows_table,
+)
 from tunery.gateway.bench.suite import Row
 from tunery.registry.errors import InvalidInput
 
@@ -53,7 +63,7 @@ def test_a_bar_is_missed_met_or_at_its_goal_in_its_own_direction() -> None:
 
 def test_without_other_systems_nothing_is_compared_with_them() -> None:
     assert all(not bar.against for bar in judge(rows(), []))
-    assert "| gap | 2.5 × | ≤ 2 | ≤ 1.2 | NO |" in table(rows(), judge(rows(), []))
+    assert "| gap | 2.5 × | ≤ 2 | ≤ 1.2 | NO |" in bars_table(judge(rows(), []))
 
 
 def test_peers_are_read_line_by_line_and_a_wrong_line_is_named(tmp_path: Path) -> None:
@@ -73,3 +83,5 @@ def test_the_picture_and_the_json(tmp_path: Path) -> None:
     assert found["machine"] == {"cores": 2}
     assert [row["name"] for row in found["rows"]] == [row.name for row in rows()]
     assert {bar["met"] for bar in found["bars"]} == {"goal", "yes", "NO"}
+    assert (read_rows(found), read_bars(found)) == (rows(), judge(rows(), PEERS))
+    assert "| gap | 2.5 × |" in rows_table(read_rows(found))
