@@ -15,7 +15,19 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["PAGE", "PANEL", "Correction", "Kernels", "SegmentRow", "SpanRow", "WeightRow", "load_kernels"]
+__all__ = [
+    "PAGE",
+    "PANEL",
+    "Correction",
+    "Kernels",
+    "SegmentRow",
+    "SpanRow",
+    "WeightRow",
+    "load_kernels",
+    "why_no_kernels",
+]
+
+_HERE = Path(__file__).parent
 
 PANEL = 48
 """Columns of a panel; a linear layer's outputs are padded up to whole panels."""
@@ -102,19 +114,28 @@ class Kernels:
         return best, log_z
 
 
+def load_kernels(folder: Path = _HERE) -> Kernels | None:
+    """The kernels that were built into `folder`, or None; `why_no_kernels` says why. torch's OpenMP threads run them."""
+    found = _found(folder)
+    return found if isinstance(found, Kernels) else None
+
+
+def why_no_kernels(folder: Path = _HERE) -> str:
+    """Why `load_kernels` gives None, and what to do about it; empty when it does not."""
+    found = _found(folder)
+    return found if isinstance(found, str) else ""
+
+
 @functools.cache
-def load_kernels() -> Kernels | None:
-    """The kernels, or None where they were not built or this CPU lacks their instructions. torch's OpenMP threads run them."""
+def _found(folder: Path) -> Kernels | str:
     import torch  # noqa: F401 - its OpenMP runtime must be the one that the library finds
 
-    here = Path(__file__).parent
-    for suffix in EXTENSION_SUFFIXES:
-        path = here / f"_kernels{suffix}"
-        if path.is_file():
-            try:
-                library = ctypes.CDLL(str(path))
-            except OSError:
-                continue
-            library.tunery_supported.restype = c_int
-            return Kernels(library) if library.tunery_supported() else None
-    return None
+    paths = [path for suffix in EXTENSION_SUFFIXES if (path := folder / f"_kernels{suffix}").is_file()]
+    if not paths:
+        return "they were not built; install Tunery anew where there is a C compiler"
+    try:
+        library = ctypes.CDLL(str(paths[0]))
+        library.tunery_supported.restype = c_int
+        return Kernels(library) if library.tunery_supported() else "this CPU lacks AVX-512 with BF16"
+    except (OSError, AttributeError) as error:
+        return f"{paths[0].name} cannot be used ({error}); install Tunery anew"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from tunery.gateway.engine.config import EngineConfig
-from tunery.gateway.engine.kernels import Kernels, load_kernels
+from tunery.gateway.engine.kernels import Kernels, load_kernels, why_no_kernels
 from tunery.gateway.engine.pages import pages_for
 from tunery.gateway.engine.step import Step
 
@@ -54,18 +55,26 @@ def open_model(config: EngineConfig, *, clock: Callable[[], float] = time.monoto
     included, by transformers' modelling code.
     """
     started = clock()
-    kernels = load_kernels() if config.kernels == "auto" and config.device in ("cpu", "auto") else None
-    model: Model
-    if kernels is not None and (config.device == "cpu" or not torch.cuda.is_available()):
+    kernels = _kernels(config)
+    if kernels is not None:
         from tunery.gateway.engine.decoder import Decoder, supports
 
         if supports(config):
-            model = Decoder(config, kernels)
-            return model, clock() - started
+            return Decoder(config, kernels), clock() - started
     from tunery.gateway.engine.torch_model import TorchModel
 
-    model = TorchModel(config)
-    return model, clock() - started
+    return TorchModel(config), clock() - started
+
+
+def _kernels(config: EngineConfig) -> Kernels | None:
+    """The native kernels where they are of use; says so where they would be and cannot be had."""
+    on_cpu = config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available())
+    if config.kernels != "auto" or not on_cpu:
+        return None
+    kernels = load_kernels()
+    if kernels is None:
+        sys.stderr.write(f"engine: it runs without native kernels and is slower for that: {why_no_kernels()}\n")
+    return kernels
 
 
 def cache_pages(config: EngineConfig, context_length: int) -> int:
