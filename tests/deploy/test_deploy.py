@@ -111,6 +111,15 @@ def test_there_is_more_time_to_stop_than_to_drain(tmp_path: Path) -> None:
     assert int(compose["services"]["gateway"]["stop_grace_period"].rstrip("s")) > drain
 
 
+def test_the_image_has_the_native_kernels_and_no_compiler() -> None:
+    _, build, final = (DEPLOY / "Dockerfile").read_text().split("\nFROM ")
+    assert "build-essential" in build
+    assert "engine/_kernels*.so" in build  # or the build fails
+    assert not re.search(r"build-essential|gcc", final)
+    assert "COPY --from=build" in final
+    assert "USER tunery" in final
+
+
 def test_the_image_installs_what_constraints_name() -> None:
     pins = (DEPLOY.parent / "constraints.txt").read_text()
     for name in re.findall(r"grep '\^([a-z0-9-]+)=='", (DEPLOY / "Dockerfile").read_text()):
