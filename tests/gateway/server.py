@@ -78,14 +78,14 @@ def publish(registry: Registry, base: Base, folders: Iterable[Path], *, name: Ca
         )
 
 
-def random_loras(folder: Path, base: Path, count: int, *, size: float = 1.0) -> Iterator[Path]:
-    """Folders of that many LoRAs of rank 4, each of which changes what the base says; `size` is how much."""
+def random_loras(folder: Path, base: Path, count: int, *, rank: int = 4, size: float = 1.0) -> Iterator[Path]:
+    """Folders of that many LoRAs in the base's dtype, each of which changes what the base says; `size` is how much."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear", init_lora_weights=False)
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+    config = LoraConfig(task_type="CAUSAL_LM", r=rank, target_modules="all-linear", init_lora_weights=False)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config, autocast_adapter_dtype=False)
     noise = torch.Generator().manual_seed(0)
     for number in range(count):
         for name, parameter in model.named_parameters():
