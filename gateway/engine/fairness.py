@@ -48,6 +48,9 @@ class Fairness:
         """What a tenant has paid."""
         return self._paid.get(tenant, 0.0)
 
-    def turn(self, tenant: str, waited: float) -> float:
-        """The place in the order of a request that has waited so many seconds; the smallest comes first."""
-        return self.paid(tenant) - AGEING * waited
+    def turn(self, tenant: str, waited: float, *, ahead: int = 0) -> float:
+        """The place in the order of a request that has waited so many seconds; the smallest comes first.
+
+        `ahead` are prompt tokens for which the tenant will pay before it comes to this request.
+        """
+        return self.paid(tenant) + PROMPT_TOKEN * ahead / self.weight(tenant) - AGEING * waited

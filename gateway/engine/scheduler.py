@@ -8,17 +8,21 @@ that runs beyond its share gives way: its youngest sequence is taken out and lat
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Literal
 
 from tunery.gateway.engine.adapter import ServedAdapter, check_composition
 from tunery.gateway.engine.fairness import Fairness
+from tunery.gateway.engine.messages import Weighted, mix_title
 from tunery.gateway.engine.pages import PAGE, Pages, pages_for
 from tunery.gateway.engine.residency import Residency
 from tunery.gateway.engine.sequence import Sequence
 from tunery.gateway.engine.step import Scheduled
-from tunery.registry.errors import TuneryError
+from tunery.gateway.engine.waiting import Waiting
+from tunery.registry.errors import TuneryError, Unavailable
 
 __all__ = ["STARVED_AFTER", "Scheduler"]
 
@@ -26,6 +30,23 @@ Obstacle = Literal["adapter", "twin", "room"]
 
 STARVED_AFTER = 1.0
 """Seconds of waiting for room, in the batch or among the adapters, after which those in the way make room."""
+
+Adapters = tuple[tuple[ServedAdapter, float], ...]
+
+
+@dataclass(slots=True)
+class _Round:
+    """One round of admissions: who `failed`, which tenants are `closed` to it, and the adapters `kept` from those who come later.
+
+    No tenant may have more of the batch than `share`, in sequences by its weight: what room is left is for somebody who has less.
+    """
+
+    now: float
+    ahead: Counter[str]
+    failed: list[tuple[Sequence, TuneryError]] = field(default_factory=list)
+    closed: set[str] = field(default_factory=set)
+    kept: list[ServedAdapter] = field(default_factory=list)
+    share: float = math.inf
 
 
 class Scheduler:
@@ -45,9 +66,11 @@ class Scheduler:
         self._max_batch = max_batch
         self._token_budget = token_budget
         self._fairness = fairness or Fairness()
-        self._queues: dict[str, deque[Sequence]] = {}
+        self._waiting = Waiting(self._fairness)
         self._by_id: dict[str, Sequence] = {}
+        self._active: Counter[str] = Counter()
         self._begun: dict[bytes, Sequence] = {}
+        self._starved: Sequence | None = None
         self._admissions = 0
         self.running: list[Sequence] = []
         self.preemptions = 0
@@ -66,37 +89,28 @@ class Scheduler:
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence."""
-        active = self._active()
-        if sequence.tenant not in active:
-            self._fairness.arrive(sequence.tenant, active)
+        if sequence.tenant not in self._active:
+            self._fairness.arrive(sequence.tenant, self._active)
+        self._active[sequence.tenant] += 1
         self._by_id[sequence.id] = sequence
-        self._queues.setdefault(sequence.tenant, deque()).append(sequence)
-        for part in sequence.mix:
-            self._residency.want(part.source)
+        self._waiting.add(sequence)
+        if self._starved is None:
+            for part in sequence.mix:
+                self._residency.want(part.source)
 
     def admit(self, now: float) -> list[tuple[Sequence, TuneryError]]:
-        """Start every waiting sequence that can start; return those whose adapter cannot be had, and why."""
-        failed: list[tuple[Sequence, TuneryError]] = []
-        passed: set[str] = set()
-        starved = self._starved(now)
-        while (sequence := self._next(now, passed)) is not None:
-            passed.add(sequence.id)
-            if starved is not None and sequence is not starved and sequence.mix:
-                continue
-            try:
-                obstacle = self._start(sequence, now)
-            except TuneryError as error:
-                self._drop(sequence)
-                failed.append((sequence, error))
-                continue
-            if obstacle is None:
-                self._queues[sequence.tenant].remove(sequence)
-            elif obstacle == "room":
-                if now - sequence.since > STARVED_AFTER:
-                    break
-                # Nobody behind it in the same queue may take the little room there is.
-                passed.update(other.id for other in self._queues[sequence.tenant])
-        return failed
+        """Start every waiting sequence that can start; return those whose adapters cannot be had, and why."""
+        here = _Round(now, self._ahead())
+        self._find_starved(now)
+        starved = self._starved
+        room = starved is None or self._relieve(starved, here)
+        for sequence in self._waiting.in_turn(now, here.ahead, here.closed):
+            if sequence is not starved and (room or not sequence.mix):
+                self._try(sequence, here)
+        for adapter in here.kept:
+            self._residency.release(adapter.source.digest)
+            self._residency.want(adapter.source)
+        return here.failed
 
     def plan(self, now: float) -> list[Scheduled]:
         """Choose the next step's tokens, sorted by adapter so that each adapter's rows are neighbours."""
@@ -115,9 +129,12 @@ class Scheduler:
 
     def advance(self, item: Scheduled) -> None:
         """Note that a scheduled piece has been computed."""
-        sequence = item.sequence
+        sequence, end = item.sequence, item.sequence.computed + item.count
         if sequence.decoding:
             self._fairness.charge(sequence.tenant, output=1)
+        else:
+            self._fairness.charge(sequence.tenant, prompt=max(0, end - max(sequence.paid, sequence.computed)))
+        sequence.paid = max(sequence.paid, end)
         for page, key in sequence.advance(item.count):
             self._pages.publish(page, key)
             self._begun.pop(key, None)
@@ -129,7 +146,7 @@ class Scheduler:
         if sequence in self.running:
             self._stop(sequence)
         else:
-            self._queues[sequence.tenant].remove(sequence)
+            self._waiting.remove(sequence)
         self._drop(sequence)
 
     def find(self, request_id: str) -> Sequence | None:
@@ -142,52 +159,78 @@ class Scheduler:
 
     def waiting_adapters(self) -> dict[str, int]:
         """How many sequences wait for each adapter."""
-        return _named(self._waiting())
+        return _named(self._waiting)
 
     # -- waiting ----------------------------------------------------------------------------------------------------------
 
-    def _waiting(self) -> Iterator[Sequence]:
-        for queue in self._queues.values():
-            yield from queue
+    def _ahead(self) -> Counter[str]:
+        """By tenant, the tokens of running prompts that are not paid for yet."""
+        ahead: Counter[str] = Counter()
+        for sequence in self.running:
+            ahead[sequence.tenant] += sequence.unpaid
+        return ahead
 
-    def _active(self) -> set[str]:
-        return {sequence.tenant for sequence in self._by_id.values()}
+    def _try(self, sequence: Sequence, here: _Round) -> None:
+        """Start a sequence if it can start; else see to it that nobody behind it takes what it waits for."""
+        tenant = sequence.tenant
+        if self._share(tenant, 1) > here.share:
+            here.closed.add(tenant)
+            return
+        try:
+            obstacle = self._start(sequence, here)
+        except TuneryError as error:
+            self._fail(sequence, error, here)
+            return
+        if obstacle is None:
+            here.ahead[tenant] += sequence.unpaid
+        elif obstacle == "room":
+            here.closed.add(tenant)
+            if here.now - sequence.since > STARVED_AFTER:
+                here.share = min(here.share, self._share(tenant, 0))
 
-    def _next(self, now: float, passed: set[str]) -> Sequence | None:
-        """The sequence whose turn it is, among those not passed over yet."""
-        heads = (next((s for s in queue if s.id not in passed), None) for queue in self._queues.values())
-        return min(
-            (head for head in heads if head is not None),
-            key=lambda s: (self._fairness.turn(s.tenant, now - s.since), s.since),
-            default=None,
-        )
+    def _share(self, tenant: str, more: int) -> float:
+        """What a tenant would have of the batch with so many `more` sequences, by its weight."""
+        return (sum(s.tenant == tenant for s in self.running) + more) / self._fairness.weight(tenant)
+
+    def _fail(self, sequence: Sequence, error: TuneryError, here: _Round) -> None:
+        self._waiting.remove(sequence)
+        self._drop(sequence)
+        here.failed.append((sequence, error))
 
     def _drop(self, sequence: Sequence) -> None:
         """Forget a sequence altogether."""
         del self._by_id[sequence.id]
-        queue = self._queues.get(sequence.tenant)
-        if queue and sequence in queue:
-            queue.remove(sequence)
-        if not queue:
-            self._queues.pop(sequence.tenant, None)
-        active = self._active()
-        if sequence.tenant not in active:
-            self._fairness.leave(sequence.tenant, active)
+        if sequence is self._starved:
+            self._starved = None
+        self._active[sequence.tenant] -= 1
+        if not self._active[sequence.tenant]:
+            del self._active[sequence.tenant]
+            self._fairness.leave(sequence.tenant, self._active)
 
-    def _starved(self, now: float) -> Sequence | None:
-        """The sequence that has waited longest for room among the adapters, once that is too long; the room is made."""
-        late = [s for s in self._waiting() if s.missed and now - s.since > STARVED_AFTER and not self._coming(s)]
-        if not late:
-            return None
-        starved = min(late, key=lambda s: s.since)
+    # -- starving ---------------------------------------------------------------------------------------------------------
+
+    def _find_starved(self, now: float) -> None:
+        """Who has waited longest for room among the adapters, once that is too long, comes first until it runs."""
+        if self._starved is None:
+            late = (s for s in self._waiting if s.missed and now - s.since > STARVED_AFTER and not self._coming(s))
+            self._starved = min(late, key=lambda s: s.since, default=None)
+
+    def _relieve(self, starved: Sequence, here: _Round) -> bool:
+        """Start the starved sequence, or take those out who are in its way; whether others may go on to adapters meanwhile."""
+        self._try(starved, here)
+        if starved is not self._starved or self._coming(starved):
+            return True
         own = {part.source.digest for part in starved.mix}
-        users = [s for s in self.running if s.mix and not own & {part.source.digest for part in s.mix}]
-        if not users:
-            return None
-        eldest = min(users, key=lambda s: s.since)
-        for sequence in [s for s in users if s.digest == eldest.digest]:
-            self._preempt(sequence, now)
-        return starved
+        users = [s for s in self.running if {part.source.digest for part in s.mix} - own]
+        # Whoever has hardly begun, or has not said a word yet, would have run for nothing, and perhaps again and again.
+        ready = [s for s in users if here.now - s.since > STARVED_AFTER and len(s.tokens) > s.resumed]
+        if ready:
+            eldest = min(ready, key=lambda s: s.since)
+            for sequence in [s for s in ready if s.digest == eldest.digest]:
+                self._preempt(sequence, here.now)
+        elif not (users or self._residency.busy):
+            self._fail(starved, _too_much(starved), here)
+        return False
 
     def _coming(self, sequence: Sequence) -> bool:
         """Whether all adapters of a sequence are in memory or being loaded."""
@@ -195,49 +238,47 @@ class Scheduler:
 
     # -- starting ---------------------------------------------------------------------------------------------------------
 
-    def _start(self, sequence: Sequence, now: float) -> Obstacle | None:
+    def _start(self, sequence: Sequence, here: _Round) -> Obstacle | None:
         """Give a sequence its adapters, a place in the batch and its first pages, or say what stands in the way."""
-        adapters = self._hold(sequence)
+        adapters = self._hold(sequence, here)
         if adapters is None:
             return "adapter"
-        obstacle = self._place(sequence, now)
+        obstacle = self._place(sequence, here.now)
         if obstacle is not None:
-            self._release(adapters)
+            here.kept += (adapter for adapter, _ in adapters)
             return obstacle
-        sequence.adapters = adapters
         self._admissions += 1
-        sequence.started = self._admissions
+        sequence.begin(adapters, self._admissions, here.now)
+        self._waiting.remove(sequence)
         self.running.append(sequence)
-        if not sequence.charged:
-            sequence.charged = True
-            self._fairness.charge(sequence.tenant, prompt=sequence.prompt_length - sequence.computed)
+        if sequence is self._starved:
+            self._starved = None
         return None
 
-    def _hold(self, sequence: Sequence) -> tuple[tuple[ServedAdapter, float], ...] | None:
-        """Hold all adapters of a sequence, or none; what is missing begins to load, also without room in the batch."""
-        held: list[tuple[ServedAdapter, float]] = []
-        for part in sequence.mix:
-            try:
-                adapter = self._residency.hold(part.source, hit=not sequence.missed)
-            except TuneryError:
-                self._release(held)
-                raise
-            if adapter is None:
-                sequence.missed = True
-                self._release(held)
-                return None
-            held.append((adapter, part.weight))
-        if len(held) > 1 or any(weight != 1.0 for _, weight in held):
-            try:
-                check_composition(adapter for adapter, _ in held)
-            except TuneryError:
-                self._release(held)
-                raise
-        return tuple(held)
+    def _hold(self, sequence: Sequence, here: _Round) -> Adapters | None:
+        """Hold all adapters of a sequence; where some are missing they begin to load, and the others are kept for this round."""
+        held: dict[int, ServedAdapter] = {}
+        try:
+            # Those in memory first, so that loading the others cannot cost them.
+            for index in sorted(range(len(sequence.mix)), key=lambda i: not self._resident(sequence.mix[i])):
+                adapter = self._residency.hold(sequence.mix[index].source, hit=not sequence.asked)
+                if adapter is not None:
+                    held[index] = adapter
+            sequence.asked = True
+            if len(held) == len(sequence.mix):
+                adapters = tuple((held[index], part.weight) for index, part in enumerate(sequence.mix))
+                if len(adapters) > 1 or any(weight != 1.0 for _, weight in adapters):
+                    check_composition(held.values())
+                return adapters
+        except TuneryError:
+            here.kept += held.values()
+            raise
+        sequence.missed = True
+        here.kept += held.values()
+        return None
 
-    def _release(self, held: Iterable[tuple[ServedAdapter, float]]) -> None:
-        for adapter, _ in held:
-            self._residency.release(adapter.source.digest)
+    def _resident(self, part: Weighted) -> bool:
+        return self._residency.is_resident(part.source.digest)
 
     def _place(self, sequence: Sequence, now: float) -> Obstacle | None:
         """Take pages, those of a known beginning first, and a place in the batch, from tenants with more than their share if need be."""
@@ -247,7 +288,7 @@ class Scheduler:
             # Somebody is computing the very page that comes next: the wait is shorter than the work.
             return "twin"
         total = pages_for(len(sequence.tokens))
-        victims = self._victims(sequence.tenant, total - len(found) + self._pages.idle(found))
+        victims = self._victims(sequence.tenant, total, found)
         if victims is None:
             return "room"
         for victim in victims:
@@ -255,7 +296,8 @@ class Scheduler:
         self._pages.share(found)
         sequence.pages = found + self._pages.take(total - len(found))
         sequence.computed = len(found) * PAGE
-        if not sequence.charged:
+        sequence.paid = max(sequence.paid, sequence.computed)
+        if not sequence.started:
             sequence.cached = sequence.computed
             self.prefix_queries += sequence.prompt_length
             self.prefix_hits += sequence.computed
@@ -263,14 +305,17 @@ class Scheduler:
             self._begun.setdefault(key, sequence)
         return None
 
-    def _victims(self, tenant: str, pages: int) -> list[Sequence] | None:
-        """Who must go so that one more sequence of `tenant` with `pages` new pages fits; None when nobody runs beyond their share."""
+    def _victims(self, tenant: str, total: int, found: list[int]) -> list[Sequence] | None:
+        """Who must go so that one more sequence of `tenant` fits, with `total` pages of which some were `found`.
+
+        None when nobody runs beyond their share.
+        """
         victims: list[Sequence] = []
         candidates = sorted(self.running, key=lambda s: s.started)
         running = Counter(s.tenant for s in candidates)
         wanted = (running[tenant] + 1) / self._fairness.weight(tenant)
-        room, spare = self._max_batch - len(self.running), self._pages.available
-        while room < 1 or spare < pages:
+        room, spare = self._max_batch - len(self.running), self._pages.available - self._pages.idle(found)
+        while room < 1 or spare < total - len(found):
             most = max(
                 (s.tenant for s in candidates), key=lambda t: running[t] / self._fairness.weight(t), default=tenant
             )
@@ -280,7 +325,7 @@ class Scheduler:
             candidates.remove(victim)
             victims.append(victim)
             running[most] -= 1
-            room, spare = room + 1, spare + self._pages.sole(victim.pages)
+            room, spare = room + 1, spare + self._pages.sole([page for page in victim.pages if page not in found])
         return victims
 
     # -- running ----------------------------------------------------------------------------------------------------------
@@ -302,9 +347,8 @@ class Scheduler:
     def _preempt(self, sequence: Sequence, now: float) -> None:
         """Take a running sequence out; its computed pages stay in the cache while there is room."""
         self._stop(sequence)
-        sequence.computed = 0
-        sequence.since = now
-        self._queues.setdefault(sequence.tenant, deque()).appendleft(sequence)
+        sequence.interrupt(now)
+        self._waiting.add(sequence, first=True)
         self.preemptions += 1
 
     def _stop(self, sequence: Sequence) -> None:
@@ -314,9 +358,18 @@ class Scheduler:
             if self._begun.get(key) is sequence:
                 del self._begun[key]
         self._pages.release(sequence.pages)
-        self._release(sequence.adapters)
+        for adapter, _ in sequence.adapters:
+            self._residency.release(adapter.source.digest)
         sequence.pages, sequence.adapters = [], ()
 
 
 def _named(sequences: Iterable[Sequence]) -> dict[str, int]:
     return dict(Counter(name for s in sequences for name in {part.source.name for part in s.mix}))
+
+
+def _too_much(sequence: Sequence) -> Unavailable:
+    return Unavailable(
+        f"{mix_title(sequence.mix)} does not fit into memory beside the adapters that are pinned: unload one of them, or raise "
+        "adapter_budget_mb",
+        code="adapter_too_large",
+    )

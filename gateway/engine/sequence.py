@@ -20,9 +20,11 @@ __all__ = ["Sequence"]
 class Sequence:
     """A request on its way: its tokens so far, how many of them are in the cache, and where.
 
-    `tokens` is prompt and output; the keys and values of the first `computed` lie in `pages`. `since` is when it began to wait,
-    `started` its place in the order of admissions. `adapters` are held while it runs. `missed`: an adapter was not in memory.
-    `scores` are the prompt's log-probabilities found so far, `pooled` the sum (or the last) of an Embed's hidden states.
+    `tokens` is prompt and output; the keys and values of the first `computed` lie in `pages`. `since` is when it began to wait, or
+    to run; `started` its place in the order of admissions (0: none yet), and `resumed` how many tokens it had then. `adapters` are
+    held while it runs; they have been `asked` for, and some were `missed`, not being in memory. Its tenant has been served the
+    first `paid` tokens: what is computed again is not paid for again. `scores` are the prompt's log-probabilities found so far,
+    `pooled` the sum (or the last) of an Embed's hidden states.
     """
 
     def __init__(self, request: Generate | Embed, *, eos_ids: frozenset[int], now: float) -> None:
@@ -40,9 +42,9 @@ class Sequence:
         self.pages: list[int] = []
         self.adapters: tuple[tuple[ServedAdapter, float], ...] = ()
         self.since = now
-        self.started = 0
-        self.missed = False
-        self.charged = False
+        self.started = self.resumed = 0
+        self.asked = self.missed = False
+        self.paid = 0
         self.scores: list[Score] = []
         self.pooled: torch.Tensor | None = None
         self.guide: Guide | None = None
@@ -54,6 +56,11 @@ class Sequence:
     def left(self) -> int:
         """Known tokens that are not computed yet."""
         return len(self.tokens) - self.computed
+
+    @property
+    def unpaid(self) -> int:
+        """Known tokens that its tenant has not been served yet."""
+        return len(self.tokens) - max(self.computed, self.paid)
 
     @property
     def decoding(self) -> bool:
@@ -85,6 +92,17 @@ class Sequence:
             at = len(self.keys) * PAGE
             self.keys.append(next_key(self.keys[-1] if at else self.digest.encode(), self.tokens[at : at + PAGE]))
         return [(self.pages[index], self.keys[index]) for index in range(before, whole)]
+
+    def begin(self, adapters: tuple[tuple[ServedAdapter, float], ...], place: int, now: float) -> None:
+        """Run, as the `place`th that was admitted."""
+        self.adapters, self.started, self.since = adapters, place, now
+        self.resumed = len(self.tokens)
+
+    def interrupt(self, now: float) -> None:
+        """Go back to waiting; what has been computed has to be found in the cache, or computed again."""
+        self.computed = 0
+        self.pooled = None
+        self.since = now
 
     def noise(self) -> float:
         """The next of its own uniform random numbers in [0, 1)."""

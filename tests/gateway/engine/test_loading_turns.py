@@ -91,6 +91,7 @@ def test_a_composition_that_lacks_room_for_both_gets_it(tmp_path: Path) -> None:
     running = line.ask("early", 1)
     while running not in line.scheduler.running:
         line.step()
+    running.append(5)  # who has not said a word yet is left alone
     both = line.ask("late", 2, 3)
     while both not in line.scheduler.running:
         assert line.w.now < 3 * STARVED_AFTER
