@@ -17,7 +17,7 @@ from tunery.gateway.engine.adapter import CONFIG, WEIGHTS, AdapterShape
 from tunery.gateway.engine.config import EngineConfig
 from tunery.gateway.engine.messages import AdapterSource
 
-__all__ = ["Figures", "ServeResult", "Workload", "bench_serve", "figures", "prompts", "random_adapter"]
+__all__ = ["Figures", "ServeResult", "Workload", "bench_serve", "figures", "middle", "prompts", "random_adapter"]
 
 
 class Workload(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,7 +78,11 @@ def bench_serve(config: EngineConfig, workload: Workload) -> ServeResult:
 def figures(driver: Driver, sources: list[AdapterSource], workload: Workload, *, runs: int = 1) -> Figures:
     """The median of `runs` measurements, after one that warms up."""
     _once(driver, sources, msgspec.structs.replace(workload, new=2))
-    measured = [_once(driver, sources, workload) for _ in range(runs)]
+    return middle([_once(driver, sources, workload) for _ in range(runs)])
+
+
+def middle(measured: list[Figures]) -> Figures:
+    """The median of each figure."""
     return Figures(
         **{name: statistics.median(getattr(one, name) for one in measured) for name in Figures.__struct_fields__}
     )

@@ -377,8 +377,12 @@ struct ahead {
     int64_t count, room, segment, target, offset, base;
 };
 
+/* Note the lines of a range, eight at a time; `lines` has room for seven more than `room`. */
 INLINE void fetch(struct ahead *a, const void *from, int64_t bytes) {
-    for (int64_t at = 0; at < bytes && a->count < a->room; at += 64) a->lines[a->count++] = (const char *)from + at;
+    int64_t count = least((bytes + 63) / 64, a->room - a->count);
+    __m512i at = _mm512_add_epi64(_mm512_set1_epi64((int64_t)from), _mm512_set_epi64(448, 384, 320, 256, 192, 128, 64, 0));
+    for (int64_t i = 0; i < count; i += 8, at = _mm512_add_epi64(at, _mm512_set1_epi64(512))) _mm512_storeu_si512(a->lines + a->count + i, at);
+    a->count += count;
 }
 
 static void look_ahead(struct ahead *a, const struct linear *c, const struct part *p, int64_t t, int64_t own) {
@@ -401,7 +405,6 @@ static void look_ahead(struct ahead *a, const struct linear *c, const struct par
         a->offset = 0;
         if (++a->target >= c->following) a->target = 0, a->base += length, a->segment++;
     }
-    while (a->count < a->room) a->lines[a->count++] = (const char *)c->x;
 }
 
 /* One panel of the base's products, added to what the corrections gave. */
@@ -415,16 +418,18 @@ static void base_product(const struct linear *c, const struct weight *w, int64_t
         default: product_nf4_4(w, own, x, c->xs, to, c->ys); return;
         }
     }
-    const char *const *lines = ahead ? ahead->lines : NULL;
+    int64_t next = 0, lines = ahead ? ahead->count & ~1 : 0;
     for (int64_t k = 0; k < w->k; k += DEPTH) {
         int64_t depth = least(w->k - k, DEPTH);
         const char *values = panel_of(w, own, k, k + depth, scratch, c->wide);
         for (int64_t i = 0; i < c->rows; i += BLOCK) {
             const char *x = c->x + (i * c->xs + k) * c->element;
-            if (ahead && c->rows - i >= BLOCK) {
-                product_ahead((const bf16 *)x, c->xs, (const bf16 *)values, depth, to + i * c->ys, c->ys, lines);
-                lines += depth;
-            } else product(least(c->rows - i, BLOCK), x, c->xs, values, depth, to + i * c->ys, c->ys, c->wide);
+            int64_t fetching = c->rows - i >= BLOCK ? least(lines - next, depth) : 0;
+            if (fetching) product_ahead((const bf16 *)x, c->xs, (const bf16 *)values, fetching, to + i * c->ys, c->ys, ahead->lines + next);
+            if (fetching < depth)
+                product(least(c->rows - i, BLOCK), x + fetching * c->element, c->xs, values + fetching * PANEL * c->element, depth - fetching,
+                        to + i * c->ys, c->ys, c->wide);
+            next += fetching;
         }
     }
 }
@@ -448,7 +453,7 @@ static void finish(const struct linear *c, int64_t t, int64_t own, float *to) {
 static void panels(const struct linear *c, const struct part *p) {
     int64_t t = 0, skipped = 0, width = c->targets * c->ranks, room = c->rows / BLOCK * c->w->k, stride = c->wide ? width : 2 * width;
     int fetching = c->count && room && room <= 1 << 14 && !c->wide;
-    struct ahead ahead = {.lines = fetching ? malloc(room * sizeof(char *)) : NULL, .room = room};
+    struct ahead ahead = {.lines = fetching ? malloc((room + 7) * sizeof(char *)) : NULL, .room = room};
     void *scratch = c->w->format >= NF4 ? aligned_alloc(64, DEPTH * PANEL * sizeof(float)) : NULL;
     for (int64_t panel = p->low; panel < p->high; panel++) {
         while (panel - skipped >= c->w[t].panels) skipped += c->w[t++].panels;
