@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 
 from tunery.gateway.engine.messages import AdapterSource
 from tunery.registry.errors import ArtifactRefused, InvalidInput, StorageFailed
@@ -194,7 +194,8 @@ def read_adapter(
     """Load a version's weights as `dtype` on `device`; raise ArtifactRefused when they do not fit the base exactly."""
     config = read_config(source)
     try:
-        tensors = load_file(_file(source, WEIGHTS))
+        # Not load_file: its safe_open (0.8) never gives back two small objects per tensor.
+        tensors = load(Path(_file(source, WEIGHTS)).read_bytes())
     except (OSError, SafetensorError) as error:
         raise StorageFailed(f"{_title(source)}: {WEIGHTS} cannot be read ({error})") from error
     parts, whole = _sort(source, tensors)
