@@ -50,6 +50,10 @@ class Around:
 
         try:
             await self._app(scope, receive, sending)
+        except asyncio.CancelledError:
+            # The client has left and the work for it was cancelled: nobody is to be answered, and it is nobody's error.
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise
         finally:
             # 499 is nginx's word for a client that left before there was an answer.
             status, route = seen["status"] or 499, _route(scope)

@@ -202,6 +202,27 @@ async def in_hand(local: Local, count: int) -> None:
         await asyncio.sleep(0.01)
 
 
+async def test_a_client_that_leaves_is_no_error_in_the_log(
+    local: Local, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    local.engine.delay = 0.1
+    async with httpx.AsyncClient(timeout=0.3) as client:
+        for body in ({"stream": False}, {"stream": False, "n": 2}, {"stream": True}):
+            with pytest.raises(httpx.TimeoutException):
+                async with client.stream(
+                    "POST", f"{local.url}/v1/completions", json={"model": "tiny", "prompt": "x", **body}
+                ) as response:
+                    await asyncio.sleep(0.2)
+                    raise httpx.TimeoutException(str(response.status_code))
+            while local.gateway.in_flight:
+                await asyncio.sleep(0.01)
+    await asyncio.sleep(0.1)
+    assert len(local.engine.cancelled) == 4
+    assert caplog.text == ""
+    said = capfd.readouterr()
+    assert (said.out, said.err) == ("", "")
+
+
 async def test_a_drain_refuses_what_is_new_and_finishes_what_runs(local: Local) -> None:
     local.gateway.settings = msgspec.structs.replace(local.gateway.settings, drain_seconds=30)
     running = [asyncio.create_task(stream(local)) for _ in range(3)]
