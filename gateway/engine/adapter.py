@@ -213,8 +213,8 @@ def read_adapter(
         module = module.removesuffix(".base_layer")
         _check_whole(source, module, leaf, tensor, shape)
         loaded.replaced.setdefault(module, {})[leaf] = tensor.to(device, dtype)
-    if shape.tied and shape.embedding in loaded.replaced and shape.head not in loaded.replaced:
-        loaded.replaced[shape.head] = loaded.replaced[shape.embedding]
+    if shape.tied and config.get("ensure_weight_tying") and shape.embedding in loaded.replaced:
+        loaded.replaced.setdefault(shape.head, loaded.replaced[shape.embedding])
     return loaded
 
 
@@ -301,6 +301,10 @@ def _low_rank(
     scale = _scale(module, a.shape[0], config)
     bias = roles.get("lora_B.bias")
     magnitude = roles.get("lora_magnitude_vector")
+    if magnitude is not None and module == shape.embedding:
+        raise _unsupported(source, f"DoRA on the embedding ({module})")
+    if magnitude is None and config.get("use_dora"):
+        raise ArtifactRefused(f"{_title(source)}: {module} has no magnitudes, and it is a DoRA", code="artifact_truncated")
     return LowRank(a, b, scale, bias, None if magnitude is None else magnitude.float().flatten())
 
 

@@ -172,13 +172,12 @@ class Decoder:
         heads = a.heads * a.size
         self._normed(b.h, b.y, pending, rows, layer.before, f"{layer.name}.input_layernorm", b.x, segments)
         self._linears(layer.qkv, b.x, a.hidden, rows, b.y, segments, first + QKV)
-        y, (_, keys, values) = b.y.data_ptr(), layer.qkv.columns
-        k.rotate(
-            y, layer.qkv.width, keys, values, rows, a.heads, a.kv_heads, a.size,
-            _address(layer.q_norm), _address(layer.k_norm), a.epsilon,
-            self._cosine.data_ptr(), self._sine.data_ptr(), step.positions.ctypes.data, step.slots.ctypes.data,
-            b.q.data_ptr(), self._keys[index].data_ptr(), self._values[index].data_ptr(), wide,
-        )  # fmt: skip
+        self._rotate(index, layer, step, 0, rows, layer.q_norm, layer.k_norm)
+        for special in segments.special:
+            q_norm, k_norm = (special.adapter.norms.get(f"{layer.name}.self_attn.{one}_norm") for one in "qk")
+            if q_norm is not None or k_norm is not None:
+                own = (layer.q_norm if q_norm is None else q_norm, layer.k_norm if k_norm is None else k_norm)
+                self._rotate(index, layer, step, special.start, special.count, *own)
         k.attend(
             spans, len(spans), b.q.data_ptr(), self._keys[index].data_ptr(), self._values[index].data_ptr(),
             a.heads, a.kv_heads, a.size, a.size**-0.5, layer.window, b.mixed.data_ptr(), wide,
@@ -188,8 +187,39 @@ class Decoder:
             b.h, b.y, layer.o.width, rows, layer.after, f"{layer.name}.post_attention_layernorm", b.x, segments
         )
         self._linears(layer.gate_up, b.x, a.hidden, rows, b.y, segments, first + GATE_UP)
-        k.swiglu(y, layer.gate_up.width, layer.gate_up.columns[1], rows, a.intermediate, b.gated.data_ptr(), wide)
+        k.swiglu(
+            b.y.data_ptr(),
+            layer.gate_up.width,
+            layer.gate_up.columns[1],
+            rows,
+            a.intermediate,
+            b.gated.data_ptr(),
+            wide,
+        )
         self._linears(layer.down, b.gated, a.intermediate, rows, b.y, segments, first + DOWN)
+
+    def _rotate(
+        self,
+        index: int,
+        layer: _Layer,
+        step: Step,
+        start: int,
+        count: int,
+        q_norm: torch.Tensor | None,
+        k_norm: torch.Tensor | None,
+    ) -> None:
+        """Queries, keys and values of `count` rows from `start` on, out of `y` to where attention finds them."""
+        a, b, (_, keys, values) = self._a, self._buffers, layer.qkv.columns
+        y, q = (
+            t.data_ptr() + start * width * t.element_size()
+            for t, width in ((b.y, layer.qkv.width), (b.q, a.heads * a.size))
+        )
+        positions, slots = (array[start:].ctypes.data for array in (step.positions, step.slots))
+        self._k.rotate(
+            y, layer.qkv.width, keys, values, count, a.heads, a.kv_heads, a.size,
+            _address(q_norm), _address(k_norm), a.epsilon, self._cosine.data_ptr(), self._sine.data_ptr(),
+            positions, slots, q, self._keys[index].data_ptr(), self._values[index].data_ptr(), self._wide,
+        )  # fmt: skip
 
     def _linears(
         self, group: _Group, x: torch.Tensor, width: int, rows: int, y: torch.Tensor, segments: Segments, first: int
@@ -227,9 +257,9 @@ class Decoder:
         )  # fmt: skip
 
     def _following(self, first: int) -> int:
-        """How many targets the group after the one that begins at `first` has."""
+        """How many targets the group after the one that begins at `first` has; nothing follows a single target of a group."""
         last = len(self.targets) - 1
-        return min(_FOLLOWING[first % TARGETS], last - first) if first < last else 0
+        return min(_FOLLOWING.get(first % TARGETS, 0), last - first)
 
     def _normed(
         self,
