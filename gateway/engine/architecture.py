@@ -15,7 +15,14 @@ import msgspec
 
 __all__ = ["Architecture", "read_architecture"]
 
-KINDS = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+_QWEN = {"num_key_value_heads": 32, "max_position_embeddings": 32768, "sliding_window": 4096, "max_window_layers": 28}
+KINDS: dict[str, dict[str, Any]] = {
+    "llama": {"max_position_embeddings": 2048},
+    "mistral": {"num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096},
+    "qwen2": _QWEN,
+    "qwen3": _QWEN | {"head_dim": 128},
+}
+"""What we compute, and what transformers assumes where a file says nothing."""
 VECTOR = 16
 """Lanes of the kernels' vectors; head sizes are multiples."""
 
@@ -44,7 +51,8 @@ def read_architecture(folder: Path) -> Architecture | None:
         config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    kind = config.get("model_type")
+    kind = str(config.get("model_type"))
+    config = KINDS.get(kind, {}) | config
     if kind not in KINDS or config.get("hidden_act", "silu") != "silu" or config.get("quantization_config"):
         return None
     heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
@@ -61,7 +69,7 @@ def read_architecture(folder: Path) -> Architecture | None:
         kv_heads=int(config.get("num_key_value_heads") or heads),
         size=size,
         vocab_size=int(config["vocab_size"]),
-        longest=int(config.get("max_position_embeddings", 2048)),
+        longest=int(config["max_position_embeddings"]),
         epsilon=float(config.get("rms_norm_eps", 1e-6)),
         tied=bool(config.get("tie_word_embeddings", False)),
         qk_norm=kind == "qwen3",
@@ -71,11 +79,14 @@ def read_architecture(folder: Path) -> Architecture | None:
 
 
 def _windows(config: dict[str, Any], kind: str, layers: int) -> tuple[int, ...]:
-    window = int(config.get("sliding_window") or 0)
-    if kind.startswith("qwen") and not config.get("use_sliding_window"):
-        window = 0
-    types = config.get("layer_types") or ["sliding_attention" if window else "full_attention"] * layers
-    return tuple(window if kind == "mistral" or name == "sliding_attention" else 0 for name in types)
+    """Each layer's window. Mistral has one everywhere, Qwen from some layer on, where it is switched on; files may say it by layer."""
+    has_one = kind == "mistral" or (kind.startswith("qwen") and bool(config.get("use_sliding_window")))
+    window = int(config.get("sliding_window") or 0) if has_one else 0
+    if kind == "mistral" or not window:
+        return (window,) * layers
+    first = int(config.get("max_window_layers") or 0)
+    types = config.get("layer_types") or ["sliding_attention" if at >= first else "" for at in range(layers)]
+    return tuple(window if one == "sliding_attention" else 0 for one in types)
 
 
 def _frequencies(config: dict[str, Any], size: int) -> tuple[float, ...] | None:
