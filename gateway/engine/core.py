@@ -233,7 +233,7 @@ class EngineCore:
         for command in pending:
             digest = command.adapter.digest
             try:
-                adapter = self.residency.hold(command.adapter)
+                adapter = self.residency.hold(command.adapter, hit=False)
             except TuneryError as error:
                 self._emit(Failed(command.id, error.code, error.message))
                 continue
