@@ -109,7 +109,7 @@ class Residency(Generic[H]):
         """Take the adapter for a request that starts now, or see to its loading and return None: call again after `poll`.
 
         `hit` says that the caller has not waited for it before. Raises what its loading ended with, to everybody who asks
-        while that counts (see `Refusals`), and Unavailable (adapter_too_large) when it can never fit.
+        while that counts (see `Refusals`), and Unavailable (adapter_too_large) when it can never fit beside what is pinned.
         """
         held = self._tier.hold(source.digest)
         if held is not None:
@@ -183,12 +183,8 @@ class Residency(Generic[H]):
 
     def _start(self, source: AdapterSource, since: float, host: H | None, started: float) -> None:
         needed = self._size(source)
-        if needed > self.budget:
-            raise Unavailable(
-                f"{source.name}@{source.number} needs {needed:,} bytes and the adapter budget is {self.budget:,}: "
-                "raise adapter_budget_mb",
-                code="adapter_too_large",
-            )
+        if needed > self.budget - self._tier.pinned_bytes:
+            raise self._too_large(source, needed)
         if self._may_begin(source.digest, needed, since):
             self._loader.begin(source, host, needed, started=started, since=since)
 
@@ -202,6 +198,17 @@ class Residency(Generic[H]):
         if requested and self._missing(needed) <= self._tier.idle_bytes:
             _note(self._turns, digest, 0)
         return False
+
+    def _too_large(self, source: AdapterSource, needed: int) -> Unavailable:
+        pinned = self._tier.pinned_bytes
+        but, advice = (
+            (f", of which {pinned:,} are pinned", "unload one of those, or ") if needed <= self.budget else ("", "")
+        )
+        return Unavailable(
+            f"{source.name}@{source.number} needs {needed:,} bytes and the adapter budget is {self.budget:,}{but}: "
+            f"{advice}raise adapter_budget_mb",
+            code="adapter_too_large",
+        )
 
     def _missing(self, needed: int) -> int:
         """How many bytes have to go before `needed` more fit; none when it is negative."""

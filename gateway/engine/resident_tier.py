@@ -23,11 +23,11 @@ class _Entry(Generic[H]):
 
 
 class ResidentTier(Generic[H]):
-    """Adapters by digest, least recently used first. `bytes` is the memory of all, `idle_bytes` of what may be evicted."""
+    """Adapters by digest, least recently used first. `bytes` is the memory of all, `idle_bytes` of what may be evicted, `pinned_bytes` of what may not."""
 
     def __init__(self) -> None:
         self.bytes = 0
-        self.idle_bytes = 0
+        self.idle_bytes = self.pinned_bytes = 0
         self._entries: OrderedDict[str, _Entry[H]] = OrderedDict()
         self._idle: OrderedDict[str, _Entry[H]] = OrderedDict()
 
@@ -70,6 +70,7 @@ class ResidentTier(Generic[H]):
         entry = self._entries.get(digest)
         if entry is None:
             return False
+        self.pinned_bytes += 0 if entry.pinned else entry.bytes
         entry.pinned, entry.leaving = True, False
         self._used(digest, entry)
         return True
@@ -79,6 +80,7 @@ class ResidentTier(Generic[H]):
         entry = self._entries.get(digest)
         if entry is None:
             return 0
+        self.pinned_bytes -= entry.bytes if entry.pinned else 0
         entry.pinned, entry.leaving = False, True
         if not entry.holders:
             self.remove(digest)

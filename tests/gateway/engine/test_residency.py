@@ -190,6 +190,20 @@ def test_a_pinned_adapter_stays_until_it_is_unloaded(world: MakeWorld) -> None:
     assert not any(one.pinned for one in w.residency.resident())
 
 
+def test_what_never_fits_beside_the_pinned_is_refused_at_once(world: MakeWorld) -> None:
+    w = world(2 * SIZE)
+    w.load(1, 2)
+    w.residency.pin("d1")
+    w.residency.pin("d1")
+    w.load(3)  # in the place of 2
+    w.residency.pin("d3")
+    with pytest.raises(Unavailable, match="needs 100 bytes .* is 200, of which 200 are pinned: unload one") as caught:
+        w.hold(2)
+    assert caught.value.code == "adapter_too_large"
+    w.residency.unload("d3")
+    w.load(2)
+
+
 def test_only_what_is_resident_can_be_pinned(world: MakeWorld) -> None:
     w = world(SIZE)
     with pytest.raises(NotFound, match="d1 is not resident"):
