@@ -22,7 +22,15 @@ def config(tiny_base_folder: Path) -> EngineConfig:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """A suite of seconds."""
-    for name, value in {"REGISTERED": 12, "RESIDENT": 3, "ZIPF_REQUESTS": 24, "COLD": 3, "RUNS": 1, "PAIRS": 1, "NEW": 4}.items():
+    for name, value in {
+        "REGISTERED": 12,
+        "RESIDENT": 3,
+        "ZIPF_REQUESTS": 24,
+        "COLD": 3,
+        "RUNS": 1,
+        "PAIRS": 1,
+        "NEW": 4,
+    }.items():
         monkeypatch.setattr(suite, name, value)
 
 
