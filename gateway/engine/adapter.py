@@ -305,7 +305,9 @@ def _low_rank(
     if magnitude is not None and module == shape.embedding:
         raise _unsupported(source, f"DoRA on the embedding ({module})")
     if magnitude is None and config.get("use_dora"):
-        raise ArtifactRefused(f"{_title(source)}: {module} has no magnitudes, and it is a DoRA", code="artifact_truncated")
+        raise ArtifactRefused(
+            f"{_title(source)}: {module} has no magnitudes, and it is a DoRA", code="artifact_truncated"
+        )
     return LowRank(a, b, scale, bias, None if magnitude is None else magnitude.float().flatten())
 
 

@@ -197,7 +197,7 @@ def test_what_never_fits_beside_the_pinned_is_refused_at_once(world: MakeWorld) 
     w.residency.pin("d1")
     w.load(3)  # in the place of 2
     w.residency.pin("d3")
-    with pytest.raises(Unavailable, match="needs 100 bytes .* is 200, of which 200 are pinned: unload one") as caught:
+    with pytest.raises(Unavailable, match=r"needs 100 bytes .* is 200, of which 200 are pinned: unload one") as caught:
         w.hold(2)
     assert caught.value.code == "adapter_too_large"
     w.residency.unload("d3")
