@@ -20,6 +20,7 @@ from tunery.gateway.engine.messages import (
     AdapterSource,
     Cancel,
     Command,
+    Embed,
     Event,
     Failed,
     Generate,
@@ -30,6 +31,7 @@ from tunery.gateway.engine.messages import (
     Tokens,
     TopToken,
     Unload,
+    Weighted,
 )
 from tunery.gateway.engine.wire import MAX_FRAME, CommandReader, EventWriter, read_event, write_command
 from tunery.registry.errors import InvalidInput, Unavailable
@@ -52,16 +54,25 @@ SAMPLINGS = st.builds(
     logit_bias=st.dictionaries(TOKENS, st.floats(-100, 100), max_size=3),
     logprobs=st.none() | st.integers(0, 20),
 )
+MIXES = st.lists(st.builds(Weighted, SOURCES, st.floats(-10, 10)), max_size=3).map(tuple)
 COMMANDS = st.one_of(
     st.builds(
         Generate,
         id=IDS,
         prompt=st.lists(TOKENS, max_size=50).map(tuple),
         sampling=SAMPLINGS,
-        adapter=st.none() | SOURCES,
+        mix=MIXES,
+        tenant=IDS,
+    ),
+    st.builds(
+        Embed,
+        id=IDS,
+        prompt=st.lists(TOKENS, max_size=50).map(tuple),
+        pooling=st.sampled_from(["mean", "last"]),
+        mix=MIXES,
     ),
     st.builds(Cancel, IDS),
-    st.builds(Load, IDS, SOURCES),
+    st.builds(Load, IDS, SOURCES, st.booleans()),
     st.builds(Unload, IDS, IDS),
     st.just(Shutdown()),
 )
