@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import hashlib
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -100,11 +102,11 @@ class Engine:
     events: list[Event]
 
     @classmethod
-    def on(cls, base: Path, **settings: Any) -> Engine:
+    def on(cls, base: Path, *, clock: Callable[[], float] = time.monotonic, **settings: Any) -> Engine:
         events: list[Event] = []
         defaults: dict[str, Any] = {"quant": "none", "dtype": "float32", "eos_ids": (2,)}
         config = EngineConfig(base_folder=str(base), base_name="tiny", base_digest="0", **(defaults | settings))
-        return cls(EngineCore(config, events.append), events)
+        return cls(EngineCore(config, events.append, clock=clock), events)
 
     def run(self, requests: Iterable[Generate]) -> dict[str, list[Token]]:
         """Run the requests together to their ends; tokens by request id."""
@@ -169,6 +171,10 @@ def with_adapter(base: Path, quant: str, mix: tuple[Weighted, ...]) -> nn.Module
             peft.load_adapter(folder, adapter_name=str(index))
         names = [str(index) for index in range(len(mix))]
         peft.add_weighted_adapter(names, [part.weight for part in mix], "mixed", combination_type="cat")
+        for module in peft.modules():
+            if isinstance(module, LoraLayer) and "mixed" in module.scaling:
+                # PEFT (0.21.2) scales the sum by the root of its rank when the first adapter uses rsLoRA, though each part is scaled.
+                module.scaling["mixed"] = 1.0
         peft.set_adapter("mixed")
     return peft.eval()  # type: ignore[no-any-return]
 
@@ -194,16 +200,25 @@ def log_probabilities(model: nn.Module, tokens: Sequence[int]) -> torch.Tensor:
 
 
 def assert_alone(model: nn.Module, request: Generate, tokens: Sequence[Token], *, name: str = "") -> None:
-    """`tokens` are what the model generates greedily, and their log-probabilities its own, within the issue's 1e-4.
+    """`tokens` are what the model generates greedily up to its end, with its log-probabilities, within the issue's 1e-4.
 
     One pass over all of them says the same as a pass for each: when every token is the best after those before it, then greedy
     decoding comes to just these.
     """
-    name = name or request.id
+    scores = assert_scored(model, request, tokens, name=name)
+    scores[: request.sampling.min_tokens, list(request.sampling.stop_token_ids)] = -torch.inf
+    assert [token.token for token in tokens] == scores.argmax(-1).tolist(), name or request.id
+
+
+def assert_scored(model: nn.Module, request: Generate, tokens: Sequence[Token], *, name: str = "") -> torch.Tensor:
+    """`tokens` end where the request does, and have the model's log-probabilities; returns all of them [tokens, vocabulary]."""
+    name, wanted = name or request.id, request.sampling
     chosen = [token.token for token in tokens]
-    assert len(chosen) == request.sampling.max_tokens, name
+    ends = [
+        index for index, token in enumerate(chosen) if token in wanted.stop_token_ids and index >= wanted.min_tokens
+    ]
+    assert len(chosen) == min([wanted.max_tokens, *(end + 1 for end in ends)]), name
     scores = log_probabilities(model, (*request.prompt, *chosen[:-1]))[-len(chosen) :]
-    assert chosen == scores.argmax(-1).tolist(), name
-    logprobs = torch.tensor([token.logprob for token in tokens])
-    worst = float((logprobs - scores.max(-1).values).abs().max())
-    assert worst <= TOLERANCE, (name, worst)
+    worst = (torch.tensor([token.logprob for token in tokens]) - scores[torch.arange(len(chosen)), chosen]).abs().max()
+    assert float(worst) <= TOLERANCE, (name, float(worst))
+    return scores
