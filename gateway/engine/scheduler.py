@@ -24,12 +24,15 @@ from tunery.gateway.engine.step import Scheduled
 from tunery.gateway.engine.waiting import Waiting
 from tunery.registry.errors import TuneryError, Unavailable
 
-__all__ = ["STARVED_AFTER", "Scheduler"]
+__all__ = ["SCORED", "STARVED_AFTER", "Scheduler"]
 
 Obstacle = Literal["adapter", "twin", "room"]
 
 STARVED_AFTER = 1.0
 """Seconds of waiting for room, in the batch or among the adapters, after which those in the way make room."""
+
+SCORED = 64
+"""Prompt tokens of a step whose logits are wanted at the most: a row of them is the vocabulary's size, so they rule the memory."""
 
 Adapters = tuple[tuple[ServedAdapter, float], ...]
 
@@ -114,16 +117,17 @@ class Scheduler:
 
     def plan(self, now: float) -> list[Scheduled]:
         """Choose the next step's tokens, sorted by adapter so that each adapter's rows are neighbours."""
-        budget = self._token_budget
+        budget, scored = self._token_budget, SCORED
         chosen: list[Scheduled] = []
         turns = {tenant: self._fairness.paid(tenant) for tenant in {s.tenant for s in self.running}}
         for sequence in sorted(self.running, key=lambda s: (not s.decoding, turns[s.tenant], s.started)):
             if sequence not in self.running:
                 continue  # taken out for one before it
-            count = min(sequence.left, budget) if budget > 0 else 0
-            if count and self._grow(sequence, sequence.computed + count, now):
+            count = min(sequence.left, budget, scored if sequence.scoring else budget)
+            if count > 0 and self._grow(sequence, sequence.computed + count, now):
                 chosen.append(Scheduled(sequence, count))
                 budget -= count
+                scored -= count if sequence.scoring else 0
         chosen = [item for item in chosen if item.sequence.pages]
         return sorted(chosen, key=lambda item: item.sequence.digest)
 

@@ -78,9 +78,14 @@ class Sequence:
         return self.prompt_length + self.sampling.max_tokens
 
     @property
+    def scoring(self) -> bool:
+        """Whether the logits of its prompt's tokens are still wanted."""
+        return self.sampling.prompt_logprobs is not None and len(self.scores) < self.prompt_length - 1
+
+    @property
     def shareable(self) -> int:
         """How many whole pages of others it may use: at least one token is computed anew, and all where every logit is wanted."""
-        if self.pooling or (self.sampling.prompt_logprobs is not None and len(self.scores) < self.prompt_length - 1):
+        if self.pooling or self.scoring:
             return 0
         return (len(self.tokens) - 1) // PAGE
 

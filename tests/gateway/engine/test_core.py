@@ -39,6 +39,8 @@ from tunery.gateway.engine.messages import (
     Unloaded,
     Weighted,
 )
+from tunery.gateway.engine.scheduler import SCORED
+from tunery.gateway.engine.step import Step
 
 KERNELS = ["auto", "torch"] if load_kernels() else ["torch"]
 
@@ -237,6 +239,23 @@ def test_a_prompts_scores_are_pefts_however_it_is_cut(
         assert not any(token.prompt for token in others)
     assert served["unasked"][0].prompt == ()
     assert_alone(with_adapter(base, "none", asked[0].mix), asked[0], served["adapted"])
+
+
+def test_however_many_ask_for_scores_a_steps_logits_stay_few(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine.on(base)
+    rows: list[int] = []
+    run = engine.core.model.run
+
+    def counted(step: Step) -> tuple[torch.Tensor, torch.Tensor]:
+        rows.append(len(step.logits))
+        return run(step)
+
+    monkeypatch.setattr(engine.core.model, "run", counted)
+    asked = [request(str(index), prompt(50, seed=index), prompt_logprobs=0, max_tokens=1) for index in range(8)]
+    served = engine.run([*asked, request("unasked", prompt(200, seed=9), max_tokens=3)])
+    assert max(rows) <= SCORED + 9
+    assert all(len(served[one.id][0].prompt) == 49 for one in asked)
+    assert served["unasked"][-1].finish == "length"
 
 
 def embed(
