@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import torch
 
 __all__ = ["Architecture", "read_architecture"]
 
@@ -98,21 +99,22 @@ def _frequencies(config: dict[str, Any], size: int) -> tuple[float, ...] | None:
     kind = rope.get("rope_type") or rope.get("type") or "default"
     if float(rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0) != 1.0:
         return None
-    plain = [theta ** -(2 * index / size) for index in range(size // 2)]
-    if kind == "default":
-        return tuple(plain)
+    # In float32 and in transformers' order of operations: one bit of a frequency is many bits of a late position's angle.
+    plain = 1.0 / theta ** (torch.arange(0, size, 2).float() / size)
     if kind == "linear":
-        return tuple(value / float(rope["factor"]) for value in plain)
-    return tuple(_llama3(rope, value) for value in plain) if kind == "llama3" else None
+        plain = plain / float(rope["factor"])
+    elif kind == "llama3":
+        plain = _llama3(rope, plain)
+    elif kind != "default":
+        return None
+    return tuple(plain.tolist())
 
 
-def _llama3(rope: dict[str, Any], frequency: float) -> float:
+def _llama3(rope: dict[str, Any], frequencies: torch.Tensor) -> torch.Tensor:
     """Llama 3.1's scaling: long waves are stretched, short ones kept, those between blended."""
     factor, low, high = (float(rope[name]) for name in ("factor", "low_freq_factor", "high_freq_factor"))
-    context, wave = float(rope["original_max_position_embeddings"]), 2 * math.pi / frequency
-    if wave > context / low:
-        return frequency / factor
-    if wave < context / high:
-        return frequency
-    smooth = (context / wave - low) / (high - low)
-    return (1 - smooth) * frequency / factor + smooth * frequency
+    context, waves = float(rope["original_max_position_embeddings"]), 2 * math.pi / frequencies
+    smooth = (context / waves - low) / (high - low)
+    blended = (1 - smooth) * frequencies / factor + smooth * frequencies
+    kept = torch.where(waves < context / high, frequencies, blended)
+    return torch.where(waves > context / low, frequencies / factor, kept)

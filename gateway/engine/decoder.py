@@ -21,7 +21,7 @@ from tunery.gateway.engine.messages import AdapterSource
 from tunery.gateway.engine.model import DTYPES, cache_pages
 from tunery.gateway.engine.native_step import Segments, Special, spans_of
 from tunery.gateway.engine.packed_adapter import PackedAdapter, pack_adapter
-from tunery.gateway.engine.packing import rows_of, unpacked, zeros
+from tunery.gateway.engine.packing import dense, rows_of, unpacked, zeros
 from tunery.gateway.engine.step import Step
 from tunery.gateway.engine.weights import EMBEDDING, HEAD, NORM, layer_targets, load_weights
 
@@ -292,15 +292,27 @@ class Decoder:
         for special in segments.special:
             self._change(tokens[special.rows], h[special.rows], special)
 
-    @staticmethod
-    def _change(tokens: torch.Tensor, h: torch.Tensor, special: Special) -> None:
+    def _product(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """x [n, k] times the small `weight` [m, k], both of the model's dtype: float32 [n, m], each row by itself as everywhere."""
+        if weight.shape[1] % 2 and not self._wide:
+            x, weight = functional.pad(x, (0, 1)), functional.pad(weight, (0, 1))
+        packed, x = dense(weight), x.contiguous()
+        y = torch.empty(x.shape[0], packed.width)
+        none = Segments(())
+        self._k.linear(
+            rows_of(packed), 1, x.data_ptr(), x.shape[1], x.shape[0], y.data_ptr(), packed.width, none.array, 0, 0, 0,
+            None, 0, self._wide,
+        )  # fmt: skip
+        return y[:, : weight.shape[0]]
+
+    def _change(self, tokens: torch.Tensor, h: torch.Tensor, special: Special) -> None:
         """Give `tokens` the embeddings of an adapter that has its own, in place of or on top of the base's in `h`."""
         adapter = special.adapter
         if adapter.embedding is not None:
             h.copy_(adapter.embedding[tokens])
         if adapter.embedding_pair is not None:
             pair = adapter.embedding_pair
-            delta = functional.embedding(tokens, pair.a.T).float() @ pair.b.float().T
+            delta = self._product(functional.embedding(tokens, pair.a.T), pair.b)
             h.add_(delta, alpha=pair.scale * special.weight)
         if EMBEDDING in adapter.rows:
             own = adapter.rows[EMBEDDING]
@@ -319,7 +331,7 @@ class Decoder:
             for special in segments.special:
                 if HEAD in special.adapter.rows:
                     own = special.adapter.rows[HEAD]
-                    logits[special.rows, own.ids] = final[special.rows].float() @ own.values.float().T
+                    logits[special.rows, own.ids] = self._product(final[special.rows], own.values)
         return logits[:, : self.vocab_size]
 
     # -- making it --------------------------------------------------------------------------------------------------------

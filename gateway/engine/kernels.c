@@ -1,7 +1,7 @@
 /* Owns the arithmetic of a step on CPUs with AVX-512 and its bfloat16 products; refuses to know about requests or models.
  *
  * Every row of every result is computed in an order that depends on nothing but that row: a sum runs over k from the first to the
- * last in one accumulator, whatever rows lie beside it and however many there are. So a request's bits are the same alone, in a
+ * last in the same pieces, whatever rows lie beside it and however many there are. So a request's bits are the same alone, in a
  * batch, in pieces of a prompt, and after its prefix was found in a cache.
  *
  * Two element types, told apart by `wide`: bfloat16 activations, weights and cache (0), or float32 (1). Sums are float32 always.
@@ -31,6 +31,7 @@ int tunery_supported(void) {
 
 #define PANEL 48   /* columns of a panel: three vectors */
 #define BLOCK 8    /* rows of a tile: 8 x 3 accumulators */
+#define SUM 32     /* of k in a float32 sum before it is added to the others; DEPTH is a multiple */
 #define DEPTH 768  /* of k unpacked at a time: such a piece of a panel stays in the second-level cache */
 #define PAGE 16    /* tokens of a page of the cache: one vector of scores */
 #define ATTEND 6   /* rows of a tile of attention */
@@ -170,7 +171,7 @@ static const void *panel_of(const struct weight *w, int64_t panel, int64_t from,
 
 /* ------------------------------------------------------------------------------------------------ products */
 
-/* y[n][PANEL] += x[n][count] w, k by k. */
+/* y[n][PANEL] += x[n][count] w, two k at a time. */
 #define PRODUCT(N)                                                                                                             \
     INLINE void product_narrow_##N(const bf16 *x, int64_t xs, const bf16 *w, int64_t count, float *y, int64_t ys) {            \
         __m512 acc[N][3];                                                                                                      \
@@ -188,22 +189,31 @@ static const void *panel_of(const struct weight *w, int64_t panel, int64_t from,
             }                                                                                                                  \
         }                                                                                                                      \
         UNROLL for (int i = 0; i < N; i++) UNROLL for (int v = 0; v < 3; v++) _mm512_storeu_ps(y + i * ys + 16 * v, acc[i][v]); \
-    }                                                                                                                          \
+    }
+
+/* The same in float32, in sums of SUM k that are added up: fewer roundings lie on the way of each part. */
+#define PRODUCT_WIDE(N)                                                                                                        \
     INLINE void product_wide_##N(const float *x, int64_t xs, const float *w, int64_t count, float *y, int64_t ys) {            \
         __m512 acc[N][3];                                                                                                      \
         UNROLL for (int i = 0; i < N; i++) UNROLL for (int v = 0; v < 3; v++) acc[i][v] = _mm512_loadu_ps(y + i * ys + 16 * v); \
-        for (int64_t k = 0; k < count; k++, w += PANEL) {                                                                      \
-            __m512 w0 = _mm512_loadu_ps(w), w1 = _mm512_loadu_ps(w + 16), w2 = _mm512_loadu_ps(w + 32);                        \
-            UNROLL for (int i = 0; i < N; i++) {                                                                               \
-                __m512 xi = _mm512_set1_ps(x[i * xs + k]);                                                                     \
-                acc[i][0] = _mm512_fmadd_ps(xi, w0, acc[i][0]);                                                                \
-                acc[i][1] = _mm512_fmadd_ps(xi, w1, acc[i][1]);                                                                \
-                acc[i][2] = _mm512_fmadd_ps(xi, w2, acc[i][2]);                                                                \
+        for (int64_t k = 0; k < count;) {                                                                                      \
+            __m512 part[N][3];                                                                                                 \
+            UNROLL for (int i = 0; i < N; i++) UNROLL for (int v = 0; v < 3; v++) part[i][v] = _mm512_setzero_ps();            \
+            for (int64_t stop = k + SUM < count ? k + SUM : count; k < stop; k++, w += PANEL) {                                \
+                __m512 w0 = _mm512_loadu_ps(w), w1 = _mm512_loadu_ps(w + 16), w2 = _mm512_loadu_ps(w + 32);                    \
+                UNROLL for (int i = 0; i < N; i++) {                                                                           \
+                    __m512 xi = _mm512_set1_ps(x[i * xs + k]);                                                                 \
+                    part[i][0] = _mm512_fmadd_ps(xi, w0, part[i][0]);                                                          \
+                    part[i][1] = _mm512_fmadd_ps(xi, w1, part[i][1]);                                                          \
+                    part[i][2] = _mm512_fmadd_ps(xi, w2, part[i][2]);                                                          \
+                }                                                                                                              \
             }                                                                                                                  \
+            UNROLL for (int i = 0; i < N; i++) UNROLL for (int v = 0; v < 3; v++) acc[i][v] = _mm512_add_ps(acc[i][v], part[i][v]); \
         }                                                                                                                      \
         UNROLL for (int i = 0; i < N; i++) UNROLL for (int v = 0; v < 3; v++) _mm512_storeu_ps(y + i * ys + 16 * v, acc[i][v]); \
     }
 PRODUCT(1) PRODUCT(2) PRODUCT(3) PRODUCT(4) PRODUCT(5) PRODUCT(6) PRODUCT(7) PRODUCT(8)
+PRODUCT_WIDE(1) PRODUCT_WIDE(2) PRODUCT_WIDE(3) PRODUCT_WIDE(4)
 
 /* product_narrow_8 that meanwhile fetches cache lines for later into the second-level cache, one for every k. */
 static void product_ahead(const bf16 *x, int64_t xs, const bf16 *w, int64_t count, float *y, int64_t ys, const char *const *lines) {
@@ -226,13 +236,23 @@ static void product_ahead(const bf16 *x, int64_t xs, const bf16 *w, int64_t coun
 }
 
 static void product(int n, const void *x, int64_t xs, const void *w, int64_t count, float *y, int64_t ys, int wide) {
-#define CASE(N)                                                      \
-    case N:                                                          \
-        if (wide) product_wide_##N(x, xs, w, count, y, ys);          \
-        else product_narrow_##N(x, xs, w, count, y, ys);             \
-        return;
-    switch (n) { CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) }
-#undef CASE
+    for (const float *row = x; wide && n > 0; n -= 4, row += 4 * xs, y += 4 * ys)
+        switch (n) {
+        case 1: product_wide_1(row, xs, w, count, y, ys); break;
+        case 2: product_wide_2(row, xs, w, count, y, ys); break;
+        case 3: product_wide_3(row, xs, w, count, y, ys); break;
+        default: product_wide_4(row, xs, w, count, y, ys);
+        }
+    switch (wide ? 0 : n) {
+    case 1: product_narrow_1(x, xs, w, count, y, ys); return;
+    case 2: product_narrow_2(x, xs, w, count, y, ys); return;
+    case 3: product_narrow_3(x, xs, w, count, y, ys); return;
+    case 4: product_narrow_4(x, xs, w, count, y, ys); return;
+    case 5: product_narrow_5(x, xs, w, count, y, ys); return;
+    case 6: product_narrow_6(x, xs, w, count, y, ys); return;
+    case 7: product_narrow_7(x, xs, w, count, y, ys); return;
+    case 8: product_narrow_8(x, xs, w, count, y, ys); return;
+    }
 }
 
 /* The same from NF4 codes, unpacked on the way: for few rows the unpacking then hides behind the sums. */
@@ -566,12 +586,16 @@ void tunery_peaks(const float *logits, int64_t ls, int64_t rows, int64_t size, i
         float most = _mm512_reduce_max_ps(top);
         __m512 peak = _mm512_set1_ps(most);
         best[i] = -1;
-        for (int64_t k = 0; k < size; k += 16) {
-            __mmask16 live = size - k >= 16 ? 0xffff : (1u << (size - k)) - 1;
-            __m512 v = _mm512_maskz_loadu_ps(live, row + k);
-            __mmask16 here = _mm512_mask_cmp_ps_mask(live, v, peak, _CMP_EQ_OQ);
-            if (here && best[i] < 0) best[i] = k + __builtin_ctz(here);
-            sum = _mm512_mask_add_ps(sum, live, sum, exp16(_mm512_sub_ps(v, peak)));
+        for (int64_t k = 0; k < size;) {
+            __m512 part = _mm512_setzero_ps();
+            for (int64_t stop = k + 16 * SUM; k < size && k < stop; k += 16) {
+                __mmask16 live = size - k >= 16 ? 0xffff : (1u << (size - k)) - 1;
+                __m512 v = _mm512_maskz_loadu_ps(live, row + k);
+                __mmask16 here = _mm512_mask_cmp_ps_mask(live, v, peak, _CMP_EQ_OQ);
+                if (here && best[i] < 0) best[i] = k + __builtin_ctz(here);
+                part = _mm512_mask_add_ps(part, live, part, exp16(_mm512_sub_ps(v, peak)));
+            }
+            sum = _mm512_add_ps(sum, part);
         }
         if (best[i] < 0) best[i] = 0; /* a row of not-a-number */
         log_z[i] = most + logf(_mm512_reduce_add_ps(sum));

@@ -194,9 +194,8 @@ def alone(model: nn.Module, request: Generate) -> list[tuple[int, float]]:
 
 @torch.no_grad()
 def log_probabilities(model: nn.Module, tokens: Sequence[int]) -> torch.Tensor:
-    """Those of every next token after each of `tokens`, by the model alone and from scratch: float32 [tokens, vocabulary]."""
-    logits = model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0]
-    return logits.float().log_softmax(-1)  # type: ignore[no-any-return]
+    """Those of every next token after each of `tokens`, by the model alone and from scratch, [tokens, vocabulary]."""
+    return model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0].log_softmax(-1)  # type: ignore[no-any-return]
 
 
 def assert_alone(model: nn.Module, request: Generate, tokens: Sequence[Token], *, name: str = "") -> None:
@@ -218,7 +217,20 @@ def assert_scored(model: nn.Module, request: Generate, tokens: Sequence[Token], 
         index for index, token in enumerate(chosen) if token in wanted.stop_token_ids and index >= wanted.min_tokens
     ]
     assert len(chosen) == min([wanted.max_tokens, *(end + 1 for end in ends)]), name
-    scores = log_probabilities(model, (*request.prompt, *chosen[:-1]))[-len(chosen) :]
-    worst = (torch.tensor([token.logprob for token in tokens]) - scores[torch.arange(len(chosen)), chosen]).abs().max()
-    assert float(worst) <= TOLERANCE, (name, float(worst))
+    return assert_near(model, (*request.prompt, *chosen), [token.logprob for token in tokens], name=name)
+
+
+def assert_near(model: nn.Module, tokens: Sequence[int], given: Sequence[float], *, name: str = "") -> torch.Tensor:
+    """`given` are the model's log-probabilities of the last of `tokens`, within the issue's 1e-4; returns all of them there.
+
+    A random model has places where PEFT's own float32 is further from PEFT in float64 than that; there, no further than it is will do.
+    """
+    where = torch.arange(len(given)), list(tokens[-len(given) :])
+    scores = log_probabilities(model, tokens[:-1])[-len(given) :]
+    ours, theirs = torch.tensor(given, dtype=torch.float64), scores[where].double()
+    worst, allowed = float((ours - theirs).abs().max()), TOLERANCE
+    if worst > allowed:
+        exact = log_probabilities(copy.deepcopy(model).double(), tokens[:-1])[-len(given) :][where]
+        worst, allowed = float((ours - exact).abs().max()), max(TOLERANCE, float((theirs - exact).abs().max()))
+    assert worst <= allowed, (name, worst, allowed)
     return scores
