@@ -48,6 +48,7 @@ from tunery.gateway.engine.messages import (
     Weighted,
     mix_digest,
 )
+from tunery.gateway.engine.scheduler import STARVED_AFTER
 
 KINDS: list[dict[str, Any]] = [
     {"r": 1, "lora_alpha": 1},
@@ -225,7 +226,10 @@ class Play:
                 self.ask(happening)
             else:
                 getattr(self, happening.kind)(happening.number)
-        limit = STEPS_EACH * (len(self.asked) + 1)
+        # What can never fit together is refused once somebody has waited too long for it, by the clock; and with too little room
+        # a request may be taken out after every token and be computed from its beginning.
+        limit = (STEPS_EACH + int(2 * STARVED_AFTER / self.plan.seconds)) * (len(self.asked) + 1)
+        limit += sum(_slices(one) for one in self.asked.values())
         while not self.core.idle:
             self.step()
             limit -= 1
@@ -344,7 +348,16 @@ class Play:
         assert self.loading <= {event.id for event in self.engine.events if isinstance(event, Loaded | Failed)}
         for number in range(len(KINDS)):
             self.unload(number)
+        while self.lane.tasks:  # loads whose requests were cancelled
+            self.lane.run()
+        self.core.residency.poll()
         assert self.core.residency.bytes == 0
+
+
+def _slices(one: Generate | Embed) -> int:
+    """The steps that a request takes at the most when every token has to be earned by computing all before it, one a step."""
+    count = one.sampling.max_tokens if isinstance(one, Generate) else 1
+    return (len(one.prompt) + count) * count
 
 
 @pytest.mark.filterwarnings("ignore:.*(tied|tying).*:UserWarning")
