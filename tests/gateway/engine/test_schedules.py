@@ -74,7 +74,7 @@ def world() -> tuple[Path, tuple[AdapterSource, ...]]:
     """A base, and an adapter of each kind, all under the same name and number."""
     folder = Path(tempfile.mkdtemp(prefix="tunery-schedules-"))
     base = make_base(folder / "base", "llama")
-    return base, tuple(make_adapter(base, folder / str(i), seed=i, **kind) for i, kind in enumerate(KINDS))
+    return base, tuple(make_adapter(base, folder / str(i), seed=i, size=0.08, **kind) for i, kind in enumerate(KINDS))
 
 
 @functools.cache
