@@ -77,6 +77,10 @@ class _Shelf(Generic[Descriptor]):
 
         return register
 
+    def owner(self, name: str) -> str:
+        """The plugin that registered `name`."""
+        return self._owners[name]
+
     def forget(self, owner: str) -> None:
         """Drop what a plugin registered before it failed."""
         for name in [name for name, of in self._owners.items() if of == owner]:
@@ -153,6 +157,12 @@ class Plugins:
     def trainer(self, name: str) -> TrainerInfo:
         """One trainer; raise UnknownName with near matches."""
         return self._trainers.get(name)
+
+    def owner_of_trainer(self, name: str) -> str:
+        """Package and version that a trainer comes from, for manifests."""
+        plugin = self._trainers.owner(self.trainer(name).name)
+        record = next(r for r in self._records if r.name == plugin and r.error is None)
+        return f"{record.distribution} {record.version}".strip() or plugin
 
     def add_commands(self, cli: click.Group) -> None:
         """Let plugins add commands; one that would hide an existing command is left out with a warning."""

@@ -15,7 +15,10 @@ from msgspec import Meta
 from tunery.registry.errors import InvalidInput, UnknownName
 from tunery.registry.values import read_value
 
-__all__ = ["TrainingParameters", "read_parameters"]
+__all__ = ["AUTO", "TrainingParameters", "given_names", "read_parameters"]
+
+AUTO = "auto"
+"""What a parameter may be given as to have it chosen from data, base and method, as when it is not given at all."""
 
 PositiveInt = Annotated[int, Meta(ge=1)]
 NonNegativeInt = Annotated[int, Meta(ge=0)]
@@ -28,7 +31,12 @@ class TrainingParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
 
     `batch_size` is rows per optimizer step; `micro_batch_size` how many go through the model at once (gradients accumulate).
     `max_steps` 0 means `epochs` decides. `warmup` is the share of steps that warm up. `eval_fraction` of the rows is held out
-    when no validation file is given. `max_length` is in tokens.
+    when no validation file is given. `max_length` is in tokens. `eval_every` and `checkpoint_every` count steps, 0 is never;
+    `patience` evaluations in a row without a better one end the run, 0 is never. `memory_gb` is what the run may hold, 0 is
+    what the machine has free.
+
+    The defaults are fallbacks: what is not given, or given as "auto", is chosen by `tunery.plugins.training.defaults` where it
+    has a rule; `learning_rate` is then the rate for a base of 2,048 hidden units.
     """
 
     learning_rate: PositiveFloat = 2e-5
@@ -44,6 +52,8 @@ class TrainingParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     eval_fraction: Annotated[float, Meta(ge=0, le=0.5)] = 0.1
     eval_every: NonNegativeInt = 0
     checkpoint_every: NonNegativeInt = 0
+    patience: NonNegativeInt = 0
+    memory_gb: Annotated[float, Meta(ge=0)] = 0.0
     seed: NonNegativeInt = 0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
@@ -57,7 +67,7 @@ def read_parameters(kind: type[P], values: Mapping[str, Any]) -> P:
     problems = [str(UnknownName("parameter", name, known)) for name in values if name not in known]
     good: dict[str, Any] = {}
     for field in msgspec.structs.fields(kind):
-        if field.name in values:
+        if field.name in given_names(values):
             try:
                 good[field.name] = read_value(field.name, values[field.name], field.type)
             except InvalidInput as error:
@@ -65,3 +75,8 @@ def read_parameters(kind: type[P], values: Mapping[str, Any]) -> P:
     if problems:
         raise InvalidInput("\n".join(problems), code="invalid_parameter")
     return kind(**good)
+
+
+def given_names(values: Mapping[str, Any]) -> set[str]:
+    """Names that somebody decided; what is "auto" is left to the rules."""
+    return {name for name, value in values.items() if value != AUTO or name == "precision"}

@@ -80,7 +80,7 @@ class AliasMove(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """One run of a trainer. `state` is queued, running, succeeded, failed or cancelled; times are Unix seconds."""
+    """One run of a trainer. `state` is queued, running, paused, succeeded, failed or cancelled; times are Unix seconds."""
 
     id: str
     adapter: str

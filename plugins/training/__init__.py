@@ -4,7 +4,8 @@ A trainer is a class with `quant`, `load(context)` and `save(model, folder, cont
 imports torch.
 """
 
-from tunery.plugins.training.host import TrainRequest, resume, train
+from tunery.plugins.training.host import resume, train
+from tunery.plugins.training.run import TrainRequest
 from tunery.plugins.training.trainer import LoadContext, SaveContext, Trainer, load_base
 
 __all__ = ["LoadContext", "SaveContext", "TrainRequest", "Trainer", "load_base", "resume", "train"]

@@ -14,8 +14,8 @@ from tunery.plugins.data.renderer import Renderer
 from tunery.plugins.manager import Plugins, load_entrypoint
 from tunery.plugins.parameters import read_parameters
 from tunery.plugins.training.examples import read_corpus
-from tunery.plugins.training.host import compute_dtype
 from tunery.plugins.training.loop import fit
+from tunery.plugins.training.run import compute_dtype
 from tunery.plugins.training.trainer import LoadContext, Trainer
 from tunery.registry import Base
 

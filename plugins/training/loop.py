@@ -1,6 +1,6 @@
 """Owns the training loop, on accelerate: mixed precision, accumulation, clipping, schedule, evaluation, checkpoints.
 
-Refuses to go on with a loss that is not a number: it stops at that step and names the rows.
+Refuses to go on with a loss that is not a number or has exploded: it stops at that step and names the rows.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ from torch import nn
 
 from tunery.plugins.parameters import TrainingParameters
 from tunery.plugins.training.batches import Example, epoch_batches, micro_batches
-from tunery.plugins.training.checkpoint import load_checkpoint, save_checkpoint
-from tunery.plugins.training.loss import summed_loss
+from tunery.plugins.training.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_weights
+from tunery.plugins.training.control import Control, JobPaused
+from tunery.plugins.training.objective import Objective, Supervised
 from tunery.registry.errors import TuneryError
 
 __all__ = ["Fit", "TrainingFailed", "fit", "step_count"]
 
 Report = Callable[[dict[str, Any]], None]
+Evaluate = Callable[[nn.Module], float]
 
 
 class TrainingFailed(TuneryError, ArithmeticError):
@@ -34,12 +36,18 @@ class TrainingFailed(TuneryError, ArithmeticError):
 
 
 class Fit(msgspec.Struct, frozen=True):
-    """What a run did: optimizer steps, tokens without padding, seconds in the loop, and the last step's loss."""
+    """What a run did: optimizer steps, tokens without padding, seconds in the loop, and the last step's loss.
+
+    `evaluations` are (step, held-out loss); the weights are those of `chosen`, for the reason in `why`.
+    """
 
     steps: int
     tokens: int
     seconds: float
     train_loss: float
+    evaluations: tuple[tuple[int, float], ...] = ()
+    chosen: int = 0
+    why: str = ""
 
 
 def step_count(parameters: TrainingParameters, examples: int) -> int:
@@ -59,50 +67,136 @@ def fit(
     checkpoint: Path,
     fingerprint: str,
     report: Report,
-    evaluate: Callable[[nn.Module], float] | None,
+    evaluate: Evaluate | None,
+    objective: Objective | None = None,
+    control: Control | None = None,
 ) -> Fit:
     """Train `model` in place, going on from `checkpoint` when there is one. `report` hears of every step."""
-    accelerator = Accelerator(
-        mixed_precision="no" if dtype == torch.float32 else "bf16",
-        cpu=device.type == "cpu",
-        gradient_accumulation_steps=1,
-    )
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=parameters.learning_rate, weight_decay=parameters.weight_decay)
-    total = step_count(parameters, len(examples))
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _schedule(parameters, total))
-    step, counters = load_checkpoint(
-        checkpoint, model=model, optimizer=optimizer, scheduler=scheduler, fingerprint=fingerprint
-    )
-    prepared, ready_optimizer = accelerator.prepare(model, optimizer)
-    prepared.train()
-    tokens, spent, loss = int(counters.get("tokens", 0)), counters.get("seconds", 0.0), math.nan
-    began = time.perf_counter() - spent
-    for rows in _steps(examples, parameters, skip=step, total=total):
-        loss, norm, count = _optimize(accelerator, prepared, ready_optimizer, rows, parameters, device)
-        rate = scheduler.get_last_lr()[0]
-        scheduler.step()
-        step, tokens = step + 1, tokens + count
-        seconds = time.perf_counter() - began
-        _check(loss, norm, step, rows)
-        report({"kind": "step", "step": step, "steps": total, "loss": loss, "learning_rate": rate, "grad_norm": norm,
-                "tokens": tokens, "seconds": round(seconds, 3)})  # fmt: skip
-        if evaluate is not None and _due(step, parameters.eval_every) and step < total:
-            report({"kind": "evaluated", "step": step, "eval_loss": evaluate(model)})
-        if _due(step, parameters.checkpoint_every):
-            save_checkpoint(
-                checkpoint,
-                model=model,
-                optimizer=optimizer,
-                scheduler=scheduler,
-                step=step,
-                fingerprint=fingerprint,
-                counters={"tokens": tokens, "seconds": seconds},
+    return _Loop(
+        model, examples, parameters, device, dtype, checkpoint, fingerprint, report, evaluate,
+        objective or Supervised(), control or Control(),
+    ).run()  # fmt: skip
+
+
+class _Loop:
+    """One run: what it trains, and how far it is."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        examples: Sequence[Example],
+        parameters: TrainingParameters,
+        device: torch.device,
+        dtype: torch.dtype,
+        checkpoint: Path,
+        fingerprint: str,
+        report: Report,
+        evaluate: Evaluate | None,
+        objective: Objective,
+        control: Control,
+    ) -> None:
+        self.model, self.examples, self.parameters, self.device = model, examples, parameters, device
+        self.checkpoint, self.fingerprint, self.report, self.evaluate = checkpoint, fingerprint, report, evaluate
+        self.objective, self.control = objective, control
+        self.best = checkpoint.with_name("best.safetensors")
+        config: Any = getattr(model, "config", None)
+        self.vocabulary = int(getattr(config, "vocab_size", 0) or 2)
+        self.accelerator = Accelerator(
+            mixed_precision="no" if dtype == torch.float32 else "bf16",
+            cpu=device.type == "cpu",
+            gradient_accumulation_steps=1,
+        )
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=parameters.learning_rate, weight_decay=parameters.weight_decay)
+        self.total = step_count(parameters, len(examples))
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, _schedule(parameters, self.total))
+        self.progress = load_checkpoint(
+            checkpoint, model=model, optimizer=self.optimizer, scheduler=self.scheduler, fingerprint=fingerprint
+        )
+
+    def run(self) -> Fit:
+        """Every step that is left, then the best weights."""
+        prepared, optimizer = self.accelerator.prepare(self.model, self.optimizer)
+        prepared.train()
+        progress = self.progress
+        began, loss, stopped = time.perf_counter() - progress.seconds, progress.loss, False
+        for rows in _steps(self.examples, self.parameters, skip=progress.step, total=self.total):
+            loss, norm, tokens = _optimize(
+                self.accelerator, prepared, optimizer, rows, self.parameters, self.device, self.objective
             )
-            report({"kind": "checkpoint", "step": step})
-    accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
-    accelerator.free_memory()
-    return Fit(step, tokens, time.perf_counter() - began, loss)
+            rate = self.scheduler.get_last_lr()[0]
+            self.scheduler.step()
+            progress = self.progress = msgspec.structs.replace(
+                progress,
+                step=progress.step + 1,
+                tokens=progress.tokens + tokens,
+                seconds=time.perf_counter() - began,
+                first=loss if progress.first is None else progress.first,
+                loss=loss,
+            )
+            _check(loss, norm, progress.step, rows, self.objective.ceiling(self.vocabulary, progress.first or 0.0))
+            self.report({"kind": "step", "step": progress.step, "steps": self.total, "loss": loss,
+                         "learning_rate": rate, "grad_norm": norm, "tokens": progress.tokens,
+                         "seconds": round(progress.seconds, 3)})  # fmt: skip
+            if self._evaluated(progress.step):
+                progress = self.progress
+                stopped = self._stale() and progress.step < self.total
+            self._keep(progress.step, stopped)
+            if stopped:
+                break
+        chosen, why = self._choose(stopped)
+        self.accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
+        self.accelerator.free_memory()
+        return Fit(
+            progress.step, progress.tokens, progress.seconds, loss, tuple(progress.evaluations), chosen, why
+        )  # fmt: skip
+
+    def _evaluated(self, step: int) -> bool:
+        """Look at the held-out rows where that is due, and keep the weights if they are the best so far."""
+        if self.evaluate is None or not (_due(step, self.parameters.eval_every) or step == self.total):
+            return False
+        loss = self.evaluate(self.model)
+        self.report({"kind": "evaluated", "step": step, "eval_loss": loss})
+        before = [other for _, other in self.progress.evaluations]
+        if all(loss < other for other in before):
+            save_weights(self.model, self.best)
+        self.progress = msgspec.structs.replace(self.progress, evaluations=[*self.progress.evaluations, (step, loss)])
+        return True
+
+    def _stale(self) -> bool:
+        """Whether the last `patience` evaluations were all no better than one before them."""
+        patience, losses = self.parameters.patience, [loss for _, loss in self.progress.evaluations]
+        return 0 < patience < len(losses) and min(losses[-patience:]) >= min(losses[:-patience])
+
+    def _keep(self, step: int, stopped: bool) -> None:
+        """Checkpoint where that is due; where a pause was asked for, always, and end there."""
+        pausing = self.control.pausing and step < self.total and not stopped
+        if not pausing and not _due(step, self.parameters.checkpoint_every):
+            return
+        save_checkpoint(
+            self.checkpoint,
+            model=self.model,
+            optimizer=self.optimizer,
+            scheduler=self.scheduler,
+            fingerprint=self.fingerprint,
+            progress=self.progress,
+        )
+        self.report({"kind": "checkpoint", "step": step})
+        if pausing:
+            raise JobPaused(f"paused after step {step} of {self.total}; go on with tunery train --resume JOB")
+
+    def _choose(self, stopped: bool) -> tuple[int, str]:
+        """Put the best evaluated weights back; which step's they are, and why."""
+        step, evaluations = self.progress.step, self.progress.evaluations
+        if not evaluations:
+            return step, f"the last step, {step}: nothing was held out to choose by"
+        best, loss = min(evaluations, key=lambda pair: (pair[1], pair[0]))
+        count = f"{len(evaluations)} evaluation{'s' * (len(evaluations) > 1)}"
+        end = f"; stopped early, after {self.parameters.patience} evaluations without a better one" if stopped else ""
+        if best == step:
+            return step, f"the last step, {step}, has the lowest held-out loss of {count}, {loss:.4f}{end}"
+        load_weights(self.model, self.best)
+        return best, f"step {best} of {step} has the lowest held-out loss of {count}, {loss:.4f}{end}"
 
 
 def _optimize(
@@ -112,13 +206,14 @@ def _optimize(
     rows: Sequence[Example],
     parameters: TrainingParameters,
     device: torch.device,
+    objective: Objective,
 ) -> tuple[float, float, int]:
-    """One optimizer step over `rows`: mean loss per trained token, gradient norm before clipping, tokens."""
-    targets = sum(example.targets for example in rows)
+    """One optimizer step over `rows`: mean loss per term, gradient norm before clipping, tokens."""
+    terms = objective.terms(rows)
     total, tokens = 0.0, 0
     for batch in micro_batches(rows, parameters.micro_batch_size, device=device):
-        # Divided by the whole step's targets, so that how it is cut into micro-batches changes nothing.
-        loss = summed_loss(model, batch) / targets
+        # Divided by the whole step's terms, so that how it is cut into micro-batches changes nothing.
+        loss = objective.loss(model, batch) / terms
         accelerator.backward(loss)
         total += float(loss.detach())
         tokens += batch.tokens
@@ -159,14 +254,16 @@ def _schedule(parameters: TrainingParameters, total: int) -> Callable[[int], flo
     return factor
 
 
-def _check(loss: float, norm: float, step: int, rows: Sequence[Example]) -> None:
-    if math.isfinite(loss) and math.isfinite(norm):
+def _check(loss: float, norm: float, step: int, rows: Sequence[Example], ceiling: float) -> None:
+    finite = math.isfinite(loss) and math.isfinite(norm)
+    if finite and loss <= ceiling:
         return
     lines = ", ".join(str(example.line) for example in rows)
+    what = f"is {loss} and the gradient's norm {norm}" if not finite else f"is {loss:.4g}, above {ceiling:.4g}"
     raise TrainingFailed(
-        f"step {step}: the loss is {loss} and the gradient's norm {norm}; nothing was published. The step's rows are on lines "
-        f"{lines}: look at them, or lower learning_rate",
-        code="loss_not_finite",
+        f"step {step}: the loss {what}; nothing was published. The step's rows are on lines {lines}: look at them, or "
+        "lower learning_rate",
+        code="loss_exploded" if finite else "loss_not_finite",
     )
 
 

@@ -90,4 +90,12 @@ def load_base(folder: Path, *, quant: Quant, dtype: torch.dtype, device: torch.d
         trust_remote_code=False,
         **options,
     )
+    _keep_differentiable(model)
     return model
+
+
+def _keep_differentiable(model: nn.Module) -> None:
+    """Keep bitsandbytes from packing weights for inference when a model is evaluated between steps: it cannot be trained after."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            vars(module)["support_avx512bf16_for_cpu"] = False

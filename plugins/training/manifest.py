@@ -1,0 +1,90 @@
+"""Owns where a version comes from, written down before training starts; and saying what differs when it is not the same again."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version as package_version
+from typing import Any
+
+import msgspec
+import torch
+
+from tunery.plugins.parameters import TrainingParameters
+from tunery.plugins.training.defaults import Choice
+from tunery.plugins.training.examples import Corpus
+from tunery.registry import Base, Version
+
+__all__ = ["build_manifest", "differences", "fingerprint"]
+
+PACKAGES = ("tunery", "torch", "transformers", "peft", "accelerate", "bitsandbytes")
+
+IDENTITY = ("base_digest", "data", "parameters", "parent", "template", "trainer", "plugin")
+"""What a run's result depends on, given the same packages and hardware."""
+
+
+def build_manifest(
+    *,
+    job: str,
+    trainer: str,
+    plugin: str,
+    base: Base,
+    parent: Version | None,
+    template: str | None,
+    corpus: Corpus,
+    parameters: TrainingParameters,
+    choices: Sequence[Choice],
+    device: str,
+) -> dict[str, Any]:
+    """Everything that is known before the first step."""
+    return {
+        "job": job,
+        "trainer": trainer,
+        "plugin": plugin,
+        "base": base.name,
+        "base_digest": base.digest,
+        "parent": {"version": parent.name, "digest": parent.digest} if parent else None,
+        "data": [msgspec.to_builtins(file) for file in corpus.files],
+        "held_out": len(corpus.held_out),
+        "template": template,
+        "parameters": msgspec.to_builtins(parameters),
+        "choices": [msgspec.to_builtins(choice) for choice in choices],
+        "seed": parameters.seed,
+        "packages": {name: package_version(name) for name in PACKAGES},
+        "hardware": f"{platform.machine()} {device}, {torch.get_num_threads()} threads",
+        "started_at": time.time(),
+    }
+
+
+def fingerprint(manifest: Mapping[str, Any]) -> str:
+    """One digest over everything that a checkpoint depends on."""
+    parts = {name: manifest.get(name) for name in IDENTITY}
+    return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], *, names: Sequence[str] = IDENTITY) -> list[str]:
+    """A line for everything that is not the same in two manifests, such as `parameters.seed: 1 → 2`."""
+    lines: list[str] = []
+    for name in names:
+        lines += _compare(name, before.get(name), now.get(name))
+    return lines
+
+
+def _compare(path: str, before: Any, now: Any) -> list[str]:
+    if before == now:
+        return []
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        keys = list(dict.fromkeys([*before, *now]))
+        return [line for key in keys for line in _compare(f"{path}.{key}", before.get(key), now.get(key))]
+    if isinstance(before, list | tuple) and isinstance(now, list | tuple) and len(before) == len(now):
+        return [
+            line for i, pair in enumerate(zip(before, now, strict=True)) for line in _compare(f"{path}[{i}]", *pair)
+        ]
+    return [f"{path}: {_short(before)} → {_short(now)}"]
+
+
+def _short(value: Any) -> str:
+    text = msgspec.json.encode(value).decode()
+    return text if len(text) <= 80 else text[:77] + "…"

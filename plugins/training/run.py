@@ -1,0 +1,254 @@
+"""Owns one training job while it runs: preflight, base loss, steps, evaluation, files, publishing; the trainer only has the model."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from torch import nn
+
+from tunery.plugins.manager import Plugins
+from tunery.plugins.parameters import TrainingParameters
+from tunery.plugins.training.control import Control, JobPaused
+from tunery.plugins.training.examples import Corpus
+from tunery.plugins.training.lock import exclusive
+from tunery.plugins.training.loop import Fit, fit, step_count
+from tunery.plugins.training.loss import mean_loss
+from tunery.plugins.training.manifest import fingerprint
+from tunery.plugins.training.objective import Objective, Supervised
+from tunery.plugins.training.preflight import preflight
+from tunery.plugins.training.trainer import LoadContext, SaveContext, Trainer, load_base
+from tunery.registry import Base, Job, Version
+from tunery.registry.registry import Registry
+
+__all__ = ["Run", "TrainRequest", "compute_dtype"]
+
+Report = Callable[[dict[str, Any]], None]
+
+
+class TrainRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What was asked for; kept with the job so that it can be resumed. Paths are absolute."""
+
+    adapter: str
+    trainer: str
+    base: str
+    data: tuple[str, ...]
+    validation: str | None = None
+    parent: str | None = None
+    alias: str | None = None
+    device: str = "cpu"
+    parameters: dict[str, Any] = {}
+    actor: str = "unknown"
+
+
+class Run:
+    """One job."""
+
+    def __init__(
+        self,
+        *,
+        request: TrainRequest,
+        parameters: TrainingParameters,
+        registry: Registry,
+        plugins: Plugins,
+        trainer: Trainer,
+        base: Base,
+        parent: Version | None,
+        corpus: Corpus,
+        job: Job,
+        folder: Path,
+        manifest: dict[str, Any],
+        report: Report,
+        control: Control,
+    ) -> None:
+        self.request, self.parameters, self.registry, self.plugins = request, parameters, registry, plugins
+        self.trainer, self.base, self.parent, self.corpus = trainer, base, parent, corpus
+        self.job, self.folder, self.manifest, self._report, self.control = job, folder, manifest, report, control
+        self.device = torch.device(request.device)
+        self.dtype = compute_dtype(parameters.precision, self.device)
+        self.objective: Objective = getattr(trainer, "objective", None) or Supervised()
+
+    def guarded(self) -> Version:
+        """Run, and leave the job in the state it ended in. One process at a time."""
+        with exclusive(self.folder, self.job.id), (self.folder / "metrics.jsonl").open("ab") as self.metrics_file:
+            self.registry.update_job(self.job.id, state="running")
+            self._write_manifest()
+            try:
+                return self._train()
+            except JobPaused as pause:
+                self._end("paused", str(pause))
+                raise
+            except KeyboardInterrupt:
+                self._end("cancelled", "asked to stop" if self.control.cancelled else "interrupted")
+                raise
+            except BaseException as error:
+                self._end("failed", str(error))
+                raise
+
+    def report(self, event: dict[str, Any]) -> None:
+        """Tell the caller, the job's file, and every plugin that observes jobs."""
+        self.metrics_file.write(msgspec.json.encode(event) + b"\n")
+        self.metrics_file.flush()
+        self._report(event)
+        self.plugins.job_event(self.job, event)
+
+    def _train(self) -> Version:
+        corpus = self.corpus
+        self.report({
+            "kind": "started", "job": self.job.id, "rows": len(corpus.train), "held_out": len(corpus.held_out),
+            "tokens": sum(len(example.ids) for example in corpus.train), "cut": corpus.cut,
+            "steps": step_count(self.parameters, len(corpus.train)),
+            "precision": str(self.dtype).removeprefix("torch."),
+            "choices": self.manifest["choices"],
+        })  # fmt: skip
+        base_loss = self._base_loss()
+        # Before the trainer makes its weights: the same seed gives the same adapter.
+        torch.manual_seed(self.parameters.seed)
+        context = LoadContext(
+            base_folder=Path(self.base.path),
+            parameters=self.parameters,
+            device=self.device,
+            dtype=self.dtype,
+            parent=self._parent_folder(),
+        )
+        model = self.trainer.load(context)
+        self._preflight(model)
+        evaluate = self._evaluate if corpus.held_out else None
+        done = fit(
+            model,
+            corpus.train,
+            self.parameters,
+            device=self.device,
+            dtype=self.dtype,
+            checkpoint=self.folder / "checkpoint",
+            fingerprint=fingerprint(self.manifest),
+            report=self.report,
+            evaluate=evaluate,
+            objective=self.objective,
+            control=self.control,
+        )
+        eval_loss = min((loss for _, loss in done.evaluations), default=None)
+        if eval_loss is not None:
+            self.report({"kind": "chosen", "step": done.chosen, "why": done.why, "eval_loss": eval_loss,
+                         "base_loss": base_loss})  # fmt: skip
+        saving = SaveContext(load=context, evaluate=evaluate, base_loss=base_loss, eval_loss=eval_loss)
+        return self._publish(model, saving, done)
+
+    def _preflight(self, model: nn.Module) -> None:
+        """Try the longest rows once per job; a resumed one keeps the micro-batch it began with."""
+        if "quote" not in self.manifest:
+            quote = preflight(
+                model,
+                self.corpus.train,
+                self.parameters,
+                objective=self.objective,
+                device=self.device,
+                dtype=self.dtype,
+            )
+            self.manifest["quote"] = msgspec.to_builtins(quote)
+            self.manifest["parameters"]["micro_batch_size"] = quote.micro_batch_size
+            self._write_manifest()
+            self.report({"kind": "quote", **self.manifest["quote"]})
+        self.parameters = msgspec.structs.replace(
+            self.parameters, micro_batch_size=self.manifest["parameters"]["micro_batch_size"]
+        )
+
+    def _publish(self, model: nn.Module, saving: SaveContext[Any], done: Fit) -> Version:
+        output = self.folder / "output"
+        shutil.rmtree(output, ignore_errors=True)
+        output.mkdir()
+        metrics = self.trainer.save(model, output, saving)
+        metrics |= _metrics(done, saving)
+        finished = self.manifest | {
+            "finished_at": time.time(),
+            "steps": done.steps,
+            "seconds": round(done.seconds, 1),
+            "checkpoint": {"step": done.chosen, "why": done.why, "evaluations": [list(e) for e in done.evaluations]},
+        }
+        version = self.registry.publish(
+            self.request.adapter,
+            output,
+            base=self.base,
+            method=self.request.trainer,
+            manifest=finished,
+            metrics=metrics,
+            actor=self.request.actor,
+            alias=self.request.alias,
+        )
+        self.registry.update_job(self.job.id, state="succeeded", version=version.number)
+        self.report({"kind": "succeeded", "version": version.name, "digest": version.digest})
+        self.plugins.version_published(version, output)
+        self._clear()
+        return version
+
+    def _clear(self) -> None:
+        """Drop what only a running job needs."""
+        for leftover in ("output", "checkpoint", "parent"):
+            shutil.rmtree(self.folder / leftover, ignore_errors=True)
+        (self.folder / "best.safetensors").unlink(missing_ok=True)
+
+    def _base_loss(self) -> float | None:
+        """The base's own loss on the held-out rows, on the quantization the trainer trains on."""
+        if not self.corpus.held_out:
+            return None
+        if "base_loss" not in self.manifest:
+            model = load_base(Path(self.base.path), quant=self.trainer.quant, dtype=self.dtype, device=self.device)
+            self.manifest["base_loss"] = self._evaluate(model)
+            self._write_manifest()
+        loss: float = self.manifest["base_loss"]
+        self.report({"kind": "evaluated", "step": 0, "base_loss": loss})
+        return loss
+
+    def _evaluate(self, model: nn.Module) -> float:
+        return mean_loss(
+            model,
+            self.corpus.held_out,
+            batch_size=self.parameters.micro_batch_size,
+            device=self.device,
+            dtype=self.dtype,
+        )
+
+    def _parent_folder(self) -> Path | None:
+        if self.parent is None:
+            return None
+        folder = self.folder / "parent"
+        if not folder.exists():
+            self.registry.export(self.parent, folder)
+        return folder
+
+    def _write_manifest(self) -> None:
+        staged = self.folder / "manifest.json.new"
+        staged.write_bytes(msgspec.json.format(msgspec.json.encode(self.manifest), indent=2))
+        staged.replace(self.folder / "manifest.json")
+
+    def _end(self, state: str, why: str) -> None:
+        self.registry.update_job(self.job.id, state=state, error=why)
+        self.report({"kind": state, "error": why})
+
+
+def _metrics(done: Fit, saving: SaveContext[Any]) -> dict[str, float]:
+    metrics: dict[str, float] = {
+        "train_loss": done.train_loss,
+        "steps": float(done.steps),
+        "tokens": float(done.tokens),
+    }
+    metrics["useful_tok_s"] = round(done.tokens / max(done.seconds, 1e-9), 1)
+    if saving.base_loss is not None and saving.eval_loss is not None:
+        metrics |= {"base_loss": saving.base_loss, "eval_loss": saving.eval_loss}
+    return metrics
+
+
+def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """bfloat16 where the hardware multiplies it natively, unless the parameters say otherwise."""
+    if precision != "auto":
+        return torch.bfloat16 if precision == "bfloat16" else torch.float32
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    return (
+        torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else torch.float32
+    )
