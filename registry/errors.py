@@ -8,6 +8,8 @@
     ├── Conflict                           somebody else moved first (compare-and-set failed)
     ├── ArtifactRefused (ValueError)       weights or configs that must not enter or be served
     ├── StorageFailed (OSError)            disk full, blob missing or damaged
+    ├── TrainingFailed (ArithmeticError)   a run that cannot end well, or whose result must not be served
+    ├── JobPaused                          a job kept a checkpoint and ended, because it was asked to
     └── Unavailable                        the engine, or the Hub, cannot answer now
         └── Overloaded                     too many requests wait; try again a little later
 
@@ -24,9 +26,11 @@ __all__ = [
     "Conflict",
     "InvalidData",
     "InvalidInput",
+    "JobPaused",
     "NotFound",
     "Overloaded",
     "StorageFailed",
+    "TrainingFailed",
     "TuneryError",
     "Unavailable",
     "UnknownName",
@@ -97,6 +101,18 @@ class StorageFailed(TuneryError, OSError):
     """The disk would not take or give the bytes."""
 
     code = "storage_failed"
+
+
+class TrainingFailed(TuneryError, ArithmeticError):
+    """A run that cannot end well, or whose result must not be served."""
+
+    code = "training_failed"
+
+
+class JobPaused(TuneryError):
+    """A job kept a checkpoint and ended because it was asked to pause."""
+
+    code = "job_paused"
 
 
 class Unavailable(TuneryError):

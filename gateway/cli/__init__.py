@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "adapters": ("tunery.gateway.cli.adapters:adapters", "List, inspect, move, publish and pull versions of adapters."),
     "bases": ("tunery.gateway.cli.bases:bases", "List and add base models."),
     "bench": ("tunery.gateway.cli.bench:bench", "Measure serving and training on this machine."),
+    "jobs": ("tunery.gateway.cli.jobs:jobs", "List, inspect, pause and cancel training jobs."),
     "plugins": ("tunery.gateway.cli.plugins:plugins", "List plugins, their hooks, and the trainers' parameters."),
     "serve": ("tunery.gateway.cli.serve:serve", "Serve every adapter from one quantized base."),
     "train": ("tunery.gateway.cli.train:train", "Train a version of an adapter from a file of examples."),

@@ -6,8 +6,10 @@ from tunery.registry.errors import (
     ArtifactRefused,
     Conflict,
     InvalidInput,
+    JobPaused,
     NotFound,
     StorageFailed,
+    TrainingFailed,
     TuneryError,
     Unavailable,
 )
@@ -21,6 +23,8 @@ EXIT_CODES: dict[type[TuneryError], int] = {
     ArtifactRefused: 5,
     Unavailable: 6,
     StorageFailed: 7,
+    JobPaused: 8,
+    TrainingFailed: 9,
 }
 """2 is also what a mistyped command or option ends with; 1 is a bug."""
 

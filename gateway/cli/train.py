@@ -181,15 +181,23 @@ def _line(event: dict[str, Any]) -> str | None:
     """What to say of an event that is no step."""
     kind = event["kind"]
     if kind == "started":
+        chosen = "".join(f"\n  {c['name']} = {c['value']:g}: {c['reason']} ({c['source']})" for c in event["choices"])
         cut = f", {event['cut']} cut to max_length" if event["cut"] else ""
         return (
             f"{event['job']}: {event['rows']} rows ({event['tokens']} tokens{cut}), {event['held_out']} held out, "
-            f"{event['steps']} steps in {event['precision']}"
+            f"{event['steps']} steps in {event['precision']}{chosen}"
         )
+    if kind == "quote":
+        return (
+            f"quote: {event['tokens']} tokens in {event['steps']} steps, about {event['minutes']:.1f} minutes, "
+            f"{event['peak_bytes'] / 1e9:.2f} GB at most; {event['why']}"
+        )
+    if kind == "chosen":
+        return f"chosen: {event['why']}"
     if kind == "evaluated":
         losses = [f"{name.replace('_', ' ')} {event[name]:.4f}" for name in ("base_loss", "eval_loss") if name in event]
         return f"held out: {', '.join(losses)}"
-    if kind in ("failed", "cancelled"):
+    if kind in ("failed", "cancelled", "paused"):
         return f"{kind}"
     return None
 

@@ -12,21 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from tunery.registry.errors import TuneryError
-
-__all__ = ["Control", "JobPaused", "ask", "watch"]
+__all__ = ["Control", "ask", "watch"]
 
 FILE = "control"
 EVERY = 0.2
 """Seconds between looks."""
 
 Wish = Literal["pause", "cancel"]
-
-
-class JobPaused(TuneryError):
-    """The job kept a checkpoint and ended because it was asked to pause."""
-
-    code = "job_paused"
 
 
 def ask(folder: Path, wish: Wish) -> None:

@@ -19,20 +19,14 @@ from torch import nn
 from tunery.plugins.parameters import TrainingParameters
 from tunery.plugins.training.batches import Example, epoch_batches, micro_batches
 from tunery.plugins.training.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_weights
-from tunery.plugins.training.control import Control, JobPaused
+from tunery.plugins.training.control import Control
 from tunery.plugins.training.objective import Objective, Supervised
-from tunery.registry.errors import TuneryError
+from tunery.registry.errors import JobPaused, TrainingFailed
 
-__all__ = ["Fit", "TrainingFailed", "fit", "step_count"]
+__all__ = ["Fit", "fit", "step_count"]
 
 Report = Callable[[dict[str, Any]], None]
 Evaluate = Callable[[nn.Module], float]
-
-
-class TrainingFailed(TuneryError, ArithmeticError):
-    """The run cannot end well."""
-
-    code = "training_failed"
 
 
 class Fit(msgspec.Struct, frozen=True):

@@ -14,7 +14,7 @@ from torch import nn
 
 from tunery.plugins.manager import Plugins
 from tunery.plugins.parameters import TrainingParameters
-from tunery.plugins.training.control import Control, JobPaused
+from tunery.plugins.training.control import Control
 from tunery.plugins.training.examples import Corpus
 from tunery.plugins.training.lock import exclusive
 from tunery.plugins.training.loop import Fit, fit, step_count
@@ -24,6 +24,7 @@ from tunery.plugins.training.objective import Objective, Supervised
 from tunery.plugins.training.preflight import preflight
 from tunery.plugins.training.trainer import LoadContext, SaveContext, Trainer, load_base
 from tunery.registry import Base, Job, Version
+from tunery.registry.errors import JobPaused
 from tunery.registry.registry import Registry
 
 __all__ = ["Run", "TrainRequest", "compute_dtype"]

@@ -1,0 +1,106 @@
+"""`tunery jobs`: what runs and what ran; pausing and cancelling from any terminal."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import rich_click as click
+
+from tunery.gateway.cli.context import open_registry, print_json
+from tunery.gateway.cli.tables import print_table
+from tunery.registry.errors import Conflict
+
+if TYPE_CHECKING:
+    from tunery.registry import Job
+    from tunery.registry.registry import Registry
+
+__all__ = ["jobs"]
+
+
+@click.group()
+def jobs() -> None:
+    """List, inspect, pause and cancel training jobs."""
+
+
+@jobs.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def list_jobs(as_json: bool) -> None:
+    """Every job, newest first."""
+    with open_registry() as registry:
+        found = [(job, _state(registry, job)) for job in registry.jobs()]
+    if as_json:
+        print_json([msgspec.to_builtins(job) | {"state": state} for job, state in found])
+        return
+    rows = [(job.id, state, job.adapter, job.trainer, _result(job), _when(job.created_at)) for job, state in found]
+    print_table(("job", "state", "adapter", "trainer", "result", "started"), rows, empty="no jobs yet: tunery train")
+
+
+@jobs.command("show")
+@click.argument("job_id", metavar="JOB")
+def show_job(job_id: str) -> None:
+    """A job's state, manifest and last event, as JSON."""
+    with open_registry() as registry:
+        job = registry.job(job_id)
+        folder = registry.home.jobs / job_id
+        shown: dict[str, Any] = msgspec.to_builtins(job) | {"state": _state(registry, job)}
+    if (folder / "manifest.json").exists():
+        shown["manifest"] = msgspec.json.decode((folder / "manifest.json").read_bytes())
+    shown["last"] = _last_event(folder / "metrics.jsonl")
+    print_json(shown)
+
+
+@jobs.command("pause")
+@click.argument("job_id", metavar="JOB")
+def pause_job(job_id: str) -> None:
+    """Let a job finish its step, keep a checkpoint and end; tunery train --resume JOB goes on."""
+    _ask(job_id, "pause")
+    click.echo(f"{job_id} pauses after its step; go on with tunery train --resume {job_id}")
+
+
+@jobs.command("cancel")
+@click.argument("job_id", metavar="JOB")
+def cancel_job(job_id: str) -> None:
+    """Stop a job at once; what its last checkpoint holds can still be resumed."""
+    _ask(job_id, "cancel")
+    click.echo(f"{job_id} is told to stop")
+
+
+def _ask(job_id: str, wish: Any) -> None:
+    from tunery.plugins.training.control import ask
+    from tunery.plugins.training.lock import is_running
+
+    with open_registry() as registry:
+        job = registry.job(job_id)
+        folder = registry.home.jobs / job_id
+    if not is_running(folder):
+        raise Conflict(f"{job_id} does not run: it is {'interrupted' if job.state == 'running' else job.state}")
+    ask(folder, wish)
+
+
+def _state(registry: Registry, job: Job) -> str:
+    """The job's state; one whose process is gone is interrupted, whatever was written last."""
+    from tunery.plugins.training.lock import is_running
+
+    if job.state == "running" and not is_running(registry.home.jobs / job.id):
+        return "interrupted"
+    return job.state
+
+
+def _result(job: Job) -> str:
+    if job.version is not None:
+        return f"{job.adapter}@{job.version}"
+    return (job.error or "-").splitlines()[0][:60]
+
+
+def _when(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+
+
+def _last_event(path: Path) -> Any:
+    if not path.exists():
+        return None
+    lines = path.read_bytes().splitlines()
+    return msgspec.json.decode(lines[-1]) if lines else None
