@@ -19,6 +19,8 @@ import msgspec
 from tunery.gateway.bench.report import bars_table, read_bars, read_rows, rows_table
 from tunery.plugins import hookspecs
 from tunery.plugins.manager import load_plugins
+from tunery.plugins.parameters import AUTO
+from tunery.plugins.training.defaults import RULES
 from tunery.registry.settings import Settings
 
 DOCS = Path(__file__).parent
@@ -50,7 +52,8 @@ def parameters_table() -> str:
     trainers = load_plugins(allow=()).trainers()
     names = list(trainers)
     values = {
-        name: {f.name: f.default for f in msgspec.structs.fields(info.parameters)} for name, info in trainers.items()
+        name: {f.name: AUTO if f.name in RULES else f.default for f in msgspec.structs.fields(info.parameters)}
+        for name, info in trainers.items()
     }
     every = list(dict.fromkeys(parameter for name in names for parameter in values[name]))
     rows = [f"| parameter | {' | '.join(names)} |", "|---|" + "---|" * len(names)]

@@ -18,12 +18,12 @@ from tunery.registry import aliases, schema
 from tunery.registry.artifacts import check_artifact, files_of
 from tunery.registry.blobs import BlobStore
 from tunery.registry.database import Database
-from tunery.registry.digest import version_digest
+from tunery.registry.digest import file_digest, version_digest
 from tunery.registry.errors import InvalidInput, StorageFailed, TuneryError
 from tunery.registry.names import check_adapter, check_alias
 from tunery.registry.records import Base, FileEntry, Version
 
-__all__ = ["Draft", "commit", "stage"]
+__all__ = ["Draft", "commit", "digest_of", "stage"]
 
 Watch = Callable[[str], None]
 """Told the name of each step as it begins; tests kill the process there."""
@@ -93,6 +93,14 @@ def stage(
         alias=alias,
         actor=actor,
     )
+
+
+def digest_of(folder: Path, *, base: Base) -> tuple[str, tuple[FileEntry, ...]]:
+    """The digest and files that publishing `folder` would give; nothing is stored."""
+    with _reading(folder):
+        config = check_artifact(folder, base=base)
+        entries = [FileEntry(name, *file_digest(path)) for name, path in files_of(folder).items()]
+    return version_digest(entries, config, base_digest=base.digest), tuple(sorted(entries))
 
 
 def commit(database: Database, blobs: BlobStore, draft: Draft, *, at: float, watch: Watch) -> Version:

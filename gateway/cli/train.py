@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import rich_click as click
 
@@ -17,9 +17,10 @@ from tunery.registry.names import check_adapter
 if TYPE_CHECKING:
     from tunery.registry import Version
 
-__all__ = ["parse_settings", "train"]
+__all__ = ["parse_settings", "run_job", "train"]
 
 Report = Callable[[dict[str, Any]], None]
+T = TypeVar("T")
 
 
 @click.command()
@@ -57,7 +58,7 @@ def train(
     if job is None and not (data and adapter):
         raise click.UsageError("say what to train: --data FILE --name TENANT/NAME (or --resume JOB)")
     if job is not None:
-        version = _run(
+        version = run_job(
             lambda host, loaded, registry, report: host.resume(job, registry=registry, plugins=loaded, report=report)
         )
     else:
@@ -89,7 +90,7 @@ def train(
             version: Version = host.train(request, parameters, registry=registry, plugins=loaded, report=report)
             return version
 
-        version = _run(start)
+        version = run_job(start)
     if as_json:
         print_json(version)
     else:
@@ -109,7 +110,7 @@ def parse_settings(settings: Sequence[str]) -> dict[str, str]:
     return values
 
 
-def _run(work: Callable[[Any, Any, Any, Report], Version]) -> Version:
+def run_job(work: Callable[[Any, Any, Any, Report], T]) -> T:
     """Run a job with the allocator tuned before torch is there, and progress on stderr."""
     from tunery.plugins.allocator import tune_allocator
     from tunery.plugins.quiet import hush

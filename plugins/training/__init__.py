@@ -10,18 +10,30 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tunery.plugins.training.host import resume, train
+    from tunery.plugins.training.host import Reproduction, reproduce, resume, train
     from tunery.plugins.training.run import TrainRequest
     from tunery.plugins.training.trainer import LoadContext, SaveContext, Trainer, load_base
 
-__all__ = ["LoadContext", "SaveContext", "TrainRequest", "Trainer", "load_base", "resume", "train"]
+__all__ = [
+    "LoadContext",
+    "Reproduction",
+    "SaveContext",
+    "TrainRequest",
+    "Trainer",
+    "load_base",
+    "reproduce",
+    "resume",
+    "train",
+]
 
 _PLACES = {
     "LoadContext": "trainer",
     "SaveContext": "trainer",
     "TrainRequest": "run",
     "Trainer": "trainer",
+    "Reproduction": "host",
     "load_base": "trainer",
+    "reproduce": "host",
     "resume": "host",
     "train": "host",
 }

@@ -13,7 +13,7 @@ import msgspec
 
 from tunery.plugins.parameters import TrainingParameters
 
-__all__ = ["Choice", "Facts", "choose"]
+__all__ = ["RULES", "Choice", "Facts", "choose"]
 
 P = TypeVar("P", bound=TrainingParameters)
 
@@ -50,7 +50,7 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
 def choose(parameters: P, given: Collection[str], facts: Facts) -> tuple[P, list[Choice]]:
     """`parameters` with everything chosen that has a rule and is not in `given`; and the choices in order."""
     choices: list[Choice] = []
-    for name, rule in _RULES.items():
+    for name, rule in RULES.items():
         if name not in given:
             choice = rule(parameters, facts)
             choices.append(choice)
@@ -148,8 +148,7 @@ def _patience(parameters: TrainingParameters, facts: Facts) -> Choice:
     return Choice(name="patience", value=value, reason=why, source="common practice")
 
 
-# In this order: a rule may look at what earlier ones chose.
-_RULES: dict[str, Callable[[TrainingParameters, Facts], Choice]] = {
+RULES: dict[str, Callable[[TrainingParameters, Facts], Choice]] = {
     "epochs": _epochs,
     "batch_size": _batch_size,
     "micro_batch_size": _micro_batch_size,
@@ -159,3 +158,4 @@ _RULES: dict[str, Callable[[TrainingParameters, Facts], Choice]] = {
     "checkpoint_every": _checkpoint_every,
     "patience": _patience,
 }
+"""The parameters that are chosen, in this order: a rule may look at what earlier ones chose."""

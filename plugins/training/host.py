@@ -6,7 +6,7 @@ The manifest is on disk before anything is trained. Whatever fails, the registry
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,18 @@ from tunery.plugins.data.renderer import Renderer
 from tunery.plugins.data.tokens import read_json
 from tunery.plugins.manager import Plugins, load_entrypoint
 from tunery.plugins.parameters import TrainingParameters, given_names, read_parameters
-from tunery.plugins.training.control import watch
+from tunery.plugins.training.control import Control, watch
 from tunery.plugins.training.defaults import Facts, choose
 from tunery.plugins.training.examples import Corpus, read_corpus
-from tunery.plugins.training.manifest import build_manifest, differences
+from tunery.plugins.training.manifest import IDENTITY, build_manifest, differences
 from tunery.plugins.training.run import Run, TrainRequest
 from tunery.registry import Base, Job, Version
+from tunery.registry.digest import file_digest
 from tunery.registry.errors import InvalidInput, NotFound
 from tunery.registry.names import check_adapter
 from tunery.registry.registry import Registry
 
-__all__ = ["resume", "train"]
+__all__ = ["Reproduction", "reproduce", "resume", "train"]
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -47,6 +48,7 @@ def train(
     """
     check_adapter(request.adapter)
     base = registry.base(request.base)
+    _parent(request, registry, base)
     corpus = _corpus(request, parameters, base, plugins)
     facts = Facts(rows=len(corpus.train), held_out=len(corpus.held_out), hidden=_width(base))
     parameters, choices = choose(parameters, given_names(request.parameters), facts)
@@ -56,7 +58,8 @@ def train(
     manifest = _manifest(request, parameters, registry=registry, plugins=plugins, base=base, corpus=corpus, job=job)
     manifest["choices"] = [msgspec.to_builtins(choice) for choice in choices]
     (folder / "request.json").write_bytes(msgspec.json.encode(request))
-    return _go(request, parameters, registry, plugins, base, corpus, job, manifest, report)
+    with watch(folder) as control:
+        return _run(request, parameters, registry, plugins, base, corpus, job, manifest, report, control).publish()
 
 
 def resume(job_id: str, *, registry: Registry, plugins: Plugins, report: Report) -> Version:
@@ -79,10 +82,86 @@ def resume(job_id: str, *, registry: Registry, plugins: Plugins, report: Report)
             f"{job_id} cannot go on as it began; put back what changed, or start a new job:\n" + "\n".join(changed),
             code="resume_mismatch",
         )
-    return _go(request, parameters, registry, plugins, base, corpus, job, before, report)
+    with watch(folder) as control:
+        return _run(request, parameters, registry, plugins, base, corpus, job, before, report, control).publish()
 
 
-def _go(
+class Reproduction(msgspec.Struct, frozen=True, kw_only=True):
+    """A version trained again: whether its digest came out the same, and a line for everything that may be why not."""
+
+    version: str
+    same: bool
+    digest: str
+    again: str
+    differences: tuple[str, ...]
+
+
+def reproduce(
+    version: Version, *, data: Sequence[Path], registry: Registry, plugins: Plugins, report: Report
+) -> Reproduction:
+    """Train from a version's manifest and compare; `data` are files to use instead of those the job remembers.
+
+    Every file must have the sha256 that the manifest names.
+    """
+    manifest = version.manifest
+    if "parameters" not in manifest or "data" not in manifest:
+        raise InvalidInput(f"{version.name} was not trained here, so it has no manifest to go by", code="no_manifest")
+    request = _request_again(version, data, registry)
+    parameters = read_parameters(plugins.trainer(request.trainer).parameters, manifest["parameters"])
+    base = registry.base(version.base_digest)
+    corpus = _corpus(request, parameters, base, plugins)
+    job = registry.start_job(f"job-{uuid.uuid4().hex[:12]}", adapter=version.adapter, trainer=request.trainer)
+    folder = registry.home.jobs / job.id
+    folder.mkdir(parents=True, exist_ok=True)
+    now = _manifest(request, parameters, registry=registry, plugins=plugins, base=base, corpus=corpus, job=job)
+    # The quote decided how many rows go through the model at once, and sums depend on that.
+    now |= {"quote": manifest["quote"], "repeats": version.name} if "quote" in manifest else {"repeats": version.name}
+    with watch(folder) as control:
+        again, files = _run(
+            request, parameters, registry, plugins, base, corpus, job, now, report, control
+        ).repeat()  # fmt: skip
+    changed = differences(manifest, now, names=(*IDENTITY, "packages", "hardware"))
+    before = {entry.path: entry.sha256 for entry in version.files}
+    changed += [f"file {entry.path}" for entry in files if before.get(entry.path) != entry.sha256]
+    return Reproduction(
+        version=version.name,
+        same=again == version.digest,
+        digest=version.digest,
+        again=again,
+        differences=tuple(changed),
+    )
+
+
+def _request_again(version: Version, data: Sequence[Path], registry: Registry) -> TrainRequest:
+    """The request of a version's job, its files found by sha256 among `data` and where they were."""
+    manifest = version.manifest
+    path = registry.home.jobs / str(manifest.get("job")) / "request.json"
+    kept = msgspec.json.decode(path.read_bytes(), type=TrainRequest) if path.exists() else None
+    remembered = [*kept.data, *([kept.validation] if kept.validation else [])] if kept else []
+    at: dict[str, str] = {}
+    for candidate in (*map(str, data), *remembered):
+        if Path(candidate).is_file():
+            at.setdefault(file_digest(Path(candidate))[0], str(Path(candidate).absolute()))
+    missing = [file for file in manifest["data"] if file["sha256"] not in at]
+    if missing:
+        names = "; ".join(f"{file['name']} (sha256 {file['sha256'][:12]}…)" for file in missing)
+        raise NotFound(f"{version.name} was trained on {names}: name such a file with --data", code="file_not_found")
+    files = [at[file["sha256"]] for file in manifest["data"]]
+    validated = bool(manifest.get("validation"))
+    parent = manifest.get("parent")
+    return TrainRequest(
+        adapter=version.adapter,
+        trainer=manifest["trainer"],
+        base=version.base_digest,
+        data=tuple(files[:-1] if validated else files),
+        validation=files[-1] if validated else None,
+        parent=parent["version"] if parent else None,
+        device=manifest.get("device", "cpu"),
+        parameters=manifest["parameters"],
+    )
+
+
+def _run(
     request: TrainRequest,
     parameters: TrainingParameters,
     registry: Registry,
@@ -92,24 +171,23 @@ def _go(
     job: Job,
     manifest: dict[str, Any],
     report: Report,
-) -> Version:
-    folder = registry.home.jobs / job.id
-    with watch(folder) as control:
-        return Run(
-            request=request,
-            parameters=parameters,
-            registry=registry,
-            plugins=plugins,
-            trainer=load_entrypoint(plugins.trainer(request.trainer).entrypoint)(),
-            base=base,
-            parent=_parent(request, registry, base),
-            corpus=corpus,
-            job=job,
-            folder=folder,
-            manifest=manifest,
-            report=report,
-            control=control,
-        ).guarded()
+    control: Control,
+) -> Run:
+    return Run(
+        request=request,
+        parameters=parameters,
+        registry=registry,
+        plugins=plugins,
+        trainer=load_entrypoint(plugins.trainer(request.trainer).entrypoint)(),
+        base=base,
+        parent=_parent(request, registry, base),
+        corpus=corpus,
+        job=job,
+        folder=registry.home.jobs / job.id,
+        manifest=manifest,
+        report=report,
+        control=control,
+    )
 
 
 def _corpus(request: TrainRequest, parameters: TrainingParameters, base: Base, plugins: Plugins) -> Corpus:
@@ -147,6 +225,7 @@ def _manifest(
         corpus=corpus,
         parameters=parameters,
         choices=(),
+        validation=request.validation is not None,
         device=request.device,
     )
 

@@ -17,11 +17,11 @@ from tunery.plugins.training.defaults import Choice
 from tunery.plugins.training.examples import Corpus
 from tunery.registry import Base, Version
 
-__all__ = ["build_manifest", "differences", "fingerprint"]
+__all__ = ["IDENTITY", "build_manifest", "differences", "fingerprint"]
 
 PACKAGES = ("tunery", "torch", "transformers", "peft", "accelerate", "bitsandbytes")
 
-IDENTITY = ("base_digest", "data", "parameters", "parent", "template", "trainer", "plugin")
+IDENTITY = ("base_digest", "data", "parameters", "parent", "template", "trainer", "plugin", "validation")
 """What a run's result depends on, given the same packages and hardware."""
 
 
@@ -36,9 +36,10 @@ def build_manifest(
     corpus: Corpus,
     parameters: TrainingParameters,
     choices: Sequence[Choice],
+    validation: bool,
     device: str,
 ) -> dict[str, Any]:
-    """Everything that is known before the first step."""
+    """Everything that is known before the first step; `validation` says that the last file was held out whole."""
     return {
         "job": job,
         "trainer": trainer,
@@ -47,12 +48,14 @@ def build_manifest(
         "base_digest": base.digest,
         "parent": {"version": parent.name, "digest": parent.digest} if parent else None,
         "data": [msgspec.to_builtins(file) for file in corpus.files],
+        "validation": validation,
         "held_out": len(corpus.held_out),
         "template": template,
         "parameters": msgspec.to_builtins(parameters),
         "choices": [msgspec.to_builtins(choice) for choice in choices],
         "seed": parameters.seed,
         "packages": {name: package_version(name) for name in PACKAGES},
+        "device": device,
         "hardware": f"{platform.machine()} {device}, {torch.get_num_threads()} threads",
         "started_at": time.time(),
     }

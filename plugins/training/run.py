@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import torch
@@ -25,11 +25,14 @@ from tunery.plugins.training.preflight import preflight
 from tunery.plugins.training.trainer import LoadContext, SaveContext, Trainer, load_base
 from tunery.registry import Base, Job, Version
 from tunery.registry.errors import JobPaused
+from tunery.registry.publish import digest_of
+from tunery.registry.records import FileEntry
 from tunery.registry.registry import Registry
 
 __all__ = ["Run", "TrainRequest", "compute_dtype"]
 
 Report = Callable[[dict[str, Any]], None]
+T = TypeVar("T")
 
 
 class TrainRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,13 +77,21 @@ class Run:
         self.dtype = compute_dtype(parameters.precision, self.device)
         self.objective: Objective = getattr(trainer, "objective", None) or Supervised()
 
-    def guarded(self) -> Version:
+    def publish(self) -> Version:
+        """Train, and make the version visible."""
+        return self._guarded(self._publish)
+
+    def repeat(self) -> tuple[str, tuple[FileEntry, ...]]:
+        """Train, and say what digest and files publishing would give; the registry stays as it is."""
+        return self._guarded(self._digest)
+
+    def _guarded(self, finish: Callable[[Path, dict[str, float], Fit], T]) -> T:
         """Run, and leave the job in the state it ended in. One process at a time."""
         with exclusive(self.folder, self.job.id), (self.folder / "metrics.jsonl").open("ab") as self.metrics_file:
             self.registry.update_job(self.job.id, state="running")
             self._write_manifest()
             try:
-                return self._train()
+                return finish(*self._train())
             except JobPaused as pause:
                 self._end("paused", str(pause))
                 raise
@@ -98,7 +109,8 @@ class Run:
         self._report(event)
         self.plugins.job_event(self.job, event)
 
-    def _train(self) -> Version:
+    def _train(self) -> tuple[Path, dict[str, float], Fit]:
+        """Everything up to the finished files: their folder, the metrics, and what the run did."""
         corpus = self.corpus
         self.report({
             "kind": "started", "job": self.job.id, "rows": len(corpus.train), "held_out": len(corpus.held_out),
@@ -138,7 +150,10 @@ class Run:
             self.report({"kind": "chosen", "step": done.chosen, "why": done.why, "eval_loss": eval_loss,
                          "base_loss": base_loss})  # fmt: skip
         saving = SaveContext(load=context, evaluate=evaluate, base_loss=base_loss, eval_loss=eval_loss)
-        return self._publish(model, saving, done)
+        output = self.folder / "output"
+        shutil.rmtree(output, ignore_errors=True)
+        output.mkdir()
+        return output, self.trainer.save(model, output, saving) | _metrics(done, saving), done
 
     def _preflight(self, model: nn.Module) -> None:
         """Try the longest rows once per job; a resumed one keeps the micro-batch it began with."""
@@ -159,12 +174,14 @@ class Run:
             self.parameters, micro_batch_size=self.manifest["parameters"]["micro_batch_size"]
         )
 
-    def _publish(self, model: nn.Module, saving: SaveContext[Any], done: Fit) -> Version:
-        output = self.folder / "output"
-        shutil.rmtree(output, ignore_errors=True)
-        output.mkdir()
-        metrics = self.trainer.save(model, output, saving)
-        metrics |= _metrics(done, saving)
+    def _digest(self, output: Path, metrics: dict[str, float], done: Fit) -> tuple[str, tuple[FileEntry, ...]]:
+        digest, files = digest_of(output, base=self.base)
+        self.registry.update_job(self.job.id, state="succeeded")
+        self.report({"kind": "repeated", "digest": digest})
+        self._clear()
+        return digest, files
+
+    def _publish(self, output: Path, metrics: dict[str, float], done: Fit) -> Version:
         finished = self.manifest | {
             "finished_at": time.time(),
             "steps": done.steps,

@@ -41,6 +41,8 @@ def test_every_error_has_the_exit_code_of_its_nearest_kind() -> None:
         "Unavailable": 6,
         "Overloaded": 6,
         "StorageFailed": 7,
+        "JobPaused": 8,
+        "TrainingFailed": 9,
         "TuneryError": 1,
     }
     kinds = [getattr(errors, name) for name in errors.__all__ if name != "near"]

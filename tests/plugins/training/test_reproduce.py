@@ -1,0 +1,62 @@
+"""A version trained again from its manifest has the same digest, or a list of what differs; nothing is published."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from tests.plugins.training.conftest import Train, write_rows
+from tunery.plugins.manager import load_plugins
+from tunery.plugins.training import Reproduction, reproduce
+from tunery.plugins.training.manifest import differences
+from tunery.registry import Version
+from tunery.registry.errors import NotFound
+from tunery.registry.registry import Registry
+
+
+def again(version: Version, registry: Registry, *data: Path) -> Reproduction:
+    plugins = load_plugins(allow=())
+    return reproduce(version, data=data, registry=registry, plugins=plugins, report=lambda event: None)
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora", "full"])
+def test_the_same_inputs_give_the_same_digest_again(method: str, train: Train, registry: Registry) -> None:
+    version = train(method, epochs=1)
+    found = again(version, registry)
+    assert (found.same, found.again, found.differences) == (True, version.digest, ())
+    assert len(registry.versions()) == 1
+    assert registry.jobs()[0].version is None
+
+
+def test_files_are_found_by_content_wherever_they_are(
+    train: Train, registry: Registry, data: Path, tmp_path: Path
+) -> None:
+    validation = write_rows(tmp_path / "val.jsonl", 6, start=50)
+    version = train("lora", epochs=1, validation=validation)
+    moved = [shutil.move(path, tmp_path / f"moved-{path.name}") for path in (data, validation)]
+    with pytest.raises(NotFound, match=r"rows\.jsonl .*val\.jsonl .*--data"):
+        again(version, registry)
+    assert again(version, registry, *map(Path, reversed(moved))).same
+
+
+def test_what_is_not_the_same_is_named(train: Train, registry: Registry) -> None:
+    version = train("lora", epochs=1)
+    other = version.manifest | {"parameters": version.manifest["parameters"] | {"seed": 9}, "packages": {"torch": "1"}}
+    found = again(msgspec.structs.replace(version, manifest=other), registry)
+    assert not found.same
+    assert "file adapter_model.safetensors" in found.differences
+    assert any(line.startswith('packages.torch: "1" → ') for line in found.differences)
+
+
+def test_differences_name_the_place_and_both_values() -> None:
+    before = {"parameters": {"seed": 1, "r": 16}, "data": [{"sha256": "a"}], "parent": None}
+    now = {"parameters": {"seed": 2, "r": 16}, "data": [{"sha256": "b"}], "parent": {"version": "acme/x@1"}}
+    assert differences(before, now, names=("parameters", "data", "parent")) == [
+        "parameters.seed: 1 → 2",
+        'data[0].sha256: "a" → "b"',
+        'parent: null → {"version":"acme/x@1"}',
+    ]
+    assert differences(before, before) == []
