@@ -207,7 +207,8 @@ def _optimize(
     total, tokens = 0.0, 0
     for batch in micro_batches(rows, parameters.micro_batch_size, device=device):
         # Divided by the whole step's terms, so that how it is cut into micro-batches changes nothing.
-        loss = objective.loss(model, batch) / terms
+        with accelerator.autocast():
+            loss = objective.loss(model, batch) / terms
         accelerator.backward(loss)
         total += float(loss.detach())
         tokens += batch.tokens

@@ -1,4 +1,7 @@
-"""Owns the loss: cross-entropy of the trained tokens, summed, with logits only where there is something to predict."""
+"""Owns the loss: cross-entropy of the trained tokens, summed, with logits only where there is something to predict.
+
+Rows are laid end to end where the model is known to allow it, and padded where it is not.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +12,33 @@ from torch import nn
 from torch.nn import functional
 
 from tunery.plugins.training.batches import Batch, Example, micro_batches
+from tunery.plugins.training.fused.head import fusable, token_losses
+from tunery.plugins.training.fused.rows import decoder_of, packable, run_rows
 
-__all__ = ["mean_loss", "summed_loss"]
+__all__ = ["mean_loss", "row_losses", "summed_loss"]
+
+
+def row_losses(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """Of each row the sum over its trained tokens of their negative log-likelihood in nats, float32 [rows], differentiable."""
+    inner = decoder_of(model)
+    if inner is None or not packable(inner):
+        return _padded(model, batch)
+    kept = batch.mask.bool()
+    following = functional.pad(batch.labels[:, 1:], (0, 1), value=-100)
+    targets = following[kept]
+    chosen = targets != -100
+    hidden, wanted = run_rows(inner, batch.ids, batch.mask)[chosen], targets[chosen]
+    head = inner.get_output_embeddings()
+    if fusable(head):
+        losses = token_losses(hidden, head.weight, wanted)
+    else:
+        losses = functional.cross_entropy(head(hidden).float(), wanted, reduction="none")
+    return _per_row(losses, (following != -100) & kept)
 
 
 def summed_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
     """Sum over the batch's trained tokens of their negative log-likelihood in nats, float32 []."""
-    targets = batch.labels[:, 1:]
-    # A vocabulary of tens of thousands makes the head as dear as many layers: compute it for the columns that need it.
-    columns = (targets != -100).any(dim=0).nonzero()[:, 0]
-    logits = model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False, logits_to_keep=columns).logits
-    wanted = targets[:, columns]
-    chosen = wanted != -100
-    return functional.cross_entropy(logits[chosen].float(), wanted[chosen], reduction="sum")
+    return row_losses(model, batch).sum()
 
 
 @torch.no_grad()
@@ -39,3 +56,19 @@ def mean_loss(
             count += batch.targets
     model.train(training)
     return total / max(count, 1)
+
+
+def _padded(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """The same through the model's own forward, padding and all."""
+    targets = batch.labels[:, 1:]
+    # A vocabulary of tens of thousands makes the head as dear as many layers: compute it for the columns that need it.
+    columns = (targets != -100).any(dim=0).nonzero()[:, 0]
+    logits = model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False, logits_to_keep=columns).logits
+    wanted = targets[:, columns]
+    chosen = wanted != -100
+    return _per_row(functional.cross_entropy(logits[chosen].float(), wanted[chosen], reduction="none"), chosen)
+
+
+def _per_row(losses: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """Sums of the `losses` [n] of the tokens `chosen` [rows, L], row by row; in one order, so that they are the same every time."""
+    return torch.stack([piece.sum() for piece in losses.split(chosen.sum(dim=1).tolist())])

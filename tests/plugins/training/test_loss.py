@@ -1,0 +1,85 @@
+"""The loss without padding is the loss with it, and so is its gradient; models that are not known go the padded way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+
+from tunery.plugins.training.batches import Batch, Example, collate
+from tunery.plugins.training.fused import rows
+from tunery.plugins.training.loss import row_losses, summed_loss
+from tunery.registry import Base
+
+LENGTHS = (5, 17, 3, 9)
+
+
+def make_batch() -> Batch:
+    examples = [
+        Example([(7 * number + step) % 300 for step in range(length)], [step > 1 for step in range(length)], number)
+        for number, length in enumerate(LENGTHS)
+    ]
+    return collate(examples, device=torch.device("cpu"))
+
+
+@pytest.fixture
+def model(tiny_base: Base) -> Any:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(tiny_base.path, dtype=torch.float32, attn_implementation="sdpa")
+    torch.manual_seed(1)
+    made: Any = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+    return made
+
+
+def reference(model: Any, batch: Batch) -> torch.Tensor:
+    """Row by row, every logit, nothing padded."""
+    sums = []
+    for row, length in enumerate(batch.mask.sum(dim=1).tolist()):
+        ids, labels = batch.ids[row : row + 1, :length], batch.labels[row, 1:length]
+        logits = model(input_ids=ids).logits[0, :-1].float()
+        sums.append(functional.cross_entropy(logits, labels, ignore_index=-100, reduction="sum"))
+    return torch.stack(sums)
+
+
+def gradients(model: Any, losses: torch.Tensor) -> list[torch.Tensor]:
+    weights = torch.arange(1.0, len(losses) + 1)
+    return list(torch.autograd.grad((losses * weights).sum(), [p for p in model.parameters() if p.requires_grad]))
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_rows_end_to_end_give_each_rows_loss_and_gradient(
+    model: Any, monkeypatch: pytest.MonkeyPatch, known: bool
+) -> None:
+    if not known:
+        monkeypatch.setattr(rows, "KNOWN", set())
+    batch = make_batch()
+    expected, found = reference(model, batch), row_losses(model, batch)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    for a, b in zip(gradients(model, found), gradients(model, expected), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_a_trained_head_gets_its_gradient(model: Any) -> None:
+    model.get_base_model().requires_grad_(requires_grad=True)
+    batch = make_batch()
+    for a, b in zip(gradients(model, row_losses(model, batch)), gradients(model, reference(model, batch)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_the_attention_setting_is_put_back(model: Any) -> None:
+    summed_loss(model, make_batch())
+    assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("sliding_window", 4), ("attention_dropout", 0.1), ("_attn_implementation", "eager")]
+)
+def test_what_rows_cannot_express_is_padded(model: Any, name: str, value: Any) -> None:
+    inner = rows.decoder_of(model)
+    assert rows.packable(inner)
+    setattr(inner.config, name, value)
+    assert not rows.packable(inner)
