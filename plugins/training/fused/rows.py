@@ -38,7 +38,8 @@ def packable(model: Any) -> bool:
     windowed = getattr(config, "use_sliding_window", True) and getattr(config, "sliding_window", None) is not None
     dropped = getattr(config, "attention_dropout", 0.0) > 0
     plain = config._attn_implementation == "sdpa"
-    return plain and not windowed and not dropped and not getattr(model, "is_gradient_checkpointing", False)
+    recomputed = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    return plain and not windowed and not dropped and not recomputed
 
 
 def run_rows(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -83,3 +83,9 @@ def test_what_rows_cannot_express_is_padded(model: Any, name: str, value: Any) -
     assert rows.packable(inner)
     setattr(inner.config, name, value)
     assert not rows.packable(inner)
+
+
+def test_layers_that_are_computed_again_are_padded(model: Any) -> None:
+    inner = rows.decoder_of(model)
+    inner.get_decoder().layers[0].gradient_checkpointing = True
+    assert not rows.packable(inner)
