@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.gateway.engine.peft_oracle import Engine, request
-from tests.plugins.training.conftest import write_rows
 from tunery.gateway.engine.messages import AdapterSource
+from tunery.plugins.testing import write_rows
 from tunery.registry.home import Home
 from tunery.registry.registry import Registry
 
@@ -69,6 +69,7 @@ def test_it_installs_lists_trains_and_is_served(tmp_path: Path, tiny_base_folder
             [request("dora", prompt, source_of), request("base", prompt)]
         )
     assert [t.logprob for t in served["dora"]] != [t.logprob for t in served["base"]]
+    run(home, python, "-m", "pytest", "-q", "-c", os.devnull, source / "test_tunery_dora.py")
 
 
 def test_it_is_small() -> None:

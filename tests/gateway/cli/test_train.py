@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.gateway.cli.test_adapters import tunery
-from tests.plugins.training.conftest import write_rows
+from tunery.plugins.testing import write_rows
 from tunery.registry import Base
 from tunery.registry.home import Home
 from tunery.registry.registry import Registry

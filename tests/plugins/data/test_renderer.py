@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from tests.conftest import CHATML
 from tunery.plugins.data.renderer import Renderer
+from tunery.plugins.testing import CHATML
 from tunery.registry.errors import InvalidInput
 
 TEMPLATES = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,22 +10,11 @@ import pytest
 
 from tunery.plugins.manager import load_plugins
 from tunery.plugins.parameters import read_parameters
+from tunery.plugins.testing import write_rows
 from tunery.registry import Base, Version
 from tunery.registry.registry import Registry
 
 Train = Callable[..., Version]
-
-
-def write_rows(path: Path, rows: int, *, start: int = 0) -> Path:
-    """Questions whose answers follow a simple rule."""
-    with path.open("w") as file:
-        for number in range(start, start + rows):
-            messages = [
-                {"role": "user", "content": f"item {number}"},
-                {"role": "assistant", "content": "even ticket" if number % 2 == 0 else "odd invoice refunds"},
-            ]
-            file.write(json.dumps({"messages": messages}) + "\n")
-    return path
 
 
 @pytest.fixture

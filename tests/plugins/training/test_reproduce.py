@@ -8,8 +8,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tests.plugins.training.conftest import Train, write_rows
+from tests.plugins.training.conftest import Train
 from tunery.plugins.manager import load_plugins
+from tunery.plugins.testing import write_rows
 from tunery.plugins.training import Reproduction, reproduce
 from tunery.plugins.training.manifest import differences
 from tunery.registry import Version

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from tests.plugins.training.conftest import Train, write_rows
+from tests.plugins.training.conftest import Train
 from tunery.plugins.manager import load_plugins
+from tunery.plugins.testing import write_rows
 from tunery.plugins.training import resume
 from tunery.plugins.training.control import EVERY, ask
 from tunery.registry import Base

@@ -1,0 +1,327 @@
+"""The conformance suite for trainers: subclass it in a test file of your plugin and run pytest; under a minute on a CPU.
+
+    from tunery.plugins.testing import TrainerConformance
+
+    class TestDora(TrainerConformance):
+        trainer = "dora"
+
+It trains on a tiny random base that it makes itself, so it needs no download. It proves that the loss falls, that a run repeats to
+the bit and resumes to the bit, that the end of a turn is learned, that what is saved answers as what was trained, that a run stops within
+two seconds, and that unknown parameters are refused.
+"""
+
+# A test suite: it asserts, and its randomness hides nothing.
+# ruff: noqa: S101, S311
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from tunery.plugins.manager import Plugins, load_plugins
+from tunery.plugins.parameters import read_parameters
+from tunery.registry import Base, Version
+from tunery.registry.errors import InvalidInput
+from tunery.registry.home import Home
+from tunery.registry.registry import Registry
+
+__all__ = ["TrainerBench", "TrainerConformance", "make_tiny_base", "write_rows"]
+
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+_TEXT = [
+    "The quick brown fox jumps over the lazy dog.",
+    "How do I reset my password? Please open the settings page.",
+    '{"team": "billing", "priority": "high"} invoices, refunds and tickets',
+    "Return the number of items; raise ValueError when there are none.",
+]
+
+CANCELLED_WITHIN = 2.0
+"""Seconds from asking to the end."""
+FAITHFUL = 0.05
+"""The share of the tuned model's divergence from the base that what is saved may differ by."""
+
+
+def make_tiny_base(folder: Path) -> Path:
+    """Save a random two-layer Llama with a byte-level tokenizer and a ChatML template, as transformers would; the folder."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    size = _save_tokenizer(folder)
+    generator = torch.get_rng_state()
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=size, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2,
+        pad_token_id=0,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    # A head this large lets adapters of the layers below it change what is said.
+    model.lm_head.weight.data.mul_(10)
+    model.save_pretrained(folder)
+    torch.set_rng_state(generator)
+    return folder
+
+
+def write_rows(path: Path, rows: int, *, start: int = 0) -> Path:
+    """Questions whose answers follow a simple rule, as chat rows."""
+    with path.open("w") as file:
+        for number in range(start, start + rows):
+            answer = "even ticket" if number % 2 == 0 else "odd invoice refunds"
+            messages = [{"role": "user", "content": f"item {number}"}, {"role": "assistant", "content": answer}]
+            file.write(json.dumps({"messages": messages}) + "\n")
+    return path
+
+
+class _Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+class TrainerBench:
+    """One trainer, a registry of its own, the tiny base and some rows."""
+
+    def __init__(self, folder: Path, trainer: str, values: dict[str, Any], plugins: Plugins | None = None) -> None:
+        from tunery.plugins.bases.resolve import resolve_base
+
+        self.trainer, self.values = trainer, values
+        self.plugins = plugins or load_plugins()
+        self.registry = Registry.open(Home(folder / "home"))
+        (folder / "base").mkdir(parents=True)
+        self.base: Base = resolve_base(
+            str(make_tiny_base(folder / "base")), registry=self.registry, plugins=self.plugins, name="tiny"
+        )
+        self.rows = write_rows(folder / "rows.jsonl", 40)
+        self.folder = folder
+
+    def train(self, *, report: Callable[[dict[str, Any]], None] = lambda event: None, **parameters: Any) -> Version:
+        """A version of `acme/tiny`."""
+        from tunery.plugins.training import TrainRequest, train
+
+        fixed = {"precision": "float32", "batch_size": 4, "eval_fraction": 0.2, "checkpoint_every": 3}
+        values = {"learning_rate": 0.01, "epochs": 6} | fixed | self.values | parameters
+        request = TrainRequest(
+            adapter="acme/tiny", trainer=self.trainer, base=self.base.digest, data=(str(self.rows),), parameters=values
+        )
+        kind = self.plugins.trainer(self.trainer).parameters
+        chosen = read_parameters(kind, values)
+        return train(request, chosen, registry=self.registry, plugins=self.plugins, report=report)
+
+    @cached_property
+    def version(self) -> Version:
+        """One whole run."""
+        return self.train()
+
+    def prompts(self) -> list[list[int]]:
+        """Prompts that were not trained on, as token ids."""
+        from tunery.plugins.data.renderer import Renderer
+
+        renderer = Renderer(Path(self.base.path))
+        return [renderer.prompt_ids([{"role": "user", "content": f"item {n}"}]) for n in range(60, 68)]
+
+    def stop_ids(self) -> tuple[int, ...]:
+        """Tokens that end a turn."""
+        from tunery.plugins.data.renderer import Renderer
+
+        return Renderer(Path(self.base.path)).stop_ids
+
+    def served(self, version: Version) -> Any:
+        """What a version serves: PEFT on the base in float32."""
+        import torch
+
+        from tunery.plugins.training import load_base
+
+        folder = self.folder / f"served-{version.number}"
+        self.registry.export(version, folder)
+        base = load_base(Path(self.base.path), quant="none", dtype=torch.float32, device=torch.device("cpu"))
+        return _with_adapter(base, folder).eval()
+
+
+class TrainerConformance:
+    """What every trainer must do; set `trainer` to its name, and `values` to parameters it needs to learn the tiny task."""
+
+    trainer: ClassVar[str]
+    values: ClassVar[dict[str, Any]] = {}
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def bench(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainerBench]:
+        """The trainer at work, made once for all of the class."""
+        found = TrainerBench(tmp_path_factory.mktemp("conformance"), cls.trainer, dict(cls.values))
+        yield found
+        found.registry.close()
+
+    def test_the_held_out_loss_falls(self, bench: TrainerBench) -> None:
+        """It learns."""
+        metrics = bench.version.metrics
+        assert metrics["eval_loss"] < 0.8 * metrics["base_loss"]
+
+    def test_a_run_repeats_to_the_bit(self, bench: TrainerBench) -> None:
+        """The same inputs, the same digest."""
+        assert bench.train().digest == bench.version.digest
+
+    def test_a_killed_run_resumes_to_the_bit(self, bench: TrainerBench) -> None:
+        """Killed at a random step and resumed, the digest is the uninterrupted run's."""
+        from tunery.plugins.training import resume
+
+        step = random.randint(4, 40)
+
+        def die(event: dict[str, Any]) -> None:
+            if event["kind"] == "step" and event["step"] == step:
+                raise _Killed
+
+        with pytest.raises(_Killed):
+            bench.train(report=die)
+        job = bench.registry.jobs()[0]
+        again = resume(job.id, registry=bench.registry, plugins=bench.plugins, report=lambda event: None)
+        assert again.digest == bench.version.digest, f"killed at step {step}"
+
+    def test_the_end_of_a_turn_is_learned(self, bench: TrainerBench) -> None:
+        """Greedy answers end by themselves."""
+        import torch
+
+        model = bench.served(bench.version)
+        for prompt in bench.prompts():
+            out = model.generate(
+                input_ids=torch.tensor([prompt]),
+                attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
+                max_new_tokens=40,
+                do_sample=False,
+                pad_token_id=0,
+                eos_token_id=list(bench.stop_ids()),
+            )
+            assert int(out[0, -1]) in bench.stop_ids(), "an answer did not end within 40 tokens"
+
+    def test_what_is_saved_answers_as_what_was_trained(self, bench: TrainerBench, tmp_path: Path) -> None:
+        """The saved files on the base give the live model's distributions, as far as they moved from the base's."""
+        live, saved, base = _distributions(bench, tmp_path)
+        moved, missed = _divergence(live, base), _divergence(live, saved)
+        assert moved > 0, "training changed nothing"
+        assert missed < FAITHFUL * moved
+
+    def test_a_run_stops_within_two_seconds(self, bench: TrainerBench) -> None:
+        """Asked to cancel, it ends, and the registry stays as it was."""
+        from tunery.plugins.training.control import ask
+
+        before, asked = len(bench.registry.versions()), threading.Event()
+        at: list[float] = []
+
+        def cancel() -> None:
+            asked.wait()
+            at.append(time.monotonic())
+            ask(bench.registry.home.jobs / bench.registry.jobs()[0].id, "cancel")
+
+        def step(event: dict[str, Any]) -> None:
+            if event["kind"] == "step":
+                asked.set()
+
+        thread = threading.Thread(target=cancel)
+        thread.start()
+        with pytest.raises(KeyboardInterrupt):
+            bench.train(report=step, max_steps=100_000, eval_every=0, checkpoint_every=0)
+        thread.join()
+        assert time.monotonic() - at[0] < CANCELLED_WITHIN
+        assert bench.registry.jobs()[0].state == "cancelled"
+        assert len(bench.registry.versions()) == before
+
+    def test_unknown_parameters_are_refused_with_near_ones(self, bench: TrainerBench) -> None:
+        """A misspelt name is an error that says what was meant."""
+        kind = bench.plugins.trainer(self.trainer).parameters
+        with pytest.raises(InvalidInput, match="learning_rate"):
+            read_parameters(kind, {"learning_rat": 1.0})
+
+
+def _distributions(bench: TrainerBench, folder: Path) -> tuple[Any, Any, Any]:
+    """Log-probabilities [tokens, vocabulary] over the prompts: of the live model, of what it saves, of the base."""
+    import torch
+
+    from tunery.plugins.manager import load_entrypoint
+    from tunery.plugins.training import LoadContext, SaveContext, load_base
+    from tunery.plugins.training.loop import fit
+
+    kind = bench.plugins.trainer(bench.trainer).parameters
+    parameters: Any = read_parameters(
+        kind, {"learning_rate": 0.01, "max_steps": 20, "batch_size": 4, "precision": "float32"} | bench.values
+    )
+    cpu, base_folder = torch.device("cpu"), Path(bench.base.path)
+    trainer = load_entrypoint(bench.plugins.trainer(bench.trainer).entrypoint)()
+    context = LoadContext(base_folder=base_folder, parameters=parameters, device=cpu, dtype=torch.float32, parent=None)
+    torch.manual_seed(0)
+    model = trainer.load(context)
+    fit(
+        model, _examples(bench), parameters, device=cpu, dtype=torch.float32, checkpoint=folder / "checkpoint",
+        fingerprint="", report=lambda event: None, evaluate=None,
+    )  # fmt: skip
+    live = _log_probabilities(model, bench.prompts())
+    output = folder / "output"
+    output.mkdir()
+    trainer.save(model, output, SaveContext(load=context, evaluate=None, base_loss=None, eval_loss=None))
+    base = load_base(base_folder, quant=trainer.quant, dtype=torch.float32, device=cpu)
+    before = _log_probabilities(base, bench.prompts())
+    saved = _log_probabilities(_with_adapter(base, output), bench.prompts())
+    return live, saved, before
+
+
+def _with_adapter(base: Any, folder: Path) -> Any:
+    """The base as PEFT gives it the adapter in `folder`."""
+    from peft import PeftModel
+
+    with warnings.catch_warnings():
+        # A delta holds a tied head's pair twice, embedding and head, on purpose.
+        warnings.filterwarnings("ignore", message=".*tie_word_embeddings=True")
+        return PeftModel.from_pretrained(base, str(folder))
+
+
+def _examples(bench: TrainerBench) -> list[Any]:
+    from tunery.plugins.data.renderer import Renderer
+    from tunery.plugins.training.examples import read_corpus
+
+    return read_corpus(
+        [bench.rows], None, formats=bench.plugins.formats(), renderer=Renderer(Path(bench.base.path)), max_length=512,
+        eval_fraction=0.0, seed=0,
+    ).train  # fmt: skip
+
+
+def _log_probabilities(model: Any, prompts: list[list[int]]) -> Any:
+    import torch
+
+    model.eval()
+    with torch.no_grad():
+        logits = [model(input_ids=torch.tensor([prompt]), use_cache=False).logits[0] for prompt in prompts]
+    return torch.cat(logits).float().log_softmax(-1)
+
+
+def _divergence(of: Any, other: Any) -> float:
+    """Mean Kullback-Leibler divergence in nats a token."""
+    return float((of.exp() * (of - other)).sum(-1).mean())
+
+
+def _save_tokenizer(folder: Path) -> int:
+    """Train and save a small byte-level tokenizer; its size."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=384, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )  # fmt: skip
+    tokenizer.train_from_iterator(_TEXT * 4, trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|im_start|>", "eos_token": "<|im_end|>",
+        "pad_token": "<|pad|>", "chat_template": CHATML,
+    }  # fmt: skip
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return int(tokenizer.get_vocab_size())

@@ -1,0 +1,26 @@
+"""The built-in trainers pass the suite that is there for everybody's; a trainer that is broken does not."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import pytest
+
+from tunery.plugins.testing import TrainerConformance
+
+
+@pytest.mark.slow
+class TestLora(TrainerConformance):
+    trainer = "lora"
+    values: ClassVar[dict[str, Any]] = {"dropout": 0.1}
+
+
+@pytest.mark.slow
+class TestQlora(TrainerConformance):
+    trainer = "qlora"
+
+
+@pytest.mark.slow
+class TestFull(TrainerConformance):
+    trainer = "full"
+    values: ClassVar[dict[str, Any]] = {"learning_rate": 0.003}
