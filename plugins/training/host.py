@@ -16,7 +16,6 @@ from tunery.plugins.data.renderer import Renderer
 from tunery.plugins.data.tokens import read_json
 from tunery.plugins.manager import Plugins, load_entrypoint
 from tunery.plugins.parameters import TrainingParameters, given_names, read_parameters
-from tunery.plugins.training.control import Control, watch
 from tunery.plugins.training.defaults import Facts, choose
 from tunery.plugins.training.examples import Corpus, read_corpus
 from tunery.plugins.training.manifest import IDENTITY, build_manifest, differences
@@ -58,8 +57,7 @@ def train(
     manifest = _manifest(request, parameters, registry=registry, plugins=plugins, base=base, corpus=corpus, job=job)
     manifest["choices"] = [msgspec.to_builtins(choice) for choice in choices]
     (folder / "request.json").write_bytes(msgspec.json.encode(request))
-    with watch(folder) as control:
-        return _run(request, parameters, registry, plugins, base, corpus, job, manifest, report, control).publish()
+    return _run(request, parameters, registry, plugins, base, corpus, job, manifest, report).publish()
 
 
 def resume(job_id: str, *, registry: Registry, plugins: Plugins, report: Report) -> Version:
@@ -82,8 +80,7 @@ def resume(job_id: str, *, registry: Registry, plugins: Plugins, report: Report)
             f"{job_id} cannot go on as it began; put back what changed, or start a new job:\n" + "\n".join(changed),
             code="resume_mismatch",
         )
-    with watch(folder) as control:
-        return _run(request, parameters, registry, plugins, base, corpus, job, before, report, control).publish()
+    return _run(request, parameters, registry, plugins, base, corpus, job, before, report).publish()
 
 
 class Reproduction(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,10 +113,7 @@ def reproduce(
     now = _manifest(request, parameters, registry=registry, plugins=plugins, base=base, corpus=corpus, job=job)
     # The quote decided how many rows go through the model at once, and sums depend on that.
     now |= {"quote": manifest["quote"], "repeats": version.name} if "quote" in manifest else {"repeats": version.name}
-    with watch(folder) as control:
-        again, files = _run(
-            request, parameters, registry, plugins, base, corpus, job, now, report, control
-        ).repeat()  # fmt: skip
+    again, files = _run(request, parameters, registry, plugins, base, corpus, job, now, report).repeat()
     changed = differences(manifest, now, names=(*IDENTITY, "packages", "hardware"))
     before = {entry.path: entry.sha256 for entry in version.files}
     changed += [f"file {entry.path}" for entry in files if before.get(entry.path) != entry.sha256]
@@ -171,7 +165,6 @@ def _run(
     job: Job,
     manifest: dict[str, Any],
     report: Report,
-    control: Control,
 ) -> Run:
     return Run(
         request=request,
@@ -186,7 +179,6 @@ def _run(
         folder=registry.home.jobs / job.id,
         manifest=manifest,
         report=report,
-        control=control,
     )
 
 

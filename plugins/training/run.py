@@ -14,7 +14,7 @@ from torch import nn
 
 from tunery.plugins.manager import Plugins
 from tunery.plugins.parameters import TrainingParameters
-from tunery.plugins.training.control import Control
+from tunery.plugins.training.control import watch
 from tunery.plugins.training.examples import Corpus
 from tunery.plugins.training.lock import exclusive
 from tunery.plugins.training.loop import Fit, fit, step_count
@@ -68,11 +68,10 @@ class Run:
         folder: Path,
         manifest: dict[str, Any],
         report: Report,
-        control: Control,
     ) -> None:
         self.request, self.parameters, self.registry, self.plugins = request, parameters, registry, plugins
         self.trainer, self.base, self.parent, self.corpus = trainer, base, parent, corpus
-        self.job, self.folder, self.manifest, self._report, self.control = job, folder, manifest, report, control
+        self.job, self.folder, self.manifest, self._report = job, folder, manifest, report
         self.device = torch.device(request.device)
         self.dtype = compute_dtype(parameters.precision, self.device)
         self.objective: Objective = getattr(trainer, "objective", None) or Supervised()
@@ -87,7 +86,11 @@ class Run:
 
     def _guarded(self, finish: Callable[[Path, dict[str, float], Fit], T]) -> T:
         """Run, and leave the job in the state it ended in. One process at a time."""
-        with exclusive(self.folder, self.job.id), (self.folder / "metrics.jsonl").open("ab") as self.metrics_file:
+        with (
+            exclusive(self.folder, self.job.id),
+            watch(self.folder) as self.control,
+            (self.folder / "metrics.jsonl").open("ab") as self.metrics_file,
+        ):
             self.registry.update_job(self.job.id, state="running")
             self._write_manifest()
             try:
