@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 import pluggy
@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 __all__ = [
     "API_VERSION",
     "BaseSource",
+    "CheckInfo",
+    "Conversation",
     "FormatInfo",
+    "Severity",
     "TrainerInfo",
     "hookimpl",
     "hookspec",
@@ -36,6 +39,8 @@ __all__ = [
 
 hookspec = pluggy.HookspecMarker("tunery")
 hookimpl = pluggy.HookimplMarker("tunery")
+
+Severity = Literal["error", "warning", "info"]
 
 API_VERSION = 1
 """What a descriptor declares it was written for; a newer major than the host's is refused by name."""
@@ -59,17 +64,45 @@ class BaseSource(msgspec.Struct, frozen=True, kw_only=True):
     api_version: int = API_VERSION
 
 
+class Conversation(msgspec.Struct, frozen=True, kw_only=True):
+    """A row as every format means it.
+
+    `messages` have `role` and `content`, maybe `tool_calls` (arguments as objects) and `weight` (0: not trained); `tools` are the
+    functions on offer; `rejected` are the messages of a worse answer than the one that ends `messages`.
+    """
+
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None = None
+    rejected: list[dict[str, Any]] | None = None
+
+
 class FormatInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A way to write training examples as JSON Lines.
 
     `sniff(row)` says whether a parsed line looks like this format; `to_conversation(row)` turns it into a list of messages
-    (`role`, `content`) whose assistant turns are trained, and raises InvalidInput saying what is wrong and how to fix it.
+    (`role`, `content`) whose assistant turns are trained, or into a Conversation where there is more to say, and raises
+    InvalidInput saying what is wrong and how to fix it. Functions of a module, unlike lambdas, let files be checked by several
+    processes.
     """
 
     name: str
     summary: str
     sniff: Callable[[dict[str, Any]], bool]
-    to_conversation: Callable[[dict[str, Any]], list[dict[str, Any]]]
+    to_conversation: Callable[[dict[str, Any]], list[dict[str, Any]] | Conversation]
+    api_version: int = API_VERSION
+
+
+class CheckInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A check of training data, described without importing it.
+
+    `name` is the rule that its findings carry, `severity` what they are where a finding does not say otherwise: an error keeps a
+    file from being trained on. `entrypoint` names, as `package.module:Class`, a subclass of `tunery.plugins.data.check.Check`.
+    """
+
+    name: str
+    summary: str
+    severity: Severity
+    entrypoint: str
     api_version: int = API_VERSION
 
 
@@ -101,6 +134,11 @@ def register_bases(register: Callable[[BaseSource], None]) -> None:
 @hookspec
 def register_formats(register: Callable[[FormatInfo], None]) -> None:
     """Call `register(FormatInfo(...))` for every format of training rows."""
+
+
+@hookspec
+def register_checks(register: Callable[[CheckInfo], None]) -> None:
+    """Call `register(CheckInfo(...))` for every check of training data."""
 
 
 @hookspec

@@ -20,7 +20,7 @@ import msgspec
 import pluggy
 
 from tunery.plugins import hookspecs
-from tunery.plugins.hookspecs import API_VERSION, BaseSource, FormatInfo, TrainerInfo
+from tunery.plugins.hookspecs import API_VERSION, BaseSource, CheckInfo, FormatInfo, TrainerInfo
 from tunery.registry.errors import InvalidInput, UnknownName, near
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ GROUP = "tunery"
 
 log = logging.getLogger("tunery.plugins")
 
-Descriptor = TypeVar("Descriptor", BaseSource, FormatInfo, TrainerInfo)
+Descriptor = TypeVar("Descriptor", BaseSource, CheckInfo, FormatInfo, TrainerInfo)
 
 
 class PluginRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,12 +101,18 @@ class Plugins:
         self._manager.add_hookspecs(hookspecs)
         self._bases: _Shelf[BaseSource] = _Shelf("base source", BaseSource)
         self._formats: _Shelf[FormatInfo] = _Shelf("format", FormatInfo)
+        self._checks: _Shelf[CheckInfo] = _Shelf("check", CheckInfo)
         self._trainers: _Shelf[TrainerInfo] = _Shelf("trainer", TrainerInfo)
         self._records: list[PluginRecord] = []
 
     def add(self, plugin: object, name: str, *, distribution: str = "", version: str = "") -> None:
         """Register a loaded plugin; raise InvalidInput when it misspells a hook or registers something impossible."""
-        shelves = (("bases", self._bases), ("formats", self._formats), ("trainers", self._trainers))
+        shelves = (
+            ("bases", self._bases),
+            ("formats", self._formats),
+            ("checks", self._checks),
+            ("trainers", self._trainers),
+        )
         self._check_name(name)
         try:
             self._manager.register(plugin, name=name)
@@ -149,6 +155,14 @@ class Plugins:
     def formats(self) -> Mapping[str, FormatInfo]:
         """Formats of training rows."""
         return self._formats.items
+
+    def format(self, name: str) -> FormatInfo:
+        """One format; raise UnknownName with near matches."""
+        return self._formats.get(name)
+
+    def checks(self) -> Mapping[str, CheckInfo]:
+        """Checks of training data, by the rule they hold."""
+        return self._checks.items
 
     def trainers(self) -> Mapping[str, TrainerInfo]:
         """Trainers."""

@@ -122,12 +122,7 @@ class Renderer:
 
         Calls in `messages` have their arguments as objects. A template that does not know functions gets them as text.
         """
-        if not self.takes_tools and (tools or any(message.get("tool_calls") for message in messages)):
-            messages, tools = as_text(messages, tools or ()), None
-        elif self.call_style == "mistral":
-            messages = with_short_ids(messages)
-        messages = self._safe(messages)
-        tools = _mapped(list(tools), self._tokens.mask) if tools else None
+        messages, tools = self._prepared(messages, tools)
         if not self.template:
             return self._tokens.encode(self._tokens.unmask(_raw_prompt(messages)), bos=True)
         text = self._render(messages, prompt=add_generation_prompt, tools=tools)
@@ -164,34 +159,40 @@ class Renderer:
 
     # -- training ---------------------------------------------------------------------------------------------------------
 
-    def example(self, messages: Sequence[Message]) -> Rendered:
+    def example(self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] | None = None) -> Rendered:
         """The one example of a conversation; raise InvalidInput where the template needs one example per turn."""
-        found = self.examples(messages)
+        found = self.examples(messages, tools=tools)
         if len(found) != 1:
             raise InvalidInput(
                 "this base's template shows each answer its own prompt: use examples()", code="template_refused"
             )
         return found[0]
 
-    def examples(self, messages: Sequence[Message]) -> list[Rendered]:
-        """Token ids with every assistant turn trained.
+    def examples(
+        self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[Rendered]:
+        """Token ids with every assistant turn trained, calls of functions included, but those of weight 0.
 
         One example when each turn's serving prompt is the beginning of the rendered conversation; one per assistant turn where
         a template shows a different prompt for each (it drops earlier reasoning, say, or opens a block only when generating).
         """
-        messages = self._safe(messages)
-        spoken = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+        messages, tools = self._prepared(messages, tools)
+        spoken = [index for index, message in enumerate(messages) if _is_trained(message)]
+        messages = [{name: item for name, item in message.items() if name != "weight"} for message in messages]
         if not spoken:
-            raise InvalidInput("no assistant message: there is nothing to train on; add one", code="no_trainable_token")
+            raise InvalidInput(
+                "no assistant message with a weight above 0: there is nothing to train on; add one",
+                code="no_trainable_token",
+            )
         if not self.template:
             return [self._raw_example(messages)]
-        text = self._render(messages)
-        turns = [self._turn(messages, index, text) for index in spoken]
+        text = self._render(messages, tools=tools)
+        turns = [self._turn(messages, index, text, tools) for index in spoken]
         whole = [turn for turn in turns if turn is not None]
         if len(whole) == len(turns):
             last = whole[-1]
             return [self._spans(text[: last.end], whole, add_end=not last.stops)]
-        return [self._lone_example(messages[: index + 1]) for index in spoken]
+        return [self._lone_example(messages[: index + 1], tools) for index in spoken]
 
     def _spans(self, text: str, turns: Sequence[_Turn], *, add_end: bool) -> Rendered:
         cuts = sorted({cut for turn in turns for cut in (turn.start, turn.end)})
@@ -204,11 +205,12 @@ class Renderer:
             ids, trained = [*ids, self.end_of_turn], [*trained, True]
         return Rendered(ids, trained)
 
-    def _lone_example(self, messages: Sequence[Message]) -> Rendered:
+    def _lone_example(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None) -> Rendered:
         """The last answer after exactly the prompt that serving would send for it."""
-        prompt = self._render(messages[:-1], prompt=True)
-        text = self._render(messages)
-        probes = [self._render([*messages[:-1], {"role": "assistant", "content": probe}]) for probe in _PROBES]
+        prompt = self._render(messages[:-1], prompt=True, tools=tools)
+        text = self._render(messages, tools=tools)
+        answers: list[Message] = [{"role": "assistant", "content": probe} for probe in _PROBES]
+        probes = [self._render([*messages[:-1], answer], tools=tools) for answer in answers]
         begin = min(len(commonprefix([prompt, probe])) for probe in probes)
         if len(commonprefix([text, probes[0]])) < begin:
             raise InvalidInput(
@@ -266,6 +268,11 @@ class Renderer:
         at = self._find(text, content, start, stop)
         behind = at + len(content) if at >= 0 else start
         match = self._tokens.find_special(text, behind)
+        while message.get("tool_calls") and match and self._tokens.id_of(match[0]) not in self.stop_ids:
+            # Calls may be marked by control tokens of their own, which end nothing.
+            match = self._tokens.find_special(text, match.end())
+        if message.get("tool_calls") and not (match and match.end() <= stop):
+            return stop, False
         if match and match.end() <= stop:
             return match.end(), True
         return (behind if at >= 0 else stop), False
@@ -290,9 +297,23 @@ class Renderer:
             raise InvalidInput("the base has no chat template; send plain text", code="no_template")
         return self.template.render(messages, add_generation_prompt=prompt, tools=tools, options=self._options)
 
+    def _prepared(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None
+    ) -> tuple[list[Message], list[Mapping[str, Any]] | None]:
+        """Messages and functions as the template takes them, control tokens in them turned into stand-ins."""
+        if not self.takes_tools and (tools or any(message.get("tool_calls") for message in messages)):
+            messages, tools = as_text(messages, tools or ()), None
+        elif self.call_style == "mistral":
+            messages = with_short_ids(messages)
+        return self._safe(messages), _mapped(list(tools), self._tokens.mask) if tools else None
+
     def _safe(self, messages: Sequence[Message]) -> list[Message]:
         """Copies of the messages with text parts joined and control tokens in contents turned into stand-ins."""
         return [_mapped_message(_joined(message), self._tokens.mask) for message in messages]
+
+
+def _is_trained(message: Message) -> bool:
+    return bool(message["role"] == "assistant" and message.get("weight", 1) != 0)
 
 
 def _joined(message: Message) -> Message:

@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from tunery.plugins.data.formats import RowInvalid
-from tunery.plugins.hookspecs import FormatInfo
+from tunery.plugins.hookspecs import Conversation, FormatInfo
 from tunery.registry.errors import InvalidData, InvalidInput, NotFound
 
-__all__ = ["MAX_LINE", "Row", "read_rows"]
+__all__ = ["MAX_LINE", "Row", "iter_lines", "parse_json", "parse_line", "read_rows", "to_row"]
 
 MAX_LINE = 16 * 2**20
 """Bytes of the longest line accepted; a longer one is not an example but a broken file."""
 
 
 class Row(msgspec.Struct, frozen=True):
-    """One example: `line` counts from 1, `format` is the format's name, `messages` have role and content."""
+    """One example: `line` counts from 1, `format` is the format's name; the rest is what a Conversation has."""
 
     line: int
     format: str
     messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None = None
+    rejected: list[dict[str, Any]] | None = None
 
 
 def read_rows(path: Path, *, formats: Iterable[FormatInfo] | Mapping[str, FormatInfo]) -> list[Row]:
@@ -37,9 +39,9 @@ def read_rows(path: Path, *, formats: Iterable[FormatInfo] | Mapping[str, Format
     rows: list[Row] = []
     problems: list[str] = []
     bad: set[int] = set()
-    for number, raw in _lines(path):
+    for number, raw in iter_lines(path):
         try:
-            row = _parse(number, raw, known)
+            row = parse_line(number, raw, known)
         except RowInvalid as error:
             bad.add(number)
             problems += [f"{path.name}:{number}: {at}: {text}" for at, text in error.faults]
@@ -64,7 +66,11 @@ def read_rows(path: Path, *, formats: Iterable[FormatInfo] | Mapping[str, Format
     return rows
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+def iter_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Every line with its number from 1, line ending included; of one that is too long only the beginning.
+
+    Raise NotFound for no file, InvalidData for one that cannot be read.
+    """
     if not path.exists():
         raise NotFound(f"there is no file {path}; check --data and --val", code="file_not_found")
     if path.is_dir():
@@ -81,28 +87,44 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
         raise InvalidData(f"{path} cannot be read ({error.strerror})") from error
 
 
-def _parse(number: int, raw: bytes, formats: list[FormatInfo]) -> Row | None:
+def parse_line(number: int, raw: bytes, formats: Sequence[FormatInfo]) -> Row | None:
+    """The row of one line, None where it is blank; raise RowInvalid with all that is wrong with it."""
+    value = parse_json(number, raw)
+    return None if value is None else to_row(number, value, formats)
+
+
+def parse_json(number: int, raw: bytes) -> dict[str, Any] | None:
+    """The JSON object of one line, None where it is blank; raise RowInvalid."""
     if len(raw) > MAX_LINE:
         raise RowInvalid([("$", f"is longer than {MAX_LINE // 2**20} MiB; put one JSON object on each line")])
     if number == 1:
         raw = raw.removeprefix(b"\xef\xbb\xbf")
     if not raw.strip():
         return None
-    value = _json(raw)
-    found = [entry for entry in formats if entry.sniff(value)]
+    return _json(raw)
+
+
+def to_row(number: int, value: dict[str, Any], formats: Sequence[FormatInfo]) -> Row:
+    """The row that an object means, in the one format that fits it; a format that is the only one need not look like it."""
+    found = list(formats) if len(formats) == 1 else [entry for entry in formats if entry.sniff(value)]
     if not found:
         names = "; ".join(f"{entry.name}: {entry.summary}" for entry in formats)
         raise RowInvalid([("$", f"has the keys {sorted(value)[:8]}, which fit no format. {names}")])
     if len(found) > 1:
         raise RowInvalid([("$", f"fits {' and '.join(entry.name for entry in found)} at once; keep the keys of one")])
-    return Row(number, found[0].name, found[0].to_conversation(value))
+    meant = found[0].to_conversation(value)
+    if not isinstance(meant, Conversation):
+        meant = Conversation(messages=meant)
+    return Row(number, found[0].name, meant.messages, meant.tools, meant.rejected)
 
 
 def _json(raw: bytes) -> dict[str, Any]:
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise RowInvalid([("$", f"is not UTF-8 at byte {error.start + 1}; save the file as UTF-8")]) from error
+        raise RowInvalid(
+            [("$", f"is not UTF-8 at byte {error.start + 1}; save the file as UTF-8")], rule="encoding"
+        ) from error
     try:
         value = json.loads(text, object_pairs_hook=_object, parse_constant=_constant)
     except json.JSONDecodeError as error:
@@ -114,7 +136,9 @@ def _json(raw: bytes) -> dict[str, Any]:
     try:
         text.encode("utf-8"), json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError as error:
-        raise RowInvalid([("$", "holds half of a surrogate pair (\\ud800 to \\udfff); fix the escape")]) from error
+        raise RowInvalid(
+            [("$", "holds half of a surrogate pair (\\ud800 to \\udfff); fix the escape")], rule="encoding"
+        ) from error
     return value
 
 

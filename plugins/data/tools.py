@@ -80,7 +80,8 @@ def _turn(message: Message) -> Message:
     if not calls:
         return message
     said = [message.get("content") or "", *map(_call, calls)]
-    return {"role": message["role"], "content": "\n".join(filter(None, said))}
+    weight = {"weight": message["weight"]} if "weight" in message else {}
+    return {"role": message["role"], "content": "\n".join(filter(None, said)), **weight}
 
 
 def _call(call: Mapping[str, Any]) -> str:

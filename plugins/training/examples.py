@@ -82,8 +82,14 @@ def _render(
     rendered, problems, cut = [], [], 0
     for row in rows:
         own = []
+        if row.rejected is not None:
+            problems.append(
+                f"{path.name}:{row.line}: has a rejected answer, which this trainer would ignore; keep the better answer as a "
+                "chat row, or use a trainer of preferences"
+            )
+            continue
         try:
-            for example in renderer.examples(row.messages):
+            for example in renderer.examples(row.messages, tools=row.tools):
                 cut += len(example.ids) > max_length
                 own.append(Example(example.ids[:max_length], example.trained[:max_length], row.line))
         except InvalidInput as error:

@@ -1,0 +1,209 @@
+"""`tunery data`: check files of examples, see what of a row is trained, and split a file without leaks."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import rich_click as click
+
+from tunery.gateway.cli.context import open_registry, plugins, print_json, say
+from tunery.gateway.cli.tables import print_table
+from tunery.registry.errors import InvalidData
+
+if TYPE_CHECKING:
+    from tunery.plugins.data.check import DataReport
+    from tunery.plugins.data.preview import Preview
+    from tunery.plugins.hookspecs import FormatInfo
+
+__all__ = ["data"]
+
+_FORMAT = click.option("--format", "format_name", metavar="NAME", help="The rows' format.  [default: recognised]")
+_MAX_LENGTH = click.option(
+    "--max-length", type=click.IntRange(min=1), default=1024, show_default=True, help="Tokens that training keeps."
+)
+_BIDI = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+"""Characters that turn the direction of what follows."""
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.group()
+def data() -> None:
+    """Check, preview and split files of examples."""
+
+
+@data.command()
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--base", metavar="BASE", help="Render with this base, for the rules about tokens.")
+@click.option(
+    "--val", "validation", type=click.Path(path_type=Path), help="Held-out rows, which must not be trained on."
+)
+@_FORMAT
+@_MAX_LENGTH
+@click.option("--processes", type=click.IntRange(min=1), help="How many to check with.  [default: one a core]")
+@_JSON
+@click.option("--html", "as_html", is_flag=True, help="Print one HTML page.")
+def check(
+    files: tuple[Path, ...],
+    base: str | None,
+    validation: Path | None,
+    format_name: str | None,
+    max_length: int,
+    processes: int | None,
+    as_json: bool,
+    as_html: bool,
+) -> None:
+    """Report everything that is wrong with files of rows; exit with 2 where anything is an error."""
+    if as_json and as_html:
+        raise click.UsageError("--json and --html exclude each other")
+    from tunery.plugins.data.checking import check_data
+
+    report = check_data(
+        files,
+        validation,
+        plugins=plugins(),
+        base_folder=_base_folder(base) if base else None,
+        max_length=max_length,
+        processes=processes,
+        format=format_name,
+    )
+    if as_json:
+        print_json(msgspec.to_builtins(report) | {"errors": len(report.errors)})
+    elif as_html:
+        from tunery.plugins.data.page import to_html
+
+        sys.stdout.write(to_html(report))
+    else:
+        _show_report(report)
+    if report.errors:
+        number = len(report.errors)
+        raise InvalidData(f"{number} error{'s' * (number > 1)} in the data; mend what is named and check again")
+
+
+@data.command()
+@click.argument("place", metavar="FILE:LINE")
+@click.option("--base", default="smollm2-135m", show_default=True, help="The base to render with.")
+@_FORMAT
+@_MAX_LENGTH
+@_JSON
+def preview(place: str, base: str, format_name: str | None, max_length: int, as_json: bool) -> None:
+    """Show a row as the base sees it, what is trained in colour."""
+    from tunery.plugins.data.preview import preview_line, read_place
+    from tunery.plugins.data.renderer import Renderer
+
+    path, number = read_place(place)
+    renderer = Renderer(_base_folder(base))
+    found = preview_line(path, number, formats=_formats(format_name), renderer=renderer, max_length=max_length)
+    if as_json:
+        print_json(found)
+        return
+    for example in found:
+        _show_preview(example)
+
+
+@data.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--fraction", type=float, default=0.1, show_default=True, help="The share of the rows to hold out.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Another seed holds out other rows.")
+@click.option("--train", type=click.Path(path_type=Path), help="Where the other rows go.  [default: NAME.train.jsonl]")
+@click.option("--val", "held_out", type=click.Path(path_type=Path), help="Where they go.  [default: NAME.val.jsonl]")
+@click.option("--replace", is_flag=True, help="Replace files that exist.")
+@_FORMAT
+@_JSON
+def split(
+    file: Path,
+    fraction: float,
+    seed: int,
+    train: Path | None,
+    held_out: Path | None,
+    replace: bool,
+    format_name: str | None,
+    as_json: bool,
+) -> None:
+    """Hold out a share of the rows; equal prompts and near duplicates stay on one side."""
+    from tunery.plugins.data.split import split_file
+
+    done = split_file(
+        file,
+        train or file.with_suffix(".train.jsonl"),
+        held_out or file.with_suffix(".val.jsonl"),
+        formats=_formats(format_name),
+        fraction=fraction,
+        seed=seed,
+        replace=replace,
+    )
+    if as_json:
+        print_json(msgspec.structs.asdict(done) | {"train": str(done.train), "held_out": str(done.held_out)})
+        return
+    click.echo(f"{done.train}: {done.train_rows} rows")
+    click.echo(f"{done.held_out}: {done.held_out_rows} rows")
+    click.echo(f"{done.groups} groups of rows that belong together, none on both sides")
+
+
+def _base_folder(base: str) -> Path:
+    from tunery.plugins.bases.resolve import resolve_base
+
+    with open_registry() as registry:
+        return Path(resolve_base(base, registry=registry, plugins=plugins(), say=say).path)
+
+
+def _formats(name: str | None) -> list[FormatInfo]:
+    found = plugins()
+    return [found.format(name)] if name else list(found.formats().values())
+
+
+def _show_report(report: DataReport) -> None:
+    rows = [
+        (f.severity, f"{f.file}:{f.line}" if f.line else f.file, f.path, f.rule, f"{f.message}; {f.fix}")
+        for f in report.findings
+    ]
+    shown = [tuple(map(visible, row)) for row in rows]
+    print_table(("severity", "place", "path", "rule", "what and how to fix it"), shown, empty="nothing was found")
+    for line in _figures(report.statistics):
+        click.echo(visible(line))
+    counts = Counter(finding.severity for finding in report.findings)
+    click.echo(f"{counts['error']} errors, {counts['warning']} warnings, {counts['info']} notes")
+
+
+def _figures(statistics: dict[str, Any]) -> list[str]:
+    lines = [f"{file['file']}: {file['rows']} rows, {file['format'] or 'no format'}" for file in statistics["files"]]
+    if tokens := statistics.get("tokens"):
+        for name in ("total", "trained"):
+            spread = ", ".join(f"{key} {tokens[name][key]}" for key in ("min", "p50", "p95", "max"))
+            lines.append(f"{name} tokens a row: {spread}; {tokens[name]['sum']} in all")
+        lines.append(
+            f"{tokens['over_max_length']} rows over {tokens['max_length']} tokens, {tokens['lost']} tokens lost"
+        )
+    if found := statistics.get("diversity"):
+        distinct = ", ".join(f"distinct-{n} {found[f'distinct_{n}']:.3f}" for n in (1, 2, 3))
+        lines.append(
+            f"answers: {distinct}, compress {found['compression_ratio']:.1f} to 1, {found['refusals']:.1%} refuse"
+        )
+    return lines
+
+
+def _show_preview(example: Preview) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    text = Text()
+    for segment in example.segments:
+        text.append(visible(segment.text), style="bold green" if segment.trained else "dim")
+    Console(highlight=False, soft_wrap=True).print(text)
+    cut = f", the last {example.cut} beyond max_length" if example.cut else ""
+    say(f"{len(example.ids)} tokens, {sum(example.trained)} trained (bold green){cut}")
+
+
+def visible(text: str) -> str:
+    """The text with control characters as pictures of them, so that a row cannot steer the terminal."""
+    return "".join(_picture(character) for character in text)
+
+
+def _picture(character: str) -> str:
+    code = ord(character)
+    if code < 0x20 and character != "\n":
+        return chr(0x2400 + code)
+    return "\ufffd" if 0x7F <= code < 0xA0 or 0xD800 <= code < 0xE000 or character in _BIDI else character

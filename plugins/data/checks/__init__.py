@@ -1,0 +1,34 @@
+"""The built-in checks, described without importing them."""
+
+from __future__ import annotations
+
+from tunery.plugins.hookspecs import CheckInfo, Severity
+
+__all__ = ["CHECKS"]
+
+
+def _check(name: str, severity: Severity, place: str, summary: str) -> CheckInfo:
+    return CheckInfo(name=name, severity=severity, summary=summary, entrypoint=f"tunery.plugins.data.checks.{place}")
+
+
+CHECKS = (
+    _check("schema", "error", "schema:Schema", "A line that is no row of one known format."),
+    _check(
+        "encoding", "warning", "encoding:Encoding", "Byte order marks, mixed line ends, mojibake, NUL, half characters."
+    ),
+    _check("special_token", "warning", "special:SpecialTokens", "A control token spelled out in a text."),
+    _check("template", "error", "rendering:Refused", "A row that the base's chat template refuses."),
+    _check("no_trainable_token", "error", "rendering:NoTrainableToken", "A row of which nothing would be trained."),
+    _check("end_of_turn_not_trained", "error", "rendering:EndOfTurn", "An answer whose end the model would not learn."),
+    _check("truncation", "warning", "rendering:Truncation", "A row that is longer than max_length."),
+    _check("token_length", "info", "rendering:TokenLength", "How long rows are, in tokens of the base."),
+    _check("duplicate", "error", "similar:Duplicate", "A row that equals an earlier one, but for white space."),
+    _check("near_duplicate", "warning", "similar:NearDuplicate", "A row that hardly differs from an earlier one."),
+    _check("conflicting_answers", "error", "similar:ConflictingAnswers", "A prompt that has another answer earlier."),
+    _check("leakage", "error", "similar:Leakage", "A held-out row that is trained on, exactly or nearly."),
+    _check(
+        "pii", "warning", "private:Personal", "E-mail addresses, phone numbers; cards and bank accounts are errors."
+    ),
+    _check("secret", "error", "private:Secret", "API keys, tokens, private keys."),
+    _check("diversity", "info", "diversity:Diversity", "Answers that are much alike."),
+)

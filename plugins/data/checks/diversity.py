@@ -1,0 +1,100 @@
+"""Owns the rule `diversity`: whether answers differ enough to learn more than a phrase from; measured on a sample.
+
+distinct-n: the share of different runs of n words among all runs (Li et al., "A diversity-promoting objective function", 2016).
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from tunery.plugins.data.check import Check, Context, Fault
+from tunery.plugins.data.line import Line, Place
+
+__all__ = ["Diversity"]
+
+SAMPLE, CLIP = 2000, 2000  # answers, characters of each
+_REFUSAL = re.compile(
+    r"\b(?:I(?:'m| am) (?:sorry|unable|not able)|I (?:can(?:no|')t|won't) (?:help|assist|provide|answer|do that)|"
+    r"as an AI\b|I must decline|against my (?:guidelines|programming))",
+    re.IGNORECASE,
+)
+_FEW_ROWS = 50
+_OPENING_SHARE, _REFUSAL_SHARE, _COMPRESSION = 0.3, 0.1, 10.0
+
+
+class Diversity(Check):
+    """A uniform sample of answers, the same for the same files."""
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self._random = random.Random(0)  # noqa: S311 - a sample, not a secret
+        self._sample: list[str] = []
+        self._rows = 0
+
+    def note(self, line: Line) -> str | None:
+        return line.answer[:CLIP] or None if not line.place.validation else None
+
+    def gather(self, place: Place, note: str) -> Iterable[Fault]:
+        self._rows += 1
+        if len(self._sample) < SAMPLE:
+            self._sample.append(note)
+        elif (at := self._random.randrange(self._rows)) < SAMPLE:
+            self._sample[at] = note
+        return ()
+
+    def statistics(self) -> dict[str, Any]:
+        if not self._sample:
+            return {}
+        words = [answer.split() for answer in self._sample]
+        whole = "\n".join(self._sample).encode("utf-8", "surrogatepass")
+        openings = Counter(" ".join(each[:4]) for each in words if each)
+        return {
+            "diversity": {
+                "answers": self._rows,
+                "sampled": len(self._sample),
+                **{f"distinct_{n}": _distinct(words, n) for n in (1, 2, 3)},
+                "compression_ratio": round(len(whole) / len(zlib.compress(whole)), 2),
+                "top_openings": [
+                    {"text": text, "share": round(count / len(self._sample), 4)}
+                    for text, count in sorted(openings.items(), key=lambda pair: (-pair[1], pair[0]))[:5]
+                ],
+                "refusals": round(sum(map(_is_refusal, self._sample)) / len(self._sample), 4),
+            }
+        }
+
+    def of_whole(self) -> Iterable[Fault]:
+        if len(self._sample) < _FEW_ROWS:
+            return
+        found = self.statistics()["diversity"]
+        for top in found["top_openings"][:1]:
+            if top["share"] > _OPENING_SHARE:
+                message = f"{top['share']:.0%} of the answers begin with {top['text']!r}"
+                yield Fault("$", message, "vary them, unless it is meant")
+        if found["refusals"] > _REFUSAL_SHARE:
+            yield Fault(
+                "$",
+                f"{found['refusals']:.0%} of the answers refuse",
+                "drop some, or the model will refuse too",
+                "warning",
+            )
+        if found["compression_ratio"] > _COMPRESSION:
+            yield Fault(
+                "$",
+                f"the answers compress {found['compression_ratio']:.0f} to 1: they say much the same",
+                "add other examples; quality and diversity matter more than quantity",
+                "warning",
+            )
+
+
+def _distinct(answers: Sequence[Sequence[str]], n: int) -> float:
+    runs = [tuple(words[at : at + n]) for words in answers for at in range(len(words) - n + 1)]
+    return round(len(set(runs)) / len(runs), 4) if runs else 0.0
+
+
+def _is_refusal(answer: str) -> bool:
+    return bool(_REFUSAL.search(answer[:200]))

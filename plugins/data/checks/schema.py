@@ -1,0 +1,36 @@
+"""Owns the rule `schema`: every line is a row, and all rows of a file are in one format."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tunery.plugins.data.check import Check, Context, Fault
+from tunery.plugins.data.line import Line, Place
+
+__all__ = ["Schema"]
+
+
+class Schema(Check):
+    """Reports what parsing said."""
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self._first: dict[tuple[str, bool], tuple[str, int]] = {}
+
+    def of_line(self, line: Line) -> Iterable[Fault]:
+        if line.invalid is None or line.invalid.rule != "schema":
+            return
+        cut = line.value is None and not line.raw.endswith(b"\n")
+        for path, text in line.invalid.faults:
+            message, _, fix = text.rpartition("; ")
+            if cut:
+                fix = "the file ends here without a line end, so it may have been cut off: copy it again"
+            yield Fault(path, message or text, fix if message else "fix the line or drop it")
+
+    def note(self, line: Line) -> str | None:
+        return line.row.format if line.row else None
+
+    def gather(self, place: Place, note: str) -> Iterable[Fault]:
+        name, line = self._first.setdefault((place.file, place.validation), (note, place.line))
+        if note != name:
+            yield Fault("$", f"is in the format {note}, line {line} in {name}", "keep one format a file")

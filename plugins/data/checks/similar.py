@@ -1,0 +1,104 @@
+"""Owns the rules that compare rows: equal ones, near-equal ones, contradictions, and held-out rows that are trained on.
+
+Memory grows by a hash and a signature a row, not by the row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tunery.plugins.data.check import Check, Context, Fault
+from tunery.plugins.data.line import Line, Place
+from tunery.plugins.data.minhash import SimilarIndex
+
+__all__ = ["ConflictingAnswers", "Duplicate", "Leakage", "NearDuplicate"]
+
+Keys = tuple[bytes, bytes]
+
+
+class Duplicate(Check):
+    """Rows that equal an earlier one on the same side; across sides it is leakage."""
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self._seen: dict[tuple[bool, bytes], Place] = {}
+
+    def note(self, line: Line) -> bytes | None:
+        return line.prompt_key + line.answer_key if line.row else None
+
+    def gather(self, place: Place, note: bytes) -> Iterable[Fault]:
+        first = self._seen.setdefault((place.validation, note), place)
+        if first is not place:
+            yield Fault("$", f"is the same as {first}", "drop one of them")
+
+
+class NearDuplicate(Check):
+    """Rows near to an earlier one on the same side, that are not equal to it."""
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self._seen: set[tuple[bool, bytes]] = set()
+        self._near: dict[bool, SimilarIndex[Place]] = {}
+
+    def note(self, line: Line) -> tuple[bytes, bytes] | None:
+        if line.row is None or line.signature is None:
+            return None
+        return line.prompt_key + line.answer_key, line.signature
+
+    def gather(self, place: Place, note: tuple[bytes, bytes]) -> Iterable[Fault]:
+        key, signature = (place.validation, note[0]), note[1]
+        if key in self._seen:
+            return
+        self._seen.add(key)
+        index = self._near.setdefault(place.validation, SimilarIndex())
+        if (found := index.find(signature)) is None:
+            index.add(signature, place)
+        else:
+            first, share = found
+            yield Fault("$", f"is {share:.0%} the same as {first}", "keep one, or make them differ in what matters")
+
+
+class ConflictingAnswers(Check):
+    """Prompts that were answered otherwise before."""
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self._seen: dict[tuple[bool, bytes], tuple[bytes, Place]] = {}
+
+    def note(self, line: Line) -> Keys | None:
+        return (line.prompt_key, line.answer_key) if line.row else None
+
+    def gather(self, place: Place, note: Keys) -> Iterable[Fault]:
+        answer, first = self._seen.setdefault((place.validation, note[0]), (note[1], place))
+        if answer != note[1]:
+            yield Fault(
+                "$", f"has the prompt of {first} with another answer", "keep the right one, or say in the prompt why"
+            )
+
+
+class Leakage(Check):
+    """Held-out rows that are near to a row that is trained on, or ask the same. Held-out files come after the others."""
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self._prompts: dict[bytes, Place] = {}
+        self._near: SimilarIndex[Place] | None = SimilarIndex() if context.has_validation else None
+
+    def note(self, line: Line) -> tuple[bytes, bytes | None] | None:
+        if line.row is None or not self.context.has_validation:
+            return None
+        return line.prompt_key, line.signature
+
+    def gather(self, place: Place, note: tuple[bytes, bytes | None]) -> Iterable[Fault]:
+        prompt, signature = note
+        if not place.validation:
+            self._prompts.setdefault(prompt, place)
+            if signature and self._near and self._near.find(signature) is None:
+                self._near.add(signature, place)
+        elif prompt in self._prompts:
+            yield Fault("$", f"asks the same as {self._prompts[prompt]}, which is trained on", _APART)
+        elif signature and self._near and (found := self._near.find(signature)):
+            yield Fault("$", f"is {found[1]:.0%} the same as {found[0]}, which is trained on", _APART)
+
+
+_APART = "take it out of one of the files; tunery data split keeps such rows together"

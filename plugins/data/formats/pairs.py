@@ -1,0 +1,71 @@
+"""Owns the formats of one question and one answer: prompt/completion and Alpaca."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tunery.plugins.data.formats.faults import Faults, RowInvalid, kind, text_faults, unknown
+from tunery.plugins.hookspecs import FormatInfo
+
+__all__ = ["ALPACA", "PROMPT_COMPLETION"]
+
+_ALPACA_KEYS = ("instruction", "input", "output", "system", "history", "text")
+
+
+def _sniff_pair(row: dict[str, Any]) -> bool:
+    return ("prompt" in row or "completion" in row) and not {"chosen", "rejected"} & set(row)
+
+
+def _prompt_completion(row: dict[str, Any]) -> list[dict[str, Any]]:
+    faults = [*unknown("$", row, ("prompt", "completion")), *text_faults(row, "prompt", "completion")]
+    if faults:
+        raise RowInvalid(faults)
+    return _turn(row["prompt"], row["completion"])
+
+
+def _sniff_alpaca(row: dict[str, Any]) -> bool:
+    return "instruction" in row
+
+
+def _alpaca(row: dict[str, Any]) -> list[dict[str, Any]]:
+    faults = [*unknown("$", row, _ALPACA_KEYS), *text_faults(row, "instruction", "output")]
+    faults += [
+        (f"$.{name}", f"must be a text, not {kind(row[name])}")
+        for name in ("input", "system")
+        if not isinstance(row.get(name) or "", str)
+    ]
+    history = row.get("history") or []
+    faults += _history_faults(history)
+    if faults:
+        raise RowInvalid(faults)
+    system = [{"role": "system", "content": row["system"]}] if row.get("system") else []
+    asked = "\n\n".join(filter(None, (row["instruction"], row.get("input"))))
+    return [*system, *(message for pair in history for message in _turn(*pair)), *_turn(asked, row["output"])]
+
+
+def _history_faults(history: Any) -> Faults:
+    if not isinstance(history, list):
+        return [("$.history", f"must be a list of [question, answer], not {kind(history)}")]
+    return [
+        (f"$.history[{index}]", "must be [question, answer], two texts")
+        for index, pair in enumerate(history)
+        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(text, str) and text for text in pair)
+    ]
+
+
+def _turn(question: str, answer: str) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+PROMPT_COMPLETION = FormatInfo(
+    name="prompt-completion",
+    summary='{"prompt": "...", "completion": "..."}, rendered as one user and one assistant turn',
+    sniff=_sniff_pair,
+    to_conversation=_prompt_completion,
+)
+ALPACA = FormatInfo(
+    name="alpaca",
+    summary='{"instruction": "...", "input": "...", "output": "..."}, with "system" and "history" where there are some',
+    sniff=_sniff_alpaca,
+    to_conversation=_alpaca,
+)

@@ -1,0 +1,68 @@
+"""Owns showing one row as the model will see it: its text, and which of it is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+
+import msgspec
+
+from tunery.plugins.data.line import Line, Place
+from tunery.plugins.data.renderer import Rendered, Renderer
+from tunery.plugins.data.rows import iter_lines
+from tunery.plugins.hookspecs import FormatInfo
+from tunery.registry.errors import InvalidData, InvalidInput, NotFound
+
+__all__ = ["Preview", "Segment", "preview_line", "read_place"]
+
+
+class Segment(msgspec.Struct, frozen=True):
+    """A run of tokens that are all trained, or all not."""
+
+    text: str
+    trained: bool
+    tokens: int
+
+
+class Preview(msgspec.Struct, frozen=True):
+    """One example of a row; `cut` is the number of tokens that lie beyond max_length."""
+
+    segments: list[Segment]
+    ids: list[int]
+    trained: list[bool]
+    cut: int
+
+
+def read_place(text: str) -> tuple[Path, int]:
+    """`FILE:LINE`; raise InvalidInput for what is none."""
+    name, _, number = text.rpartition(":")
+    if not name or not (number.isascii() and number.isdigit()) or int(number) < 1:
+        raise InvalidInput(f"{text!r} is no place in a file: write FILE:LINE, for example rows.jsonl:12")
+    return Path(name), int(number)
+
+
+def preview_line(
+    path: Path, number: int, *, formats: Sequence[FormatInfo], renderer: Renderer, max_length: int
+) -> list[Preview]:
+    """The examples of one line, a rejected answer's last; raise NotFound for no such line, InvalidData for one that is no row."""
+    raw = next((raw for at, raw in iter_lines(path) if at == number), None)
+    if raw is None:
+        raise NotFound(f"{path} has no line {number}; lines count from 1")
+    line = Line(Place(path.name, number), raw, formats=formats, renderer=renderer, max_length=max_length)
+    if line.invalid:
+        problems = [f"{path.name}:{number}: {at}: {text}" for at, text in line.invalid.faults]
+        raise InvalidData(f"{path.name}:{number} is no row", problems=problems)
+    if line.row is None:
+        raise InvalidData(f"{path.name}:{number} is blank; name a line that holds a row")
+    if isinstance(line.rendered, InvalidInput):
+        raise line.rendered
+    return [_preview(example, renderer, max_length) for example in line.rendered]
+
+
+def _preview(example: Rendered, renderer: Renderer, max_length: int) -> Preview:
+    segments = []
+    for trained, run in groupby(zip(example.ids, example.trained, strict=True), key=lambda pair: pair[1]):
+        ids = [number for number, _ in run]
+        segments.append(Segment(renderer.decode(ids, skip_special=False), trained, len(ids)))
+    return Preview(segments, example.ids, example.trained, max(0, len(example.ids) - max_length))

@@ -1,0 +1,159 @@
+"""Owns splitting a file into what is trained on and what is held out, so that no row has its like on the other side.
+
+Rows with equal prompts, and near duplicates, are one group; a group goes to one side. Which ones depends on their content and the seed
+alone, not on their order. Lines are copied byte for byte.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+
+from tunery.plugins.data.line import Line, Place
+from tunery.plugins.data.minhash import SimilarIndex
+from tunery.plugins.data.rows import iter_lines
+from tunery.plugins.hookspecs import FormatInfo
+from tunery.registry.errors import Conflict, InvalidData, InvalidInput, StorageFailed
+
+__all__ = ["Split", "split_file"]
+
+
+class Split(msgspec.Struct, frozen=True):
+    """What became of a file: rows on each side and groups of rows that belong together."""
+
+    train: Path
+    held_out: Path
+    train_rows: int
+    held_out_rows: int
+    groups: int
+
+
+class _Groups:
+    """Which rows belong together (disjoint sets, by halving paths)."""
+
+    def __init__(self) -> None:
+        self._parents: list[int] = []
+
+    def add(self) -> int:
+        """A new row, alone."""
+        self._parents.append(len(self._parents))
+        return len(self._parents) - 1
+
+    def find(self, row: int) -> int:
+        """The row that stands for the group of a row."""
+        while self._parents[row] != row:
+            self._parents[row] = self._parents[self._parents[row]]
+            row = self._parents[row]
+        return row
+
+    def join(self, one: int, other: int) -> None:
+        """Make two groups one."""
+        self._parents[self.find(one)] = self.find(other)
+
+    def __len__(self) -> int:
+        return len(self._parents)
+
+
+def split_file(
+    path: Path,
+    train: Path,
+    held_out: Path,
+    *,
+    formats: Sequence[FormatInfo],
+    fraction: float,
+    seed: int,
+    replace: bool = False,
+) -> Split:
+    """Write `train` and `held_out`, about `fraction` (0 to 1) of the rows in the latter.
+
+    Raise InvalidData naming bad lines, or where all rows belong together; Conflict where a file exists and may not be replaced.
+    """
+    if not 0 < fraction < 1:
+        raise InvalidInput(f"fraction={fraction:g} must lie between 0 and 1, for example 0.1", param="fraction")
+    path = Path(path)
+    for target in (train, held_out):
+        if target.exists() and not replace:
+            raise Conflict(f"{target} exists already; move it away or allow replacing it")
+        if target.resolve() == path.resolve() or train.resolve() == held_out.resolve():
+            raise InvalidInput("the file and its two halves must be three different files")
+    groups, keys, lines = _group(path, formats)
+    chosen = _choose(groups, keys, fraction, seed)
+    outside = {line for line, row in lines.items() if groups.find(row) in chosen}
+    _write(path, train, [line for line in lines if line not in outside])
+    _write(path, held_out, sorted(outside))
+    distinct = len({groups.find(row) for row in range(len(groups))})
+    return Split(train, held_out, len(lines) - len(outside), len(outside), distinct)
+
+
+def _group(path: Path, formats: Sequence[FormatInfo]) -> tuple[_Groups, list[bytes], dict[int, int]]:
+    """Groups, each row's prompt key, and the row of each line that holds one."""
+    groups, keys, lines = _Groups(), list[bytes](), dict[int, int]()
+    prompts: dict[bytes, int] = {}
+    near: SimilarIndex[int] = SimilarIndex()
+    problems: list[str] = []
+    for number, raw in iter_lines(path):
+        line = Line(Place(path.name, number), raw, formats=formats, renderer=None, max_length=0)
+        if line.invalid:
+            problems += [f"{path.name}:{number}: {at}: {text}" for at, text in line.invalid.faults]
+        if line.row is None:
+            continue
+        row = lines[number] = groups.add()
+        keys.append(line.prompt_key)
+        groups.join(row, prompts.setdefault(line.prompt_key, row))
+        if line.signature:
+            if (found := near.find(line.signature)) is not None:
+                groups.join(row, found[0])
+            else:
+                near.add(line.signature, row)
+    if problems:
+        raise InvalidData(f"{path} has bad lines; nothing was written", problems=problems)
+    return groups, keys, lines
+
+
+def _choose(groups: _Groups, keys: Sequence[bytes], fraction: float, seed: int) -> set[int]:
+    """Groups to hold out: at least one, not all, and no more rows than the share where that can be."""
+    members: dict[int, list[bytes]] = {}
+    for row, key in enumerate(keys):
+        members.setdefault(groups.find(row), []).append(key)
+    if len(members) < 2:
+        raise InvalidData(
+            f"the {len(keys)} rows belong together (one prompt, or near duplicates): add rows that differ"
+        )
+
+    def order(group: int) -> bytes:
+        return hashlib.sha256(f"{seed}/".encode() + min(members[group])).digest()
+
+    shuffled = sorted(members, key=order)
+    room = max(1, round(fraction * len(keys)))
+    chosen: set[int] = set()
+    for group in shuffled:
+        if len(members[group]) <= room:
+            chosen.add(group)
+            room -= len(members[group])
+    return chosen or {min(shuffled, key=lambda group: len(members[group]))}
+
+
+def _write(source: Path, target: Path, wanted: Sequence[int]) -> None:
+    """Copy the wanted lines; the target is there whole or not at all."""
+    kept = set(wanted)
+    partial = target.with_name(target.name + ".part")
+    try:
+        with partial.open("wb") as file:
+            for raw in _lines(source, kept):
+                file.write(raw)
+        partial.replace(target)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise StorageFailed(
+            f"{target} cannot be written ({error.strerror}); free space or choose another place"
+        ) from error
+
+
+def _lines(source: Path, kept: set[int]) -> Iterator[bytes]:
+    for number, raw in iter_lines(source):
+        if number in kept:
+            raw = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
+            yield raw if raw.endswith(b"\n") else raw + b"\n"
