@@ -238,15 +238,17 @@ class Renderer:
     def _turn(
         self, messages: Sequence[Message], index: int, text: str, tools: Sequence[Mapping[str, Any]] | None = None
     ) -> _Turn | None:
-        """Where assistant turn `index` lies in `text`, or None when its serving prompt is not how `text` begins."""
+        """Where assistant turn `index` lies in `text`, or None when `text` does not begin with its serving prompt and it."""
         start = self._start(messages, index, tools)
         if start is None or not text.startswith(start):
             return None
         try:
-            upto = commonprefix([text, self._render(messages[: index + 1], tools=tools)])
+            alone = self._render(messages[: index + 1], tools=tools)
         except InvalidInput:
-            upto = text
-        if len(upto) < len(start):
+            alone = text
+        upto = commonprefix([text, alone])
+        # An answer that is shown otherwise once the conversation goes on (without its reasoning, say) is not whole in `text`.
+        if len(upto) < max(len(start), self._end(alone, len(start), len(alone), messages[index])[0]):
             return None
         end, stops = self._end(text, len(start), len(upto), messages[index])
         return _Turn(len(start), end, stops)

@@ -63,7 +63,7 @@ def test_help_names_every_command_and_its_short_text_is_the_commands_own(capsys:
 
 def test_a_mistyped_command_is_answered_with_the_near_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("adaptors") == 2
-    assert "did you mean 'adapters'?" in capsys.readouterr().err
+    assert "did you mean 'adapters'" in capsys.readouterr().err
 
 
 def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:

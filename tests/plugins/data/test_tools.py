@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tokenizers import AddedToken, Tokenizer
 
-from tunery.plugins.data.renderer import Renderer
+from tunery.plugins.data.renderer import Rendered, Renderer
+from tunery.registry.errors import InvalidInput
 
 WEATHER = {
     "type": "function",
@@ -128,3 +130,79 @@ def test_marks_that_are_control_tokens_are_known_by_id(tiny_base_folder: Path, t
     (number,) = renderer.control_ids(("[TOOL_CALLS]", "<tool_call>")).values()
     assert renderer.token_bytes(number) == b"[TOOL_CALLS]"
     assert renderer.is_control(number)
+
+
+# -- training -------------------------------------------------------------------------------------------------------------
+
+CALLING = (
+    "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}"
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] }}"
+    "{% for call in message.tool_calls or [] %}{{ '[TOOL_CALLS]' + (call.function | tojson) }}{% endfor %}"
+    "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def trained_texts(renderer: Renderer, example: Rendered) -> list[str]:
+    runs = groupby(zip(example.ids, example.trained, strict=True), key=lambda pair: pair[1])
+    return [renderer.decode([n for n, _ in run], skip_special=False) for trained, run in runs if trained]
+
+
+@pytest.mark.parametrize("content", ["", "Let me look."])
+@pytest.mark.parametrize("template", [None, HERMES, CALLING])
+def test_calls_are_trained_after_the_prompt_that_serving_sends(
+    tiny_base_folder: Path, tmp_path: Path, template: str | None, content: str
+) -> None:
+    folder = tmp_path / "base"
+    renderer = with_template(tiny_base_folder, folder, template)
+    if template == CALLING:  # the mark of a call is a control token of its own, which ends nothing
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        tokenizer.add_special_tokens([AddedToken("[TOOL_CALLS]", special=True, normalized=False)])
+        tokenizer.save(str(folder / "tokenizer.json"))
+        renderer = Renderer(folder)
+    talk = [TALK[0], {**TALK[1], "content": content}, *TALK[2:5]]
+    (example,) = renderer.examples(talk, tools=[WEATHER])
+    call, answer = trained_texts(renderer, example)
+    assert answer == "Mild.<|im_end|>"
+    assert call.startswith(content)
+    assert call.count("get_weather") == 2
+    assert call.endswith("<|im_end|>")
+    begin = example.trained.index(True)
+    assert renderer.prompt_ids(talk[:1], tools=[WEATHER]) == example.ids[:begin]
+    last = len(example.ids) - len(renderer.encode(answer))
+    assert renderer.prompt_ids(talk[:4], tools=[WEATHER]) == example.ids[:last]
+
+
+@pytest.mark.parametrize("template", [None, HERMES])
+def test_answers_of_weight_0_are_read_and_not_trained(
+    tiny_base_folder: Path, tmp_path: Path, template: str | None
+) -> None:
+    renderer = with_template(tiny_base_folder, tmp_path / "base", template)
+    talk = [TALK[0], {**TALK[1], "weight": 0}, *TALK[2:4], {**TALK[4], "weight": 1}]
+    (example,) = renderer.examples(talk, tools=[WEATHER])
+    plain = [{name: item for name, item in message.items() if name != "weight"} for message in talk]
+    assert trained_texts(renderer, example) == ["Mild.<|im_end|>"]
+    assert renderer.examples(plain, tools=[WEATHER])[0].ids == example.ids
+    with pytest.raises(InvalidInput) as caught:
+        renderer.examples([{**message, "weight": 0} for message in talk])
+    assert caught.value.code == "no_trainable_token"
+
+
+def test_a_template_that_shows_each_answer_another_prompt_trains_those_of_weight(
+    tiny_base_folder: Path, tmp_path: Path
+) -> None:
+    forgetful = (
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}{% if m['role'] != 'assistant' or loop.last %}"
+        "{{ m['content'] }}{% else %}…{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    renderer = with_template(tiny_base_folder, tmp_path / "base", forgetful)
+    talk = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "one", "weight": 0},
+        {"role": "user", "content": "b"},
+        {"role": "assistant", "content": "two"},
+        {"role": "user", "content": "c"},
+        {"role": "assistant", "content": "three"},
+    ]
+    examples = renderer.examples(talk)
+    assert [trained_texts(renderer, example) for example in examples] == [["two<|im_end|>"], ["three<|im_end|>"]]
