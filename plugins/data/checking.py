@@ -98,7 +98,7 @@ class _Examiner:
 
     def _line(self, place: Place, raw: bytes) -> _Examined:
         work = self._work
-        line = Line(place, raw, formats=work.formats, renderer=self._renderer, max_length=work.context.max_length)
+        line = Line(place, raw, formats=work.formats, renderer=self._renderer)
         faults: list[tuple[str, Fault]] = []
         notes: list[tuple[str, Any]] = []
         for rule, check in self._checks.items():

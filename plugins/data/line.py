@@ -34,10 +34,8 @@ class Place(msgspec.Struct, frozen=True):
 class Line:
     """One line. `row` is None where it is blank or `invalid` says why it is no row; `renderer` is None without a base."""
 
-    def __init__(
-        self, place: Place, raw: bytes, *, formats: Sequence[FormatInfo], renderer: Renderer | None, max_length: int
-    ) -> None:
-        self.place, self.raw, self.max_length, self.renderer = place, raw, max_length, renderer
+    def __init__(self, place: Place, raw: bytes, *, formats: Sequence[FormatInfo], renderer: Renderer | None) -> None:
+        self.place, self.raw, self.renderer = place, raw, renderer
         self.value: dict[str, Any] | None = None
         self.row: Row | None = None
         self.invalid: RowInvalid | None = None

@@ -1,18 +1,17 @@
 """Owns near-equality of texts: MinHash signatures over shingles of three words, and an index of them.
 
 Broder, "On the resemblance and containment of documents" (1997). The share of equal places in two signatures estimates the share of
-shingles that two texts have in common. Only representatives are indexed: a text near to one that is there is not, so that a file
-of near-equal rows stays linear.
+shingles that two texts have in common. Only representatives are indexed: a text near to one that is there is not, and of a
+band that many have only the first few are compared, so that neither near-equal rows nor a shared instruction make it quadratic.
 """
 
 from __future__ import annotations
 
 import re
 import zlib
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 __all__ = ["NEAR", "PERMUTATIONS", "SimilarIndex", "signature"]
 
@@ -21,6 +20,10 @@ NEAR = 0.7
 """The share of common shingles from which two rows are called near duplicates: a word changed in a row of twenty."""
 
 _BANDS, _ROWS = 12, 5  # two texts at 0.7 meet in a band with a probability of 0.89, at 0.8 of 0.99, at 0.3 of 0.03
+_WIDTH = 4 * _ROWS  # bytes
+_BUCKET = 32
+"""Items that are compared for one band. What thousands of rows share, such as an instruction, says nothing; the other bands do."""
+
 _MIN_WORDS = 8
 _MOST_WORDS_KEPT = 1 << 20
 _WORD = re.compile(r"\w+")
@@ -59,35 +62,32 @@ def signature(text: str) -> bytes | None:
 
 
 class SimilarIndex(Generic[Item]):
-    """Items by the signature of their text."""
+    """Items by the signature of their text: those that agree in a band of places are compared."""
 
     def __init__(self) -> None:
-        from datasketch import LeanMinHash, MinHashLSH  # it imports scipy
-
-        self._sketch = LeanMinHash
-        self._index = MinHashLSH(num_perm=PERMUTATIONS, params=(_BANDS, _ROWS))
+        self._buckets: dict[int, list[int]] = {}
         self._items: list[Item] = []
         self._signatures: list[bytes] = []
 
     def find(self, wanted: bytes) -> tuple[Item, float] | None:
         """The first item near to a signature, and the estimated share of shingles in common; None where there is none."""
-        ours = _numbers(wanted)
-        for number in sorted(self._index.query(self._sketched(ours))):
-            share = float(np.mean(_numbers(self._signatures[number]) == ours))
-            if share >= NEAR:
-                return self._items[number], share
-        return None
+        found = sorted({number for key in _bands(wanted) for number in self._buckets.get(key, ())})
+        if not found:
+            return None
+        theirs = np.frombuffer(b"".join(self._signatures[number] for number in found), dtype=np.uint32)
+        shares = (theirs.reshape(-1, PERMUTATIONS) == np.frombuffer(wanted, dtype=np.uint32)).mean(axis=1)
+        near = np.flatnonzero(shares >= NEAR)
+        return (self._items[found[near[0]]], float(shares[near[0]])) if near.size else None
 
     def add(self, wanted: bytes, item: Item) -> None:
         """Keep an item; call it for those that `find` finds nothing for."""
-        self._index.insert(len(self._items), self._sketched(_numbers(wanted)), check_duplication=False)
+        for key in _bands(wanted):
+            bucket = self._buckets.setdefault(key, [])
+            if len(bucket) < _BUCKET:
+                bucket.append(len(self._items))
         self._items.append(item)
         self._signatures.append(wanted)
 
-    def _sketched(self, numbers: NDArray[np.uint32]) -> Any:
-        # The scheme only guards against signatures of two kinds in one index; ours are all of one.
-        return self._sketch(seed=1, hashvalues=numbers, scheme="legacy")
 
-
-def _numbers(wanted: bytes) -> NDArray[np.uint32]:
-    return np.frombuffer(wanted, dtype=np.uint32)
+def _bands(wanted: bytes) -> list[int]:
+    return [hash((band, wanted[band * _WIDTH : (band + 1) * _WIDTH])) for band in range(_BANDS)]

@@ -49,7 +49,7 @@ def preview_line(
     raw = next((raw for at, raw in iter_lines(path) if at == number), None)
     if raw is None:
         raise NotFound(f"{path} has no line {number}; lines count from 1")
-    line = Line(Place(path.name, number), raw, formats=formats, renderer=renderer, max_length=max_length)
+    line = Line(Place(path.name, number), raw, formats=formats, renderer=renderer)
     if line.invalid:
         problems = [f"{path.name}:{number}: {at}: {text}" for at, text in line.invalid.faults]
         raise InvalidData(f"{path.name}:{number} is no row", problems=problems)

@@ -95,7 +95,7 @@ def _group(path: Path, formats: Sequence[FormatInfo]) -> tuple[_Groups, list[byt
     near: SimilarIndex[int] = SimilarIndex()
     problems: list[str] = []
     for number, raw in iter_lines(path):
-        line = Line(Place(path.name, number), raw, formats=formats, renderer=None, max_length=0)
+        line = Line(Place(path.name, number), raw, formats=formats, renderer=None)
         if line.invalid:
             problems += [f"{path.name}:{number}: {at}: {text}" for at, text in line.invalid.faults]
         if line.row is None:

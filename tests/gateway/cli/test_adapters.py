@@ -96,7 +96,7 @@ def test_removing_verifying_and_collecting(filled: Home) -> None:
         (["adapters", "show", "acme/suport"], 3, "did you mean 'acme/support'?"),
         (["adapters", "show", "Not A Name"], 2, "tenant/name"),
         (["adapters", "alias", "acme/support", "production", "9"], 3, "no version 9"),
-        (["adapterz"], 2, "did you mean 'adapters'?"),
+        (["adapterz"], 2, "did you mean 'adapters'"),
         (["plugins", "--trainer", "lorra"], 2, "unknown trainer 'lorra'"),
         (["bases", "add", "no-such-thing"], 2, "unknown base 'no-such-thing'"),
         (["adapters", "import", "/nowhere", "a/b", "--base", "tiny"], 3, "no folder"),
