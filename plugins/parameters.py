@@ -6,6 +6,7 @@ and the manifest.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -15,7 +16,7 @@ from msgspec import Meta
 from tunery.registry.errors import InvalidInput, UnknownName
 from tunery.registry.values import read_value
 
-__all__ = ["AUTO", "TrainingParameters", "given_names", "read_parameters"]
+__all__ = ["AUTO", "TrainingParameters", "given_names", "read_parameters", "step_count"]
 
 AUTO = "auto"
 """What a parameter may be given as to have it chosen from data, base and method, as when it is not given at all."""
@@ -66,8 +67,9 @@ def read_parameters(kind: type[P], values: Mapping[str, Any]) -> P:
     known = {field.name for field in msgspec.structs.fields(kind)}
     problems = [str(UnknownName("parameter", name, known)) for name in values if name not in known]
     good: dict[str, Any] = {}
+    given = given_names(values)
     for field in msgspec.structs.fields(kind):
-        if field.name in given_names(values):
+        if field.name in given:
             try:
                 good[field.name] = read_value(field.name, values[field.name], field.type)
             except InvalidInput as error:
@@ -80,3 +82,10 @@ def read_parameters(kind: type[P], values: Mapping[str, Any]) -> P:
 def given_names(values: Mapping[str, Any]) -> set[str]:
     """Names that somebody decided; what is "auto" is left to the rules."""
     return {name for name, value in values.items() if value != AUTO or name == "precision"}
+
+
+def step_count(parameters: TrainingParameters, rows: int) -> int:
+    """Optimizer steps of a run over `rows` examples."""
+    if parameters.max_steps:
+        return parameters.max_steps
+    return max(1, math.ceil(parameters.epochs * math.ceil(rows / parameters.batch_size)))

@@ -247,7 +247,7 @@ def _distributions(bench: TrainerBench, folder: Path) -> tuple[Any, Any, Any]:
 
     from tunery.plugins.manager import load_entrypoint
     from tunery.plugins.training import LoadContext, SaveContext, load_base
-    from tunery.plugins.training.loop import fit
+    from tunery.plugins.training.loop import Loop
 
     kind = bench.plugins.trainer(bench.trainer).parameters
     parameters: Any = read_parameters(
@@ -258,10 +258,10 @@ def _distributions(bench: TrainerBench, folder: Path) -> tuple[Any, Any, Any]:
     context = LoadContext(base_folder=base_folder, parameters=parameters, device=cpu, dtype=torch.float32, parent=None)
     torch.manual_seed(0)
     model = trainer.load(context)
-    fit(
+    Loop(
         model, _examples(bench), parameters, device=cpu, dtype=torch.float32, checkpoint=folder / "checkpoint",
         fingerprint="", report=lambda event: None, evaluate=None,
-    )  # fmt: skip
+    ).run()  # fmt: skip
     live = _log_probabilities(model, bench.prompts())
     output = folder / "output"
     output.mkdir()

@@ -5,13 +5,13 @@ A blob appears under its name by one rename, after its bytes are on the disk.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from tunery.registry.disk import disk_code, sync
 from tunery.registry.errors import StorageFailed
 from tunery.registry.records import FileEntry
 
@@ -40,10 +40,10 @@ class BlobStore:
             target.parent.mkdir(parents=True, exist_ok=True)
             # Also over a blob that is there: that mends a damaged one, and a collection takes it for new.
             staged.rename(target)
-            _sync_folder(target.parent)
-            _sync_folder(self._folder)
+            sync(target.parent)
+            sync(self._folder)
         except OSError as error:
-            raise StorageFailed(_reason(error, name), code=_code(error)) from error
+            raise StorageFailed(_reason(error, name), code=disk_code(error)) from error
         finally:
             staged.unlink(missing_ok=True)
         return FileEntry(name, sha256, size)
@@ -79,19 +79,7 @@ def _copy(source: Path, target: Path) -> tuple[str, int]:
     return digest.hexdigest(), size
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _code(error: OSError) -> str:
-    return "disk_full" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "storage_failed"
-
-
 def _reason(error: OSError, name: str) -> str:
-    if _code(error) == "disk_full":
+    if disk_code(error) == "disk_full":
         return f"the disk is full: {name} could not be stored; free some space and try again, nothing was changed"
     return f"{name} could not be stored: {error.strerror}; nothing was changed"

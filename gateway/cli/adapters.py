@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
 from tunery.gateway.cli.context import actor, open_registry, plugins, print_json, say
-from tunery.gateway.cli.tables import print_table
+from tunery.gateway.cli.tables import print_table, when
 from tunery.registry.names import PRODUCTION
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ def list_versions(adapter: str | None, as_json: bool) -> None:
             v.digest[:12],
             _loss(v),
             _size(v.size),
-            _when(v.created_at),
+            when(v.created_at),
         )
         for v in versions
     ]
@@ -66,7 +65,7 @@ def show(reference: str, as_json: bool) -> None:
         print_json(version)
         return
     click.echo(f"{version.name}  {version.digest}")
-    click.echo(f"made {_when(version.created_at)} by {version.method} on {version.base} ({version.base_digest[:12]})")
+    click.echo(f"made {when(version.created_at)} by {version.method} on {version.base} ({version.base_digest[:12]})")
     click.echo(f"aliases: {', '.join(version.aliases) or 'none'}")
     print_table(("metric", "value"), [(k, f"{v:.6g}") for k, v in sorted(version.metrics.items())], empty="no metrics")
     print_table(("file", "size", "sha256"), [(f.path, _size(f.size), f.sha256[:12]) for f in version.files], empty="")
@@ -111,7 +110,7 @@ def history(adapter: str, alias: str | None, as_json: bool) -> None:
     if as_json:
         print_json(moves)
         return
-    rows = [(_when(m.moved_at), m.alias, m.before or "-", m.after or "-", m.actor, m.reason or "-") for m in moves]
+    rows = [(when(m.moved_at), m.alias, m.before or "-", m.after or "-", m.actor, m.reason or "-") for m in moves]
     print_table(("when", "alias", "from", "to", "who", "why"), rows, empty="no alias was ever moved")
 
 
@@ -259,7 +258,3 @@ def _loss(version: Version) -> str:
 
 def _size(size: int) -> str:
     return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
-
-
-def _when(at: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(at))

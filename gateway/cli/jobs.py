@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ import msgspec
 import rich_click as click
 
 from tunery.gateway.cli.context import open_registry, print_json
-from tunery.gateway.cli.tables import print_table
+from tunery.gateway.cli.tables import print_table, when
 from tunery.registry.errors import Conflict
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ def list_jobs(as_json: bool) -> None:
     if as_json:
         print_json([msgspec.to_builtins(job) | {"state": state} for job, state in found])
         return
-    rows = [(job.id, state, job.adapter, job.trainer, _result(job), _when(job.created_at)) for job, state in found]
+    rows = [(job.id, state, job.adapter, job.trainer, _result(job), when(job.created_at)) for job, state in found]
     print_table(("job", "state", "adapter", "trainer", "result", "started"), rows, empty="no jobs yet: tunery train")
 
 
@@ -93,10 +92,6 @@ def _result(job: Job) -> str:
     if job.version is not None:
         return f"{job.adapter}@{job.version}"
     return (job.error or "-").splitlines()[0][:60]
-
-
-def _when(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
 
 
 def _last_event(path: Path) -> Any:

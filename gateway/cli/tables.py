@@ -1,11 +1,12 @@
-"""Owns printing tables: drawn on a terminal, tab-separated into a pipe."""
+"""Owns printing tables, and times in them: drawn on a terminal, tab-separated into a pipe."""
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterable, Sequence
 
-__all__ = ["print_table"]
+__all__ = ["print_table", "when"]
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str) -> None:
@@ -25,3 +26,8 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[object]], *, empt
     for line in lines:
         table.add_row(*line)
     Console().print(table)
+
+
+def when(seconds: float) -> str:
+    """A Unix time as a local date and minute."""
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))

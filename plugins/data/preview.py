@@ -51,10 +51,9 @@ def preview_line(
         raise NotFound(f"{path} has no line {number}; lines count from 1")
     line = Line(Place(path.name, number), raw, formats=formats, renderer=renderer)
     if line.invalid:
-        problems = [f"{path.name}:{number}: {at}: {text}" for at, text in line.invalid.faults]
-        raise InvalidData(f"{path.name}:{number} is no row", problems=problems)
+        raise InvalidData(f"{line.place} is no row", problems=line.invalid.problems(str(line.place)))
     if line.row is None:
-        raise InvalidData(f"{path.name}:{number} is blank; name a line that holds a row")
+        raise InvalidData(f"{line.place} is blank; name a line that holds a row")
     if isinstance(line.rendered, InvalidInput):
         raise line.rendered
     return [_preview(example, renderer, max_length) for example in line.rendered]

@@ -44,7 +44,7 @@ def read_rows(path: Path, *, formats: Iterable[FormatInfo] | Mapping[str, Format
             row = parse_line(number, raw, known)
         except RowInvalid as error:
             bad.add(number)
-            problems += [f"{path.name}:{number}: {at}: {text}" for at, text in error.faults]
+            problems += error.problems(f"{path.name}:{number}")
             continue
         except InvalidInput as error:
             bad.add(number)

@@ -97,7 +97,7 @@ def _group(path: Path, formats: Sequence[FormatInfo]) -> tuple[_Groups, list[byt
     for number, raw in iter_lines(path):
         line = Line(Place(path.name, number), raw, formats=formats, renderer=None)
         if line.invalid:
-            problems += [f"{path.name}:{number}: {at}: {text}" for at, text in line.invalid.faults]
+            problems += line.invalid.problems(str(line.place))
         if line.row is None:
             continue
         row = lines[number] = groups.add()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tunery.plugins.training.host import Reproduction, reproduce, resume, train
-    from tunery.plugins.training.run import TrainRequest
+    from tunery.plugins.training.inputs import TrainRequest
     from tunery.plugins.training.trainer import LoadContext, SaveContext, Trainer, load_base
 
 __all__ = [
@@ -29,7 +29,7 @@ __all__ = [
 _PLACES = {
     "LoadContext": "trainer",
     "SaveContext": "trainer",
-    "TrainRequest": "run",
+    "TrainRequest": "inputs",
     "Trainer": "trainer",
     "Reproduction": "host",
     "load_base": "trainer",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,8 @@ from tunery.plugins.data.renderer import Renderer
 from tunery.plugins.manager import Plugins, load_entrypoint
 from tunery.plugins.parameters import read_parameters
 from tunery.plugins.training.examples import read_corpus
-from tunery.plugins.training.loop import fit
+from tunery.plugins.training.loop import Loop
+from tunery.plugins.training.memory import peak_memory
 from tunery.plugins.training.run import compute_dtype
 from tunery.plugins.training.trainer import LoadContext, Trainer
 from tunery.registry import Base
@@ -44,7 +43,7 @@ def bench_train(
     context = LoadContext(base_folder=Path(base.path), parameters=parameters, device=where, dtype=dtype, parent=None)
     events: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="tunery-bench-") as scratch:
-        fit(
+        Loop(
             trainer.load(context),
             corpus.train,
             parameters,
@@ -54,7 +53,7 @@ def bench_train(
             fingerprint="",
             report=events.append,
             evaluate=None,
-        )
+        ).run()
     first, last = events[0], events[-1]
     tokens, seconds = (last["tokens"] - first["tokens"], last["seconds"] - first["seconds"]) if len(events) > 1 else (
         last["tokens"], last["seconds"]
@@ -63,7 +62,7 @@ def bench_train(
         "system": "tunery",
         "method": method,
         "useful_tok_s": round(tokens / seconds, 1),
-        "peak_gb": round(_peak_gb(where), 2),
+        "peak_gb": round(peak_memory(where) / 1e9, 2),
         "steps": last["step"],
         "first_loss": round(first["loss"], 4),
         "last_loss": round(last["loss"], 4),
@@ -72,11 +71,3 @@ def bench_train(
         "batch_size": parameters.batch_size,
         "precision": str(dtype).removeprefix("torch."),
     }
-
-
-def _peak_gb(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e9
-    # Kilobytes, except on macOS.
-    unit = 1 if sys.platform == "darwin" else 1e3
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

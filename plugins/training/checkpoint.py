@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import random
 import shutil
 from collections.abc import Iterator
@@ -17,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from tunery.registry.disk import disk_code, sync
 from tunery.registry.errors import InvalidInput, StorageFailed
 
 __all__ = ["Progress", "load_checkpoint", "load_weights", "save_checkpoint", "save_weights"]
@@ -47,38 +46,27 @@ def save_checkpoint(
 ) -> None:
     """Replace the checkpoint in `folder`; `fingerprint` identifies data and settings. StorageFailed keeps the one before."""
     with _writing(folder):
-        _save(folder, model, optimizer, scheduler, fingerprint, progress)
-
-
-def _save(
-    folder: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scheduler: torch.optim.lr_scheduler.LRScheduler,
-    fingerprint: str,
-    progress: Progress,
-) -> None:
-    staged = folder.with_name(folder.name + ".new")
-    shutil.rmtree(staged, ignore_errors=True)
-    staged.mkdir(parents=True)
-    save_file(_trained(model), staged / WEIGHTS)
-    state = {
-        "optimizer": optimizer.state_dict(),
-        "scheduler": scheduler.state_dict(),
-        "random": _random_state(),
-        "fingerprint": fingerprint,
-        "progress": msgspec.to_builtins(progress),
-    }
-    torch.save(state, staged / STATE)
-    for path in (*staged.iterdir(), staged):
-        _sync(path)
-    old = folder.with_name(folder.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    staged.rename(folder)
-    _sync(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
+        staged = folder.with_name(folder.name + ".new")
+        shutil.rmtree(staged, ignore_errors=True)
+        staged.mkdir(parents=True)
+        save_file(_trained(model), staged / WEIGHTS)
+        state = {
+            "optimizer": optimizer.state_dict(),
+            "scheduler": scheduler.state_dict(),
+            "random": _random_state(),
+            "fingerprint": fingerprint,
+            "progress": msgspec.to_builtins(progress),
+        }
+        torch.save(state, staged / STATE)
+        for path in (*staged.iterdir(), staged):
+            sync(path)
+        old = folder.with_name(folder.name + ".old")
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            folder.rename(old)
+        staged.rename(folder)
+        sync(folder.parent)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def load_checkpoint(
@@ -112,7 +100,7 @@ def save_weights(model: nn.Module, path: Path) -> None:
     staged = path.with_name(path.name + ".new")
     with _writing(path):
         save_file(_trained(model), staged)
-        _sync(staged)
+        sync(staged)
         staged.replace(path)
 
 
@@ -150,18 +138,11 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
-        full = (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "No space left" in str(error)
+        # safetensors and torch pass on only the text of what the disk said.
+        full = (isinstance(error, OSError) and disk_code(error) == "disk_full") or "No space left" in str(error)
         why = "the disk is full" if full else str(error)
         raise StorageFailed(
             f"{why}: {path.name} of {path.parent.name} could not be written; free some space and go on with "
             f"tunery train --resume {path.parent.name}",
             code="disk_full" if full else None,
         ) from error
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from tunery.plugins.parameters import TrainingParameters
+from tunery.plugins.parameters import TrainingParameters, step_count
 
 __all__ = ["RULES", "Choice", "Facts", "choose"]
 
@@ -59,15 +59,6 @@ def choose(parameters: P, given: Collection[str], facts: Facts) -> tuple[P, list
     return parameters, choices
 
 
-def steps_per_epoch(parameters: TrainingParameters, rows: int) -> int:
-    """Optimizer steps that see every row once."""
-    return max(1, math.ceil(rows / parameters.batch_size))
-
-
-def _steps(parameters: TrainingParameters, rows: int) -> int:
-    return parameters.max_steps or max(1, math.ceil(parameters.epochs * steps_per_epoch(parameters, rows)))
-
-
 def _epochs(parameters: TrainingParameters, facts: Facts) -> Choice:
     target = 3
     if facts.rows * target < 100:
@@ -106,7 +97,7 @@ def _learning_rate(parameters: TrainingParameters, facts: Facts) -> Choice:
     own = type(parameters)().learning_rate
     value = own * math.sqrt(REFERENCE_WIDTH / facts.hidden)
     reason = f"{own:g} at {REFERENCE_WIDTH} hidden units, by the square root of the width for {facts.hidden}"
-    steps = _steps(parameters, facts.rows)
+    steps = step_count(parameters, facts.rows)
     if own > FULL_RATE and steps < SHORT_RUN:
         value *= 1.5
         reason += f"; half as much again for {steps} steps"
@@ -119,20 +110,20 @@ def _learning_rate(parameters: TrainingParameters, facts: Facts) -> Choice:
 
 
 def _warmup(parameters: TrainingParameters, facts: Facts) -> Choice:
-    steps = _steps(parameters, facts.rows)
+    steps = step_count(parameters, facts.rows)
     value = 0.1 if steps < SHORT_RUN else 0.05
     return Choice(name="warmup", value=value, reason=f"a share of {steps} steps", source="common practice")
 
 
 def _eval_every(parameters: TrainingParameters, facts: Facts) -> Choice:
-    steps = _steps(parameters, facts.rows)
+    steps = step_count(parameters, facts.rows)
     value = max(1, math.ceil(steps / EVALUATIONS)) if facts.held_out else 0
     why = f"{EVALUATIONS} looks at the held-out rows in {steps} steps" if facts.held_out else "nothing is held out"
     return Choice(name="eval_every", value=value, reason=why, source="Tunery")
 
 
 def _checkpoint_every(parameters: TrainingParameters, facts: Facts) -> Choice:
-    steps = _steps(parameters, facts.rows)
+    steps = step_count(parameters, facts.rows)
     value = max(1, math.ceil(steps / CHECKPOINTS))
     return Choice(
         name="checkpoint_every",

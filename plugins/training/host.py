@@ -12,15 +12,14 @@ from typing import Any
 
 import msgspec
 
-from tunery.plugins.data.renderer import Renderer
 from tunery.plugins.data.tokens import read_json
 from tunery.plugins.manager import Plugins, load_entrypoint
 from tunery.plugins.parameters import TrainingParameters, given_names, read_parameters
-from tunery.plugins.training.defaults import Facts, choose
-from tunery.plugins.training.examples import Corpus, read_corpus
+from tunery.plugins.training.defaults import Choice, Facts, choose
+from tunery.plugins.training.inputs import Inputs, TrainRequest, read_inputs
 from tunery.plugins.training.manifest import IDENTITY, build_manifest, differences
-from tunery.plugins.training.run import Run, TrainRequest
-from tunery.registry import Base, Job, Version
+from tunery.plugins.training.run import Run
+from tunery.registry import Job, Version
 from tunery.registry.digest import file_digest
 from tunery.registry.errors import InvalidInput, NotFound
 from tunery.registry.names import check_adapter
@@ -46,18 +45,15 @@ def train(
     Parameters that `request.parameters` does not name (or names as "auto") are chosen from the data, the base and the method.
     """
     check_adapter(request.adapter)
-    base = registry.base(request.base)
-    _parent(request, registry, base)
-    corpus = _corpus(request, parameters, base, plugins)
-    facts = Facts(rows=len(corpus.train), held_out=len(corpus.held_out), hidden=_width(base))
+    inputs = read_inputs(request, parameters, registry=registry, plugins=plugins)
+    facts = Facts(
+        rows=len(inputs.corpus.train), held_out=len(inputs.corpus.held_out), hidden=_width(Path(inputs.base.path))
+    )
     parameters, choices = choose(parameters, given_names(request.parameters), facts)
-    job = registry.start_job(f"job-{uuid.uuid4().hex[:12]}", adapter=request.adapter, trainer=request.trainer)
-    folder = registry.home.jobs / job.id
-    folder.mkdir(parents=True, exist_ok=True)
-    manifest = _manifest(request, parameters, registry=registry, plugins=plugins, base=base, corpus=corpus, job=job)
-    manifest["choices"] = [msgspec.to_builtins(choice) for choice in choices]
-    (folder / "request.json").write_bytes(msgspec.json.encode(request))
-    return _run(request, parameters, registry, plugins, base, corpus, job, manifest, report).publish()
+    job = _start(request, registry)
+    manifest = _manifest(inputs, parameters, choices, plugins=plugins, job=job)
+    (registry.home.jobs / job.id / "request.json").write_bytes(msgspec.json.encode(request))
+    return _run(inputs, parameters, manifest, registry=registry, plugins=plugins, job=job, report=report).publish()
 
 
 def resume(job_id: str, *, registry: Registry, plugins: Plugins, report: Report) -> Version:
@@ -71,16 +67,14 @@ def resume(job_id: str, *, registry: Registry, plugins: Plugins, report: Report)
     request = msgspec.json.decode((folder / "request.json").read_bytes(), type=TrainRequest)
     before = msgspec.json.decode((folder / "manifest.json").read_bytes())
     parameters = read_parameters(plugins.trainer(request.trainer).parameters, before["parameters"])
-    base = registry.base(request.base)
-    corpus = _corpus(request, parameters, base, plugins)
-    now = _manifest(request, parameters, registry=registry, plugins=plugins, base=base, corpus=corpus, job=job)
-    changed = differences(before, now)
+    inputs = read_inputs(request, parameters, registry=registry, plugins=plugins)
+    changed = differences(before, _manifest(inputs, parameters, (), plugins=plugins, job=job))
     if changed:
         raise InvalidInput(
             f"{job_id} cannot go on as it began; put back what changed, or start a new job:\n" + "\n".join(changed),
             code="resume_mismatch",
         )
-    return _run(request, parameters, registry, plugins, base, corpus, job, before, report).publish()
+    return _run(inputs, parameters, before, registry=registry, plugins=plugins, job=job, report=report).publish()
 
 
 class Reproduction(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,15 +99,12 @@ def reproduce(
         raise InvalidInput(f"{version.name} was not trained here, so it has no manifest to go by", code="no_manifest")
     request = _request_again(version, data, registry)
     parameters = read_parameters(plugins.trainer(request.trainer).parameters, manifest["parameters"])
-    base = registry.base(version.base_digest)
-    corpus = _corpus(request, parameters, base, plugins)
-    job = registry.start_job(f"job-{uuid.uuid4().hex[:12]}", adapter=version.adapter, trainer=request.trainer)
-    folder = registry.home.jobs / job.id
-    folder.mkdir(parents=True, exist_ok=True)
-    now = _manifest(request, parameters, registry=registry, plugins=plugins, base=base, corpus=corpus, job=job)
+    inputs = read_inputs(request, parameters, registry=registry, plugins=plugins)
+    job = _start(request, registry)
+    now = _manifest(inputs, parameters, (), plugins=plugins, job=job)
     # The quote decided how many rows go through the model at once, and sums depend on that.
     now |= {"quote": manifest["quote"], "repeats": version.name} if "quote" in manifest else {"repeats": version.name}
-    again, files = _run(request, parameters, registry, plugins, base, corpus, job, now, report).repeat()
+    again, files = _run(inputs, parameters, now, registry=registry, plugins=plugins, job=job, report=report).repeat()
     changed = differences(manifest, now, names=(*IDENTITY, "packages", "hardware"))
     before = {entry.path: entry.sha256 for entry in version.files}
     changed += [f"file {entry.path}" for entry in files if before.get(entry.path) != entry.sha256]
@@ -155,26 +146,36 @@ def _request_again(version: Version, data: Sequence[Path], registry: Registry) -
     )
 
 
+def _start(request: TrainRequest, registry: Registry) -> Job:
+    """A new job with its folder."""
+    job = registry.start_job(f"job-{uuid.uuid4().hex[:12]}", adapter=request.adapter, trainer=request.trainer)
+    (registry.home.jobs / job.id).mkdir(parents=True, exist_ok=True)
+    return job
+
+
+def _manifest(
+    inputs: Inputs, parameters: TrainingParameters, choices: Sequence[Choice], *, plugins: Plugins, job: Job
+) -> dict[str, Any]:
+    plugin = plugins.owner_of_trainer(inputs.request.trainer)
+    return build_manifest(inputs, parameters, choices, job=job.id, plugin=plugin)
+
+
 def _run(
-    request: TrainRequest,
+    inputs: Inputs,
     parameters: TrainingParameters,
+    manifest: dict[str, Any],
+    *,
     registry: Registry,
     plugins: Plugins,
-    base: Base,
-    corpus: Corpus,
     job: Job,
-    manifest: dict[str, Any],
     report: Report,
 ) -> Run:
     return Run(
-        request=request,
+        inputs=inputs,
         parameters=parameters,
         registry=registry,
         plugins=plugins,
-        trainer=load_entrypoint(plugins.trainer(request.trainer).entrypoint)(),
-        base=base,
-        parent=_parent(request, registry, base),
-        corpus=corpus,
+        trainer=load_entrypoint(plugins.trainer(inputs.request.trainer).entrypoint)(),
         job=job,
         folder=registry.home.jobs / job.id,
         manifest=manifest,
@@ -182,59 +183,8 @@ def _run(
     )
 
 
-def _corpus(request: TrainRequest, parameters: TrainingParameters, base: Base, plugins: Plugins) -> Corpus:
-    corpus = read_corpus(
-        [Path(path) for path in request.data],
-        Path(request.validation) if request.validation else None,
-        formats=plugins.formats(),
-        renderer=Renderer(Path(base.path)),
-        max_length=parameters.max_length,
-        eval_fraction=parameters.eval_fraction,
-        seed=parameters.seed,
-    )
-    if not corpus.train:
-        raise InvalidInput("everything was held out and nothing is left to train on; lower eval_fraction")
-    return corpus
-
-
-def _manifest(
-    request: TrainRequest,
-    parameters: TrainingParameters,
-    *,
-    registry: Registry,
-    plugins: Plugins,
-    base: Base,
-    corpus: Corpus,
-    job: Job,
-) -> dict[str, Any]:
-    return build_manifest(
-        job=job.id,
-        trainer=request.trainer,
-        plugin=plugins.owner_of_trainer(request.trainer),
-        base=base,
-        parent=_parent(request, registry, base),
-        template=Renderer(Path(base.path)).template_sha256,
-        corpus=corpus,
-        parameters=parameters,
-        choices=(),
-        validation=request.validation is not None,
-        device=request.device,
-    )
-
-
-def _parent(request: TrainRequest, registry: Registry, base: Base) -> Version | None:
-    parent = registry.resolve(request.parent) if request.parent else None
-    if parent is not None and parent.base_digest != base.digest:
-        raise InvalidInput(
-            f"{parent.name} was trained on {parent.base} ({parent.base_digest[:12]}), not on {base.name} "
-            f"({base.digest[:12]}); continue on the same base",
-            code="wrong_base",
-        )
-    return parent
-
-
-def _width(base: Base) -> int:
+def _width(base: Path) -> int:
     """Hidden units of the base; multimodal configurations keep them one level down."""
-    config: Mapping[str, Any] = read_json(Path(base.path) / "config.json")
+    config: Mapping[str, Any] = read_json(base / "config.json")
     inner = config.get("text_config") or {}
     return int(config.get("hidden_size") or inner.get("hidden_size") or FALLBACK_WIDTH)

@@ -16,14 +16,14 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from tunery.plugins.parameters import TrainingParameters
+from tunery.plugins.parameters import TrainingParameters, step_count
 from tunery.plugins.training.batches import Example, epoch_batches, micro_batches
 from tunery.plugins.training.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_weights
 from tunery.plugins.training.control import Control
 from tunery.plugins.training.objective import Objective, Supervised
 from tunery.registry.errors import JobPaused, TrainingFailed
 
-__all__ = ["Fit", "fit", "step_count"]
+__all__ = ["Fit", "Loop"]
 
 Report = Callable[[dict[str, Any]], None]
 Evaluate = Callable[[nn.Module], float]
@@ -44,54 +44,27 @@ class Fit(msgspec.Struct, frozen=True):
     why: str = ""
 
 
-def step_count(parameters: TrainingParameters, examples: int) -> int:
-    """Optimizer steps of a run over `examples` rows."""
-    if parameters.max_steps:
-        return parameters.max_steps
-    return max(1, math.ceil(parameters.epochs * math.ceil(examples / parameters.batch_size)))
-
-
-def fit(
-    model: nn.Module,
-    examples: Sequence[Example],
-    parameters: TrainingParameters,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    checkpoint: Path,
-    fingerprint: str,
-    report: Report,
-    evaluate: Evaluate | None,
-    objective: Objective | None = None,
-    control: Control | None = None,
-) -> Fit:
-    """Train `model` in place, going on from `checkpoint` when there is one. `report` hears of every step."""
-    return _Loop(
-        model, examples, parameters, device, dtype, checkpoint, fingerprint, report, evaluate,
-        objective or Supervised(), control or Control(),
-    ).run()  # fmt: skip
-
-
-class _Loop:
-    """One run: what it trains, and how far it is."""
+class Loop:
+    """One run: what it trains, and how far it is. `report` hears of every step."""
 
     def __init__(
         self,
         model: nn.Module,
         examples: Sequence[Example],
         parameters: TrainingParameters,
+        *,
         device: torch.device,
         dtype: torch.dtype,
         checkpoint: Path,
         fingerprint: str,
         report: Report,
         evaluate: Evaluate | None,
-        objective: Objective,
-        control: Control,
+        objective: Objective | None = None,
+        control: Control | None = None,
     ) -> None:
         self.model, self.examples, self.parameters, self.device = model, examples, parameters, device
         self.checkpoint, self.fingerprint, self.report, self.evaluate = checkpoint, fingerprint, report, evaluate
-        self.objective, self.control = objective, control
+        self.objective, self.control = objective or Supervised(), control or Control()
         self.best = checkpoint.with_name("best.safetensors")
         config: Any = getattr(model, "config", None)
         self.vocabulary = int(getattr(config, "vocab_size", 0) or 2)
@@ -109,41 +82,42 @@ class _Loop:
         )
 
     def run(self) -> Fit:
-        """Every step that is left, then the best weights."""
+        """Train the model in place, going on from the checkpoint where there is one; it ends with the best weights."""
         prepared, optimizer = self.accelerator.prepare(self.model, self.optimizer)
         prepared.train()
-        progress = self.progress
-        began, loss, stopped = time.perf_counter() - progress.seconds, progress.loss, False
-        for rows in _steps(self.examples, self.parameters, skip=progress.step, total=self.total):
+        began, stopped = time.perf_counter() - self.progress.seconds, False
+        for rows in _steps(self.examples, self.parameters, skip=self.progress.step, total=self.total):
             loss, norm, tokens = _optimize(
                 self.accelerator, prepared, optimizer, rows, self.parameters, self.device, self.objective
             )
             rate = self.scheduler.get_last_lr()[0]
             self.scheduler.step()
-            progress = self.progress = msgspec.structs.replace(
-                progress,
-                step=progress.step + 1,
-                tokens=progress.tokens + tokens,
-                seconds=time.perf_counter() - began,
-                first=loss if progress.first is None else progress.first,
-                loss=loss,
-            )
-            _check(loss, norm, progress.step, rows, self.objective.ceiling(self.vocabulary, progress.first or 0.0))
-            self.report({"kind": "step", "step": progress.step, "steps": self.total, "loss": loss,
-                         "learning_rate": rate, "grad_norm": norm, "tokens": progress.tokens,
-                         "seconds": round(progress.seconds, 3)})  # fmt: skip
-            if self._evaluated(progress.step):
-                progress = self.progress
-                stopped = self._stale() and progress.step < self.total
-            self._keep(progress.step, stopped)
+            self._advance(loss, tokens, time.perf_counter() - began)
+            step = self.progress.step
+            _check(loss, norm, step, rows, self.objective.ceiling(self.vocabulary, self.progress.first or 0.0))
+            self.report({"kind": "step", "step": step, "steps": self.total, "loss": loss, "learning_rate": rate,
+                         "grad_norm": norm, "tokens": self.progress.tokens,
+                         "seconds": round(self.progress.seconds, 3)})  # fmt: skip
+            stopped = self._evaluated(step) and self._stale() and step < self.total
+            self._keep(step, stopped)
             if stopped:
                 break
         chosen, why = self._choose(stopped)
         self.accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
         self.accelerator.free_memory()
-        return Fit(
-            progress.step, progress.tokens, progress.seconds, loss, tuple(progress.evaluations), chosen, why
-        )  # fmt: skip
+        done = self.progress
+        return Fit(done.step, done.tokens, done.seconds, done.loss, tuple(done.evaluations), chosen, why)
+
+    def _advance(self, loss: float, tokens: int, seconds: float) -> None:
+        before = self.progress
+        self.progress = msgspec.structs.replace(
+            before,
+            step=before.step + 1,
+            tokens=before.tokens + tokens,
+            seconds=seconds,
+            first=loss if before.first is None else before.first,
+            loss=loss,
+        )
 
     def _evaluated(self, step: int) -> bool:
         """Look at the held-out rows where that is due, and keep the weights if they are the best so far."""

@@ -14,8 +14,7 @@ import torch
 
 from tunery.plugins.parameters import TrainingParameters
 from tunery.plugins.training.defaults import Choice
-from tunery.plugins.training.examples import Corpus
-from tunery.registry import Base, Version
+from tunery.plugins.training.inputs import Inputs
 
 __all__ = ["IDENTITY", "build_manifest", "differences", "fingerprint"]
 
@@ -26,37 +25,27 @@ IDENTITY = ("base_digest", "data", "parameters", "parent", "template", "trainer"
 
 
 def build_manifest(
-    *,
-    job: str,
-    trainer: str,
-    plugin: str,
-    base: Base,
-    parent: Version | None,
-    template: str | None,
-    corpus: Corpus,
-    parameters: TrainingParameters,
-    choices: Sequence[Choice],
-    validation: bool,
-    device: str,
+    inputs: Inputs, parameters: TrainingParameters, choices: Sequence[Choice], *, job: str, plugin: str
 ) -> dict[str, Any]:
     """Everything that is known before the first step; `validation` says that the last file was held out whole."""
+    request, base, parent, corpus = inputs.request, inputs.base, inputs.parent, inputs.corpus
     return {
         "job": job,
-        "trainer": trainer,
+        "trainer": request.trainer,
         "plugin": plugin,
         "base": base.name,
         "base_digest": base.digest,
         "parent": {"version": parent.name, "digest": parent.digest} if parent else None,
         "data": [msgspec.to_builtins(file) for file in corpus.files],
-        "validation": validation,
+        "validation": request.validation is not None,
         "held_out": len(corpus.held_out),
-        "template": template,
+        "template": inputs.template,
         "parameters": msgspec.to_builtins(parameters),
         "choices": [msgspec.to_builtins(choice) for choice in choices],
         "seed": parameters.seed,
         "packages": {name: package_version(name) for name in PACKAGES},
-        "device": device,
-        "hardware": f"{platform.machine()} {device}, {torch.get_num_threads()} threads",
+        "device": request.device,
+        "hardware": f"{platform.machine()} {request.device}, {torch.get_num_threads()} threads",
         "started_at": time.time(),
     }
 

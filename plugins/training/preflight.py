@@ -6,25 +6,21 @@ process instead of raising an error. Nothing is changed: gradients are dropped a
 
 from __future__ import annotations
 
-import contextlib
 import gc
-import resource
-import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import msgspec
 import torch
 from torch import nn
 
-from tunery.plugins.parameters import TrainingParameters
+from tunery.plugins.parameters import TrainingParameters, step_count
 from tunery.plugins.training.batches import Example, collate
-from tunery.plugins.training.loop import step_count
+from tunery.plugins.training.memory import available_memory, forget_peak, held_memory, peak_memory
 from tunery.plugins.training.objective import Objective
 from tunery.registry.errors import InvalidInput
 
-__all__ = ["Quote", "available_memory", "preflight"]
+__all__ = ["Quote", "preflight"]
 
 SPARE = 0.9
 """The share of what is free that a run may plan with."""
@@ -52,12 +48,12 @@ def preflight(
 ) -> Quote:
     """Try the longest rows; raise InvalidInput with code `out_of_memory` when not even one row fits."""
     ranked = sorted(examples, key=lambda example: len(example.ids), reverse=True)
-    budget = int(parameters.memory_gb * 1e9) or _held(device) + int(SPARE * available_memory(device))
+    budget = int(parameters.memory_gb * 1e9) or held_memory(device) + int(SPARE * available_memory(device))
     with _Undisturbed(model):
-        before = _held(device)
-        _forget_peak()
+        before = held_memory(device)
+        forget_peak(device)
         _try(model, ranked[:1], objective, device, dtype)
-        one = max(_peak(device) - before, 1)
+        one = max(peak_memory(device) - before, 1)
         size = _fitting(parameters.micro_batch_size, one, before, budget)
         if size == 0:
             raise InvalidInput(
@@ -80,25 +76,10 @@ def preflight(
         tokens=total,
         steps=steps,
         minutes=total * seconds / tokens / 60,
-        peak_bytes=_peak(device),
+        peak_bytes=peak_memory(device),
         micro_batch_size=size,
         why=why,
     )
-
-
-def available_memory(device: torch.device) -> int:
-    """Bytes that are free for this process: the device's, or the machine's within its control group."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    free = [_meminfo()]
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        most, now = _number(Path(limit)), _number(Path(used))
-        if most is not None and now is not None:
-            free.append(most - now)
-    return max(min(free), 0)
 
 
 def _fitting(wanted: int, one: int, before: int, budget: int) -> int:
@@ -142,48 +123,3 @@ class _Undisturbed:
         if self._devices:
             torch.cuda.set_rng_state_all(self._devices)
         gc.collect()
-
-
-def _held(device: torch.device) -> int:
-    """Bytes the process holds now."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return int(torch.cuda.memory_allocated(device))
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except (OSError, IndexError, ValueError):
-        return _peak(device)
-    return pages * resource.getpagesize()
-
-
-def _peak(device: torch.device) -> int:
-    """Bytes the process has held at most, on Linux since `_forget_peak`."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
-    except (OSError, StopIteration):
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _forget_peak() -> None:
-    """Start measuring the process's peak anew, where Linux lets it (proc(5), clear_refs)."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def _meminfo() -> int:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return sys.maxsize
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), sys.maxsize)
-
-
-def _number(path: Path) -> int | None:
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):
-        return None

@@ -13,41 +13,26 @@ import torch
 from torch import nn
 
 from tunery.plugins.manager import Plugins
-from tunery.plugins.parameters import TrainingParameters
+from tunery.plugins.parameters import TrainingParameters, step_count
 from tunery.plugins.training.control import watch
-from tunery.plugins.training.examples import Corpus
+from tunery.plugins.training.inputs import Inputs
 from tunery.plugins.training.lock import exclusive
-from tunery.plugins.training.loop import Fit, fit, step_count
+from tunery.plugins.training.loop import Fit, Loop
 from tunery.plugins.training.loss import mean_loss
 from tunery.plugins.training.manifest import fingerprint
 from tunery.plugins.training.objective import Objective, Supervised
 from tunery.plugins.training.preflight import preflight
 from tunery.plugins.training.trainer import LoadContext, SaveContext, Trainer, load_base
-from tunery.registry import Base, Job, Version
+from tunery.registry import Job, Version
 from tunery.registry.errors import JobPaused
 from tunery.registry.publish import digest_of
 from tunery.registry.records import FileEntry
 from tunery.registry.registry import Registry
 
-__all__ = ["Run", "TrainRequest", "compute_dtype"]
+__all__ = ["Run", "compute_dtype"]
 
 Report = Callable[[dict[str, Any]], None]
 T = TypeVar("T")
-
-
-class TrainRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What was asked for; kept with the job so that it can be resumed. Paths are absolute."""
-
-    adapter: str
-    trainer: str
-    base: str
-    data: tuple[str, ...]
-    validation: str | None = None
-    parent: str | None = None
-    alias: str | None = None
-    device: str = "cpu"
-    parameters: dict[str, Any] = {}
-    actor: str = "unknown"
 
 
 class Run:
@@ -56,23 +41,20 @@ class Run:
     def __init__(
         self,
         *,
-        request: TrainRequest,
+        inputs: Inputs,
         parameters: TrainingParameters,
         registry: Registry,
         plugins: Plugins,
         trainer: Trainer,
-        base: Base,
-        parent: Version | None,
-        corpus: Corpus,
         job: Job,
         folder: Path,
         manifest: dict[str, Any],
         report: Report,
     ) -> None:
-        self.request, self.parameters, self.registry, self.plugins = request, parameters, registry, plugins
-        self.trainer, self.base, self.parent, self.corpus = trainer, base, parent, corpus
+        self.request, self.base, self.parent, self.corpus = inputs.request, inputs.base, inputs.parent, inputs.corpus
+        self.parameters, self.registry, self.plugins, self.trainer = parameters, registry, plugins, trainer
         self.job, self.folder, self.manifest, self._report = job, folder, manifest, report
-        self.device = torch.device(request.device)
+        self.device = torch.device(self.request.device)
         self.dtype = compute_dtype(parameters.precision, self.device)
         self.objective: Objective = getattr(trainer, "objective", None) or Supervised()
 
@@ -135,7 +117,7 @@ class Run:
         model = self.trainer.load(context)
         self._preflight(model)
         evaluate = self._evaluate if corpus.held_out else None
-        done = fit(
+        done = Loop(
             model,
             corpus.train,
             self.parameters,
@@ -147,7 +129,7 @@ class Run:
             evaluate=evaluate,
             objective=self.objective,
             control=self.control,
-        )
+        ).run()
         eval_loss = min((loss for _, loss in done.evaluations), default=None)
         if eval_loss is not None:
             self.report({"kind": "chosen", "step": done.chosen, "why": done.why, "eval_loss": eval_loss,

@@ -10,6 +10,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import Any
 
 from tunery.plugins.data.check import Check, Context, Fault
@@ -48,29 +49,30 @@ class Diversity(Check):
         return ()
 
     def statistics(self) -> dict[str, Any]:
-        if not self._sample:
-            return {}
+        return {"diversity": self._figures} if self._sample else {}
+
+    @cached_property
+    def _figures(self) -> dict[str, Any]:
+        """Of the sample, worked out once: when the last line was gathered."""
         words = [answer.split() for answer in self._sample]
         whole = "\n".join(self._sample).encode("utf-8", "surrogatepass")
         openings = Counter(" ".join(each[:4]) for each in words if each)
         return {
-            "diversity": {
-                "answers": self._rows,
-                "sampled": len(self._sample),
-                **{f"distinct_{n}": _distinct(words, n) for n in (1, 2, 3)},
-                "compression_ratio": round(len(whole) / len(zlib.compress(whole)), 2),
-                "top_openings": [
-                    {"text": text, "share": round(count / len(self._sample), 4)}
-                    for text, count in sorted(openings.items(), key=lambda pair: (-pair[1], pair[0]))[:5]
-                ],
-                "refusals": round(sum(map(_is_refusal, self._sample)) / len(self._sample), 4),
-            }
+            "answers": self._rows,
+            "sampled": len(self._sample),
+            **{f"distinct_{n}": _distinct(words, n) for n in (1, 2, 3)},
+            "compression_ratio": round(len(whole) / len(zlib.compress(whole)), 2),
+            "top_openings": [
+                {"text": text, "share": round(count / len(self._sample), 4)}
+                for text, count in sorted(openings.items(), key=lambda pair: (-pair[1], pair[0]))[:5]
+            ],
+            "refusals": round(sum(map(_is_refusal, self._sample)) / len(self._sample), 4),
         }
 
     def of_whole(self) -> Iterable[Fault]:
         if len(self._sample) < _FEW_ROWS:
             return
-        found = self.statistics()["diversity"]
+        found = self._figures
         for top in found["top_openings"][:1]:
             if top["share"] > _OPENING_SHARE:
                 message = f"{top['share']:.0%} of the answers begin with {top['text']!r}"

@@ -28,6 +28,10 @@ class RowInvalid(InvalidInput):
         self.faults = tuple(faults)
         self.rule = rule
 
+    def problems(self, place: str) -> list[str]:
+        """Each fault as a line that begins with its place, such as `rows.jsonl:3`."""
+        return [f"{place}: {path}: {text}" for path, text in self.faults]
+
 
 def message_faults(path: str, message: Any) -> Faults:
     """What is wrong with one message as OpenAI writes it."""
