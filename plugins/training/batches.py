@@ -15,11 +15,12 @@ POOL = 16
 
 
 class Example(msgspec.Struct, frozen=True):
-    """One rendered example: `ids`, which of them are `trained`, and the `line` of the file it came from."""
+    """One rendered example: `ids`, which of them are `trained`, and the `line` of the `file` it came from."""
 
     ids: list[int]
     trained: list[bool]
     line: int
+    file: str = ""
 
     @property
     def targets(self) -> int:

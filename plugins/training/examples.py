@@ -91,7 +91,7 @@ def _render(
         try:
             for example in renderer.examples(row.messages, tools=row.tools):
                 cut += len(example.ids) > max_length
-                own.append(Example(example.ids[:max_length], example.trained[:max_length], row.line))
+                own.append(Example(example.ids[:max_length], example.trained[:max_length], row.line, path.name))
         except InvalidInput as error:
             problems.append(f"{path.name}:{row.line}: {error.message}")
             continue
