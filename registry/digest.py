@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from tunery.registry.records import FileEntry
+from tunery.registry.reports import left_out
 
 __all__ = ["file_digest", "normalised", "version_digest"]
 
@@ -41,9 +42,9 @@ def normalised(config: Mapping[str, Any]) -> bytes:
 
 
 def version_digest(files: Iterable[FileEntry], config: Mapping[str, Any], *, base_digest: str) -> str:
-    """Hex sha256 over the base, the normalised configuration and the sorted files (the configuration file aside)."""
+    """Hex sha256 over the base, the normalised configuration and the sorted files (the configuration file and the report aside)."""
     digest = hashlib.sha256(b"tunery version 1\n" + base_digest.encode() + b"\n" + normalised(config) + b"\n")
-    for entry in sorted(files):
+    for entry in sorted(left_out(files)):
         if entry.path != "adapter_config.json":
             digest.update(f"{entry.path}\0{entry.size}\0{entry.sha256}\n".encode())
     return digest.hexdigest()

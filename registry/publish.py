@@ -22,6 +22,7 @@ from tunery.registry.digest import file_digest, version_digest
 from tunery.registry.errors import InvalidInput, StorageFailed, TuneryError
 from tunery.registry.names import check_adapter, check_alias
 from tunery.registry.records import Base, FileEntry, Version
+from tunery.registry.reports import check_names, report_files
 
 __all__ = ["Draft", "commit", "digest_of", "stage"]
 
@@ -57,8 +58,9 @@ def stage(
     watch: Watch,
     others: Iterable[Base] = (),
     trust_base: bool = False,
+    report: Path | None = None,
 ) -> Draft:
-    """Phase one: check the artifact, copy its files in, and verify the copies."""
+    """Phase one: check the artifact, copy its files in, and verify the copies; `report` is the folder of its report."""
     check_adapter(adapter)
     if alias is not None:
         check_alias(alias)
@@ -66,9 +68,11 @@ def stage(
     watch("check")
     with _reading(folder):
         looked_at = _stamps(folder)
+        check_names(looked_at)
         config = check_artifact(folder, base=base, others=others, trust_base=trust_base)
+        told = report_files(report)
     entries = []
-    for name, path in files_of(folder).items():
+    for name, path in (files_of(folder) | told).items():
         watch(f"store {name}")
         entries.append(blobs.put(path, name=name))
     with _reading(folder):
@@ -98,6 +102,7 @@ def stage(
 def digest_of(folder: Path, *, base: Base) -> tuple[str, tuple[FileEntry, ...]]:
     """The digest and files that publishing `folder` would give; nothing is stored."""
     with _reading(folder):
+        check_names(files_of(folder))
         config = check_artifact(folder, base=base)
         entries = [FileEntry(name, *file_digest(path)) for name, path in files_of(folder).items()]
     return version_digest(entries, config, base_digest=base.digest), tuple(sorted(entries))

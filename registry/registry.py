@@ -81,11 +81,13 @@ class Registry:
         actor: str,
         alias: str | None = None,
         trust_base: bool = False,
+        report: Path | None = None,
         watch: publish.Watch = _quiet,
     ) -> Version:
         """Store a PEFT folder as the adapter's next version and, if asked, point `alias` at it; all or nothing.
 
         `trust_base` takes an adapter whose configuration names another base than `base`; its shapes must fit all the same.
+        `report` is a folder whose files go along under `report/` and are no part of the digest.
         """
         draft = publish.stage(
             self.blobs,
@@ -100,6 +102,7 @@ class Registry:
             watch=watch,
             others=self.bases(),
             trust_base=trust_base,
+            report=report,
         )
         return publish.commit(self._database, self.blobs, draft, at=self._clock(), watch=watch)
 
