@@ -64,8 +64,8 @@ class InvalidData(InvalidInput):
 
     code = "invalid_data"
 
-    def __init__(self, message: str, *, problems: Sequence[str] = ()) -> None:
-        super().__init__("\n".join([message, *problems]))
+    def __init__(self, message: str, *, problems: Sequence[str] = (), code: str | None = None) -> None:
+        super().__init__("\n".join([message, *problems]), code=code)
         self.problems = tuple(problems)
 
 

@@ -38,6 +38,7 @@ T = TypeVar("T")
 @click.option(
     "--set", "settings", multiple=True, metavar="NAME=VALUE", help="A parameter; see tunery plugins --trainer."
 )
+@click.option("--allow", multiple=True, metavar="RULE", help="Train although this rule of data check finds errors.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 …")
 @click.option("--resume", "job", metavar="JOB", help="Go on with an interrupted job.")
 @click.option("--json", "as_json", is_flag=True, help="Print the version as JSON.")
@@ -50,6 +51,7 @@ def train(
     parent: str | None,
     alias: str | None,
     settings: tuple[str, ...],
+    allow: tuple[str, ...],
     device: str,
     job: str | None,
     as_json: bool,
@@ -85,6 +87,7 @@ def train(
                 alias=alias,
                 device=_device(device),
                 parameters=values,
+                allow=allow,
                 actor=actor(),
             )
             version: Version = host.train(request, parameters, registry=registry, plugins=loaded, report=report)
@@ -186,7 +189,7 @@ def _line(event: dict[str, Any]) -> str | None:
         cut = f", {event['cut']} cut to max_length" if event["cut"] else ""
         return (
             f"{event['job']}: {event['rows']} rows ({event['tokens']} tokens{cut}), {event['held_out']} held out, "
-            f"{event['steps']} steps in {event['precision']}{chosen}"
+            f"{event['steps']} steps in {event['precision']}{chosen}{_found(event.get('data_check'))}"
         )
     if kind == "quote":
         return (
@@ -201,6 +204,20 @@ def _line(event: dict[str, Any]) -> str | None:
     if kind in ("failed", "cancelled", "paused"):
         return f"{kind}"
     return None
+
+
+def _found(data_check: dict[str, Any] | None) -> str:
+    """A line for every rule that found something and let it pass."""
+    from tunery.gateway.cli.data import visible
+
+    lines = ""
+    if data_check is not None:
+        first = {finding["rule"]: finding for finding in reversed(data_check["warnings"])}
+        for rule, count in data_check["findings"].items():
+            found, passed = first[rule], " (allowed)" if rule in data_check["allowed"] else ""
+            place = f"{found['file']}:{found['line']}" if found["line"] else found["file"]
+            lines += visible(f"\n  {rule}{passed}: {count}, first {place} {found['message']}; {found['fix']}")
+    return lines
 
 
 def _show(version: Version) -> None:

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import current_process, get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -197,9 +197,14 @@ def _chunks(paths: Sequence[Path], labels: Sequence[str], held_out: Sequence[boo
 
 
 def _processes(work: _Work, paths: Sequence[Path], wanted: int | None) -> int:
-    """How many processes to examine lines in; 1 is this one, for small files and for formats that cannot be sent to another."""
+    """How many processes to examine lines in; 1 is this one: for small files, formats that cannot be sent to another, and where this
+    process may start none."""
     number = wanted or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    if number < 2 or sum(path.stat().st_size for path in paths if path.is_file()) < _WORTH_A_POOL:
+    if (
+        number < 2
+        or current_process().daemon
+        or sum(path.stat().st_size for path in paths if path.is_file()) < _WORTH_A_POOL
+    ):
         return 1
     try:
         pickle.dumps(work)
@@ -227,7 +232,8 @@ def _examine_all(work: _Work, chunks: Iterable[Chunk], processes: int) -> Iterat
                 yield from waiting.popleft().result()
     except BrokenProcessPool as error:
         raise Unavailable(
-            "a process that checked data was ended, maybe for its memory; check with one process"
+            "a process that checked data was ended: for its memory, or because the script that asked for it does its work without "
+            'if __name__ == "__main__": around it; add that, or check with one process'
         ) from error
 
 

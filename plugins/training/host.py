@@ -45,7 +45,7 @@ def train(
     Parameters that `request.parameters` does not name (or names as "auto") are chosen from the data, the base and the method.
     """
     check_adapter(request.adapter)
-    inputs = read_inputs(request, parameters, registry=registry, plugins=plugins)
+    inputs = read_inputs(request, parameters, registry=registry, plugins=plugins, check=True)
     facts = Facts(
         rows=len(inputs.corpus.train), held_out=len(inputs.corpus.held_out), hidden=_width(Path(inputs.base.path))
     )

@@ -1,4 +1,5 @@
-"""Owns what a job was asked for, and reading all of it once: base, parent, rows. Refuses a parent of another base, and no rows."""
+"""Owns what a job was asked for, and reading all of it once: base, parent, rows. Refuses a parent of another base,
+rows that a check calls an error, and no rows."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import msgspec
 from tunery.plugins.data.renderer import Renderer
 from tunery.plugins.manager import Plugins
 from tunery.plugins.parameters import TrainingParameters
+from tunery.plugins.training.checked import DataCheck, check_rows
 from tunery.plugins.training.examples import Corpus, read_corpus
 from tunery.registry import Base, Version
 from tunery.registry.errors import InvalidInput
@@ -19,7 +21,7 @@ __all__ = ["Inputs", "TrainRequest", "read_inputs"]
 
 
 class TrainRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What was asked for; kept with the job so that it can be resumed. Paths are absolute."""
+    """What was asked for; kept with the job so that it can be resumed. Paths are absolute; errors of the rules in `allow` pass."""
 
     adapter: str
     trainer: str
@@ -30,38 +32,56 @@ class TrainRequest(msgspec.Struct, frozen=True, kw_only=True):
     alias: str | None = None
     device: str = "cpu"
     parameters: dict[str, Any] = {}
+    allow: tuple[str, ...] = ()
     actor: str = "unknown"
 
 
 class Inputs(msgspec.Struct, frozen=True, kw_only=True):
-    """A request with everything it names; `template` is the sha256 of the base's chat template, if it has one."""
+    """A request with everything it names; `template` is the sha256 of the base's chat template, if it has one. `checked` is None
+    where rows were not checked again."""
 
     request: TrainRequest
     base: Base
     parent: Version | None
     corpus: Corpus
     template: str | None
+    checked: DataCheck | None = None
 
 
 def read_inputs(
-    request: TrainRequest, parameters: TrainingParameters, *, registry: Registry, plugins: Plugins
+    request: TrainRequest, parameters: TrainingParameters, *, registry: Registry, plugins: Plugins, check: bool = False
 ) -> Inputs:
-    """Look up the base and the parent, and read and render every row."""
+    """Look up the base and the parent, check every row if asked to, and read and render every row."""
     base = registry.base(request.base)
     parent = _parent(request, registry, base)
+    data = [Path(path) for path in request.data]
+    validation = Path(request.validation) if request.validation else None
+    checked = None
+    if check:
+        checked = check_rows(
+            data,
+            validation,
+            base_folder=Path(base.path),
+            max_length=parameters.max_length,
+            allow=request.allow,
+            plugins=plugins,
+        )
     renderer = Renderer(Path(base.path))
     corpus = read_corpus(
-        [Path(path) for path in request.data],
-        Path(request.validation) if request.validation else None,
+        data,
+        validation,
         formats=plugins.formats(),
         renderer=renderer,
         max_length=parameters.max_length,
         eval_fraction=parameters.eval_fraction,
         seed=parameters.seed,
+        preferences="preference" in plugins.trainer(request.trainer).methods,
     )
     if not corpus.train:
         raise InvalidInput("everything was held out and nothing is left to train on; lower eval_fraction")
-    return Inputs(request=request, base=base, parent=parent, corpus=corpus, template=renderer.template_sha256)
+    return Inputs(
+        request=request, base=base, parent=parent, corpus=corpus, template=renderer.template_sha256, checked=checked
+    )
 
 
 def _parent(request: TrainRequest, registry: Registry, base: Base) -> Version | None:

@@ -39,6 +39,7 @@ def build_manifest(
         "data": [msgspec.to_builtins(file) for file in corpus.files],
         "validation": request.validation is not None,
         "held_out": len(corpus.held_out),
+        "data_check": msgspec.to_builtins(inputs.checked),
         "template": inputs.template,
         "parameters": msgspec.to_builtins(parameters),
         "choices": [msgspec.to_builtins(choice) for choice in choices],

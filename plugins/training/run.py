@@ -18,9 +18,8 @@ from tunery.plugins.training.control import watch
 from tunery.plugins.training.inputs import Inputs
 from tunery.plugins.training.lock import exclusive
 from tunery.plugins.training.loop import Fit, Loop
-from tunery.plugins.training.loss import mean_loss
 from tunery.plugins.training.manifest import fingerprint
-from tunery.plugins.training.objective import Objective, Supervised
+from tunery.plugins.training.objective import Objective, objective_of
 from tunery.plugins.training.preflight import preflight
 from tunery.plugins.training.trainer import LoadContext, SaveContext, Trainer, load_base
 from tunery.registry import Job, Version
@@ -33,6 +32,9 @@ __all__ = ["Run", "compute_dtype"]
 
 Report = Callable[[dict[str, Any]], None]
 T = TypeVar("T")
+
+REFERENCE = "reference.json"
+"""What an objective keeps of the untrained model."""
 
 
 class Run:
@@ -56,7 +58,7 @@ class Run:
         self.job, self.folder, self.manifest, self._report = job, folder, manifest, report
         self.device = torch.device(self.request.device)
         self.dtype = compute_dtype(parameters.precision, self.device)
-        self.objective: Objective = getattr(trainer, "objective", None) or Supervised()
+        self.objective: Objective = objective_of(trainer, parameters)
 
     def publish(self) -> Version:
         """Train, and make the version visible."""
@@ -99,12 +101,12 @@ class Run:
         corpus = self.corpus
         self.report({
             "kind": "started", "job": self.job.id, "rows": len(corpus.train), "held_out": len(corpus.held_out),
-            "tokens": sum(len(example.ids) for example in corpus.train), "cut": corpus.cut,
+            "tokens": sum(example.tokens for example in corpus.train), "cut": corpus.cut,
             "steps": step_count(self.parameters, len(corpus.train)),
             "precision": str(self.dtype).removeprefix("torch."),
-            "choices": self.manifest["choices"],
+            "choices": self.manifest["choices"], "data_check": self.manifest.get("data_check"),
         })  # fmt: skip
-        base_loss = self._base_loss()
+        base_loss = None if self.objective.relative else self._base_loss(self._base)
         # Before the trainer makes its weights: the same seed gives the same adapter.
         torch.manual_seed(self.parameters.seed)
         context = LoadContext(
@@ -115,6 +117,11 @@ class Run:
             parent=self._parent_folder(),
         )
         model = self.trainer.load(context)
+        self.objective.prepare(
+            model, (corpus.train, corpus.held_out), path=self.folder / REFERENCE, device=self.device, dtype=self.dtype
+        )
+        if self.objective.relative:
+            base_loss = self._base_loss(lambda: model)
         self._preflight(model)
         evaluate = self._evaluate if corpus.held_out else None
         done = Loop(
@@ -126,7 +133,7 @@ class Run:
             checkpoint=self.folder / "checkpoint",
             fingerprint=fingerprint(self.manifest),
             report=self.report,
-            evaluate=evaluate,
+            evaluate=self._figures if corpus.held_out else None,
             objective=self.objective,
             control=self.control,
         ).run()
@@ -193,22 +200,31 @@ class Run:
         """Drop what only a running job needs."""
         for leftover in ("output", "checkpoint", "parent"):
             shutil.rmtree(self.folder / leftover, ignore_errors=True)
-        (self.folder / "best.safetensors").unlink(missing_ok=True)
+        for leftover in ("best.safetensors", REFERENCE):
+            (self.folder / leftover).unlink(missing_ok=True)
 
-    def _base_loss(self) -> float | None:
-        """The base's own loss on the held-out rows, on the quantization the trainer trains on."""
+    def _base(self) -> nn.Module:
+        """The base itself, on the quantization the trainer trains on."""
+        return load_base(Path(self.base.path), quant=self.trainer.quant, dtype=self.dtype, device=self.device)
+
+    def _base_loss(self, load: Callable[[], nn.Module]) -> float | None:
+        """The loss of the model to compare with on the held-out rows; it is loaded where that is not yet known."""
         if not self.corpus.held_out:
             return None
         if "base_loss" not in self.manifest:
-            model = load_base(Path(self.base.path), quant=self.trainer.quant, dtype=self.dtype, device=self.device)
-            self.manifest["base_loss"] = self._evaluate(model)
+            self.manifest["base_figures"] = figures = self._figures(load())
+            self.manifest["base_loss"] = figures.pop("loss")
             self._write_manifest()
         loss: float = self.manifest["base_loss"]
-        self.report({"kind": "evaluated", "step": 0, "base_loss": loss})
+        self.report({"kind": "evaluated", "step": 0, "base_loss": loss, **self.manifest.get("base_figures", {})})
         return loss
 
     def _evaluate(self, model: nn.Module) -> float:
-        return mean_loss(
+        return self._figures(model)["loss"]
+
+    def _figures(self, model: nn.Module) -> dict[str, float]:
+        """What the objective measures of the held-out rows."""
+        return self.objective.evaluate(
             model,
             self.corpus.held_out,
             batch_size=self.parameters.micro_batch_size,
@@ -243,7 +259,7 @@ def _metrics(done: Fit, saving: SaveContext[Any]) -> dict[str, float]:
     metrics["useful_tok_s"] = round(done.tokens / max(done.seconds, 1e-9), 1)
     if saving.base_loss is not None and saving.eval_loss is not None:
         metrics |= {"base_loss": saving.base_loss, "eval_loss": saving.eval_loss}
-    return metrics
+    return metrics | done.figures
 
 
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype:

@@ -60,6 +60,7 @@ def test_a_file_becomes_a_version(home: Home, registry: Registry, tiny_base: Bas
         (["--from", "acme/other"], 3, "acme/other"),
         (["--data", "/no/such/file"], 2, "/no/such/file"),
         (["--resume", "job-x"], 3, "job-x"),
+        (["--allow", "duplicat"], 2, "unknown rule 'duplicat': did you mean 'duplicate'"),
     ],
 )
 def test_mistakes_are_told_and_nothing_is_trained(
@@ -84,6 +85,27 @@ def test_a_broken_file_ends_with_two_and_every_bad_line(
     assert "rows.jsonl:21:" in done.stderr
     assert "rows.jsonl:22:" in done.stderr
     assert (registry.versions(), registry.jobs()) == ([], [])
+
+
+def test_errors_in_the_rows_stop_the_run_unless_allowed_and_warnings_are_told(
+    home: Home, registry: Registry, tiny_base: Base, rows: Path
+) -> None:
+    with rows.open("a") as file:
+        file.write(
+            '{"messages": [{"role": "user", "content": "me"}, {"role": "assistant", "content": "me@example.com"}]}\n'
+            * 2
+        )
+    command = ("train", "--base", "tiny", "--data", str(rows), "--name", "acme/support", *QUICK)
+    refused = tunery(home, *command)
+    assert refused.returncode == 2
+    assert "rows.jsonl:22: $: is the same as rows.jsonl:21" in refused.stderr
+    assert "--allow duplicate" in refused.stderr
+    assert (registry.versions(), registry.jobs()) == ([], [])
+    done = tunery(home, *command, "--allow", "duplicate")
+    assert done.returncode == 0, done.stderr
+    assert "  duplicate (allowed): 1, first rows.jsonl:22 is the same as rows.jsonl:21; drop one of them" in done.stderr
+    assert "  pii: 2, first rows.jsonl:21 holds a mail address: me@e" in done.stderr
+    assert registry.resolve("acme/support").manifest["data_check"]["allowed"] == ["duplicate"]
 
 
 def test_the_benchmarks_print_one_json_object(home: Home, registry: Registry, tiny_base: Base, rows: Path) -> None:

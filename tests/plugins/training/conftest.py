@@ -43,6 +43,7 @@ def train(registry: Registry, tiny_base: Base, data: Path, events: list[dict[str
         parent: str | None = None,
         alias: str | None = None,
         validation: Path | None = None,
+        allow: tuple[str, ...] = (),
         **parameters: Any,
     ) -> Version:
         plugins = load_plugins(allow=())
@@ -55,6 +56,7 @@ def train(registry: Registry, tiny_base: Base, data: Path, events: list[dict[str
             validation=str(validation) if validation else None,
             parent=parent,
             alias=alias,
+            allow=allow,
             parameters=values,
         )
         chosen = read_parameters(plugins.trainer(method).parameters, values)
