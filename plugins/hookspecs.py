@@ -31,6 +31,7 @@ __all__ = [
     "CheckInfo",
     "Conversation",
     "FormatInfo",
+    "GateInfo",
     "Severity",
     "TrainerInfo",
     "hookimpl",
@@ -68,12 +69,14 @@ class Conversation(msgspec.Struct, frozen=True, kw_only=True):
     """A row as every format means it.
 
     `messages` have `role` and `content`, maybe `tool_calls` (arguments as objects) and `weight` (0: not trained); `tools` are the
-    functions on offer; `rejected` are the messages of a worse answer than the one that ends `messages`.
+    functions on offer; `rejected` are the messages of a worse answer than the one that ends `messages`, and `prompt` says how
+    many of `messages` come before that answer (None: all but the last).
     """
 
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] | None = None
     rejected: list[dict[str, Any]] | None = None
+    prompt: int | None = None
 
 
 class FormatInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,6 +106,22 @@ class CheckInfo(msgspec.Struct, frozen=True, kw_only=True):
     summary: str
     severity: Severity
     entrypoint: str
+    api_version: int = API_VERSION
+
+
+class GateInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that trained files must prove before they become a version, described without importing it.
+
+    `code` is what the job fails with when they do not. `entrypoint` names, as `package.module:function`, a function
+    `(case: GateCase) -> Verdict` of `tunery.plugins.training.gates`; it is called in a fresh process. Gates are asked in order of
+    `priority`, lowest first, and a job fails with the code of the first that failed.
+    """
+
+    name: str
+    code: str
+    summary: str
+    entrypoint: str
+    priority: int = 100
     api_version: int = API_VERSION
 
 
@@ -147,6 +166,11 @@ def register_trainers(register: Callable[[TrainerInfo], None]) -> None:
 
 
 @hookspec
+def register_gates(register: Callable[[GateInfo], None]) -> None:
+    """Call `register(GateInfo(...))` for every gate that trained files must pass before they are published."""
+
+
+@hookspec
 def register_commands(cli: click.Group) -> None:
     """Add commands to `tunery`; a name that exists is refused. Import heavy modules inside the command."""
 
@@ -156,7 +180,7 @@ def register_commands(cli: click.Group) -> None:
 
 @hookspec
 def job_event(job: Job, event: dict[str, Any]) -> None:
-    """A job did something: `event["kind"]` is started, step, evaluated, checkpoint, succeeded, failed or cancelled."""
+    """A job did something: `event["kind"]` is started, step, evaluated, checkpoint, gate, succeeded, failed or cancelled."""
 
 
 @hookspec

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -39,6 +39,10 @@ class TrainingParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     The defaults are fallbacks: what is not given, or given as "auto", is chosen by `tunery.plugins.training.defaults` where it
     has a rule; `learning_rate` is then the rate for a base of 2,048 hidden units.
     """
+
+    learning_rate_source: ClassVar[str] = (
+        "LoRA Without Regret (ten times full tuning's, fifteen in short runs); Tinker cookbook (falls with width)"
+    )
 
     learning_rate: PositiveFloat = 2e-5
     epochs: PositiveFloat = 3.0

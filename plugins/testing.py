@@ -34,7 +34,7 @@ from tunery.registry.errors import InvalidInput
 from tunery.registry.home import Home
 from tunery.registry.registry import Registry
 
-__all__ = ["TrainerBench", "TrainerConformance", "make_tiny_base", "write_rows"]
+__all__ = ["TrainerBench", "TrainerConformance", "make_tiny_base", "write_pairs", "write_rows"]
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
@@ -81,6 +81,16 @@ def write_rows(path: Path, rows: int, *, start: int = 0) -> Path:
             answer = "even ticket" if number % 2 == 0 else "odd invoice refunds"
             messages = [{"role": "user", "content": f"item {number}"}, {"role": "assistant", "content": answer}]
             file.write(json.dumps({"messages": messages}) + "\n")
+    return path
+
+
+def write_pairs(path: Path, rows: int, *, start: int = 0) -> Path:
+    """The same questions with the right answer and the wrong one, as preference rows."""
+    answers = "even ticket", "odd invoice refunds"
+    with path.open("w") as file:
+        for number in range(start, start + rows):
+            right, wrong = answers[number % 2], answers[1 - number % 2]
+            file.write(json.dumps({"prompt": f"item {number}", "chosen": right, "rejected": wrong}) + "\n")
     return path
 
 

@@ -53,11 +53,8 @@ class Line:
         if self.row is None or self.renderer is None:
             return []
         try:
-            examples = self.renderer.examples(self.row.messages, tools=self.row.tools)
-            if self.row.rejected is not None:
-                before = self.row.messages[: prompt_length(self.row.messages)]
-                examples += self.renderer.examples([*before, *self.row.rejected], tools=self.row.tools)
-            return examples
+            renderer, tools = self.renderer, self.row.tools
+            return [found for said in self.row.conversations for found in renderer.examples(said, tools=tools)]
         except InvalidInput as error:
             return error
 

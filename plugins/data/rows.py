@@ -27,6 +27,20 @@ class Row(msgspec.Struct, frozen=True):
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] | None = None
     rejected: list[dict[str, Any]] | None = None
+    prompt: int | None = None
+
+    @property
+    def asked(self) -> list[dict[str, Any]]:
+        """Of a pair, the messages that both answers follow."""
+        return self.messages[: len(self.messages) - 1 if self.prompt is None else self.prompt]
+
+    @property
+    def conversations(self) -> list[list[dict[str, Any]]]:
+        """What is rendered: the messages; of a pair the better and the worse conversation, whose answers alone are trained."""
+        if self.rejected is None:
+            return [self.messages]
+        asked = [message | {"weight": 0} if message["role"] == "assistant" else message for message in self.asked]
+        return [[*asked, *self.messages[len(asked) :]], [*asked, *self.rejected]]
 
 
 def read_rows(path: Path, *, formats: Iterable[FormatInfo] | Mapping[str, FormatInfo]) -> list[Row]:
@@ -115,7 +129,7 @@ def to_row(number: int, value: dict[str, Any], formats: Sequence[FormatInfo]) ->
     meant = found[0].to_conversation(value)
     if not isinstance(meant, Conversation):
         meant = Conversation(messages=meant)
-    return Row(number, found[0].name, meant.messages, meant.tools, meant.rejected)
+    return Row(number, found[0].name, meant.messages, meant.tools, meant.rejected, meant.prompt)
 
 
 def _json(raw: bytes) -> dict[str, Any]:

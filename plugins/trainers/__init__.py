@@ -1,16 +1,17 @@
-"""The built-in trainers: full, lora and qlora, described without importing them."""
+"""The built-in trainers: full, lora, qlora and dpo, described without importing them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from msgspec import Meta
 
 from tunery.plugins.hookspecs import TrainerInfo, hookimpl
 from tunery.plugins.parameters import PositiveFloat, PositiveInt, TrainingParameters
+from tunery.registry.errors import InvalidInput
 
-__all__ = ["FullParameters", "LoraParameters", "register_trainers"]
+__all__ = ["DpoParameters", "FullParameters", "LoraParameters", "register_trainers"]
 
 
 class LoraParameters(TrainingParameters, frozen=True, kw_only=True):
@@ -34,9 +35,36 @@ class FullParameters(TrainingParameters, frozen=True, kw_only=True):
     fidelity: Annotated[float, Meta(gt=0, le=1)] = 0.95
 
 
+class DpoParameters(LoraParameters, frozen=True, kw_only=True):
+    """A low-rank pair taught by pairs of answers (arXiv 2305.18290).
+
+    `beta` is how dear it is to leave the model that training starts from; `label_smoothing` the share of pairs that may be the
+    wrong way round; `loss` "sigmoid" (DPO) or "ipo" (arXiv 2310.12036), which does not smooth. `sft_weight` adds that much of the
+    better answer's loss a token (arXiv 2404.19733): answers that are to be learned too, not only preferred.
+    """
+
+    learning_rate_source: ClassVar[str] = (
+        "a tenth of supervised pairs'; Tinker cookbook (1e-5 for DPO, falls with width)"
+    )
+
+    learning_rate: PositiveFloat = 2e-5
+    beta: Annotated[float, Meta(gt=0, le=2)] = 0.1
+    label_smoothing: Annotated[float, Meta(ge=0, lt=0.5)] = 0.0
+    loss: Literal["sigmoid", "ipo"] = "sigmoid"
+    sft_weight: Annotated[float, Meta(ge=0)] = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse what would be ignored."""
+        if self.loss == "ipo" and self.label_smoothing:
+            raise InvalidInput(
+                "loss=ipo does not smooth labels; leave label_smoothing out, or take loss=sigmoid",
+                code="invalid_parameter",
+            )
+
+
 @hookimpl
 def register_trainers(register: Callable[[TrainerInfo], None]) -> None:
-    """The three."""
+    """The four."""
     register(
         TrainerInfo(
             name="full",
@@ -59,5 +87,14 @@ def register_trainers(register: Callable[[TrainerInfo], None]) -> None:
             summary="low-rank pairs on the NF4 base that serving uses",
             entrypoint="tunery.plugins.trainers.qlora:QloraTrainer",
             parameters=LoraParameters,
+        )
+    )
+    register(
+        TrainerInfo(
+            name="dpo",
+            summary="low-rank pairs taught by pairs of a better and a worse answer",
+            entrypoint="tunery.plugins.trainers.dpo:DpoTrainer",
+            parameters=DpoParameters,
+            methods=("preference",),
         )
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Iterator, Sequence
 
@@ -15,12 +16,27 @@ POOL = 16
 
 
 class Example(msgspec.Struct, frozen=True):
-    """One rendered example: `ids`, which of them are `trained`, and the `line` of the `file` it came from."""
+    """One rendered example: `ids`, which of them are `trained`, and the `line` of the `file` it came from.
+
+    Of a pair it is the better half, and `rejected` the worse.
+    """
 
     ids: list[int]
     trained: list[bool]
     line: int
     file: str = ""
+    rejected: Example | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Ids of the row, of both halves where it is a pair."""
+        return len(self.ids) + (len(self.rejected.ids) if self.rejected else 0)
+
+    @property
+    def content(self) -> str:
+        """A digest of what is rendered, wherever it came from."""
+        halves = [(half.ids, half.trained) for half in (self, self.rejected) if half]
+        return hashlib.sha256(msgspec.json.encode(halves)).hexdigest()
 
     @property
     def targets(self) -> int:
@@ -31,7 +47,8 @@ class Example(msgspec.Struct, frozen=True):
 class Batch(msgspec.Struct, frozen=True):
     """Padded examples: `ids`, `mask` and `labels` are int64 [B, L], labels -100 where nothing is trained.
 
-    `tokens` counts ids without padding, `targets` the trained ones; `lines` say where the rows came from.
+    `tokens` counts ids without padding, `targets` the trained ones; `lines` say where the examples came from. The worse halves of
+    pairs follow all the better ones, in the same order.
     """
 
     ids: torch.Tensor
@@ -40,6 +57,7 @@ class Batch(msgspec.Struct, frozen=True):
     tokens: int
     targets: int
     lines: tuple[int, ...]
+    examples: tuple[Example, ...] = ()
 
 
 def epoch_batches(examples: Sequence[Example], batch_size: int, *, seed: int, epoch: int) -> list[list[Example]]:
@@ -50,35 +68,37 @@ def epoch_batches(examples: Sequence[Example], batch_size: int, *, seed: int, ep
     pool = POOL * batch_size
     batches = []
     for start in range(0, len(order), pool):
-        ranked = sorted(order[start : start + pool], key=lambda example: len(example.ids))
+        ranked = sorted(order[start : start + pool], key=lambda example: example.tokens)
         batches += [ranked[i : i + batch_size] for i in range(0, len(ranked), batch_size)]
     noise.shuffle(batches)
     return batches
 
 
 def micro_batches(examples: Sequence[Example], size: int, *, device: torch.device) -> Iterator[Batch]:
-    """The examples in padded pieces of `size` rows."""
+    """The examples in padded pieces of `size`."""
     for start in range(0, len(examples), size):
         yield collate(examples[start : start + size], device=device)
 
 
 def collate(examples: Sequence[Example], *, device: torch.device) -> Batch:
-    """Pad examples on the right to the longest of them."""
-    longest = max(len(example.ids) for example in examples)
-    ids = torch.zeros(len(examples), longest, dtype=torch.int64)
+    """Pad examples on the right to the longest of them; both halves of pairs."""
+    rows = [*examples, *(example.rejected for example in examples if example.rejected)]
+    longest = max(len(row.ids) for row in rows)
+    ids = torch.zeros(len(rows), longest, dtype=torch.int64)
     mask = torch.zeros_like(ids)
     labels = torch.full_like(ids, -100)
-    for row, example in enumerate(examples):
-        count = len(example.ids)
-        ids[row, :count] = torch.tensor(example.ids)
-        mask[row, :count] = 1
-        trained = torch.tensor(example.trained)
-        labels[row, :count] = torch.where(trained, ids[row, :count], -100)
+    for number, row in enumerate(rows):
+        count = len(row.ids)
+        ids[number, :count] = torch.tensor(row.ids)
+        mask[number, :count] = 1
+        trained = torch.tensor(row.trained)
+        labels[number, :count] = torch.where(trained, ids[number, :count], -100)
     return Batch(
         ids.to(device),
         mask.to(device),
         labels.to(device),
-        sum(len(example.ids) for example in examples),
-        sum(example.targets for example in examples),
+        sum(len(row.ids) for row in rows),
+        sum(row.targets for row in rows),
         tuple(example.line for example in examples),
+        tuple(examples),
     )

@@ -25,7 +25,7 @@ WEIGHTS, STATE = "trained.safetensors", "state.pt"
 
 class Progress(msgspec.Struct, frozen=True):
     """How far a run is: steps done (the sampler's position follows from it), tokens without padding, seconds in the loop, the
-    first and the last loss, and (step, held-out loss) of every evaluation."""
+    first and the last loss, and (step, held-out loss) of every evaluation, with whatever else it measured by name."""
 
     step: int = 0
     tokens: int = 0
@@ -33,6 +33,7 @@ class Progress(msgspec.Struct, frozen=True):
     first: float | None = None
     loss: float = 0.0
     evaluations: list[tuple[int, float]] = []
+    figures: list[dict[str, float]] = []
 
 
 def save_checkpoint(

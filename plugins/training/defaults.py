@@ -105,7 +105,7 @@ def _learning_rate(parameters: TrainingParameters, facts: Facts) -> Choice:
         name="learning_rate",
         value=float(f"{value:.2g}"),
         reason=reason,
-        source="LoRA Without Regret (ten times full tuning's, fifteen in short runs); Tinker cookbook (falls with width)",
+        source=parameters.learning_rate_source,
     )
 
 

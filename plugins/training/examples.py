@@ -1,4 +1,7 @@
-"""Owns going from files to examples: rows read and rendered, cut to length, split without a row on both sides."""
+"""Owns going from files to examples: rows read and rendered, cut to length, split without a row on both sides.
+
+Refuses rows that a trainer cannot learn from: pairs of answers where one answer is asked for, and one answer where pairs are.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from tunery.plugins.data.renderer import Renderer
+from tunery.plugins.data.renderer import Rendered, Renderer
 from tunery.plugins.data.rows import Row, read_rows
 from tunery.plugins.hookspecs import FormatInfo
 from tunery.plugins.training.batches import Example
@@ -46,8 +49,9 @@ def read_corpus(
     max_length: int,
     eval_fraction: float,
     seed: int,
+    preferences: bool = False,
 ) -> Corpus:
-    """Read everything; raise InvalidData naming every bad line of every file."""
+    """Read everything, pairs if `preferences`; raise InvalidData naming every bad line of every file."""
     files: list[DataFile] = []
     problems: list[str] = []
     groups: list[list[tuple[Row, list[Example]]]] = []
@@ -59,7 +63,7 @@ def read_corpus(
             problems += error.problems or (error.message,)
             groups.append([])
             continue
-        rendered, bad, shortened = _render(path, rows, renderer, max_length)
+        rendered, bad, shortened = _render(path, rows, renderer, max_length, preferences)
         problems += bad
         cut += shortened
         sha256, size = file_digest(path)
@@ -76,41 +80,67 @@ def read_corpus(
 
 
 def _render(
-    path: Path, rows: Sequence[Row], renderer: Renderer, max_length: int
+    path: Path, rows: Sequence[Row], renderer: Renderer, max_length: int, preferences: bool
 ) -> tuple[list[tuple[Row, list[Example]]], list[str], int]:
     """Rows with their examples, what is wrong with them, and how many had to be cut."""
+    read = _pair if preferences else _answers
     rendered, problems, cut = [], [], 0
     for row in rows:
-        own = []
-        if row.rejected is not None:
-            problems.append(
-                f"{path.name}:{row.line}: has a rejected answer, which this trainer would ignore; keep the better answer as a "
-                "chat row, or use a trainer of preferences"
-            )
-            continue
         try:
-            for example in renderer.examples(row.messages, tools=row.tools):
-                cut += len(example.ids) > max_length
-                own.append(Example(example.ids[:max_length], example.trained[:max_length], row.line, path.name))
+            own, shortened = read(path, row, renderer, max_length)
         except InvalidInput as error:
             problems.append(f"{path.name}:{row.line}: {error.message}")
             continue
-        if not all(example.targets for example in own):
-            problems.append(
-                f"{path.name}:{row.line}: nothing is left to train on within max_length={max_length} tokens; "
-                "shorten the prompt or raise max_length"
-            )
+        cut += shortened
         rendered.append((row, own))
     return rendered, problems, cut
+
+
+def _answers(path: Path, row: Row, renderer: Renderer, max_length: int) -> tuple[list[Example], int]:
+    """The examples of a row of good answers, and how many were cut."""
+    if row.rejected is not None:
+        raise InvalidInput(
+            "has a rejected answer, which this trainer would ignore; keep the better answer as a chat row, or train with "
+            "--method dpo"
+        )
+    found = [_cut(example, max_length) for example in renderer.examples(row.messages, tools=row.tools)]
+    return [Example(ids, trained, row.line, path.name) for ids, trained, _ in found], sum(lost for *_, lost in found)
+
+
+def _pair(path: Path, row: Row, renderer: Renderer, max_length: int) -> tuple[list[Example], int]:
+    """The one example of a row of two answers, and 1 if it was cut."""
+    if row.rejected is None:
+        raise InvalidInput(
+            "has no rejected answer, and this trainer learns from pairs; add the worse answer as `rejected`, or train with "
+            "--method lora"
+        )
+    halves = [_cut(renderer.example(said, tools=row.tools), max_length) for said in row.conversations]
+    (ids, trained, lost), (worse, wanted, missing) = halves
+    if ids == worse:
+        raise InvalidInput(f"both answers are the same within max_length={max_length} tokens; raise max_length")
+    rejected = Example(worse, wanted, row.line, path.name)
+    return [Example(ids, trained, row.line, path.name, rejected)], int(lost or missing)
+
+
+def _cut(example: Rendered, max_length: int) -> tuple[list[int], list[bool], bool]:
+    """Ids and what is trained of them within `max_length`, and whether that is not everything; refuses when nothing is trained."""
+    ids, trained = example.ids[:max_length], example.trained[:max_length]
+    if not any(trained[1:]):
+        raise InvalidInput(
+            f"nothing is left to train on within max_length={max_length} tokens; shorten the prompt or raise max_length"
+        )
+    return ids, trained, len(example.ids) > max_length
 
 
 def _split(
     rows: list[tuple[Row, list[Example]]], fraction: float, seed: int
 ) -> tuple[list[tuple[Row, list[Example]]], list[tuple[Row, list[Example]]]]:
-    """Hold out a share of the distinct rows, chosen by their content and the seed, so that equal rows stay together."""
+    """Hold out a share of the distinct rows, chosen by their content and the seed, so that equal rows stay together; of pairs, those
+    about the same prompt."""
 
     def key(row: Row) -> str:
-        return hashlib.sha256(f"{seed}/".encode() + msgspec.json.encode(row.messages)).hexdigest()
+        content = row.messages if row.rejected is None else row.asked
+        return hashlib.sha256(f"{seed}/".encode() + msgspec.json.encode(content)).hexdigest()
 
     distinct = sorted({key(row) for row, _ in rows})
     if len(distinct) < 2:

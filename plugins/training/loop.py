@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,15 @@ from tunery.registry.errors import JobPaused, TrainingFailed
 __all__ = ["Fit", "Loop"]
 
 Report = Callable[[dict[str, Any]], None]
-Evaluate = Callable[[nn.Module], float]
+Evaluate = Callable[[nn.Module], Mapping[str, float]]
+"""Figures of the held-out rows by name, `loss` among them."""
 
 
 class Fit(msgspec.Struct, frozen=True):
     """What a run did: optimizer steps, tokens without padding, seconds in the loop, and the last step's loss.
 
-    `evaluations` are (step, held-out loss); the weights are those of `chosen`, for the reason in `why`.
+    `evaluations` are (step, held-out loss); the weights are those of `chosen`, for the reason in `why`, and `figures` is what else
+    was measured of them.
     """
 
     steps: int
@@ -42,6 +44,7 @@ class Fit(msgspec.Struct, frozen=True):
     evaluations: tuple[tuple[int, float], ...] = ()
     chosen: int = 0
     why: str = ""
+    figures: Mapping[str, float] = {}
 
 
 class Loop:
@@ -106,7 +109,8 @@ class Loop:
         self.accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
         self.accelerator.free_memory()
         done = self.progress
-        return Fit(done.step, done.tokens, done.seconds, done.loss, tuple(done.evaluations), chosen, why)
+        figures = dict(zip([step for step, _ in done.evaluations], done.figures, strict=True)).get(chosen, {})
+        return Fit(done.step, done.tokens, done.seconds, done.loss, tuple(done.evaluations), chosen, why, figures)
 
     def _advance(self, loss: float, tokens: int, seconds: float) -> None:
         before = self.progress
@@ -123,12 +127,16 @@ class Loop:
         """Look at the held-out rows where that is due, and keep the weights if they are the best so far."""
         if self.evaluate is None or not (_due(step, self.parameters.eval_every) or step == self.total):
             return False
-        loss = self.evaluate(self.model)
-        self.report({"kind": "evaluated", "step": step, "eval_loss": loss})
+        figures = dict(self.evaluate(self.model))
+        loss = figures.pop("loss")
+        self.report({"kind": "evaluated", "step": step, "eval_loss": loss, **figures})
         before = [other for _, other in self.progress.evaluations]
         if all(loss < other for other in before):
             save_weights(self.model, self.best)
-        self.progress = msgspec.structs.replace(self.progress, evaluations=[*self.progress.evaluations, (step, loss)])
+        done = self.progress
+        self.progress = msgspec.structs.replace(
+            done, evaluations=[*done.evaluations, (step, loss)], figures=[*done.figures, figures]
+        )
         return True
 
     def _stale(self) -> bool:

@@ -47,7 +47,7 @@ def preflight(
     dtype: torch.dtype,
 ) -> Quote:
     """Try the longest rows; raise InvalidInput with code `out_of_memory` when not even one row fits."""
-    ranked = sorted(examples, key=lambda example: len(example.ids), reverse=True)
+    ranked = sorted(examples, key=lambda example: example.tokens, reverse=True)
     budget = int(parameters.memory_gb * 1e9) or held_memory(device) + int(SPARE * available_memory(device))
     with _Undisturbed(model):
         before = held_memory(device)
@@ -57,13 +57,13 @@ def preflight(
         size = _fitting(parameters.micro_batch_size, one, before, budget)
         if size == 0:
             raise InvalidInput(
-                f"the longest row ({len(ranked[0].ids)} tokens, line {ranked[0].line}) needs {(before + one) / 1e9:.2f} GB and "
+                f"the longest row ({ranked[0].tokens} tokens, line {ranked[0].line}) needs {(before + one) / 1e9:.2f} GB and "
                 f"{budget / 1e9:.2f} GB may be used; lower max_length or choose qlora",
                 code="out_of_memory",
             )
         seconds, tokens = _try(model, ranked[:size], objective, device, dtype)
     steps = step_count(parameters, len(examples))
-    each = sum(len(example.ids) for example in examples) / len(examples)
+    each = sum(example.tokens for example in examples) / len(examples)
     total = round(steps * parameters.batch_size * each)
     why = f"{size} rows at once fit"
     if size < parameters.micro_batch_size:

@@ -119,7 +119,10 @@ def _conversation(
     if chosen == rejected:
         raise RowInvalid([(f"$.{worse}", f"is the same as {better}, so there is nothing to prefer; drop the row")])
     return Conversation(
-        messages=plain_messages([*prompt, *chosen]), tools=tools or None, rejected=plain_messages(rejected)
+        messages=plain_messages([*prompt, *chosen]),
+        tools=tools or None,
+        rejected=plain_messages(rejected),
+        prompt=len(prompt),
     )
 
 
