@@ -20,6 +20,7 @@ from tunery.registry.blobs import BlobStore
 from tunery.registry.database import Database
 from tunery.registry.digest import file_digest, version_digest
 from tunery.registry.errors import InvalidInput, StorageFailed, TuneryError
+from tunery.registry.lineage import record_data
 from tunery.registry.names import check_adapter, check_alias
 from tunery.registry.records import Base, FileEntry, Version
 from tunery.registry.reports import check_names, report_files
@@ -133,6 +134,7 @@ def commit(database: Database, blobs: BlobStore, draft: Draft, *, at: float, wat
             for entry in draft.files
         ]
         connection.execute(insert(schema.files), rows)
+        record_data(connection, draft.adapter, number, draft.manifest)
         if draft.alias is not None:
             aliases.move(
                 connection,

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import msgspec
 
-__all__ = ["AliasMove", "Base", "FileEntry", "Job", "MoveKind", "Version"]
+__all__ = ["AliasMove", "Base", "DataUse", "FileEntry", "Job", "MoveKind", "Version"]
 
 MoveKind = Literal["move", "publish", "rollback", "drop"]
 """Why an alias moved: by hand, with a new version, back to where it was, or away."""
@@ -77,6 +77,21 @@ class AliasMove(msgspec.Struct, frozen=True, kw_only=True):
     actor: str
     reason: str = ""
     kind: MoveKind = "move"
+
+
+class DataUse(msgspec.Struct, frozen=True, kw_only=True):
+    """A data file that a version was made with; `role` is `train` or `held-out`, `name` what the file was called then."""
+
+    adapter: str
+    number: int
+    sha256: str
+    name: str
+    role: str
+
+    @property
+    def version(self) -> str:
+        """`tenant/name@number`."""
+        return f"{self.adapter}@{self.number}"
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):

@@ -18,8 +18,9 @@ from tunery.registry.blobs import BlobStore
 from tunery.registry.database import Database
 from tunery.registry.errors import Conflict, NotFound, StorageFailed, near
 from tunery.registry.home import Home
+from tunery.registry.lineage import Ancestor, line_of, uses_of
 from tunery.registry.names import PRODUCTION, Reference, check_adapter, parse_reference
-from tunery.registry.records import AliasMove, Base, Job, Version
+from tunery.registry.records import AliasMove, Base, DataUse, Job, Version
 from tunery.registry.rows import alias_map, to_base, to_job, to_versions
 from tunery.registry.upkeep import Collected, Problem
 
@@ -162,6 +163,15 @@ class Registry:
         if not versions:
             raise NotFound(f"no version has a digest that begins with {digest!r} (8 characters at least)")
         return versions[0]
+
+    def lineage(self, version: Version) -> list[Ancestor]:
+        """A version, what it was continued from, and so on back to the base; a parent is found by digest, not by name."""
+        return line_of(self, version)
+
+    def uses(self, sha256: str) -> list[DataUse]:
+        """Which versions were made with the data file of this sha256, or of one that begins so (8 characters at least)."""
+        with self._database.read() as connection:
+            return uses_of(connection, sha256)
 
     def files(self, version: Version) -> dict[str, Path]:
         """Where each file of a version lies on disk."""

@@ -17,9 +17,20 @@ from sqlalchemy import (
     Text,
 )
 
-__all__ = ["HEAD", "adapters", "alias_moves", "aliases", "bases", "files", "jobs", "metadata", "versions"]
+__all__ = [
+    "HEAD",
+    "adapters",
+    "alias_moves",
+    "aliases",
+    "bases",
+    "files",
+    "jobs",
+    "metadata",
+    "version_data",
+    "versions",
+]
 
-HEAD = "0002"
+HEAD = "0003"
 """The migration this code is written for."""
 
 metadata = MetaData()
@@ -68,6 +79,20 @@ files = Table(
     Column("sha256", String(64), nullable=False, index=True),
     Column("size", BigInteger, nullable=False),
     PrimaryKeyConstraint("adapter", "number", "path"),
+    ForeignKeyConstraint(["adapter", "number"], ["versions.adapter", "versions.number"], ondelete="CASCADE"),
+)
+
+# `role` is train or held-out; `position` is the file's place in the manifest.
+version_data = Table(
+    "version_data",
+    metadata,
+    Column("adapter", String(130), nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("position", Integer, nullable=False),
+    Column("sha256", String(64), nullable=False, index=True),
+    Column("name", Text, nullable=False),
+    Column("role", String(16), nullable=False),
+    PrimaryKeyConstraint("adapter", "number", "position"),
     ForeignKeyConstraint(["adapter", "number"], ["versions.adapter", "versions.number"], ondelete="CASCADE"),
 )
 

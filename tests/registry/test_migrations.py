@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import sqlite3
 import subprocess
@@ -89,7 +90,35 @@ def test_moves_from_before_kinds_keep_their_meaning(home: Home) -> None:
         assert [version.number for version in registry.versions("a/b")] == [1, 2]
 
 
-@pytest.mark.parametrize("statement", ["CREATE TABLE jobs", "ALTER TABLE", "UPDATE alembic_version"])
+def test_versions_from_before_uses_of_files_are_found_by_their_files(home: Home) -> None:
+    at_revision(home, "0002")
+    manifests: list[object] = [
+        {
+            "data": [{"name": "rows.jsonl", "sha256": "a" * 64}, {"name": "val.jsonl", "sha256": "b" * 64}],
+            "validation": True,
+        },
+        {"data": [{"name": "rows.jsonl", "sha256": "a" * 64}], "validation": False},
+        {"data": [], "validation": True},
+        {"data": [{"name": "rows.jsonl", "sha256": None}, "a", None]},
+        {"origin": {"repository": "org/name"}},
+        None,
+    ]
+    with sqlite3.connect(home.database) as database:
+        database.execute("INSERT INTO adapters VALUES ('a/b', 6, 0)")
+        for number, manifest in enumerate(manifests, 1):
+            values = [number, json.dumps(manifest)]
+            database.execute("INSERT INTO versions VALUES ('a/b', ?, 'd', 'tiny', 'b', 'lora', ?, '{}', 0)", values)
+    database.close()
+    with Registry.open(home) as registry:
+        assert [(use.number, use.role) for use in registry.uses("a" * 64)] == [(1, "train"), (2, "train")]
+        assert [(use.number, use.role) for use in registry.uses("b" * 64)] == [(1, "held-out")]
+        registry.remove("a/b@1", actor="t")
+        assert registry.uses("b" * 64) == []
+
+
+@pytest.mark.parametrize(
+    "statement", ["CREATE TABLE jobs", "CREATE TABLE version_data", "ALTER TABLE", "UPDATE alembic_version"]
+)
 def test_a_process_killed_while_migrating_leaves_the_old_tables(home: Home, statement: str) -> None:
     at_revision(home, "0001")
     if statement == "CREATE TABLE jobs":
