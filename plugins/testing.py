@@ -78,20 +78,25 @@ def write_rows(path: Path, rows: int, *, start: int = 0) -> Path:
     """Questions whose answers follow a simple rule, as chat rows."""
     with path.open("w") as file:
         for number in range(start, start + rows):
-            answer = "even ticket" if number % 2 == 0 else "odd invoice refunds"
-            messages = [{"role": "user", "content": f"item {number}"}, {"role": "assistant", "content": answer}]
+            messages = [
+                {"role": "user", "content": f"item {number}"},
+                {"role": "assistant", "content": _answer(number)},
+            ]
             file.write(json.dumps({"messages": messages}) + "\n")
     return path
 
 
 def write_pairs(path: Path, rows: int, *, start: int = 0) -> Path:
-    """The same questions with the right answer and the wrong one, as preference rows."""
-    answers = "even ticket", "odd invoice refunds"
+    """The same questions, with the same answers preferred to one that says nothing, as preference rows."""
     with path.open("w") as file:
         for number in range(start, start + rows):
-            right, wrong = answers[number % 2], answers[1 - number % 2]
-            file.write(json.dumps({"prompt": f"item {number}", "chosen": right, "rejected": wrong}) + "\n")
+            row = {"prompt": f"item {number}", "chosen": _answer(number), "rejected": "who can say"}
+            file.write(json.dumps(row) + "\n")
     return path
+
+
+def _answer(number: int) -> str:
+    return "even ticket" if number % 2 == 0 else "odd invoice refunds"
 
 
 class _Killed(BaseException):
@@ -105,7 +110,8 @@ class TrainerBench:
         from tunery.plugins.bases.resolve import resolve_base
 
         self.trainer, self.values = trainer, values
-        self.plugins = plugins or load_plugins()
+        # What gates prove is proved here by other means, run after run; one test asks them.
+        self.plugins = plugins or load_plugins(without=("gates",))
         self.registry = Registry.open(Home(folder / "home"))
         (folder / "base").mkdir(parents=True)
         self.base: Base = resolve_base(
