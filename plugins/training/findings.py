@@ -1,0 +1,158 @@
+"""Owns what losses of the same rows before and after training say: better or worse, forgotten, mislabelled, memorised.
+
+Refuses to judge from too few rows. All losses are in nats per trained token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+
+__all__ = [
+    "Change",
+    "Note",
+    "Outcome",
+    "RowLoss",
+    "compare",
+    "forgetting",
+    "hardest",
+    "memorised",
+    "outcome",
+    "suspicious",
+]
+
+Outcome = Literal["win", "tie", "loss"]
+Split = Literal["train", "held_out", "general"]
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+TIE = 0.02
+"""A row's loss must change by more than this to count as better or worse: two in a hundred in likelihood a token."""
+KEPT = 0.1
+"""What the loss on the general set may rise by before it counts as forgetting: a tenth in perplexity."""
+LIKE = 30
+"""Rows that a row is compared with: those whose loss before training was nearest."""
+FEWEST = 20
+"""Training rows below which none is called suspicious."""
+FEWEST_HELD_OUT = 8
+"""Held-out rows below which no row is called memorised."""
+RESAMPLES = 2000
+
+
+class RowLoss(msgspec.Struct, frozen=True):
+    """One row: `tokens` are its trained tokens, `before` and `after` its losses by the base and by the tuned model."""
+
+    file: str
+    line: int
+    split: Split
+    tokens: int
+    before: float
+    after: float
+
+
+class Change(msgspec.Struct, frozen=True):
+    """Mean losses over rows, each by its tokens, and the 95 % interval (`low`, `high`) of after - before."""
+
+    rows: int
+    tokens: int
+    before: float
+    after: float
+    low: float
+    high: float
+
+
+class Note(msgspec.Struct, frozen=True):
+    """A row worth a look; `like` is the middle loss after training of the rows that it was compared with."""
+
+    file: str
+    line: int
+    tokens: int
+    before: float
+    after: float
+    like: float | None = None
+
+
+def compare(rows: Sequence[RowLoss]) -> Change | None:
+    """How the mean loss changed; None for no rows. The interval is a paired bootstrap over rows (Efron 1979), its seed fixed."""
+    if not rows:
+        return None
+    tokens = np.array([row.tokens for row in rows], dtype=float)
+    before, after = (np.array([getattr(row, name) for row in rows]) * tokens for name in ("before", "after"))
+    noise = np.random.default_rng(0)
+    changes: list[float] = []
+    for _ in range(RESAMPLES):
+        drawn = noise.integers(0, len(rows), len(rows))
+        changes.append(float((after[drawn] - before[drawn]).sum() / tokens[drawn].sum()))
+    low, high = np.percentile(changes, [2.5, 97.5])
+    total = float(tokens.sum())
+    return Change(
+        len(rows), int(total), float(before.sum()) / total, float(after.sum()) / total, float(low), float(high)
+    )
+
+
+def outcome(row: RowLoss) -> Outcome:
+    """Whether the tuned model finds the row's answer likelier than the base does."""
+    change = row.after - row.before
+    return "win" if change < -TIE else "loss" if change > TIE else "tie"
+
+
+def forgetting(change: Change) -> Literal["kept", "forgot", "unclear"]:
+    """`forgot` when the loss surely rose by more than KEPT, `kept` when it surely did not, else `unclear`."""
+    return "kept" if change.high <= KEPT else "forgot" if change.low > KEPT else "unclear"
+
+
+def hardest(rows: Sequence[RowLoss], count: int) -> list[Note]:
+    """The rows with the highest loss after training, highest first."""
+    return [_note(row) for row in sorted(rows, key=lambda row: -row.after)[:count]]
+
+
+def suspicious(rows: Sequence[RowLoss]) -> list[Note]:
+    """Rows that training could not teach as it taught the rows like them, or whose loss it raised: perhaps wrong answers.
+
+    A row stands out when its loss is above the middle of its LIKE by five times their spread (median absolute deviation) and by
+    0.2 nats; or when it rose by 0.2 nats. Most suspicious first.
+    """
+    if len(rows) < FEWEST:
+        return []
+    ordered = sorted(rows, key=lambda row: row.before)
+    found = []
+    for at, row in enumerate(ordered):
+        like = _neighbours(ordered, at)
+        middle = float(np.median(like))
+        spread = 1.4826 * float(np.median(np.abs(like - middle))) + 0.05
+        stands_out = (row.after - middle) / spread
+        above = row.after - middle > 0.2
+        if above and (stands_out > 5 or row.after - row.before > 0.2):
+            found.append((stands_out, _note(row, middle)))
+    return [note for _, note in sorted(found, key=lambda pair: -pair[0])]
+
+
+def memorised(rows: Sequence[RowLoss], held_out: Sequence[RowLoss]) -> list[Note]:
+    """Training rows that the model knows far better than any held-out row that was as hard: learnt by heart.
+
+    Far better: below half of what the best tenth of its like among held-out rows reach, and 0.3 nats below their middle. Farthest first.
+    """
+    if len(held_out) < FEWEST_HELD_OUT:
+        return []
+    ordered = sorted(held_out, key=lambda row: row.before)
+    before, after = (np.array([getattr(row, name) for row in ordered]) for name in ("before", "after"))
+    found = []
+    for row in rows:
+        like = after[np.argsort(np.abs(before - row.before), kind="stable")[:LIKE]]
+        best, middle = np.percentile(like, [10, 50])
+        if row.after < best / 2 and middle - row.after > 0.3:
+            found.append(_note(row, float(middle)))
+    return sorted(found, key=lambda note: note.after - (note.like or 0.0))
+
+
+def _neighbours(ordered: Sequence[RowLoss], at: int) -> Array:
+    """Losses after training of the LIKE rows around `at`, without it."""
+    start = min(max(0, at - LIKE // 2), max(0, len(ordered) - LIKE - 1))
+    around = range(start, min(len(ordered), start + LIKE + 1))
+    return np.array([ordered[i].after for i in around if i != at])
+
+
+def _note(row: RowLoss, like: float | None = None) -> Note:
+    return Note(row.file, row.line, row.tokens, row.before, row.after, like)

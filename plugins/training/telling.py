@@ -1,0 +1,116 @@
+"""Owns the report of one job, from asking both models to files in the job's folder."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from torch import nn
+
+from tunery.plugins.data.renderer import Renderer
+from tunery.plugins.parameters import TrainingParameters, step_count
+from tunery.plugins.training.batches import Example
+from tunery.plugins.training.evaluation import Examination, Said, Score
+from tunery.plugins.training.findings import RowLoss, Split, outcome
+from tunery.plugins.training.inputs import Inputs
+from tunery.plugins.training.loop import Fit
+from tunery.plugins.training.report import Report, Sample, build, write
+
+__all__ = ["Teller", "curve", "row_losses", "samples"]
+
+
+class Teller:
+    """One job's: `before` once with the model to compare with, `tell` once with the trained one."""
+
+    def __init__(
+        self,
+        inputs: Inputs,
+        parameters: TrainingParameters,
+        *,
+        folder: Path,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self._adapter, self._job, self.folder = inputs.request.adapter, folder, folder / "report"
+        self._examination = Examination(
+            inputs.corpus,
+            Renderer(Path(inputs.base.path)),
+            folder=folder,
+            seen=step_count(parameters, len(inputs.corpus.train)) * parameters.batch_size,
+            seed=parameters.seed,
+            device=device,
+            dtype=dtype,
+        )
+
+    def before(self, load: Callable[[], nn.Module]) -> None:
+        """Ask the model to compare with; it is loaded where no earlier run of this job has asked it."""
+        self._said = self._examination.before(load)
+
+    def tell(self, model: nn.Module, done: Fit, manifest: Mapping[str, Any]) -> Report:
+        """Ask the trained model, and write the report into `folder`, in place of any other."""
+        before, after = self._said, self._examination.ask(model)
+        rows = row_losses(self._examination, before, after)
+        report = build(
+            rows,
+            adapter=self._adapter,
+            base=manifest["base"],
+            method=manifest["trainer"],
+            chosen=done.chosen,
+            why=done.why,
+            of=self._examination.rows,
+            curve=curve(self._job / "metrics.jsonl"),
+            evaluations=done.evaluations,
+        )
+        shutil.rmtree(self.folder, ignore_errors=True)
+        return write(report, self.folder, rows=rows, samples=samples(self._examination, before, after, rows))
+
+
+def row_losses(examination: Examination, before: Said, after: Said) -> list[RowLoss]:
+    """Every row once, its examples together; rows without a finite loss are left out."""
+    return [
+        *_rows("held_out", examination.held_out, before.held_out, after.held_out),
+        *_rows("train", examination.train, before.train, after.train),
+        *_rows("general", examination.general, before.general, after.general),
+    ]
+
+
+def samples(examination: Examination, before: Said, after: Said, rows: Sequence[RowLoss]) -> list[Sample]:
+    """The prompts that were answered in full."""
+    losses = {(row.file, row.line): row for row in rows if row.split == "held_out"}
+    found = []
+    for (example, prompt, reference), base, tuned in zip(
+        examination.prompts, before.answers, after.answers, strict=True
+    ):
+        row = losses.get((example.file, example.line))
+        if row is not None:
+            texts = (examination.decode(prompt), examination.decode(reference), base, tuned)
+            found.append(Sample(row.file, row.line, *texts, row.before, row.after, outcome(row)))
+    return found
+
+
+def curve(metrics: Path) -> list[tuple[int, float]]:
+    """The training loss of every step; of a step that was done again after a crash, the last."""
+    losses: dict[int, float] = {}
+    for line in metrics.read_bytes().splitlines():
+        event = msgspec.json.decode(line)
+        if event["kind"] == "step":
+            losses[event["step"]] = event["loss"]
+    return sorted(losses.items())
+
+
+def _rows(split: Split, examples: Sequence[Example], before: Sequence[Score], after: Sequence[Score]) -> list[RowLoss]:
+    sums: dict[tuple[str, int], list[float]] = {}
+    for example, first, second in zip(examples, before, after, strict=True):
+        if first.nats is not None and second.nats is not None and first.tokens:
+            row = sums.setdefault((example.file, example.line), [0, 0.0, 0.0])
+            row[0] += first.tokens
+            row[1] += first.nats
+            row[2] += second.nats
+    return [
+        RowLoss(file, line, split, int(tokens), round(old / tokens, 6), round(new / tokens, 6))
+        for (file, line), (tokens, old, new) in sums.items()
+    ]
