@@ -17,7 +17,7 @@ from tunery.plugins.manager import Plugins, load_entrypoint
 from tunery.plugins.parameters import TrainingParameters, given_names, read_parameters
 from tunery.plugins.training.defaults import Choice, Facts, choose
 from tunery.plugins.training.inputs import Inputs, TrainRequest, read_inputs
-from tunery.plugins.training.manifest import IDENTITY, build_manifest, differences
+from tunery.plugins.training.manifest import IDENTITY, build_manifest, differences, rendered_at
 from tunery.plugins.training.run import Run
 from tunery.registry import Job, Version
 from tunery.registry.digest import file_digest
@@ -56,8 +56,13 @@ def train(
     return _run(inputs, parameters, manifest, registry=registry, plugins=plugins, job=job, report=report).publish()
 
 
-def resume(job_id: str, *, registry: Registry, plugins: Plugins, report: Report) -> Version:
-    """Go on with a job from its last checkpoint; refused, with what differs, when data or settings changed meanwhile."""
+def resume(
+    job_id: str, *, registry: Registry, plugins: Plugins, report: Report, forced_by: str | None = None
+) -> Version:
+    """Go on with a job from its last checkpoint; refused, with what differs, when data or settings changed meanwhile.
+
+    What fails a gate is published if `forced_by` names who wants it.
+    """
     job = registry.job(job_id)
     if job.state == "succeeded":
         raise InvalidInput(f"{job_id} has already succeeded: {job.adapter}@{job.version}")
@@ -65,9 +70,11 @@ def resume(job_id: str, *, registry: Registry, plugins: Plugins, report: Report)
     if not (folder / "request.json").exists() or not (folder / "manifest.json").exists():
         raise NotFound(f"{job_id} kept nothing to resume from; start it anew")
     request = msgspec.json.decode((folder / "request.json").read_bytes(), type=TrainRequest)
+    if forced_by is not None:
+        request = msgspec.structs.replace(request, force=True, actor=forced_by)
     before = msgspec.json.decode((folder / "manifest.json").read_bytes())
     parameters = read_parameters(plugins.trainer(request.trainer).parameters, before["parameters"])
-    inputs = read_inputs(request, parameters, registry=registry, plugins=plugins)
+    inputs = read_inputs(request, parameters, registry=registry, plugins=plugins, now=rendered_at(before))
     changed = differences(before, _manifest(inputs, parameters, (), plugins=plugins, job=job))
     if changed:
         raise InvalidInput(
@@ -99,13 +106,13 @@ def reproduce(
         raise InvalidInput(f"{version.name} was not trained here, so it has no manifest to go by", code="no_manifest")
     request = _request_again(version, data, registry)
     parameters = read_parameters(plugins.trainer(request.trainer).parameters, manifest["parameters"])
-    inputs = read_inputs(request, parameters, registry=registry, plugins=plugins)
+    inputs = read_inputs(request, parameters, registry=registry, plugins=plugins, now=rendered_at(manifest))
     job = _start(request, registry)
     now = _manifest(inputs, parameters, (), plugins=plugins, job=job)
     # The quote decided how many rows go through the model at once, and sums depend on that.
     now |= {"quote": manifest["quote"], "repeats": version.name} if "quote" in manifest else {"repeats": version.name}
     again, files = _run(inputs, parameters, now, registry=registry, plugins=plugins, job=job, report=report).repeat()
-    changed = differences(manifest, now, names=(*IDENTITY, "packages", "hardware"))
+    changed = differences(manifest, now, names=(*IDENTITY, "plugins", "packages", "hardware"))
     before = {entry.path: entry.sha256 for entry in version.files}
     changed += [f"file {entry.path}" for entry in files if before.get(entry.path) != entry.sha256]
     return Reproduction(
@@ -157,7 +164,8 @@ def _manifest(
     inputs: Inputs, parameters: TrainingParameters, choices: Sequence[Choice], *, plugins: Plugins, job: Job
 ) -> dict[str, Any]:
     plugin = plugins.owner_of_trainer(inputs.request.trainer)
-    return build_manifest(inputs, parameters, choices, job=job.id, plugin=plugin)
+    used = {record.distribution or record.name: record.version for record in plugins.records() if record.error is None}
+    return build_manifest(inputs, parameters, choices, job=job.id, plugin=plugin, plugins=used)
 
 
 def _run(

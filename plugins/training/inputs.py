@@ -3,6 +3,7 @@ rows that a check calls an error, and no rows."""
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,10 @@ __all__ = ["Inputs", "TrainRequest", "read_inputs"]
 
 
 class TrainRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What was asked for; kept with the job so that it can be resumed. Paths are absolute; errors of the rules in `allow` pass."""
+    """What was asked for; kept with the job so that it can be resumed. Paths are absolute; errors of the rules in `allow` pass.
+
+    `force` publishes what fails a gate, and is recorded.
+    """
 
     adapter: str
     trainer: str
@@ -33,25 +37,37 @@ class TrainRequest(msgspec.Struct, frozen=True, kw_only=True):
     device: str = "cpu"
     parameters: dict[str, Any] = {}
     allow: tuple[str, ...] = ()
+    force: bool = False
     actor: str = "unknown"
 
 
 class Inputs(msgspec.Struct, frozen=True, kw_only=True):
-    """A request with everything it names; `template` is the sha256 of the base's chat template, if it has one. `checked` is None
-    where rows were not checked again."""
+    """A request with everything it names; `template` is the sha256 of the base's chat template, if it has one, and `now` the time
+    that it was told. `checked` is None where rows were not checked again."""
 
     request: TrainRequest
     base: Base
     parent: Version | None
     corpus: Corpus
     template: str | None
+    template_text: str | None
+    now: datetime
     checked: DataCheck | None = None
 
 
 def read_inputs(
-    request: TrainRequest, parameters: TrainingParameters, *, registry: Registry, plugins: Plugins, check: bool = False
+    request: TrainRequest,
+    parameters: TrainingParameters,
+    *,
+    registry: Registry,
+    plugins: Plugins,
+    check: bool = False,
+    now: datetime | None = None,
 ) -> Inputs:
-    """Look up the base and the parent, check every row if asked to, and read and render every row."""
+    """Look up the base and the parent, check every row if asked to, and read and render every row.
+
+    `now` is when a template that asks for the date is told it is: by default now; the first time's where a job goes on.
+    """
     base = registry.base(request.base)
     parent = _parent(request, registry, base)
     data = [Path(path) for path in request.data]
@@ -66,7 +82,8 @@ def read_inputs(
             allow=request.allow,
             plugins=plugins,
         )
-    renderer = Renderer(Path(base.path))
+    told = now or datetime.now().replace(microsecond=0)
+    renderer = Renderer(Path(base.path), now=lambda: told)
     corpus = read_corpus(
         data,
         validation,
@@ -80,7 +97,14 @@ def read_inputs(
     if not corpus.train:
         raise InvalidInput("everything was held out and nothing is left to train on; lower eval_fraction")
     return Inputs(
-        request=request, base=base, parent=parent, corpus=corpus, template=renderer.template_sha256, checked=checked
+        request=request,
+        base=base,
+        parent=parent,
+        corpus=corpus,
+        template=renderer.template_sha256,
+        template_text=renderer.template.source if renderer.template else None,
+        now=told,
+        checked=checked,
     )
 
 

@@ -6,28 +6,49 @@ import hashlib
 import platform
 import time
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from importlib.metadata import version as package_version
 from typing import Any
 
 import msgspec
-import torch
 
+from tunery.plugins.machine import describe_machine
 from tunery.plugins.parameters import TrainingParameters
 from tunery.plugins.training.defaults import Choice
 from tunery.plugins.training.inputs import Inputs
 
-__all__ = ["IDENTITY", "build_manifest", "differences", "fingerprint"]
+__all__ = ["IDENTITY", "build_manifest", "differences", "fingerprint", "rendered_at"]
 
-PACKAGES = ("tunery", "torch", "transformers", "peft", "accelerate", "bitsandbytes")
+PACKAGES = (
+    "tunery",
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "bitsandbytes",
+    "tokenizers",
+    "safetensors",
+    "jinja2",
+)
 
 IDENTITY = ("base_digest", "data", "parameters", "parent", "template", "trainer", "plugin", "validation")
 """What a run's result depends on, given the same packages and hardware."""
 
 
 def build_manifest(
-    inputs: Inputs, parameters: TrainingParameters, choices: Sequence[Choice], *, job: str, plugin: str
+    inputs: Inputs,
+    parameters: TrainingParameters,
+    choices: Sequence[Choice],
+    *,
+    job: str,
+    plugin: str,
+    plugins: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Everything that is known before the first step; `validation` says that the last file was held out whole."""
+    """Everything that is known before the first step.
+
+    `plugin` is the package and version that the trainer comes from, `plugins` the versions of all that may have had a hand in it.
+    `validation` says that the last file was held out whole.
+    """
     request, base, parent, corpus = inputs.request, inputs.base, inputs.parent, inputs.corpus
     return {
         "job": job,
@@ -41,14 +62,23 @@ def build_manifest(
         "held_out": len(corpus.held_out),
         "data_check": msgspec.to_builtins(inputs.checked),
         "template": inputs.template,
+        "template_text": inputs.template_text,
+        "template_arguments": {"now": inputs.now.isoformat()},
         "parameters": msgspec.to_builtins(parameters),
         "choices": [msgspec.to_builtins(choice) for choice in choices],
         "seed": parameters.seed,
-        "packages": {name: package_version(name) for name in PACKAGES},
+        "plugins": dict(plugins),
+        "packages": {"python": platform.python_version()} | {name: package_version(name) for name in PACKAGES},
         "device": request.device,
-        "hardware": f"{platform.machine()} {request.device}, {torch.get_num_threads()} threads",
+        "hardware": describe_machine(request.device),
         "started_at": time.time(),
     }
+
+
+def rendered_at(manifest: Mapping[str, Any]) -> datetime | None:
+    """The time that templates were told when a manifest's rows were rendered; None where it was not kept yet."""
+    now = (manifest.get("template_arguments") or {}).get("now")
+    return datetime.fromisoformat(now) if now else None
 
 
 def fingerprint(manifest: Mapping[str, Any]) -> str:

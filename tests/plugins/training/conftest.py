@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,21 @@ def events() -> list[dict[str, Any]]:
 
 
 @pytest.fixture
+def base_with(registry: Registry, tiny_base_folder: Path, tmp_path: Path) -> Callable[[str], Base]:
+    """`base_with(template)` is the tiny base with another chat template."""
+    from tunery.plugins.bases.resolve import resolve_base
+
+    def base_with(template: str) -> Base:
+        folder = tmp_path / "other-base"
+        shutil.copytree(tiny_base_folder, folder)
+        settings = json.loads((folder / "tokenizer_config.json").read_text())
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": template}))
+        return resolve_base(str(folder), registry=registry, plugins=load_plugins(allow=()), name="other")
+
+    return base_with
+
+
+@pytest.fixture
 def train(registry: Registry, tiny_base: Base, data: Path, events: list[dict[str, Any]]) -> Train:
     """`train("lora", epochs=1)` trains acme/tiny and returns the version."""
     from tunery.plugins.training import TrainRequest
@@ -44,6 +61,7 @@ def train(registry: Registry, tiny_base: Base, data: Path, events: list[dict[str
         alias: str | None = None,
         validation: Path | None = None,
         allow: tuple[str, ...] = (),
+        base: Base | None = None,
         **parameters: Any,
     ) -> Version:
         plugins = load_plugins(allow=())
@@ -51,7 +69,7 @@ def train(registry: Registry, tiny_base: Base, data: Path, events: list[dict[str
         request = TrainRequest(
             adapter=adapter,
             trainer=method,
-            base=tiny_base.digest,
+            base=(base or tiny_base).digest,
             data=tuple(str(path) for path in files or (data,)),
             validation=str(validation) if validation else None,
             parent=parent,

@@ -48,7 +48,11 @@ def test_the_manifest_says_where_it_came_from(train: Train, data: Path, registry
     assert manifest["parameters"]["learning_rate"] == 0.01
     assert manifest["base_digest"] == version.base_digest
     assert len(manifest["template"]) == 64
-    assert set(manifest["packages"]) >= {"torch", "peft", "tunery"}
+    assert set(manifest["packages"]) >= {"python", "torch", "peft", "tunery"}
+    assert manifest["plugins"] == {"tunery": manifest["packages"]["tunery"]}
+    assert hashlib.sha256(manifest["template_text"].encode()).hexdigest() == manifest["template"]
+    assert manifest["hardware"]["processor"]
+    assert manifest["hardware"]["cores"] >= 1
     job = registry.job(manifest["job"])
     assert (job.state, job.version) == ("succeeded", 1)
     lines = (registry.home.jobs / job.id / "metrics.jsonl").read_text().splitlines()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -10,10 +12,10 @@ import pytest
 
 from tests.plugins.training.conftest import Train
 from tunery.plugins.manager import load_plugins
-from tunery.plugins.testing import write_rows
+from tunery.plugins.testing import CHATML, write_rows
 from tunery.plugins.training import Reproduction, reproduce
 from tunery.plugins.training.manifest import differences
-from tunery.registry import Version
+from tunery.registry import Base, Version
 from tunery.registry.errors import NotFound
 from tunery.registry.registry import Registry
 
@@ -50,6 +52,18 @@ def test_what_is_not_the_same_is_named(train: Train, registry: Registry) -> None
     assert not found.same
     assert "file adapter_model.safetensors" in found.differences
     assert any(line.startswith('packages.torch: "1" → ') for line in found.differences)
+
+
+def test_a_template_that_asks_for_the_time_is_told_the_first_runs(
+    train: Train, registry: Registry, base_with: Callable[[str], Base]
+) -> None:
+    base = base_with("{{ strftime_now('%H:%M:%S') }}\n" + CHATML)
+    version = train("lora", max_steps=2, base=base)
+    assert version.manifest["template_text"].endswith(CHATML)
+    time.sleep(1.1)
+    found = again(version, registry)
+    assert found.differences == ()
+    assert found.same
 
 
 def test_differences_name_the_place_and_both_values() -> None:
