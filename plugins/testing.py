@@ -7,7 +7,7 @@
 
 It trains on a tiny random base that it makes itself, so it needs no download. It proves that the loss falls, that a run repeats to
 the bit and resumes to the bit, that the end of a turn is learned, that what is saved answers as what was trained, that a run stops within
-two seconds, and that unknown parameters are refused.
+two seconds, and that unknown parameters are refused. A trainer of preferences passes `PreferenceConformance`.
 """
 
 # A test suite: it asserts, and its randomness hides nothing.
@@ -34,7 +34,14 @@ from tunery.registry.errors import InvalidInput
 from tunery.registry.home import Home
 from tunery.registry.registry import Registry
 
-__all__ = ["TrainerBench", "TrainerConformance", "make_tiny_base", "write_pairs", "write_rows"]
+__all__ = [
+    "PreferenceConformance",
+    "TrainerBench",
+    "TrainerConformance",
+    "make_tiny_base",
+    "write_pairs",
+    "write_rows",
+]
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
@@ -104,9 +111,21 @@ class _Killed(BaseException):
 
 
 class TrainerBench:
-    """One trainer, a registry of its own, the tiny base and some rows."""
+    """One trainer, a registry of its own, the tiny base and some rows, which `write(path, rows)` writes.
 
-    def __init__(self, folder: Path, trainer: str, values: dict[str, Any], plugins: Plugins | None = None) -> None:
+    `teacher` names a trainer of answers where a version of its own is to be continued from.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        trainer: str,
+        values: dict[str, Any],
+        plugins: Plugins | None = None,
+        *,
+        write: Callable[[Path, int], Path] = write_rows,
+        teacher: str | None = None,
+    ) -> None:
         from tunery.plugins.bases.resolve import resolve_base
 
         self.trainer, self.values = trainer, values
@@ -117,19 +136,34 @@ class TrainerBench:
         self.base: Base = resolve_base(
             str(make_tiny_base(folder / "base")), registry=self.registry, plugins=self.plugins, name="tiny"
         )
-        self.rows = write_rows(folder / "rows.jsonl", 40)
+        self.rows = write(folder / "rows.jsonl", 40)
         self.folder = folder
+        self.parent: Version | None = None
+        if teacher:
+            answers = write_rows(folder / "answers.jsonl", 40)
+            self.parent = self._train(teacher, answers, {}, lambda event: None, None)
 
     def train(self, *, report: Callable[[dict[str, Any]], None] = lambda event: None, **parameters: Any) -> Version:
         """A version of `acme/tiny`."""
+        return self._train(self.trainer, self.rows, self.values | parameters, report, self.parent)
+
+    def _train(
+        self,
+        trainer: str,
+        rows: Path,
+        parameters: dict[str, Any],
+        report: Callable[[dict[str, Any]], None],
+        parent: Version | None,
+    ) -> Version:
         from tunery.plugins.training import TrainRequest, train
 
         fixed = {"precision": "float32", "batch_size": 4, "eval_fraction": 0.2, "checkpoint_every": 3}
-        values = {"learning_rate": 0.01, "epochs": 6} | fixed | self.values | parameters
+        values = {"learning_rate": 0.01, "epochs": 6} | fixed | parameters
         request = TrainRequest(
-            adapter="acme/tiny", trainer=self.trainer, base=self.base.digest, data=(str(self.rows),), parameters=values
-        )
-        kind = self.plugins.trainer(self.trainer).parameters
+            adapter="acme/tiny", trainer=trainer, base=self.base.digest, data=(str(rows),), parameters=values,
+            parent=parent.name if parent else None,
+        )  # fmt: skip
+        kind = self.plugins.trainer(trainer).parameters
         chosen = read_parameters(kind, values)
         return train(request, chosen, registry=self.registry, plugins=self.plugins, report=report)
 
@@ -164,16 +198,27 @@ class TrainerBench:
 
 
 class TrainerConformance:
-    """What every trainer must do; set `trainer` to its name, and `values` to parameters it needs to learn the tiny task."""
+    """What every trainer must do; set `trainer` to its name, and `values` to parameters it needs to learn the tiny task.
+
+    Rows of another kind are written by overriding `write`; with `teacher`, the name of a trainer of answers, every run continues
+    from a version of that one's.
+    """
 
     trainer: ClassVar[str]
     values: ClassVar[dict[str, Any]] = {}
+    teacher: ClassVar[str | None] = None
+
+    @classmethod
+    def write(cls, path: Path, rows: int) -> Path:
+        """A file of so many rows that the trainer can learn from."""
+        return write_rows(path, rows)
 
     @pytest.fixture(scope="class")
     @classmethod
     def bench(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainerBench]:
         """The trainer at work, made once for all of the class."""
-        found = TrainerBench(tmp_path_factory.mktemp("conformance"), cls.trainer, dict(cls.values))
+        folder = tmp_path_factory.mktemp("conformance")
+        found = TrainerBench(folder, cls.trainer, dict(cls.values), write=cls.write, teacher=cls.teacher)
         yield found
         found.registry.close()
 
@@ -257,6 +302,27 @@ class TrainerConformance:
             read_parameters(kind, {"learning_rat": 1.0})
 
 
+class PreferenceConformance(TrainerConformance):
+    """What every trainer of preferences must do: the same, on pairs, continuing from a version that learned to answer.
+
+    So that answers end is to be kept here, not to be learned.
+    """
+
+    teacher = "lora"
+
+    @classmethod
+    def write(cls, path: Path, rows: int) -> Path:
+        """Pairs of answers."""
+        return write_pairs(path, rows)
+
+    def test_held_out_pairs_are_told_apart(self, bench: TrainerBench) -> None:
+        """The better of two answers gains on the worse, which the model it starts from has as the zero of that scale."""
+        metrics = bench.version.metrics
+        assert metrics["base_preference_accuracy"] == 0.5
+        assert metrics["preference_accuracy"] > 0.9
+        assert metrics["reward_margin"] > 0
+
+
 def _distributions(bench: TrainerBench, folder: Path) -> tuple[Any, Any, Any]:
     """Log-probabilities [tokens, vocabulary] over the prompts: of the live model, of what it saves, of the base."""
     import torch
@@ -264,6 +330,7 @@ def _distributions(bench: TrainerBench, folder: Path) -> tuple[Any, Any, Any]:
     from tunery.plugins.manager import load_entrypoint
     from tunery.plugins.training import LoadContext, SaveContext, load_base
     from tunery.plugins.training.loop import Loop
+    from tunery.plugins.training.objective import objective_of
 
     kind = bench.plugins.trainer(bench.trainer).parameters
     parameters: Any = read_parameters(
@@ -274,9 +341,11 @@ def _distributions(bench: TrainerBench, folder: Path) -> tuple[Any, Any, Any]:
     context = LoadContext(base_folder=base_folder, parameters=parameters, device=cpu, dtype=torch.float32, parent=None)
     torch.manual_seed(0)
     model = trainer.load(context)
+    rows, objective = _examples(bench), objective_of(trainer, parameters)
+    objective.prepare(model, (rows, ()), path=folder / "reference.json", device=cpu, dtype=torch.float32)
     Loop(
-        model, _examples(bench), parameters, device=cpu, dtype=torch.float32, checkpoint=folder / "checkpoint",
-        fingerprint="", report=lambda event: None, evaluate=None,
+        model, rows, parameters, device=cpu, dtype=torch.float32, checkpoint=folder / "checkpoint",
+        fingerprint="", report=lambda event: None, evaluate=None, objective=objective,
     ).run()  # fmt: skip
     live = _log_probabilities(model, bench.prompts())
     output = folder / "output"
@@ -304,7 +373,7 @@ def _examples(bench: TrainerBench) -> list[Any]:
 
     return read_corpus(
         [bench.rows], None, formats=bench.plugins.formats(), renderer=Renderer(Path(bench.base.path)), max_length=512,
-        eval_fraction=0.0, seed=0,
+        eval_fraction=0.0, seed=0, preferences="preference" in bench.plugins.trainer(bench.trainer).methods,
     ).train  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from tunery.plugins.testing import TrainerConformance
+from tunery.plugins.testing import PreferenceConformance, TrainerConformance
 
 
 @pytest.mark.slow
@@ -24,3 +24,9 @@ class TestQlora(TrainerConformance):
 class TestFull(TrainerConformance):
     trainer = "full"
     values: ClassVar[dict[str, Any]] = {"learning_rate": 0.003}
+
+
+@pytest.mark.slow
+class TestDpo(PreferenceConformance):
+    trainer = "dpo"
+    values: ClassVar[dict[str, Any]] = {"learning_rate": 0.002, "dropout": 0.1}
