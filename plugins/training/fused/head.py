@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from tunery.plugins.training.fused.operations import cross_entropy
+
 __all__ = ["fusable", "token_losses"]
 
 PIECE = 256
@@ -35,16 +37,13 @@ class _TokenLosses(torch.autograd.Function):
         needed = ctx.needs_input_grad[0]
         losses = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         slopes = torch.empty(hidden.shape if needed else (0,), dtype=weight.dtype, device=hidden.device)
-        for start in range(0, len(targets), PIECE):
-            piece = slice(start, start + PIECE)
-            wanted = targets[piece, None]
-            logits = (hidden[piece].to(weight.dtype) @ weight.T).float()
-            total = logits.logsumexp(dim=1, keepdim=True)
-            losses[piece] = (total - logits.gather(1, wanted))[:, 0]
-            if needed:
-                shares = logits.sub_(total).exp_()
-                shares.scatter_add_(1, wanted, torch.full_like(total, -1.0))
-                slopes[piece] = shares.to(weight.dtype) @ weight
+        with torch.autocast(hidden.device.type, enabled=False):
+            for start in range(0, len(targets), PIECE):
+                piece = slice(start, start + PIECE)
+                logits = hidden[piece].to(weight.dtype) @ weight.T
+                losses[piece] = cross_entropy(logits, targets[piece], slopes=needed)
+                if needed:
+                    slopes[piece] = logits @ weight
         ctx.save_for_backward(slopes)
         ctx.dtype = hidden.dtype
         return losses

@@ -6,13 +6,15 @@ function, and those with sliding windows: `packable` tells.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
+
+from tunery.plugins.training.fused.attention import attend_differentiably
+from tunery.plugins.training.fused.layer import Layer, Rows, layer_of, run_layer
 
 __all__ = ["decoder_of", "packable", "run_rows"]
 
@@ -47,11 +49,28 @@ def run_rows(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     kept = mask.bool()
     lengths = tuple(mask.sum(dim=1).tolist())
     positions = (mask.cumsum(dim=1) - 1)[kept]
+    decoder = model.get_decoder()
+    layers = [layer for module in decoder.layers if (layer := layer_of(module)) is not None]
+    if len(layers) == len(decoder.layers):
+        return _run_layers(decoder, layers, ids[kept], positions, lengths)
     with _attention(model.config):
-        output = model.get_decoder()(
-            input_ids=ids[kept][None], position_ids=positions[None], use_cache=False, row_lengths=lengths
-        )
+        output = decoder(input_ids=ids[kept][None], position_ids=positions[None], use_cache=False, row_lengths=lengths)
     hidden: torch.Tensor = output.last_hidden_state[0]
+    return hidden
+
+
+def _run_layers(
+    decoder: Any, layers: Sequence[Layer], ids: torch.Tensor, positions: torch.Tensor, lengths: tuple[int, ...]
+) -> torch.Tensor:
+    """The same through layers that were taken apart."""
+    x = decoder.embed_tokens(ids)
+    if torch.is_autocast_enabled(x.device.type):
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    cosine, sine = decoder.rotary_emb(x.new_empty(0, dtype=torch.float32), positions[None])
+    rows = Rows(lengths, cosine[0].contiguous(), sine[0].contiguous())
+    for layer in layers:
+        x = run_layer(x, layer, rows)
+    hidden: torch.Tensor = decoder.norm(x)
     return hidden
 
 
@@ -81,10 +100,6 @@ def _attend(
     **ignored: Any,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention of each row to itself: query [1, heads, tokens, d] to [1, tokens, heads, d]."""
-    groups = query.shape[1] // key.shape[1]
-    pieces = [tensor.split(row_lengths, dim=2) for tensor in (query, key, value)]
-    rows = [
-        functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=groups > 1)
-        for q, k, v in zip(*pieces, strict=True)
-    ]
-    return torch.cat(rows, dim=2).transpose(1, 2), None
+    q, k, v = (tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value))
+    scale = scaling or q.shape[2] ** -0.5
+    return attend_differentiably(q, k, v, row_lengths, scale)[None], None

@@ -64,7 +64,7 @@ def train(registry: Registry, tiny_base: Base, data: Path, events: list[dict[str
         base: Base | None = None,
         **parameters: Any,
     ) -> Version:
-        plugins = load_plugins(allow=())
+        plugins = load_plugins(allow=(), without=("gates",))
         values = {"precision": "float32", "learning_rate": 0.01, "batch_size": 4, "eval_fraction": 0.2, **parameters}
         request = TrainRequest(
             adapter=adapter,

@@ -21,7 +21,7 @@ from tunery.registry.registry import Registry
 
 
 def again(version: Version, registry: Registry, *data: Path) -> Reproduction:
-    plugins = load_plugins(allow=())
+    plugins = load_plugins(allow=(), without=("gates",))
     return reproduce(version, data=data, registry=registry, plugins=plugins, report=lambda event: None)
 
 

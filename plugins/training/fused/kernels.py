@@ -1,0 +1,55 @@
+"""Owns finding and calling the native kernels of training (kernels.c, built with the package where there is a compiler).
+
+They are used for contiguous bfloat16 tensors on CPUs that they fit; `operations.py` has a plain way for everything else.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from ctypes import c_double, c_int, c_int64, c_void_p
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+import torch
+
+__all__ = ["Kernels", "load_kernels"]
+
+_P, _I, _D = c_void_p, c_int64, c_double
+_SIGNATURES = {
+    "cross_entropy": (_P, _P, _P, _I, _I, _I),
+    "norm": (_P, _P, _P, _P, _I, _I, _D),
+    "norm_backward": (_P, _P, _P, _P, _P, _P, _P, _I, _I),
+    "rotate": (_P, _P, _P, _I, _I, _I, _D),
+    "swiglu": (_P, _P, _P, _I),
+    "swiglu_backward": (_P, _P, _P, _P, _P, _I),
+    "softmax": (_P, _I, _I, _D),
+    "softmax_backward": (_P, _P, _I, _I, _D),
+}
+
+
+class Kernels:
+    """The library's functions, each named as in kernels.c without its prefix; tensors are given for their data."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._functions = {name: getattr(library, f"tunery_{name}") for name in _SIGNATURES}
+        for name, function in self._functions.items():
+            function.argtypes, function.restype = _SIGNATURES[name], None
+
+    def call(self, name: str, *arguments: torch.Tensor | float) -> None:
+        """Run one of them."""
+        self._functions[name](*(a.data_ptr() if isinstance(a, torch.Tensor) else a for a in arguments))
+
+
+@functools.cache
+def load_kernels(folder: Path = Path(__file__).parent) -> Kernels | None:
+    """The kernels that were built into `folder`, or None where they were not or do not fit this CPU."""
+    paths = [path for suffix in EXTENSION_SUFFIXES if (path := folder / f"_kernels{suffix}").is_file()]
+    if not paths:
+        return None
+    try:
+        library = ctypes.CDLL(str(paths[0]))
+        library.tunery_supported.restype = c_int
+        return Kernels(library) if library.tunery_supported() else None
+    except (OSError, AttributeError):
+        return None

@@ -1,0 +1,97 @@
+"""Layers that were taken apart give transformers' and PEFT's own loss and gradients; what is not known is left to them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tests.plugins.training.test_loss import gradients, make_batch, reference
+from tunery.plugins.training.fused import rows
+from tunery.plugins.training.fused.layer import layer_of
+from tunery.plugins.training.loss import row_losses
+
+SIZES = {
+    "vocab_size": 320, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "tie_word_embeddings": True,
+}  # fmt: skip
+
+
+def make(kind: str, **lora: Any) -> Any:
+    """A random model of a kind with a random adapter."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(3)
+    base = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **SIZES), attn_implementation="sdpa")
+    for name, parameter in base.named_parameters():
+        if name.endswith("bias"):
+            nn.init.normal_(parameter)
+    options = {"r": 4, "lora_alpha": 12, "target_modules": "all-linear", "init_lora_weights": False} | lora
+    return get_peft_model(base, LoraConfig(**options))
+
+
+def taken_apart(model: Any) -> bool:
+    return all(layer_of(layer) is not None for layer in model.get_base_model().get_decoder().layers)
+
+
+def check(model: Any) -> None:
+    """Loss and gradients as row by row through the model itself."""
+    batch = make_batch()
+    expected, found = reference(model, batch), row_losses(model, batch)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    for one, other in zip(gradients(model, found), gradients(model, expected), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * max(1.0, float(other.abs().max())))
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2"])
+def test_known_layers_are_taken_apart_and_equal(kind: str) -> None:
+    model = make(kind, **({"target_modules": ["q_proj", "down_proj"]} if kind == "mistral" else {}))
+    if kind == "mistral":
+        model.config.sliding_window = None
+    assert taken_apart(model)
+    check(model)
+
+
+@pytest.mark.parametrize(("kind", "lora"), [("qwen3", {}), ("llama", {"use_dora": True})])
+def test_unknown_layers_are_left_to_transformers(kind: str, lora: dict[str, Any]) -> None:
+    model = make(kind, **lora)
+    assert not taken_apart(model)
+    check(model)
+
+
+def test_what_is_hooked_or_trained_is_left_to_transformers() -> None:
+    model = make("llama")
+    layer = model.get_base_model().get_decoder().layers[0]
+    layer.mlp.up_proj.register_forward_hook(lambda *_: None)
+    assert layer_of(layer) is None
+    check(model)
+    layer = model.get_base_model().get_decoder().layers[1]
+    layer.input_layernorm.weight.requires_grad_()
+    assert layer_of(layer) is None
+
+
+def test_without_its_adapter_the_base_answers() -> None:
+    model = make("llama")
+    batch = make_batch()
+    with torch.no_grad(), model.disable_adapter():
+        assert taken_apart(model)
+        torch.testing.assert_close(row_losses(model, batch), reference(model, batch), rtol=1e-5, atol=1e-5)
+
+
+def test_in_bfloat16_gradients_are_as_close_to_exact_as_transformers_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    exact = gradients(model := make("llama"), reference(model, make_batch()))
+    narrow = make("llama").bfloat16()
+    for parameter in narrow.parameters():
+        parameter.data = parameter.data.float() if parameter.requires_grad else parameter.data
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = gradients(narrow, row_losses(narrow, make_batch()))
+        monkeypatch.setattr(rows, "KNOWN", set())
+        theirs = gradients(narrow, row_losses(narrow, make_batch()))
+
+    def error(found: list[torch.Tensor]) -> float:
+        return sum(float((one.float() - other).square().sum()) for one, other in zip(found, exact, strict=True)) ** 0.5
+
+    assert error(ours) < 1.2 * error(theirs)

@@ -1,0 +1,168 @@
+"""Each operation against autograd in double precision, natively and plainly, at sizes that are no multiple of a vector."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional
+
+from tunery.plugins.training.fused import operations
+from tunery.plugins.training.fused.attention import LONG, attend, attend_backward
+from tunery.plugins.training.fused.kernels import load_kernels
+
+WAYS = [
+    pytest.param(
+        (torch.bfloat16, True),
+        marks=pytest.mark.skipif(load_kernels() is None, reason="no native kernels on this machine"),
+        id="native",
+    ),
+    pytest.param((torch.bfloat16, False), id="plain-bfloat16"),
+    pytest.param((torch.float32, False), id="plain-float32"),
+]
+
+
+@pytest.fixture(params=WAYS)
+def dtype(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.dtype:
+    chosen, native = request.param
+    if not native:
+        monkeypatch.setattr(operations, "load_kernels", lambda: None)
+    return chosen
+
+
+def noise(*shape: int, seed: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def check(found: torch.Tensor, exact: torch.Tensor) -> None:
+    """Equal to what the dtype can hold: a few roundings of the largest values around."""
+    step = 2**-7 if found.dtype == torch.bfloat16 else 1e-5
+    assert (found.double() - exact).abs().max() <= step * max(exact.abs().max().item(), 1e-3)
+
+
+def gradients(value: torch.Tensor, slope: torch.Tensor, *by: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return torch.autograd.grad(value, by, slope.double())
+
+
+def wide(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    return [tensor.double().requires_grad_() for tensor in tensors]
+
+
+@pytest.mark.parametrize(("rows", "width"), [(3, 16), (5, 83), (1, 576)])
+def test_norm(dtype: torch.dtype, rows: int, width: int) -> None:
+    x, slope, carried = (noise(rows, width, seed=n, dtype=dtype) for n in range(3))
+    weight = torch.rand(width) + 0.5
+    (exact_x,) = wide(x)
+    exact = exact_x * torch.rsqrt(exact_x.pow(2).mean(1, keepdim=True) + 1e-5) * weight.double()
+    y, scale = operations.norm(x, weight, 1e-5)
+    check(y, exact)
+    by_x, again = operations.norm_backward(slope, x, weight, scale, carried)
+    check(by_x, carried.double() + gradients(exact, slope, exact_x)[0])
+    assert torch.equal(again, y)
+
+
+def test_rotations_turn_pairs_and_back(dtype: torch.dtype) -> None:
+    x = noise(7, 3, 24, seed=1, dtype=dtype)
+    angles = torch.arange(7.0)[:, None] * torch.rand(12, generator=torch.Generator().manual_seed(2))
+    cosine, sine = angles.cos().repeat(1, 2).contiguous(), angles.sin().repeat(1, 2).contiguous()
+    turned = operations.rotate(x.clone(), cosine, sine)
+    exact = torch.view_as_real(
+        torch.complex(x[..., :12].double(), x[..., 12:].double()) * torch.polar(torch.ones(1), angles)[:, None]
+    )
+    check(turned, torch.cat((exact[..., 0], exact[..., 1]), dim=2))
+    check(operations.rotate(turned, cosine, sine, back=True), x.double())
+
+
+def test_swiglu(dtype: torch.dtype) -> None:
+    gate, up, slope = (noise(5, 83, seed=n, dtype=dtype) * 3 for n in range(3))
+    exact_gate, exact_up = wide(gate, up)
+    exact = functional.silu(exact_gate) * exact_up
+    check(operations.swiglu(gate, up), exact)
+    of_gate, of_up = gradients(exact, slope, exact_gate, exact_up)
+    by_gate, by_up, again = operations.swiglu_backward(slope.clone(), gate, up)
+    check(by_gate, of_gate)
+    check(by_up, of_up)
+    check(again, exact)
+
+
+@pytest.mark.parametrize("length", [1, 15, 16, 37])
+def test_causal_softmax(dtype: torch.dtype, length: int) -> None:
+    scores, slope = (noise(2, 3 * length, length, seed=n, dtype=dtype) * 4 for n in range(2))
+    hidden = torch.ones(length, length).triu(1).bool().repeat(3, 1)
+    (exact_scores,) = wide(scores)
+    exact = (exact_scores * 0.3).masked_fill(hidden, -torch.inf).softmax(2)
+    shares = operations.softmax(scores.clone(), 0.3)
+    check(shares, exact)
+    assert not shares[hidden.expand(2, -1, -1)].any()
+    check(
+        operations.softmax_backward(shares, slope.clone(), 0.3),
+        gradients(exact, slope.masked_fill(hidden, 0), exact_scores)[0],
+    )
+
+
+def test_cross_entropy(dtype: torch.dtype) -> None:
+    logits = noise(6, 301, seed=1, dtype=dtype) * 5
+    targets = torch.arange(6) * 50
+    (exact_logits,) = wide(logits)
+    exact = functional.cross_entropy(exact_logits, targets, reduction="none")
+    untouched = logits.clone()
+    torch.testing.assert_close(
+        operations.cross_entropy(untouched, targets, slopes=False).double(), exact.detach(), rtol=1e-5, atol=1e-5
+    )
+    operations.cross_entropy(logits, targets, slopes=True)
+    check(logits, gradients(exact.sum(), torch.ones(()), exact_logits)[0])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_no_number_is_not_hidden(dtype: torch.dtype, bad: float) -> None:
+    x = noise(4, 32, seed=1, dtype=dtype)
+    x[1, 3] = bad
+    ones = torch.ones_like(x)
+    assert not operations.norm(x, torch.ones(32), 1e-5)[0][1].isfinite().all()
+    assert not operations.swiglu(x * 1, ones)[1].isfinite().all() or bad > 0
+    assert not operations.cross_entropy(x.clone(), torch.zeros(4, dtype=torch.long), slopes=False)[1].isfinite()
+    scores = noise(1, 4, 4, seed=1, dtype=dtype)
+    scores[0, 3, 2] = bad
+    assert not operations.softmax(scores, 1.0)[0, 3].isfinite().all()
+
+
+lengths = st.lists(st.integers(1, 20), min_size=1, max_size=5)
+
+
+@given(lengths=lengths, heads=st.sampled_from([(2, 1), (3, 3), (4, 2)]), data=st.data())
+def test_rows_attend_causally_to_themselves_alone(lengths: list[int], heads: tuple[int, int], data: Any) -> None:
+    total, (queries, groups) = sum(lengths), heads
+    seed = data.draw(st.integers(0, 99))
+    q = noise(total, queries, 8, seed=seed, dtype=torch.float32)
+    k, v = (noise(total, groups, 8, seed=seed + n, dtype=torch.float32) for n in (1, 2))
+    slope = noise(total, queries, 8, seed=seed + 3, dtype=torch.float32)
+    out, shares = attend(q, k, v, lengths, 0.4)
+    found = attend_backward(slope, q, k, v, shares, lengths, 0.4)
+    inputs = wide(q, k, v)
+    pieces = zip(*(tensor.transpose(0, 1).split(lengths, dim=1) for tensor in inputs), strict=True)
+    exact = torch.cat([alone(*row) for row in pieces], dim=1).transpose(0, 1)
+    torch.testing.assert_close(out.double(), exact.detach(), rtol=1e-4, atol=1e-5)
+    for one, other in zip(found, gradients(exact, slope, *inputs), strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-5)
+
+
+def alone(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    return functional.scaled_dot_product_attention(
+        q[None], k[None], v[None], is_causal=True, scale=0.4, enable_gqa=len(q) != len(k)
+    )[0]
+
+
+def test_long_rows_keep_no_square_of_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v, slope = (noise(30, 2, 8, seed=n, dtype=torch.float32) for n in range(4))
+    short = attend(q, k, v, [10, 20], 0.5)
+    expected = attend_backward(slope, q, k, v, short[1], [10, 20], 0.5)
+    monkeypatch.setattr("tunery.plugins.training.fused.attention.LONG", 15)
+    assert LONG > 15
+    out, shares = attend(q, k, v, [10, 20], 0.5)
+    assert [share.numel() for share in shares] == [2 * 10 * 10, 0]
+    torch.testing.assert_close(out, short[0], rtol=1e-5, atol=1e-5)
+    for one, other in zip(attend_backward(slope, q, k, v, shares, [10, 20], 0.5), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
