@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import nn
 
 from tunery.plugins.quantization import Quant
@@ -25,10 +26,14 @@ class FullTrainer:
     quant: Quant = "none"
 
     def load(self, context: LoadContext[FullParameters]) -> nn.Module:
-        """The base, or the parent's exact weights, with everything trained."""
+        """The base, or the parent's exact weights, with everything trained; a parent that is a pair is added to the base."""
         exact = context.parent / MODEL if context.parent else None
-        folder = exact if exact is not None and exact.is_dir() else context.base_folder
+        whole = exact is not None and exact.is_dir()
+        folder = exact if exact is not None and whole else context.base_folder
         model = load_base(folder, quant="none", dtype=torch.float32, device=context.device)
+        if context.parent is not None and not whole:
+            pair: Any = PeftModel.from_pretrained(model, str(context.parent))
+            model = pair.merge_and_unload()
         return model.requires_grad_(requires_grad=True)
 
     def save(self, model: nn.Module, folder: Path, context: SaveContext[FullParameters]) -> dict[str, float]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from torch import nn
 
 from tunery.plugins.quantization import Quant
@@ -15,6 +14,9 @@ from tunery.plugins.training.trainer import LoadContext, SaveContext, load_base
 from tunery.registry.errors import InvalidInput
 
 __all__ = ["LoraTrainer"]
+
+EXACT = "model"
+"""The folder that only a full fine-tune has."""
 
 
 class LoraTrainer:
@@ -38,17 +40,12 @@ class LoraTrainer:
     def load(self, context: LoadContext[LoraParameters]) -> nn.Module:
         """The base with fresh pairs, or with those of the version to continue from."""
         base = load_base(context.base_folder, quant=self.quant, dtype=context.dtype, device=context.device)
+        asked = self.config(context.parameters)
         if context.parent is not None:
-            parent = json.loads((context.parent / "adapter_config.json").read_text())
-            if parent.get("r") != context.parameters.r and "r" not in _defaulted(context.parameters):
-                raise InvalidInput(
-                    f"the version to continue from has rank {parent.get('r')}, r={context.parameters.r} was asked for; "
-                    "leave r out, or start without --from",
-                    code="invalid_parameter",
-                )
-            model: nn.Module = PeftModel.from_pretrained(base, str(context.parent), is_trainable=True)
+            config = _continued(context.parent, asked, _defaulted(context.parameters))
+            model: nn.Module = PeftModel.from_pretrained(base, str(context.parent), is_trainable=True, config=config)
             return model
-        wrapped: nn.Module = get_peft_model(base, self.config(context.parameters))
+        wrapped: nn.Module = get_peft_model(base, asked)
         return wrapped
 
     def save(self, model: nn.Module, folder: Path, context: SaveContext[LoraParameters]) -> dict[str, float]:
@@ -58,6 +55,34 @@ class LoraTrainer:
         (folder / "README.md").unlink(missing_ok=True)
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         return {"trained_parameters": float(trained)}
+
+
+def _continued(parent: Path, asked: LoraConfig, defaulted: set[str]) -> LoraConfig:
+    """The parent's own configuration, with the dropout that is asked for; refuses what its pair cannot become."""
+    if (parent / EXACT).is_dir():
+        raise InvalidInput(
+            "the version to continue from is a full fine-tune, which is no pair; continue it with --method full, or start "
+            "without --from",
+            code="invalid_parent",
+        )
+    found: Any = PeftConfig.from_pretrained(str(parent))
+    if not isinstance(found, LoraConfig) or found.use_dora != asked.use_dora:
+        raise InvalidInput(
+            "the version to continue from was made by a trainer whose adapters are of another kind; continue it with that one, "
+            "or start without --from",
+            code="invalid_parent",
+        )
+    fixed = {"r": "r", "alpha": "lora_alpha", "rslora": "use_rslora"}
+    for name, field in fixed.items():
+        before, wanted = getattr(found, field), getattr(asked, field)
+        if before != wanted and name not in defaulted:
+            raise InvalidInput(
+                f"the version to continue from has {name}={before}, {name}={wanted} was asked for; leave {name} out, or start "
+                "without --from",
+                code="invalid_parameter",
+            )
+    found.lora_dropout, found.inference_mode = asked.lora_dropout, False
+    return found
 
 
 def _defaulted(parameters: LoraParameters) -> set[str]:
