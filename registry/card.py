@@ -6,12 +6,13 @@ import json
 from typing import Any
 
 from tunery.registry.records import Version
+from tunery.registry.reports import claimed
 
 __all__ = ["model_card"]
 
 
-def model_card(version: Version, *, base_model: str, repository: str) -> str:
-    """README.md of a published version, with the Hub's front matter."""
+def model_card(version: Version, *, base_model: str, repository: str, report: str = "", samples: str = "") -> str:
+    """README.md of a published version, with the Hub's front matter; `report` and `samples` are its own pages, where it has them."""
     front = {
         "base_model": base_model,
         "library_name": "peft",
@@ -25,6 +26,7 @@ def model_card(version: Version, *, base_model: str, repository: str) -> str:
             f"# {version.name}",
             f"A fine-tune of `{base_model}` by the method `{version.method}`, published by Tunery.",
             _metrics(version),
+            _report(version, report, samples),
             _lineage(version),
             _use(base_model, repository),
         )
@@ -36,6 +38,21 @@ def _metrics(version: Version) -> str:
         return ""
     rows = "\n".join(f"| {name} | {value:.6g} |" for name, value in sorted(version.metrics.items()))
     return f"\n## Metrics\n\n| metric | value |\n|---|---|\n{rows}\n"
+
+
+def _report(version: Version, report: str, samples: str) -> str:
+    """Both pages without their titles, the picture's place as it is from here."""
+    pages = [page.split("\n", 1)[1].strip() for page in (report, samples) if "\n" in page]
+    if not pages:
+        return ""
+    if samples:
+        pages[-1] = "## Samples\n\n" + pages[-1]
+    claim = (
+        "What this section says came with the version from where it was published before.\n\n"
+        if claimed(version)
+        else ""
+    )
+    return f"\n## Report\n\n{claim}" + "\n\n".join(pages).replace("](loss.png)", "](report/loss.png)") + "\n"
 
 
 def _lineage(version: Version) -> str:

@@ -23,6 +23,7 @@ from tunery.registry.hub_client import hub
 from tunery.registry.peft_config import CONFIG, DIGEST_KEY
 from tunery.registry.records import Base, Version
 from tunery.registry.registry import Registry
+from tunery.registry.reports import LIMITS, PUBLIC, check_report, is_report
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -50,16 +51,18 @@ def publish_to_hub(
     repository: str,
     private: bool = False,
     base_model: str | None = None,
+    samples: bool = False,
     endpoint: str | None = None,
 ) -> Published:
     """Put a version on the Hub as one commit with a tag `v<number>-<digest>`; the repository is made if need be.
 
     Files of a version published there before go; its tag keeps them. Publishing the same version again changes nothing. An
-    exact copy of a full fine-tune's weights goes along. `base_model` is the base's name on the Hub, where it has another here.
+    exact copy of a full fine-tune's weights goes along, and so does the report; texts of held-out rows only with `samples`.
+    `base_model` is the base's name on the Hub, where it has another here.
     """
     from huggingface_hub import HfApi
 
-    contents = _contents(registry, version, repository=repository, base_model=base_model)
+    contents = _contents(registry, version, repository=repository, base_model=base_model, samples=samples)
     tag = f"v{version.number}-{version.digest[:12]}"
     message = f"{version.name} ({version.digest[:12]})"
     with hub(endpoint, repository) as url:
@@ -74,24 +77,28 @@ def publish_to_hub(
 
 
 def _contents(
-    registry: Registry, version: Version, *, repository: str, base_model: str | None
+    registry: Registry, version: Version, *, repository: str, base_model: str | None, samples: bool
 ) -> dict[str, Path | bytes]:
     """What the repository will hold, by path."""
     base = registry.base(version.base_digest)
     named = base_model or _public_name(base)
-    files = registry.files(version)
+    files = {
+        name: path for name, path in registry.files(version).items() if samples or name in PUBLIC or not is_report(name)
+    }
     problems = registry.verify(version.name)
     if problems:
         raise ArtifactRefused(
             f"{version.name}: {problems[0].path} {problems[0].problem}; publish it from where it was made",
             code="artifact_truncated",
         )
-    card = model_card(version, base_model=named, repository=repository)
+    pages = {name: _text(files.get(f"report/{name}.md")) for name in ("report", "samples")}
+    card = model_card(version, base_model=named, repository=repository, **pages)
+    shown = msgspec.structs.replace(version, files=tuple(entry for entry in version.files if entry.path in files))
     return {
         **files,
         CONFIG: _portable_config(files[CONFIG], base, named),
         CARD: card.encode(),
-        IDENTITY: msgspec.json.format(msgspec.json.encode(version, order="sorted"), indent=2),
+        IDENTITY: msgspec.json.format(msgspec.json.encode(shown, order="sorted"), indent=2),
     }
 
 
@@ -149,7 +156,8 @@ def pull_from_hub(
 ) -> Version:
     """Bring `organisation/name` or `organisation/name@revision` in as a version of `adapter`, checked against `base`.
 
-    Only the configuration and the weights are fetched, both at one commit. `trust_base` is as in `Registry.publish`.
+    Only the configuration, the weights and the report are fetched, all at one commit; what is wrong with a report's file is written
+    into the manifest instead. `trust_base` is as in `Registry.publish`.
     """
     from huggingface_hub import HfApi, hf_hub_download
 
@@ -157,14 +165,40 @@ def pull_from_hub(
     if repository.count("/") != 1:
         raise InvalidInput(f"{source!r} is not a Hub repository: write organisation/name or organisation/name@revision")
     with _staged(registry, "pull") as staged:
+        folder, report = staged / "adapter", staged / "report"
+        folder.mkdir()
+        report.mkdir()
         with hub(endpoint, repository) as url:
             info = HfApi(endpoint=url).model_info(repository, revision=revision or None)
-            _check_present(source, {sibling.rfilename for sibling in info.siblings or ()})
+            present = {sibling.rfilename for sibling in info.siblings or ()}
+            _check_present(source, present)
             for name in (CONFIG, WEIGHTS):
                 cached = hf_hub_download(repository, name, revision=info.sha, endpoint=url)
-                shutil.copyfile(cached, staged / name)
+                shutil.copyfile(cached, folder / name)
+            lost = {
+                name: problem
+                for name in LIMITS
+                if name in present and (problem := _fetch_report(repository, name, str(info.sha), url, staged))
+            }
         origin = {"hub": repository, "revision": revision or "main", "commit": info.sha}
-        return _take(registry, staged, adapter, base, origin, actor=actor, alias=alias, trust_base=trust_base)
+        origin |= {"report_left_out": lost} if lost else {}
+        return _take(
+            registry, folder, adapter, base, origin, actor=actor, alias=alias, trust_base=trust_base, report=report
+        )
+
+
+def _fetch_report(repository: str, name: str, commit: str, url: str, staged: Path) -> str | None:
+    """Fetch one file of a report into `staged`, when it is not too large; why it is not there, otherwise."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+
+    size = get_hf_file_metadata(hf_hub_url(repository, name, revision=commit, endpoint=url), endpoint=url).size
+    if size is None or size > LIMITS[name]:
+        return f"has {size or 'unknown'} bytes; a report's may have {LIMITS[name]}"
+    cached = Path(hf_hub_download(repository, name, revision=commit, endpoint=url)).resolve()
+    problem = check_report(name, cached)
+    if problem is None:
+        shutil.copyfile(cached, staged / name)
+    return problem
 
 
 def import_folder(
@@ -236,6 +270,7 @@ def _take(
     actor: str,
     alias: str | None,
     trust_base: bool,
+    report: Path | None = None,
 ) -> Version:
     return registry.publish(
         adapter,
@@ -247,7 +282,12 @@ def _take(
         actor=actor,
         alias=alias,
         trust_base=trust_base,
+        report=report,
     )
+
+
+def _text(path: Path | None) -> str:
+    return "" if path is None else path.read_text(encoding="utf-8")
 
 
 def _public_name(base: Base) -> str:

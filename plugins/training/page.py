@@ -19,7 +19,7 @@ def page(report: Report, *, picture: bool) -> str:
         "bootstraps over rows.\n",
         _held_out(report),
         _general(report),
-        f"## Checkpoint\n\nThe weights are those of {report.why}.\n",
+        f"## Checkpoint\n\nChosen: {report.why}.\n",
         _curve(report, picture),
         _training(report),
         _notes(report),
@@ -37,7 +37,7 @@ def samples_page(samples: Sequence[Sample]) -> str:
 
 def _sample(sample: Sample) -> str:
     texts = {"Prompt": sample.prompt, "Reference": sample.reference, "Base": sample.base, "Tuned": sample.tuned}
-    title = f"## {sample.file}:{sample.line}: {sample.outcome}, loss {sample.before:.3f} → {sample.after:.3f}"
+    title = f"### {sample.file}:{sample.line}: {sample.outcome}, loss {sample.before:.3f} → {sample.after:.3f}"
     return "\n\n".join([title, *(f"{name}\n\n{_fenced(text)}" for name, text in texts.items())]) + "\n"
 
 

@@ -161,7 +161,7 @@ def summary(report: Report) -> list[str]:
         lines.append(f"rows won {won.win}, tied {won.tie}, lost {won.loss} of {report.held_out.rows} held out")
     if report.general is not None:
         lines.append(f"general skills: {verdict_text(report.general)}")
-    lines.append(f"weights: {report.why}")
+    lines.append(f"chosen: {report.why}")
     for kind, text in (("suspicious", "may have a wrong answer"), ("memorised", "are known by heart")):
         count, notes = report.counts.get(kind, 0), getattr(report, kind)
         if count:
