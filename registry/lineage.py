@@ -6,7 +6,7 @@ Refuses to trust a name that can move: a parent is the version with the recorded
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 from sqlalchemy import Connection, and_, insert, select
@@ -18,7 +18,9 @@ from tunery.registry.records import DataUse, Version
 if TYPE_CHECKING:
     from tunery.registry.registry import Registry
 
-__all__ = ["Ancestor", "data_of", "line_of", "record_data", "uses_of"]
+__all__ = ["Ancestor", "Origin", "UsedFile", "data_of", "line_of", "origin_of", "record_data", "uses_of"]
+
+T = TypeVar("T")
 
 _SHORTEST, _SHA256 = 8, 64
 
@@ -45,22 +47,89 @@ def line_of(registry: Registry, version: Version) -> list[Ancestor]:
     return line
 
 
-def data_of(manifest: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """(sha256, name, role) of every data file that a manifest names; what is no such entry is passed over."""
+class UsedFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A data file as a manifest names it; `rows` is None where it does not say."""
+
+    name: str
+    sha256: str
+    role: str
+    rows: int | None
+
+
+class Origin(msgspec.Struct, frozen=True, kw_only=True):
+    """What a version was made of, as far as its manifest says: versions that were imported, not trained here, say little.
+
+    `data` is in the order it was given; `choices` are the parameters that were chosen for the run, `allowed` the rules of data whose
+    errors were let pass.
+    """
+
+    base: str
+    base_digest: str
+    data: list[UsedFile]
+    template: str | None
+    template_text: str | None
+    seed: int | None
+    trainer: str | None
+    plugin: str | None
+    job: str | None
+    packages: dict[str, Any]
+    plugins: dict[str, Any]
+    hardware: dict[str, Any]
+    parameters: dict[str, Any]
+    choices: list[dict[str, Any]]
+    imported: dict[str, Any]
+    allowed: list[Any]
+
+
+def origin_of(version: Version) -> Origin:
+    """Read a version's manifest, whoever wrote it; what has not the type it should have is left out."""
+    manifest = version.manifest
+
+    def a(kind: type[T], name: str) -> T | None:
+        value = manifest.get(name)
+        return value if isinstance(value, kind) else None
+
+    return Origin(
+        base=version.base,
+        base_digest=version.base_digest,
+        data=data_of(manifest),
+        template=a(str, "template"),
+        template_text=a(str, "template_text"),
+        seed=a(int, "seed"),
+        trainer=a(str, "trainer"),
+        plugin=a(str, "plugin"),
+        job=a(str, "job"),
+        packages=a(dict, "packages") or {},
+        plugins=a(dict, "plugins") or {},
+        hardware=a(dict, "hardware") or {},
+        parameters=a(dict, "parameters") or {},
+        choices=[choice for choice in a(list, "choices") or [] if isinstance(choice, dict) and "name" in choice],
+        imported=a(dict, "origin") or {},
+        allowed=_listed(a(dict, "data_check")),
+    )
+
+
+def data_of(manifest: Mapping[str, Any]) -> list[UsedFile]:
+    """Every data file that a manifest names; what is no such entry is passed over."""
     entries = manifest.get("data")
     files = [entry for entry in entries if _is_file(entry)] if isinstance(entries, list) else []
     last = len(files) - 1 if manifest.get("validation") is True else len(files)
     return [
-        (file["sha256"], str(file.get("name", "")), "train" if index < last else "held-out")
+        UsedFile(
+            name=str(file.get("name", "")),
+            sha256=file["sha256"],
+            role="train" if index < last else "held-out",
+            rows=file["rows"] if isinstance(file.get("rows"), int) else None,
+        )
         for index, file in enumerate(files)
     ]
 
 
 def record_data(connection: Connection, adapter: str, number: int, manifest: Mapping[str, Any]) -> None:
-    """Write down which files a version was trained on."""
+    """Write down which files a version was made with."""
     rows = [
-        {"adapter": adapter, "number": number, "position": index, "sha256": sha256, "name": name, "role": role}
-        for index, (sha256, name, role) in enumerate(data_of(manifest))
+        {"adapter": adapter, "number": number, "position": index, "sha256": f.sha256, "name": f.name, "role": f.role}
+        for index, f in enumerate(data_of(manifest))
     ]
     if rows:
         connection.execute(insert(schema.version_data), rows)
@@ -102,6 +171,11 @@ def _find(registry: Registry, name: str, digest: str) -> Version | None:
         return registry.by_digest(digest)
     except NotFound:
         return None
+
+
+def _listed(data_check: dict[str, Any] | None) -> list[Any]:
+    allowed = (data_check or {}).get("allowed")
+    return allowed if isinstance(allowed, list) else []
 
 
 def _is_file(entry: Any) -> bool:

@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "bases": ("tunery.gateway.cli.bases:bases", "List and add base models."),
     "bench": ("tunery.gateway.cli.bench:bench", "Measure serving and training on this machine."),
     "data": ("tunery.gateway.cli.data:data", "Check, preview and split files of examples."),
+    "files": ("tunery.gateway.cli.files:files", "Find the versions that a file of examples was used for."),
     "jobs": ("tunery.gateway.cli.jobs:jobs", "List, inspect, pause and cancel training jobs."),
     "plugins": ("tunery.gateway.cli.plugins:plugins", "List plugins, their hooks, and the trainers' parameters."),
     "reproduce": ("tunery.gateway.cli.reproduce:reproduce", "Train a version again from its manifest and compare."),

@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
+from msgspec import to_builtins
 
 from tunery.gateway.cli.context import actor, open_registry, plugins, print_json, say
+from tunery.gateway.cli.lineage import lineage
+from tunery.gateway.cli.report import print_report, report_data, report_lines
 from tunery.gateway.cli.tables import print_table, when
 from tunery.registry.names import PRODUCTION
 
@@ -56,18 +59,26 @@ def list_versions(adapter: str | None, as_json: bool) -> None:
 
 @adapters.command("show")
 @click.argument("reference")
+@click.option("--report", "whole", is_flag=True, help="Print the whole report, with samples.")
 @as_json
-def show(reference: str, as_json: bool) -> None:
-    """Everything about one version: files, metrics, manifest."""
+def show(reference: str, whole: bool, as_json: bool) -> None:
+    """Everything about one version: report, files, metrics, manifest."""
     with open_registry() as registry:
         version = registry.resolve(reference)
+        files = registry.files(version)
     if as_json:
-        print_json(version)
+        print_json({**to_builtins(version), "report": report_data(files)})
+        return
+    if whole:
+        print_report(version, files)
         return
     click.echo(f"{version.name}  {version.digest}")
     click.echo(f"made {when(version.created_at)} by {version.method} on {version.base} ({version.base_digest[:12]})")
     click.echo(f"aliases: {', '.join(version.aliases) or 'none'}")
+    for line in report_lines(version, files):
+        click.echo(line)
     print_table(("metric", "value"), [(k, f"{v:.6g}") for k, v in sorted(version.metrics.items())], empty="no metrics")
+    _show_gates(version.manifest)
     print_table(("file", "size", "sha256"), [(f.path, _size(f.size), f.sha256[:12]) for f in version.files], empty="")
     click.echo("manifest:")
     print_json(version.manifest)
@@ -185,14 +196,20 @@ def collect(older_than: float, dry_run: bool, as_json: bool) -> None:
 @click.option("--repo", required=True, metavar="ORG/NAME", help="The Hub repository; made if it is not there.")
 @click.option("--private", is_flag=True, help="Make it private.")
 @click.option("--base-model", metavar="ORG/NAME", help="The base's name on the Hub, where it has another name here.")
+@click.option("--samples", is_flag=True, help="With the report's samples, which are texts of held-out rows.")
 @as_json
-def publish(reference: str, repo: str, private: bool, base_model: str | None, as_json: bool) -> None:
+def publish(reference: str, repo: str, private: bool, base_model: str | None, samples: bool, as_json: bool) -> None:
     """Put a version on the Hugging Face Hub: one commit, one tag, with a model card. HF_ENDPOINT is honoured."""
     from tunery.registry.hub import publish_to_hub
 
     with open_registry() as registry:
         published = publish_to_hub(
-            registry, registry.resolve(reference), repository=repo, private=private, base_model=base_model
+            registry,
+            registry.resolve(reference),
+            repository=repo,
+            private=private,
+            base_model=base_model,
+            samples=samples,
         )
     if as_json:
         print_json(published)
@@ -238,6 +255,9 @@ def import_(folder: Path, adapter: str, base: str, alias: str | None, trust_base
     _said(version, as_json)
 
 
+adapters.add_command(lineage)
+
+
 def _base(registry: Registry, reference: str) -> Base:
     from tunery.plugins.bases.resolve import resolve_base
 
@@ -249,6 +269,17 @@ def _said(version: Version, as_json: bool) -> None:
         print_json(version)
     else:
         click.echo(f"{version.name}  {version.digest[:12]}  {_size(version.size)}")
+
+
+def _show_gates(manifest: dict[str, Any]) -> None:
+    """A line for each gate, and who overruled them."""
+    rows = [
+        (g["name"], "passed" if g["passed"] else "skipped" if g["skipped"] else g["code"], g["message"])
+        for g in manifest.get("gates", ())
+    ]
+    print_table(("gate", "result", "why"), rows, empty="no gates were asked")
+    if manifest.get("forced"):
+        click.echo(f"published all the same by {manifest['forced_by']}")
 
 
 def _loss(version: Version) -> str:

@@ -135,7 +135,6 @@ JSON = st.recursive(
 
 @given(manifest=st.dictionaries(NAMES, JSON))
 def test_no_manifest_keeps_a_version_from_being_published(manifest: dict[str, Any]) -> None:
-    for sha256, name, role in data_of(manifest):
-        assert len(sha256) == 64
-        assert isinstance(name, str)
-        assert role in ("train", "held-out")
+    for file in data_of(manifest):
+        assert len(file.sha256) == 64
+        assert file.role in ("train", "held-out")
