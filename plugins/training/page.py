@@ -10,6 +10,11 @@ from tunery.plugins.training.report import Report, Sample, change_text, place, v
 
 __all__ = ["page", "samples_page"]
 
+OWN = (
+    "This trainer minimises something of its own: steps and evaluations are of that, rows of their better answers, and before is the model "
+    "that training began with.\n"
+)
+
 
 def page(report: Report, *, picture: bool) -> str:
     """The whole report; with the curve's `picture` where there is one."""
@@ -17,6 +22,7 @@ def page(report: Report, *, picture: bool) -> str:
         "# Report\n",
         f"`{report.adapter}` by `{report.method}` on `{report.base}`. Losses are in nats per trained token; intervals are paired "
         "bootstraps over rows.\n",
+        "" if report.supervised else OWN,
         _held_out(report),
         _general(report),
         f"## Checkpoint\n\nChosen: {report.why}.\n",

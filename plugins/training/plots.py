@@ -25,12 +25,13 @@ def draw(report: Report, path: Path) -> str | None:
     if report.evaluations:
         steps, losses = zip(*report.evaluations, strict=True)
         axes.plot(steps, losses, marker="o", label="held out")
-    if report.held_out is not None:
+    if report.held_out is not None and report.supervised:
         axes.axhline(report.held_out.before, linestyle="--", color="gray", label="held out, base")
     axes.axvline(report.chosen, linestyle=":", color="black", label=f"chosen: step {report.chosen}")
     axes.set_xlabel("step")
-    axes.set_ylabel("loss, nats per trained token")
-    axes.set_ylim(bottom=0)
+    axes.set_ylabel("loss, nats per trained token" if report.supervised else "loss, the trainer's own")
+    if report.supervised:
+        axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.legend()
     figure.tight_layout()

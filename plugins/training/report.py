@@ -62,7 +62,8 @@ class Sample(msgspec.Struct, frozen=True):
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """All of it. Losses are in nats per trained token; `curve` is (step, training loss), `evaluations` (step, held-out loss).
 
-    `looked_at` of `rows` training rows were looked at. `notes` say what could not be told, and why.
+    Where a trainer minimises something of its own, `supervised` is False, and curve and evaluations are of that; rows are then
+    compared with the model that training began with. `looked_at` of `rows` training rows were looked at. `notes` say what could not be told, and why.
     """
 
     adapter: str
@@ -72,6 +73,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     why: str
     rows: int
     looked_at: int
+    supervised: bool = True
     held_out: Change | None = None
     outcomes: Outcomes = Outcomes()
     general: General | None = None
@@ -95,6 +97,7 @@ def build(
     chosen: int,
     why: str,
     of: int,
+    supervised: bool,
     curve: Sequence[tuple[int, float]],
     evaluations: Sequence[tuple[int, float]],
 ) -> Report:
@@ -112,6 +115,7 @@ def build(
         why=why,
         rows=of,
         looked_at=len(train),
+        supervised=supervised,
         held_out=compare(held_out),
         outcomes=Outcomes(*(outcomes.count(kind) for kind in ("win", "tie", "loss"))),
         general=General(forgotten, forgetting(forgotten)) if forgotten else None,
@@ -152,8 +156,8 @@ def read(path: Path) -> Report | None:
         return None
 
 
-def summary(report: Report) -> list[str]:
-    """The report in a few lines."""
+def summary(report: Report, *, chosen: bool = True) -> list[str]:
+    """The report in a few lines; one is of which step was `chosen`, unless that was already told."""
     lines = []
     if report.held_out is not None:
         lines.append(f"held out: {change_text(report.held_out)}")
@@ -161,7 +165,7 @@ def summary(report: Report) -> list[str]:
         lines.append(f"rows won {won.win}, tied {won.tie}, lost {won.loss} of {report.held_out.rows} held out")
     if report.general is not None:
         lines.append(f"general skills: {verdict_text(report.general)}")
-    lines.append(f"chosen: {report.why}")
+    lines += [f"chosen: {report.why}"] if chosen else []
     for kind, text in (("suspicious", "may have a wrong answer"), ("memorised", "are known by heart")):
         count, notes = report.counts.get(kind, 0), getattr(report, kind)
         if count:

@@ -24,7 +24,10 @@ __all__ = ["Teller", "curve", "row_losses", "samples"]
 
 
 class Teller:
-    """One job's: `before` once with the model to compare with, `tell` once with the trained one."""
+    """One job's: `before` once with the model to compare with, `tell` once with the trained one.
+
+    `supervised` says that the job's loss is that of its rows' answers.
+    """
 
     def __init__(
         self,
@@ -32,10 +35,12 @@ class Teller:
         parameters: TrainingParameters,
         *,
         folder: Path,
+        supervised: bool,
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
         self._adapter, self._job, self.folder = inputs.request.adapter, folder, folder / "report"
+        self._supervised = supervised
         self._examination = Examination(
             inputs.corpus,
             Renderer(Path(inputs.base.path)),
@@ -62,6 +67,7 @@ class Teller:
             chosen=done.chosen,
             why=done.why,
             of=self._examination.rows,
+            supervised=self._supervised,
             curve=curve(self._job / "metrics.jsonl"),
             evaluations=done.evaluations,
         )

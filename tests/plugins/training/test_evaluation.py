@@ -1,0 +1,161 @@
+"""Asking models: the scores are those of the loss, answers are greedy and end, nothing that training depends on is touched."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tunery.plugins.data.renderer import Renderer
+from tunery.plugins.manager import load_plugins
+from tunery.plugins.testing import write_rows
+from tunery.plugins.training import load_base
+from tunery.plugins.training.batches import Example
+from tunery.plugins.training.evaluation import (
+    ASKED,
+    LARGEST_SAMPLE,
+    SMALLEST_SAMPLE,
+    Examination,
+    answers,
+    general_examples,
+    score,
+)
+from tunery.plugins.training.examples import Corpus, read_corpus
+from tunery.plugins.training.loss import mean_loss
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def model(tiny_base_folder: Path) -> Any:
+    return load_base(tiny_base_folder, quant="none", dtype=torch.float32, device=CPU)
+
+
+@pytest.fixture(scope="module")
+def renderer(tiny_base_folder: Path) -> Renderer:
+    return Renderer(tiny_base_folder)
+
+
+@pytest.fixture
+def corpus(tmp_path: Path, renderer: Renderer) -> Corpus:
+    return read_corpus(
+        [write_rows(tmp_path / "rows.jsonl", 40)], None, formats=load_plugins(allow=()).formats(), renderer=renderer,
+        max_length=512, eval_fraction=0.5, seed=0,
+    )  # fmt: skip
+
+
+def examination(corpus: Corpus, renderer: Renderer, folder: Path, **changes: Any) -> Examination:
+    given: dict[str, Any] = {"seen": 100, "seed": 0, "device": CPU, "dtype": torch.float32, **changes}
+    return Examination(corpus, renderer, folder=folder, **given)
+
+
+def test_scores_are_the_loss_of_each_example_in_their_order(model: Any, corpus: Corpus) -> None:
+    found = score(model, corpus.held_out, device=CPU, dtype=torch.float32)
+    assert [one.tokens for one in found] == [example.targets for example in corpus.held_out]
+    for example, one in zip(corpus.held_out, found, strict=True):
+        alone = mean_loss(model, [example], batch_size=1, device=CPU, dtype=torch.float32)
+        assert one.nats == pytest.approx(alone * example.targets, rel=1e-5)
+
+
+def test_of_a_pair_the_better_half_is_scored(model: Any) -> None:
+    plain = Example([1, 5, 6, 7], [False, False, True, True], 1)
+    pair = Example([1, 5, 6, 7], [False, False, True, True], 1, "", Example([1, 9, 9], [False, True, True], 1))
+    assert score(model, [pair], device=CPU, dtype=torch.float32) == score(
+        model, [plain], device=CPU, dtype=torch.float32
+    )
+
+
+def test_a_loss_that_is_no_number_is_none(tiny_base_folder: Path, corpus: Corpus) -> None:
+    broken: Any = load_base(tiny_base_folder, quant="none", dtype=torch.float32, device=CPU)
+    broken.model.norm.weight.data.fill_(math.nan)
+    assert {one.nats for one in score(broken, corpus.held_out, device=CPU, dtype=torch.float32)} == {None}
+
+
+def test_answers_are_what_the_model_alone_would_say_and_end_before_the_stop(model: Any, renderer: Renderer) -> None:
+    prompts = [renderer.prompt_ids([{"role": "user", "content": text}]) for text in ("a", "something much longer")]
+    together = answers(model, prompts, stop_ids=(), limit=8, device=CPU, dtype=torch.float32)
+    for prompt, said in zip(prompts, together, strict=True):
+        ids = list(prompt)
+        for _ in range(8):
+            with torch.no_grad():
+                ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+        assert said == ids[len(prompt) :]
+    stop = together[0][3]
+    stopped = answers(model, prompts[:1], stop_ids=(stop,), limit=8, device=CPU, dtype=torch.float32)
+    assert stopped == [together[0][: together[0].index(stop)]]
+
+
+def test_the_model_and_the_random_states_are_left_as_they_were(
+    model: Any, corpus: Corpus, renderer: Renderer, tmp_path: Path
+) -> None:
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.train()
+    states = torch.get_rng_state(), random.getstate()
+    examination(corpus, renderer, tmp_path).ask(model)
+    assert model.training
+    assert torch.equal(states[0], torch.get_rng_state())
+    assert states[1] == random.getstate()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_the_base_is_asked_once_a_job(model: Any, corpus: Corpus, renderer: Renderer, tmp_path: Path) -> None:
+    loads = 0
+
+    def load() -> Any:
+        nonlocal loads
+        loads += 1
+        return model
+
+    first = examination(corpus, renderer, tmp_path).before(load)
+    assert examination(corpus, renderer, tmp_path).before(load) == first
+    assert loads == 1
+    assert first.held_out_loss == pytest.approx(
+        mean_loss(model, corpus.held_out, batch_size=4, device=CPU, dtype=torch.float32), rel=1e-5
+    )
+    assert len(first.answers) == ASKED
+
+
+def test_training_rows_are_sampled_whole_by_the_seed(corpus: Corpus, renderer: Renderer, tmp_path: Path) -> None:
+    # Two examples a row, as of a template that shows each answer its own prompt.
+    many = [Example([1, 2, 3], [False, True, True], 1 + n // 2, "rows.jsonl") for n in range(20_000)]
+    large = Corpus(many, [], [], 0)
+    few, most, other = (
+        examination(large, renderer, tmp_path, seen=seen, seed=seed) for seen, seed in ((10, 0), (10**9, 0), (10**9, 1))
+    )
+    assert (len(few.train), len(most.train)) == (2 * SMALLEST_SAMPLE, 2 * LARGEST_SAMPLE)
+    assert few.rows == 10_000
+    lines = [{example.line for example in looked.train} for looked in (most, other)]
+    assert len(lines[0]) == LARGEST_SAMPLE
+    assert lines[0] != lines[1]
+    assert len(examination(corpus, renderer, tmp_path).train) == len(corpus.train)
+
+
+def test_prompts_end_where_the_last_answer_begins(renderer: Renderer, tmp_path: Path) -> None:
+    messages = [
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "content": "first"},
+        {"role": "user", "content": "two"},
+        {"role": "assistant", "content": "second"},
+    ]
+    (rendered,) = renderer.examples(messages)
+    corpus = Corpus([], [Example(rendered.ids, rendered.trained, 1, "rows.jsonl")], [], 0)
+    ((_, prompt, reference),) = examination(corpus, renderer, tmp_path).prompts
+    assert prompt == renderer.prompt_ids(messages[:3])
+    assert renderer.decode(reference) == "second"
+
+
+def test_the_general_set_covers_many_skills_and_fits_the_tiny_base(renderer: Renderer) -> None:
+    import tunery.plugins.training as package
+
+    path = Path(package.__file__).with_name("general.jsonl")
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert len({row["prompt"] for row in rows}) == len(rows) >= 40
+    assert len({row["skill"] for row in rows}) >= 8
+    found = general_examples(renderer)
+    assert len(found) == len(rows)
+    assert all(example.targets > 0 for example in found)
