@@ -21,6 +21,7 @@ from tunery.plugins.training.batches import Example, epoch_batches, micro_batche
 from tunery.plugins.training.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_weights
 from tunery.plugins.training.control import Control
 from tunery.plugins.training.objective import Objective, Supervised
+from tunery.plugins.training.processes import Processes
 from tunery.registry.errors import JobPaused, TrainingFailed
 
 __all__ = ["Fit", "Loop"]
@@ -64,10 +65,12 @@ class Loop:
         evaluate: Evaluate | None,
         objective: Objective | None = None,
         control: Control | None = None,
+        processes: Processes | None = None,
     ) -> None:
         self.model, self.examples, self.parameters, self.device = model, examples, parameters, device
         self.checkpoint, self.fingerprint, self.report, self.evaluate = checkpoint, fingerprint, report, evaluate
         self.objective, self.control = objective or Supervised(), control or Control()
+        self.processes = processes or Processes()
         self.best = checkpoint.with_name("best.safetensors")
         config: Any = getattr(model, "config", None)
         self.vocabulary = int(getattr(config, "vocab_size", 0) or 2)
@@ -76,23 +79,26 @@ class Loop:
             cpu=device.type == "cpu",
             gradient_accumulation_steps=1,
         )
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(trained, lr=parameters.learning_rate, weight_decay=parameters.weight_decay)
+        self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            self.trained, lr=parameters.learning_rate, weight_decay=parameters.weight_decay
+        )
         self.total = step_count(parameters, len(examples))
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, _schedule(parameters, self.total))
         self.progress = load_checkpoint(
             checkpoint, model=model, optimizer=self.optimizer, scheduler=self.scheduler, fingerprint=fingerprint
         )
+        self.processes.begin(self.trained)
 
     def run(self) -> Fit:
         """Train the model in place, going on from the checkpoint where there is one; it ends with the best weights."""
-        prepared, optimizer = self.accelerator.prepare(self.model, self.optimizer)
+        # Without the wrapper that adds up gradients between processes: it would not see layers that the loss runs directly.
+        prepared = self.accelerator.prepare_model(self.model, evaluation_mode=True)
+        optimizer = self.accelerator.prepare_optimizer(self.optimizer)
         prepared.train()
         began, stopped = time.perf_counter() - self.progress.seconds, False
         for rows in _steps(self.examples, self.parameters, skip=self.progress.step, total=self.total):
-            loss, norm, tokens = _optimize(
-                self.accelerator, prepared, optimizer, rows, self.parameters, self.device, self.objective
-            )
+            loss, norm, tokens = self._optimize(prepared, optimizer, rows)
             rate = self.scheduler.get_last_lr()[0]
             self.scheduler.step()
             self._advance(loss, tokens, time.perf_counter() - began)
@@ -111,6 +117,30 @@ class Loop:
         done = self.progress
         figures = dict(zip([step for step, _ in done.evaluations], done.figures, strict=True)).get(chosen, {})
         return Fit(done.step, done.tokens, done.seconds, done.loss, tuple(done.evaluations), chosen, why, figures)
+
+    def _optimize(self, model: nn.Module, optimizer: Any, rows: Sequence[Example]) -> tuple[float, float, int]:
+        """One optimizer step over `rows`: mean loss per term, gradient norm before clipping, tokens."""
+        terms = self.objective.terms(rows)
+        self.processes.seed(self.parameters.seed, self.progress.step)
+        found = self.processes.each(lambda: self._accumulate(model, self.processes.share(rows), terms))
+        self.processes.add_up(self.trained)
+        norm = float(self.accelerator.clip_grad_norm_(model.parameters(), self.parameters.max_grad_norm))
+        if math.isfinite(norm):
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return sum(loss for loss, _ in found), norm, sum(tokens for _, tokens in found)
+
+    def _accumulate(self, model: nn.Module, rows: Sequence[Example], terms: int) -> tuple[float, int]:
+        """Gradients of these rows' share of a step of so many terms: their part of its loss, and tokens."""
+        total, tokens = 0.0, 0
+        for batch in micro_batches(rows, self.parameters.micro_batch_size, device=self.device):
+            # Divided by the whole step's terms, so that how it is cut into micro-batches changes nothing.
+            with self.accelerator.autocast():
+                loss = self.objective.loss(model, batch) / terms
+            self.accelerator.backward(loss)
+            total += float(loss.detach())
+            tokens += batch.tokens
+        return total, tokens
 
     def _advance(self, loss: float, tokens: int, seconds: float) -> None:
         before = self.progress
@@ -132,7 +162,7 @@ class Loop:
         self.report({"kind": "evaluated", "step": step, "eval_loss": loss, **figures})
         before = [other for _, other in self.progress.evaluations]
         if all(loss < other for other in before):
-            save_weights(self.model, self.best)
+            self.processes.agree(lambda: save_weights(self.model, self.best))
         done = self.progress
         self.progress = msgspec.structs.replace(
             done, evaluations=[*done.evaluations, (step, loss)], figures=[*done.figures, figures]
@@ -146,9 +176,15 @@ class Loop:
 
     def _keep(self, step: int, stopped: bool) -> None:
         """Checkpoint where that is due; where a pause was asked for, always, and end there."""
-        pausing = self.control.pausing and step < self.total and not stopped
+        pausing = self.processes.agree(lambda: self.control.pausing) and step < self.total and not stopped
         if not pausing and not _due(step, self.parameters.checkpoint_every):
             return
+        self.processes.agree(self._save)
+        self.report({"kind": "checkpoint", "step": step})
+        if pausing:
+            raise JobPaused(f"paused after step {step} of {self.total}; go on with tunery train --resume JOB")
+
+    def _save(self) -> None:
         save_checkpoint(
             self.checkpoint,
             model=self.model,
@@ -157,9 +193,6 @@ class Loop:
             fingerprint=self.fingerprint,
             progress=self.progress,
         )
-        self.report({"kind": "checkpoint", "step": step})
-        if pausing:
-            raise JobPaused(f"paused after step {step} of {self.total}; go on with tunery train --resume JOB")
 
     def _choose(self, stopped: bool) -> tuple[int, str]:
         """Put the best evaluated weights back; which step's they are, and why."""
@@ -171,34 +204,8 @@ class Loop:
         end = f"; stopped early, after {self.parameters.patience} evaluations without a better one" if stopped else ""
         if best == step:
             return step, f"the last step, {step}, has the lowest held-out loss of {count}, {loss:.4f}{end}"
-        load_weights(self.model, self.best)
+        self.processes.agree(lambda: load_weights(self.model, self.best))
         return best, f"step {best} of {step} has the lowest held-out loss of {count}, {loss:.4f}{end}"
-
-
-def _optimize(
-    accelerator: Accelerator,
-    model: nn.Module,
-    optimizer: Any,
-    rows: Sequence[Example],
-    parameters: TrainingParameters,
-    device: torch.device,
-    objective: Objective,
-) -> tuple[float, float, int]:
-    """One optimizer step over `rows`: mean loss per term, gradient norm before clipping, tokens."""
-    terms = objective.terms(rows)
-    total, tokens = 0.0, 0
-    for batch in micro_batches(rows, parameters.micro_batch_size, device=device):
-        # Divided by the whole step's terms, so that how it is cut into micro-batches changes nothing.
-        with accelerator.autocast():
-            loss = objective.loss(model, batch) / terms
-        accelerator.backward(loss)
-        total += float(loss.detach())
-        tokens += batch.tokens
-    norm = float(accelerator.clip_grad_norm_(model.parameters(), parameters.max_grad_norm))
-    if math.isfinite(norm):
-        optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return total, norm, tokens
 
 
 def _steps(
