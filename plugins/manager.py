@@ -20,7 +20,7 @@ import msgspec
 import pluggy
 
 from tunery.plugins import hookspecs
-from tunery.plugins.hookspecs import API_VERSION, BaseSource, CheckInfo, FormatInfo, TrainerInfo
+from tunery.plugins.hookspecs import API_VERSION, BaseSource, CheckInfo, FormatInfo, GateInfo, TrainerInfo
 from tunery.registry.errors import InvalidInput, UnknownName, near
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ GROUP = "tunery"
 
 log = logging.getLogger("tunery.plugins")
 
-Descriptor = TypeVar("Descriptor", BaseSource, CheckInfo, FormatInfo, TrainerInfo)
+Descriptor = TypeVar("Descriptor", BaseSource, CheckInfo, FormatInfo, GateInfo, TrainerInfo)
 
 
 class PluginRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,6 +103,7 @@ class Plugins:
         self._formats: _Shelf[FormatInfo] = _Shelf("format", FormatInfo)
         self._checks: _Shelf[CheckInfo] = _Shelf("check", CheckInfo)
         self._trainers: _Shelf[TrainerInfo] = _Shelf("trainer", TrainerInfo)
+        self._gates: _Shelf[GateInfo] = _Shelf("gate", GateInfo)
         self._records: list[PluginRecord] = []
 
     def add(self, plugin: object, name: str, *, distribution: str = "", version: str = "") -> None:
@@ -112,6 +113,7 @@ class Plugins:
             ("formats", self._formats),
             ("checks", self._checks),
             ("trainers", self._trainers),
+            ("gates", self._gates),
         )
         self._check_name(name)
         try:
@@ -171,6 +173,10 @@ class Plugins:
     def trainer(self, name: str) -> TrainerInfo:
         """One trainer; raise UnknownName with near matches."""
         return self._trainers.get(name)
+
+    def gates(self) -> list[GateInfo]:
+        """Gates in the order in which they are asked."""
+        return sorted(self._gates.items.values(), key=lambda gate: (gate.priority, gate.name))
 
     def owner_of_trainer(self, name: str) -> str:
         """Package and version that a trainer comes from, for manifests."""
@@ -236,13 +242,15 @@ class Plugins:
                 raise InvalidInput(f"plugin {name!r}: {UnknownName('hook', caller.name, known)}")
 
 
-def load_plugins(*, allow: Iterable[str] | None = None) -> Plugins:
-    """Load every installed plugin that is allowed; `allow` None reads `TUNERY_PLUGINS`."""
+def load_plugins(*, allow: Iterable[str] | None = None, without: Iterable[str] = ()) -> Plugins:
+    """Load every installed plugin that is allowed; `allow` None reads `TUNERY_PLUGINS`. Built-in ones are, unless `without` names them."""
     if allow is None and (listed := os.environ.get("TUNERY_PLUGINS")) is not None:
         allow = [name.strip() for name in listed.split(",") if name.strip()]
-    allowed = None if allow is None else set(allow)
+    allowed, unwanted = None if allow is None else set(allow), set(without)
     plugins, found = Plugins(), _installed()
     for entry, distribution in found:
+        if entry.name in unwanted:
+            continue
         if allowed is None or entry.name in allowed or _is_ours(distribution):
             plugins.add_entry_point(entry, distribution)
     names = {entry.name for entry, _ in found}

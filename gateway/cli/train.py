@@ -39,6 +39,7 @@ T = TypeVar("T")
     "--set", "settings", multiple=True, metavar="NAME=VALUE", help="A parameter; see tunery plugins --trainer."
 )
 @click.option("--allow", multiple=True, metavar="RULE", help="Train although this rule of data check finds errors.")
+@click.option("--force", is_flag=True, help="Publish what fails a gate; recorded with the version.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 …")
 @click.option("--resume", "job", metavar="JOB", help="Go on with an interrupted job.")
 @click.option("--json", "as_json", is_flag=True, help="Print the version as JSON.")
@@ -52,6 +53,7 @@ def train(
     alias: str | None,
     settings: tuple[str, ...],
     allow: tuple[str, ...],
+    force: bool,
     device: str,
     job: str | None,
     as_json: bool,
@@ -61,7 +63,9 @@ def train(
         raise click.UsageError("say what to train: --data FILE --name TENANT/NAME (or --resume JOB)")
     if job is not None:
         version = run_job(
-            lambda host, loaded, registry, report: host.resume(job, registry=registry, plugins=loaded, report=report)
+            lambda host, loaded, registry, report: host.resume(
+                job, registry=registry, plugins=loaded, report=report, forced_by=actor() if force else None
+            )
         )
     else:
         from tunery.plugins.parameters import read_parameters
@@ -88,6 +92,7 @@ def train(
                 device=_device(device),
                 parameters=values,
                 allow=allow,
+                force=force,
                 actor=actor(),
             )
             version: Version = host.train(request, parameters, registry=registry, plugins=loaded, report=report)
@@ -196,8 +201,13 @@ def _line(event: dict[str, Any]) -> str | None:
             f"quote: {event['tokens']} tokens in {event['steps']} steps, about {event['minutes']:.1f} minutes, "
             f"{event['peak_bytes'] / 1e9:.2f} GB at most; {event['why']}"
         )
+    if kind == "gate":
+        state = "passed" if event["passed"] else "skipped" if event["skipped"] else f"FAILED ({event['code']})"
+        return f"gate {event['name']} {state}: {event['message']}"
     if kind == "chosen":
         return f"chosen: {event['why']}"
+    if kind == "report":
+        return "\n  ".join(["report:", *event["lines"]])
     if kind == "evaluated":
         losses = [f"{name.replace('_', ' ')} {event[name]:.4f}" for name in ("base_loss", "eval_loss") if name in event]
         return f"held out: {', '.join(losses)}"

@@ -7,7 +7,6 @@ never outlives its gateway.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import queue
 import signal
 import socket
@@ -23,6 +22,7 @@ from tunery.gateway.engine.config import EngineConfig
 from tunery.gateway.engine.messages import Command, Shutdown
 from tunery.gateway.engine.wire import CommandReader, EventWriter
 from tunery.plugins.allocator import tune_allocator
+from tunery.plugins.parent import die_with_parent
 from tunery.plugins.quiet import hush
 from tunery.registry.errors import TuneryError
 
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--socket", required=True)
     parser.add_argument("--config", required=True)
     options = parser.parse_args(arguments)
-    _die_with_parent()
+    die_with_parent()
     # A signal to the whole group (Ctrl-C, a service manager) must not cut a drain short: the gateway decides when the engine ends.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
@@ -120,13 +120,6 @@ def _listen(reader: CommandReader) -> queue.SimpleQueue[Command | None]:
 
     threading.Thread(target=listen, name="commands", daemon=True).start()
     return commands
-
-
-def _die_with_parent() -> None:
-    """On Linux, ask the kernel to kill this process when the gateway dies, even mid-load."""
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL, 0, 0, 0)
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ class FullTrainer:
             base_loss=context.base_loss,
             exact_loss=context.eval_loss,
         )
+        context.record(base)
         exact: Any = model
         exact.save_pretrained(folder / MODEL, safe_serialization=True)
         return metrics

@@ -56,17 +56,24 @@ def save_delta(
     base_loss: float | None,
     exact_loss: float | None,
 ) -> dict[str, float]:
-    """Write the delta of `model` against `base` (changed in place) and return its measured fidelity, losses and size."""
+    """Write the delta of `model` against `base`, and return its measured fidelity, losses and size.
+
+    `base` is changed in place, to what base and delta together are.
+    """
     factors = _factorise(model, base)
     originals = {name: module.weight.detach().clone() for name, module in _matrices(base)}
     _copy_rest(model, base)
 
-    def loss_at(share: float) -> float:
+    def apply(share: float) -> None:
         for name, module in _matrices(base):
             module.weight.copy_(originals[name] + _product(factors[name], share))
+
+    def loss_at(share: float) -> float:
+        apply(share)
         return evaluate(base) if evaluate else math.nan
 
     share, delta_loss = _search(loss_at, fidelity, base_loss, exact_loss)
+    apply(share)
     ranks = {name: rank for name, f in factors.items() if (rank := f.rank(share))}
     size = _write(model, factors, ranks, folder)
     metrics = {

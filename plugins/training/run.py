@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,12 +17,16 @@ from torch import nn
 from tunery.plugins.manager import Plugins
 from tunery.plugins.parameters import TrainingParameters, step_count
 from tunery.plugins.training.control import watch
+from tunery.plugins.training.disk import full_disk_told
+from tunery.plugins.training.gatekeeper import Gatekeeper
 from tunery.plugins.training.inputs import Inputs
 from tunery.plugins.training.lock import exclusive
 from tunery.plugins.training.loop import Fit, Loop
 from tunery.plugins.training.manifest import fingerprint
-from tunery.plugins.training.objective import Objective, objective_of
+from tunery.plugins.training.objective import Objective, Supervised, objective_of
 from tunery.plugins.training.preflight import preflight
+from tunery.plugins.training.report import summary
+from tunery.plugins.training.telling import Teller
 from tunery.plugins.training.trainer import LoadContext, SaveContext, Trainer, load_base
 from tunery.registry import Job, Version
 from tunery.registry.errors import JobPaused
@@ -59,6 +65,23 @@ class Run:
         self.device = torch.device(self.request.device)
         self.dtype = compute_dtype(parameters.precision, self.device)
         self.objective: Objective = objective_of(trainer, parameters)
+        self.teller: Teller | None = Teller(
+            inputs,
+            parameters,
+            folder=folder,
+            supervised=not self.objective.relative,
+            device=self.device,
+            dtype=self.dtype,
+        )
+        self.gatekeeper = Gatekeeper(
+            inputs=inputs,
+            registry=registry,
+            plugins=plugins,
+            folder=folder,
+            quant=trainer.quant,
+            dtype=self.dtype,
+            supervised=isinstance(self.objective, Supervised),
+        )
 
     def publish(self) -> Version:
         """Train, and make the version visible."""
@@ -66,6 +89,7 @@ class Run:
 
     def repeat(self) -> tuple[str, tuple[FileEntry, ...]]:
         """Train, and say what digest and files publishing would give; the registry stays as it is."""
+        self.teller = None
         return self._guarded(self._digest)
 
     def _guarded(self, finish: Callable[[Path, dict[str, float], Fit], T]) -> T:
@@ -75,10 +99,11 @@ class Run:
             watch(self.folder) as self.control,
             (self.folder / "metrics.jsonl").open("ab") as self.metrics_file,
         ):
-            self.registry.update_job(self.job.id, state="running")
-            self._write_manifest()
             try:
-                return finish(*self._train())
+                with full_disk_told(self.job.id):
+                    self.registry.update_job(self.job.id, state="running")
+                    self._write_manifest()
+                    return finish(*self._train())
             except JobPaused as pause:
                 self._end("paused", str(pause))
                 raise
@@ -86,7 +111,7 @@ class Run:
                 self._end("cancelled", "asked to stop" if self.control.cancelled else "interrupted")
                 raise
             except BaseException as error:
-                self._end("failed", str(error))
+                self._end("failed", str(error), code=getattr(error, "code", None))
                 raise
 
     def report(self, event: dict[str, Any]) -> None:
@@ -141,11 +166,35 @@ class Run:
         if eval_loss is not None:
             self.report({"kind": "chosen", "step": done.chosen, "why": done.why, "eval_loss": eval_loss,
                          "base_loss": base_loss})  # fmt: skip
-        saving = SaveContext(load=context, evaluate=evaluate, base_loss=base_loss, eval_loss=eval_loss)
+        self._tell(model, done)
+        saving = SaveContext(
+            load=context,
+            evaluate=evaluate,
+            base_loss=base_loss,
+            eval_loss=eval_loss,
+            record=self.gatekeeper.record,
+        )
+        saving.record(model)
         output = self.folder / "output"
         shutil.rmtree(output, ignore_errors=True)
         output.mkdir()
-        return output, self.trainer.save(model, output, saving) | _metrics(done, saving), done
+        return (
+            output,
+            self.trainer.save(model, output, saving) | _metrics(done, saving, self.manifest.get("base_figures", {})),
+            done,
+        )
+
+    def _tell(self, model: nn.Module, done: Fit) -> None:
+        """Write the report before anything can refuse the result: who has to mend it needs it most."""
+        if self.teller is not None:
+            report = self.teller.tell(model, done, self.manifest)
+            self.report(
+                {
+                    "kind": "report",
+                    "path": str(self.teller.folder / "report.md"),
+                    "lines": summary(report, chosen=False),
+                }
+            )
 
     def _preflight(self, model: nn.Module) -> None:
         """Try the longest rows once per job; a resumed one keeps the micro-batch it began with."""
@@ -174,6 +223,9 @@ class Run:
         return digest, files
 
     def _publish(self, output: Path, metrics: dict[str, float], done: Fit) -> Version:
+        self.manifest |= self.gatekeeper.ask(output, metrics, self.parameters, self.report)
+        self._write_manifest()
+        self.gatekeeper.check(self.manifest, output)
         finished = self.manifest | {
             "finished_at": time.time(),
             "steps": done.steps,
@@ -189,6 +241,7 @@ class Run:
             metrics=metrics,
             actor=self.request.actor,
             alias=self.request.alias,
+            report=self.teller.folder if self.teller else None,
         )
         self.registry.update_job(self.job.id, state="succeeded", version=version.number)
         self.report({"kind": "succeeded", "version": version.name, "digest": version.digest})
@@ -208,7 +261,10 @@ class Run:
         return load_base(Path(self.base.path), quant=self.trainer.quant, dtype=self.dtype, device=self.device)
 
     def _base_loss(self, load: Callable[[], nn.Module]) -> float | None:
-        """The loss of the model to compare with on the held-out rows; it is loaded where that is not yet known."""
+        """The loss of the model to compare with on the held-out rows; it is loaded, once, where that is not yet known."""
+        load = cache(load)
+        if self.teller is not None:
+            self.teller.before(load)
         if not self.corpus.held_out:
             return None
         if "base_loss" not in self.manifest:
@@ -245,12 +301,15 @@ class Run:
         staged.write_bytes(msgspec.json.format(msgspec.json.encode(self.manifest), indent=2))
         staged.replace(self.folder / "manifest.json")
 
-    def _end(self, state: str, why: str) -> None:
-        self.registry.update_job(self.job.id, state=state, error=why)
-        self.report({"kind": state, "error": why})
+    def _end(self, state: str, why: str, *, code: object = None) -> None:
+        # Where the disk is full this cannot be written either; why the run ended says more than that.
+        with suppress(OSError):
+            self.registry.update_job(self.job.id, state=state, error=why)
+        with suppress(OSError):
+            self.report({"kind": state, "error": why} | ({"code": code} if isinstance(code, str) else {}))
 
 
-def _metrics(done: Fit, saving: SaveContext[Any]) -> dict[str, float]:
+def _metrics(done: Fit, saving: SaveContext[Any], base: Mapping[str, float]) -> dict[str, float]:
     metrics: dict[str, float] = {
         "train_loss": done.train_loss,
         "steps": float(done.steps),
@@ -259,7 +318,7 @@ def _metrics(done: Fit, saving: SaveContext[Any]) -> dict[str, float]:
     metrics["useful_tok_s"] = round(done.tokens / max(done.seconds, 1e-9), 1)
     if saving.base_loss is not None and saving.eval_loss is not None:
         metrics |= {"base_loss": saving.base_loss, "eval_loss": saving.eval_loss}
-    return metrics | done.figures
+    return metrics | dict(done.figures) | {f"base_{name}": value for name, value in base.items()}
 
 
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype:

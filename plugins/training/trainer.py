@@ -40,7 +40,11 @@ class LoadContext(Generic[P]):
 
 class SaveContext(Generic[P]):
     """What a trainer may use to save: as for loading, and `evaluate`, the mean held-out loss in nats per trained token of any
-    model that takes the base's inputs (None when nothing was held out)."""
+    model that takes the base's inputs (None when nothing was held out).
+
+    A trainer whose files say something else than its model, because they only approximate it, calls `record` with a model that
+    says what the files do; serving is compared with that.
+    """
 
     def __init__(
         self,
@@ -49,11 +53,13 @@ class SaveContext(Generic[P]):
         evaluate: Callable[[nn.Module], float] | None,
         base_loss: float | None,
         eval_loss: float | None,
+        record: Callable[[nn.Module], None] | None = None,
     ) -> None:
         self.load = load
         self.evaluate = evaluate
         self.base_loss = base_loss
         self.eval_loss = eval_loss
+        self.record = record or (lambda model: None)
 
 
 class Trainer(Protocol):

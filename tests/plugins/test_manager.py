@@ -44,6 +44,7 @@ def test_the_built_in_plugins_load_like_any_other() -> None:
     assert {record.name: record.error for record in plugins.records()} == {
         "bases": None,
         "data": None,
+        "gates": None,
         "trainers": None,
     }
     assert [source.name for source in plugins.base_sources()] == ["small", "gguf", "folder", "hub"]

@@ -13,7 +13,7 @@ from tunery.registry import Base
 from tunery.registry.home import Home
 from tunery.registry.registry import Registry
 
-QUICK = ("--set", "precision=float32", "--set", "max_steps=2", "--set", "r=4")
+QUICK = ("--set", "precision=float32", "--set", "max_steps=2", "--set", "r=4", "--force")
 
 
 @pytest.fixture
