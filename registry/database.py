@@ -64,7 +64,9 @@ class Database:
                 connection.exec_driver_sql("COMMIT")
             except DatabaseError as error:
                 _roll_back(connection)
-                raise StorageFailed(f"{self._path} could not be written: {error.orig}; nothing was changed") from error
+                raise StorageFailed(
+                    f"{self._path} could not be written: {error.orig}; nothing was changed", code=_code(error)
+                ) from error
             except BaseException:
                 _roll_back(connection)
                 raise
@@ -117,6 +119,11 @@ def _engine(path: Path) -> Engine:
             connection.execute(f"PRAGMA {pragma}")
 
     return engine
+
+
+def _code(error: DatabaseError) -> str | None:
+    """`disk_full` where SQLite says so; its own code otherwise."""
+    return "disk_full" if getattr(error.orig, "sqlite_errorname", None) == "SQLITE_FULL" else None
 
 
 def _roll_back(connection: Connection) -> None:

@@ -6,7 +6,9 @@ import errno
 import os
 from pathlib import Path
 
-__all__ = ["disk_code", "sync"]
+__all__ = ["disk_code", "is_full", "sync"]
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def sync(path: Path) -> None:
@@ -20,4 +22,18 @@ def sync(path: Path) -> None:
 
 def disk_code(error: OSError) -> str:
     """The error code for what a disk said: `disk_full` or `storage_failed`."""
-    return "disk_full" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "storage_failed"
+    return "disk_full" if error.errno in _FULL else "storage_failed"
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came from, says that the disk would take no more.
+
+    Libraries pass on what the disk said as their own error, with its text or in the chain of errors alone.
+    """
+    while error is not None:
+        if (isinstance(error, OSError) and error.errno in _FULL) or any(
+            os.strerror(code) in str(error) for code in _FULL
+        ):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

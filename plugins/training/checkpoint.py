@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from tunery.registry.disk import disk_code, sync
+from tunery.registry.disk import is_full, sync
 from tunery.registry.errors import InvalidInput, StorageFailed
 
 __all__ = ["Progress", "load_checkpoint", "load_weights", "save_checkpoint", "save_weights"]
@@ -58,7 +58,9 @@ def save_checkpoint(
             "fingerprint": fingerprint,
             "progress": msgspec.to_builtins(progress),
         }
-        torch.save(state, staged / STATE)
+        # To a file of Python's: torch's own loses what the disk said.
+        with (staged / STATE).open("wb") as file:
+            torch.save(state, file)
         for path in (*staged.iterdir(), staged):
             sync(path)
         old = folder.with_name(folder.name + ".old")
@@ -139,8 +141,7 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
-        # safetensors and torch pass on only the text of what the disk said.
-        full = (isinstance(error, OSError) and disk_code(error) == "disk_full") or "No space left" in str(error)
+        full = is_full(error)
         why = "the disk is full" if full else str(error)
         raise StorageFailed(
             f"{why}: {path.name} of {path.parent.name} could not be written; free some space and go on with "
