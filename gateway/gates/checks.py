@@ -79,9 +79,11 @@ def stops_by_itself(case: GateCase) -> Verdict:
     """At least half of the greedy answers to held-out prompts end with an end-of-turn token, within twice the longest reference."""
     request = case.request
     engine = served(case, request.serving)
-    rows = _whole(request.held_out or request.trained, request.parameters.get("max_length"), engine)[:PROMPTS]
+    rows = _prompted(request.held_out or request.trained, request.parameters.get("max_length"), engine)[:PROMPTS]
     if not rows:
-        return skipped("every row fills max_length or the context, so nobody knows how long answers should be")
+        return skipped(
+            f"every row fills the context of {engine.context_length} tokens, so there is no room for an answer"
+        )
     spans = [_last_answer(row) for row in rows]
     prompts = [row.ids[:start] for row, (start, _) in zip(rows, spans, strict=True)]
     limit = max(SHORTEST_LIMIT, TIMES * max(end - start for start, end in spans))
@@ -100,10 +102,10 @@ def stops_by_itself(case: GateCase) -> Verdict:
     )
 
 
-def _whole(rows: Sequence[Example], max_length: int | None, engine: Served) -> list[Example]:
-    """Rows that were not cut, with room behind their prompt."""
-    most = min(max_length or engine.context_length, engine.context_length)
-    return [row for row in rows if len(row.ids) < most and any(row.trained[1:])]
+def _prompted(rows: Sequence[Example], max_length: int | None, engine: Served) -> list[Example]:
+    """Rows with room behind them in the context; those that lost their end to `max_length` only where there are no others."""
+    room = [row for row in rows if len(row.ids) < engine.context_length and any(row.trained[1:])]
+    return [row for row in room if max_length is None or len(row.ids) < max_length] or room
 
 
 def _last_answer(row: Example) -> tuple[int, int]:
