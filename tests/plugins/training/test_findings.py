@@ -78,6 +78,13 @@ def test_a_row_that_was_as_hard_before_and_is_as_hard_as_its_like_is_not_suspici
     assert suspicious([*learnt(200), *hard]) == []
 
 
+def test_a_kind_of_rows_that_stays_hard_is_not_suspicious_and_repeats_count_once() -> None:
+    easy, free = learnt(150, to=0.05), [row(300 + n, 2 + n / 40, 1.5 + n % 9 / 10) for n in range(80)]
+    assert suspicious([*easy, *free]) == []
+    known = [row(500 + n, 3.0, 0.01) for n in range(60)]
+    assert suspicious([*free, *known]) == []
+
+
 def test_a_row_that_became_worse_is_suspicious_even_among_rows_that_vary() -> None:
     rows = [row(n, 2.0 + n / 1000, (n % 20) / 10) for n in range(100)]
     assert suspicious(rows) == []
