@@ -99,25 +99,58 @@ def _suite(config: EngineConfig, peers: Path | None, plot: Path | None, as_json:
 
 @bench.command("train")
 @base_option
-@click.option("--method", default="lora", show_default=True, help="The trainer.")
+@click.option("--method", "methods", default=("lora",), multiple=True, show_default=True, help="A trainer; repeatable.")
 @click.option("--data", type=click.Path(path_type=Path, exists=True, dir_okay=False), required=True, help="JSON Lines.")
+@click.option(
+    "--held-out", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Rows to take a loss on."
+)
 @click.option("--steps", type=click.IntRange(1), default=12, show_default=True, help="Optimizer steps.")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A parameter of the trainer.")
+@click.option("--peer", metavar="COMMAND", help="Another system's command, measured in the same run and compared with.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda …")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def train(
-    base: str, method: str, data: Path, steps: int, settings: tuple[str, ...], device: str, as_json: bool
+    base: str,
+    methods: tuple[str, ...],
+    data: Path,
+    held_out: Path | None,
+    steps: int,
+    settings: tuple[str, ...],
+    peer: str | None,
+    device: str,
+    as_json: bool,
 ) -> None:
     """Training speed in useful tokens (padding not counted) per second, and peak memory."""
     _prepare()
     from tunery.plugins.bases.resolve import resolve_base
-    from tunery.plugins.training.bench import bench_train
 
     loaded = plugins()
     with open_registry() as registry:
         found = resolve_base(base, registry=registry, plugins=loaded, say=say)
     values: dict[str, Any] = {**parse_settings(settings), "max_steps": steps}
-    _print(bench_train(found, method, values, data, plugins=loaded, device=device), as_json)
+    if peer is None and len(methods) == 1:
+        from tunery.plugins.training.bench import bench_train
+
+        _print(bench_train(found, methods[0], values, data, held_out, plugins=loaded, device=device), as_json)
+        return
+    from tunery.gateway.bench.machine import describe
+    from tunery.gateway.bench.training import TrainingWorkload, compare, table
+
+    workload = TrainingWorkload(
+        base=found.digest,
+        folder=found.path,
+        data=data,
+        held_out=held_out,
+        steps=steps,
+        batch=int(values.get("batch_size", 8)),
+        settings=tuple(setting for setting in settings if not setting.startswith("batch_size=")),
+        device=device,
+    )
+    figures = compare(workload, methods, peer, say)
+    if as_json:
+        print_json({"figures": figures, "machine": describe()})
+    else:
+        click.echo(table(figures, peer=peer is not None))
 
 
 def _prepare() -> None:

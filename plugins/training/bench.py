@@ -13,6 +13,7 @@ from tunery.plugins.manager import Plugins, load_entrypoint
 from tunery.plugins.parameters import read_parameters
 from tunery.plugins.training.examples import read_corpus
 from tunery.plugins.training.loop import Loop
+from tunery.plugins.training.loss import mean_loss
 from tunery.plugins.training.memory import peak_memory
 from tunery.plugins.training.run import compute_dtype
 from tunery.plugins.training.trainer import LoadContext, Trainer
@@ -22,14 +23,17 @@ __all__ = ["bench_train"]
 
 
 def bench_train(
-    base: Base, method: str, values: dict[str, Any], data: Path, *, plugins: Plugins, device: str
+    base: Base, method: str, values: dict[str, Any], data: Path, held_out: Path | None, *, plugins: Plugins, device: str
 ) -> dict[str, Any]:
-    """Useful tokens per second over all steps but the first, which warms up; and the process's peak memory in GB."""
+    """Useful tokens per second over all steps but the first, which warms up; the process's peak memory in GB until then; and the loss.
+
+    `eval_loss` is the mean per trained token of the file `held_out`, in nats, after the last step.
+    """
     info = plugins.trainer(method)
     parameters = read_parameters(info.parameters, values)
     corpus = read_corpus(
         [data],
-        None,
+        held_out,
         formats=plugins.formats(),
         renderer=Renderer(Path(base.path)),
         max_length=parameters.max_length,
@@ -41,10 +45,11 @@ def bench_train(
     torch.manual_seed(parameters.seed)
     trainer: Trainer = load_entrypoint(info.entrypoint)()
     context = LoadContext(base_folder=Path(base.path), parameters=parameters, device=where, dtype=dtype, parent=None)
+    model = trainer.load(context)
     events: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="tunery-bench-") as scratch:
         Loop(
-            trainer.load(context),
+            model,
             corpus.train,
             parameters,
             device=where,
@@ -54,15 +59,15 @@ def bench_train(
             report=events.append,
             evaluate=None,
         ).run()
+    peak = peak_memory(where)
     first, last = events[0], events[-1]
     tokens, seconds = (last["tokens"] - first["tokens"], last["seconds"] - first["seconds"]) if len(events) > 1 else (
         last["tokens"], last["seconds"]
     )  # fmt: skip
-    return {
-        "system": "tunery",
-        "method": method,
+    figures = {
+        "system": f"tunery {method}",
         "useful_tok_s": round(tokens / seconds, 1),
-        "peak_gb": round(peak_memory(where) / 1e9, 2),
+        "peak_gb": round(peak / 1e9, 2),
         "steps": last["step"],
         "first_loss": round(first["loss"], 4),
         "last_loss": round(last["loss"], 4),
@@ -71,3 +76,7 @@ def bench_train(
         "batch_size": parameters.batch_size,
         "precision": str(dtype).removeprefix("torch."),
     }
+    if corpus.held_out:
+        loss = mean_loss(model, corpus.held_out, batch_size=parameters.batch_size, device=where, dtype=dtype)
+        figures["eval_loss"] = round(loss, 4)
+    return figures

@@ -122,6 +122,15 @@ def test_the_signature_task_is_the_same_pairs_reversed(make_docs: ModuleType) ->
     ]
 
 
+def test_several_pairs_make_one_row(make_docs: ModuleType) -> None:
+    single = make_docs.docstring_rows(7)
+    rows = make_docs.together(single, 3)
+    assert len(rows) == 2
+    for number, row in enumerate(rows):
+        parts = [_turns(one) for one in single[3 * number : 3 * number + 3]]
+        assert _turns(row) == tuple("\n".join(texts) for texts in zip(*parts, strict=True))
+
+
 def test_an_unknown_task_is_refused(make_docs: ModuleType) -> None:
     with pytest.raises(ValueError, match="choose one of docstring, signature"):
         make_docs.docstring_rows(1, task="poem")
