@@ -16,8 +16,9 @@ from tunery.plugins.data.tokens import read_json
 from tunery.plugins.manager import Plugins, load_entrypoint
 from tunery.plugins.parameters import TrainingParameters, given_names, read_parameters
 from tunery.plugins.training.defaults import Choice, Facts, choose
+from tunery.plugins.training.disk import full_disk_told
 from tunery.plugins.training.inputs import Inputs, TrainRequest, read_inputs
-from tunery.plugins.training.manifest import IDENTITY, build_manifest, differences, rendered_at
+from tunery.plugins.training.manifest import IDENTITY, build_manifest, changed_files, differences, rendered_at
 from tunery.plugins.training.run import Run
 from tunery.registry import Job, Version
 from tunery.registry.digest import file_digest
@@ -52,7 +53,8 @@ def train(
     parameters, choices = choose(parameters, given_names(request.parameters), facts)
     job = _start(request, registry)
     manifest = _manifest(inputs, parameters, choices, plugins=plugins, job=job)
-    (registry.home.jobs / job.id / "request.json").write_bytes(msgspec.json.encode(request))
+    with full_disk_told(job.id):
+        (registry.home.jobs / job.id / "request.json").write_bytes(msgspec.json.encode(request))
     return _run(inputs, parameters, manifest, registry=registry, plugins=plugins, job=job, report=report).publish()
 
 
@@ -73,15 +75,20 @@ def resume(
     if forced_by is not None:
         request = msgspec.structs.replace(request, force=True, actor=forced_by)
     before = msgspec.json.decode((folder / "manifest.json").read_bytes())
+    # Before rows are read: a file that was cut short has changed, whatever else is wrong with it.
+    _refuse(job_id, changed_files(before, [Path(path) for path in (*request.data, request.validation) if path]))
     parameters = read_parameters(plugins.trainer(request.trainer).parameters, before["parameters"])
     inputs = read_inputs(request, parameters, registry=registry, plugins=plugins, now=rendered_at(before))
-    changed = differences(before, _manifest(inputs, parameters, (), plugins=plugins, job=job))
+    _refuse(job_id, differences(before, _manifest(inputs, parameters, (), plugins=plugins, job=job)))
+    return _run(inputs, parameters, before, registry=registry, plugins=plugins, job=job, report=report).publish()
+
+
+def _refuse(job_id: str, changed: Sequence[str]) -> None:
     if changed:
         raise InvalidInput(
             f"{job_id} cannot go on as it began; put back what changed, or start a new job:\n" + "\n".join(changed),
             code="resume_mismatch",
         )
-    return _run(inputs, parameters, before, registry=registry, plugins=plugins, job=job, report=report).publish()
 
 
 class Reproduction(msgspec.Struct, frozen=True, kw_only=True):

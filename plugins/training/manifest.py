@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from importlib.metadata import version as package_version
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -16,8 +17,9 @@ from tunery.plugins.machine import describe_machine
 from tunery.plugins.parameters import TrainingParameters
 from tunery.plugins.training.defaults import Choice
 from tunery.plugins.training.inputs import Inputs
+from tunery.registry.digest import file_digest
 
-__all__ = ["IDENTITY", "build_manifest", "differences", "fingerprint", "rendered_at"]
+__all__ = ["IDENTITY", "build_manifest", "changed_files", "differences", "fingerprint", "rendered_at"]
 
 PACKAGES = (
     "tunery",
@@ -93,6 +95,16 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], *, names: Seq
     for name in names:
         lines += _compare(name, before.get(name), now.get(name))
     return lines
+
+
+def changed_files(manifest: Mapping[str, Any], paths: Sequence[Path]) -> list[str]:
+    """A line for every data file whose content is not the manifest's; one that is gone is left to whoever reads it."""
+    kept = manifest["data"]
+    now = [
+        {**entry, "sha256": file_digest(path)[0]} if path.is_file() else entry
+        for entry, path in zip(kept, paths, strict=False)
+    ]
+    return _compare("data", kept, now)
 
 
 def _compare(path: str, before: Any, now: Any) -> list[str]:

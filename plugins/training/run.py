@@ -244,6 +244,8 @@ class Run:
             report=self.teller.folder if self.teller else None,
         )
         self.registry.update_job(self.job.id, state="succeeded", version=version.number)
+        self.manifest = finished
+        self._write_manifest()
         self.report({"kind": "succeeded", "version": version.name, "digest": version.digest})
         self.plugins.version_published(version, output)
         self._clear()

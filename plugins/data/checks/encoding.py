@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any
 
 from tunery.plugins.data.check import Check, Context, Fault
+from tunery.plugins.data.checks.schema import CUT, is_cut
 from tunery.plugins.data.line import Line, Place
 
 __all__ = ["Encoding"]
@@ -25,7 +26,7 @@ class Encoding(Check):
         if line.invalid is not None and line.invalid.rule == "encoding":
             for path, text in line.invalid.faults:
                 message, _, fix = text.rpartition("; ")
-                yield Fault(path, message, fix, "error")
+                yield Fault(path, message, CUT if is_cut(line) and "not UTF-8" in message else fix, "error")
         if line.raw.startswith(_BOM):
             yield Fault("$", "begins with a byte order mark", "save the file as UTF-8 without one")
         if b"\0" in line.raw:

@@ -7,7 +7,15 @@ from collections.abc import Iterable
 from tunery.plugins.data.check import Check, Context, Fault
 from tunery.plugins.data.line import Line, Place
 
-__all__ = ["Schema"]
+__all__ = ["CUT", "Schema", "is_cut"]
+
+
+CUT = "the file ends here without a line end, so it may have been cut off: copy it again"
+
+
+def is_cut(line: Line) -> bool:
+    """Whether a line is no JSON and the last of its file, without a line end."""
+    return line.value is None and not line.raw.endswith(b"\n")
 
 
 class Schema(Check):
@@ -20,12 +28,9 @@ class Schema(Check):
     def of_line(self, line: Line) -> Iterable[Fault]:
         if line.invalid is None or line.invalid.rule != "schema":
             return
-        cut = line.value is None and not line.raw.endswith(b"\n")
         for path, text in line.invalid.faults:
             message, _, fix = text.rpartition("; ")
-            if cut:
-                fix = "the file ends here without a line end, so it may have been cut off: copy it again"
-            yield Fault(path, message or text, fix if message else "fix the line or drop it")
+            yield Fault(path, message or text, CUT if is_cut(line) else fix if message else "fix the line or drop it")
 
     def note(self, line: Line) -> str | None:
         return line.row.format if line.row else None

@@ -31,15 +31,15 @@ def events() -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def base_with(registry: Registry, tiny_base_folder: Path, tmp_path: Path) -> Callable[[str], Base]:
-    """`base_with(template)` is the tiny base with another chat template."""
+def base_with(registry: Registry, tiny_base_folder: Path, tmp_path: Path) -> Callable[..., Base]:
+    """`base_with(template, eos_token=None)` is the tiny base with another chat template, and other settings of its tokenizer."""
     from tunery.plugins.bases.resolve import resolve_base
 
-    def base_with(template: str) -> Base:
+    def base_with(template: str, **changed: Any) -> Base:
         folder = tmp_path / "other-base"
         shutil.copytree(tiny_base_folder, folder)
         settings = json.loads((folder / "tokenizer_config.json").read_text())
-        (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": template}))
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": template} | changed))
         return resolve_base(str(folder), registry=registry, plugins=load_plugins(allow=()), name="other")
 
     return base_with

@@ -55,7 +55,7 @@ def test_what_is_not_the_same_is_named(train: Train, registry: Registry) -> None
 
 
 def test_a_template_that_asks_for_the_time_is_told_the_first_runs(
-    train: Train, registry: Registry, base_with: Callable[[str], Base]
+    train: Train, registry: Registry, base_with: Callable[..., Base]
 ) -> None:
     base = base_with("{{ strftime_now('%H:%M:%S') }}\n" + CHATML)
     version = train("lora", max_steps=2, base=base)
