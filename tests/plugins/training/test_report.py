@@ -1,0 +1,175 @@
+"""Reports of whole jobs: stored with the version, the same when resumed, and right about planted rows."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.plugins.training.conftest import Train
+from tests.plugins.training.test_host import Killed, kill_at
+from tunery.plugins.manager import load_plugins
+from tunery.plugins.training import reproduce, resume
+from tunery.plugins.training.page import page, samples_page
+from tunery.plugins.training.report import Report, Sample, read, summary
+from tunery.registry import Version
+from tunery.registry.registry import Registry
+from tunery.registry.reports import LIMITS
+
+
+def chat(path: Path, rows: list[tuple[str, str]]) -> Path:
+    with path.open("w") as file:
+        for asked, said in rows:
+            messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
+            file.write(json.dumps({"messages": messages}) + "\n")
+    return path
+
+
+def report_of(version: Version, registry: Registry) -> Report:
+    report = read(registry.files(version)["report/report.json"])
+    assert report is not None
+    return report
+
+
+def test_a_job_stores_its_report_with_the_version(
+    train: Train, registry: Registry, events: list[dict[str, Any]]
+) -> None:
+    version = train("lora", epochs=6, eval_every=16)
+    report = report_of(version, registry)
+    assert {entry.path for entry in version.files} >= set(LIMITS)
+    assert report.held_out is not None
+    assert report.held_out.before == pytest.approx(version.metrics["base_loss"], rel=1e-4)
+    assert report.held_out.after == pytest.approx(version.metrics["eval_loss"], rel=1e-4)
+    assert report.held_out.low < report.held_out.after - report.held_out.before < report.held_out.high < 0
+    assert (report.outcomes.win, report.held_out.rows) == (8, 8)
+    assert (report.rows, report.looked_at) == (32, 32)
+    assert report.general is not None
+    assert report.general.change.rows >= 40
+    assert report.chosen == version.manifest["checkpoint"]["step"]
+    assert report.why == version.manifest["checkpoint"]["why"]
+    assert [step for step, _ in report.curve] == list(range(1, int(version.metrics["steps"]) + 1))
+    assert report.curve[-1][1] == version.metrics["train_loss"]
+    assert [list(pair) for pair in report.evaluations] == version.manifest["checkpoint"]["evaluations"]
+    (event,) = [event for event in events if event["kind"] == "report"]
+    assert event["lines"] == summary(report, chosen=False)
+
+
+def test_rows_and_samples_are_named_and_shown(train: Train, registry: Registry, data: Path) -> None:
+    files = registry.files(train("lora", epochs=6))
+    rows = [json.loads(line) for line in files["report/rows.jsonl"].read_text().splitlines()]
+    own = [row for row in rows if row["split"] != "general"]
+    assert sorted(row["line"] for row in own) == list(range(1, 41))
+    assert {row["file"] for row in own} == {data.name}
+    assert all(row["after"] < row["before"] for row in own)
+    samples = json.loads(files["report/samples.json"].read_text())
+    texts = [json.loads(line)["messages"] for line in data.read_text().splitlines()]
+    held_out = {row["line"] for row in rows if row["split"] == "held_out"}
+    assert len(samples) == 6
+    for sample in samples:
+        asked, said = texts[sample["line"] - 1]
+        assert asked["content"] in sample["prompt"]
+        assert sample["reference"] == said["content"]
+        assert sample["line"] in held_out
+        assert sample["outcome"] == "win"
+    assert "### rows.jsonl:" in files["report/samples.md"].read_text()
+    assert files["report/loss.png"].read_bytes().startswith(b"\x89PNG")
+    told = files["report/report.md"].read_text()
+    assert "![Loss by step](loss.png)" in told
+    assert "item " not in told, "the report itself holds no text of a row"
+
+
+def test_a_planted_wrong_answer_is_the_most_suspicious_row(train: Train, registry: Registry, tmp_path: Path) -> None:
+    rows = [(f"item {n}", "odd invoice refunds" if n % 2 else "even ticket") for n in range(120)]
+    wrong = 61
+    rows[wrong - 1] = (rows[wrong - 1][0], "yes odd refunds ticket")
+    path = chat(tmp_path / "planted.jsonl", rows)
+    held_out = chat(tmp_path / "val.jsonl", [(f"item {n}", "even ticket") for n in range(200, 220, 2)])
+    report = report_of(train("lora", files=(path,), validation=held_out, epochs=3), registry)
+    assert [(note.file, note.line) for note in report.suspicious] == [("planted.jsonl", wrong)]
+    assert report.hardest[0].line == wrong
+    assert any(f"planted.jsonl:{wrong}" in line for line in summary(report))
+
+
+def test_a_row_learnt_by_heart_is_found(train: Train, registry: Registry, tmp_path: Path) -> None:
+    def noise(number: int) -> str:
+        return "".join(chr(97 + (number * number * (at + 3) + 7 * at * at) % 26) for at in range(12))
+
+    rows = [(f"secret {n}", noise(n)) for n in range(40)]
+    path = chat(tmp_path / "heart.jsonl", [*rows, *([("secret 500", noise(501))] * 20)])
+    held_out = chat(tmp_path / "val.jsonl", [(f"secret {n}", noise(n)) for n in range(100, 120)])
+    report = report_of(train("lora", files=(path,), validation=held_out, epochs=20, allow=("duplicate",)), registry)
+    assert 20 <= report.counts["memorised"] < 30
+    assert {note.line for note in report.memorised} <= set(range(41, 61))
+    assert report.suspicious == []
+    assert report.memorised[0].like is not None
+    assert report.memorised[0].after < report.memorised[0].like / 2
+
+
+def test_a_resumed_job_gives_the_same_report(train: Train, registry: Registry) -> None:
+    settings: dict[str, Any] = {"epochs": 2, "checkpoint_every": 3, "dropout": 0.1}
+    whole = train("lora", **settings)
+    with pytest.raises(Killed):
+        train("lora", report=kill_at(8), **settings)
+    again = resume(registry.jobs()[0].id, registry=registry, plugins=load_plugins(allow=()), report=lambda event: None)
+    reports = [
+        {entry.path: entry.sha256 for entry in version.files if entry.path.startswith("report/")}
+        for version in (whole, again)
+    ]
+    assert reports[0] == reports[1]
+    assert set(reports[0]) == set(LIMITS)
+
+
+def test_a_report_changes_nothing_that_is_trained(train: Train, registry: Registry) -> None:
+    version = train("lora", epochs=1, dropout=0.1)
+    kinds: list[str] = []
+    # Repeating a run tells nothing, and asks nobody.
+    again = reproduce(
+        version, data=(), registry=registry, plugins=load_plugins(allow=()),
+        report=lambda event: kinds.append(event["kind"]),
+    )  # fmt: skip
+    assert "report" not in kinds
+    assert not (registry.home.jobs / registry.jobs()[0].id / "base.json").exists()
+    assert again.same
+
+
+def test_without_matplotlib_the_report_says_how_to_get_the_picture(
+    train: Train, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    version = train("lora", epochs=1)
+    report = report_of(version, registry)
+    assert "report/loss.png" not in registry.files(version)
+    assert any("pip install 'tunery[plots]'" in note for note in report.notes)
+    told = registry.files(version)["report/report.md"].read_text()
+    assert "loss.png" not in told
+    assert "tunery[plots]" in told
+
+
+def test_nothing_held_out_is_said(train: Train, registry: Registry) -> None:
+    report = report_of(train("lora", epochs=1, eval_fraction=0), registry)
+    assert (report.held_out, report.outcomes.win, report.memorised) == (None, 0, [])
+    assert report.training is not None
+    assert "Nothing was held out" in report.notes[0]
+
+
+def test_texts_cannot_break_out_of_the_samples_page() -> None:
+    text = "```\n# I am a title\n````"
+    shown = samples_page([Sample("rows.jsonl", 1, text, text, text, text, 2.0, 1.0, "win")])
+    assert shown.count(f"`````text\n{text}\n`````") == 4
+    assert samples_page([]) == ""
+
+
+def test_a_report_is_read_back_and_what_is_none_is_not(tmp_path: Path) -> None:
+    import msgspec
+
+    report = Report(adapter="a/b", base="tiny", method="lora", chosen=1, why="the last step", rows=1, looked_at=1)
+    path = tmp_path / "report.json"
+    path.write_bytes(msgspec.json.encode(report))
+    assert read(path) == report
+    assert "Chosen: the last step." in page(report, picture=False)
+    path.write_text("[]")
+    assert read(path) is None
+    assert read(tmp_path / "none.json") is None
