@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import rich_click as click
 
 from tunery.gateway.cli.context import actor, open_registry, plugins, print_json, say
+from tunery.plugins.training.processes import is_first
 from tunery.registry.errors import InvalidInput
 from tunery.registry.names import check_adapter
 
@@ -79,8 +80,10 @@ def train(
 
         def start(host: Any, loaded: Any, registry: Any, report: Report) -> Version:
             from tunery.plugins.bases.resolve import resolve_base
+            from tunery.plugins.training.processes import find_processes
 
-            known = resolve_base(base, registry=registry, plugins=loaded, say=say)
+            where = _device(device)
+            known = find_processes(where).agree(lambda: resolve_base(base, registry=registry, plugins=loaded, say=say))
             request = host.TrainRequest(
                 adapter=adapter,
                 trainer=method,
@@ -89,7 +92,7 @@ def train(
                 validation=str(validation.absolute()) if validation else None,
                 parent=parent,
                 alias=alias,
-                device=_device(device),
+                device=where,
                 parameters=values,
                 allow=allow,
                 force=force,
@@ -99,6 +102,8 @@ def train(
             return version
 
         version = run_job(start)
+    if not is_first():
+        return
     if as_json:
         print_json(version)
     else:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tunery.plugins.training.defaults import Choice, Facts, choose
 from tunery.plugins.training.disk import full_disk_told
 from tunery.plugins.training.inputs import Inputs, TrainRequest, read_inputs
 from tunery.plugins.training.manifest import IDENTITY, build_manifest, changed_files, differences, rendered_at
+from tunery.plugins.training.processes import Processes, find_processes
 from tunery.plugins.training.run import Run
 from tunery.registry import Job, Version
 from tunery.registry.digest import file_digest
@@ -46,16 +48,25 @@ def train(
     Parameters that `request.parameters` does not name (or names as "auto") are chosen from the data, the base and the method.
     """
     check_adapter(request.adapter)
-    inputs = read_inputs(request, parameters, registry=registry, plugins=plugins, check=True)
+    processes = find_processes(request.device)
+    told = processes.agree(datetime.now).replace(microsecond=0)
+    inputs = processes.own(
+        lambda: read_inputs(request, parameters, registry=registry, plugins=plugins, check=processes.first, now=told)
+    )
     facts = Facts(
         rows=len(inputs.corpus.train), held_out=len(inputs.corpus.held_out), hidden=_width(Path(inputs.base.path))
     )
     parameters, choices = choose(parameters, given_names(request.parameters), facts)
-    job = _start(request, registry)
-    manifest = _manifest(inputs, parameters, choices, plugins=plugins, job=job)
-    with full_disk_told(job.id):
-        (registry.home.jobs / job.id / "request.json").write_bytes(msgspec.json.encode(request))
-    return _run(inputs, parameters, manifest, registry=registry, plugins=plugins, job=job, report=report).publish()
+
+    def start() -> tuple[Job, dict[str, Any]]:
+        job = _start(request, registry)
+        with full_disk_told(job.id):
+            (registry.home.jobs / job.id / "request.json").write_bytes(msgspec.json.encode(request))
+        return job, _manifest(inputs, parameters, choices, plugins=plugins, job=job)
+
+    job, manifest = processes.agree(start)
+    run = _run(inputs, parameters, manifest, processes, registry=registry, plugins=plugins, job=job, report=report)
+    return run.publish()
 
 
 def resume(
@@ -78,9 +89,13 @@ def resume(
     # Before rows are read: a file that was cut short has changed, whatever else is wrong with it.
     _refuse(job_id, changed_files(before, [Path(path) for path in (*request.data, request.validation) if path]))
     parameters = read_parameters(plugins.trainer(request.trainer).parameters, before["parameters"])
-    inputs = read_inputs(request, parameters, registry=registry, plugins=plugins, now=rendered_at(before))
+    processes = find_processes(request.device)
+    inputs = processes.own(
+        lambda: read_inputs(request, parameters, registry=registry, plugins=plugins, now=rendered_at(before))
+    )
     _refuse(job_id, differences(before, _manifest(inputs, parameters, (), plugins=plugins, job=job)))
-    return _run(inputs, parameters, before, registry=registry, plugins=plugins, job=job, report=report).publish()
+    run = _run(inputs, parameters, before, processes, registry=registry, plugins=plugins, job=job, report=report)
+    return run.publish()
 
 
 def _refuse(job_id: str, changed: Sequence[str]) -> None:
@@ -113,12 +128,16 @@ def reproduce(
         raise InvalidInput(f"{version.name} was not trained here, so it has no manifest to go by", code="no_manifest")
     request = _request_again(version, data, registry)
     parameters = read_parameters(plugins.trainer(request.trainer).parameters, manifest["parameters"])
-    inputs = read_inputs(request, parameters, registry=registry, plugins=plugins, now=rendered_at(manifest))
-    job = _start(request, registry)
+    processes = find_processes(request.device)
+    inputs = processes.own(
+        lambda: read_inputs(request, parameters, registry=registry, plugins=plugins, now=rendered_at(manifest))
+    )
+    job = processes.agree(lambda: _start(request, registry))
     now = _manifest(inputs, parameters, (), plugins=plugins, job=job)
     # The quote decided how many rows go through the model at once, and sums depend on that.
     now |= {"quote": manifest["quote"], "repeats": version.name} if "quote" in manifest else {"repeats": version.name}
-    again, files = _run(inputs, parameters, now, registry=registry, plugins=plugins, job=job, report=report).repeat()
+    run = _run(inputs, parameters, now, processes, registry=registry, plugins=plugins, job=job, report=report)
+    again, files = run.repeat()
     changed = differences(manifest, now, names=(*IDENTITY, "plugins", "packages", "hardware"))
     before = {entry.path: entry.sha256 for entry in version.files}
     changed += [f"file {entry.path}" for entry in files if before.get(entry.path) != entry.sha256]
@@ -179,6 +198,7 @@ def _run(
     inputs: Inputs,
     parameters: TrainingParameters,
     manifest: dict[str, Any],
+    processes: Processes,
     *,
     registry: Registry,
     plugins: Plugins,
@@ -195,6 +215,7 @@ def _run(
         folder=registry.home.jobs / job.id,
         manifest=manifest,
         report=report,
+        processes=processes,
     )
 
 

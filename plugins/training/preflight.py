@@ -18,6 +18,7 @@ from tunery.plugins.parameters import TrainingParameters, step_count
 from tunery.plugins.training.batches import Example, collate
 from tunery.plugins.training.memory import available_memory, forget_peak, held_memory, peak_memory
 from tunery.plugins.training.objective import Objective
+from tunery.plugins.training.processes import Processes
 from tunery.registry.errors import InvalidInput
 
 __all__ = ["Quote", "preflight"]
@@ -45,10 +46,16 @@ def preflight(
     objective: Objective,
     device: torch.device,
     dtype: torch.dtype,
+    processes: Processes | None = None,
 ) -> Quote:
-    """Try the longest rows; raise InvalidInput with code `out_of_memory` when not even one row fits."""
+    """Try the longest rows; raise InvalidInput with code `out_of_memory` when not even one row fits.
+
+    Several processes try at the same time, and share the memory of the machine and the steps.
+    """
+    processes = processes or Processes()
     ranked = sorted(examples, key=lambda example: example.tokens, reverse=True)
-    budget = int(parameters.memory_gb * 1e9) or held_memory(device) + int(SPARE * available_memory(device))
+    sharing = processes.neighbours if device.type == "cpu" else 1
+    budget = int(parameters.memory_gb * 1e9) or held_memory(device) + int(SPARE * available_memory(device) / sharing)
     with _Undisturbed(model):
         before = held_memory(device)
         forget_peak(device)
@@ -75,7 +82,7 @@ def preflight(
     return Quote(
         tokens=total,
         steps=steps,
-        minutes=total * seconds / tokens / 60,
+        minutes=total * seconds / tokens / 60 / processes.count,
         peak_bytes=peak_memory(device),
         micro_batch_size=size,
         why=why,

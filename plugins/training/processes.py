@@ -98,6 +98,12 @@ class Processes:
                 failure.strike()
         return [value for value, _ in told]
 
+    def own(self, work: Callable[[], T]) -> T:
+        """Do `work` in all processes, each keeping what it gave; what fails in one fails in all."""
+        kept: list[T] = []
+        self.each(lambda: kept.append(work()))
+        return kept[0]
+
     def agree(self, work: Callable[[], T]) -> T:
         """Do `work` in the first process alone, and have in all of them what it gave."""
         found: list[Any] = self.each(lambda: work() if self.first else None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -16,7 +16,8 @@ from torch import nn
 
 from tunery.plugins.manager import Plugins
 from tunery.plugins.parameters import TrainingParameters, step_count
-from tunery.plugins.training.control import watch
+from tunery.plugins.training.batches import Example
+from tunery.plugins.training.control import Control, watch
 from tunery.plugins.training.disk import full_disk_told
 from tunery.plugins.training.gatekeeper import Gatekeeper
 from tunery.plugins.training.inputs import Inputs
@@ -25,6 +26,7 @@ from tunery.plugins.training.loop import Fit, Loop
 from tunery.plugins.training.manifest import fingerprint
 from tunery.plugins.training.objective import Objective, Supervised, objective_of
 from tunery.plugins.training.preflight import preflight
+from tunery.plugins.training.processes import Processes
 from tunery.plugins.training.report import summary
 from tunery.plugins.training.telling import Teller
 from tunery.plugins.training.trainer import LoadContext, SaveContext, Trainer, load_base
@@ -58,11 +60,13 @@ class Run:
         folder: Path,
         manifest: dict[str, Any],
         report: Report,
+        processes: Processes | None = None,
     ) -> None:
         self.request, self.base, self.parent, self.corpus = inputs.request, inputs.base, inputs.parent, inputs.corpus
         self.parameters, self.registry, self.plugins, self.trainer = parameters, registry, plugins, trainer
         self.job, self.folder, self.manifest, self._report = job, folder, manifest, report
-        self.device = torch.device(self.request.device)
+        self.processes = processes or Processes()
+        self.device = torch.device(self.processes.device or self.request.device)
         self.dtype = compute_dtype(parameters.precision, self.device)
         self.objective: Objective = objective_of(trainer, parameters)
         self.teller: Teller | None = Teller(
@@ -93,7 +97,10 @@ class Run:
         return self._guarded(self._digest)
 
     def _guarded(self, finish: Callable[[Path, dict[str, float], Fit], T]) -> T:
-        """Run, and leave the job in the state it ended in. One process at a time."""
+        """Run, and leave the job in the state it ended in. One run at a time; of its processes the first one alone writes."""
+        if not self.processes.first:
+            self.control = Control()
+            return self._finished(finish)
         with (
             exclusive(self.folder, self.job.id),
             watch(self.folder) as self.control,
@@ -103,7 +110,7 @@ class Run:
                 with full_disk_told(self.job.id):
                     self.registry.update_job(self.job.id, state="running")
                     self._write_manifest()
-                    return finish(*self._train())
+                    return self._finished(finish)
             except JobPaused as pause:
                 self._end("paused", str(pause))
                 raise
@@ -114,15 +121,21 @@ class Run:
                 self._end("failed", str(error), code=getattr(error, "code", None))
                 raise
 
+    def _finished(self, finish: Callable[[Path, dict[str, float], Fit], T]) -> T:
+        saving, model, done = self._train()
+        return self.processes.agree(lambda: finish(*self._save(model, saving, done)))
+
     def report(self, event: dict[str, Any]) -> None:
         """Tell the caller, the job's file, and every plugin that observes jobs."""
+        if not self.processes.first:
+            return
         self.metrics_file.write(msgspec.json.encode(event) + b"\n")
         self.metrics_file.flush()
         self._report(event)
         self.plugins.job_event(self.job, event)
 
-    def _train(self) -> tuple[Path, dict[str, float], Fit]:
-        """Everything up to the finished files: their folder, the metrics, and what the run did."""
+    def _train(self) -> tuple[SaveContext[Any], nn.Module, Fit]:
+        """Everything up to the trained model, with what its trainer may use to save it, and what the run did."""
         corpus = self.corpus
         self.report({
             "kind": "started", "job": self.job.id, "rows": len(corpus.train), "held_out": len(corpus.held_out),
@@ -131,7 +144,8 @@ class Run:
             "precision": str(self.dtype).removeprefix("torch."),
             "choices": self.manifest["choices"], "data_check": self.manifest.get("data_check"),
         })  # fmt: skip
-        base_loss = None if self.objective.relative else self._base_loss(self._base)
+        agree = self.processes.agree
+        base_loss = None if self.objective.relative else agree(lambda: self._base_loss(self._base))
         # Before the trainer makes its weights: the same seed gives the same adapter.
         torch.manual_seed(self.parameters.seed)
         context = LoadContext(
@@ -139,16 +153,15 @@ class Run:
             parameters=self.parameters,
             device=self.device,
             dtype=self.dtype,
-            parent=self._parent_folder(),
+            parent=agree(self._parent_folder),
         )
-        model = self.trainer.load(context)
-        self.objective.prepare(
-            model, (corpus.train, corpus.held_out), path=self.folder / REFERENCE, device=self.device, dtype=self.dtype
-        )
+        model = self.processes.own(lambda: self.trainer.load(context))
+        # What the first process asks the model, the others read.
+        agree(lambda: self._prepare(model))
+        self._prepare(model)
         if self.objective.relative:
-            base_loss = self._base_loss(lambda: model)
+            base_loss = agree(lambda: self._base_loss(lambda: model))
         self._preflight(model)
-        evaluate = self._evaluate if corpus.held_out else None
         done = Loop(
             model,
             corpus.train,
@@ -158,22 +171,27 @@ class Run:
             checkpoint=self.folder / "checkpoint",
             fingerprint=fingerprint(self.manifest),
             report=self.report,
-            evaluate=self._figures if corpus.held_out else None,
+            evaluate=self._shared_figures if corpus.held_out else None,
             objective=self.objective,
             control=self.control,
+            processes=self.processes,
         ).run()
         eval_loss = min((loss for _, loss in done.evaluations), default=None)
         if eval_loss is not None:
             self.report({"kind": "chosen", "step": done.chosen, "why": done.why, "eval_loss": eval_loss,
                          "base_loss": base_loss})  # fmt: skip
-        self._tell(model, done)
         saving = SaveContext(
             load=context,
-            evaluate=evaluate,
+            evaluate=self._evaluate if corpus.held_out else None,
             base_loss=base_loss,
             eval_loss=eval_loss,
             record=self.gatekeeper.record,
         )
+        return saving, model, done
+
+    def _save(self, model: nn.Module, saving: SaveContext[Any], done: Fit) -> tuple[Path, dict[str, float], Fit]:
+        """The finished files: their folder, the metrics, and what the run did."""
+        self._tell(model, done)
         saving.record(model)
         output = self.folder / "output"
         shutil.rmtree(output, ignore_errors=True)
@@ -196,17 +214,26 @@ class Run:
                 }
             )
 
+    def _prepare(self, model: nn.Module) -> None:
+        """Let the objective ask the untrained model what it needs to know."""
+        rows, path = (self.corpus.train, self.corpus.held_out), self.folder / REFERENCE
+        self.objective.prepare(model, rows, path=path, device=self.device, dtype=self.dtype)
+
     def _preflight(self, model: nn.Module) -> None:
         """Try the longest rows once per job; a resumed one keeps the micro-batch it began with."""
         if "quote" not in self.manifest:
-            quote = preflight(
-                model,
-                self.corpus.train,
-                self.parameters,
-                objective=self.objective,
-                device=self.device,
-                dtype=self.dtype,
+            quotes = self.processes.each(
+                lambda: preflight(
+                    model,
+                    self.corpus.train,
+                    self.parameters,
+                    objective=self.objective,
+                    device=self.device,
+                    dtype=self.dtype,
+                    processes=self.processes,
+                )
             )
+            quote = min(quotes, key=lambda quote: quote.micro_batch_size)
             self.manifest["quote"] = msgspec.to_builtins(quote)
             self.manifest["parameters"]["micro_batch_size"] = quote.micro_batch_size
             self._write_manifest()
@@ -280,14 +307,23 @@ class Run:
     def _evaluate(self, model: nn.Module) -> float:
         return self._figures(model)["loss"]
 
-    def _figures(self, model: nn.Module) -> dict[str, float]:
-        """What the objective measures of the held-out rows."""
+    def _figures(self, model: nn.Module, rows: Sequence[Example] | None = None) -> dict[str, float]:
+        """What the objective measures of the held-out rows, or of some of them."""
         return self.objective.evaluate(
             model,
-            self.corpus.held_out,
+            self.corpus.held_out if rows is None else rows,
             batch_size=self.parameters.micro_batch_size,
             device=self.device,
             dtype=self.dtype,
+        )
+
+    def _shared_figures(self, model: nn.Module) -> dict[str, float]:
+        """The same, each process looking at its share of the rows."""
+        if self.processes.count == 1:
+            return self._figures(model)
+        share = self.processes.share(self.corpus.held_out)
+        return self.processes.means(
+            lambda: (self.objective.terms(share), self._figures(model, share)) if share else (0, {})
         )
 
     def _parent_folder(self) -> Path | None:
@@ -299,6 +335,8 @@ class Run:
         return folder
 
     def _write_manifest(self) -> None:
+        if not self.processes.first:
+            return
         staged = self.folder / "manifest.json.new"
         staged.write_bytes(msgspec.json.format(msgspec.json.encode(self.manifest), indent=2))
         staged.replace(self.folder / "manifest.json")
