@@ -8,10 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tests.hubserver import HubServer
 from tests.registry.artifacts import make_adapter, make_base
+from tunery.plugins.training.report import Report
 from tunery.registry.home import Home
 from tunery.registry.registry import Registry
 
@@ -44,7 +46,13 @@ def filled(home: Home, registry: Registry, tmp_path: Path) -> Home:
 def test_help_and_listing_import_nothing_heavy(filled: Home) -> None:
     code = "import sys; from tunery.gateway.cli import main\ntry:\n main(sys.argv[1:])\nexcept SystemExit: pass\n"
     code += f"print(sorted({HEAVY!r} & set(sys.modules)))"
-    for arguments in (["--help"], ["adapters", "list"], ["plugins"], ["bases", "list"]):
+    for arguments in (
+        ["--help"],
+        ["adapters", "list"],
+        ["adapters", "show", "acme/support"],
+        ["plugins"],
+        ["bases", "list"],
+    ):
         environment = {**os.environ, "TUNERY_HOME": str(filled.root)}
         done = subprocess.run(
             [sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=environment, timeout=60
@@ -60,6 +68,30 @@ def test_listing_and_showing(filled: Home) -> None:
     assert "2.000 → 1.000" in table
     assert json.loads(tunery(filled, "adapters", "show", "acme/support@2", "--json").stdout)["manifest"] == {"seed": 1}
     assert "acme/support@2" in tunery(filled, "adapters", "show", "acme/support@2").stdout
+
+
+def test_showing_a_report(filled: Home, registry: Registry, tmp_path: Path) -> None:
+    folder = tmp_path / "report"
+    folder.mkdir()
+    report = Report(
+        adapter="acme/support", base="tiny", method="lora", chosen=8, why="the last step", rows=9, looked_at=9
+    )
+    (folder / "report.json").write_bytes(msgspec.json.encode(report))
+    (folder / "report.md").write_text("# Report\n\nnot \x1b[31mred\n")
+    (folder / "samples.md").write_text("# Samples\n")
+    registry.publish(
+        "acme/support", make_adapter(tmp_path / "9", seed=9), base=registry.base("tiny"), method="lora",
+        manifest={"origin": {"hub": "x/y"}}, metrics={}, actor="t", report=folder,
+    )  # fmt: skip
+    shown = tunery(filled, "adapters", "show", "acme/support@4").stdout
+    assert "chosen: the last step\n" in shown
+    assert "publisher's claim" in shown
+    whole = tunery(filled, "adapters", "show", "acme/support@4", "--report").stdout
+    assert "# Report\n\nnot [31mred\n\n# Samples\n" in whole
+    assert json.loads(tunery(filled, "adapters", "show", "acme/support@4", "--json").stdout)["report"]["chosen"] == 8
+    none = tunery(filled, "adapters", "show", "acme/support@1", "--report")
+    assert (none.returncode, "has no report" in none.stderr) == (3, True)
+    assert json.loads(tunery(filled, "adapters", "show", "acme/support@1", "--json").stdout)["report"] is None
 
 
 def test_moving_and_rolling_back(filled: Home) -> None:
