@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from tunery.plugins.quantization import unpacked
+
 __all__ = ["Pair", "Projection", "projection_of"]
 
 Tensor = torch.Tensor
@@ -33,9 +35,7 @@ class Projection:
         """W [out, in], unpacked where it is kept in four bits."""
         weight: Tensor = self._layer.weight
         if hasattr(weight, "quant_state"):
-            import bitsandbytes.functional
-
-            weight = bitsandbytes.functional.dequantize_4bit(weight, weight.quant_state)
+            weight = unpacked(weight)
         return weight if weight.dtype == dtype else weight.to(dtype)
 
     def forward(self, x: Tensor, pair: Pair | None, onto: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
