@@ -62,7 +62,7 @@ def train(
         job = _start(request, registry)
         with full_disk_told(job.id):
             (registry.home.jobs / job.id / "request.json").write_bytes(msgspec.json.encode(request))
-        return job, _manifest(inputs, parameters, choices, plugins=plugins, job=job)
+        return job, _manifest(inputs, parameters, choices, plugins=plugins, job=job, processes=processes)
 
     job, manifest = processes.agree(start)
     run = _run(inputs, parameters, manifest, processes, registry=registry, plugins=plugins, job=job, report=report)
@@ -93,7 +93,9 @@ def resume(
     inputs = processes.own(
         lambda: read_inputs(request, parameters, registry=registry, plugins=plugins, now=rendered_at(before))
     )
-    _refuse(job_id, differences(before, _manifest(inputs, parameters, (), plugins=plugins, job=job)))
+    _refuse(
+        job_id, differences(before, _manifest(inputs, parameters, (), plugins=plugins, job=job, processes=processes))
+    )
     run = _run(inputs, parameters, before, processes, registry=registry, plugins=plugins, job=job, report=report)
     return run.publish()
 
@@ -133,7 +135,7 @@ def reproduce(
         lambda: read_inputs(request, parameters, registry=registry, plugins=plugins, now=rendered_at(manifest))
     )
     job = processes.agree(lambda: _start(request, registry))
-    now = _manifest(inputs, parameters, (), plugins=plugins, job=job)
+    now = _manifest(inputs, parameters, (), plugins=plugins, job=job, processes=processes)
     # The quote decided how many rows go through the model at once, and sums depend on that.
     now |= {"quote": manifest["quote"], "repeats": version.name} if "quote" in manifest else {"repeats": version.name}
     run = _run(inputs, parameters, now, processes, registry=registry, plugins=plugins, job=job, report=report)
@@ -187,11 +189,20 @@ def _start(request: TrainRequest, registry: Registry) -> Job:
 
 
 def _manifest(
-    inputs: Inputs, parameters: TrainingParameters, choices: Sequence[Choice], *, plugins: Plugins, job: Job
+    inputs: Inputs,
+    parameters: TrainingParameters,
+    choices: Sequence[Choice],
+    *,
+    plugins: Plugins,
+    job: Job,
+    processes: Processes,
 ) -> dict[str, Any]:
     plugin = plugins.owner_of_trainer(inputs.request.trainer)
     used = {record.distribution or record.name: record.version for record in plugins.records() if record.error is None}
-    return build_manifest(inputs, parameters, choices, job=job.id, plugin=plugin, plugins=used)
+    manifest = build_manifest(inputs, parameters, choices, job=job.id, plugin=plugin, plugins=used)
+    if processes.count > 1:
+        manifest["hardware"]["processes"] = processes.count
+    return manifest
 
 
 def _run(
