@@ -180,7 +180,7 @@ def pull_from_hub(
                 for name in LIMITS
                 if name in present and (problem := _fetch_report(repository, name, str(info.sha), url, staged))
             }
-        origin = {"hub": repository, "revision": revision or "main", "commit": info.sha}
+        origin: dict[str, Any] = {"hub": repository, "revision": revision or "main", "commit": info.sha}
         origin |= {"report_left_out": lost} if lost else {}
         return _take(
             registry, folder, adapter, base, origin, actor=actor, alias=alias, trust_base=trust_base, report=report
