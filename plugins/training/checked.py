@@ -3,6 +3,7 @@ allowing a rule without which a row is none."""
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import msgspec
 from tunery.plugins.data.check import Finding
 from tunery.plugins.data.checking import check_data
 from tunery.plugins.manager import Plugins
+from tunery.registry import Base
 from tunery.registry.errors import InvalidData, InvalidInput, UnknownName
 
 __all__ = ["UNREADABLE", "DataCheck", "check_allowed", "check_rows"]
@@ -34,7 +36,7 @@ def check_rows(
     data: Sequence[Path],
     validation: Path | None,
     *,
-    base_folder: Path,
+    base: Base,
     max_length: int,
     allow: Sequence[str],
     plugins: Plugins,
@@ -42,10 +44,12 @@ def check_rows(
     """Put every row through every check; raise InvalidData, with the first failing rule as its code, where a rule that is not in
     `allow` finds an error."""
     check_allowed(allow, plugins)
-    report = check_data(data, validation, plugins=plugins, base_folder=base_folder, max_length=max_length)
+    report = check_data(data, validation, plugins=plugins, base_folder=Path(base.path), max_length=max_length)
     errors = [finding for finding in report.errors if finding.rule not in allow]
     if errors:
-        raise _refusal(errors, data, validation)
+        words = [*map(str, data), *(["--val", str(validation)] if validation else [])]
+        command = shlex.join(["tunery", "data", "check", *words, "--base", base.name, "--max-length", str(max_length)])
+        raise _refusal(errors, command)
     told = [finding for finding in report.findings if finding.severity != "info"]
     return DataCheck(
         allowed=sorted(set(allow)),
@@ -66,12 +70,12 @@ def check_allowed(names: Sequence[str], plugins: Plugins) -> None:
             )
 
 
-def _refusal(errors: Sequence[Finding], data: Sequence[Path], validation: Path | None) -> InvalidData:
+def _refusal(errors: Sequence[Finding], command: str) -> InvalidData:
+    """The error for a person: the first findings, the command that shows the others, and how to insist."""
     count, rule = len(errors), errors[0].rule
     lines = [str(finding) for finding in errors[:_SHOWN]]
     if count > _SHOWN:
-        against = f" --val {validation}" if validation else ""
-        lines.append(f"and {count - _SHOWN} more; tunery data check {' '.join(map(str, data))}{against} shows all")
+        lines.append(f"and {count - _SHOWN} more; {command} shows all")
     passable = [name for name in dict.fromkeys(finding.rule for finding in errors) if name not in UNREADABLE]
     if passable:
         lines.append(f"mend the rows; where they are meant so: {' '.join(f'--allow {name}' for name in passable)}")

@@ -77,7 +77,7 @@ def read_inputs(
         checked = check_rows(
             data,
             validation,
-            base_folder=Path(base.path),
+            base=base,
             max_length=parameters.max_length,
             allow=request.allow,
             plugins=plugins,
