@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 @click.command()
-@click.option("--method", default="lora", show_default=True, help="The trainer: lora, qlora, full, or a plugin's.")
+@click.option("--method", default="lora", show_default=True, help="The trainer: lora, qlora, full, dpo, or a plugin's.")
 @click.option(
     "--base", default="smollm2-135m", show_default=True, help="The base: a name, folder, GGUF file or Hub id."
 )
