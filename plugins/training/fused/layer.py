@@ -6,6 +6,7 @@ values; norms and activations are computed again. Frozen weights are multiplied 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -13,13 +14,12 @@ import torch
 
 from tunery.plugins.training.fused.attention import attend, attend_backward
 from tunery.plugins.training.fused.operations import norm, norm_backward, rotate, swiglu, swiglu_backward
-from tunery.plugins.training.fused.projection import Pair, Projection, projection_of
+from tunery.plugins.training.fused.projection import Pairs, Readers, projection_of
 
 __all__ = ["Layer", "Rows", "layer_of", "run_layer"]
 
 Tensor = torch.Tensor
 
-ATTENTION, FEED_FORWARD = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
 LAYERS = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer"}
 """Pre-norm layers with rotary positions and gated activations, nothing else."""
 
@@ -33,39 +33,61 @@ class Rows(msgspec.Struct, frozen=True):
 
 
 class Layer(msgspec.Struct, frozen=True):
-    """The parts of a layer: q, k, v, o, gate, up, down; both norms' weights float32 [D] and epsilon; head size and attention's scale."""
+    """The parts of a layer: who reads the first norm (q, k, v), attention (o), the second norm (gate, up) and the activation (down).
 
-    projections: tuple[Projection, ...]
+    Both norms' weights float32 [D] and epsilon; the size of a head and attention's scale.
+    """
+
+    heads: Readers
+    out: Readers
+    gates: Readers
+    down: Readers
     norms: tuple[Tensor, Tensor]
     eps: float
-    head: int
+    size: int
     scale: float
+
+    @property
+    def readers(self) -> tuple[Readers, ...]:
+        """All four, in the order in which they run."""
+        return self.heads, self.out, self.gates, self.down
 
 
 def layer_of(module: Any) -> Layer | None:
     """A layer of transformers taken apart; None where it is of another kind, or more than pairs is trained in it."""
-    if type(module).__name__ not in LAYERS or module.mlp.config.hidden_act != "silu":
+    if type(module).__name__ not in LAYERS or module._forward_hooks or module.mlp.config.hidden_act != "silu":
         return None
-    parts = [getattr(module.self_attn, name) for name in ATTENTION] + [
-        getattr(module.mlp, name) for name in FEED_FORWARD
-    ]
-    projections = [projection for part in parts if (projection := projection_of(part)) is not None]
-    norms = (module.input_layernorm, module.post_attention_layernorm)
-    if len(projections) < len(parts) or any(each.weight.requires_grad for each in norms):
-        return None
-    attention = module.self_attn
-    return Layer(
-        tuple(projections),
-        (norms[0].weight.float(), norms[1].weight.float()),
-        float(norms[0].variance_epsilon),
-        int(attention.head_dim),
-        float(attention.scaling),
+    attention, feed, norms = module.self_attn, module.mlp, (module.input_layernorm, module.post_attention_layernorm)
+    groups = (
+        (attention.q_proj, attention.k_proj, attention.v_proj),
+        (attention.o_proj,),
+        (feed.gate_proj, feed.up_proj),
+        (feed.down_proj,),
     )
+    readers = [found for group in groups if (found := _readers(group)) is not None]
+    if len(readers) < len(groups) or any(each.weight.requires_grad for each in norms):
+        return None
+    heads, out, gates, down = readers
+    return Layer(
+        heads=heads,
+        out=out,
+        gates=gates,
+        down=down,
+        norms=(norms[0].weight.float(), norms[1].weight.float()),
+        eps=float(norms[0].variance_epsilon),
+        size=int(attention.head_dim),
+        scale=float(attention.scaling),
+    )
+
+
+def _readers(modules: Sequence[Any]) -> Readers | None:
+    projections = [projection for module in modules if (projection := projection_of(module)) is not None]
+    return Readers(projections) if len(projections) == len(modules) else None
 
 
 def run_layer(x: Tensor, layer: Layer, rows: Rows) -> Tensor:
     """The residual stream [T, D] after the layer, in the dtype of `x`."""
-    trained = [weight for projection in layer.projections for weight in (projection.a, projection.b)]
+    trained = [weight for readers in layer.readers for weight in readers.trained]
     out: Tensor = _Layer.apply(x, layer, rows, *trained)  # type: ignore[no-untyped-call]
     return out
 
@@ -73,71 +95,54 @@ def run_layer(x: Tensor, layer: Layer, rows: Rows) -> Tensor:
 class _Layer(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: Layer, rows: Rows, *trained: Tensor | None) -> Tensor:
+        pairs = [Pairs(readers.projections, x.dtype) for readers in layer.readers]
         with torch.autocast(x.device.type, enabled=False):
-            out, kept = _forward(x, layer, rows)
-        ctx.layer, ctx.rows, ctx.pairs = layer, rows, kept.pop()
+            out, kept = _forward(x, layer, rows, pairs)
+        ctx.layer, ctx.rows, ctx.pairs = layer, rows, pairs
         ctx.save_for_backward(*kept)
         return out
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
-        by_x, trained = _backward(
-            slopes[0].contiguous(), ctx.layer, ctx.rows, ctx.pairs, ctx.saved_tensors, ctx.needs_input_grad[0]
-        )
+        by_x, trained = _backward(slopes[0].contiguous(), ctx.layer, ctx.rows, ctx.pairs, ctx.saved_tensors)
         return by_x, None, None, *trained
 
 
-def _forward(x: Tensor, layer: Layer, rows: Rows) -> tuple[Tensor, list[Any]]:
-    """The layer's output, what backward needs, and last the cast pairs."""
-    pairs = [projection.pair(x.dtype) for projection in layer.projections]
+def _forward(x: Tensor, layer: Layer, rows: Rows, pairs: Sequence[Pairs]) -> tuple[Tensor, list[Tensor]]:
+    """The layer's output, and what its backward pass needs."""
     first, scale1 = norm(x, layer.norms[0], layer.eps)
-    (q, iq), (k, ik), (v, iv) = (layer.projections[n].forward(first, pairs[n]) for n in range(3))
-    q, k, v = (part.view(len(x), -1, layer.head) for part in (q, k, v))
+    parts, inner1 = layer.heads.forward(first, pairs[0])
+    q, k, v = (part.view(len(x), -1, layer.size) for part in parts)
     rotate(q, rows.cosine, rows.sine)
     rotate(k, rows.cosine, rows.sine)
     seen, shares = attend(q, k, v, rows.lengths, layer.scale)
-    middle, io = layer.projections[3].forward(seen.view(len(x), -1), pairs[3], x)
+    (middle,), inner2 = layer.out.forward(seen.view(len(x), -1), pairs[1], x)
     second, scale2 = norm(middle, layer.norms[1], layer.eps)
-    (gate, ig), (up, iu) = (layer.projections[n].forward(second, pairs[n]) for n in (4, 5))
-    out, idown = layer.projections[6].forward(swiglu(gate, up), pairs[6], middle)
-    return out, [x, scale1, q, k, v, seen, middle, scale2, gate, up, iq, ik, iv, io, ig, iu, idown, *shares, pairs]
+    (gate, up), inner3 = layer.gates.forward(second, pairs[2])
+    (out,), inner4 = layer.down.forward(swiglu(gate, up), pairs[3], middle)
+    return out, [x, scale1, q, k, v, seen, middle, scale2, gate, up, inner1, inner2, inner3, inner4, *shares]
 
 
 def _backward(
-    slope: Tensor, layer: Layer, rows: Rows, pairs: list[Pair | None], kept: tuple[Any, ...], needed: bool
-) -> tuple[Tensor | None, list[Tensor | None]]:
-    """Gradients by x, where it is needed, and by every pair."""
-    x, scale1, q, k, v, seen, middle, scale2, gate, up, iq, ik, iv, io, ig, iu, idown, *shares = kept
-    project, tokens = layer.projections, len(x)
-    by_active, td = project[6].backward(slope, pairs[6])
+    slope: Tensor, layer: Layer, rows: Rows, pairs: Sequence[Pairs], kept: Sequence[Tensor]
+) -> tuple[Tensor, list[Tensor | None]]:
+    """Gradients by x and by every pair, from the layer's end to its beginning."""
+    x, scale1, q, k, v, seen, middle, scale2, gate, up, inner1, inner2, inner3, inner4, *shares = kept
+    by_active, by_inner = layer.down.backward([slope], pairs[3])
     by_gate, by_up, active = swiglu_backward(by_active, gate, up)
-    down = _of_pair(pairs[6], slope, active, idown, td)
-    by_second, tg = project[4].backward(by_gate, pairs[4])
-    by_second, tu = project[5].backward(by_up, pairs[5], by_second)
-    by_middle, second = norm_backward(by_second, middle, layer.norms[1], scale2, slope)
-    gates, ups = _of_pair(pairs[4], by_gate, second, ig, tg), _of_pair(pairs[5], by_up, second, iu, tu)
+    down = layer.down.gradients([slope], active, inner4, by_inner, pairs[3])
 
-    by_seen, to = project[3].backward(by_middle, pairs[3])
-    outs = _of_pair(pairs[3], by_middle, seen.view(tokens, -1), io, to)
+    by_second, by_inner = layer.gates.backward([by_gate, by_up], pairs[2])
+    by_middle, second = norm_backward(by_second, middle, layer.norms[1], scale2, slope)
+    gates = layer.gates.gradients([by_gate, by_up], second, inner3, by_inner, pairs[2])
+
+    by_seen, by_inner = layer.out.backward([by_middle], pairs[1])
+    out = layer.out.gradients([by_middle], seen.view(len(x), -1), inner2, by_inner, pairs[1])
     by_q, by_k, by_v = attend_backward(by_seen.view(q.shape), q, k, v, shares, rows.lengths, layer.scale)
     rotate(by_q, rows.cosine, rows.sine, back=True)
     rotate(by_k, rows.cosine, rows.sine, back=True)
-    by_q, by_k, by_v = (part.view(tokens, -1) for part in (by_q, by_k, by_v))
-    by_first, tq = project[0].backward(by_q, pairs[0])
-    by_first, tk = project[1].backward(by_k, pairs[1], by_first)
-    by_first, tv = project[2].backward(by_v, pairs[2], by_first)
+
+    parts = [part.view(len(x), -1) for part in (by_q, by_k, by_v)]
+    by_first, by_inner = layer.heads.backward(parts, pairs[0])
     by_x, first = norm_backward(by_first, x, layer.norms[0], scale1, by_middle)
-    queries, keys, values = (
-        _of_pair(pair, by, first, inner, t)
-        for pair, by, inner, t in zip(pairs, (by_q, by_k, by_v), (iq, ik, iv), (tq, tk, tv), strict=False)
-    )
-    return by_x if needed else None, [*queries, *keys, *values, *outs, *gates, *ups, *down]
-
-
-def _of_pair(
-    pair: Pair | None, slope: Tensor, x: Tensor, inner: Tensor | None, by_inner: Tensor | None
-) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients by a and b, float32: `slope` [T, out] by the output, `by_inner` [T, r] by the inner values."""
-    if pair is None or inner is None or by_inner is None:
-        return None, None
-    return (by_inner.T @ x).float(), (slope.T @ inner).float().mul_(pair.scale)
+    return by_x, [*layer.heads.gradients(parts, first, inner1, by_inner, pairs[0]), *out, *gates, *down]

@@ -1,7 +1,11 @@
-"""Owns one frozen linear layer of a decoder and the low-rank pair on it, as PEFT holds them; refuses every variant that it does not know."""
+"""Owns the frozen linear layers of a decoder that read the same values, and the low-rank pairs on them, as PEFT holds them.
+
+The pairs' first halves are stacked, so that they are one product. Refuses every variant of a layer that it does not know.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,27 +13,16 @@ from torch import nn
 
 from tunery.plugins.quantization import unpacked
 
-__all__ = ["Pair", "Projection", "projection_of"]
+__all__ = ["Pairs", "Projection", "Readers", "projection_of"]
 
 Tensor = torch.Tensor
 
 
-class Pair:
-    """A low-rank pair (arXiv 2106.09685) in the dtype of the computation: `a` [r, in], `b` [out, r], and its factor."""
-
-    def __init__(self, a: Tensor, b: Tensor, scale: float) -> None:
-        self.a, self.b, self.scale = a, b, scale
-
-
 class Projection:
-    """y = x W' + bias, and the pair's two weights where there is one."""
+    """y = x W' + bias, and the pair's weights where there is one: `a` [r, in], `b` [out, r], and its factor (arXiv 2106.09685)."""
 
-    def __init__(self, layer: Any, a: Tensor | None, b: Tensor | None, scale: float) -> None:
-        self._layer, self.a, self.b, self._scale = layer, a, b, scale
-
-    def pair(self, dtype: torch.dtype) -> Pair | None:
-        """The pair, cast."""
-        return None if self.a is None or self.b is None else Pair(self.a.to(dtype), self.b.to(dtype), self._scale)
+    def __init__(self, layer: Any, a: Tensor | None = None, b: Tensor | None = None, scale: float = 1.0) -> None:
+        self._layer, self.a, self.b, self.scale = layer, a, b, scale
 
     def weight(self, dtype: torch.dtype) -> Tensor:
         """W [out, in], unpacked where it is kept in four bits."""
@@ -38,37 +31,99 @@ class Projection:
             weight = unpacked(weight)
         return weight if weight.dtype == dtype else weight.to(dtype)
 
-    def forward(self, x: Tensor, pair: Pair | None, onto: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """The output for `x` [T, in], added to `onto` where it is given; and the pair's inner values [T, r]."""
+    def forward(self, x: Tensor, onto: Tensor | None) -> Tensor:
+        """The frozen layer's output for `x` [T, in], added to `onto` where it is given."""
         weight, bias = self.weight(x.dtype), self._layer.bias
-        if bias is not None:
-            y = torch.addmm(bias.to(x.dtype), x, weight.T)
-            y = y if onto is None else y.add_(onto)
-        else:
-            y = x @ weight.T if onto is None else torch.addmm(onto, x, weight.T)
-        if pair is None:
-            return y, None
-        inner = x @ pair.a.T
-        return y.addmm_(inner, pair.b.T, alpha=pair.scale), inner
+        y = x @ weight.T if onto is None else torch.addmm(onto, x, weight.T)
+        return y if bias is None else y.add_(bias)
 
-    def backward(self, slope: Tensor, pair: Pair | None, onto: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """The gradient by x where `slope` [T, out] is that by y, added in place to `onto`; and that by the inner values [T, r]."""
+    def backward(self, slope: Tensor, onto: Tensor | None) -> Tensor:
+        """The gradient by x where `slope` [T, out] is that by the output; added in place to `onto`."""
         weight = self.weight(slope.dtype)
-        by_x = slope @ weight if onto is None else onto.addmm_(slope, weight)
-        if pair is None:
-            return by_x, None
-        by_inner = (slope @ pair.b).mul_(pair.scale)
-        return by_x.addmm_(by_inner, pair.a), by_inner
+        return slope @ weight if onto is None else onto.addmm_(slope, weight)
+
+
+class Pairs:
+    """The pairs of some projections in the dtype of the computation: `a` [R, in] is all their first halves, one below the other.
+
+    Of each projection `b` [out, r] and the columns of R that are its own; None where it has no pair.
+    """
+
+    def __init__(self, projections: Sequence[Projection], dtype: torch.dtype) -> None:
+        self.a: Tensor | None = None
+        self.b: list[Tensor | None] = []
+        self.columns: list[slice] = []
+        halves, start = [], 0
+        for projection in projections:
+            rank = 0 if projection.a is None else len(projection.a)
+            self.columns.append(slice(start, start + rank))
+            self.b.append(None if projection.b is None else projection.b.to(dtype))
+            halves += [] if projection.a is None else [projection.a]
+            start += rank
+        if halves:
+            self.a = torch.cat(halves).to(dtype)
+
+
+class Readers:
+    """Projections of the same values."""
+
+    def __init__(self, projections: Sequence[Projection]) -> None:
+        self.projections = tuple(projections)
+
+    @property
+    def trained(self) -> list[Tensor | None]:
+        """Both halves of each pair, in turn; None twice where there is none."""
+        return [half for projection in self.projections for half in (projection.a, projection.b)]
+
+    def forward(self, x: Tensor, pairs: Pairs, onto: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
+        """The outputs for `x` [T, in], the pairs' share in them, added to `onto`; and the pairs' inner values [T, R]."""
+        inner = x.new_empty(len(x), 0) if pairs.a is None else x @ pairs.a.T
+        outputs = [projection.forward(x, onto) for projection in self.projections]
+        for y, projection, b, columns in zip(outputs, self.projections, pairs.b, pairs.columns, strict=True):
+            if b is not None:
+                y.addmm_(inner[:, columns], b.T, alpha=projection.scale)
+        return outputs, inner
+
+    def backward(self, slopes: Sequence[Tensor], pairs: Pairs) -> tuple[Tensor, Tensor]:
+        """The gradients by x [T, in] and by the inner values [T, R], where `slopes` are those by the outputs."""
+        by_x: Tensor | None = None
+        for slope, projection in zip(slopes, self.projections, strict=True):
+            by_x = projection.backward(slope, by_x)
+        assert by_x is not None  # noqa: S101 - there is a projection
+        if pairs.a is None:
+            return by_x, by_x.new_empty(len(by_x), 0)
+        parts = [
+            (slope @ b).mul_(projection.scale)
+            for slope, projection, b in zip(slopes, self.projections, pairs.b, strict=True)
+            if b is not None
+        ]
+        by_inner = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        return by_x.addmm_(by_inner, pairs.a), by_inner
+
+    def gradients(
+        self, slopes: Sequence[Tensor], x: Tensor, inner: Tensor, by_inner: Tensor, pairs: Pairs
+    ) -> list[Tensor | None]:
+        """Those by `trained`, float32, in its order."""
+        if pairs.a is None:
+            return [None] * (2 * len(self.projections))
+        by_a = (by_inner.T @ x).float()
+        found: list[Tensor | None] = []
+        for slope, projection, b, columns in zip(slopes, self.projections, pairs.b, pairs.columns, strict=True):
+            if b is None:
+                found += [None, None]
+            else:
+                found += [by_a[columns], (slope.T @ inner[:, columns]).float().mul_(projection.scale)]
+        return found
 
 
 def projection_of(module: Any) -> Projection | None:
     """A frozen linear layer, bare or under one plain LoRA adapter of PEFT; None for anything else."""
     if _frozen(module):
-        return Projection(module, None, None, 1.0)
+        return Projection(module)
     if not hasattr(module, "lora_A") or not _frozen(module.base_layer) or module.merged or module._forward_hooks:
         return None
     if module.disable_adapters:
-        return Projection(module.base_layer, None, None, 1.0)
+        return Projection(module.base_layer)
     names = list(module.active_adapters)
     if len(names) != 1 or names[0] not in module.lora_A or names[0] in getattr(module, "lora_variant", {}):
         return None
@@ -81,7 +136,6 @@ def projection_of(module: Any) -> Projection | None:
 
 def _frozen(layer: Any) -> bool:
     """Whether a layer is torch's linear one or bitsandbytes' in four bits, and nothing of it is trained."""
-    known = type(layer) is nn.Linear or (
-        type(layer).__name__ == "Linear4bit" and type(layer).__module__.startswith("bitsandbytes")
-    )
+    bits = type(layer).__name__ == "Linear4bit" and type(layer).__module__.startswith("bitsandbytes")
+    known = type(layer) is nn.Linear or bits
     return known and not layer._forward_hooks and all(not parameter.requires_grad for parameter in layer.parameters())
