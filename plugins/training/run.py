@@ -122,8 +122,9 @@ class Run:
                 raise
 
     def _finished(self, finish: Callable[[Path, dict[str, float], Fit], T]) -> T:
-        saving, model, done = self._train()
-        return self.processes.agree(lambda: finish(*self._save(model, saving, done)))
+        trained = [self._train()]
+        # Nobody keeps the model once it is saved: the gates' process needs the memory.
+        return self.processes.agree(lambda: finish(*self._save(*trained.pop())))
 
     def report(self, event: dict[str, Any]) -> None:
         """Tell the caller, the job's file, and every plugin that observes jobs."""
