@@ -34,7 +34,7 @@ class TrainingParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     `max_steps` 0 means `epochs` decides. `warmup` is the share of steps that warm up. `eval_fraction` of the rows is held out
     when no validation file is given. `max_length` is in tokens. `eval_every` and `checkpoint_every` count steps, 0 is never;
     `patience` evaluations in a row without a better one end the run, 0 is never. `memory_gb` is what the run may hold, 0 is
-    what the machine has free.
+    what the machine has free. `report_rows` is how many training rows the report looks at, 0 as many as cost a tenth of the run.
 
     The defaults are fallbacks: what is not given, or given as "auto", is chosen by `tunery.plugins.training.defaults` where it
     has a rule; `learning_rate` is then the rate for a base of 2,048 hidden units.
@@ -59,6 +59,7 @@ class TrainingParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     checkpoint_every: NonNegativeInt = 0
     patience: NonNegativeInt = 0
     memory_gb: Annotated[float, Meta(ge=0)] = 0.0
+    report_rows: NonNegativeInt = 0
     seed: NonNegativeInt = 0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
 

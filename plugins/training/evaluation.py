@@ -25,10 +25,10 @@ from tunery.registry.errors import InvalidInput
 
 __all__ = ["Examination", "Said", "Score", "answers", "general_examples", "score"]
 
-ROWS, TOKENS = 8, 8192
-"""What goes through the model at once, at most."""
-LARGEST_SAMPLE, SMALLEST_SAMPLE, SHARE = 1000, 200, 0.15
-"""Training rows looked at: so many that both looks cost about SHARE of the training (a step is about 2.2 looks), between these."""
+ROWS, TOKENS = 32, 2048
+"""What goes through the model at once: so many rows, and so many tokens where it is not one row alone."""
+LARGEST_SAMPLE, SMALLEST_SAMPLE, SHARE = 1000, 64, 0.1
+"""Training rows looked at: so many that both looks cost about SHARE of the training (a row's step is about 2.2 looks), between these."""
 ASKED, LONGEST_ANSWER, LONGEST_PROMPT = 6, 128, 1024
 """Held-out prompts answered in full, and tokens of each."""
 
@@ -41,12 +41,16 @@ class Score(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Said(msgspec.Struct, frozen=True):
-    """What one model made of everything: scores in the order of the examples, and answers to the prompts."""
+    """What one model made of everything: scores in the order of the examples, and answers to the prompts.
+
+    Where the model could not answer, `answers` are empty and `silence` says why.
+    """
 
     held_out: list[Score]
     train: list[Score]
     general: list[Score]
     answers: list[str]
+    silence: str = ""
 
     @property
     def held_out_loss(self) -> float:
@@ -56,7 +60,10 @@ class Said(msgspec.Struct, frozen=True):
 
 
 class Examination:
-    """The questions: the same for both models. `seen` is how many rows the job trains on, epochs counted."""
+    """The questions: the same for both models.
+
+    `seen` is how many rows the job trains on, epochs counted, and `rows` how many training rows to look at, 0 for a share of it.
+    """
 
     def __init__(
         self,
@@ -65,13 +72,14 @@ class Examination:
         *,
         folder: Path,
         seen: int,
+        rows: int = 0,
         seed: int,
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
         self._path, self._device, self._dtype, self._renderer = folder / "base.json", device, dtype, renderer
         self.held_out = corpus.held_out
-        self.train, self.rows = _sample(corpus.train, seen, seed)
+        self.train, self.rows = _sample(corpus.train, rows or _share(seen), seed)
         self.general = general_examples(renderer)
         self.prompts = _prompts(corpus.held_out, seed)
 
@@ -89,15 +97,23 @@ class Examination:
             score(model, rows, device=self._device, dtype=self._dtype)
             for rows in (self.held_out, self.train, self.general)
         )
-        said = answers(
-            model,
-            [ids for _, ids, _ in self.prompts],
-            stop_ids=self._renderer.stop_ids,
-            limit=min(LONGEST_ANSWER, 16 + max((len(reference) for _, _, reference in self.prompts), default=0)),
-            device=self._device,
-            dtype=self._dtype,
-        )
-        return Said(held_out, train, general, [self._renderer.decode(ids) for ids in said])
+        texts, silence = self._answers(model)
+        return Said(held_out, train, general, texts, silence)
+
+    def _answers(self, model: nn.Module) -> tuple[list[str], str]:
+        """Texts, and why there are none: no kind of model must fail a job because it cannot generate."""
+        try:
+            said = answers(
+                model,
+                [ids for _, ids, _ in self.prompts],
+                stop_ids=self._renderer.stop_ids,
+                limit=min(LONGEST_ANSWER, 16 + max((len(reference) for _, _, reference in self.prompts), default=0)),
+                device=self._device,
+                dtype=self._dtype,
+            )
+        except Exception as error:
+            return [], f"{type(error).__name__}: {str(error)[:200]}"
+        return [self._renderer.decode(ids) for ids in said], ""
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, control tokens left out."""
@@ -130,10 +146,9 @@ def answers(
     device: torch.device,
     dtype: torch.dtype,
 ) -> list[list[int]]:
-    """Greedy answers of at most `limit` tokens, without the token that ended them; none where a model cannot generate."""
-    generate: Any = getattr(model, "generate", None)
-    if not prompts or generate is None:
-        return [[] for _ in prompts]
+    """Greedy answers of at most `limit` tokens, without the token that ended them."""
+    if not prompts:
+        return []
     from transformers import GenerationConfig
 
     longest = max(map(len, prompts))
@@ -146,10 +161,11 @@ def answers(
         do_sample=False, num_beams=1, max_new_tokens=limit, eos_token_id=list(stop_ids) or None, pad_token_id=0,
         temperature=1.0, top_p=1.0, top_k=50, repetition_penalty=1.0,
     )  # fmt: skip
+    whole: Any = model
     training = model.training
     model.eval()
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        out = generate(input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config)
+        out = whole.generate(input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config)
     model.train(training)
     return [_until_stop(row, stop_ids) for row in out[:, longest:].tolist()]
 
@@ -185,10 +201,13 @@ def _pieces(examples: Sequence[Example]) -> Iterator[list[int]]:
         yield piece
 
 
-def _sample(examples: Sequence[Example], seen: int, seed: int) -> tuple[list[Example], int]:
+def _share(seen: int) -> int:
+    return min(LARGEST_SAMPLE, max(SMALLEST_SAMPLE, int(SHARE * 2.2 / 2 * seen)))
+
+
+def _sample(examples: Sequence[Example], size: int, seed: int) -> tuple[list[Example], int]:
     """The examples of the training rows to look at, and how many rows there are."""
     places = list(dict.fromkeys((example.file, example.line) for example in examples))
-    size = min(LARGEST_SAMPLE, max(SMALLEST_SAMPLE, int(SHARE * 2.2 / 2 * seen)))
     if size >= len(places):
         return list(examples), len(places)
     chosen = set(random.Random(f"{seed}/report").sample(places, size))  # noqa: S311 - a sample, not a secret

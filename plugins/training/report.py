@@ -23,11 +23,14 @@ from tunery.plugins.training.findings import (
     outcome,
     suspicious,
 )
+from tunery.registry.reports import LIMITS
 
 __all__ = ["General", "Outcomes", "Report", "Sample", "build", "read", "summary", "write"]
 
 SHOWN = 10
 """Rows of each kind that are named; the counts are of all."""
+POINTS = 500
+"""Points of a curve that are kept."""
 
 
 class Outcomes(msgspec.Struct, frozen=True):
@@ -100,6 +103,7 @@ def build(
     supervised: bool,
     curve: Sequence[tuple[int, float]],
     evaluations: Sequence[tuple[int, float]],
+    notes: Sequence[str] = (),
 ) -> Report:
     """The report of a job from the losses of its rows; `of` is how many training rows there were to look at."""
     train, held_out, general = ([r for r in rows if r.split == split] for split in ("train", "held_out", "general"))
@@ -125,9 +129,9 @@ def build(
         suspicious=doubtful[:SHOWN],
         memorised=by_heart[:SHOWN],
         counts={"suspicious": len(doubtful), "memorised": len(by_heart), "worse": len(worse)},
-        curve=list(curve),
-        evaluations=list(evaluations),
-        notes=_notes(train, held_out, general),
+        curve=_thinned(curve),
+        evaluations=_thinned(evaluations),
+        notes=[*_notes(train, held_out, general), *notes],
     )
 
 
@@ -142,7 +146,7 @@ def write(report: Report, folder: Path, *, rows: Sequence[RowLoss], samples: Seq
         report = msgspec.structs.replace(report, notes=[*report.notes, missing])
     (folder / "report.json").write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2))
     (folder / "report.md").write_text(page(report, picture=missing is None), encoding="utf-8")
-    (folder / "rows.jsonl").write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
+    (folder / "rows.jsonl").write_bytes(_lines(rows, LIMITS["report/rows.jsonl"]))
     (folder / "samples.json").write_bytes(msgspec.json.format(msgspec.json.encode(list(samples)), indent=2))
     (folder / "samples.md").write_text(samples_page(samples), encoding="utf-8")
     return report
@@ -196,6 +200,24 @@ def verdict_text(general: General) -> str:
 def place(note: Note) -> str:
     """`file:line`."""
     return f"{note.file}:{note.line}"
+
+
+def _thinned(curve: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    """Every so many points, and the last."""
+    every = -(-len(curve) // POINTS)
+    return [point for at, point in enumerate(curve, 1) if at % every == 0 or at == len(curve)]
+
+
+def _lines(rows: Sequence[RowLoss], limit: int) -> bytes:
+    """A line for each row, as many as fit into `limit` bytes."""
+    lines, size = [], 0
+    for row in rows:
+        line = msgspec.json.encode(row) + b"\n"
+        size += len(line)
+        if size > limit:
+            break
+        lines.append(line)
+    return b"".join(lines)
 
 
 def _notes(train: Sequence[RowLoss], held_out: Sequence[RowLoss], general: Sequence[RowLoss]) -> list[str]:

@@ -22,6 +22,9 @@ from tunery.plugins.training.report import Report, Sample, build, write
 
 __all__ = ["Teller", "curve", "row_losses", "samples"]
 
+SHOWN = 4000
+"""Characters of a prompt's end, and of an answer's beginning, that are shown."""
+
 
 class Teller:
     """One job's: `before` once with the model to compare with, `tell` once with the trained one.
@@ -46,6 +49,7 @@ class Teller:
             Renderer(Path(inputs.base.path)),
             folder=folder,
             seen=step_count(parameters, len(inputs.corpus.train)) * parameters.batch_size,
+            rows=parameters.report_rows,
             seed=parameters.seed,
             device=device,
             dtype=dtype,
@@ -70,6 +74,7 @@ class Teller:
             supervised=self._supervised,
             curve=curve(self._job / "metrics.jsonl"),
             evaluations=done.evaluations,
+            notes=[f"There are no answers to show: {why}." for why in {before.silence, after.silence} - {""}],
         )
         shutil.rmtree(self.folder, ignore_errors=True)
         return write(report, self.folder, rows=rows, samples=samples(self._examination, before, after, rows))
@@ -85,15 +90,16 @@ def row_losses(examination: Examination, before: Said, after: Said) -> list[RowL
 
 
 def samples(examination: Examination, before: Said, after: Said, rows: Sequence[RowLoss]) -> list[Sample]:
-    """The prompts that were answered in full."""
+    """The prompts that both models answered in full."""
     losses = {(row.file, row.line): row for row in rows if row.split == "held_out"}
     found = []
     for (example, prompt, reference), base, tuned in zip(
-        examination.prompts, before.answers, after.answers, strict=True
+        examination.prompts, before.answers, after.answers, strict=False
     ):
         row = losses.get((example.file, example.line))
         if row is not None:
-            texts = (examination.decode(prompt), examination.decode(reference), base, tuned)
+            answers = (text[:SHOWN] for text in (examination.decode(reference), base, tuned))
+            texts = (examination.decode(prompt)[-SHOWN:], *answers)
             found.append(Sample(row.file, row.line, *texts, row.before, row.after, outcome(row)))
     return found
 

@@ -132,6 +132,7 @@ def test_training_rows_are_sampled_whole_by_the_seed(corpus: Corpus, renderer: R
     lines = [{example.line for example in looked.train} for looked in (most, other)]
     assert len(lines[0]) == LARGEST_SAMPLE
     assert lines[0] != lines[1]
+    assert len(examination(large, renderer, tmp_path, rows=5).train) == 10
     assert len(examination(corpus, renderer, tmp_path).train) == len(corpus.train)
 
 

@@ -13,11 +13,12 @@ from tests.plugins.training.conftest import Train
 from tests.plugins.training.test_host import Killed, kill_at
 from tunery.plugins.manager import load_plugins
 from tunery.plugins.training import reproduce, resume
+from tunery.plugins.training.findings import RowLoss
 from tunery.plugins.training.page import page, samples_page
-from tunery.plugins.training.report import Report, Sample, read, summary
+from tunery.plugins.training.report import Report, Sample, build, read, summary, write
 from tunery.registry import Version
 from tunery.registry.registry import Registry
-from tunery.registry.reports import LIMITS
+from tunery.registry.reports import LIMITS, report_files
 
 
 def chat(path: Path, rows: list[tuple[str, str]]) -> Path:
@@ -87,7 +88,7 @@ def test_a_planted_wrong_answer_is_the_most_suspicious_row(train: Train, registr
     rows[wrong - 1] = (rows[wrong - 1][0], "yes odd refunds ticket")
     path = chat(tmp_path / "planted.jsonl", rows)
     held_out = chat(tmp_path / "val.jsonl", [(f"item {n}", "even ticket") for n in range(200, 220, 2)])
-    report = report_of(train("lora", files=(path,), validation=held_out, epochs=3), registry)
+    report = report_of(train("lora", files=(path,), validation=held_out, epochs=3, report_rows=1000), registry)
     assert [(note.file, note.line) for note in report.suspicious] == [("planted.jsonl", wrong)]
     assert report.hardest[0].line == wrong
     assert any(f"planted.jsonl:{wrong}" in line for line in summary(report))
@@ -106,6 +107,34 @@ def test_a_row_learnt_by_heart_is_found(train: Train, registry: Registry, tmp_pa
     assert report.suspicious == []
     assert report.memorised[0].like is not None
     assert report.memorised[0].after < report.memorised[0].like / 2
+
+
+def test_answers_that_cannot_be_given_fail_no_job(
+    train: Train, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tunery.plugins.training import evaluation
+
+    def mute(*arguments: object, **options: object) -> None:
+        raise NotImplementedError("this kind of model cannot generate")
+
+    monkeypatch.setattr(evaluation, "answers", mute)
+    version = train("lora", epochs=1)
+    assert report_of(version, registry).notes == [
+        "There are no answers to show: NotImplementedError: this kind of model cannot generate."
+    ]
+    assert json.loads(registry.files(version)["report/samples.json"].read_text()) == []
+
+
+def test_however_long_the_run_the_report_stays_within_its_limits(tmp_path: Path) -> None:
+    rows = [RowLoss("r" * 200 + ".jsonl", line, "held_out", 5, 2.0, 1.0) for line in range(60_000)]
+    steps = [(step, 1.0) for step in range(1, 100_001)]
+    report = build(
+        rows, adapter="a/b", base="tiny", method="lora", chosen=1, why="", of=0, supervised=True, curve=steps,
+        evaluations=steps,
+    )  # fmt: skip
+    write(report, tmp_path / "report", rows=rows, samples=[])
+    assert set(report_files(tmp_path / "report")) == set(LIMITS)
+    assert report.curve[-1] == steps[-1]
 
 
 def test_a_resumed_job_gives_the_same_report(train: Train, registry: Registry) -> None:
