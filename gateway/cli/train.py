@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 __all__ = ["parse_settings", "run_job", "train"]
 
+_LARGE = 10_000_000
+"""Bytes of rows whose check takes seconds."""
+
 Report = Callable[[dict[str, Any]], None]
 T = TypeVar("T")
 
@@ -75,8 +78,11 @@ def train(
         values = parse_settings(settings)
         parameters = read_parameters(info.parameters, values)
         check_adapter(adapter or "")
-        for path in (*data, *([validation] if validation else [])):
+        files = (*data, *([validation] if validation else []))
+        for path in files:
             _check_file(path)
+        if (size := sum(path.stat().st_size for path in files)) > _LARGE:
+            say(f"checking {size / 1e6:.0f} MB of rows")
 
         def start(host: Any, loaded: Any, registry: Any, report: Report) -> Version:
             from tunery.plugins.bases.resolve import resolve_base

@@ -86,6 +86,14 @@ class Line:
         return _key([row.messages[prompt_length(row.messages) :], row.rejected])
 
     @cached_property
+    def halves(self) -> tuple[bytes, bytes] | None:
+        """Of a row of preference, 16 bytes for the better answer and 16 for the worse, equal for equal ones; None for other rows."""
+        row = self._row
+        if row.rejected is None:
+            return None
+        return _key(row.messages[prompt_length(row.messages) :]), _key(row.rejected)
+
+    @cached_property
     def signature(self) -> bytes | None:
         """The MinHash of what is asked and answered, system messages aside; None where that is too short to compare."""
         said = [*self._row.messages, *(self._row.rejected or [])]

@@ -86,6 +86,8 @@ def resume(
     if forced_by is not None:
         request = msgspec.structs.replace(request, force=True, actor=forced_by)
     before = msgspec.json.decode((folder / "manifest.json").read_bytes())
+    if before.get("parent"):  # what was asked for may be a name that means another version by now
+        request = msgspec.structs.replace(request, parent=before["parent"]["version"])
     # Before rows are read: a file that was cut short has changed, whatever else is wrong with it.
     _refuse(job_id, changed_files(before, [Path(path) for path in (*request.data, request.validation) if path]))
     parameters = read_parameters(plugins.trainer(request.trainer).parameters, before["parameters"])

@@ -242,11 +242,11 @@ def _check(loss: float, norm: float, step: int, rows: Sequence[Example], ceiling
     finite = math.isfinite(loss) and math.isfinite(norm)
     if finite and loss <= ceiling:
         return
-    lines = ", ".join(str(example.line) for example in rows)
+    places = ", ".join(f"{example.file}:{example.line}" if example.file else str(example.line) for example in rows)
     what = f"is {loss} and the gradient's norm {norm}" if not finite else f"is {loss:.4g}, above {ceiling:.4g}"
     raise TrainingFailed(
-        f"step {step}: the loss {what}; nothing was published. The step's rows are on lines {lines}: look at them, or "
-        "lower learning_rate",
+        f"step {step}: the loss {what}; nothing was published. The step's rows are {places}: look at them, or lower "
+        "learning_rate",
         code="loss_exploded" if finite else "loss_not_finite",
     )
 

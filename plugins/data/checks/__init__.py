@@ -27,7 +27,10 @@ CHECKS = (
     _check("conflicting_answers", "error", "similar:ConflictingAnswers", "A prompt that has another answer earlier."),
     _check("leakage", "error", "similar:Leakage", "A held-out row that is trained on, exactly or nearly."),
     _check(
-        "pii", "warning", "private:Personal", "E-mail addresses, phone numbers; cards and bank accounts are errors."
+        "pii",
+        "warning",
+        "private:Personal",
+        "E-mail addresses, phone numbers; cards, bank accounts, social security are errors.",
     ),
     _check("secret", "error", "private:Secret", "API keys, tokens, private keys."),
     _check("diversity", "info", "diversity:Diversity", "Answers that are much alike."),

@@ -6,10 +6,11 @@ Card numbers count when their Luhn digit is right (ISO/IEC 7812), bank accounts 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from tunery.plugins.data.check import Check, Fault
 from tunery.plugins.data.line import Line
+from tunery.plugins.hookspecs import Severity
 
 __all__ = ["Personal", "Secret", "is_card", "is_iban"]
 
@@ -19,6 +20,8 @@ _PHONE = re.compile(
 )
 _CARD = re.compile(r"(?<![\w.-])[2-6]\d{3}(?:[ -]?\d){9,15}(?![\w-])")
 _IBAN = re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b")
+_SSN = re.compile(r"(?<![\w-])(?!000|666|9)\d{3}-(?!00)\d{2}-(?!0000)\d{4}(?![\w-])")
+"""As the United States give them out: no area 000, 666 or from 900, no group 00, no serial 0000."""
 _SECRETS = {
     "private key": re.compile(r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY(?: BLOCK)?-----"),
     "AWS access key": re.compile(r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"),
@@ -44,13 +47,8 @@ class Personal(Check):
     def of_line(self, line: Line) -> Iterable[Fault]:
         for path, text in line.texts:
             for what, found in _personal(text):
-                severe = what in ("card number", "bank account (IBAN)")
-                yield Fault(
-                    path,
-                    f"holds a {what}: {_hidden(found)}",
-                    "replace it by an invented one",
-                    "error" if severe else None,
-                )
+                severity: Severity | None = "error" if what in _NUMBERS else None
+                yield Fault(path, f"holds a {what}: {_hidden(found)}", "replace it by an invented one", severity)
 
 
 class Secret(Check):
@@ -81,13 +79,21 @@ def is_iban(text: str) -> bool:
     return int("".join(str(int(character, 36)) for character in text[4:] + text[:4])) % 97 == 1
 
 
+_NUMBERS: dict[str, tuple[re.Pattern[str], Callable[[str], bool]]] = {
+    "card number": (_CARD, is_card),
+    "bank account (IBAN)": (_IBAN, is_iban),
+    "social security number": (_SSN, bool),
+}
+"""What is an error to train on: patterns, and what must hold of a match without its spaces."""
+
+
 def _personal(text: str) -> Iterator[tuple[str, str]]:
     if "@" in text:
         yield from (("mail address", match[0]) for match in _EMAIL.finditer(text))
     if not _DIGIT.search(text):
         return
     taken: list[tuple[int, int]] = []
-    for what, pattern, holds in (("card number", _CARD, is_card), ("bank account (IBAN)", _IBAN, is_iban)):
+    for what, (pattern, holds) in _NUMBERS.items():
         for match in pattern.finditer(text):
             if holds(re.sub(r"[ -]", "", match[0])):
                 taken.append(match.span())

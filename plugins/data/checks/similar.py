@@ -13,8 +13,6 @@ from tunery.plugins.data.minhash import SimilarIndex
 
 __all__ = ["ConflictingAnswers", "Duplicate", "Leakage", "NearDuplicate"]
 
-Keys = tuple[bytes, bytes]
-
 
 class Duplicate(Check):
     """Rows that equal an earlier one on the same side; across sides it is leakage."""
@@ -59,21 +57,35 @@ class NearDuplicate(Check):
 
 
 class ConflictingAnswers(Check):
-    """Prompts that were answered otherwise before."""
+    """Prompts that were answered otherwise before; of preferences, answers that are better in one row and worse in another."""
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         self._seen: dict[tuple[bool, bytes], tuple[bytes, Place]] = {}
+        self._judged: dict[tuple[bool, bytes, bytes], tuple[bool, Place]] = {}
 
-    def note(self, line: Line) -> Keys | None:
-        return (line.prompt_key, line.answer_key) if line.row else None
+    def note(self, line: Line) -> tuple[bytes, bytes, tuple[bytes, bytes] | None] | None:
+        return (line.prompt_key, line.answer_key, line.halves) if line.row else None
 
-    def gather(self, place: Place, note: Keys) -> Iterable[Fault]:
-        answer, first = self._seen.setdefault((place.validation, note[0]), (note[1], place))
-        if answer != note[1]:
+    def gather(self, place: Place, note: tuple[bytes, bytes, tuple[bytes, bytes] | None]) -> Iterable[Fault]:
+        prompt, answer, halves = note
+        if halves is not None:
+            yield from self._judgements(place, prompt, halves)
+            return
+        known, first = self._seen.setdefault((place.validation, prompt), (answer, place))
+        if known != answer:
             yield Fault(
                 "$", f"has the prompt of {first} with another answer", "keep the right one, or say in the prompt why"
             )
+
+    def _judgements(self, place: Place, prompt: bytes, halves: tuple[bytes, bytes]) -> Iterable[Fault]:
+        """A prompt may be in many rows of preference; that one of its answers is once better and once worse is the fault."""
+        for better, answer in zip((True, False), halves, strict=True):
+            judged, first = self._judged.setdefault((place.validation, prompt, answer), (better, place))
+            if judged != better:
+                said, other = ("prefers", "rejects") if better else ("rejects", "prefers")
+                yield Fault("$", f"{said} an answer that {first} {other} to the same prompt", "keep the right one")
+                return
 
 
 class Leakage(Check):

@@ -197,6 +197,27 @@ def test_duplicates_and_conflicts(tmp_path: Path) -> None:
     assert "rows.jsonl:1" in report.findings[0].message
 
 
+def test_a_prompt_may_have_many_pairs_but_no_answer_that_is_better_and_worse(tmp_path: Path) -> None:
+    def pair(chosen: str, rejected: str, prompt: str = "q") -> dict[str, Any]:
+        return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+
+    report = check(
+        tmp_path,
+        pair("a", "b"),
+        pair("a", "c"),
+        pair("b", "c"),
+        pair("c", "d"),
+        pair("b", "a", prompt="r"),
+        pair("e", "a"),
+    )
+    conflicts = [finding for finding in report.findings if finding.rule == "conflicting_answers"]
+    assert [(finding.line, finding.message) for finding in conflicts] == [
+        (3, "prefers an answer that rows.jsonl:1 rejects to the same prompt"),
+        (4, "prefers an answer that rows.jsonl:2 rejects to the same prompt"),
+        (6, "rejects an answer that rows.jsonl:1 prefers to the same prompt"),
+    ]
+
+
 def test_near_duplicates_are_warned_of_and_exact_ones_are_not_told_twice(tmp_path: Path) -> None:
     near = LONG.replace("today", "now")
     other = "My invoice of last month lists a fee that nobody can explain to me and I would like to have it back"
@@ -246,6 +267,7 @@ def test_secrets_are_errors_and_are_not_repeated(tmp_path: Path, secret: str) ->
         ("Pay with 378282246310005.", "error"),
         ("To DE89 3704 0044 0532 0130 00", "error"),
         ("To GB82WEST12345698765432", "error"),
+        ("My number is 219-09-9999.", "error"),
     ],
 )
 def test_personal_data(tmp_path: Path, text: str, severity: str) -> None:
@@ -262,6 +284,7 @@ def test_personal_data(tmp_path: Path, text: str, severity: str) -> None:
         "sha256 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
         "https://example.org/a:b and sk-short and task-force-of-many-words",
         "0000 0000 0000 0000",
+        "parts 666-12-3456, 900-12-3456, 123-00-4567, 123-45-0000, 1123-45-6789 and 123-45-67890",
     ],
 )
 def test_what_only_looks_like_it_is_left_alone(tmp_path: Path, text: str) -> None:

@@ -56,6 +56,9 @@ def test_the_manifest_says_where_it_came_from(train: Train, data: Path, registry
     job = registry.job(manifest["job"])
     assert (job.state, job.version) == ("succeeded", 1)
     lines = (registry.home.jobs / job.id / "metrics.jsonl").read_text().splitlines()
+    kept = json.loads((registry.home.jobs / job.id / "manifest.json").read_text())
+    assert kept == manifest
+    assert kept["started_at"] < kept["finished_at"]
     kinds = [json.loads(line)["kind"] for line in lines]
     assert kinds[0] == "started"
     assert kinds[-1] == "succeeded"
@@ -112,6 +115,21 @@ def test_a_resumed_run_gives_the_very_same_version(method: str, train: Train, re
         resume(job.id, registry=registry, plugins=load_plugins(allow=(), without=("gates",)), report=lambda event: None)
 
 
+def test_a_resumed_job_continues_from_its_parent_though_the_name_means_another_version_by_now(
+    train: Train, registry: Registry
+) -> None:
+    first = train("lora", max_steps=2)
+    with pytest.raises(Killed):
+        train("lora", max_steps=3, checkpoint_every=1, parent="acme/tiny", report=kill_at(2))
+    job = registry.jobs()[0]
+    second = train("lora", max_steps=3, checkpoint_every=1, parent="acme/tiny@1")
+    assert registry.resolve("acme/tiny") == second
+    plugins = load_plugins(allow=(), without=("gates",))
+    third = resume(job.id, registry=registry, plugins=plugins, report=lambda event: None)
+    assert third.manifest["parent"]["digest"] == first.digest
+    assert third.digest == second.digest
+
+
 def test_resuming_with_other_data_is_refused(train: Train, registry: Registry, data: Path) -> None:
     with pytest.raises(Killed):
         train("lora", epochs=2, checkpoint_every=2, report=kill_at(5))
@@ -142,7 +160,7 @@ def test_equal_rows_are_never_on_both_sides(train: Train, data: Path, events: li
 
 
 def test_a_loss_that_is_no_number_stops_at_once_and_names_the_rows(train: Train, registry: Registry) -> None:
-    with pytest.raises(ArithmeticError, match=r"step \d+: the loss is .*rows are on lines \d+") as caught:
+    with pytest.raises(ArithmeticError, match=r"step \d+: the loss is .*rows are rows\.jsonl:\d+, ") as caught:
         train("full", learning_rate=1e30, epochs=20, max_grad_norm=1e30)
     assert caught.value.code == "loss_not_finite"  # type: ignore[attr-defined]
     assert registry.versions() == []
