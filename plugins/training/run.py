@@ -190,7 +190,7 @@ class Run:
         )
         return saving, model, done
 
-    def _save(self, model: nn.Module, saving: SaveContext[Any], done: Fit) -> tuple[Path, dict[str, float], Fit]:
+    def _save(self, saving: SaveContext[Any], model: nn.Module, done: Fit) -> tuple[Path, dict[str, float], Fit]:
         """The finished files: their folder, the metrics, and what the run did."""
         self._tell(model, done)
         saving.record(model)
