@@ -51,12 +51,12 @@ class Launcher:
         return ["train", "--force", "--method", method, "--base", "tiny", "--data", str(self.rows),
                 "--name", "acme/tiny", *given]  # fmt: skip
 
-    def start(self, processes: int, *words: str) -> list[subprocess.Popen[str]]:
+    def start(self, processes: int, *words: str, code: str = WITHOUT_GATES) -> list[subprocess.Popen[str]]:
         """As what a launcher sets in the environment of each process."""
         shared = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1",
                   "MASTER_PORT": str(free_port())}  # fmt: skip
         ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
-        command = ["-c", WITHOUT_GATES, *words]
+        command = ["-c", code, *words]
         return [self.python(command, shared | rank if processes > 1 else {}) for rank in ranks]
 
     def python(self, command: list[str], environment: dict[str, str]) -> subprocess.Popen[str]:
@@ -117,6 +117,7 @@ def check_alike(launcher: Launcher, out: str, folder: Path) -> None:
     for name in ("base_loss", "eval_loss", "train_loss"):
         assert two.metrics[name] == pytest.approx(one.metrics[name], rel=1e-4)
     assert two.metrics["tokens"] == one.metrics["tokens"]
+    assert (one.manifest["hardware"].get("processes"), two.manifest["hardware"]["processes"]) == (None, 2)
     steps = [[e["step"] for e in launcher.events(v.manifest["job"]) if e["kind"] == "step"] for v in (one, two)]
     assert steps[0] == steps[1] == [1, 2, 3, 4, 5, 6]
 
@@ -165,6 +166,33 @@ def test_what_is_asked_of_one_process_ends_all(wish: Any, state: str, launcher: 
         assert process.returncode != 0
     assert launcher.registry.job(job).state == state
     assert launcher.registry.versions() == []
+
+
+BROKEN = """
+from tunery.plugins.trainers import lora
+from tunery.registry.errors import InvalidInput
+import os
+load = lora.LoraTrainer.load
+def broken(self, context):
+    if os.environ["RANK"] == "1":
+        raise InvalidInput("no such luck", code="out_of_luck")
+    return load(self, context)
+lora.LoraTrainer.load = broken
+from tunery.gateway.cli import main
+main()
+"""
+
+
+@pytest.mark.slow
+def test_what_fails_in_one_process_fails_the_job_with_its_code(launcher: Launcher) -> None:
+    processes = launcher.start(2, *launcher.words("lora", {}), code=BROKEN)
+    told = [process.communicate(timeout=60)[1] for process in processes]
+    assert all(process.returncode not in (0, None) for process in processes)
+    assert "process 1 of this run failed" in told[0]
+    (job,) = launcher.registry.jobs()
+    assert job.state == "failed"
+    assert "no such luck" in (job.error or "")
+    assert launcher.events(job.id)[-1]["code"] == "out_of_luck"
 
 
 def test_alone_nothing_is_shared_and_nothing_is_copied() -> None:
