@@ -56,14 +56,15 @@ def read_corpus(
     problems: list[str] = []
     groups: list[list[tuple[Row, list[Example]]]] = []
     cut = 0
-    for path in [*data, *([validation] if validation else [])]:
+    paths = [*data, *([validation] if validation else [])]
+    for path, name in zip(paths, _names(paths), strict=True):
         try:
             rows = read_rows(path, formats=formats)
         except InvalidData as error:
             problems += error.problems or (error.message,)
             groups.append([])
             continue
-        rendered, bad, shortened = _render(path, rows, renderer, max_length, preferences)
+        rendered, bad, shortened = _render(name, rows, renderer, max_length, preferences)
         problems += bad
         cut += shortened
         sha256, size = file_digest(path)
@@ -79,24 +80,30 @@ def read_corpus(
     return Corpus(_flat(train), _flat(held_out), files, cut)
 
 
+def _names(paths: Sequence[Path]) -> list[str]:
+    """What files are called in what is said of their rows: their names, with their folders' where two have one name."""
+    names = [path.name for path in paths]
+    return names if len(set(names)) == len(names) else [f"{path.parent.name}/{path.name}" for path in paths]
+
+
 def _render(
-    path: Path, rows: Sequence[Row], renderer: Renderer, max_length: int, preferences: bool
+    name: str, rows: Sequence[Row], renderer: Renderer, max_length: int, preferences: bool
 ) -> tuple[list[tuple[Row, list[Example]]], list[str], int]:
     """Rows with their examples, what is wrong with them, and how many had to be cut."""
     read = _pair if preferences else _answers
     rendered, problems, cut = [], [], 0
     for row in rows:
         try:
-            own, shortened = read(path, row, renderer, max_length)
+            own, shortened = read(name, row, renderer, max_length)
         except InvalidInput as error:
-            problems.append(f"{path.name}:{row.line}: {error.message}")
+            problems.append(f"{name}:{row.line}: {error.message}")
             continue
         cut += shortened
         rendered.append((row, own))
     return rendered, problems, cut
 
 
-def _answers(path: Path, row: Row, renderer: Renderer, max_length: int) -> tuple[list[Example], int]:
+def _answers(name: str, row: Row, renderer: Renderer, max_length: int) -> tuple[list[Example], int]:
     """The examples of a row of good answers, and how many were cut."""
     if row.rejected is not None:
         raise InvalidInput(
@@ -104,10 +111,10 @@ def _answers(path: Path, row: Row, renderer: Renderer, max_length: int) -> tuple
             "--method dpo"
         )
     found = [_cut(example, max_length) for example in renderer.examples(row.messages, tools=row.tools)]
-    return [Example(ids, trained, row.line, path.name) for ids, trained, _ in found], sum(lost for *_, lost in found)
+    return [Example(ids, trained, row.line, name) for ids, trained, _ in found], sum(lost for *_, lost in found)
 
 
-def _pair(path: Path, row: Row, renderer: Renderer, max_length: int) -> tuple[list[Example], int]:
+def _pair(name: str, row: Row, renderer: Renderer, max_length: int) -> tuple[list[Example], int]:
     """The one example of a row of two answers, and 1 if it was cut."""
     if row.rejected is None:
         raise InvalidInput(
@@ -118,8 +125,8 @@ def _pair(path: Path, row: Row, renderer: Renderer, max_length: int) -> tuple[li
     (ids, trained, lost), (worse, wanted, missing) = halves
     if ids == worse:
         raise InvalidInput(f"both answers are the same within max_length={max_length} tokens; raise max_length")
-    rejected = Example(worse, wanted, row.line, path.name)
-    return [Example(ids, trained, row.line, path.name, rejected)], int(lost or missing)
+    rejected = Example(worse, wanted, row.line, name)
+    return [Example(ids, trained, row.line, name, rejected)], int(lost or missing)
 
 
 def _cut(example: Rendered, max_length: int) -> tuple[list[int], list[bool], bool]:

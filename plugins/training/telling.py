@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -98,9 +99,19 @@ def samples(examination: Examination, before: Said, after: Said, rows: Sequence[
     ):
         row = losses.get((example.file, example.line))
         if row is not None:
-            answers = (text[:SHOWN] for text in (examination.decode(reference), base, tuned))
-            texts = (examination.decode(prompt)[-SHOWN:], *answers)
-            found.append(Sample(row.file, row.line, *texts, row.before, row.after, outcome(row)))
+            found.append(
+                Sample(
+                    file=row.file,
+                    line=row.line,
+                    prompt=examination.decode(prompt)[-SHOWN:],
+                    reference=examination.decode(reference)[:SHOWN],
+                    base=base[:SHOWN],
+                    tuned=tuned[:SHOWN],
+                    before=row.before,
+                    after=row.after,
+                    outcome=outcome(row),
+                )
+            )
     return found
 
 
@@ -108,9 +119,11 @@ def curve(metrics: Path) -> list[tuple[int, float]]:
     """The training loss of every step; of a step that was done again after a crash, the last."""
     losses: dict[int, float] = {}
     for line in metrics.read_bytes().splitlines():
-        event = msgspec.json.decode(line)
-        if event["kind"] == "step":
-            losses[event["step"]] = event["loss"]
+        # A crash may cut a line short.
+        with suppress(msgspec.DecodeError):
+            event = msgspec.json.decode(line, type=dict[str, Any])
+            if event["kind"] == "step":
+                losses[event["step"]] = event["loss"]
     return sorted(losses.items())
 
 

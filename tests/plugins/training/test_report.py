@@ -16,6 +16,7 @@ from tunery.plugins.training import reproduce, resume
 from tunery.plugins.training.findings import RowLoss
 from tunery.plugins.training.page import page, samples_page
 from tunery.plugins.training.report import Report, Sample, build, read, summary, write
+from tunery.plugins.training.telling import curve
 from tunery.registry import Version
 from tunery.registry.registry import Registry
 from tunery.registry.reports import LIMITS, report_files
@@ -109,6 +110,16 @@ def test_a_row_learnt_by_heart_is_found(train: Train, registry: Registry, tmp_pa
     assert report.memorised[0].after < report.memorised[0].like / 2
 
 
+def test_files_of_one_name_are_told_apart(train: Train, registry: Registry, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "held").mkdir()
+    other = chat(tmp_path / "held" / data.name, [(f"item {n}", "even ticket") for n in range(50, 58)])
+    version = train("lora", files=(data, other), validation=chat(tmp_path / "val.jsonl", [("a", "b")]), epochs=1)
+    rows = [json.loads(line) for line in registry.files(version)["report/rows.jsonl"].read_text().splitlines()]
+    found = {row["file"] for row in rows if row["split"] == "train"}
+    assert found == {f"{data.parent.name}/{data.name}", f"held/{data.name}"}
+    assert len([row for row in rows if row["split"] == "train"]) == 48
+
+
 def test_answers_that_cannot_be_given_fail_no_job(
     train: Train, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,6 +193,14 @@ def test_nothing_held_out_is_said(train: Train, registry: Registry) -> None:
     assert (report.held_out, report.outcomes.win, report.memorised) == (None, 0, [])
     assert report.training is not None
     assert "Nothing was held out" in report.notes[0]
+
+
+def test_a_line_that_a_crash_cut_short_is_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines = ['{"kind":"step","step":1,"loss":3.0}', '{"kind":"step","st{"kind":"started"}', "", "[]"]
+    lines += ['{"kind":"step","step":2,"loss":2.0}', '{"kind":"step","step":2,"loss":2.5}', '{"kind":"ste']
+    path.write_text("\n".join(lines))
+    assert curve(path) == [(1, 3.0), (2, 2.5)]
 
 
 def test_texts_cannot_break_out_of_the_samples_page() -> None:
