@@ -81,7 +81,7 @@ class Loop:
         )
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            self.trained, lr=parameters.learning_rate, weight_decay=parameters.weight_decay
+            self.trained, lr=parameters.learning_rate, weight_decay=parameters.weight_decay, fused=True
         )
         self.total = step_count(parameters, len(examples))
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, _schedule(parameters, self.total))
