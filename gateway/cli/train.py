@@ -220,8 +220,8 @@ def _line(event: dict[str, Any]) -> str | None:
     if kind == "report":
         return "\n  ".join(["report:", *event["lines"]])
     if kind == "evaluated":
-        losses = [f"{name.replace('_', ' ')} {event[name]:.4f}" for name in ("base_loss", "eval_loss") if name in event]
-        return f"held out: {', '.join(losses)}"
+        figures = [f"{name.replace('_', ' ')} {event[name]:.4f}" for name in event if name not in ("kind", "step")]
+        return f"held out: {', '.join(figures)}"
     if kind in ("failed", "cancelled", "paused"):
         return f"{kind}"
     return None

@@ -17,7 +17,7 @@ from tunery.plugins.manager import load_plugins
 from tunery.plugins.parameters import read_parameters
 from tunery.plugins.testing import write_pairs, write_rows
 from tunery.plugins.trainers import DpoParameters
-from tunery.plugins.training import resume
+from tunery.plugins.training import reproduce, resume
 from tunery.plugins.training.batches import Example, collate, epoch_batches
 from tunery.plugins.training.control import EVERY, ask
 from tunery.plugins.training.examples import Corpus, read_corpus
@@ -254,6 +254,13 @@ def test_a_paused_run_goes_on_to_the_same_bits_and_a_rerun_too(train: Train, pai
     assert (registry.home.jobs / job / "reference.json").exists()
     version = resume(job, registry=registry, plugins=load_plugins(allow=(), without=("gates",)), report=lambda _: None)
     assert version.digest == whole.digest
+
+
+def test_a_version_is_reproduced_to_the_bit(train: Train, pairs: Path, registry: Registry) -> None:
+    version = train("dpo", files=(pairs,), epochs=1)
+    plugins = load_plugins(allow=(), without=("gates",))
+    again = reproduce(version, data=(), registry=registry, plugins=plugins, report=lambda _: None)
+    assert (again.same, again.differences) == (True, ())
 
 
 def test_micro_batches_change_nothing_but_rounding(train: Train, pairs: Path) -> None:
