@@ -111,3 +111,20 @@ def test_lineage_as_json(filled: Home) -> None:
         ("rows.jsonl", "held-out"),
     ]
     assert (first["seed"], first["parameters"]["schedule"], lost["digest"]) == (5, "cosine", GONE)
+
+
+def test_lineage_of_what_was_imported_says_from_where(filled: Home, registry: Registry, tmp_path: Path) -> None:
+    folder = make_adapter(tmp_path / "pulled", seed=9)
+    origin = {"hub": "org/name", "commit": "abc"}
+    registry.publish(
+        "acme/pulled",
+        folder,
+        base=registry.bases()[0],
+        method="imported",
+        manifest={"origin": origin},
+        metrics={},
+        actor="t",
+    )
+    tree = tunery(filled, "adapters", "lineage", "acme/pulled").stdout
+    assert "imported: hub org/name, commit abc" in tree
+    assert len(tree.splitlines()) == 3

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import types
 from collections.abc import Callable, Iterable
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -165,3 +166,21 @@ def test_checking_imports_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_process_that_may_start_none_checks_by_itself(tmp_path: Path) -> None:
+    """A daemon's children are refused by multiprocessing."""
+    path = tmp_path / "rows.jsonl"
+    row = json.dumps({"prompt": "one", "completion": "two " * 250}) + "\n"
+    path.write_text(row * (checking._WORTH_A_POOL // len(row) + 1))
+    seen = get_context("spawn").Queue()
+    process = get_context("spawn").Process(target=count_duplicates, args=(path, seen), daemon=True)
+    process.start()
+    assert seen.get(timeout=60) == path.read_bytes().count(b"\n") - 1
+    process.join()
+
+
+def count_duplicates(path: Path, seen: Any) -> None:
+    plugins = load_plugins(allow=())
+    report = check_data([path], None, plugins=plugins, base_folder=None, max_length=64, processes=2)
+    seen.put(sum(finding.rule == "duplicate" for finding in report.findings))

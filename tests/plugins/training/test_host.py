@@ -56,6 +56,7 @@ def test_the_manifest_says_where_it_came_from(train: Train, data: Path, registry
     job = registry.job(manifest["job"])
     assert (job.state, job.version) == ("succeeded", 1)
     lines = (registry.home.jobs / job.id / "metrics.jsonl").read_text().splitlines()
+    assert [(use.version, use.role) for use in registry.uses(file["sha256"])] == [("acme/tiny@1", "train")]
     kept = json.loads((registry.home.jobs / job.id / "manifest.json").read_text())
     assert kept == manifest
     assert kept["started_at"] < kept["finished_at"]
