@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from tunery.gateway.gates.served import Served, served
 from tunery.plugins.training.batches import Example
+from tunery.plugins.training.findings import bootstrap
 from tunery.plugins.training.gates import GateCase, Precision, Verdict, failed, passed, skipped
 from tunery.plugins.training.reference import read_reference
 
@@ -28,7 +29,6 @@ SHORTEST_LIMIT, TIMES = 64, 2
 """An answer may be this many times as long as the longest reference, and always so many tokens."""
 STOPPING = 0.5
 """The share of answers that must end by themselves: one in a loop is a small model's weakness, most of them are a fault."""
-RESAMPLES, SEED, CONFIDENCE = 2000, 0, 0.95
 FEWEST = 8
 """Rows below which an interval says little."""
 
@@ -156,14 +156,6 @@ def is_better_than_base(case: GateCase) -> Verdict:
     return failed(
         f"{told}: it is not clearly better than the base; train longer, or on more and better rows", **figures
     )
-
-
-def bootstrap(lost: Floats, tokens: Floats) -> tuple[float, float]:
-    """The 95 % interval of sum(lost) / sum(tokens) when rows are drawn anew; both float64 [rows]."""
-    draws = np.random.default_rng(SEED).integers(len(lost), size=(RESAMPLES, len(lost)))
-    means = lost[draws].sum(axis=1) / tokens[draws].sum(axis=1)
-    lower, upper = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return float(lower), float(upper)
 
 
 def _by_line(

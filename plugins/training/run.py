@@ -283,7 +283,7 @@ class Run:
         """Drop what only a running job needs."""
         for leftover in ("output", "checkpoint", "parent"):
             shutil.rmtree(self.folder / leftover, ignore_errors=True)
-        for leftover in ("best.safetensors", REFERENCE):
+        for leftover in ("best.safetensors", "base.json", REFERENCE):
             (self.folder / leftover).unlink(missing_ok=True)
 
     def _base(self) -> nn.Module:

@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tunery.gateway.gates import GATES
-from tunery.gateway.gates.checks import bootstrap
 from tunery.plugins.manager import load_plugins
 from tunery.plugins.testing import TrainerBench
 from tunery.plugins.training import load_base, resume
 from tunery.plugins.training.batches import Example
+from tunery.plugins.training.findings import bootstrap
 from tunery.plugins.training.gates import GateRequest, GateResult, GatesFailed, run_gates
 from tunery.plugins.training.reference import Reference
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ from typing import Any
 import pytest
 
 from tests.plugins.training.conftest import Train
-from tests.plugins.training.test_host import Killed, kill_at
+from tests.plugins.training.test_host import METHODS, Killed, kill_at
 from tunery.plugins.manager import load_plugins
+from tunery.plugins.testing import write_pairs
 from tunery.plugins.training import reproduce, resume
 from tunery.plugins.training.findings import RowLoss
 from tunery.plugins.training.page import page, samples_page
@@ -36,10 +38,11 @@ def report_of(version: Version, registry: Registry) -> Report:
     return report
 
 
+@pytest.mark.parametrize("method", METHODS)
 def test_a_job_stores_its_report_with_the_version(
-    train: Train, registry: Registry, events: list[dict[str, Any]]
+    method: str, train: Train, registry: Registry, events: list[dict[str, Any]]
 ) -> None:
-    version = train("lora", epochs=6, eval_every=16)
+    version = train(method, epochs=6, eval_every=16)
     report = report_of(version, registry)
     assert {entry.path for entry in version.files} >= set(LIMITS)
     assert report.held_out is not None
@@ -118,6 +121,34 @@ def test_files_of_one_name_are_told_apart(train: Train, registry: Registry, data
     found = {row["file"] for row in rows if row["split"] == "train"}
     assert found == {f"{data.parent.name}/{data.name}", f"held/{data.name}"}
     assert len([row for row in rows if row["split"] == "train"]) == 48
+
+
+def test_a_trainer_with_a_loss_of_its_own_is_judged_by_the_better_answers(
+    train: Train, registry: Registry, tmp_path: Path
+) -> None:
+    version = train("dpo", files=(write_pairs(tmp_path / "pairs.jsonl", 40),), epochs=2)
+    report, files = report_of(version, registry), registry.files(version)
+    assert not report.supervised
+    assert report.held_out is not None
+    # The curve is of the trainer's own loss, which begins at log 2; rows are of the likelihood of answers.
+    assert report.curve[0][1] == pytest.approx(math.log(2), rel=1e-3)
+    assert report.held_out.before > 5
+    assert "something of its own" in files["report/report.md"].read_text()
+
+
+def test_a_job_that_is_refused_at_the_end_keeps_its_report(
+    train: Train, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise ArithmeticError("refused")
+
+    monkeypatch.setattr(Registry, "publish", refuse)
+    with pytest.raises(ArithmeticError, match="refused"):
+        train("lora", epochs=1)
+    report = read(registry.home.jobs / registry.jobs()[0].id / "report" / "report.json")
+    assert report is not None
+    assert report.held_out is not None
+    assert registry.versions() == []
 
 
 def test_answers_that_cannot_be_given_fail_no_job(
