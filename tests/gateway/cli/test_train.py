@@ -28,6 +28,7 @@ def test_a_file_becomes_a_version(home: Home, registry: Registry, tiny_base: Bas
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("acme/support@1  ")
     assert "held-out loss" in done.stdout
+    assert "report:\n  held out: loss " in done.stderr
     version = registry.resolve("acme/support@production")
     assert version.manifest["parameters"]["r"] == 4
     more = tunery(
