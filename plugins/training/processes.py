@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -90,9 +91,11 @@ class Processes:
         try:
             mine: tuple[T | None, _Failure | None] = work(), None
         except BaseException as error:
-            gather_object([(None, _Failure(self.rank, error))])
+            with suppress(RuntimeError):
+                gather_object([(None, _Failure(self.rank, error))])
             raise
-        told: list[tuple[Any, _Failure | None]] = gather_object([mine])
+        with _company():
+            told: list[tuple[Any, _Failure | None]] = gather_object([mine])
         for _, failure in told:
             if failure is not None:
                 failure.strike()
@@ -123,8 +126,9 @@ class Processes:
             return
         from accelerate.utils import broadcast
 
-        for parameter in parameters:
-            parameter.data.copy_(broadcast(parameter.data))
+        with _company():
+            for parameter in parameters:
+                parameter.data.copy_(broadcast(parameter.data))
 
     def seed(self, seed: int, step: int) -> None:
         """Before a step: random numbers of its own for each process, which a resumed run draws again."""
@@ -139,8 +143,9 @@ class Processes:
         """Replace every gradient by its sum over the processes; one that has none counts as zero."""
         if self.count == 1:
             return
-        for bucket in _buckets(parameters):
-            self._add_up(bucket)
+        with _company():
+            for bucket in _buckets(parameters):
+                self._add_up(bucket)
 
     def _add_up(self, bucket: Sequence[nn.Parameter]) -> None:
         import torch
@@ -165,6 +170,18 @@ class _Failure:
             raise KeyboardInterrupt
         code = self.code if isinstance(self.code, str) else None
         raise TrainingFailed(f"process {self.rank} of this run failed, so all ended: {self.message}", code=code)
+
+
+@contextmanager
+def _company() -> Iterator[None]:
+    """Say plainly that another process is gone, which shows as a lost connection."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise TrainingFailed(
+            f"another process of this run is gone, so this one ended too; its last words may say why, and --resume goes on: {error}",
+            code="process_lost",
+        ) from error
 
 
 def _buckets(parameters: Iterable[nn.Parameter]) -> Iterable[list[nn.Parameter]]:

@@ -150,6 +150,7 @@ def test_one_that_dies_ends_the_other_and_resumed_they_give_the_same_bits(launch
     first.communicate(timeout=60)
     assert first.returncode != 0
     assert launcher.registry.job(job).state == "failed"
+    assert launcher.events(job)[-1]["code"] == "process_lost"
     launcher.finish(launcher.start(2, "train", "--resume", job))
     whole, again = launcher.registry.versions()
     assert whole.digest == again.digest
