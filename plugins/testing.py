@@ -6,8 +6,8 @@
         trainer = "dora"
 
 It trains on a tiny random base that it makes itself, so it needs no download. It proves that the loss falls, that a run repeats to
-the bit and resumes to the bit, that the end of a turn is learned, that what is saved answers as what was trained, that a run stops within
-two seconds, and that unknown parameters are refused. A trainer of preferences passes `PreferenceConformance`.
+the bit and resumes to the bit, that the end of a turn is learned, that what is saved answers as what was trained, that the gates let it
+pass, that a run stops within two seconds, and that unknown parameters are refused. A trainer of preferences passes `PreferenceConformance`.
 """
 
 # A test suite: it asserts, and its randomness hides nothing.

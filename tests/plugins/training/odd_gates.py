@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 from tunery.plugins.training.gates import GateCase, Verdict, failed, passed, skipped
 from tunery.registry.errors import InvalidInput
@@ -40,6 +41,7 @@ def is_killed(case: GateCase) -> Verdict:
 
 
 def hangs(case: GateCase) -> Verdict:
+    Path(case.request.folder, "pid").write_text(str(os.getpid()))
     sys.stderr.write("waiting\n")
     sys.stderr.flush()
     time.sleep(600)

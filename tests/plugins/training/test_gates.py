@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import threading
+import time
+import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +16,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tunery.plugins.hookspecs import GateInfo, hookimpl
+from tunery.plugins.manager import load_plugins
+from tunery.plugins.parameters import read_parameters
+from tunery.plugins.testing import TrainerBench
+from tunery.plugins.training import TrainRequest, train
 from tunery.plugins.training.batches import Example
+from tunery.plugins.training.control import ask
 from tunery.plugins.training.file_gates import changes_every_target, delta_is_faithful, is_finite
 from tunery.plugins.training.gate_process import main
 from tunery.plugins.training.gates import (
@@ -120,6 +130,68 @@ def test_the_process_reads_a_request_and_writes_a_line_for_each_gate(files: Path
         ("skips", True, False),
         ("fails", False, True),
     ]
+
+
+# -- in a job ----------------------------------------------------------------------------------------------------------
+
+
+def bench_with(folder: Path, *gates: GateInfo) -> TrainerBench:
+    """A bench whose plugins have these gates and no others."""
+
+    def register_gates(register: Callable[[GateInfo], None]) -> None:
+        for gate in gates:
+            register(gate)
+
+    plugins = load_plugins(allow=(), without=("gates",))
+    plugins.add(types.SimpleNamespace(register_gates=hookimpl(register_gates)), "odd")
+    return TrainerBench(folder, "lora", {"max_steps": 1}, plugins)
+
+
+def gate(name: str, **values: Any) -> GateInfo:
+    entrypoint = f"tests.plugins.training.odd_gates:{name}"
+    return GateInfo(name=name, code=f"code_of_{name}", summary="", entrypoint=entrypoint, **values)
+
+
+def test_a_plugins_gates_are_asked_by_priority_and_their_verdicts_are_kept(tmp_path: Path) -> None:
+    bench = bench_with(tmp_path, gate("skips"), gate("passes", priority=1))
+    assert [gate["name"] for gate in bench.train().manifest["gates"]] == ["passes", "skips"]
+    bench.registry.close()
+
+
+def test_who_forces_is_recorded_only_where_something_was_forced(tmp_path: Path) -> None:
+    for number, (name, forced) in enumerate((("fails", True), ("passes", None))):
+        bench = bench_with(tmp_path / str(number), gate(name))
+        request = TrainRequest(
+            adapter="acme/tiny", trainer="lora", base=bench.base.digest, data=(str(bench.rows),), force=True, actor="ada",
+            parameters={"max_steps": 1, "precision": "float32"},
+        )  # fmt: skip
+        parameters = read_parameters(bench.plugins.trainer("lora").parameters, request.parameters)
+        version = train(request, parameters, registry=bench.registry, plugins=bench.plugins, report=lambda event: None)
+        assert (version.manifest.get("forced"), version.manifest.get("forced_by")) == (forced, forced and "ada")
+        bench.registry.close()
+
+
+def test_a_job_is_cancelled_while_its_gates_are_asked(tmp_path: Path) -> None:
+    bench = bench_with(tmp_path, gate("hangs"))
+    pid: list[int] = []
+
+    def cancel() -> None:
+        deadline = time.monotonic() + 60
+        while not pid and time.monotonic() < deadline:
+            time.sleep(0.1)
+            pid.extend(int(path.read_text() or 0) for path in bench.registry.home.jobs.glob("*/output/pid"))
+        ask(bench.registry.home.jobs / bench.registry.jobs()[0].id, "cancel")
+
+    thread = threading.Thread(target=cancel)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        bench.train()
+    thread.join()
+    assert bench.registry.jobs()[0].state == "cancelled"
+    assert bench.registry.versions() == []
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid[0], 0)
+    bench.registry.close()
 
 
 # -- files -------------------------------------------------------------------------------------------------------------
