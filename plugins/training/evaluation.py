@@ -10,6 +10,7 @@ import json
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -123,16 +124,13 @@ class Examination:
 @torch.no_grad()
 def score(model: nn.Module, examples: Sequence[Example], *, device: torch.device, dtype: torch.dtype) -> list[Score]:
     """The loss of each example, of a pair's better half, in their order; the model's mode is restored."""
-    training = model.training
-    model.eval()
     found: dict[int, Score] = {}
-    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+    with _asked(model, device, dtype):
         for piece in _pieces(examples):
             plain = [Example(e.ids, e.trained, e.line, e.file) for e in (examples[at] for at in piece)]
             losses = row_losses(model, collate(plain, device=device)).tolist()
             for at, example, loss in zip(piece, plain, losses, strict=True):
                 found[at] = Score(loss if math.isfinite(loss) else None, example.targets)
-    model.train(training)
     return [found[at] for at in range(len(examples))]
 
 
@@ -162,12 +160,21 @@ def answers(
         temperature=1.0, top_p=1.0, top_k=50, repetition_penalty=1.0,
     )  # fmt: skip
     whole: Any = model
+    with _asked(model, device, dtype):
+        out = whole.generate(input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config)
+    return [_until_stop(row, stop_ids) for row in out[:, longest:].tolist()]
+
+
+@contextmanager
+def _asked(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """Within, the model computes as it does between steps; its mode is restored."""
     training = model.training
     model.eval()
-    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        out = whole.generate(input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config)
-    model.train(training)
-    return [_until_stop(row, stop_ids) for row in out[:, longest:].tolist()]
+    try:
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            yield
+    finally:
+        model.train(training)
 
 
 def general_examples(renderer: Renderer) -> list[Example]:

@@ -45,9 +45,9 @@ class Teller:
     ) -> None:
         self._adapter, self._job, self.folder = inputs.request.adapter, folder, folder / "report"
         self._supervised = supervised
-        self._examination = Examination(
+        self.examination = Examination(
             inputs.corpus,
-            Renderer(Path(inputs.base.path)),
+            Renderer(Path(inputs.base.path), now=lambda: inputs.now),
             folder=folder,
             seen=step_count(parameters, len(inputs.corpus.train)) * parameters.batch_size,
             rows=parameters.report_rows,
@@ -58,12 +58,12 @@ class Teller:
 
     def before(self, load: Callable[[], nn.Module]) -> None:
         """Ask the model to compare with; it is loaded where no earlier run of this job has asked it."""
-        self._said = self._examination.before(load)
+        self._said = self.examination.before(load)
 
     def tell(self, model: nn.Module, done: Fit, manifest: Mapping[str, Any]) -> Report:
         """Ask the trained model, and write the report into `folder`, in place of any other."""
-        before, after = self._said, self._examination.ask(model)
-        rows = row_losses(self._examination, before, after)
+        before, after = self._said, self.examination.ask(model)
+        rows = row_losses(self.examination, before, after)
         report = build(
             rows,
             adapter=self._adapter,
@@ -71,14 +71,14 @@ class Teller:
             method=manifest["trainer"],
             chosen=done.chosen,
             why=done.why,
-            of=self._examination.rows,
+            of=self.examination.rows,
             supervised=self._supervised,
             curve=curve(self._job / "metrics.jsonl"),
             evaluations=done.evaluations,
-            notes=[f"There are no answers to show: {why}." for why in {before.silence, after.silence} - {""}],
+            notes=[f"There are no answers to show: {why}." for why in sorted({before.silence, after.silence} - {""})],
         )
         shutil.rmtree(self.folder, ignore_errors=True)
-        return write(report, self.folder, rows=rows, samples=samples(self._examination, before, after, rows))
+        return write(report, self.folder, rows=rows, samples=samples(self.examination, before, after, rows))
 
 
 def row_losses(examination: Examination, before: Said, after: Said) -> list[RowLoss]:

@@ -5,21 +5,26 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.plugins.training.conftest import Train
 from tests.plugins.training.test_host import METHODS, Killed, kill_at
 from tunery.plugins.manager import load_plugins
-from tunery.plugins.testing import write_pairs
-from tunery.plugins.training import reproduce, resume
+from tunery.plugins.testing import CHATML, write_pairs
+from tunery.plugins.trainers import LoraParameters
+from tunery.plugins.training import TrainRequest, reproduce, resume
 from tunery.plugins.training.findings import RowLoss
+from tunery.plugins.training.inputs import read_inputs
 from tunery.plugins.training.page import page, samples_page
 from tunery.plugins.training.report import Report, Sample, build, read, summary, write
-from tunery.plugins.training.telling import curve
-from tunery.registry import Version
+from tunery.plugins.training.telling import Teller, curve
+from tunery.registry import Base, Version
 from tunery.registry.registry import Registry
 from tunery.registry.reports import LIMITS, report_files
 
@@ -149,6 +154,22 @@ def test_a_job_that_is_refused_at_the_end_keeps_its_report(
     assert report is not None
     assert report.held_out is not None
     assert registry.versions() == []
+
+
+def test_a_template_that_asks_for_the_time_is_told_the_jobs(
+    registry: Registry, base_with: Callable[..., Base], data: Path, tmp_path: Path
+) -> None:
+    base, plugins, parameters = (
+        base_with("{{ strftime_now('%Y') }}\n" + CHATML),
+        load_plugins(allow=()),
+        LoraParameters(),
+    )
+    request = TrainRequest(adapter="a/b", trainer="lora", base=base.digest, data=(str(data),))
+    inputs = read_inputs(request, parameters, registry=registry, plugins=plugins, now=datetime(1987, 6, 5))
+    cpu = torch.device("cpu")
+    asked = Teller(inputs, parameters, folder=tmp_path, supervised=True, device=cpu, dtype=torch.float32).examination
+    for example in (*asked.held_out, *asked.train, *asked.general):
+        assert asked.decode(example.ids).startswith("1987\n")
 
 
 def test_answers_that_cannot_be_given_fail_no_job(
