@@ -49,6 +49,24 @@ def test_a_file_becomes_a_version(home: Home, registry: Registry, tiny_base: Bas
     assert registry.resolve("acme/support").number == 1
 
 
+def test_a_failed_gate_ends_with_nine_and_is_forced_on_record(
+    home: Home, registry: Registry, tiny_base: Base, rows: Path
+) -> None:
+    careful = [word for word in QUICK if word != "--force"]
+    failed = tunery(home, "train", "--base", "tiny", "--data", str(rows), "--name", "acme/support", *careful)
+    assert (failed.returncode, failed.stdout) == (9, ""), failed.stderr
+    assert "gate finite passed: all 28 tensors are finite" in failed.stderr
+    assert "gate stops FAILED (never_stops): 0 of " in failed.stderr
+    (job,) = registry.jobs()
+    assert f"tunery train --resume {job.id} --force" in failed.stderr
+    assert (job.state, registry.versions()) == ("failed", [])
+    done = tunery(home, "train", "--resume", job.id, "--force")
+    assert done.returncode == 0, done.stderr
+    shown = tunery(home, "adapters", "show", "acme/support@1").stdout
+    assert "never_stops" in shown
+    assert "published all the same by " in shown
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
