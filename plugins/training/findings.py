@@ -116,7 +116,7 @@ def hardest(rows: Sequence[RowLoss], count: int) -> list[Note]:
 def suspicious(rows: Sequence[RowLoss]) -> list[Note]:
     """Rows that training could not teach as it taught the rows like them, or whose loss it raised: perhaps wrong answers.
 
-    A row stands out when its loss is 0.2 nats above that of four fifths of its LIKE, and above their middle by four times what they are
+    A row stands out when its loss is 0.2 nats above that of four fifths of its LIKE, and above their middle by three times what they are
     themselves; or when it rose by 0.2 nats. So a kind of rows that is simply harder is not suspicious. Most suspicious first.
     """
     if len(rows) < FEWEST:
@@ -126,7 +126,7 @@ def suspicious(rows: Sequence[RowLoss]) -> list[Note]:
     for at, row in enumerate(ordered):
         middle, most = np.percentile(_neighbours(ordered, at), [50, 80])
         stands_out = float((row.after - middle) / (most - middle + 0.1))
-        if row.after - most > 0.2 and (stands_out > 4 or row.after - row.before > 0.2):
+        if row.after - most > 0.2 and (stands_out > 3 or row.after - row.before > 0.2):
             found.append((stands_out, _note(row, float(middle))))
     return [note for _, note in sorted(found, key=lambda pair: -pair[0])]
 
