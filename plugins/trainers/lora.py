@@ -72,9 +72,9 @@ def _continued(parent: Path, asked: LoraConfig, defaulted: set[str]) -> LoraConf
             "or start without --from",
             code="invalid_parent",
         )
-    fixed = {"r": "r", "alpha": "lora_alpha", "rslora": "use_rslora"}
+    fixed = {"r": "r", "alpha": "lora_alpha", "rslora": "use_rslora", "target_modules": "target_modules"}
     for name, field in fixed.items():
-        before, wanted = getattr(found, field), getattr(asked, field)
+        before, wanted = _plain(getattr(found, field)), _plain(getattr(asked, field))
         if before != wanted and name not in defaulted:
             raise InvalidInput(
                 f"the version to continue from has {name}={before}, {name}={wanted} was asked for; leave {name} out, or start "
@@ -83,6 +83,11 @@ def _continued(parent: Path, asked: LoraConfig, defaulted: set[str]) -> LoraConf
             )
     found.lora_dropout, found.inference_mode = asked.lora_dropout, False
     return found
+
+
+def _plain(value: Any) -> Any:
+    """Names of modules in one order, so that they compare and read alike."""
+    return sorted(value) if isinstance(value, set) else value
 
 
 def _defaulted(parameters: LoraParameters) -> set[str]:

@@ -92,7 +92,7 @@ def test_dropout_is_the_runs_and_not_the_parents(
     assert json.loads((tmp_path / "child" / "adapter_config.json").read_text())["lora_dropout"] == 0.3
 
 
-@pytest.mark.parametrize("setting", [{"r": 4}, {"alpha": 8.0}, {"rslora": True}])
+@pytest.mark.parametrize("setting", [{"r": 4}, {"alpha": 8.0}, {"rslora": True}, {"target_modules": ["q_proj"]}])
 def test_a_shape_that_the_parent_does_not_have_is_refused(
     setting: dict[str, Any], train: Train, parent: Version, registry: Registry
 ) -> None:
