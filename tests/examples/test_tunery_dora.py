@@ -51,8 +51,9 @@ def test_it_installs_lists_trains_and_is_served(tmp_path: Path, tiny_base_folder
     assert listed["dora"]["error"] is None
     assert listed["dora"]["distribution"] == "tunery-dora"
     run(home, *tunery, "bases", "add", tiny_base_folder, "--name", "tiny")
-    rows = write_rows(tmp_path / "rows.jsonl", 24)
-    settings = [word for s in ("precision=float32", "learning_rate=0.01", "epochs=3") for word in ("--set", s)]
+    rows = write_rows(tmp_path / "rows.jsonl", 40)
+    enough = ("precision=float32", "learning_rate=0.01", "batch_size=4", "epochs=6", "eval_fraction=0.2")
+    settings = [word for setting in enough for word in ("--set", setting)]
     train = ("train", "--method", "dora", "--base", "tiny", "--data", rows, "--name", "acme/tiny", *settings, "--json")
     trained = json.loads(run(home, *tunery, *train))
     assert trained["method"] == "dora"
