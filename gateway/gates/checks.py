@@ -47,13 +47,15 @@ def serves_what_was_trained(case: GateCase) -> Verdict:
     if reference is None or not reference.rows:
         return skipped("the trainer's own log-probabilities were not recorded")
     engine = served(case, request.training)
-    if any(len(row.ids) >= engine.context_length for row in reference.rows):
+    recorded = zip(reference.rows, reference.log_probs, strict=True)
+    fitting = [(row, log_probs) for row, log_probs in recorded if len(row.ids) < engine.context_length]
+    if not fitting:
         return skipped(f"the recorded rows fill the context of {engine.context_length} tokens")
-    theirs = _flat(reference.log_probs)
-    ours, before = (_flat(engine.log_probs(reference.rows, tuned=tuned)) for tuned in (True, False))
+    rows, theirs = [row for row, _ in fitting], _flat([log_probs for _, log_probs in fitting])
+    ours, before = (_flat(engine.log_probs(rows, tuned=tuned)) for tuned in (True, False))
     moved, missed = _distance(theirs, before), _distance(theirs, ours)
     allowed = SHARE[request.training.dtype] * moved + NOISE[request.training.dtype]
-    shift = _distance(ours, _flat(served(case, request.serving).log_probs(reference.rows, tuned=True)))
+    shift = _distance(ours, _flat(served(case, request.serving).log_probs(rows, tuned=True)))
     figures = {"moved": moved, "missed": missed, "allowed": allowed, "serving_shift": shift}
     told = (
         f"on {_title(request.training)} the engine is {missed:.2g} nats a token from the trainer, {allowed:.2g} are allowed "
