@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import platform
 
-__all__ = ["tune_allocator"]
+__all__ = ["give_back", "tune_allocator"]
 
 # Parameter numbers of mallopt(3), from malloc.h.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -2, -3, -4
@@ -32,3 +32,9 @@ def tune_allocator() -> bool:
         # Some versions cap the threshold; without mappings at all every block comes from the heap.
         taken[-1] = mallopt(_MMAP_MAX, 0) == 1
     return all(taken)
+
+
+def give_back() -> None:
+    """Hand what glibc keeps and nobody uses back to the kernel: after something that needed much memory once."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)

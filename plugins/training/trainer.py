@@ -6,6 +6,7 @@ every trainer has it.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -13,6 +14,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import nn
 
+from tunery.plugins.allocator import give_back
 from tunery.plugins.parameters import TrainingParameters
 from tunery.plugins.quantization import Quant
 
@@ -96,7 +98,9 @@ def load_base(folder: Path, *, quant: Quant, dtype: torch.dtype, device: torch.d
         trust_remote_code=False,
         **options,
     )
-    _keep_differentiable(model)
+    if quantization is not None:
+        _keep_differentiable(model)
+        _forget_unquantized(model)
     return model
 
 
@@ -105,3 +109,12 @@ def _keep_differentiable(model: nn.Module) -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             vars(module)["support_avx512bf16_for_cpu"] = False
+
+
+def _forget_unquantized(model: nn.Module) -> None:
+    """Let go of the file's pages, which the few weights that stay as they were would hold on to, and of what quantizing took."""
+    for parameter in model.parameters():
+        if parameter.device.type == "cpu" and not hasattr(parameter, "quant_state"):
+            parameter.data = parameter.data.clone()
+    gc.collect()
+    give_back()
