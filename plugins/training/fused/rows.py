@@ -26,7 +26,7 @@ KNOWN = {"llama", "mistral", "qwen2", "qwen3"}
 def decoder_of(model: nn.Module) -> Any:
     """The model with a head under PEFT's wrapper, where that wrapper does nothing but hold it; otherwise None."""
     found: Any = model
-    if hasattr(found, "peft_config"):
+    if hasattr(found, "get_base_model"):
         if found.active_peft_config.is_prompt_learning:
             return None
         found = found.get_base_model()
@@ -100,6 +100,8 @@ def _attend(
     **ignored: Any,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention of each row to itself: query [1, heads, tokens, d] to [1, tokens, heads, d]."""
-    q, k, v = (tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value))
+    narrow = torch.is_autocast_enabled(query.device.type)
+    dtype = torch.get_autocast_dtype(query.device.type) if narrow else query.dtype
+    q, k, v = (tensor[0].transpose(0, 1).to(dtype).contiguous() for tensor in (query, key, value))
     scale = scaling or q.shape[2] ** -0.5
     return attend_differentiably(q, k, v, row_lengths, scale)[None], None

@@ -34,7 +34,11 @@ def make(kind: str, **lora: Any) -> Any:
 
 
 def taken_apart(model: Any) -> bool:
-    return all(layer_of(layer) is not None for layer in model.get_base_model().get_decoder().layers)
+    return taken_apart_base(model.get_base_model())
+
+
+def taken_apart_base(model: Any) -> bool:
+    return all(layer_of(layer) is not None for layer in model.get_decoder().layers)
 
 
 def check(model: Any) -> None:
@@ -81,6 +85,21 @@ def test_without_its_adapter_the_base_answers() -> None:
         torch.testing.assert_close(row_losses(model, batch), reference(model, batch), rtol=1e-5, atol=1e-5)
 
 
+def test_wide_weights_are_trained_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make("llama").get_base_model().requires_grad_(requires_grad=True)
+    assert not taken_apart_base(model)
+    exact = gradients(model, reference(model, make_batch()))
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = gradients(model, row_losses(model, make_batch()))
+        monkeypatch.setattr(rows, "KNOWN", set())
+        theirs = gradients(model, row_losses(model, make_batch()))
+    assert error(ours, exact) < 1.2 * error(theirs, exact)
+
+
+def error(found: list[torch.Tensor], exact: list[torch.Tensor]) -> float:
+    return sum(float((one.float() - other).square().sum()) for one, other in zip(found, exact, strict=True)) ** 0.5
+
+
 def test_in_bfloat16_gradients_are_as_close_to_exact_as_transformers_own(monkeypatch: pytest.MonkeyPatch) -> None:
     exact = gradients(model := make("llama"), reference(model, make_batch()))
     narrow = make("llama").bfloat16()
@@ -91,7 +110,4 @@ def test_in_bfloat16_gradients_are_as_close_to_exact_as_transformers_own(monkeyp
         monkeypatch.setattr(rows, "KNOWN", set())
         theirs = gradients(narrow, row_losses(narrow, make_batch()))
 
-    def error(found: list[torch.Tensor]) -> float:
-        return sum(float((one.float() - other).square().sum()) for one, other in zip(found, exact, strict=True)) ** 0.5
-
-    assert error(ours) < 1.2 * error(theirs)
+    assert error(ours, exact) < 1.2 * error(theirs, exact)
