@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 from tunery.gateway.engine import model
 from tunery.gateway.engine.config import EngineConfig
 from tunery.gateway.engine.kernels import load_kernels, why_no_kernels
+from tunery.plugins.training.fused.kernels import load_kernels as load_training
 
 NAME = f"_kernels{EXTENSION_SUFFIXES[0]}"
 PROJECT = Path(__file__).parents[3] / "pyproject.toml"
@@ -81,9 +83,15 @@ def test_the_kernels_run_on_torchs_own_openmp_threads() -> None:
 
 @needs_compiler
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems find symbols in other ways")
-def test_built_as_the_package_builds_them_they_name_no_openmp_runtime(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("module", "load"), [("gateway.engine", load_kernels), ("plugins.training.fused", load_training)]
+)
+def test_built_as_the_package_builds_them_they_name_no_openmp_runtime(
+    tmp_path: Path, module: str, load: Callable[..., object]
+) -> None:
     """They are compiled with -fopenmp and linked without, so that the symbols are those which torch has brought."""
-    (extension,) = tomllib.loads(PROJECT.read_text())["tool"]["setuptools"]["ext-modules"]
+    extensions = tomllib.loads(PROJECT.read_text())["tool"]["setuptools"]["ext-modules"]
+    (extension,) = (each for each in extensions if each["name"] == f"tunery.{module}._kernels")
     assert extension["optional"]
     flags = [flag for flag in extension["extra-compile-args"] if not flag.startswith("-O")]
     commands = (
@@ -94,4 +102,4 @@ def test_built_as_the_package_builds_them_they_name_no_openmp_runtime(tmp_path: 
         subprocess.run(command, cwd=tmp_path, check=True)
     assert b"libgomp.so" not in (tmp_path / NAME).read_bytes()
     ctypes.CDLL(str(tmp_path / NAME)).tunery_supported()
-    assert (load_kernels(tmp_path) is None) == (load_kernels() is None)
+    assert (load(tmp_path) is None) == (load() is None)
