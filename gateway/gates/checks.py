@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 
 from tunery.gateway.gates.served import Served, served
 from tunery.plugins.training.batches import Example
-from tunery.plugins.training.findings import bootstrap
 from tunery.plugins.training.gates import GateCase, Precision, Verdict, failed, passed, skipped
-from tunery.plugins.training.reference import read_reference
+from tunery.plugins.training.gates.reference import read_reference
+from tunery.plugins.training.report.findings import bootstrap
 
 __all__ = ["is_better_than_base", "serves_what_was_trained", "stops_by_itself"]
 
 Floats = NDArray[np.float64]
 
-SHARE = {"float32": 1e-3, "bfloat16": 0.01}
+SHARE = {"float32": 1e-3, "bfloat16": 0.05}
 """The share of what training moved that serving may miss: what rounding a pair and its products costs."""
 NOISE = {"float32": 1e-3, "bfloat16": 0.15}
 """Nats a token (root mean square) by which two ways to compute the same model may differ: twice what they do on a base of

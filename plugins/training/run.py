@@ -19,7 +19,7 @@ from tunery.plugins.parameters import TrainingParameters, step_count
 from tunery.plugins.training.batches import Example
 from tunery.plugins.training.control import Control, watch
 from tunery.plugins.training.disk import full_disk_told
-from tunery.plugins.training.gatekeeper import Gatekeeper
+from tunery.plugins.training.gates.keeper import Gatekeeper
 from tunery.plugins.training.inputs import Inputs
 from tunery.plugins.training.lock import exclusive
 from tunery.plugins.training.loop import Fit, Loop
@@ -28,7 +28,7 @@ from tunery.plugins.training.objective import Objective, Supervised, objective_o
 from tunery.plugins.training.preflight import preflight
 from tunery.plugins.training.processes import Processes
 from tunery.plugins.training.report import summary
-from tunery.plugins.training.telling import Teller
+from tunery.plugins.training.report.teller import Teller
 from tunery.plugins.training.trainer import LoadContext, SaveContext, Trainer, load_base
 from tunery.registry import Job, Version
 from tunery.registry.errors import JobPaused

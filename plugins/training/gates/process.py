@@ -1,4 +1,4 @@
-"""Owns the process that asks the gates: `python -m tunery.plugins.training.gate_process REQUEST.json RESULTS.jsonl`.
+"""Owns the process that asks the gates: `python -m tunery.plugins.training.gates.process REQUEST.json RESULTS.jsonl`.
 
 Each verdict is written as soon as it is there, so that whoever waits knows how far the process came if it dies.
 """

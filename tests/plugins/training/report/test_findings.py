@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from tunery.plugins.training.findings import (
+from tunery.plugins.training.report.findings import (
     KEPT,
     TIE,
     Change,

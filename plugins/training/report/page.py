@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from tunery.plugins.training.findings import KEPT, TIE, Note
 from tunery.plugins.training.report import Report, Sample, change_text, place, verdict_text
+from tunery.plugins.training.report.findings import KEPT, TIE, Note
 
 __all__ = ["page", "samples_page"]
 

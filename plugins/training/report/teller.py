@@ -15,11 +15,11 @@ from torch import nn
 from tunery.plugins.data.renderer import Renderer
 from tunery.plugins.parameters import TrainingParameters, step_count
 from tunery.plugins.training.batches import Example
-from tunery.plugins.training.evaluation import Examination, Said, Score
-from tunery.plugins.training.findings import RowLoss, Split, outcome
 from tunery.plugins.training.inputs import Inputs
 from tunery.plugins.training.loop import Fit
 from tunery.plugins.training.report import Report, Sample, build, write
+from tunery.plugins.training.report.evaluation import Examination, Said, Score
+from tunery.plugins.training.report.findings import RowLoss, Split, outcome
 
 __all__ = ["Teller", "curve", "row_losses", "samples"]
 

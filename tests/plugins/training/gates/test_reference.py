@@ -9,7 +9,7 @@ import torch
 
 from tunery.plugins.training import load_base
 from tunery.plugins.training.batches import Example
-from tunery.plugins.training.reference import read_reference, record_reference
+from tunery.plugins.training.gates.reference import read_reference, record_reference
 
 CPU = torch.device("cpu")
 ROWS = [

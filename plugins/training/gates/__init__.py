@@ -198,7 +198,7 @@ def release_memory() -> None:
 
 def _spawn(asked: Path, answers: Path, said: Path, seconds: float) -> str:
     """Run the process to its end; how it ended, or nothing when it ended well."""
-    command = [sys.executable, "-m", "tunery.plugins.training.gate_process", str(asked), str(answers)]
+    command = [sys.executable, "-m", "tunery.plugins.training.gates.process", str(asked), str(answers)]
     with (
         said.open("wb") as stderr,
         _ended(subprocess.Popen(command, stdout=stderr, stderr=stderr, env=_environment())) as process,

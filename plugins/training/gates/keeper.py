@@ -15,8 +15,8 @@ from tunery.plugins.parameters import TrainingParameters
 from tunery.plugins.quantization import Quant
 from tunery.plugins.training.batches import Example
 from tunery.plugins.training.gates import GateRequest, GateResult, Precision, check_gates, named, run_gates
+from tunery.plugins.training.gates.reference import record_reference
 from tunery.plugins.training.inputs import Inputs
-from tunery.plugins.training.reference import record_reference
 from tunery.registry.registry import Registry
 from tunery.registry.settings import read_settings
 
@@ -24,6 +24,8 @@ __all__ = ["Gatekeeper"]
 
 FEW, MANY = 8, 256
 """Rows whose log-probabilities are compared one by one, and held-out rows whose loss is."""
+TOKENS = 256
+"""Trained tokens that such a comparison should have: of a handful, rounding on one that nobody expected decides."""
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -104,8 +106,14 @@ class Gatekeeper:
         )
 
     def _few(self) -> list[Example]:
+        """Some held-out rows, and training rows where those say too little."""
         corpus = self._inputs.corpus
-        return _spread(corpus.held_out or corpus.train, FEW)
+        rows = _spread(corpus.held_out, FEW)
+        for row in _spread(corpus.train, MANY):
+            if len(rows) >= FEW and sum(each.targets for each in rows) >= TOKENS:
+                break
+            rows.append(row)
+        return rows
 
 
 def _spread(rows: Sequence[Example], most: int) -> list[Example]:

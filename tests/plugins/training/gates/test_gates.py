@@ -23,8 +23,6 @@ from tunery.plugins.testing import TrainerBench
 from tunery.plugins.training import TrainRequest, train
 from tunery.plugins.training.batches import Example
 from tunery.plugins.training.control import ask
-from tunery.plugins.training.file_gates import changes_every_target, delta_is_faithful, is_finite
-from tunery.plugins.training.gate_process import main
 from tunery.plugins.training.gates import (
     Gate,
     GateCase,
@@ -35,6 +33,8 @@ from tunery.plugins.training.gates import (
     check_gates,
     run_gates,
 )
+from tunery.plugins.training.gates.files import changes_every_target, delta_is_faithful, is_finite
+from tunery.plugins.training.gates.process import main
 
 PAIR = "base_model.model.model.layers.0.self_attn.q_proj"
 OTHER = "base_model.model.model.layers.1.mlp.up_proj"
@@ -55,7 +55,7 @@ def files(tmp_path: Path) -> Path:
 
 def request(folder: Path, *names: str, **values: Any) -> GateRequest:
     fields: dict[str, Any] = {
-        "gates": [Gate(name, f"code_of_{name}", f"tests.plugins.training.odd_gates:{name}") for name in names],
+        "gates": [Gate(name, f"code_of_{name}", f"tests.plugins.training.gates.odd_gates:{name}") for name in names],
         "adapter": "acme/tiny", "folder": str(folder), "base_name": "tiny", "base_digest": "0", "base_folder": str(folder),
         "training": Precision("none", "float32"), "serving": Precision("nf4", "bfloat16"),
     }  # fmt: skip
@@ -148,7 +148,7 @@ def bench_with(folder: Path, *gates: GateInfo) -> TrainerBench:
 
 
 def gate(name: str, **values: Any) -> GateInfo:
-    entrypoint = f"tests.plugins.training.odd_gates:{name}"
+    entrypoint = f"tests.plugins.training.gates.odd_gates:{name}"
     return GateInfo(name=name, code=f"code_of_{name}", summary="", entrypoint=entrypoint, **values)
 
 

@@ -16,7 +16,9 @@ from tunery.plugins.manager import load_plugins
 from tunery.plugins.testing import write_rows
 from tunery.plugins.training import load_base
 from tunery.plugins.training.batches import Example
-from tunery.plugins.training.evaluation import (
+from tunery.plugins.training.examples import Corpus, read_corpus
+from tunery.plugins.training.loss import mean_loss
+from tunery.plugins.training.report.evaluation import (
     ASKED,
     LARGEST_SAMPLE,
     SMALLEST_SAMPLE,
@@ -25,8 +27,6 @@ from tunery.plugins.training.evaluation import (
     general_examples,
     score,
 )
-from tunery.plugins.training.examples import Corpus, read_corpus
-from tunery.plugins.training.loss import mean_loss
 
 CPU = torch.device("cpu")
 
@@ -151,7 +151,7 @@ def test_prompts_end_where_the_last_answer_begins(renderer: Renderer, tmp_path: 
 
 
 def test_the_general_set_covers_many_skills_and_fits_the_tiny_base(renderer: Renderer) -> None:
-    import tunery.plugins.training as package
+    import tunery.plugins.training.report as package
 
     path = Path(package.__file__).with_name("general.jsonl")
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

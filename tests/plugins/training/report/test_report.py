@@ -19,11 +19,11 @@ from tunery.plugins.manager import load_plugins
 from tunery.plugins.testing import CHATML, write_pairs
 from tunery.plugins.trainers import LoraParameters
 from tunery.plugins.training import TrainRequest, reproduce, resume
-from tunery.plugins.training.findings import RowLoss
 from tunery.plugins.training.inputs import read_inputs
-from tunery.plugins.training.page import page, samples_page
 from tunery.plugins.training.report import Report, Sample, build, read, summary, write
-from tunery.plugins.training.telling import Teller, curve
+from tunery.plugins.training.report.findings import RowLoss
+from tunery.plugins.training.report.page import page, samples_page
+from tunery.plugins.training.report.teller import Teller, curve
 from tunery.registry import Base, Version
 from tunery.registry.registry import Registry
 from tunery.registry.reports import LIMITS, report_files
@@ -175,7 +175,7 @@ def test_a_template_that_asks_for_the_time_is_told_the_jobs(
 def test_answers_that_cannot_be_given_fail_no_job(
     train: Train, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tunery.plugins.training import evaluation
+    from tunery.plugins.training.report import evaluation
 
     def mute(*arguments: object, **options: object) -> None:
         raise NotImplementedError("this kind of model cannot generate")

@@ -11,7 +11,7 @@ from typing import Literal
 
 import msgspec
 
-from tunery.plugins.training.findings import (
+from tunery.plugins.training.report.findings import (
     Change,
     Note,
     Outcome,
@@ -137,8 +137,8 @@ def build(
 
 def write(report: Report, folder: Path, *, rows: Sequence[RowLoss], samples: Sequence[Sample]) -> Report:
     """Write every file of the report into `folder`; the report as it was written, which may say that there is no picture."""
-    from tunery.plugins.training.page import page, samples_page
-    from tunery.plugins.training.plots import draw
+    from tunery.plugins.training.report.page import page, samples_page
+    from tunery.plugins.training.report.plots import draw
 
     folder.mkdir(parents=True, exist_ok=True)
     missing = draw(report, folder / "loss.png")
@@ -221,7 +221,7 @@ def _lines(rows: Sequence[RowLoss], limit: int) -> bytes:
 
 
 def _notes(train: Sequence[RowLoss], held_out: Sequence[RowLoss], general: Sequence[RowLoss]) -> list[str]:
-    from tunery.plugins.training.findings import FEWEST, FEWEST_HELD_OUT
+    from tunery.plugins.training.report.findings import FEWEST, FEWEST_HELD_OUT
 
     notes = []
     if not held_out:
