@@ -23,11 +23,11 @@ def row_losses(model: nn.Module, batch: Batch) -> torch.Tensor:
     inner = decoder_of(model)
     if inner is None or not packable(inner):
         return _padded(model, batch)
-    kept = batch.mask.bool()
     following = functional.pad(batch.labels[:, 1:], (0, 1), value=-100)
+    kept = _until_the_last(following != -100) & batch.mask.bool()
     targets = following[kept]
     chosen = targets != -100
-    hidden, wanted = run_rows(inner, batch.ids, batch.mask)[chosen], targets[chosen]
+    hidden, wanted = run_rows(inner, batch.ids, kept.long())[chosen], targets[chosen]
     head = inner.get_output_embeddings()
     if fusable(head):
         losses = token_losses(hidden, head.weight, wanted)
@@ -56,6 +56,13 @@ def mean_loss(
             count += batch.targets
     model.train(training)
     return total / max(count, 1)
+
+
+def _until_the_last(predicting: torch.Tensor) -> torch.Tensor:
+    """Of each row [rows, L] the tokens up to the last that predicts a trained one: nobody looks at the others. The first always."""
+    kept = predicting.flip(1).cummax(dim=1).values.flip(1)
+    kept[:, 0] = True
+    return kept
 
 
 def _padded(model: nn.Module, batch: Batch) -> torch.Tensor:

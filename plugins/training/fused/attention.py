@@ -85,7 +85,7 @@ def _rows(lengths: Sequence[int]) -> list[tuple[slice, int]]:
 
 def _heads_first(x: Tensor) -> Tensor:
     """[L, groups, d] as [groups, L, d]."""
-    return x.transpose(0, 1)
+    return x.transpose(0, 1).contiguous()
 
 
 def _grouped(x: Tensor, groups: int) -> Tensor:

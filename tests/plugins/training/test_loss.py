@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from tunery.plugins.training import loss
 from tunery.plugins.training.batches import Batch, Example, collate
 from tunery.plugins.training.fused import rows
 from tunery.plugins.training.loss import row_losses, summed_loss
@@ -48,6 +49,19 @@ def reference(model: Any, batch: Batch) -> torch.Tensor:
 def gradients(model: Any, losses: torch.Tensor) -> list[torch.Tensor]:
     weights = torch.arange(1.0, len(losses) + 1)
     return list(torch.autograd.grad((losses * weights).sum(), [p for p in model.parameters() if p.requires_grad]))
+
+
+def test_what_follows_the_last_trained_token_is_not_looked_at(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    run = loss.run_rows
+    monkeypatch.setattr(
+        loss, "run_rows", lambda inner, ids, mask: seen.extend(mask.sum(1).tolist()) or run(inner, ids, mask)
+    )
+    examples = [Example(list(range(1, 13)), [3 <= step < 6 for step in range(12)], 1), Example([4, 5], [False] * 2, 2)]
+    batch = collate(examples, device=torch.device("cpu"))
+    expected = reference(model, batch)
+    torch.testing.assert_close(row_losses(model, batch), expected, rtol=1e-5, atol=1e-5)
+    assert seen == [5, 1]
 
 
 @pytest.mark.parametrize("known", [True, False])
