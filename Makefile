@@ -41,7 +41,11 @@ format: setup
 bench: setup
 	mkdir -p build/bench
 	$(BIN)/tunery bench serve --suite $(if $(PEERS),--peers $(PEERS)) --plot build/bench/serve.png --json > build/bench/serve.json
-	$(BIN)/tunery bench train --method lora --data examples/demo/tickets.jsonl --steps 12 --json
+	$(BIN)/python examples/demo/make_docs.py --together 4 --rows 400 --out build/bench/docs.jsonl
+	head -n 360 build/bench/docs.jsonl > build/bench/train.jsonl
+	tail -n 40 build/bench/docs.jsonl > build/bench/held-out.jsonl
+	$(BIN)/tunery bench train --method lora --method qlora --data build/bench/train.jsonl --held-out build/bench/held-out.jsonl \
+	  --steps 45 --set schedule=linear --set warmup=0 $(if $(PEER),--peer '$(PEER)') --json > build/bench/train.json
 
 soak: setup
 	$(BIN)/python -m pytest -m soak -s

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from tunery.gateway.bench.report import bars_table, read_bars, read_rows, rows_table
+from tunery.gateway.bench.training import table
 from tunery.plugins import hookspecs
 from tunery.plugins.manager import load_plugins
 from tunery.plugins.parameters import AUTO
@@ -76,8 +77,13 @@ def serving_bars() -> str:
     return bars_table(read_bars(_figures()))
 
 
-def _figures() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((DOCS / "figures" / "serve.json").read_text())
+def training() -> str:
+    """What `tunery bench train` measured beside the peer, as it was kept."""
+    return table(_figures("train.json")["figures"], peer=True)
+
+
+def _figures(name: str = "serve.json") -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((DOCS / "figures" / name).read_text())
     return found
 
 
@@ -85,6 +91,8 @@ PARTS: dict[str, tuple[str, Callable[[], str]]] = {
     "serving rows": ("performance.md", serving_rows),
     "serving bars": ("performance.md", serving_bars),
     "serving": ("../README.md", serving_bars),
+    "training": ("performance.md", training),
+    "training figures": ("../README.md", training),
     "settings": ("operations.md", settings_table),
     "hooks": ("plugins.md", hooks_table),
     "parameters": ("plugins.md", parameters_table),
