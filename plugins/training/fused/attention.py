@@ -1,29 +1,43 @@
-"""Owns causal attention of rows that lie end to end, forward and backward: each row attends to itself alone, by two batched products a row.
+"""Owns causal attention of rows that lie end to end, forward and backward: each row attends to itself alone.
 
-Shares are kept for the backward pass; rows longer than LONG take torch's own attention, which keeps none and computes them again.
+Natively where that fits, otherwise by two batched products a row. Shares are kept for the backward pass; rows longer than LONG take
+torch's own attention, which keeps none and computes them again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch.nn import functional
 
+from tunery.plugins.training.fused.kernels import Kernels, RowsTable, native
 from tunery.plugins.training.fused.operations import softmax, softmax_backward
 
 __all__ = ["attend", "attend_backward", "attend_differentiably"]
 
 Tensor = torch.Tensor
 
+PADDED = 32
+"""What the native kernels pad rows of shares to, and what the size of a head must be a multiple of."""
+
 LONG = 1024
 """Tokens of a row above which a square of shares is too much to keep."""
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], scale: float) -> tuple[Tensor, list[Tensor]]:
-    """What heads see: `q` [T, heads, d] with `k` and `v` [T, groups, d] to [T, heads, d]; and each row's shares, empty for long rows."""
+    """What heads see: `q` [T, heads, d] with `k` and `v` [T, groups, d] to [T, heads, d]; and each row's shares, empty for long rows.
+
+    Computed natively, the shares of all rows are one tensor.
+    """
     out, shares = torch.empty_like(q), []
+    if (kernels := _native(q, k, v, lengths)) is not None:
+        table = _Table(q, k, lengths)
+        shares.append(q.new_empty(table.shares))
+        kernels.call("attend", q, k, v, out, shares[0], table.rows, scale)
+        return out, shares
     for row, length in _rows(lengths):
         if length > LONG:
             out[row] = _long(q[row], k[row], v[row], scale)
@@ -41,6 +55,10 @@ def attend_backward(
     """Gradients by q, k and v where `slope` [T, heads, d] is that by the output."""
     by_q, by_k, by_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     groups = k.shape[1]
+    if (kernels := _native(q, k, v, lengths)) is not None:
+        table = _Table(q, k, lengths)
+        kernels.call("attend_backward", slope.contiguous(), q, k, v, shares[0], by_q, by_k, by_v, table.rows, scale)
+        return by_q, by_k, by_v
     for (row, length), kept in zip(_rows(lengths), shares, strict=True):
         if length > LONG:
             by_q[row], by_k[row], by_v[row] = _long_backward(slope[row], q[row], k[row], v[row], scale)
@@ -73,6 +91,24 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, *shares = ctx.saved_tensors
         return *attend_backward(slopes[0].contiguous(), q, k, v, shares, ctx.lengths, ctx.scale), None, None
+
+
+class _Table:
+    """How rows lie, for the native kernels; `shares` is how many they have in all."""
+
+    def __init__(self, q: Tensor, k: Tensor, lengths: Sequence[int]) -> None:
+        padded = [-(-length // PADDED) * PADDED for length in lengths]
+        sizes = [q.shape[1] * length * wide for length, wide in zip(lengths, padded, strict=True)]
+        columns = (accumulate(lengths, initial=0), lengths, padded, accumulate(sizes, initial=0))
+        # Kept beside the addresses, which do not keep them.
+        self._columns = [torch.tensor(list(column)) for column in columns]
+        addresses = [column.data_ptr() for column in self._columns]
+        self.rows = RowsTable(*addresses, len(lengths), q.shape[1], k.shape[1], q.shape[2])
+        self.shares = sum(sizes)
+
+
+def _native(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Kernels | None:
+    return native(q, k, v) if q.shape[2] % PADDED == 0 and max(lengths) <= LONG else None
 
 
 def _rows(lengths: Sequence[int]) -> list[tuple[slice, int]]:

@@ -1,10 +1,13 @@
-/* Owns the arithmetic of training that is no matrix product, on CPUs with AVX-512 and its bfloat16 conversions: norms, rotary positions,
- * gated activations and causal softmax, each forward and backward in one pass over memory. torch has a plain way beside each (operations.py).
+/* Owns the arithmetic of training that is no product with a weight, on CPUs with AVX-512 and its bfloat16 products: norms, rotary positions,
+ * gated activations, cross-entropy and the attention of rows, each forward and backward. torch has a plain way beside each (operations.py,
+ * attention.py).
  *
  * Elements are bfloat16, sums float32. Every row is computed by one thread in one order, so results do not depend on the number of threads.
  */
 #include <math.h>
 #include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
 
 /* Whether this CPU has the instructions that the rest of the file is compiled to. */
 int tunery_supported(void) {
@@ -156,54 +159,6 @@ void tunery_swiglu_backward(bf16 *slope, const bf16 *gate, const bf16 *up, bf16 
         }
 }
 
-/* Causal softmax in place: scores [rows][length], of which row r may see the first r mod length + 1; the others become zero. */
-void tunery_softmax(bf16 *scores, int64_t rows, int64_t length, double scale) {
-    const __m512 factor = _mm512_set1_ps((float)scale);
-#pragma omp parallel for schedule(static)
-    for (int64_t row = 0; row < rows; row++) {
-        bf16 *at = scores + row * length;
-        const int64_t seen = row % length + 1;
-        __m512 most = _mm512_set1_ps(-INFINITY);
-        for (int64_t i = 0; i < seen; i += LANES) {
-            __mmask16 m = lanes(i, seen);
-            most = _mm512_mask_max_ps(most, m, most, _mm512_mul_ps(load(at + i, m), factor));
-        }
-        const __m512 top = _mm512_set1_ps(_mm512_reduce_max_ps(most));
-        __m512 sum = _mm512_setzero_ps();
-        for (int64_t i = 0; i < seen; i += LANES) {
-            __mmask16 m = lanes(i, seen);
-            sum = _mm512_mask_add_ps(sum, m, sum, exponential(_mm512_fmsub_ps(load(at + i, m), factor, top)));
-        }
-        const __m512 share = _mm512_set1_ps(1.0f / _mm512_reduce_add_ps(sum));
-        for (int64_t i = 0; i < length; i += LANES) {
-            __mmask16 m = lanes(i, length), live = i < seen ? lanes(i, seen) : 0;
-            __m512 e = exponential(_mm512_fmsub_ps(load(at + i, live), factor, top));
-            store(at + i, m, _mm512_maskz_mul_ps(live, e, share));
-        }
-    }
-}
-
-/* The gradient of tunery_softmax by its scores, in place of `slope`, that of its output `shares`; both [rows][length]. */
-void tunery_softmax_backward(const bf16 *shares, bf16 *slope, int64_t rows, int64_t length, double scale) {
-    const __m512 factor = _mm512_set1_ps((float)scale);
-#pragma omp parallel for schedule(static)
-    for (int64_t row = 0; row < rows; row++) {
-        const bf16 *p = shares + row * length;
-        bf16 *d = slope + row * length;
-        const int64_t seen = row % length + 1;
-        __m512 sum = _mm512_setzero_ps();
-        for (int64_t i = 0; i < seen; i += LANES) {
-            __mmask16 m = lanes(i, seen);
-            sum = _mm512_fmadd_ps(load(p + i, m), load(d + i, m), sum);
-        }
-        const __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(sum));
-        for (int64_t i = 0; i < length; i += LANES) {
-            __mmask16 m = lanes(i, length), live = i < seen ? lanes(i, seen) : 0;
-            __m512 v = _mm512_mul_ps(_mm512_mul_ps(load(p + i, live), factor), _mm512_sub_ps(load(d + i, live), mean));
-            store(d + i, m, _mm512_maskz_mov_ps(live, v));
-        }
-    }
-}
 /* Cross-entropy of logits [rows][size] with int64 `targets`, in nats, to float32 `losses`. With `slope`, logits become its gradient. */
 void tunery_cross_entropy(bf16 *logits, const int64_t *targets, float *losses, int64_t rows, int64_t size, int64_t slope) {
 #pragma omp parallel for schedule(static)
@@ -229,6 +184,190 @@ void tunery_cross_entropy(bf16 *logits, const int64_t *targets, float *losses, i
             store(at + i, m, _mm512_mul_ps(exponential(_mm512_sub_ps(load(at + i, m), top)), share));
         }
         store(at + targets[row], 1, _mm512_set1_ps(expf(-losses[row]) - 1.0f));
+    }
+}
+/* ------------------------------------------------------------------------------------------------ attention */
+
+#define TILE 6      /* rows of a tile of sums: 6 x 4 vectors fill the registers */
+#define PADDED 32   /* rows of scores are padded to a multiple of so many */
+
+/* c [rows][16 * vectors] = (or += with `add`) sum over p in [from, to) of a[row][p] * b[p], products of pairs of bfloat16. `a` is read with
+ * strides of `ar` pairs a row and `ap` a step, b with `bp` a step, c with `cr` floats a row; `rows` is 1 to TILE. */
+INLINE void tile(const uint32_t *a, int64_t ar, int64_t ap, const uint32_t *b, int64_t bp, float *c, int64_t cr, int64_t rows,
+                 const int vectors, int64_t from, int64_t to, const int add) {
+    __m512 sum[TILE][4];
+    const uint32_t *at[TILE];
+    for (int r = 0; r < TILE; r++) {
+        at[r] = a + (r < rows ? r : rows - 1) * ar;
+        for (int n = 0; n < vectors; n++) sum[r][n] = add ? _mm512_loadu_ps(c + (r < rows ? r : rows - 1) * cr + 16 * n) : _mm512_setzero_ps();
+    }
+    for (int64_t p = from; p < to; p++) {
+        __m512bh right[4];
+        for (int n = 0; n < vectors; n++) right[n] = (__m512bh)_mm512_loadu_si512(b + p * bp + 16 * n);
+        for (int r = 0; r < TILE; r++) {
+            const __m512bh left = (__m512bh)_mm512_set1_epi32((int)at[r][p * ap]);
+            for (int n = 0; n < vectors; n++) sum[r][n] = _mm512_dpbf16_ps(sum[r][n], left, right[n]);
+        }
+    }
+    for (int64_t r = 0; r < rows; r++)
+        for (int n = 0; n < vectors; n++) _mm512_storeu_ps(c + r * cr + 16 * n, sum[r][n]);
+}
+
+/* The same over `columns` (a multiple of PADDED) of b and c. */
+static void product(const uint32_t *a, int64_t ar, int64_t ap, const uint32_t *b, int64_t bp, float *c, int64_t cr, int64_t rows,
+                    int64_t columns, int64_t from, int64_t to, int add) {
+    int64_t n = 0;
+    for (; n + 64 <= columns; n += 64)
+        if (add) tile(a, ar, ap, b + n, bp, c + n, cr, rows, 4, from, to, 1);
+        else tile(a, ar, ap, b + n, bp, c + n, cr, rows, 4, from, to, 0);
+    if (n < columns) {
+        if (add) tile(a, ar, ap, b + n, bp, c + n, cr, rows, 2, from, to, 1);
+        else tile(a, ar, ap, b + n, bp, c + n, cr, rows, 2, from, to, 0);
+    }
+}
+
+/* to[p][j] = the p-th pair of row j; `from` has `rows` of 2 * pairs at a stride, `to` [pairs][padded]. */
+static void across(const bf16 *from, int64_t stride, int64_t rows, int64_t padded, int64_t pairs, uint32_t *to) {
+    for (int64_t j = 0; j < padded; j++)
+        for (int64_t p = 0; p < pairs; p++) {
+            uint32_t pair = 0;
+            if (j < rows) memcpy(&pair, from + j * stride + 2 * p, sizeof pair);
+            to[p * padded + j] = pair;
+        }
+}
+
+/* to[j / 2][c] = elements c of rows j and j + 1; `from` has `rows` of `width` at a stride, `to` [padded / 2][width]. */
+static void along(const bf16 *from, int64_t stride, int64_t rows, int64_t padded, int64_t width, uint32_t *to) {
+    for (int64_t j = 0; j < padded; j += 2)
+        for (int64_t c = 0; c < width; c += LANES) {
+            const __m256i none = _mm256_setzero_si256();
+            __m256i low = j < rows ? _mm256_loadu_si256((const void *)(from + j * stride + c)) : none;
+            __m256i high = j + 1 < rows ? _mm256_loadu_si256((const void *)(from + (j + 1) * stride + c)) : none;
+            _mm512_storeu_si512(to + j / 2 * width + c,
+                                _mm512_or_si512(_mm512_cvtepu16_epi32(low), _mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16)));
+        }
+}
+
+static void round_rows(const float *from, int64_t width, int64_t rows, bf16 *to, int64_t stride) {
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t c = 0; c < width; c += LANES) store(to + r * stride + c, 0xFFFF, _mm512_loadu_ps(from + r * width + c));
+}
+
+/* Shares of the first `seen` of `padded` scores, the others zero. */
+static void share(const float *scores, bf16 *to, int64_t seen, int64_t padded, float scale) {
+    const __m512 factor = _mm512_set1_ps(scale);
+    __m512 most = _mm512_set1_ps(-INFINITY), sum = _mm512_setzero_ps();
+    for (int64_t i = 0; i < seen; i += LANES) {
+        __mmask16 m = lanes(i, seen);
+        most = _mm512_mask_max_ps(most, m, most, _mm512_mul_ps(_mm512_maskz_loadu_ps(m, scores + i), factor));
+    }
+    const __m512 top = _mm512_set1_ps(_mm512_reduce_max_ps(most));
+    for (int64_t i = 0; i < seen; i += LANES) {
+        __mmask16 m = lanes(i, seen);
+        sum = _mm512_mask_add_ps(sum, m, sum, exponential(_mm512_fmsub_ps(_mm512_maskz_loadu_ps(m, scores + i), factor, top)));
+    }
+    const __m512 part = _mm512_set1_ps(1.0f / _mm512_reduce_add_ps(sum));
+    for (int64_t i = 0; i < padded; i += LANES) {
+        __mmask16 live = i < seen ? lanes(i, seen) : 0;
+        __m512 e = exponential(_mm512_fmsub_ps(_mm512_maskz_loadu_ps(live, scores + i), factor, top));
+        store(to + i, 0xFFFF, _mm512_maskz_mul_ps(live, e, part));
+    }
+}
+
+/* The gradient by the scores of `share`, where `slopes` is that by the shares. */
+static void share_backward(const float *slopes, const bf16 *shares, bf16 *to, int64_t seen, int64_t padded, float scale) {
+    __m512 sum = _mm512_setzero_ps();
+    for (int64_t i = 0; i < seen; i += LANES) {
+        __mmask16 m = lanes(i, seen);
+        sum = _mm512_fmadd_ps(load(shares + i, m), _mm512_maskz_loadu_ps(m, slopes + i), sum);
+    }
+    const __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(sum)), factor = _mm512_set1_ps(scale);
+    for (int64_t i = 0; i < padded; i += LANES) {
+        __mmask16 live = i < seen ? lanes(i, seen) : 0;
+        __m512 p = _mm512_mul_ps(load(shares + i, live), factor);
+        store(to + i, 0xFFFF, _mm512_maskz_mul_ps(live, p, _mm512_sub_ps(_mm512_maskz_loadu_ps(live, slopes + i), mean)));
+    }
+}
+
+/* How rows lie end to end: where each starts, how long it is, how long when padded, and where its shares [heads][length][padded] are. */
+struct rows {
+    const int64_t *start, *length, *padded, *shares;
+    int64_t count, heads, groups, size;
+};
+
+#define PAIRS(x) ((const uint32_t *)(const void *)(x))
+
+/* Causal attention of each row to itself: q, out [T][heads][size], k, v [T][groups][size], size a multiple of PADDED. */
+void tunery_attend(const bf16 *q, const bf16 *k, const bf16 *v, bf16 *out, bf16 *shares, const struct rows *rows, double scale) {
+    const int64_t heads = rows->heads, groups = rows->groups, size = rows->size, wide = heads * size, narrow = groups * size;
+#pragma omp parallel for schedule(dynamic)
+    for (int64_t item = 0; item < rows->count * groups; item++) {
+        const int64_t row = item / groups, group = item % groups, start = rows->start[row];
+        const int64_t length = rows->length[row], padded = rows->padded[row];
+        uint32_t *keys = aligned_alloc(64, (size_t)(padded * size * 4)), *values = keys + padded * size / 2;
+        float *sums = aligned_alloc(64, (size_t)(TILE * (padded + size) * 4)), *seen = sums + TILE * padded;
+        across(k + start * narrow + group * size, narrow, length, padded, size / 2, keys);
+        along(v + start * narrow + group * size, narrow, length, padded, size, values);
+        for (int64_t head = group * (heads / groups); head < (group + 1) * (heads / groups); head++) {
+            bf16 *mine = shares + rows->shares[row] + head * length * padded;
+            for (int64_t i = 0; i < length; i += TILE) {
+                const int64_t some = length - i < TILE ? length - i : TILE;
+                const int64_t columns = (i + some + PADDED - 1) / PADDED * PADDED;
+                product(PAIRS(q + (start + i) * wide + head * size), wide / 2, 1, keys, padded, sums, padded, some, columns, 0, size / 2, 0);
+                for (int64_t r = 0; r < some; r++) share(sums + r * padded, mine + (i + r) * padded, i + r + 1, padded, (float)scale);
+                product(PAIRS(mine + i * padded), padded / 2, 1, values, size, seen, size, some, size, 0, columns / 2, 0);
+                round_rows(seen, size, some, out + (start + i) * wide + head * size, wide);
+            }
+        }
+        free(keys);
+        free(sums);
+    }
+}
+
+/* The gradients of tunery_attend by q, k and v, where `slope` is that by its output. */
+void tunery_attend_backward(const bf16 *slope, const bf16 *q, const bf16 *k, const bf16 *v, const bf16 *shares, bf16 *by_q, bf16 *by_k,
+                            bf16 *by_v, const struct rows *rows, double scale) {
+    const int64_t heads = rows->heads, groups = rows->groups, size = rows->size, wide = heads * size, narrow = groups * size;
+#pragma omp parallel for schedule(dynamic)
+    for (int64_t item = 0; item < rows->count * groups; item++) {
+        const int64_t row = item / groups, group = item % groups, start = rows->start[row];
+        const int64_t length = rows->length[row], padded = rows->padded[row], block = padded * size / 2;
+        uint32_t *values = aligned_alloc(64, (size_t)(4 * block * 4)), *keys = values + block, *queries = keys + block, *slopes = queries + block;
+        uint32_t *down = aligned_alloc(64, (size_t)(padded * padded / 2 * 4));
+        bf16 *scores = aligned_alloc(64, (size_t)(padded * padded * 2));
+        float *sums = aligned_alloc(64, (size_t)((TILE * (padded + size) + 2 * padded * size) * 4));
+        float *part = sums + TILE * padded, *of_keys = part + TILE * size, *of_values = of_keys + padded * size;
+        memset(of_keys, 0, (size_t)(2 * padded * size * 4));
+        across(v + start * narrow + group * size, narrow, length, padded, size / 2, values);
+        along(k + start * narrow + group * size, narrow, length, padded, size, keys);
+        for (int64_t head = group * (heads / groups); head < (group + 1) * (heads / groups); head++) {
+            const bf16 *mine = shares + rows->shares[row] + head * length * padded;
+            const bf16 *of_out = slope + start * wide + head * size;
+            along(q + start * wide + head * size, wide, length, padded, size, queries);
+            along(of_out, wide, length, padded, size, slopes);
+            for (int64_t i = 0; i < length; i += TILE) {
+                const int64_t some = length - i < TILE ? length - i : TILE;
+                const int64_t columns = (i + some + PADDED - 1) / PADDED * PADDED;
+                product(PAIRS(of_out + i * wide), wide / 2, 1, values, padded, sums, padded, some, columns, 0, size / 2, 0);
+                for (int64_t r = 0; r < some; r++)
+                    share_backward(sums + r * padded, mine + (i + r) * padded, scores + (i + r) * padded, i + r + 1, padded, (float)scale);
+                product(PAIRS(scores + i * padded), padded / 2, 1, keys, size, part, size, some, size, 0, columns / 2, 0);
+                round_rows(part, size, some, by_q + (start + i) * wide + head * size, wide);
+            }
+            /* Key j is seen by queries from j on. */
+            along(mine, padded, length, padded, padded, down);
+            for (int64_t j = 0; j < length; j += TILE)
+                product(down + j, 1, padded, slopes, size, of_values + j * size, size, length - j < TILE ? length - j : TILE, size, j / 2, padded / 2, 1);
+            along(scores, padded, length, padded, padded, down);
+            for (int64_t j = 0; j < length; j += TILE)
+                product(down + j, 1, padded, queries, size, of_keys + j * size, size, length - j < TILE ? length - j : TILE, size, j / 2, padded / 2, 1);
+        }
+        round_rows(of_keys, size, length, by_k + start * narrow + group * size, narrow);
+        round_rows(of_values, size, length, by_v + start * narrow + group * size, narrow);
+        free(values);
+        free(down);
+        free(scores);
+        free(sums);
     }
 }
 #pragma GCC pop_options

@@ -7,24 +7,36 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from ctypes import c_double, c_int, c_int64, c_void_p
+from ctypes import POINTER, Structure, c_double, c_int, c_int64, c_void_p
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
+from typing import Any
 
 import torch
 
-__all__ = ["Kernels", "load_kernels"]
+__all__ = ["Kernels", "RowsTable", "load_kernels", "native"]
 
 _P, _I, _D = c_void_p, c_int64, c_double
-_SIGNATURES = {
+
+
+class RowsTable(Structure):
+    """`struct rows`."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("start", "length", "padded", "shares")),
+        *((name, c_int64) for name in ("count", "heads", "groups", "size")),
+    )
+
+
+_SIGNATURES: dict[str, tuple[Any, ...]] = {
+    "attend": (_P, _P, _P, _P, _P, POINTER(RowsTable), _D),
+    "attend_backward": (_P, _P, _P, _P, _P, _P, _P, _P, POINTER(RowsTable), _D),
     "cross_entropy": (_P, _P, _P, _I, _I, _I),
     "norm": (_P, _P, _P, _P, _I, _I, _D),
     "norm_backward": (_P, _P, _P, _P, _P, _P, _P, _I, _I),
     "rotate": (_P, _P, _P, _I, _I, _I, _D),
     "swiglu": (_P, _P, _P, _I),
     "swiglu_backward": (_P, _P, _P, _P, _P, _I),
-    "softmax": (_P, _I, _I, _D),
-    "softmax_backward": (_P, _P, _I, _I, _D),
 }
 
 
@@ -36,7 +48,7 @@ class Kernels:
         for name, function in self._functions.items():
             function.argtypes, function.restype = _SIGNATURES[name], None
 
-    def call(self, name: str, *arguments: torch.Tensor | float) -> None:
+    def call(self, name: str, *arguments: torch.Tensor | RowsTable | float) -> None:
         """Run one of them."""
         self._functions[name](*(a.data_ptr() if isinstance(a, torch.Tensor) else a for a in arguments))
 
@@ -53,3 +65,9 @@ def load_kernels(folder: Path = Path(__file__).parent) -> Kernels | None:
         return Kernels(library) if library.tunery_supported() else None
     except (OSError, AttributeError):
         return None
+
+
+def native(*tensors: torch.Tensor) -> Kernels | None:
+    """The kernels, if they are there and fit these tensors."""
+    fitting = all(x.dtype == torch.bfloat16 and x.device.type == "cpu" and x.is_contiguous() for x in tensors)
+    return load_kernels() if fitting else None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from tunery.plugins.training.fused.kernels import Kernels, load_kernels
+from tunery.plugins.training.fused.kernels import native
 
 __all__ = [
     "cross_entropy",
@@ -27,7 +27,7 @@ Tensor = torch.Tensor
 def cross_entropy(logits: Tensor, targets: Tensor, *, slopes: bool) -> Tensor:
     """Losses in nats float32 [n] of `targets` int64 [n] under `logits` [n, vocabulary], which are used up: with `slopes` they become the gradient."""
     losses = torch.empty(len(targets), dtype=torch.float32, device=logits.device)
-    kernels = _native(logits)
+    kernels = native(logits)
     if kernels is not None:
         kernels.call("cross_entropy", logits, targets, losses, *logits.shape, int(slopes))
         return losses
@@ -42,7 +42,7 @@ def cross_entropy(logits: Tensor, targets: Tensor, *, slopes: bool) -> Tensor:
 
 def norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """RMS norm (arXiv 1910.07467) of `x` [T, D] with `weight` float32 [D]; and the inverse roots float32 [T, 1]."""
-    kernels = _native(x)
+    kernels = native(x)
     if kernels is None:
         scale = torch.rsqrt(x.float().pow(2).mean(dim=1, keepdim=True) + eps)
         return (x.float() * scale * weight).to(x.dtype), scale
@@ -53,7 +53,7 @@ def norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
 def norm_backward(slope: Tensor, x: Tensor, weight: Tensor, scale: Tensor, carried: Tensor) -> tuple[Tensor, Tensor]:
     """`carried` plus the gradient by `x` where `slope` is that by the norm's output; and that output again. All [T, D]."""
-    kernels = _native(x)
+    kernels = native(x)
     if kernels is None:
         wide, g = x.float(), slope.float() * weight
         along = (g * wide).mean(dim=1, keepdim=True) * scale.pow(3)
@@ -66,7 +66,7 @@ def norm_backward(slope: Tensor, x: Tensor, weight: Tensor, scale: Tensor, carri
 def rotate(x: Tensor, cosine: Tensor, sine: Tensor, *, back: bool = False) -> Tensor:
     """Rotary positions (arXiv 2104.09864) in place: `x` [T, heads, d], `cosine` and `sine` float32 [T, d], halves alike; `back` undoes."""
     half, sign = x.shape[2] // 2, -1.0 if back else 1.0
-    kernels = _native(x)
+    kernels = native(x)
     if kernels is None:
         low, high = x[..., :half].float(), x[..., half:].float()
         c, s = cosine[:, None, :half], sine[:, None, :half] * sign
@@ -78,7 +78,7 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor, *, back: bool = False) -> Te
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) times up (arXiv 2002.05202), any shape."""
-    kernels = _native(gate)
+    kernels = native(gate)
     if kernels is None:
         return (functional.silu(gate.float()) * up.float()).to(gate.dtype)
     out = torch.empty_like(gate)
@@ -88,7 +88,7 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 
 def swiglu_backward(slope: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients by `gate` and `up` where `slope` is that by swiglu's output, and that output again; `slope` is used up."""
-    kernels = _native(gate)
+    kernels = native(gate)
     if kernels is None:
         d, g, u = slope.float(), gate.float(), up.float()
         share = torch.sigmoid(g)
@@ -103,28 +103,16 @@ def swiglu_backward(slope: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Te
 def softmax(scores: Tensor, scale: float) -> Tensor:
     """Causal shares in place: `scores` [n, k L, L], of which row r of k L sees the first r mod L + 1."""
     _, rows, length = scores.shape
-    kernels = _native(scores)
-    if kernels is None:
-        shares = (scores.float() * scale).masked_fill_(_hidden(rows, length, scores.device), -torch.inf)
-        return scores.copy_(shares.softmax(dim=2))
-    kernels.call("softmax", scores, scores.shape[0] * rows, length, scale)
-    return scores
+    shares = (scores.float() * scale).masked_fill_(_hidden(rows, length, scores.device), -torch.inf)
+    return scores.copy_(shares.softmax(dim=2))
 
 
 def softmax_backward(shares: Tensor, slope: Tensor, scale: float) -> Tensor:
     """The gradient by the scores of `softmax`, in place of `slope`, that by the `shares`."""
-    kernels = _native(shares)
-    if kernels is None:
-        p, d = shares.float(), slope.float()
-        return slope.copy_(p * (d - (p * d).sum(dim=2, keepdim=True)) * scale)
-    kernels.call("softmax_backward", shares, slope, shares.shape[0] * shares.shape[1], shares.shape[2], scale)
-    return slope
+    p, d = shares.float(), slope.float()
+    return slope.copy_(p * (d - (p * d).sum(dim=2, keepdim=True)) * scale)
 
 
 def _hidden(rows: int, length: int, device: torch.device) -> Tensor:
     position = torch.arange(length, device=device)
     return (position[None] > position[:, None]).repeat(rows // length, 1)
-
-
-def _native(x: Tensor) -> Kernels | None:
-    return load_kernels() if x.dtype == torch.bfloat16 and x.device.type == "cpu" and x.is_contiguous() else None

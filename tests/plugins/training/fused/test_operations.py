@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from tunery.plugins.training.fused import operations
+from tunery.plugins.training.fused import kernels, operations
 from tunery.plugins.training.fused.attention import LONG, attend, attend_backward
 from tunery.plugins.training.fused.kernels import load_kernels
 
@@ -29,7 +29,7 @@ WAYS = [
 def dtype(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.dtype:
     chosen, native = request.param
     if not native:
-        monkeypatch.setattr(operations, "load_kernels", lambda: None)
+        monkeypatch.setattr(kernels, "load_kernels", lambda: None)
     return chosen
 
 
@@ -149,9 +149,36 @@ def test_rows_attend_causally_to_themselves_alone(lengths: list[int], heads: tup
         torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-5)
 
 
-def alone(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+@pytest.mark.parametrize("shape", [(4, 2, 64), (2, 2, 32), (6, 1, 96)], ids=str)
+@pytest.mark.parametrize("lengths", [[1], [5, 37, 1, 64], [70, 6, 33]], ids=str)
+def test_in_bfloat16_attention_is_exact_but_for_rounding(
+    dtype: torch.dtype, shape: tuple[int, int, int], lengths: list[int]
+) -> None:
+    queries, groups, size = shape
+    total = sum(lengths)
+    q, slope = (noise(total, queries, size, seed=n, dtype=dtype) for n in (1, 2))
+    k, v = (noise(total, groups, size, seed=n, dtype=dtype) for n in (3, 4))
+    out, shares = attend(q, k, v, lengths, size**-0.5)
+    found = (out, *attend_backward(slope, q, k, v, shares, lengths, size**-0.5))
+    inputs = wide(q, k, v)
+    pieces = zip(*(tensor.transpose(0, 1).split(lengths, dim=1) for tensor in inputs), strict=True)
+    exact = torch.cat([alone(*row, scale=size**-0.5) for row in pieces], dim=1).transpose(0, 1)
+    for one, other in zip(found, (exact, *gradients(exact, slope, *inputs)), strict=True):
+        check(one, other)
+
+
+def test_what_is_no_number_in_a_row_stays_in_it(dtype: torch.dtype) -> None:
+    q, k, v = (noise(10, 2, 32, seed=n, dtype=dtype) for n in range(3))
+    k[2, 0, 5] = float("nan")
+    out, _ = attend(q, k, v, [4, 6], 0.4)
+    assert not out[2:4, 0].isfinite().any()
+    assert out[4:].isfinite().all()
+    assert out[:2].isfinite().all()
+
+
+def alone(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, scale: float = 0.4) -> torch.Tensor:
     return functional.scaled_dot_product_attention(
-        q[None], k[None], v[None], is_causal=True, scale=0.4, enable_gqa=len(q) != len(k)
+        q[None], k[None], v[None], is_causal=True, scale=scale, enable_gqa=len(q) != len(k)
     )[0]
 
 
