@@ -7,6 +7,7 @@ runs the decoder's layers directly, and what gathers a shard's weights would not
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -56,6 +57,8 @@ def find_processes(device: str) -> Processes:
 
     # Kept by accelerate for as long as the process lives; made once.
     state = PartialState(cpu=device == "cpu", timeout=PATIENCE)
+    # A group whose threads still run when Python ends aborts the process.
+    atexit.register(_leave)
     return Processes(state.process_index, state.num_processes, device=str(state.device))
 
 
@@ -197,3 +200,10 @@ def _buckets(parameters: Iterable[nn.Parameter]) -> Iterable[list[nn.Parameter]]
         kind, size = parameter.dtype, size + parameter.numel()
     if bucket:
         yield bucket
+
+
+def _leave() -> None:
+    import torch
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
