@@ -7,26 +7,9 @@
  * Two element types, told apart by `wide`: bfloat16 activations, weights and cache (0), or float32 (1). Sums are float32 always.
  * Outputs of linear layers lie in panels of PANEL columns, each target padded up to whole panels.
  */
-#include <math.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
+#include "../../plugins/native.h"
 
-/* Whether this CPU has the instructions that the rest of the file is compiled to. */
-int tunery_supported(void) {
-#if defined(__x86_64__) && defined(__GNUC__)
-    __builtin_cpu_init();
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bf16");
-#else
-    return 0;
-#endif
-}
-
-#if defined(__x86_64__) && defined(__GNUC__)
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma,avx2")
-#include <immintrin.h>
+#ifdef NATIVE
 #include <omp.h>
 
 #define PANEL 48   /* columns of a panel: three vectors */
@@ -35,10 +18,8 @@ int tunery_supported(void) {
 #define DEPTH 768  /* of k unpacked at a time: such a piece of a panel stays in the second-level cache */
 #define PAGE 16    /* tokens of a page of the cache: one vector of scores */
 #define ATTEND 6   /* rows of a tile of attention */
-#define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 8")
 
-typedef uint16_t bf16;
 enum format { BF16, F32, NF4, INT8 };
 
 /* A base's linear layer in panels. `data` by format: bf16 [panels][k/2][PANEL][2]; f32 [panels][k][PANEL]; nf4 [panels][k/2][PANEL] bytes'
@@ -80,23 +61,6 @@ INLINE float widen1(bf16 v) {
 INLINE void narrow(bf16 *p, __m512 v) { _mm256_storeu_si256((void *)p, (__m256i)_mm512_cvtneps_pbh(v)); }
 
 INLINE bf16 narrow1(float v) { return (bf16)_mm_extract_epi16((__m128i)_mm_cvtneps_pbh(_mm_set_ss(v)), 0); }
-
-/* e^x to about one unit in the last place, zero below -87 (Cody-Waite reduction, polynomial of degree 6). */
-INLINE __m512 exp16(__m512 x) {
-    __mmask16 live = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.0f), _CMP_GT_OQ);
-    x = _mm512_min_ps(_mm512_max_ps(x, _mm512_set1_ps(-87.0f)), _mm512_set1_ps(88.0f));
-    __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504088896341f)), 8);
-    __m512 f = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
-    f = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), f);
-    __m512 p = _mm512_set1_ps(1.9875691500e-4f);
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.3981999507e-3f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(8.3334519073e-3f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(4.1665795894e-2f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.6666665459e-1f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(5.0000001201e-1f));
-    p = _mm512_fmadd_ps(p, _mm512_mul_ps(f, f), _mm512_add_ps(f, _mm512_set1_ps(1.0f)));
-    return _mm512_maskz_scalef_ps(live, p, n);
-}
 
 /* ------------------------------------------------------------------------------------------------ unpacking a panel */
 
@@ -813,5 +777,4 @@ void tunery_attend(const struct span *spans, int64_t count, const void *q, const
         free(p);
     }
 }
-#pragma GCC pop_options
 #endif

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from ctypes import POINTER, Structure, c_double, c_int, c_int64, c_void_p
-from importlib.machinery import EXTENSION_SUFFIXES
+from ctypes import POINTER, Structure, c_double, c_int64, c_void_p
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from tunery.plugins.native import open_kernels
 
 if TYPE_CHECKING:
     import torch
@@ -128,14 +129,4 @@ def why_no_kernels(folder: Path = _HERE) -> str:
 
 @functools.cache
 def _found(folder: Path) -> Kernels | str:
-    import torch  # noqa: F401 - its OpenMP runtime must be the one that the library finds
-
-    paths = [path for suffix in EXTENSION_SUFFIXES if (path := folder / f"_kernels{suffix}").is_file()]
-    if not paths:
-        return "they were not built; install Tunery anew where there is a C compiler"
-    try:
-        library = ctypes.CDLL(str(paths[0]))
-        library.tunery_supported.restype = c_int
-        return Kernels(library) if library.tunery_supported() else "this CPU lacks AVX-512 with BF16"
-    except (OSError, AttributeError) as error:
-        return f"{paths[0].name} cannot be used ({error}); install Tunery anew"
+    return open_kernels(folder, Kernels)

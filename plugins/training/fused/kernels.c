@@ -4,31 +4,10 @@
  *
  * Elements are bfloat16, sums float32. Every row is computed by one thread in one order, so results do not depend on the number of threads.
  */
-#include <math.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
+#include "../../native.h"
 
-/* Whether this CPU has the instructions that the rest of the file is compiled to. */
-int tunery_supported(void) {
-#if defined(__x86_64__) && defined(__GNUC__)
-    __builtin_cpu_init();
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bf16");
-#else
-    return 0;
-#endif
-}
-
-#if defined(__x86_64__) && defined(__GNUC__)
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma,avx2")
-#include <immintrin.h>
-
-#define INLINE static inline __attribute__((always_inline))
+#ifdef NATIVE
 #define LANES 16
-
-typedef uint16_t bf16;
 
 /* The lanes of a vector at `i` that lie before `n`. */
 INLINE __mmask16 lanes(int64_t i, int64_t n) { return n - i >= LANES ? 0xFFFF : (__mmask16)((1u << (n - i)) - 1); }
@@ -39,24 +18,8 @@ INLINE __m512 load(const bf16 *p, __mmask16 m) {
 
 INLINE void store(bf16 *p, __mmask16 m, __m512 v) { _mm256_mask_storeu_epi16(p, m, (__m256i)_mm512_cvtneps_pbh(v)); }
 
-/* e^x to about one unit in the last place, zero below -87, what is no number kept (Cody-Waite reduction, polynomial of degree 6). */
-INLINE __m512 exponential(__m512 x) {
-    const __mmask16 lost = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
-    const __m512 given = x;
-    __mmask16 live = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.0f), _CMP_GT_OQ);
-    x = _mm512_min_ps(_mm512_max_ps(x, _mm512_set1_ps(-87.0f)), _mm512_set1_ps(88.0f));
-    __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504088896341f)), 8);
-    __m512 f = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
-    f = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), f);
-    __m512 p = _mm512_set1_ps(1.9875691500e-4f);
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.3981999507e-3f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(8.3334519073e-3f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(4.1665795894e-2f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.6666665459e-1f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(5.0000001201e-1f));
-    p = _mm512_fmadd_ps(p, _mm512_mul_ps(f, f), _mm512_add_ps(f, _mm512_set1_ps(1.0f)));
-    return _mm512_mask_mov_ps(_mm512_maskz_scalef_ps(live, p, n), lost, given);
-}
+/* e^x; what is no number stays none. */
+INLINE __m512 exponential(__m512 x) { return _mm512_mask_mov_ps(exp16(x), _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), x); }
 
 /* 1 / (1 + e^-x); the reciprocal is an estimate of 14 bits with one step of Newton's method. */
 INLINE __m512 logistic(__m512 x) {
@@ -370,5 +333,4 @@ void tunery_attend_backward(const bf16 *slope, const bf16 *q, const bf16 *k, con
         free(sums);
     }
 }
-#pragma GCC pop_options
 #endif

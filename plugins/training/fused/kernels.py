@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from ctypes import POINTER, Structure, c_double, c_int, c_int64, c_void_p
-from importlib.machinery import EXTENSION_SUFFIXES
+from ctypes import POINTER, Structure, c_double, c_int64, c_void_p
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from tunery.plugins.native import open_kernels
 
 __all__ = ["Kernels", "RowsTable", "load_kernels", "native"]
 
@@ -56,15 +57,8 @@ class Kernels:
 @functools.cache
 def load_kernels(folder: Path = Path(__file__).parent) -> Kernels | None:
     """The kernels that were built into `folder`, or None where they were not or do not fit this CPU."""
-    paths = [path for suffix in EXTENSION_SUFFIXES if (path := folder / f"_kernels{suffix}").is_file()]
-    if not paths:
-        return None
-    try:
-        library = ctypes.CDLL(str(paths[0]))
-        library.tunery_supported.restype = c_int
-        return Kernels(library) if library.tunery_supported() else None
-    except (OSError, AttributeError):
-        return None
+    found = open_kernels(folder, Kernels)
+    return found if isinstance(found, Kernels) else None
 
 
 def native(*tensors: torch.Tensor) -> Kernels | None:
