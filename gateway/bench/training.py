@@ -89,7 +89,7 @@ def _ours(workload: TrainingWorkload, method: str) -> list[str]:
     ]
     command += ["--data", str(workload.data), "--steps", str(workload.steps), "--device", workload.device, "--json"]
     command += ["--held-out", str(workload.held_out)] if workload.held_out else []
-    for setting in (f"batch_size={workload.batch}", *workload.settings):
+    for setting in workload.settings:
         command += ["--set", setting]
     return command
 

@@ -135,6 +135,7 @@ def train(
         return
     from tunery.gateway.bench.machine import describe
     from tunery.gateway.bench.training import TrainingWorkload, compare, table
+    from tunery.plugins.parameters import read_parameters
 
     workload = TrainingWorkload(
         base=found.digest,
@@ -142,8 +143,8 @@ def train(
         data=data,
         held_out=held_out,
         steps=steps,
-        batch=int(values.get("batch_size", 8)),
-        settings=tuple(setting for setting in settings if not setting.startswith("batch_size=")),
+        batch=read_parameters(loaded.trainer(methods[0]).parameters, values).batch_size,
+        settings=settings,
         device=device,
     )
     figures = compare(workload, methods, peer, say)

@@ -87,8 +87,8 @@ def stops_by_itself(case: GateCase) -> Verdict:
         return skipped(
             f"every row fills the context of {engine.context_length} tokens, so there is no room for an answer"
         )
-    spans = [_last_answer(row) for row in rows]
-    prompts = [row.ids[:start] for row, (start, _) in zip(rows, spans, strict=True)]
+    spans = [row.last_answer for row in rows]
+    prompts = [row.ids[: max(start, 1)] for row, (start, _) in zip(rows, spans, strict=True)]
     limit = max(SHORTEST_LIMIT, TIMES * max(end - start for start, end in spans))
     answers = engine.answers(prompts, tuned=True, limit=limit)
     stopped = sum(answer.stopped for answer in answers)
@@ -109,15 +109,6 @@ def _prompted(rows: Sequence[Example], max_length: int | None, engine: Served) -
     """Rows with room behind them in the context; those that lost their end to `max_length` only where there are no others."""
     room = [row for row in rows if len(row.ids) < engine.context_length and any(row.trained[1:])]
     return [row for row in room if max_length is None or len(row.ids) < max_length] or room
-
-
-def _last_answer(row: Example) -> tuple[int, int]:
-    """Where the last run of trained tokens begins and ends."""
-    end = len(row.trained) - row.trained[::-1].index(True)
-    start = end
-    while start > 1 and row.trained[start - 1]:
-        start -= 1
-    return start, end
 
 
 # -- no_improvement ----------------------------------------------------------------------------------------------------

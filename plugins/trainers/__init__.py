@@ -11,7 +11,10 @@ from tunery.plugins.hookspecs import TrainerInfo, hookimpl
 from tunery.plugins.parameters import PositiveFloat, PositiveInt, TrainingParameters
 from tunery.registry.errors import InvalidInput
 
-__all__ = ["DpoParameters", "FullParameters", "LoraParameters", "register_trainers"]
+__all__ = ["EXACT", "DpoParameters", "FullParameters", "LoraParameters", "register_trainers"]
+
+EXACT = "model"
+"""The folder of exact weights, inside a version: only a full fine-tune has one."""
 
 
 class LoraParameters(TrainingParameters, frozen=True, kw_only=True):

@@ -10,14 +10,11 @@ from peft import PeftModel
 from torch import nn
 
 from tunery.plugins.quantization import Quant
-from tunery.plugins.trainers import FullParameters
+from tunery.plugins.trainers import EXACT, FullParameters
 from tunery.plugins.training.delta import save_delta
 from tunery.plugins.training.trainer import LoadContext, SaveContext, load_base
 
 __all__ = ["FullTrainer"]
-
-MODEL = "model"
-"""The folder, inside a version, of the exact weights."""
 
 
 class FullTrainer:
@@ -27,7 +24,7 @@ class FullTrainer:
 
     def load(self, context: LoadContext[FullParameters]) -> nn.Module:
         """The base, or the parent's exact weights, with everything trained; a parent that is a pair is added to the base."""
-        exact = context.parent / MODEL if context.parent else None
+        exact = context.parent / EXACT if context.parent else None
         whole = exact is not None and exact.is_dir()
         folder = exact if exact is not None and whole else context.base_folder
         model = load_base(folder, quant="none", dtype=torch.float32, device=context.device)
@@ -50,5 +47,5 @@ class FullTrainer:
         )
         context.record(base)
         exact: Any = model
-        exact.save_pretrained(folder / MODEL, safe_serialization=True)
+        exact.save_pretrained(folder / EXACT, safe_serialization=True)
         return metrics

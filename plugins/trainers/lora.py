@@ -9,14 +9,11 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from torch import nn
 
 from tunery.plugins.quantization import Quant
-from tunery.plugins.trainers import LoraParameters
+from tunery.plugins.trainers import EXACT, LoraParameters
 from tunery.plugins.training.trainer import LoadContext, SaveContext, load_base
 from tunery.registry.errors import InvalidInput
 
 __all__ = ["LoraTrainer"]
-
-EXACT = "model"
-"""The folder that only a full fine-tune has."""
 
 
 class LoraTrainer:

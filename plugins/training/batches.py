@@ -28,6 +28,15 @@ class Example(msgspec.Struct, frozen=True):
     rejected: Example | None = None
 
     @property
+    def last_answer(self) -> tuple[int, int]:
+        """Where the last run of trained tokens begins and ends; 0 and 0 where none is."""
+        end = len(self.trained) - self.trained[::-1].index(True) if any(self.trained) else 0
+        start = end
+        while start and self.trained[start - 1]:
+            start -= 1
+        return start, end
+
+    @property
     def tokens(self) -> int:
         """Ids of the row, of both halves where it is a pair."""
         return len(self.ids) + (len(self.rejected.ids) if self.rejected else 0)

@@ -5,7 +5,8 @@ Rows are laid end to end where the model is known to allow it, and padded where 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -15,7 +16,7 @@ from tunery.plugins.training.batches import Batch, Example, micro_batches
 from tunery.plugins.training.fused.head import fusable, token_losses
 from tunery.plugins.training.fused.rows import decoder_of, packable, run_rows
 
-__all__ = ["mean_loss", "row_losses", "summed_loss"]
+__all__ = ["asking", "mean_loss", "row_losses", "summed_loss"]
 
 
 def row_losses(model: nn.Module, batch: Batch) -> torch.Tensor:
@@ -41,20 +42,28 @@ def summed_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
     return row_losses(model, batch).sum()
 
 
-@torch.no_grad()
+@contextmanager
+def asking(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """Within, the model computes as it does between steps, without gradients; its mode is restored."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            yield
+    finally:
+        model.train(training)
+
+
 def mean_loss(
     model: nn.Module, examples: Iterable[Example], *, batch_size: int, device: torch.device, dtype: torch.dtype
 ) -> float:
     """Mean negative log-likelihood per trained token in nats, over all examples; the model's mode is restored."""
-    training = model.training
-    model.eval()
     ordered = sorted(examples, key=lambda example: len(example.ids))
     total, count = 0.0, 0
-    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+    with asking(model, device, dtype):
         for batch in micro_batches(ordered, batch_size, device=device):
             total += float(summed_loss(model, batch))
             count += batch.targets
-    model.train(training)
     return total / max(count, 1)
 
 

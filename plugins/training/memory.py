@@ -1,15 +1,18 @@
-"""Owns what memory a process holds, has held at most, and may still have: the device's on a GPU, the machine's elsewhere."""
+"""Owns what memory a process holds, has held at most, may still have and gives back: the device's on a GPU, the machine's elsewhere."""
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import resource
 import sys
 from pathlib import Path
 
 import torch
 
-__all__ = ["available_memory", "forget_peak", "held_memory", "peak_memory"]
+from tunery.plugins.allocator import give_back
+
+__all__ = ["available_memory", "forget_peak", "held_memory", "peak_memory", "release_memory"]
 
 
 def available_memory(device: torch.device) -> int:
@@ -57,6 +60,14 @@ def forget_peak(device: torch.device) -> None:
         return
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
+
+
+def release_memory() -> None:
+    """Give back what nothing uses any more, so that others find room."""
+    gc.collect()
+    give_back()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def _meminfo() -> int:

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional
 
 from tunery.plugins.training.batches import Batch, Example, micro_batches
-from tunery.plugins.training.loss import row_losses
+from tunery.plugins.training.loss import asking, row_losses
 from tunery.registry.disk import sync
 from tunery.registry.errors import TuneryError
 
@@ -138,12 +138,9 @@ def _log_likelihoods(
     model: nn.Module, rows: Sequence[Example], *, device: torch.device, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Of each pair the log-likelihoods in nats of the better and the worse answer, float32 [pairs] each; the model's mode is kept."""
-    training = model.training
-    model.eval()
-    with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+    with asking(model, device, dtype):
         batches = micro_batches(rows, PAIRS_AT_ONCE, device=device)
         found = [_halves(-row_losses(model, batch)) for batch in batches]
-    model.train(training)
     return torch.cat([better for better, _ in found]), torch.cat([worse for _, worse in found])
 
 

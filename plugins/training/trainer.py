@@ -6,7 +6,6 @@ every trainer has it.
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -14,9 +13,9 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import nn
 
-from tunery.plugins.allocator import give_back
 from tunery.plugins.parameters import TrainingParameters
 from tunery.plugins.quantization import Quant
+from tunery.plugins.training.memory import release_memory
 
 __all__ = ["LoadContext", "SaveContext", "Trainer", "load_base"]
 
@@ -116,5 +115,4 @@ def _forget_unquantized(model: nn.Module) -> None:
     for parameter in model.parameters():
         if parameter.device.type == "cpu" and not hasattr(parameter, "quant_state"):
             parameter.data = parameter.data.clone()
-    gc.collect()
-    give_back()
+    release_memory()

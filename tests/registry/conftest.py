@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
+from tests.hubserver import HubServer
 from tests.registry.artifacts import make_adapter, make_base
 from tunery.registry import Base, Version
 from tunery.registry.registry import Registry
@@ -37,3 +39,13 @@ def publish(registry: Registry, base: Base, tmp_path: Path) -> Publish:
         )
 
     return publish
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
+    """A Hub of one's own over loopback, with nothing on it."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf-cache"))
+    with HubServer() as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        yield server

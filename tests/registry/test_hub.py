@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -22,15 +21,6 @@ from tunery.registry.hub import import_folder, publish_to_hub, pull_from_hub
 from tunery.registry.registry import Registry
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf-cache"))
-    with HubServer() as server:
-        monkeypatch.setenv("HF_ENDPOINT", server.url)
-        yield server
 
 
 def void(value: object) -> None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants
 
 from tests.hubserver import HubServer
 from tests.registry.artifacts import make_adapter
@@ -45,15 +43,6 @@ def told(registry: Registry, base: Base, tmp_path: Path, report: Path) -> Versio
         "acme/support", make_adapter(tmp_path / "a", seed=1), base=base, method="lora", manifest={}, metrics={},
         actor="t", report=report,
     )  # fmt: skip
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf-cache"))
-    with HubServer() as server:
-        monkeypatch.setenv("HF_ENDPOINT", server.url)
-        yield server
 
 
 def test_a_report_changes_no_digest(registry: Registry, base: Base, tmp_path: Path, told: Version) -> None:

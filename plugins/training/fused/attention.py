@@ -7,6 +7,7 @@ torch's own attention, which keeps none and computes them again.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import accumulate
 from typing import Any
 
@@ -34,7 +35,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], scale: float
     """
     out, shares = torch.empty_like(q), []
     if (kernels := _native(q, k, v, lengths)) is not None:
-        table = _Table(q, k, lengths)
+        table = _table(tuple(lengths), q.shape[1], k.shape[1], q.shape[2])
         shares.append(q.new_empty(table.shares))
         kernels.call("attend", q, k, v, out, shares[0], table.rows, scale)
         return out, shares
@@ -54,10 +55,10 @@ def attend_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients by q, k and v where `slope` [T, heads, d] is that by the output."""
     by_q, by_k, by_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-    groups = k.shape[1]
+    groups, slope = k.shape[1], slope.contiguous()
     if (kernels := _native(q, k, v, lengths)) is not None:
-        table = _Table(q, k, lengths)
-        kernels.call("attend_backward", slope.contiguous(), q, k, v, shares[0], by_q, by_k, by_v, table.rows, scale)
+        table = _table(tuple(lengths), q.shape[1], k.shape[1], q.shape[2])
+        kernels.call("attend_backward", slope, q, k, v, shares[0], by_q, by_k, by_v, table.rows, scale)
         return by_q, by_k, by_v
     for (row, length), kept in zip(_rows(lengths), shares, strict=True):
         if length > LONG:
@@ -90,21 +91,25 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, *shares = ctx.saved_tensors
-        return *attend_backward(slopes[0].contiguous(), q, k, v, shares, ctx.lengths, ctx.scale), None, None
+        return *attend_backward(slopes[0], q, k, v, shares, ctx.lengths, ctx.scale), None, None
 
 
 class _Table:
     """How rows lie, for the native kernels; `shares` is how many they have in all."""
 
-    def __init__(self, q: Tensor, k: Tensor, lengths: Sequence[int]) -> None:
+    def __init__(self, lengths: tuple[int, ...], heads: int, groups: int, size: int) -> None:
         padded = [-(-length // PADDED) * PADDED for length in lengths]
-        sizes = [q.shape[1] * length * wide for length, wide in zip(lengths, padded, strict=True)]
+        sizes = [heads * length * wide for length, wide in zip(lengths, padded, strict=True)]
         columns = (accumulate(lengths, initial=0), lengths, padded, accumulate(sizes, initial=0))
         # Kept beside the addresses, which do not keep them.
         self._columns = [torch.tensor(list(column)) for column in columns]
         addresses = [column.data_ptr() for column in self._columns]
-        self.rows = RowsTable(*addresses, len(lengths), q.shape[1], k.shape[1], q.shape[2])
+        self.rows = RowsTable(*addresses, len(lengths), heads, groups, size)
         self.shares = sum(sizes)
+
+
+_table = lru_cache(maxsize=4)(_Table)
+"""Made once for all layers, forward and backward."""
 
 
 def _native(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Kernels | None:

@@ -7,7 +7,6 @@ process that trained. Refuses to publish what fails a gate, unless that was aske
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import subprocess
 import sys
@@ -16,11 +15,11 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import msgspec
-import torch
 
 from tunery.plugins.hookspecs import GateInfo
 from tunery.plugins.quantization import Quant
 from tunery.plugins.training.batches import Example
+from tunery.plugins.training.memory import release_memory
 from tunery.registry.errors import TrainingFailed
 
 __all__ = [
@@ -187,13 +186,6 @@ def run_gates(request: GateRequest, *, folder: Path, seconds: float = SECONDS) -
         message = f"the process that asks the gates {how}; it last said: {last or 'nothing'}"
         results.append(GateResult(name=at.name, code=PROCESS_FAILED, passed=False, message=message))
     return results
-
-
-def release_memory() -> None:
-    """Give back what training held, so that the gates' process finds room."""
-    gc.collect()
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
 
 
 def _spawn(asked: Path, answers: Path, said: Path, seconds: float) -> str:

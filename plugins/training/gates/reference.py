@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from tunery.plugins.training.batches import Example
+from tunery.plugins.training.loss import asking
 
 __all__ = ["Reference", "read_reference", "record_reference"]
 
@@ -22,7 +23,6 @@ class Reference(msgspec.Struct, frozen=True):
     log_probs: list[list[float]]
 
 
-@torch.no_grad()
 def record_reference(
     model: nn.Module, rows: Sequence[Example], path: Path, *, device: torch.device, dtype: torch.dtype
 ) -> None:
@@ -30,11 +30,8 @@ def record_reference(
 
     It is asked row by row through its own forward, computing in `dtype` as it is trained.
     """
-    training = model.training
-    model.eval()
-    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+    with asking(model, device, dtype):
         found = [_log_probs(model, row, device) for row in rows]
-    model.train(training)
     staged = path.with_name(path.name + ".new")
     staged.write_bytes(msgspec.json.encode(Reference(list(rows), found)))
     staged.replace(path)

@@ -10,7 +10,6 @@ import json
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from torch import nn
 from tunery.plugins.data.renderer import Renderer
 from tunery.plugins.training.batches import Example, collate
 from tunery.plugins.training.examples import Corpus
-from tunery.plugins.training.loss import row_losses
+from tunery.plugins.training.loss import asking, row_losses
 from tunery.registry.errors import InvalidInput
 
 __all__ = ["Examination", "Said", "Score", "answers", "general_examples", "score"]
@@ -121,11 +120,10 @@ class Examination:
         return self._renderer.decode(ids)
 
 
-@torch.no_grad()
 def score(model: nn.Module, examples: Sequence[Example], *, device: torch.device, dtype: torch.dtype) -> list[Score]:
     """The loss of each example, of a pair's better half, in their order; the model's mode is restored."""
     found: dict[int, Score] = {}
-    with _asked(model, device, dtype):
+    with asking(model, device, dtype):
         for piece in _pieces(examples):
             plain = [Example(e.ids, e.trained, e.line, e.file) for e in (examples[at] for at in piece)]
             losses = row_losses(model, collate(plain, device=device)).tolist()
@@ -134,7 +132,6 @@ def score(model: nn.Module, examples: Sequence[Example], *, device: torch.device
     return [found[at] for at in range(len(examples))]
 
 
-@torch.no_grad()
 def answers(
     model: nn.Module,
     prompts: Sequence[Sequence[int]],
@@ -160,21 +157,9 @@ def answers(
         temperature=1.0, top_p=1.0, top_k=50, repetition_penalty=1.0,
     )  # fmt: skip
     whole: Any = model
-    with _asked(model, device, dtype):
+    with asking(model, device, dtype):
         out = whole.generate(input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config)
     return [_until_stop(row, stop_ids) for row in out[:, longest:].tolist()]
-
-
-@contextmanager
-def _asked(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """Within, the model computes as it does between steps; its mode is restored."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            yield
-    finally:
-        model.train(training)
 
 
 def general_examples(renderer: Renderer) -> list[Example]:
@@ -223,17 +208,10 @@ def _sample(examples: Sequence[Example], size: int, seed: int) -> tuple[list[Exa
 
 def _prompts(held_out: Sequence[Example], seed: int) -> list[tuple[Example, list[int], list[int]]]:
     """Held-out examples to answer in full, with prompt and reference: up to the last trained turn, and that turn."""
-    fitting = [(example, *_cut(example)) for example in held_out]
+    spans = [(example, *example.last_answer) for example in held_out]
+    fitting = [(example, example.ids[:start], example.ids[start:end]) for example, start, end in spans]
     fitting = [found for found in fitting if 0 < len(found[1]) <= LONGEST_PROMPT]
     if len(fitting) <= ASKED:
         return fitting
     chosen = random.Random(f"{seed}/answers").sample(range(len(fitting)), ASKED)  # noqa: S311
     return [fitting[at] for at in sorted(chosen)]
-
-
-def _cut(example: Example) -> tuple[list[int], list[int]]:
-    end = max((at for at, trained in enumerate(example.trained) if trained), default=-1) + 1
-    start = end
-    while start and example.trained[start - 1]:
-        start -= 1
-    return example.ids[:start], example.ids[start:end]
