@@ -1,6 +1,6 @@
 """Owns the loss: cross-entropy of the trained tokens, summed, with logits only where there is something to predict.
 
-Rows are laid end to end where the model is known to allow it, and padded where it is not.
+Rows are laid end to end where the model is known to allow it, what they begin with alike only once, and padded where it is not.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from torch.nn import functional
 
 from tunery.plugins.training.batches import Batch, Example, micro_batches
 from tunery.plugins.training.fused.head import fusable, token_losses
-from tunery.plugins.training.fused.rows import decoder_of, packable, run_rows
+from tunery.plugins.training.fused.layout import lay
+from tunery.plugins.training.fused.rows import decoder_of, packable, repeatable, run_rows
 
 __all__ = ["asking", "mean_loss", "row_losses", "summed_loss"]
 
@@ -25,16 +26,19 @@ def row_losses(model: nn.Module, batch: Batch) -> torch.Tensor:
     if inner is None or not packable(inner):
         return _padded(model, batch)
     following = functional.pad(batch.labels[:, 1:], (0, 1), value=-100)
-    kept = _until_the_last(following != -100) & batch.mask.bool()
-    targets = following[kept]
-    chosen = targets != -100
-    hidden, wanted = run_rows(inner, batch.ids, kept.long())[chosen], targets[chosen]
+    predicting = following != -100
+    kept = _until_the_last(predicting) & batch.mask.bool()
+    # What is before the first token that predicts a trained one may be another row's as well.
+    own = predicting.int().argmax(dim=1) if repeatable(model) else torch.zeros(len(kept), dtype=torch.int64)
+    layout, computed = lay(batch.ids, kept, own.tolist())
+    chosen = predicting[computed]
+    hidden, wanted = run_rows(inner, batch.ids, computed, layout)[chosen], following[predicting]
     head = inner.get_output_embeddings()
     if fusable(head):
         losses = token_losses(hidden, head.weight, wanted)
     else:
         losses = functional.cross_entropy(head(hidden).float(), wanted, reduction="none")
-    return _per_row(losses, (following != -100) & kept)
+    return _per_row(losses, predicting)
 
 
 def summed_loss(model: nn.Module, batch: Batch) -> torch.Tensor:

@@ -1,7 +1,7 @@
-"""Owns causal attention of rows that lie end to end, forward and backward: each row attends to itself alone.
+"""Owns causal attention of rows that lie end to end, forward and backward: each token sees its own row up to itself, wherever that lies.
 
-Natively where that fits, otherwise by two batched products a row. Shares are kept for the backward pass; rows longer than LONG take
-torch's own attention, which keeps none and computes them again.
+Natively where that fits, otherwise by two batched products a row. Shares are kept for the backward pass; rows that see more than LONG
+tokens take torch's own attention, which keeps none and computes them again.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional
 
 from tunery.plugins.training.fused.kernels import Kernels, RowsTable, native
+from tunery.plugins.training.fused.layout import Layout
 from tunery.plugins.training.fused.operations import softmax, softmax_backward
 
 __all__ = ["attend", "attend_backward", "attend_differentiably"]
@@ -25,86 +26,93 @@ PADDED = 32
 """What the native kernels pad rows of shares to, and what the size of a head must be a multiple of."""
 
 LONG = 1024
-"""Tokens of a row above which a square of shares is too much to keep."""
+"""Tokens that a row sees above which a square of shares is too much to keep."""
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], scale: float) -> tuple[Tensor, list[Tensor]]:
+def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float) -> tuple[Tensor, list[Tensor]]:
     """What heads see: `q` [T, heads, d] with `k` and `v` [T, groups, d] to [T, heads, d]; and each row's shares, empty for long rows.
 
     Computed natively, the shares of all rows are one tensor.
     """
     out, shares = torch.empty_like(q), []
-    if (kernels := _native(q, k, v, lengths)) is not None:
-        table = _table(tuple(lengths), q.shape[1], k.shape[1], q.shape[2])
+    if (kernels := _native(q, k, v, layout)) is not None:
+        table = _table(layout, q.shape[1], k.shape[1], q.shape[2])
         shares.append(q.new_empty(table.shares))
         kernels.call("attend", q, k, v, out, shares[0], table.rows, scale)
         return out, shares
-    for row, length in _rows(lengths):
-        if length > LONG:
-            out[row] = _long(q[row], k[row], v[row], scale)
+    for row, seen in zip(layout.rows, layout.seen, strict=True):
+        if len(seen) > LONG:
+            out[row] = _long(q[row], k[seen], v[seen], scale)
             shares.append(q.new_empty(0))
             continue
-        queries, keys, values = _grouped(q[row], k.shape[1]), _heads_first(k[row]), _heads_first(v[row])
-        shares.append(softmax(queries @ keys.transpose(1, 2), scale))
+        queries, keys, values = _grouped(q[row], k.shape[1]), _heads_first(k[seen]), _heads_first(v[seen])
+        shares.append(softmax(queries @ keys.transpose(1, 2), scale, len(seen) - (row.stop - row.start)))
         _ungroup(shares[-1] @ values, out[row])
     return out, shares
 
 
 def attend_backward(
-    slope: Tensor, q: Tensor, k: Tensor, v: Tensor, shares: Sequence[Tensor], lengths: Sequence[int], scale: float
+    slope: Tensor, q: Tensor, k: Tensor, v: Tensor, shares: Sequence[Tensor], layout: Layout, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients by q, k and v where `slope` [T, heads, d] is that by the output."""
-    by_q, by_k, by_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-    groups, slope = k.shape[1], slope.contiguous()
-    if (kernels := _native(q, k, v, lengths)) is not None:
-        table = _table(tuple(lengths), q.shape[1], k.shape[1], q.shape[2])
+    """Gradients by q, k and v where `slope` [T, heads, d] is that by the output; what several rows see is summed in float32."""
+    groups, by_q, slope = k.shape[1], torch.empty_like(q), slope.contiguous()
+    if (kernels := _native(q, k, v, layout)) is not None:
+        by_k, by_v = torch.empty_like(k), torch.empty_like(v)
+        table = _table(layout, q.shape[1], groups, q.shape[2])
         kernels.call("attend_backward", slope, q, k, v, shares[0], by_q, by_k, by_v, table.rows, scale)
         return by_q, by_k, by_v
-    for (row, length), kept in zip(_rows(lengths), shares, strict=True):
-        if length > LONG:
-            by_q[row], by_k[row], by_v[row] = _long_backward(slope[row], q[row], k[row], v[row], scale)
-            continue
-        queries, keys, values = _grouped(q[row], groups), _heads_first(k[row]), _heads_first(v[row])
-        slopes = _grouped(slope[row], groups)
-        by_v[row] = (kept.transpose(1, 2) @ slopes).transpose(0, 1)
-        scores = softmax_backward(kept, slopes @ values.transpose(1, 2), scale)
-        by_k[row] = (scores.transpose(1, 2) @ queries).transpose(0, 1)
-        _ungroup(scores @ keys, by_q[row])
-    return by_q, by_k, by_v
+    by_k, by_v = (torch.zeros_like(tensor, dtype=torch.float32) for tensor in (k, v))
+    for row, seen, kept in zip(layout.rows, layout.seen, shares, strict=True):
+        if len(seen) > LONG:
+            by_q[row], of_keys, of_values = _long_backward(slope[row], q[row], k[seen], v[seen], scale)
+        else:
+            queries, keys, values = _grouped(q[row], groups), _heads_first(k[seen]), _heads_first(v[seen])
+            slopes = _grouped(slope[row], groups)
+            scores = softmax_backward(kept, slopes @ values.transpose(1, 2), scale)
+            _ungroup(scores @ keys, by_q[row])
+            of_keys, of_values = (
+                (found.transpose(1, 2) @ given).transpose(0, 1) for found, given in ((scores, queries), (kept, slopes))
+            )
+        # A row sees no token twice, so this is the same sum every time.
+        by_k[seen] += of_keys.float()
+        by_v[seen] += of_values.float()
+    return by_q, by_k.to(k.dtype), by_v.to(v.dtype)
 
 
-def attend_differentiably(q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...], scale: float) -> Tensor:
+def attend_differentiably(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float) -> Tensor:
     """`attend`, for autograd."""
-    out: Tensor = _Attention.apply(q, k, v, lengths, scale)  # type: ignore[no-untyped-call]
+    out: Tensor = _Attention.apply(q, k, v, layout, scale)  # type: ignore[no-untyped-call]
     return out
 
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...], scale: float) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float) -> Tensor:
         with torch.autocast(q.device.type, enabled=False):
-            out, shares = attend(q, k, v, lengths, scale)
+            out, shares = attend(q, k, v, layout, scale)
         ctx.save_for_backward(q, k, v, *shares)
-        ctx.lengths, ctx.scale = lengths, scale
+        ctx.layout, ctx.scale = layout, scale
         return out
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, *shares = ctx.saved_tensors
-        return *attend_backward(slopes[0], q, k, v, shares, ctx.lengths, ctx.scale), None, None
+        return *attend_backward(slopes[0], q, k, v, shares, ctx.layout, ctx.scale), None, None
 
 
 class _Table:
     """How rows lie, for the native kernels; `shares` is how many they have in all."""
 
-    def __init__(self, lengths: tuple[int, ...], heads: int, groups: int, size: int) -> None:
-        padded = [-(-length // PADDED) * PADDED for length in lengths]
-        sizes = [heads * length * wide for length, wide in zip(lengths, padded, strict=True)]
-        columns = (accumulate(lengths, initial=0), lengths, padded, accumulate(sizes, initial=0))
+    def __init__(self, layout: Layout, heads: int, groups: int, size: int) -> None:
+        counts = [len(seen) for seen in layout.seen]
+        padded = [-(-count // PADDED) * PADDED for count in counts]
+        sizes = [heads * length * wide for length, wide in zip(layout.lengths, padded, strict=True)]
+        first, places = accumulate(counts, initial=0), accumulate(sizes, initial=0)
+        columns = [torch.tensor(list(column)) for column in (layout.starts, layout.lengths, counts, first)]
         # Kept beside the addresses, which do not keep them.
-        self._columns = [torch.tensor(list(column)) for column in columns]
+        self._columns = [*columns, torch.cat(layout.seen), torch.tensor(list(places))]
         addresses = [column.data_ptr() for column in self._columns]
-        self.rows = RowsTable(*addresses, len(lengths), heads, groups, size)
+        self.rows = RowsTable(*addresses, len(counts), sum(layout.lengths), heads, groups, size)
         self.shares = sum(sizes)
 
 
@@ -112,16 +120,8 @@ _table = lru_cache(maxsize=4)(_Table)
 """Made once for all layers, forward and backward."""
 
 
-def _native(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Kernels | None:
-    return native(q, k, v) if q.shape[2] % PADDED == 0 and max(lengths) <= LONG else None
-
-
-def _rows(lengths: Sequence[int]) -> list[tuple[slice, int]]:
-    rows, start = [], 0
-    for length in lengths:
-        rows.append((slice(start, start + length), length))
-        start += length
-    return rows
+def _native(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Kernels | None:
+    return native(q, k, v) if q.shape[2] % PADDED == 0 and layout.longest <= LONG else None
 
 
 def _heads_first(x: Tensor) -> Tensor:
@@ -144,9 +144,11 @@ def _ungroup(x: Tensor, out: Tensor) -> None:
 
 def _long(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     queries, keys, values = (tensor.transpose(0, 1)[None] for tensor in (q, k, v))
-    grouped = q.shape[1] != k.shape[1]
+    before, mask = len(k) - len(q), None
+    if before:
+        mask = torch.ones(len(q), len(k), dtype=torch.bool, device=q.device).tril(before)
     seen = functional.scaled_dot_product_attention(
-        queries, keys, values, is_causal=True, scale=scale, enable_gqa=grouped
+        queries, keys, values, mask, is_causal=not before, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
     )
     return seen[0].transpose(0, 1)
 

@@ -159,17 +159,17 @@ void tunery_cross_entropy(bf16 *logits, const int64_t *targets, float *losses, i
 INLINE void tile(const uint32_t *a, int64_t ar, int64_t ap, const uint32_t *b, int64_t bp, float *c, int64_t cr, int64_t rows,
                  const int vectors, int64_t from, int64_t to, const int add) {
     __m512 sum[TILE][4];
-    const uint32_t *at[TILE];
+    const uint32_t *left[TILE];
     for (int r = 0; r < TILE; r++) {
-        at[r] = a + (r < rows ? r : rows - 1) * ar;
+        left[r] = a + (r < rows ? r : rows - 1) * ar;
         for (int n = 0; n < vectors; n++) sum[r][n] = add ? _mm512_loadu_ps(c + (r < rows ? r : rows - 1) * cr + 16 * n) : _mm512_setzero_ps();
     }
     for (int64_t p = from; p < to; p++) {
         __m512bh right[4];
         for (int n = 0; n < vectors; n++) right[n] = (__m512bh)_mm512_loadu_si512(b + p * bp + 16 * n);
         for (int r = 0; r < TILE; r++) {
-            const __m512bh left = (__m512bh)_mm512_set1_epi32((int)at[r][p * ap]);
-            for (int n = 0; n < vectors; n++) sum[r][n] = _mm512_dpbf16_ps(sum[r][n], left, right[n]);
+            const __m512bh pair = (__m512bh)_mm512_set1_epi32((int)left[r][p * ap]);
+            for (int n = 0; n < vectors; n++) sum[r][n] = _mm512_dpbf16_ps(sum[r][n], pair, right[n]);
         }
     }
     for (int64_t r = 0; r < rows; r++)
@@ -189,23 +189,26 @@ static void product(const uint32_t *a, int64_t ar, int64_t ap, const uint32_t *b
     }
 }
 
-/* to[p][j] = the p-th pair of row j; `from` has `rows` of 2 * pairs at a stride, `to` [pairs][padded]. */
-static void across(const bf16 *from, int64_t stride, int64_t rows, int64_t padded, int64_t pairs, uint32_t *to) {
+/* Row j of `from`, which has rows at a stride: the `index`-th where there is one, the j-th otherwise. */
+INLINE const bf16 *at(const bf16 *from, int64_t stride, const int64_t *index, int64_t j) { return from + (index ? index[j] : j) * stride; }
+
+/* to[p][j] = the p-th pair of row j; there are `rows` of 2 * pairs, `to` is [pairs][padded]. */
+static void across(const bf16 *from, int64_t stride, const int64_t *index, int64_t rows, int64_t padded, int64_t pairs, uint32_t *to) {
     for (int64_t j = 0; j < padded; j++)
         for (int64_t p = 0; p < pairs; p++) {
             uint32_t pair = 0;
-            if (j < rows) memcpy(&pair, from + j * stride + 2 * p, sizeof pair);
+            if (j < rows) memcpy(&pair, at(from, stride, index, j) + 2 * p, sizeof pair);
             to[p * padded + j] = pair;
         }
 }
 
-/* to[j / 2][c] = elements c of rows j and j + 1; `from` has `rows` of `width` at a stride, `to` [padded / 2][width]. */
-static void along(const bf16 *from, int64_t stride, int64_t rows, int64_t padded, int64_t width, uint32_t *to) {
+/* to[j / 2][c] = elements c of rows j and j + 1; there are `rows` of `width`, `to` is [padded / 2][width]. */
+static void along(const bf16 *from, int64_t stride, const int64_t *index, int64_t rows, int64_t padded, int64_t width, uint32_t *to) {
     for (int64_t j = 0; j < padded; j += 2)
         for (int64_t c = 0; c < width; c += LANES) {
             const __m256i none = _mm256_setzero_si256();
-            __m256i low = j < rows ? _mm256_loadu_si256((const void *)(from + j * stride + c)) : none;
-            __m256i high = j + 1 < rows ? _mm256_loadu_si256((const void *)(from + (j + 1) * stride + c)) : none;
+            __m256i low = j < rows ? _mm256_loadu_si256((const void *)(at(from, stride, index, j) + c)) : none;
+            __m256i high = j + 1 < rows ? _mm256_loadu_si256((const void *)(at(from, stride, index, j + 1) + c)) : none;
             _mm512_storeu_si512(to + j / 2 * width + c,
                                 _mm512_or_si512(_mm512_cvtepu16_epi32(low), _mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16)));
         }
@@ -252,32 +255,36 @@ static void share_backward(const float *slopes, const bf16 *shares, bf16 *to, in
     }
 }
 
-/* How rows lie end to end: where each starts, how long it is, how long when padded, and where its shares [heads][length][padded] are. */
+/* How rows lie end to end: where each starts and how many tokens it has of its own; how many its last token sees, which are those at
+ * index[first] and on, its own last; and where its shares [heads][length][padded(seen)] are. */
 struct rows {
-    const int64_t *start, *length, *padded, *shares;
-    int64_t count, heads, groups, size;
+    const int64_t *start, *length, *seen, *first, *index, *shares;
+    int64_t count, tokens, heads, groups, size;
 };
 
 #define PAIRS(x) ((const uint32_t *)(const void *)(x))
 
-/* Causal attention of each row to itself: q, out [T][heads][size], k, v [T][groups][size], size a multiple of PADDED. */
+INLINE int64_t padded_to(int64_t n) { return (n + PADDED - 1) / PADDED * PADDED; }
+
+/* Causal attention of each row to what it sees: q, out [T][heads][size], k, v [T][groups][size], size a multiple of PADDED. */
 void tunery_attend(const bf16 *q, const bf16 *k, const bf16 *v, bf16 *out, bf16 *shares, const struct rows *rows, double scale) {
     const int64_t heads = rows->heads, groups = rows->groups, size = rows->size, wide = heads * size, narrow = groups * size;
 #pragma omp parallel for schedule(dynamic)
     for (int64_t item = 0; item < rows->count * groups; item++) {
-        const int64_t row = item / groups, group = item % groups, start = rows->start[row];
-        const int64_t length = rows->length[row], padded = rows->padded[row];
+        const int64_t row = item / groups, group = item % groups, start = rows->start[row], length = rows->length[row];
+        const int64_t known = rows->seen[row], before = known - length, padded = padded_to(known);
+        const int64_t *index = rows->index + rows->first[row];
         uint32_t *keys = aligned_alloc(64, (size_t)(padded * size * 4)), *values = keys + padded * size / 2;
         float *sums = aligned_alloc(64, (size_t)(TILE * (padded + size) * 4)), *seen = sums + TILE * padded;
-        across(k + start * narrow + group * size, narrow, length, padded, size / 2, keys);
-        along(v + start * narrow + group * size, narrow, length, padded, size, values);
+        across(k + group * size, narrow, index, known, padded, size / 2, keys);
+        along(v + group * size, narrow, index, known, padded, size, values);
         for (int64_t head = group * (heads / groups); head < (group + 1) * (heads / groups); head++) {
             bf16 *mine = shares + rows->shares[row] + head * length * padded;
             for (int64_t i = 0; i < length; i += TILE) {
-                const int64_t some = length - i < TILE ? length - i : TILE;
-                const int64_t columns = (i + some + PADDED - 1) / PADDED * PADDED;
+                const int64_t some = length - i < TILE ? length - i : TILE, columns = padded_to(before + i + some);
                 product(PAIRS(q + (start + i) * wide + head * size), wide / 2, 1, keys, padded, sums, padded, some, columns, 0, size / 2, 0);
-                for (int64_t r = 0; r < some; r++) share(sums + r * padded, mine + (i + r) * padded, i + r + 1, padded, (float)scale);
+                for (int64_t r = 0; r < some; r++)
+                    share(sums + r * padded, mine + (i + r) * padded, before + i + r + 1, padded, (float)scale);
                 product(PAIRS(mine + i * padded), padded / 2, 1, values, size, seen, size, some, size, 0, columns / 2, 0);
                 round_rows(seen, size, some, out + (start + i) * wide + head * size, wide);
             }
@@ -287,50 +294,77 @@ void tunery_attend(const bf16 *q, const bf16 *k, const bf16 *v, bf16 *out, bf16 
     }
 }
 
+/* to [tokens][groups][size], one group of it: of every token the sum of what each row that sees it found, in the order of the rows. */
+static void gather(const float *found, const struct rows *rows, int64_t group, bf16 *to) {
+    const int64_t size = rows->size;
+    float *sums = aligned_alloc(64, (size_t)(rows->tokens * size * 4));
+    memset(sums, 0, (size_t)(rows->tokens * size * 4));
+    for (int64_t row = 0; row < rows->count; row++) {
+        const float *from = found + (rows->first[row] * rows->groups + group * rows->seen[row]) * size;
+        for (int64_t j = 0; j < rows->seen[row]; j++) {
+            float *sum = sums + rows->index[rows->first[row] + j] * size;
+            for (int64_t c = 0; c < size; c += LANES)
+                _mm512_storeu_ps(sum + c, _mm512_add_ps(_mm512_loadu_ps(sum + c), _mm512_loadu_ps(from + j * size + c)));
+        }
+    }
+    round_rows(sums, size, rows->tokens, to + group * size, rows->groups * size);
+    free(sums);
+}
+
 /* The gradients of tunery_attend by q, k and v, where `slope` is that by its output. */
 void tunery_attend_backward(const bf16 *slope, const bf16 *q, const bf16 *k, const bf16 *v, const bf16 *shares, bf16 *by_q, bf16 *by_k,
                             bf16 *by_v, const struct rows *rows, double scale) {
     const int64_t heads = rows->heads, groups = rows->groups, size = rows->size, wide = heads * size, narrow = groups * size;
+    const int64_t last = rows->count - 1, whole = (rows->first[last] + rows->seen[last]) * narrow;
+    float *found = aligned_alloc(64, (size_t)(2 * whole * 4));
 #pragma omp parallel for schedule(dynamic)
     for (int64_t item = 0; item < rows->count * groups; item++) {
-        const int64_t row = item / groups, group = item % groups, start = rows->start[row];
-        const int64_t length = rows->length[row], padded = rows->padded[row], block = padded * size / 2;
-        uint32_t *values = aligned_alloc(64, (size_t)(4 * block * 4)), *keys = values + block, *queries = keys + block, *slopes = queries + block;
-        uint32_t *down = aligned_alloc(64, (size_t)(padded * padded / 2 * 4));
-        bf16 *scores = aligned_alloc(64, (size_t)(padded * padded * 2));
-        float *sums = aligned_alloc(64, (size_t)((TILE * (padded + size) + 2 * padded * size) * 4));
-        float *part = sums + TILE * padded, *of_keys = part + TILE * size, *of_values = of_keys + padded * size;
-        memset(of_keys, 0, (size_t)(2 * padded * size * 4));
-        across(v + start * narrow + group * size, narrow, length, padded, size / 2, values);
-        along(k + start * narrow + group * size, narrow, length, padded, size, keys);
+        const int64_t row = item / groups, group = item % groups, start = rows->start[row], length = rows->length[row];
+        const int64_t known = rows->seen[row], before = known - length, padded = padded_to(known), asked = padded_to(length);
+        const int64_t *index = rows->index + rows->first[row];
+        uint32_t *values = aligned_alloc(64, (size_t)((padded + asked) * size * 4)), *keys = values + padded * size / 2;
+        uint32_t *queries = keys + padded * size / 2, *slopes = queries + asked * size / 2;
+        uint32_t *down = aligned_alloc(64, (size_t)(asked * padded / 2 * 4));
+        bf16 *scores = aligned_alloc(64, (size_t)(asked * padded * 2));
+        float *sums = aligned_alloc(64, (size_t)(TILE * (padded + size) * 4)), *part = sums + TILE * padded;
+        float *of_keys = found + (rows->first[row] * groups + group * known) * size, *of_values = of_keys + whole;
+        memset(of_keys, 0, (size_t)(known * size * 4));
+        memset(of_values, 0, (size_t)(known * size * 4));
+        across(v + group * size, narrow, index, known, padded, size / 2, values);
+        along(k + group * size, narrow, index, known, padded, size, keys);
         for (int64_t head = group * (heads / groups); head < (group + 1) * (heads / groups); head++) {
             const bf16 *mine = shares + rows->shares[row] + head * length * padded;
             const bf16 *of_out = slope + start * wide + head * size;
-            along(q + start * wide + head * size, wide, length, padded, size, queries);
-            along(of_out, wide, length, padded, size, slopes);
+            along(q + start * wide + head * size, wide, NULL, length, asked, size, queries);
+            along(of_out, wide, NULL, length, asked, size, slopes);
             for (int64_t i = 0; i < length; i += TILE) {
-                const int64_t some = length - i < TILE ? length - i : TILE;
-                const int64_t columns = (i + some + PADDED - 1) / PADDED * PADDED;
+                const int64_t some = length - i < TILE ? length - i : TILE, columns = padded_to(before + i + some);
                 product(PAIRS(of_out + i * wide), wide / 2, 1, values, padded, sums, padded, some, columns, 0, size / 2, 0);
                 for (int64_t r = 0; r < some; r++)
-                    share_backward(sums + r * padded, mine + (i + r) * padded, scores + (i + r) * padded, i + r + 1, padded, (float)scale);
+                    share_backward(sums + r * padded, mine + (i + r) * padded, scores + (i + r) * padded, before + i + r + 1, padded, (float)scale);
                 product(PAIRS(scores + i * padded), padded / 2, 1, keys, size, part, size, some, size, 0, columns / 2, 0);
                 round_rows(part, size, some, by_q + (start + i) * wide + head * size, wide);
             }
-            /* Key j is seen by queries from j on. */
-            along(mine, padded, length, padded, padded, down);
-            for (int64_t j = 0; j < length; j += TILE)
-                product(down + j, 1, padded, slopes, size, of_values + j * size, size, length - j < TILE ? length - j : TILE, size, j / 2, padded / 2, 1);
-            along(scores, padded, length, padded, padded, down);
-            for (int64_t j = 0; j < length; j += TILE)
-                product(down + j, 1, padded, queries, size, of_keys + j * size, size, length - j < TILE ? length - j : TILE, size, j / 2, padded / 2, 1);
+            /* Key j is seen by queries from j - before on. */
+            along(mine, padded, NULL, length, asked, padded, down);
+            for (int64_t j = 0; j < known; j += TILE)
+                product(down + j, 1, padded, slopes, size, of_values + j * size, size, known - j < TILE ? known - j : TILE, size,
+                        j < before ? 0 : (j - before) / 2, asked / 2, 1);
+            along(scores, padded, NULL, length, asked, padded, down);
+            for (int64_t j = 0; j < known; j += TILE)
+                product(down + j, 1, padded, queries, size, of_keys + j * size, size, known - j < TILE ? known - j : TILE, size,
+                        j < before ? 0 : (j - before) / 2, asked / 2, 1);
         }
-        round_rows(of_keys, size, length, by_k + start * narrow + group * size, narrow);
-        round_rows(of_values, size, length, by_v + start * narrow + group * size, narrow);
         free(values);
         free(down);
         free(scores);
         free(sums);
     }
+#pragma omp parallel for schedule(dynamic)
+    for (int64_t item = 0; item < 2 * groups; item++) {
+        if (item < groups) gather(found, rows, item, by_k);
+        else gather(found + whole, rows, item - groups, by_v);
+    }
+    free(found);
 }
 #endif

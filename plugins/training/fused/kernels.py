@@ -24,8 +24,8 @@ class RowsTable(Structure):
     """`struct rows`."""
 
     _fields_ = (
-        *((name, c_void_p) for name in ("start", "length", "padded", "shares")),
-        *((name, c_int64) for name in ("count", "heads", "groups", "size")),
+        *((name, c_void_p) for name in ("start", "length", "seen", "first", "index", "shares")),
+        *((name, c_int64) for name in ("count", "tokens", "heads", "groups", "size")),
     )
 
 

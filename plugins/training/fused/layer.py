@@ -13,6 +13,7 @@ import msgspec
 import torch
 
 from tunery.plugins.training.fused.attention import attend, attend_backward
+from tunery.plugins.training.fused.layout import Layout
 from tunery.plugins.training.fused.operations import norm, norm_backward, rotate, swiglu, swiglu_backward
 from tunery.plugins.training.fused.projection import Pairs, Readers, projection_of
 
@@ -25,9 +26,9 @@ LAYERS = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer"}
 
 
 class Rows(msgspec.Struct, frozen=True):
-    """How rows lie end to end: their `lengths`, and the rotary `cosine` and `sine` of every token, float32 [T, d]."""
+    """How rows lie end to end, and the rotary `cosine` and `sine` of every token, float32 [T, d]."""
 
-    lengths: tuple[int, ...]
+    layout: Layout
     cosine: Tensor
     sine: Tensor
 
@@ -115,7 +116,7 @@ def _forward(x: Tensor, layer: Layer, rows: Rows, pairs: Sequence[Pairs]) -> tup
     q, k, v = (part.view(len(x), -1, layer.size) for part in parts)
     rotate(q, rows.cosine, rows.sine)
     rotate(k, rows.cosine, rows.sine)
-    seen, shares = attend(q, k, v, rows.lengths, layer.scale)
+    seen, shares = attend(q, k, v, rows.layout, layer.scale)
     (middle,), inner2 = layer.out.forward(seen.view(len(x), -1), pairs[1], x)
     second, scale2 = norm(middle, layer.norms[1], layer.eps)
     (gate, up), inner3 = layer.gates.forward(second, pairs[2])
@@ -138,7 +139,7 @@ def _backward(
 
     by_seen, by_inner = layer.out.backward([by_middle], pairs[1])
     out = layer.out.gradients([by_middle], seen.view(len(x), -1), inner2, by_inner, pairs[1])
-    by_q, by_k, by_v = attend_backward(by_seen.view(q.shape), q, k, v, shares, rows.lengths, layer.scale)
+    by_q, by_k, by_v = attend_backward(by_seen.view(q.shape), q, k, v, shares, rows.layout, layer.scale)
     rotate(by_q, rows.cosine, rows.sine, back=True)
     rotate(by_k, rows.cosine, rows.sine, back=True)
 

@@ -100,10 +100,9 @@ def swiglu_backward(slope: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Te
     return of_gate, of_up, slope
 
 
-def softmax(scores: Tensor, scale: float) -> Tensor:
-    """Causal shares in place: `scores` [n, k L, L], of which row r of k L sees the first r mod L + 1."""
-    _, rows, length = scores.shape
-    shares = (scores.float() * scale).masked_fill_(_hidden(rows, length, scores.device), -torch.inf)
+def softmax(scores: Tensor, scale: float, before: int = 0) -> Tensor:
+    """Causal shares in place: `scores` [n, k L, before + L], of which row r of k L sees the first before + r mod L + 1."""
+    shares = (scores.float() * scale).masked_fill_(_hidden(scores, before), -torch.inf)
     return scores.copy_(shares.softmax(dim=2))
 
 
@@ -113,6 +112,7 @@ def softmax_backward(shares: Tensor, slope: Tensor, scale: float) -> Tensor:
     return slope.copy_(p * (d - (p * d).sum(dim=2, keepdim=True)) * scale)
 
 
-def _hidden(rows: int, length: int, device: torch.device) -> Tensor:
-    position = torch.arange(length, device=device)
-    return (position[None] > position[:, None]).repeat(rows // length, 1)
+def _hidden(scores: Tensor, before: int) -> Tensor:
+    _, rows, seen = scores.shape
+    position = torch.arange(seen, device=scores.device)
+    return (position[None] > position[before:, None]).repeat(rows // (seen - before), 1)

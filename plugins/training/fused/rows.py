@@ -1,4 +1,5 @@
-"""Owns running a model over rows of different lengths laid end to end, so that nothing is computed for padding.
+"""Owns running a model over rows of different lengths laid end to end, so that nothing is computed for padding, nor twice where rows begin
+alike.
 
 Each row attends causally to itself alone. Refuses models whose layers are not known to hand what they are given to the attention
 function, and those with sliding windows: `packable` tells.
@@ -15,8 +16,9 @@ from torch import nn
 
 from tunery.plugins.training.fused.attention import attend_differentiably
 from tunery.plugins.training.fused.layer import Layer, Rows, layer_of, run_layer
+from tunery.plugins.training.fused.layout import Layout
 
-__all__ = ["decoder_of", "packable", "run_rows"]
+__all__ = ["decoder_of", "packable", "repeatable", "run_rows"]
 
 IMPLEMENTATION = "tunery_rows"
 KNOWN = {"llama", "mistral", "qwen2", "qwen3"}
@@ -44,30 +46,33 @@ def packable(model: Any) -> bool:
     return plain and not windowed and not dropped and not recomputed
 
 
-def run_rows(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """The decoder's output for the tokens of `ids` [B, L] under `mask` [B, L], row after row: [tokens, width]."""
-    kept = mask.bool()
-    lengths = tuple(mask.sum(dim=1).tolist())
-    positions = (mask.cumsum(dim=1) - 1)[kept]
+def repeatable(model: nn.Module) -> bool:
+    """Whether a token gets the same values every time it is computed: nothing is dropped by chance."""
+    return not any(isinstance(module, nn.Dropout) and module.p > 0 and module.training for module in model.modules())
+
+
+def run_rows(model: Any, ids: torch.Tensor, computed: torch.Tensor, layout: Layout) -> torch.Tensor:
+    """The decoder's output for the `computed` bool [B, L] of `ids` int64 [B, L], row after row as `layout` has them: [tokens, width]."""
+    positions = computed.nonzero()[:, 1]
     decoder = model.get_decoder()
     layers = [layer for module in decoder.layers if (layer := layer_of(module)) is not None]
     if len(layers) == len(decoder.layers):
-        return _run_layers(decoder, layers, ids[kept], positions, lengths)
+        return _run_layers(decoder, layers, ids[computed], positions, layout)
     with _attention(model.config):
-        output = decoder(input_ids=ids[kept][None], position_ids=positions[None], use_cache=False, row_lengths=lengths)
+        output = decoder(input_ids=ids[computed][None], position_ids=positions[None], use_cache=False, layout=layout)
     hidden: torch.Tensor = output.last_hidden_state[0]
     return hidden
 
 
 def _run_layers(
-    decoder: Any, layers: Sequence[Layer], ids: torch.Tensor, positions: torch.Tensor, lengths: tuple[int, ...]
+    decoder: Any, layers: Sequence[Layer], ids: torch.Tensor, positions: torch.Tensor, layout: Layout
 ) -> torch.Tensor:
     """The same through layers that were taken apart."""
     x = decoder.embed_tokens(ids)
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
     cosine, sine = decoder.rotary_emb(x.new_empty(0, dtype=torch.float32), positions[None])
-    rows = Rows(lengths, cosine[0].contiguous(), sine[0].contiguous())
+    rows = Rows(layout, cosine[0].contiguous(), sine[0].contiguous())
     for layer in layers:
         x = run_layer(x, layer, rows)
     hidden: torch.Tensor = decoder.norm(x)
@@ -95,13 +100,13 @@ def _attend(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     *,
-    row_lengths: tuple[int, ...],
+    layout: Layout,
     scaling: float | None = None,
     **ignored: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Causal attention of each row to itself: query [1, heads, tokens, d] to [1, tokens, heads, d]."""
+    """Causal attention of rows: query [1, heads, tokens, d] to [1, tokens, heads, d]."""
     narrow = torch.is_autocast_enabled(query.device.type)
     dtype = torch.get_autocast_dtype(query.device.type) if narrow else query.dtype
     q, k, v = (tensor[0].transpose(0, 1).to(dtype).contiguous() for tensor in (query, key, value))
     scale = scaling or q.shape[2] ** -0.5
-    return attend_differentiably(q, k, v, row_lengths, scale)[None], None
+    return attend_differentiably(q, k, v, layout, scale)[None], None

@@ -13,6 +13,7 @@ from torch.nn import functional
 from tunery.plugins.training.fused import kernels, operations
 from tunery.plugins.training.fused.attention import LONG, attend, attend_backward
 from tunery.plugins.training.fused.kernels import load_kernels
+from tunery.plugins.training.fused.layout import Layout
 
 WAYS = [
     pytest.param(
@@ -129,40 +130,77 @@ def test_what_is_no_number_is_not_hidden(dtype: torch.dtype, bad: float) -> None
     assert not operations.softmax(scores, 1.0)[0, 3].isfinite().all()
 
 
-lengths = st.lists(st.integers(1, 20), min_size=1, max_size=5)
+def branches(*rows: tuple[int, int, int]) -> Layout:
+    """Rows of (own tokens, the earlier row that they begin as, for how many tokens)."""
+    seen: list[torch.Tensor] = []
+    start = 0
+    for own, other, common in rows:
+        before = seen[other][:common] if common else torch.empty(0, dtype=torch.int64)
+        seen.append(torch.cat((before, torch.arange(start, start + own))))
+        start += own
+    return Layout([own for own, _, _ in rows], seen)
 
 
-@given(lengths=lengths, heads=st.sampled_from([(2, 1), (3, 3), (4, 2)]), data=st.data())
-def test_rows_attend_causally_to_themselves_alone(lengths: list[int], heads: tuple[int, int], data: Any) -> None:
-    total, (queries, groups) = sum(lengths), heads
+@st.composite
+def layouts(draw: Any) -> Layout:
+    rows: list[tuple[int, int, int]] = []
+    known: list[int] = []
+    for number in range(draw(st.integers(1, 5))):
+        own, other = draw(st.integers(1, 20)), draw(st.integers(0, max(number - 1, 0)))
+        common = draw(st.integers(0, known[other])) if number else 0
+        rows.append((own, other, common))
+        known.append(common + own)
+    return branches(*rows)
+
+
+def by_row(layout: Layout, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
+    """Each row as a whole by torch's own attention, of which its own tokens are kept."""
+    outs = []
+    for own, seen in zip(layout.lengths, layout.seen, strict=True):
+        queries, keys, values = (tensor[seen].transpose(0, 1)[None] for tensor in (q, k, v))
+        whole = functional.scaled_dot_product_attention(
+            queries, keys, values, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+        )
+        outs.append(whole[0].transpose(0, 1)[-own:])
+    return torch.cat(outs)
+
+
+@given(layout=layouts(), heads=st.sampled_from([(2, 1), (3, 3), (4, 2)]), data=st.data())
+def test_rows_attend_causally_to_what_they_see_alone(layout: Layout, heads: tuple[int, int], data: Any) -> None:
+    total, (queries, groups) = sum(layout.lengths), heads
     seed = data.draw(st.integers(0, 99))
     q = noise(total, queries, 8, seed=seed, dtype=torch.float32)
     k, v = (noise(total, groups, 8, seed=seed + n, dtype=torch.float32) for n in (1, 2))
     slope = noise(total, queries, 8, seed=seed + 3, dtype=torch.float32)
-    out, shares = attend(q, k, v, lengths, 0.4)
-    found = attend_backward(slope, q, k, v, shares, lengths, 0.4)
+    out, shares = attend(q, k, v, layout, 0.4)
+    found = attend_backward(slope, q, k, v, shares, layout, 0.4)
     inputs = wide(q, k, v)
-    pieces = zip(*(tensor.transpose(0, 1).split(lengths, dim=1) for tensor in inputs), strict=True)
-    exact = torch.cat([alone(*row) for row in pieces], dim=1).transpose(0, 1)
+    exact = by_row(layout, *inputs, 0.4)
     torch.testing.assert_close(out.double(), exact.detach(), rtol=1e-4, atol=1e-5)
     for one, other in zip(found, gradients(exact, slope, *inputs), strict=True):
         torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-5)
 
 
+LAYOUTS = {
+    "one": branches((1, 0, 0)),
+    "apart": branches((5, 0, 0), (37, 0, 0), (1, 0, 0), (64, 0, 0)),
+    "tree": branches((70, 0, 0), (6, 0, 33), (33, 1, 35), (1, 0, 70), (40, 2, 68)),
+}
+
+
 @pytest.mark.parametrize("shape", [(4, 2, 64), (2, 2, 32), (6, 1, 96)], ids=str)
-@pytest.mark.parametrize("lengths", [[1], [5, 37, 1, 64], [70, 6, 33]], ids=str)
+@pytest.mark.parametrize("name", LAYOUTS)
 def test_in_bfloat16_attention_is_exact_but_for_rounding(
-    dtype: torch.dtype, shape: tuple[int, int, int], lengths: list[int]
+    dtype: torch.dtype, shape: tuple[int, int, int], name: str
 ) -> None:
-    queries, groups, size = shape
-    total = sum(lengths)
+    (queries, groups, size), layout = shape, LAYOUTS[name]
+    total, scale = sum(layout.lengths), size**-0.5
     q, slope = (noise(total, queries, size, seed=n, dtype=dtype) for n in (1, 2))
     k, v = (noise(total, groups, size, seed=n, dtype=dtype) for n in (3, 4))
-    out, shares = attend(q, k, v, lengths, size**-0.5)
-    found = (out, *attend_backward(slope, q, k, v, shares, lengths, size**-0.5))
+    out, shares = attend(q, k, v, layout, scale)
+    found = (out, *attend_backward(slope, q, k, v, shares, layout, scale))
     inputs = wide(q, k, v)
-    pieces = zip(*(tensor.transpose(0, 1).split(lengths, dim=1) for tensor in inputs), strict=True)
-    exact = torch.cat([alone(*row, scale=size**-0.5) for row in pieces], dim=1).transpose(0, 1)
+    exact = by_row(layout, *inputs, scale)
     for one, other in zip(found, (exact, *gradients(exact, slope, *inputs)), strict=True):
         check(one, other)
 
@@ -170,26 +208,21 @@ def test_in_bfloat16_attention_is_exact_but_for_rounding(
 def test_what_is_no_number_in_a_row_stays_in_it(dtype: torch.dtype) -> None:
     q, k, v = (noise(10, 2, 32, seed=n, dtype=dtype) for n in range(3))
     k[2, 0, 5] = float("nan")
-    out, _ = attend(q, k, v, [4, 6], 0.4)
+    out, _ = attend(q, k, v, Layout([4, 6]), 0.4)
     assert not out[2:4, 0].isfinite().any()
     assert out[4:].isfinite().all()
     assert out[:2].isfinite().all()
 
 
-def alone(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, scale: float = 0.4) -> torch.Tensor:
-    return functional.scaled_dot_product_attention(
-        q[None], k[None], v[None], is_causal=True, scale=scale, enable_gqa=len(q) != len(k)
-    )[0]
-
-
-def test_long_rows_keep_no_square_of_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_that_see_much_keep_no_square_of_shares(monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, v, slope = (noise(30, 2, 8, seed=n, dtype=torch.float32) for n in range(4))
-    short = attend(q, k, v, [10, 20], 0.5)
-    expected = attend_backward(slope, q, k, v, short[1], [10, 20], 0.5)
-    monkeypatch.setattr("tunery.plugins.training.fused.attention.LONG", 15)
-    assert LONG > 15
-    out, shares = attend(q, k, v, [10, 20], 0.5)
-    assert [share.numel() for share in shares] == [2 * 10 * 10, 0]
+    layout = branches((10, 0, 0), (14, 0, 0), (6, 1, 12))
+    short = attend(q, k, v, layout, 0.5)
+    expected = attend_backward(slope, q, k, v, short[1], layout, 0.5)
+    monkeypatch.setattr("tunery.plugins.training.fused.attention.LONG", 12)
+    assert LONG > 12
+    out, shares = attend(q, k, v, layout, 0.5)
+    assert [share.numel() for share in shares] == [2 * 10 * 10, 0, 0]
     torch.testing.assert_close(out, short[0], rtol=1e-5, atol=1e-5)
-    for one, other in zip(attend_backward(slope, q, k, v, shares, [10, 20], 0.5), expected, strict=True):
+    for one, other in zip(attend_backward(slope, q, k, v, shares, layout, 0.5), expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
