@@ -9,7 +9,7 @@ setup: .venv/stamp build/typing/tunery
 
 # torch first and pinned: with it there, nothing else pulls in another build. The native kernels are built by the way; where that
 # fails, none are better than old ones.
-.venv/stamp: pyproject.toml constraints.txt plugins/native.h gateway/engine/kernels.c plugins/training/fused/kernels.c
+.venv/stamp: pyproject.toml constraints.txt plugins/native.h gateway/engine/kernels.c $(wildcard plugins/training/fused/*.[ch])
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	rm -f gateway/engine/_kernels*.so plugins/training/fused/_kernels*.so
 	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"

@@ -9,6 +9,9 @@
  */
 #include "../../plugins/native.h"
 
+/* Whether this CPU has the instructions that the rest is compiled to. */
+int tunery_supported(void) { return supported(); }
+
 #ifdef NATIVE
 #include <omp.h>
 

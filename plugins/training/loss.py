@@ -15,7 +15,7 @@ from torch.nn import functional
 from tunery.plugins.training.batches import Batch, Example, micro_batches
 from tunery.plugins.training.fused.head import fusable, token_losses
 from tunery.plugins.training.fused.layout import lay
-from tunery.plugins.training.fused.rows import decoder_of, packable, repeatable, run_rows
+from tunery.plugins.training.fused.rows import decoder_of, drops, layers_of, packable, run_rows
 
 __all__ = ["asking", "mean_loss", "row_losses", "summed_loss"]
 
@@ -27,12 +27,11 @@ def row_losses(model: nn.Module, batch: Batch) -> torch.Tensor:
         return _padded(model, batch)
     following = functional.pad(batch.labels[:, 1:], (0, 1), value=-100)
     predicting = following != -100
-    kept = _until_the_last(predicting) & batch.mask.bool()
+    kept, layers = _until_the_last(predicting) & batch.mask.bool(), layers_of(inner)
     # What is before the first token that predicts a trained one may be another row's as well.
-    own = predicting.int().argmax(dim=1) if repeatable(model) else torch.zeros(len(kept), dtype=torch.int64)
-    layout, computed = lay(batch.ids, kept, own.tolist())
-    chosen = predicting[computed]
-    hidden, wanted = run_rows(inner, batch.ids, computed, layout)[chosen], following[predicting]
+    own = predicting.int().argmax(dim=1).tolist() if layers or not drops(inner) else [0] * len(kept)
+    layout, computed = lay(batch.ids, kept, own)
+    hidden, wanted = run_rows(inner, layers, batch.ids, layout, computed, predicting), following[predicting]
     head = inner.get_output_embeddings()
     if fusable(head):
         losses = token_losses(hidden, head.weight, wanted)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from tunery.plugins.training.fused.operations import cross_entropy
+from tunery.plugins.training.fused.products import product
 
 __all__ = ["fusable", "token_losses"]
 
@@ -40,10 +41,10 @@ class _TokenLosses(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, len(targets), PIECE):
                 piece = slice(start, start + PIECE)
-                logits = hidden[piece].to(weight.dtype) @ weight.T
+                logits = product([(hidden[piece].to(weight.dtype), weight.T)])
                 losses[piece] = cross_entropy(logits, targets[piece], slopes=needed)
                 if needed:
-                    slopes[piece] = logits @ weight
+                    product([(logits, weight)], out=slopes[piece])
         ctx.save_for_backward(slopes)
         ctx.dtype = hidden.dtype
         return losses

@@ -1,6 +1,6 @@
-"""Owns finding and calling the native kernels of training (kernels.c, built with the package where there is a compiler).
+"""Owns finding and calling the native kernels of training (the C files beside it, built with the package where there is a compiler).
 
-They are used for contiguous bfloat16 tensors on CPUs that they fit; `operations.py` has a plain way for everything else.
+They are used for bfloat16 tensors on CPUs that they fit; who calls them has a plain way for everything else.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 
 from tunery.plugins.native import open_kernels
 
-__all__ = ["Kernels", "RowsTable", "load_kernels", "native"]
+__all__ = ["Kernels", "RowsTable", "Term", "load_kernels", "native"]
 
 _P, _I, _D = c_void_p, c_int64, c_double
 
@@ -29,12 +29,22 @@ class RowsTable(Structure):
     )
 
 
+class Term(Structure):
+    """`struct term`."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("a", "b")),
+        *((name, c_int64) for name in ("a_row", "b_row", "depth", "turned")),
+    )
+
+
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "attend": (_P, _P, _P, _P, _P, POINTER(RowsTable), _D),
     "attend_backward": (_P, _P, _P, _P, _P, _P, _P, _P, POINTER(RowsTable), _D),
     "cross_entropy": (_P, _P, _P, _I, _I, _I),
     "norm": (_P, _P, _P, _P, _I, _I, _D),
     "norm_backward": (_P, _P, _P, _P, _P, _P, _P, _I, _I),
+    "product": (_P, _I, _P, _I, _P, _I, _I, _I),
     "rotate": (_P, _P, _P, _I, _I, _I, _D),
     "swiglu": (_P, _P, _P, _I),
     "swiglu_backward": (_P, _P, _P, _P, _P, _I),
@@ -42,14 +52,18 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
 
 
 class Kernels:
-    """The library's functions, each named as in kernels.c without its prefix; tensors are given for their data."""
+    """The library's functions, each named as in its C file without its prefix; tensors are given for their data.
+
+    `tiles` says that the CPU multiplies tiles of bfloat16, so that torch's own products are faster.
+    """
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._functions = {name: getattr(library, f"tunery_{name}") for name in _SIGNATURES}
         for name, function in self._functions.items():
             function.argtypes, function.restype = _SIGNATURES[name], None
+        self.tiles = bool(library.tunery_has_tiles())
 
-    def call(self, name: str, *arguments: torch.Tensor | RowsTable | float) -> None:
+    def call(self, name: str, *arguments: object) -> None:
         """Run one of them."""
         self._functions[name](*(a.data_ptr() if isinstance(a, torch.Tensor) else a for a in arguments))
 

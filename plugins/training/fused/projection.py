@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from tunery.plugins.quantization import unpacked
+from tunery.plugins.training.fused.products import product
 
 __all__ = ["Pairs", "Projection", "Readers", "projection_of"]
 
@@ -31,22 +32,17 @@ class Projection:
             weight = unpacked(weight)
         return weight if weight.dtype == dtype else weight.to(dtype)
 
-    def forward(self, x: Tensor, onto: Tensor | None) -> Tensor:
-        """The frozen layer's output for `x` [T, in], added to `onto` where it is given."""
-        weight, bias = self.weight(x.dtype), self._layer.bias
-        y = x @ weight.T if onto is None else torch.addmm(onto, x, weight.T)
-        return y if bias is None else y.add_(bias)
-
-    def backward(self, slope: Tensor, onto: Tensor | None) -> Tensor:
-        """The gradient by x where `slope` [T, out] is that by the output; added in place to `onto`."""
-        weight = self.weight(slope.dtype)
-        return slope @ weight if onto is None else onto.addmm_(slope, weight)
+    @property
+    def bias(self) -> Tensor | None:
+        """[out], or None."""
+        found: Tensor | None = self._layer.bias
+        return found
 
 
 class Pairs:
     """The pairs of some projections in the dtype of the computation: `a` [R, in] is all their first halves, one below the other.
 
-    Of each projection `b` [out, r] and the columns of R that are its own; None where it has no pair.
+    Of each projection `b` [out, r], times the pair's factor, and the columns of R that are its own; None where it has no pair.
     """
 
     def __init__(self, projections: Sequence[Projection], dtype: torch.dtype) -> None:
@@ -57,9 +53,10 @@ class Pairs:
         for projection in projections:
             rank = 0 if projection.a is None else len(projection.a)
             self.columns.append(slice(start, start + rank))
-            self.b.append(None if projection.b is None else projection.b.to(dtype))
+            self.b.append(None if projection.b is None else (projection.b * projection.scale).to(dtype))
             halves += [] if projection.a is None else [projection.a]
             start += rank
+        self.rank = start
         if halves:
             self.a = torch.cat(halves).to(dtype)
 
@@ -77,28 +74,22 @@ class Readers:
 
     def forward(self, x: Tensor, pairs: Pairs, onto: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
         """The outputs for `x` [T, in], the pairs' share in them, added to `onto`; and the pairs' inner values [T, R]."""
-        inner = x.new_empty(len(x), 0) if pairs.a is None else x @ pairs.a.T
-        outputs = [projection.forward(x, onto) for projection in self.projections]
-        for y, projection, b, columns in zip(outputs, self.projections, pairs.b, pairs.columns, strict=True):
-            if b is not None:
-                y.addmm_(inner[:, columns], b.T, alpha=projection.scale)
+        inner = x.new_empty(len(x), 0) if pairs.a is None else product([(x, pairs.a.T)])
+        outputs = []
+        for projection, b, columns in zip(self.projections, pairs.b, pairs.columns, strict=True):
+            terms = [(x, projection.weight(x.dtype).T), *([] if b is None else [(inner[:, columns], b.T)])]
+            y = product(terms, onto)
+            outputs.append(y if projection.bias is None else y.add_(projection.bias))
         return outputs, inner
 
     def backward(self, slopes: Sequence[Tensor], pairs: Pairs) -> tuple[Tensor, Tensor]:
         """The gradients by x [T, in] and by the inner values [T, R], where `slopes` are those by the outputs."""
-        by_x: Tensor | None = None
-        for slope, projection in zip(slopes, self.projections, strict=True):
-            by_x = projection.backward(slope, by_x)
-        assert by_x is not None  # noqa: S101 - there is a projection
-        if pairs.a is None:
-            return by_x, by_x.new_empty(len(by_x), 0)
-        parts = [
-            (slope @ b).mul_(projection.scale)
-            for slope, projection, b in zip(slopes, self.projections, pairs.b, strict=True)
-            if b is not None
-        ]
-        by_inner = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-        return by_x.addmm_(by_inner, pairs.a), by_inner
+        by_inner = slopes[0].new_empty(len(slopes[0]), pairs.rank)
+        for slope, b, columns in zip(slopes, pairs.b, pairs.columns, strict=True):
+            if b is not None:
+                product([(slope, b)], out=by_inner[:, columns])
+        terms = [(slope, each.weight(slope.dtype)) for slope, each in zip(slopes, self.projections, strict=True)]
+        return product([*terms, *([] if pairs.a is None else [(by_inner, pairs.a)])]), by_inner
 
     def gradients(
         self, slopes: Sequence[Tensor], x: Tensor, inner: Tensor, by_inner: Tensor, pairs: Pairs

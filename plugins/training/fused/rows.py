@@ -18,7 +18,7 @@ from tunery.plugins.training.fused.attention import attend_differentiably
 from tunery.plugins.training.fused.layer import Layer, Rows, layer_of, run_layer
 from tunery.plugins.training.fused.layout import Layout
 
-__all__ = ["decoder_of", "packable", "repeatable", "run_rows"]
+__all__ = ["decoder_of", "drops", "layers_of", "packable", "run_rows"]
 
 IMPLEMENTATION = "tunery_rows"
 KNOWN = {"llama", "mistral", "qwen2", "qwen3"}
@@ -38,34 +38,51 @@ def decoder_of(model: nn.Module) -> Any:
 
 def packable(model: Any) -> bool:
     """Whether rows may be laid end to end: SDPA over whole rows, no dropout in attention, and no recomputation later."""
-    config = model.config
+    config, decoder = model.config, model.get_decoder()
     windowed = getattr(config, "use_sliding_window", True) and getattr(config, "sliding_window", None) is not None
     dropped = getattr(config, "attention_dropout", 0.0) > 0
     plain = config._attn_implementation == "sdpa"
-    recomputed = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    recomputed = any(getattr(module, "gradient_checkpointing", False) for module in (decoder, *decoder.layers))
     return plain and not windowed and not dropped and not recomputed
 
 
-def repeatable(model: nn.Module) -> bool:
-    """Whether a token gets the same values every time it is computed: nothing is dropped by chance."""
-    return not any(isinstance(module, nn.Dropout) and module.p > 0 and module.training for module in model.modules())
+def layers_of(model: Any) -> list[Layer]:
+    """The decoder's layers taken apart; none where one of them is of an unknown kind."""
+    layers = [layer_of(module) for module in model.get_decoder().layers]
+    known = [layer for layer in layers if layer is not None]
+    return known if len(known) == len(layers) else []
 
 
-def run_rows(model: Any, ids: torch.Tensor, computed: torch.Tensor, layout: Layout) -> torch.Tensor:
-    """The decoder's output for the `computed` bool [B, L] of `ids` int64 [B, L], row after row as `layout` has them: [tokens, width]."""
+def drops(model: nn.Module) -> bool:
+    """Whether values are dropped by chance, so that a token that is computed twice gets different ones."""
+    return any(isinstance(module, nn.Dropout) and module.p > 0 and module.training for module in model.modules())
+
+
+def run_rows(
+    model: Any, layers: Sequence[Layer], ids: torch.Tensor, layout: Layout, computed: torch.Tensor, wanted: torch.Tensor
+) -> torch.Tensor:
+    """The decoder's output for the tokens `wanted` of `ids`, row after row: [n, width], through `layers` where they are given.
+
+    `computed` and `wanted` are bool [B, L], as `ids`; the computed ones lie as `layout` says and are all that is needed for the others.
+    """
     positions = computed.nonzero()[:, 1]
+    chosen = wanted[computed].nonzero()[:, 0]
     decoder = model.get_decoder()
-    layers = [layer for module in decoder.layers if (layer := layer_of(module)) is not None]
-    if len(layers) == len(decoder.layers):
-        return _run_layers(decoder, layers, ids[computed], positions, layout)
+    if layers:
+        return _run_layers(decoder, layers, ids[computed], positions, layout, chosen)
     with _attention(model.config):
         output = decoder(input_ids=ids[computed][None], position_ids=positions[None], use_cache=False, layout=layout)
-    hidden: torch.Tensor = output.last_hidden_state[0]
+    hidden: torch.Tensor = output.last_hidden_state[0][chosen]
     return hidden
 
 
 def _run_layers(
-    decoder: Any, layers: Sequence[Layer], ids: torch.Tensor, positions: torch.Tensor, layout: Layout
+    decoder: Any,
+    layers: Sequence[Layer],
+    ids: torch.Tensor,
+    positions: torch.Tensor,
+    layout: Layout,
+    chosen: torch.Tensor,
 ) -> torch.Tensor:
     """The same through layers that were taken apart."""
     x = decoder.embed_tokens(ids)
@@ -73,9 +90,9 @@ def _run_layers(
         x = x.to(torch.get_autocast_dtype(x.device.type))
     cosine, sine = decoder.rotary_emb(x.new_empty(0, dtype=torch.float32), positions[None])
     rows = Rows(layout, cosine[0].contiguous(), sine[0].contiguous())
-    for layer in layers:
+    for layer in layers[:-1]:
         x = run_layer(x, layer, rows)
-    hidden: torch.Tensor = decoder.norm(x)
+    hidden: torch.Tensor = decoder.norm(run_layer(x, layers[-1], rows, chosen))
     return hidden
 
 

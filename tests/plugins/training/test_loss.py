@@ -12,7 +12,6 @@ from torch.nn import functional
 from tunery.plugins.training import loss
 from tunery.plugins.training.batches import Batch, Example, collate
 from tunery.plugins.training.fused import rows
-from tunery.plugins.training.fused.layout import Layout
 from tunery.plugins.training.loss import row_losses, summed_loss
 from tunery.registry import Base
 
@@ -60,13 +59,14 @@ def gradients(model: Any, losses: torch.Tensor) -> list[torch.Tensor]:
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many tokens of each row are computed."""
     counts: list[int] = []
-    run = loss.run_rows
+    lay = loss.lay
 
-    def counting(inner: Any, ids: torch.Tensor, mask: torch.Tensor, layout: Layout) -> torch.Tensor:
-        counts.extend(mask.sum(dim=1).tolist())
-        return run(inner, ids, mask, layout)
+    def counting(*given: Any) -> Any:
+        layout, computed = lay(*given)
+        counts.extend(computed.sum(dim=1).tolist())
+        return layout, computed
 
-    monkeypatch.setattr(loss, "run_rows", counting)
+    monkeypatch.setattr(loss, "lay", counting)
     return counts
 
 
@@ -86,7 +86,9 @@ def test_what_rows_begin_with_alike_is_computed_once(model: Any, computed: list[
 
 def test_where_chance_drops_values_every_row_is_computed_whole(model: Any, computed: list[int]) -> None:
     batch = make_batch()
-    next(module for module in model.modules() if isinstance(module, nn.Identity)).register_module("x", nn.Dropout(0.1))
+    for module in model.modules():
+        if hasattr(module, "lora_dropout"):
+            module.lora_dropout["default"] = nn.Dropout(0.1)
     row_losses(model.train(), batch)
     assert computed == [4, 16, 2, 8]
     computed.clear()

@@ -78,6 +78,12 @@ def test_what_is_hooked_or_trained_is_left_to_transformers() -> None:
     assert layer_of(layer) is None
 
 
+def test_what_is_computed_again_is_left_to_transformers() -> None:
+    layer = make("llama").get_base_model().get_decoder().layers[0]
+    layer.gradient_checkpointing = True
+    assert layer_of(layer) is None
+
+
 def test_without_its_adapter_the_base_answers() -> None:
     model = make("llama")
     batch = make_batch()

@@ -10,28 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from tunery.plugins.training.fused import kernels, operations
+from tunery.plugins.training.fused import operations
 from tunery.plugins.training.fused.attention import LONG, attend, attend_backward
-from tunery.plugins.training.fused.kernels import load_kernels
 from tunery.plugins.training.fused.layout import Layout
-
-WAYS = [
-    pytest.param(
-        (torch.bfloat16, True),
-        marks=pytest.mark.skipif(load_kernels() is None, reason="no native kernels on this machine"),
-        id="native",
-    ),
-    pytest.param((torch.bfloat16, False), id="plain-bfloat16"),
-    pytest.param((torch.float32, False), id="plain-float32"),
-]
-
-
-@pytest.fixture(params=WAYS)
-def dtype(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.dtype:
-    chosen, native = request.param
-    if not native:
-        monkeypatch.setattr(kernels, "load_kernels", lambda: None)
-    return chosen
 
 
 def noise(*shape: int, seed: int, dtype: torch.dtype) -> torch.Tensor:

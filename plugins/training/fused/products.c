@@ -1,0 +1,197 @@
+/* Owns sums of products with weights that lie as the model holds them: out = onto + a1 b1 + a2 b2 + ..., rounded once. torch has a plain way
+ * beside it (products.py).
+ *
+ * Weights are turned into panels of a few columns that stay in the second-level cache, and all rows pass over each panel. Every element is
+ * summed by one thread in one order, so results do not depend on the number of threads.
+ */
+#include "vectors.h"
+
+/* Whether this CPU multiplies tiles of bfloat16 (AMX), at which libraries are faster than what follows. */
+int tunery_has_tiles(void) {
+#if defined(__x86_64__) && defined(__GNUC__)
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 22 & 1);
+#else
+    return 0;
+#endif
+}
+
+#ifdef NATIVE
+/* a [rows][depth], and b [depth][columns], or with `turned` [columns][depth]; `a_row` and `b_row` are their strides. Depth is even. */
+struct term {
+    const bf16 *a, *b;
+    int64_t a_row, b_row, depth, turned;
+};
+
+#define DEEP 2048 /* pairs of a panel's columns: 48 x 2048 of them are 384 KiB */
+#define ITEMS 16  /* into how many the work is divided at least, where there are rows enough */
+#define AHEAD 16  /* rows of a weight that are asked for before they are read */
+#define TALL 24   /* rows of the tallest tile */
+#define UNROLL _Pragma("GCC unroll 24")
+
+/* Sixteen rows of sixteen pairs become columns. */
+INLINE void turn(__m512i *r) {
+    __m512i t[16];
+    UNROLL for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    }
+    UNROLL for (int i = 0; i < 16; i += 4) {
+        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+    UNROLL for (int j = 0; j < 4; j++) {
+        t[j] = _mm512_shuffle_i32x4(r[j], r[j + 4], 0x88);
+        t[j + 4] = _mm512_shuffle_i32x4(r[j], r[j + 4], 0xdd);
+        t[j + 8] = _mm512_shuffle_i32x4(r[j + 8], r[j + 12], 0x88);
+        t[j + 12] = _mm512_shuffle_i32x4(r[j + 8], r[j + 12], 0xdd);
+    }
+    UNROLL for (int j = 0; j < 8; j++) {
+        r[j] = _mm512_shuffle_i32x4(t[j], t[j + 8], 0x88);
+        r[j + 8] = _mm512_shuffle_i32x4(t[j], t[j + 8], 0xdd);
+    }
+}
+
+/* panel[p][i] = elements 2p and 2p + 1 of column `column` + i of b, for 16 * `vectors` columns; what is outside is zero. */
+static void pack(const struct term *term, int64_t column, int64_t columns, int64_t vectors, uint32_t *panel) {
+    const int64_t pairs = term->depth / 2, width = LANES * vectors;
+    if (term->turned) {
+        for (int64_t v = 0; v < width; v += LANES)
+            for (int64_t p = 0; p < pairs; p += LANES) {
+                const __mmask16 some = lanes(p, pairs);
+                __m512i r[16];
+                UNROLL for (int i = 0; i < 16; i++)
+                    r[i] = _mm512_maskz_loadu_epi32(column + v + i < columns ? some : 0, term->b + (column + v + i) * term->b_row + 2 * p);
+                UNROLL for (int i = 0; i < 16; i++) _mm_prefetch((const char *)(term->b + (column + v + LANES + i) * term->b_row + 2 * p), _MM_HINT_T0);
+                turn(r);
+                UNROLL for (int i = 0; i < 16; i++) if (p + i < pairs) _mm512_store_si512(panel + (p + i) * width + v, r[i]);
+            }
+        return;
+    }
+    for (int64_t p = 0; p < pairs; p++) {
+        const bf16 *from = term->b + 2 * p * term->b_row + column;
+        for (int ahead = AHEAD; ahead < AHEAD + 2; ahead++) {
+            _mm_prefetch((const char *)(from + ahead * term->b_row), _MM_HINT_T0);
+            _mm_prefetch((const char *)(from + ahead * term->b_row + 32), _MM_HINT_T0);
+        }
+        for (int64_t v = 0; v < width; v += LANES) {
+            const __mmask16 live = lanes(column + v, columns);
+            const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(live, from + v));
+            const __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(live, from + term->b_row + v));
+            _mm512_store_si512(panel + p * width + v, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+        }
+    }
+}
+
+/* Ask for the `part`-th of `parts` of what `pack` will read of the columns from `column` on: weights come from memory, once a pass. */
+INLINE void fetch(const struct term *term, int64_t column, int64_t columns, int64_t width, int64_t part, int64_t parts) {
+    const int64_t most = columns - column < width ? columns - column : width;
+    if (most <= 0) return;
+    const int64_t rows = term->turned ? most : term->depth, lines = ((term->turned ? term->depth : most) + 31) / 32;
+    const bf16 *from = term->b + column * (term->turned ? term->b_row : 1);
+    for (int64_t i = rows * lines * part / parts; i < rows * lines * (part + 1) / parts; i++)
+        _mm_prefetch((const char *)(from + i / lines * term->b_row + i % lines * 32), _MM_HINT_T1);
+}
+
+/* Where results go: out and onto, which may be NULL, [rows][columns] at their strides. */
+struct target {
+    bf16 *out;
+    const bf16 *onto;
+    int64_t out_row, onto_row, columns;
+};
+
+/* The sums of 16 columns from `column` of a row, and what they are added to, go to the target. */
+INLINE void put(const struct target *to, int64_t row, int64_t column, __m512 sum) {
+    const __mmask16 live = lanes(column, to->columns);
+    if (to->onto) sum = _mm512_add_ps(sum, load(to->onto + row * to->onto_row + column, live));
+    store(to->out + row * to->out_row + column, live, sum);
+}
+
+/* A tile of `tall` rows from `row`, of which the first `some` exist, and `vectors` of columns: adds the terms' products to `sums`
+ * [tall][16 * vectors], which are not read if this is the `first` group of terms, and written to the target if it is the `last`. */
+INLINE void tile(const struct term *terms, int64_t count, const uint32_t *panel, int64_t row, int64_t some, const int tall, const int vectors,
+                 float *sums, int first, int last, const struct target *to, int64_t column) {
+    __m512 sum[TALL][4];
+    UNROLL for (int r = 0; r < tall; r++)
+        UNROLL for (int v = 0; v < vectors; v++)
+            sum[r][v] = first ? _mm512_setzero_ps() : _mm512_load_ps(sums + (r * vectors + v) * LANES);
+    for (const struct term *term = terms; term < terms + count; term++) {
+        const bf16 *at[TALL];
+        UNROLL for (int r = 0; r < tall; r++) at[r] = term->a + (row + (r < some ? r : some - 1)) * term->a_row;
+        for (int64_t p = 0; p < term->depth; p += 2, panel += LANES * vectors) {
+            __m512bh right[4];
+            UNROLL for (int v = 0; v < vectors; v++) right[v] = (__m512bh)_mm512_load_si512(panel + LANES * v);
+            UNROLL for (int r = 0; r < tall; r++) {
+                int pair;
+                memcpy(&pair, at[r] + p, sizeof pair);
+                const __m512bh left = (__m512bh)_mm512_set1_epi32(pair);
+                UNROLL for (int v = 0; v < vectors; v++) sum[r][v] = _mm512_dpbf16_ps(sum[r][v], left, right[v]);
+            }
+        }
+    }
+    UNROLL for (int r = 0; r < tall; r++)
+        UNROLL for (int v = 0; v < vectors; v++) {
+            if (!last) _mm512_store_ps(sums + (r * vectors + v) * LANES, sum[r][v]);
+            else if (r < some) put(to, row + r, column + LANES * v, sum[r][v]);
+        }
+}
+
+/* All rows from `from` to `until` over one panel: as many rows at once as registers hold sums of. */
+static void pass(const struct term *terms, int64_t count, const uint32_t *panel, int64_t from, int64_t until, int64_t vectors, float *sums,
+                 int first, int last, const struct target *to, int64_t column) {
+    const int64_t tall = TALL / vectors;
+    for (int64_t row = from; row < until; row += tall, sums += TALL * LANES) {
+        const int64_t some = until - row < tall ? until - row : tall;
+        if (vectors == 3) tile(terms, count, panel, row, some, TALL / 3, 3, sums, first, last, to, column);
+        else if (vectors == 2) tile(terms, count, panel, row, some, TALL / 2, 2, sums, first, last, to, column);
+        else tile(terms, count, panel, row, some, TALL, 1, sums, first, last, to, column);
+    }
+}
+
+/* Terms cut to at most DEEP pairs each: to `pieces` where it is given; how many there are. */
+static int64_t cut(const struct term *terms, int64_t count, struct term *pieces) {
+    int64_t n = 0;
+    for (const struct term *term = terms; term < terms + count; term++)
+        for (int64_t from = 0; from < term->depth; from += 2 * DEEP, n++) {
+            if (!pieces) continue;
+            pieces[n] = *term;
+            pieces[n].a += from;
+            pieces[n].b += term->turned ? from : from * term->b_row;
+            pieces[n].depth = term->depth - from < 2 * DEEP ? term->depth - from : 2 * DEEP;
+        }
+    return n;
+}
+
+/* out [rows][columns] = the sum of `count` terms, and of `onto` where it is given. */
+void tunery_product(const struct term *terms, int64_t count, const bf16 *onto, int64_t onto_row, bf16 *out, int64_t out_row, int64_t rows,
+                    int64_t columns) {
+    const struct target to = {out, onto, out_row, onto_row, columns};
+    const int64_t vectors = columns > 2 * LANES ? 3 : columns > LANES ? 2 : 1, width = LANES * vectors, tall = TALL / vectors;
+    const int64_t panels = (columns + width - 1) / width, tiles = (rows + tall - 1) / tall, all = cut(terms, count, NULL);
+    const int64_t strips = panels < ITEMS ? (ITEMS + panels - 1) / panels : 1;
+    struct term *pieces = malloc((size_t)(all + 1) * sizeof *pieces);
+    cut(terms, count, pieces);
+#pragma omp parallel
+    {
+        uint32_t *panel = aligned_alloc(64, (size_t)(DEEP * width * 4));
+        float *sums = aligned_alloc(64, (size_t)((tiles / strips + 1) * TALL * LANES * 4));
+#pragma omp for schedule(dynamic, 2)
+        for (int64_t item = 0; item < panels * strips; item++) {
+            const int64_t column = item / strips * width, strip = item % strips;
+            const int64_t from = tiles * strip / strips * tall, end = tiles * (strip + 1) / strips * tall, until = end < rows ? end : rows;
+            if (from == end) continue;
+            for (int64_t piece = 0, next = 0; piece < all; piece = next) {
+                int64_t pairs = 0;
+                for (; next < all && pairs + pieces[next].depth / 2 <= DEEP; pairs += pieces[next++].depth / 2)
+                    pack(pieces + next, column, columns, vectors, panel + pairs * width);
+                pass(pieces + piece, next - piece, panel, from, until, vectors, sums, piece == 0, next == all, &to, column);
+            }
+        }
+        free(panel);
+        free(sums);
+    }
+    free(pieces);
+}
+#endif
