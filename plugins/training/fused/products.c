@@ -120,7 +120,9 @@ INLINE void tile(const struct term *terms, int64_t count, const uint32_t *panel,
     for (const struct term *term = terms; term < terms + count; term++) {
         const bf16 *at[TALL];
         UNROLL for (int r = 0; r < tall; r++) at[r] = term->a + (row + (r < some ? r : some - 1)) * term->a_row;
+        const bf16 *next = term->a + (row + tall) * term->a_row;
         for (int64_t p = 0; p < term->depth; p += 2, panel += LANES * vectors) {
+            _mm_prefetch((const char *)(next + p * tall), _MM_HINT_T0);
             __m512bh right[4];
             UNROLL for (int v = 0; v < vectors; v++) right[v] = (__m512bh)_mm512_load_si512(panel + LANES * v);
             UNROLL for (int r = 0; r < tall; r++) {
@@ -142,11 +144,12 @@ INLINE void tile(const struct term *terms, int64_t count, const uint32_t *panel,
 static void pass(const struct term *terms, int64_t count, const uint32_t *panel, int64_t from, int64_t until, int64_t vectors, float *sums,
                  int first, int last, const struct target *to, int64_t column) {
     const int64_t tall = TALL / vectors;
-    for (int64_t row = from; row < until; row += tall, sums += TALL * LANES) {
+    for (int64_t row = from; row < until; row += tall) {
         const int64_t some = until - row < tall ? until - row : tall;
-        if (vectors == 3) tile(terms, count, panel, row, some, TALL / 3, 3, sums, first, last, to, column);
-        else if (vectors == 2) tile(terms, count, panel, row, some, TALL / 2, 2, sums, first, last, to, column);
-        else tile(terms, count, panel, row, some, TALL, 1, sums, first, last, to, column);
+        float *mine = sums ? sums + (row - from) / tall * TALL * LANES : NULL;
+        if (vectors == 3) tile(terms, count, panel, row, some, TALL / 3, 3, mine, first, last, to, column);
+        else if (vectors == 2) tile(terms, count, panel, row, some, TALL / 2, 2, mine, first, last, to, column);
+        else tile(terms, count, panel, row, some, TALL, 1, mine, first, last, to, column);
     }
 }
 
@@ -170,28 +173,30 @@ void tunery_product(const struct term *terms, int64_t count, const bf16 *onto, i
     const struct target to = {out, onto, out_row, onto_row, columns};
     const int64_t vectors = columns > 2 * LANES ? 3 : columns > LANES ? 2 : 1, width = LANES * vectors, tall = TALL / vectors;
     const int64_t panels = (columns + width - 1) / width, tiles = (rows + tall - 1) / tall, all = cut(terms, count, NULL);
-    const int64_t strips = panels < ITEMS ? (ITEMS + panels - 1) / panels : 1;
+    const int64_t strips = panels < ITEMS ? (ITEMS + panels - 1) / panels : 1, share = (tiles / strips + 1) * TALL * LANES;
     struct term *pieces = malloc((size_t)(all + 1) * sizeof *pieces);
     cut(terms, count, pieces);
+    float *sums = NULL;
+    for (int64_t piece = 0, next = 0; piece < all; piece = next) {
+        int64_t pairs = 0;
+        while (next < all && pairs + pieces[next].depth / 2 <= DEEP) pairs += pieces[next++].depth / 2;
+        if (!sums && next < all) sums = aligned_alloc(64, (size_t)(panels * strips * share * 4));
 #pragma omp parallel
-    {
-        uint32_t *panel = aligned_alloc(64, (size_t)(DEEP * width * 4));
-        float *sums = aligned_alloc(64, (size_t)((tiles / strips + 1) * TALL * LANES * 4));
+        {
+            uint32_t *panel = aligned_alloc(64, (size_t)(pairs * width * 4));
 #pragma omp for schedule(dynamic, 2)
-        for (int64_t item = 0; item < panels * strips; item++) {
-            const int64_t column = item / strips * width, strip = item % strips;
-            const int64_t from = tiles * strip / strips * tall, end = tiles * (strip + 1) / strips * tall, until = end < rows ? end : rows;
-            if (from == end) continue;
-            for (int64_t piece = 0, next = 0; piece < all; piece = next) {
-                int64_t pairs = 0;
-                for (; next < all && pairs + pieces[next].depth / 2 <= DEEP; pairs += pieces[next++].depth / 2)
-                    pack(pieces + next, column, columns, vectors, panel + pairs * width);
-                pass(pieces + piece, next - piece, panel, from, until, vectors, sums, piece == 0, next == all, &to, column);
+            for (int64_t item = 0; item < panels * strips; item++) {
+                const int64_t column = item / strips * width, strip = item % strips;
+                const int64_t from = tiles * strip / strips * tall, end = tiles * (strip + 1) / strips * tall, until = end < rows ? end : rows;
+                if (from == end) continue;
+                uint32_t *at = panel;
+                for (int64_t i = piece; i < next; at += pieces[i++].depth / 2 * width) pack(pieces + i, column, columns, vectors, at);
+                pass(pieces + piece, next - piece, panel, from, until, vectors, sums ? sums + item * share : NULL, piece == 0, next == all, &to, column);
             }
+            free(panel);
         }
-        free(panel);
-        free(sums);
     }
+    free(sums);
     free(pieces);
 }
 #endif
