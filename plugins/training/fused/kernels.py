@@ -15,7 +15,7 @@ import torch
 
 from tunery.plugins.native import open_kernels
 
-__all__ = ["Kernels", "RowsTable", "Term", "load_kernels", "native"]
+__all__ = ["Kernels", "PackedWeight", "RowsTable", "Term", "load_kernels", "native"]
 
 _P, _I, _D = c_void_p, c_int64, c_double
 
@@ -29,12 +29,22 @@ class RowsTable(Structure):
     )
 
 
+class PackedWeight(Structure):
+    """`struct packed`."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("elements", "scales", "values", "steps", "levels")),
+        ("offset", c_double),
+        ("group", c_int64),
+    )
+
+
 class Term(Structure):
     """`struct term`."""
 
     _fields_ = (
-        *((name, c_void_p) for name in ("a", "b")),
-        *((name, c_int64) for name in ("a_row", "b_row", "depth", "turned")),
+        *((name, c_void_p) for name in ("a", "b", "packed")),
+        *((name, c_int64) for name in ("a_row", "b_row", "depth", "turned", "start")),
     )
 
 

@@ -17,10 +17,23 @@ int tunery_has_tiles(void) {
 }
 
 #ifdef NATIVE
-/* a [rows][depth], and b [depth][columns], or with `turned` [columns][depth]; `a_row` and `b_row` are their strides. Depth is even. */
+/* A weight that bitsandbytes keeps in four bits (NF4): two elements a byte, the first in the upper half, which stand for `values`; each BLOCK
+ * of elements is scaled, and the scales are themselves eight bits wide: steps[scale] * levels[block / group] + offset. */
+struct packed {
+    const uint8_t *elements, *scales;
+    const float *values, *steps, *levels;
+    double offset;
+    int64_t group;
+};
+
+#define BLOCK 64
+
+/* a [rows][depth], and b [depth][columns], or with `turned` [columns][depth]; `a_row` and `b_row` are their strides. Depth is even. If b is
+ * `packed`, its elements are from the `start`-th on, and its rows are whole blocks. */
 struct term {
     const bf16 *a, *b;
-    int64_t a_row, b_row, depth, turned;
+    const struct packed *packed;
+    int64_t a_row, b_row, depth, turned, start;
 };
 
 #define DEEP 2048 /* pairs of a panel's columns: 48 x 2048 of them are 384 KiB */
@@ -54,9 +67,68 @@ INLINE void turn(__m512i *r) {
     }
 }
 
+/* The scale of the block of element `at`, rounded as torch does: after the product, and after the sum. */
+INLINE __m512 scale_of(const struct packed *b, int64_t at) {
+    const int64_t block = at / BLOCK;
+    float scale = b->steps[b->scales[block]] * b->levels[block / b->group];
+    __asm__("" : "+x"(scale));
+    return _mm512_set1_ps(scale + (float)b->offset);
+}
+
+/* The elements that 16 indices stand for, as bfloat16 in the lower halves of lanes. */
+INLINE __m512i element(__m512i index, __m512 values, __m512 scale) {
+    const __m512 found = _mm512_mul_ps(_mm512_permutexvar_ps(index, values), scale);
+    return _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(found));
+}
+
+/* Sixteen pairs from an element of a packed weight on, side by side. */
+INLINE __m512i pairs_at(const struct packed *b, int64_t at, __m512 values) {
+    const __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const void *)(b->elements + at / 2)));
+    const __m512 scale = scale_of(b, at);
+    const __m512i first = element(_mm512_srli_epi32(bytes, 4), values, scale);
+    const __m512i second = element(_mm512_and_si512(bytes, _mm512_set1_epi32(15)), values, scale);
+    return _mm512_or_si512(first, _mm512_slli_epi32(second, 16));
+}
+
+/* Sixteen elements from one of a packed weight on. */
+INLINE __m512i elements_at(const struct packed *b, int64_t at, __m512 values) {
+    const __m128i bytes = _mm_loadl_epi64((const void *)(b->elements + at / 2));
+    const __m512i twice = _mm512_cvtepu8_epi32(_mm_unpacklo_epi8(bytes, bytes)), shift = _mm512_set1_epi64(4);
+    return element(_mm512_and_si512(_mm512_srlv_epi32(twice, shift), _mm512_set1_epi32(15)), values, scale_of(b, at));
+}
+
+/* `pack` of a packed weight. */
+static void unpack(const struct term *term, int64_t column, int64_t columns, int64_t vectors, uint32_t *panel) {
+    const int64_t pairs = term->depth / 2, width = LANES * vectors;
+    const __m512 values = _mm512_loadu_ps(term->packed->values);
+    if (term->turned) {
+        for (int64_t v = 0; v < width; v += LANES)
+            for (int64_t p = 0; p < pairs; p += LANES) {
+                const int64_t at = term->start + (column + v) * term->b_row + 2 * p;
+                __m512i r[16];
+                UNROLL for (int i = 0; i < 16; i++)
+                    r[i] = column + v + i < columns ? pairs_at(term->packed, at + i * term->b_row, values) : _mm512_setzero_si512();
+                turn(r);
+                UNROLL for (int i = 0; i < 16; i++) _mm512_store_si512(panel + (p + i) * width + v, r[i]);
+            }
+        return;
+    }
+    for (int64_t p = 0; p < pairs; p++)
+        for (int64_t v = 0; v < width; v += LANES) {
+            const int64_t at = term->start + 2 * p * term->b_row + column + v;
+            __m512i pair = _mm512_setzero_si512();
+            if (column + v < columns) {
+                const __m512i low = elements_at(term->packed, at, values), high = elements_at(term->packed, at + term->b_row, values);
+                pair = _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
+            }
+            _mm512_store_si512(panel + p * width + v, pair);
+        }
+}
+
 /* panel[p][i] = elements 2p and 2p + 1 of column `column` + i of b, for 16 * `vectors` columns; what is outside is zero. */
 static void pack(const struct term *term, int64_t column, int64_t columns, int64_t vectors, uint32_t *panel) {
     const int64_t pairs = term->depth / 2, width = LANES * vectors;
+    if (term->packed) return unpack(term, column, columns, vectors, panel);
     if (term->turned) {
         for (int64_t v = 0; v < width; v += LANES)
             for (int64_t p = 0; p < pairs; p += LANES) {
@@ -161,7 +233,9 @@ static int64_t cut(const struct term *terms, int64_t count, struct term *pieces)
             if (!pieces) continue;
             pieces[n] = *term;
             pieces[n].a += from;
-            pieces[n].b += term->turned ? from : from * term->b_row;
+            const int64_t skipped = term->turned ? from : from * term->b_row;
+            if (term->packed) pieces[n].start += skipped;
+            else pieces[n].b += skipped;
             pieces[n].depth = term->depth - from < 2 * DEEP ? term->depth - from : 2 * DEEP;
         }
     return n;

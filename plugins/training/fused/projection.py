@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tunery.plugins.quantization import unpacked
-from tunery.plugins.training.fused.products import product
+from tunery.plugins.training.fused.products import Packed, product
 
 __all__ = ["Pairs", "Projection", "Readers", "projection_of"]
 
@@ -25,11 +24,14 @@ class Projection:
     def __init__(self, layer: Any, a: Tensor | None = None, b: Tensor | None = None, scale: float = 1.0) -> None:
         self._layer, self.a, self.b, self.scale = layer, a, b, scale
 
-    def weight(self, dtype: torch.dtype) -> Tensor:
-        """W [out, in], unpacked where it is kept in four bits."""
+    def weight(self, dtype: torch.dtype) -> Tensor | Packed:
+        """W [out, in], as it is where it can be multiplied so."""
         weight: Tensor = self._layer.weight
         if hasattr(weight, "quant_state"):
-            weight = unpacked(weight)
+            packed = Packed(weight)
+            if packed.fits and dtype == packed.dtype:
+                return packed
+            weight = packed.whole()
         return weight if weight.dtype == dtype else weight.to(dtype)
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import product as every
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch
 from tests.plugins.training.fused.test_operations import check, noise
 from tunery.plugins.training.fused import products
 from tunery.plugins.training.fused.kernels import load_kernels
-from tunery.plugins.training.fused.products import product
+from tunery.plugins.training.fused.products import Packed, product
 
 ROWS, DEPTHS, COLUMNS = (1, 7, 25, 300), (2, 50, 576), (1, 16, 17, 33, 48, 500)
 
@@ -64,3 +65,43 @@ def test_what_kernels_do_not_fit_is_left_to_torch(monkeypatch: pytest.MonkeyPatc
     assert not fits(a[:, ::2], torch.zeros(12, 8, dtype=torch.bfloat16)[::4])
     monkeypatch.setattr(kernels, "tiles", True)
     assert not fits(a, b)
+
+
+def packed_weight(rows: int, width: int, dtype: torch.dtype) -> Any:
+    """A weight as bitsandbytes packs it: NF4, its scales packed too."""
+    from bitsandbytes.nn import Params4bit
+
+    values = noise(rows, width, seed=9, dtype=dtype)
+    return Params4bit(values, requires_grad=False, quant_type="nf4", compress_statistics=True)._quantize("cpu")
+
+
+@pytest.mark.parametrize(("rows", "width"), [(96, 64), (50, 192), (2, 4608)], ids=str)
+def test_four_bits_are_multiplied_as_if_unpacked(dtype: torch.dtype, rows: int, width: int) -> None:
+    packed = Packed(packed_weight(rows, width, dtype))
+    whole, x, slope = packed.whole(), noise(40, width, seed=1, dtype=dtype), noise(40, rows, seed=2, dtype=dtype)
+    assert packed.fits == (dtype == torch.bfloat16)
+    assert packed.shape == whole.shape
+    assert packed.T.shape == whole.T.shape
+    assert torch.equal(product([(x, packed.T)]), product([(x, whole.T)]))
+    assert torch.equal(product([(slope, packed)]), product([(slope, whole)]))
+    check(product([(slope, packed)]), exact((slope, whole)))
+
+
+@pytest.mark.parametrize(("rows", "width"), [(96, 80), (51, 64)], ids=str)
+def test_what_is_packed_otherwise_is_unpacked(dtype: torch.dtype, rows: int, width: int) -> None:
+    packed = Packed(packed_weight(rows, width, dtype))
+    assert not packed.fits
+    x = noise(40, width, seed=1, dtype=dtype)
+    check(product([(x, packed.T)]), exact((x, packed.whole().T)))
+
+
+def test_the_number_of_threads_changes_nothing() -> None:
+    a, b = noise(300, 576, seed=1, dtype=torch.bfloat16), noise(500, 576, seed=2, dtype=torch.bfloat16).T
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.append(product([(a, b)]))
+    finally:
+        torch.set_num_threads(before)
+    assert load_kernels() is None or torch.equal(*found)
