@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import hashlib
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -27,6 +28,8 @@ T = TypeVar("T")
 
 PATIENCE = timedelta(days=1)
 """How long a process waits for another that lives: the first one evaluates, judges and publishes alone."""
+SETTLING = 0.5
+"""Seconds that threads of a group get to let go; they need a few thousandths."""
 BUCKET = 2**23
 """Numbers that are added up at once."""
 SHARDING = {
@@ -57,7 +60,7 @@ def find_processes(device: str) -> Processes:
 
     # Kept by accelerate for as long as the process lives; made once.
     state = PartialState(cpu=device == "cpu", timeout=PATIENCE)
-    # A group whose threads still run when Python ends aborts the process.
+    atexit.unregister(_leave)
     atexit.register(_leave)
     return Processes(state.process_index, state.num_processes, device=str(state.device))
 
@@ -203,7 +206,10 @@ def _buckets(parameters: Iterable[nn.Parameter]) -> Iterable[list[nn.Parameter]]
 
 
 def _leave() -> None:
+    """End the group before Python ends. Its threads still let go of the last exchange's tensors, which takes the interpreter's lock: a
+    thread that asks for it once Python is ending is killed, and the process with it."""
     import torch
 
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+        time.sleep(SETTLING)

@@ -136,7 +136,7 @@ static void pack(const struct term *term, int64_t column, int64_t columns, int64
                 __m512i r[16];
                 UNROLL for (int i = 0; i < 16; i++)
                     r[i] = _mm512_maskz_loadu_epi32(column + v + i < columns ? some : 0, term->b + (column + v + i) * term->b_row + 2 * p);
-                UNROLL for (int i = 0; i < 16; i++) _mm_prefetch((const char *)(term->b + (column + v + LANES + i) * term->b_row + 2 * p), _MM_HINT_T0);
+                UNROLL for (int i = 0; i < 16; i++) _mm_prefetch((const char *)(term->b + (column + v + i + LANES) * term->b_row + 2 * p), _MM_HINT_T0);
                 turn(r);
                 UNROLL for (int i = 0; i < 16; i++) if (p + i < pairs) _mm512_store_si512(panel + (p + i) * width + v, r[i]);
             }
@@ -157,16 +157,6 @@ static void pack(const struct term *term, int64_t column, int64_t columns, int64
     }
 }
 
-/* Ask for the `part`-th of `parts` of what `pack` will read of the columns from `column` on: weights come from memory, once a pass. */
-INLINE void fetch(const struct term *term, int64_t column, int64_t columns, int64_t width, int64_t part, int64_t parts) {
-    const int64_t most = columns - column < width ? columns - column : width;
-    if (most <= 0) return;
-    const int64_t rows = term->turned ? most : term->depth, lines = ((term->turned ? term->depth : most) + 31) / 32;
-    const bf16 *from = term->b + column * (term->turned ? term->b_row : 1);
-    for (int64_t i = rows * lines * part / parts; i < rows * lines * (part + 1) / parts; i++)
-        _mm_prefetch((const char *)(from + i / lines * term->b_row + i % lines * 32), _MM_HINT_T1);
-}
-
 /* Where results go: out and onto, which may be NULL, [rows][columns] at their strides. */
 struct target {
     bf16 *out;
@@ -185,17 +175,17 @@ INLINE void put(const struct target *to, int64_t row, int64_t column, __m512 sum
  * [tall][16 * vectors], which are not read if this is the `first` group of terms, and written to the target if it is the `last`. */
 INLINE void tile(const struct term *terms, int64_t count, const uint32_t *panel, int64_t row, int64_t some, const int tall, const int vectors,
                  float *sums, int first, int last, const struct target *to, int64_t column) {
-    __m512 sum[TALL][4];
+    __m512 sum[TALL][3];
     UNROLL for (int r = 0; r < tall; r++)
         UNROLL for (int v = 0; v < vectors; v++)
             sum[r][v] = first ? _mm512_setzero_ps() : _mm512_load_ps(sums + (r * vectors + v) * LANES);
     for (const struct term *term = terms; term < terms + count; term++) {
         const bf16 *at[TALL];
         UNROLL for (int r = 0; r < tall; r++) at[r] = term->a + (row + (r < some ? r : some - 1)) * term->a_row;
-        const bf16 *next = term->a + (row + tall) * term->a_row;
+        const bf16 *next = term->a + (row + tall) * term->a_row; /* the next tile's rows, asked for meanwhile */
         for (int64_t p = 0; p < term->depth; p += 2, panel += LANES * vectors) {
             _mm_prefetch((const char *)(next + p * tall), _MM_HINT_T0);
-            __m512bh right[4];
+            __m512bh right[3];
             UNROLL for (int v = 0; v < vectors; v++) right[v] = (__m512bh)_mm512_load_si512(panel + LANES * v);
             UNROLL for (int r = 0; r < tall; r++) {
                 int pair;

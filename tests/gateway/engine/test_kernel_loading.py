@@ -94,12 +94,11 @@ def test_built_as_the_package_builds_them_they_name_no_openmp_runtime(
     (extension,) = (each for each in extensions if each["name"] == f"tunery.{module}._kernels")
     assert extension["optional"]
     flags = [flag for flag in extension["extra-compile-args"] if not flag.startswith("-O")]
-    commands = (
-        ["cc", *flags, "-O1", "-fPIC", "-c", str(PROJECT.parent / extension["sources"][0]), "-o", "kernels.o"],
-        ["cc", "-shared", "kernels.o", "-o", NAME, *extension.get("extra-link-args", ())],
-    )
-    for command in commands:
-        subprocess.run(command, cwd=tmp_path, check=True)
+    sources = [str(PROJECT.parent / source) for source in extension["sources"]]
+    subprocess.run(["cc", *flags, "-O1", "-fPIC", "-c", *sources], cwd=tmp_path, check=True)
+    objects = [f"{Path(source).stem}.o" for source in sources]
+    link = ["cc", "-shared", *objects, "-o", NAME, *extension.get("extra-link-args", ())]
+    subprocess.run(link, cwd=tmp_path, check=True)
     assert b"libgomp.so" not in (tmp_path / NAME).read_bytes()
     ctypes.CDLL(str(tmp_path / NAME)).tunery_supported()
     assert (load(tmp_path) is None) == (load() is None)

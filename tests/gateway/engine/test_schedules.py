@@ -6,7 +6,9 @@ engine with too little memory for adapters and for keys and values. Loads and th
 
 from __future__ import annotations
 
+import atexit
 import functools
+import shutil
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,6 +75,7 @@ STEPS_EACH = 300
 def world() -> tuple[Path, tuple[AdapterSource, ...]]:
     """A base, and an adapter of each kind, all under the same name and number."""
     folder = Path(tempfile.mkdtemp(prefix="tunery-schedules-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     base = make_base(folder / "base", "llama")
     return base, tuple(make_adapter(base, folder / str(i), seed=i, size=0.08, **kind) for i, kind in enumerate(KINDS))
 

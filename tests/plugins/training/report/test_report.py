@@ -110,7 +110,8 @@ def test_a_row_learnt_by_heart_is_found(train: Train, registry: Registry, tmp_pa
     rows = [(f"secret {n}", noise(n)) for n in range(40)]
     path = chat(tmp_path / "heart.jsonl", [*rows, *([("secret 500", noise(501))] * 20)])
     held_out = chat(tmp_path / "val.jsonl", [(f"secret {n}", noise(n)) for n in range(100, 120)])
-    report = report_of(train("lora", files=(path,), validation=held_out, epochs=20, allow=("duplicate",)), registry)
+    settings: dict[str, Any] = {"epochs": 20, "learning_rate": 0.003, "allow": ("duplicate",)}
+    report = report_of(train("full", files=(path,), validation=held_out, **settings), registry)
     assert 20 <= report.counts["memorised"] < 30
     assert {note.line for note in report.memorised} <= set(range(41, 61))
     assert report.suspicious == []
