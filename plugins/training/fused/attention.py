@@ -107,8 +107,9 @@ class _Table:
         counts = [len(seen) for seen in layout.seen]
         padded = [-(-count // PADDED) * PADDED for count in counts]
         sizes = [heads * length * wide for length, wide in zip(layout.lengths, padded, strict=True)]
+        starts = [row.start for row in layout.rows]
         first, places = accumulate(counts, initial=0), accumulate(sizes, initial=0)
-        columns = [torch.tensor(list(column)) for column in (layout.starts, layout.lengths, counts, first)]
+        columns = [torch.tensor(list(column)) for column in (starts, layout.lengths, counts, first)]
         # Kept beside the addresses, which do not keep them.
         self._columns = [*columns, torch.cat(layout.seen), torch.tensor(list(places))]
         addresses = [column.data_ptr() for column in self._columns]

@@ -23,8 +23,7 @@ class Layout:
 
     def __init__(self, lengths: Sequence[int], seen: Sequence[Tensor] = ()) -> None:
         self.lengths = tuple(lengths)
-        self.starts = tuple(accumulate(self.lengths, initial=0))[:-1]
-        self.rows = tuple(map(slice, self.starts, accumulate(self.lengths)))
+        self.rows = tuple(map(slice, accumulate(self.lengths, initial=0), accumulate(self.lengths)))
         self.seen = tuple(seen) or tuple(torch.arange(row.start, row.stop) for row in self.rows)
 
     @cached_property
@@ -38,17 +37,18 @@ def lay(ids: Tensor, kept: Tensor, own: Sequence[int]) -> tuple[Layout, Tensor]:
 
     A row takes from an earlier one what both begin with, but no token from the `own`-th on, which is its own in any case.
     """
-    told, lengths, computed = ids.cpu(), kept.sum(dim=1).tolist(), kept.clone()
-    layout_lengths: list[int] = []
+    told, computed = ids.cpu(), kept.clone()
+    lengths: list[int] = []
     seen: list[Tensor] = []
     start = 0
-    for row, (length, most) in enumerate(zip(lengths, own, strict=True)):
+    for row, (whole, most) in enumerate(zip(kept.sum(dim=1).tolist(), own, strict=True)):
         alike = (told[:row] == told[row]).cumprod(dim=1).sum(dim=1).tolist()
         common = [min(count, most, len(places)) for count, places in zip(alike, seen, strict=True)]
         shared = max(common, default=0)
         before = seen[common.index(shared)][:shared] if shared else told.new_empty(0)
+        end = start + whole - shared
         computed[row, :shared] = False
-        layout_lengths.append(length - shared)
-        seen.append(torch.cat((before, torch.arange(start, start + length - shared))))
-        start += length - shared
-    return Layout(layout_lengths, [places.to(ids.device) for places in seen]), computed
+        lengths.append(end - start)
+        seen.append(torch.cat((before, torch.arange(start, end))))
+        start = end
+    return Layout(lengths, [places.to(ids.device) for places in seen]), computed

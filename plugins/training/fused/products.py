@@ -58,6 +58,7 @@ Terms = Sequence[tuple[Tensor, Tensor | Packed]]
 
 def product(terms: Terms, onto: Tensor | None = None, out: Tensor | None = None) -> Tensor:
     """a1 @ b1 + a2 @ b2 + ..., where `terms` are pairs [T, k] and [k, n], plus `onto` [T, n]; in `out` [T, n] where it is given."""
+    terms = [(a, b.whole() if isinstance(b, Packed) and not b.fits else b) for a, b in terms]
     (a, b), *others = terms
     if (kernels := _native(terms, onto, out)) is not None:
         found = a.new_empty(len(a), b.shape[1]) if out is None else out
@@ -81,16 +82,11 @@ def _native(terms: Terms, *others: Tensor | None) -> Kernels | None:
     rows = [*(a for a, _ in terms), *(x for x in others if x is not None)]
     if any(x.dtype != torch.bfloat16 or x.stride(1) != 1 for x in rows) or rows[0].device.type != "cpu":
         return None
-    if not all(_readable(b) for _, b in terms):
+    wholes = [b for _, b in terms if not isinstance(b, Packed)]
+    if any(b.dtype != torch.bfloat16 or len(b) % 2 or 1 not in b.stride() for b in wholes):
         return None
     kernels = load_kernels()
     return None if kernels is None or kernels.tiles else kernels
-
-
-def _readable(b: Tensor | Packed) -> bool:
-    if isinstance(b, Packed):
-        return b.fits
-    return b.dtype == torch.bfloat16 and len(b) % 2 == 0 and 1 in b.stride()
 
 
 def _array(terms: Terms, packed: Sequence[PackedWeight | None]) -> object:

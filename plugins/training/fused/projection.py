@@ -29,7 +29,7 @@ class Projection:
         weight: Tensor = self._layer.weight
         if hasattr(weight, "quant_state"):
             packed = Packed(weight)
-            if packed.fits and dtype == packed.dtype:
+            if packed.dtype == dtype:
                 return packed
             weight = packed.whole()
         return weight if weight.dtype == dtype else weight.to(dtype)
