@@ -1,6 +1,7 @@
 """Owns files by their sha256; refuses to forget one that a version needs or to show one that is half written.
 
-A blob appears under its name by one rename, after its bytes are on the disk.
+A blob appears under its name by one rename, after its bytes are on the disk. Whoever stores blobs holds a lease, which names each of
+them before it appears, so that no collection takes them before a version names them.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ import hashlib
 import os
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from tunery.registry import leases
 from tunery.registry.disk import disk_code, sync
 from tunery.registry.errors import StorageFailed
 from tunery.registry.records import FileEntry
@@ -18,6 +21,8 @@ from tunery.registry.records import FileEntry
 __all__ = ["BlobStore"]
 
 _CHUNK = 1 << 20
+_NAMES = "blobs"
+"""A lease's list of blobs, one a line."""
 
 
 class BlobStore:
@@ -31,15 +36,35 @@ class BlobStore:
         """Where a blob lies, or would."""
         return self._folder / sha256[:2] / sha256
 
-    def put(self, source: Path, *, name: str) -> FileEntry:
+    @contextmanager
+    def lease(self) -> Iterator[Path]:
+        """A staging folder whose holder stores blobs; they are safe from collections until the block ends."""
+        try:
+            with leases.staged(self._staging, "publish") as lease:
+                yield lease
+        except OSError as error:
+            if isinstance(error, StorageFailed):
+                raise
+            raise StorageFailed(_reason(error, str(self._staging)), code=disk_code(error)) from error
+
+    @contextmanager
+    def closed(self) -> Iterator[set[str]]:
+        """While the block runs, no blob appears; gives the digests of those that leases name."""
+        with leases.exclusive(self._folder, wait=True):
+            yield {sha256 for lease in self._staging.glob("publish-*") for sha256 in _named(lease)}
+
+    def put(self, source: Path, *, name: str, lease: Path) -> FileEntry:
         """Copy a file in and return its entry under `name`; raise StorageFailed when the disk will not take it."""
-        staged = self._staging / f"blob-{uuid.uuid4().hex}"
+        staged = lease / f"blob-{uuid.uuid4().hex}"
         try:
             sha256, size = _copy(source, staged)
             target = self.path(sha256)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            # Also over a blob that is there: that mends a damaged one, and a collection takes it for new.
-            staged.rename(target)
+            with leases.shared(self._folder):
+                with (lease / _NAMES).open("a") as names:
+                    names.write(f"{sha256}\n")
+                target.parent.mkdir(parents=True, exist_ok=True)
+                # Also over a blob that is there: that mends a damaged one, and a collection takes it for new.
+                staged.rename(target)
             sync(target.parent)
             sync(self._folder)
         except OSError as error:
@@ -64,6 +89,19 @@ class BlobStore:
         """Every blob's digest and path."""
         for path in sorted(self._folder.glob("??/*")):
             yield path.name, path
+
+    def count(self) -> int:
+        """How many blobs there are."""
+        return sum(1 for _ in self._folder.glob("??/*"))
+
+
+def _named(lease: Path) -> list[str]:
+    """The blobs that a lease names; none when nobody holds it any more."""
+    with leases.exclusive(lease, wait=False) as free:
+        try:
+            return [] if free else (lease / _NAMES).read_text().split()
+        except OSError:
+            return []
 
 
 def _copy(source: Path, target: Path) -> tuple[str, int]:

@@ -2,19 +2,23 @@
 
 Writers take the lock when they begin (BEGIN IMMEDIATE): a transaction that first reads and then writes would otherwise
 fail at once with SQLITE_BUSY when somebody wrote in between, whatever the timeout.
+
+On a full disk SQLite cannot make the small file of shared memory that WAL mode needs. A database that nobody else has open is then
+opened alone (locking_mode=EXCLUSIVE), which keeps it in the process instead; that is enough for reading and for a collection.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
+from sqlalchemy import URL, Connection, Engine, StaticPool, create_engine, event, inspect, text
 from sqlalchemy.exc import DatabaseError, OperationalError
 
+from tunery.registry.disk import no_room
 from tunery.registry.errors import InvalidInput, StorageFailed
 from tunery.registry.schema import HEAD
 
@@ -22,20 +26,39 @@ __all__ = ["Database"]
 
 BUSY_SECONDS = 30
 
+Created = Callable[[Connection], None]
+
 
 class Database:
-    """One SQLite file; `read` and `write` give a connection for one transaction."""
+    """One SQLite file; `read` and `write` give a connection for one transaction.
 
-    def __init__(self, path: Path) -> None:
-        self._engine = _engine(path)
+    `on_create` is called within the transaction that makes the tables; what it raises undoes that. `scarce` opens the database alone
+    where the disk is too full to share it.
+    """
+
+    def __init__(self, path: Path, *, on_create: Created = lambda connection: None, scarce: bool = False) -> None:
         self._path = path
+        self._on_create = on_create
         self._lock = threading.Lock()
+        try:
+            self._open(alone=False)
+        except DatabaseError as error:
+            if not (scarce and no_room(path.parent)):
+                raise _failure(path, error, "cannot be opened") from error
+            try:
+                self._open(alone=True)
+            except DatabaseError as again:
+                raise _failure(path, again, "cannot be opened") from again
+
+    def _open(self, *, alone: bool) -> None:
+        self._engine = _engine(self._path, alone=alone)
         try:
             self._migrate()
             self._watch = self._engine.connect()
-        except DatabaseError as error:
+            self._file = _identity(self._path)
+        except BaseException:
             self._engine.dispose()
-            raise StorageFailed(f"{path} is not a registry that can be opened: {error.orig}") from error
+            raise
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -45,7 +68,7 @@ class Database:
             try:
                 yield connection
             except DatabaseError as error:
-                raise StorageFailed(f"{self._path} could not be read: {error.orig}") from error
+                raise _failure(self._path, error, "cannot be read") from error
             finally:
                 _roll_back(connection)
 
@@ -56,17 +79,18 @@ class Database:
             try:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
             except OperationalError as error:
-                raise StorageFailed(
-                    f"{self._path} stayed locked for {BUSY_SECONDS} s by another process; try again"
-                ) from error
+                raise _failure(self._path, error, "cannot be written") from error
             try:
+                if _identity(self._path) != self._file:
+                    raise StorageFailed(
+                        f"{self._path} was removed or replaced since this process opened it; nothing was changed: start it again",
+                        code="registry_replaced",
+                    )
                 yield connection
                 connection.exec_driver_sql("COMMIT")
             except DatabaseError as error:
                 _roll_back(connection)
-                raise StorageFailed(
-                    f"{self._path} could not be written: {error.orig}; nothing was changed", code=_code(error)
-                ) from error
+                raise _failure(self._path, error, "cannot be written") from error
             except BaseException:
                 _roll_back(connection)
                 raise
@@ -90,8 +114,11 @@ class Database:
         with self._engine.connect() as connection:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
             try:
-                if self._revision(connection) != HEAD:
+                before = self._revision(connection)
+                if before != HEAD:
                     _upgrade(connection, self._path)
+                if before is None:
+                    self._on_create(connection)
                 connection.exec_driver_sql("COMMIT")
             except BaseException:
                 _roll_back(connection)
@@ -106,24 +133,55 @@ class Database:
         return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
 
 
-def _engine(path: Path) -> Engine:
-    """An engine whose transactions are ours alone: the driver begins none by itself."""
+def _engine(path: Path, *, alone: bool) -> Engine:
+    """An engine whose transactions are ours alone: the driver begins none by itself. `alone`, it has one connection and no sharers."""
+    pool: dict[str, Any] = {"poolclass": StaticPool} if alone else {}
     engine = create_engine(
-        f"sqlite:///{path}",
+        # Not a string: what looks like an escape in a path is none.
+        URL.create("sqlite", database=str(path)),
         connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False, "isolation_level": None},
+        **pool,
     )
 
     @event.listens_for(engine, "connect")
     def _configure(connection: Any, record: Any) -> None:
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-            connection.execute(f"PRAGMA {pragma}")
+        sharing = ("locking_mode=EXCLUSIVE",) if alone else ()
+        try:
+            for pragma in (*sharing, "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+                connection.execute(f"PRAGMA {pragma}")
+        except BaseException:
+            connection.close()
+            raise
 
     return engine
 
 
-def _code(error: DatabaseError) -> str | None:
-    """`disk_full` where SQLite says so; its own code otherwise."""
-    return "disk_full" if getattr(error.orig, "sqlite_errorname", None) == "SQLITE_FULL" else None
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Which file lies at a path now."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _failure(path: Path, error: DatabaseError, what: str) -> StorageFailed:
+    """What went wrong with a database, by its true cause, and what to do."""
+    said: str = getattr(error.orig, "sqlite_errorname", None) or ""
+    if said.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+        return StorageFailed(f"{path} stayed locked for {BUSY_SECONDS} s by another process; try again")
+    if said.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT")):
+        return StorageFailed(
+            f"{path} is damaged or no database ({error.orig}): put back a backup, or let `tunery registry rebuild` make it again "
+            "from the manifests beside the files",
+            code="registry_damaged",
+        )
+    if said == "SQLITE_FULL" or no_room(path.parent):
+        return StorageFailed(
+            f"{path} {what}: its disk is full; nothing was changed: free some space, for example with `tunery adapters gc`",
+            code="disk_full",
+        )
+    return StorageFailed(f"{path} {what} ({error.orig}); nothing was changed: look at its disk and its permissions")
 
 
 def _roll_back(connection: Connection) -> None:
@@ -137,7 +195,8 @@ def _upgrade(connection: Connection, path: Path) -> None:
     from alembic.util import CommandError
 
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    # A percent sign in a path is no interpolation.
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
     config.attributes["connection"] = connection
     try:
         command.upgrade(config, "head")

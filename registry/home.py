@@ -32,6 +32,11 @@ class Home(msgspec.Struct, frozen=True):
         return self.root / "blobs"
 
     @property
+    def manifests(self) -> Path:
+        """What the database says of versions, aliases and bases, beside the blobs; see `manifests`."""
+        return self.blobs / "manifests"
+
+    @property
     def staging(self) -> Path:
         """Half-written things; whatever is old here may be deleted."""
         return self.root / "staging"

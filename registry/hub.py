@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,8 +17,10 @@ import msgspec
 
 from tunery.registry.artifacts import WEIGHTS
 from tunery.registry.card import model_card
+from tunery.registry.disk import disk_code
 from tunery.registry.errors import ArtifactRefused, Conflict, InvalidInput, NotFound, StorageFailed, TuneryError
 from tunery.registry.hub_client import hub
+from tunery.registry.leases import staged
 from tunery.registry.peft_config import CONFIG, DIGEST_KEY
 from tunery.registry.records import Base, Version
 from tunery.registry.registry import Registry
@@ -164,8 +165,8 @@ def pull_from_hub(
     repository, _, revision = source.partition("@")
     if repository.count("/") != 1:
         raise InvalidInput(f"{source!r} is not a Hub repository: write organisation/name or organisation/name@revision")
-    with _staged(registry, "pull") as staged:
-        folder, report = staged / "adapter", staged / "report"
+    with _staged(registry, "pull") as place:
+        folder, report = place / "adapter", place / "report"
         folder.mkdir()
         report.mkdir()
         with hub(endpoint, repository) as url:
@@ -178,7 +179,7 @@ def pull_from_hub(
             lost = {
                 name: problem
                 for name in LIMITS
-                if name in present and (problem := _fetch_report(repository, name, str(info.sha), url, staged))
+                if name in present and (problem := _fetch_report(repository, name, str(info.sha), url, place))
             }
         origin: dict[str, Any] = {"hub": repository, "revision": revision or "main", "commit": info.sha}
         origin |= {"report_left_out": lost} if lost else {}
@@ -187,8 +188,8 @@ def pull_from_hub(
         )
 
 
-def _fetch_report(repository: str, name: str, commit: str, url: str, staged: Path) -> str | None:
-    """Fetch one file of a report into `staged`, when it is not too large; why it is not there, otherwise."""
+def _fetch_report(repository: str, name: str, commit: str, url: str, place: Path) -> str | None:
+    """Fetch one file of a report into `place`, when it is not too large; why it is not there, otherwise."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 
     size = get_hf_file_metadata(hf_hub_url(repository, name, revision=commit, endpoint=url), endpoint=url).size
@@ -197,7 +198,7 @@ def _fetch_report(repository: str, name: str, commit: str, url: str, staged: Pat
     cached = Path(hf_hub_download(repository, name, revision=commit, endpoint=url)).resolve()
     problem = check_report(name, cached)
     if problem is None:
-        shutil.copyfile(cached, staged / name)
+        shutil.copyfile(cached, place / name)
     return problem
 
 
@@ -220,11 +221,11 @@ def import_folder(
             raise ArtifactRefused(
                 f"{name} is no file of {folder.name}, or a link out of it; copy the file itself", code="artifact_unsafe"
             )
-    with _staged(registry, "import") as staged:
+    with _staged(registry, "import") as place:
         for name in (CONFIG, WEIGHTS):
-            shutil.copyfile(folder / name, staged / name)
+            shutil.copyfile(folder / name, place / name)
         origin = {"folder": folder.name}
-        return _take(registry, staged, adapter, base, origin, actor=actor, alias=alias, trust_base=trust_base)
+        return _take(registry, place, adapter, base, origin, actor=actor, alias=alias, trust_base=trust_base)
 
 
 def _check_present(source: str, present: set[str]) -> None:
@@ -248,16 +249,16 @@ def _check_present(source: str, present: set[str]) -> None:
 @contextmanager
 def _staged(registry: Registry, what: str) -> Iterator[Path]:
     """A folder for files on their way in; gone afterwards."""
-    staged = registry.home.staging / f"{what}-{uuid.uuid4().hex}"
     try:
-        staged.mkdir(parents=True)
-        yield staged
+        with staged(registry.home.staging, what) as folder:
+            yield folder
     except OSError as error:
         if isinstance(error, TuneryError):
             raise
-        raise StorageFailed(f"{staged.parent}: {error.strerror or error}; nothing was changed") from error
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
+        raise StorageFailed(
+            f"{error.filename or registry.home.staging}: {error.strerror or error}; nothing was changed",
+            code=disk_code(error),
+        ) from error
 
 
 def _take(

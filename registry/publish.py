@@ -17,15 +17,15 @@ from sqlalchemy import Connection, insert, select, update
 from tunery.registry import aliases, schema
 from tunery.registry.artifacts import check_artifact, files_of
 from tunery.registry.blobs import BlobStore
-from tunery.registry.database import Database
 from tunery.registry.digest import file_digest, version_digest
 from tunery.registry.errors import InvalidInput, StorageFailed, TuneryError
 from tunery.registry.lineage import record_data
+from tunery.registry.mirror import Mirror
 from tunery.registry.names import check_adapter, check_alias
 from tunery.registry.records import Base, FileEntry, Version
 from tunery.registry.reports import check_names, report_files
 
-__all__ = ["Draft", "commit", "digest_of", "stage"]
+__all__ = ["Draft", "commit", "digest_of", "insert_version", "stage"]
 
 Watch = Callable[[str], None]
 """Told the name of each step as it begins; tests kill the process there."""
@@ -49,6 +49,7 @@ def stage(
     blobs: BlobStore,
     folder: Path,
     *,
+    lease: Path,
     adapter: str,
     base: Base,
     method: str,
@@ -61,7 +62,7 @@ def stage(
     trust_base: bool = False,
     report: Path | None = None,
 ) -> Draft:
-    """Phase one: check the artifact, copy its files in, and verify the copies; `report` is the folder of its report."""
+    """Phase one: check the artifact, copy its files in under a lease of the blobs, and verify the copies."""
     check_adapter(adapter)
     if alias is not None:
         check_alias(alias)
@@ -75,7 +76,7 @@ def stage(
     entries = []
     for name, path in (files_of(folder) | told).items():
         watch(f"store {name}")
-        entries.append(blobs.put(path, name=name))
+        entries.append(blobs.put(path, name=name, lease=lease))
     with _reading(folder):
         changed = _stamps(folder) != looked_at
     if changed:
@@ -109,45 +110,47 @@ def digest_of(folder: Path, *, base: Base) -> tuple[str, tuple[FileEntry, ...]]:
     return version_digest(entries, config, base_digest=base.digest), tuple(sorted(entries))
 
 
-def commit(database: Database, blobs: BlobStore, draft: Draft, *, at: float, watch: Watch) -> Version:
+def commit(mirror: Mirror, blobs: BlobStore, draft: Draft, *, at: float, watch: Watch) -> Version:
     """Phase two: number the version, make it visible and move its alias, all or nothing."""
     watch("begin")
-    with database.write() as connection:
+    with mirror.write(watch=watch) as change:
+        connection = change.connection
+        mirror.check(connection)
         _check_present(blobs, draft)
-        number = _next_number(connection, draft.adapter, at)
+        version = _numbered(draft, _next_number(connection, draft.adapter, at), at)
+        if mirror.manifests.has(version.adapter, version.number):
+            raise mirror.behind([version.name])
         watch("insert")
-        connection.execute(
-            insert(schema.versions).values(
-                adapter=draft.adapter,
-                number=number,
-                digest=draft.digest,
-                base=draft.base.name,
-                base_digest=draft.base.digest,
-                method=draft.method,
-                manifest=draft.manifest,
-                metrics=draft.metrics,
-                created_at=at,
-            )
-        )
-        rows = [
-            {"adapter": draft.adapter, "number": number, "path": entry.path, "sha256": entry.sha256, "size": entry.size}
-            for entry in draft.files
-        ]
-        connection.execute(insert(schema.files), rows)
-        record_data(connection, draft.adapter, number, draft.manifest)
+        insert_version(connection, version)
         if draft.alias is not None:
             aliases.move(
                 connection,
                 draft.adapter,
                 draft.alias,
-                number,
+                version.number,
                 actor=draft.actor,
                 at=at,
                 reason="published",
                 kind="publish",
             )
+            change.moved(draft.adapter)
         watch("commit")
+        change.published(version)
     watch("done")
+    return version
+
+
+def insert_version(connection: Connection, version: Version) -> None:
+    """Write down a version whose adapter has been given its number."""
+    row = msgspec.structs.asdict(version)
+    del row["files"], row["aliases"]
+    connection.execute(insert(schema.versions).values(**row))
+    place = {"adapter": version.adapter, "number": version.number}
+    connection.execute(insert(schema.files), [place | msgspec.structs.asdict(entry) for entry in version.files])
+    record_data(connection, version.adapter, version.number, version.manifest)
+
+
+def _numbered(draft: Draft, number: int, at: float) -> Version:
     return Version(
         adapter=draft.adapter,
         number=number,

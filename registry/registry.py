@@ -16,9 +16,12 @@ from tunery.registry import aliases, publish, schema, upkeep
 from tunery.registry.aliases import ANY, Expected
 from tunery.registry.blobs import BlobStore
 from tunery.registry.database import Database
+from tunery.registry.disk import disk_code
 from tunery.registry.errors import Conflict, NotFound, StorageFailed, near
 from tunery.registry.home import Home
 from tunery.registry.lineage import Ancestor, line_of, uses_of
+from tunery.registry.manifests import Manifests
+from tunery.registry.mirror import Change, Mirror, check_empty, check_new
 from tunery.registry.names import PRODUCTION, Reference, check_adapter, parse_reference
 from tunery.registry.records import AliasMove, Base, DataUse, Job, Version
 from tunery.registry.rows import alias_map, to_base, to_job, to_versions
@@ -37,20 +40,32 @@ class Registry:
     Safe to use from several threads and processes at once: SQLite's lock orders the writers.
     """
 
-    def __init__(self, home: Home, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, home: Home, *, clock: Callable[[], float] = time.time, scarce: bool = False) -> None:
         try:
             home.ensure()
         except OSError as error:
-            raise StorageFailed(f"{home.root} cannot be used as TUNERY_HOME: {error.strerror}") from error
+            raise StorageFailed(
+                f"{home.root} cannot be used as TUNERY_HOME: {error.strerror}", code=disk_code(error)
+            ) from error
         self.home = home
         self.blobs = BlobStore(home.blobs, home.staging)
-        self._database = Database(home.database)
+        manifests = Manifests(home.manifests)
+        check_new(home, manifests, self.blobs)
+        self._database = Database(
+            home.database, on_create=lambda connection: check_empty(home, manifests, self.blobs), scarce=scarce
+        )
+        self._mirror = Mirror(self._database, manifests, self.blobs)
+        self._mirror.introduce()
         self._clock = clock
 
     @classmethod
-    def open(cls, home: Home | None = None, *, clock: Callable[[], float] = time.time) -> Self:
-        """The registry of `home`, by default the one that `TUNERY_HOME` names; made when it is not there."""
-        return cls(home or Home.from_env(), clock=clock)
+    def open(cls, home: Home | None = None, *, clock: Callable[[], float] = time.time, scarce: bool = False) -> Self:
+        """The registry of `home`, by default the one that `TUNERY_HOME` names; made when it is not there and nothing else is.
+
+        `scarce` is for whoever frees space: it opens the registry also where the disk has no room for what SQLite shares among
+        processes. Raises StorageFailed (registry_lost) where there is no database and `blobs/` holds something.
+        """
+        return cls(home or Home.from_env(), clock=clock, scarce=scarce)
 
     def __enter__(self) -> Self:
         return self
@@ -90,22 +105,26 @@ class Registry:
         `trust_base` takes an adapter whose configuration names another base than `base`; its shapes must fit all the same.
         `report` is a folder whose files go along under `report/` and are no part of the digest.
         """
-        draft = publish.stage(
-            self.blobs,
-            folder,
-            adapter=adapter,
-            base=base,
-            method=method,
-            manifest=manifest,
-            metrics=metrics,
-            alias=alias,
-            actor=actor,
-            watch=watch,
-            others=self.bases(),
-            trust_base=trust_base,
-            report=report,
-        )
-        return publish.commit(self._database, self.blobs, draft, at=self._clock(), watch=watch)
+        with self._database.read() as connection:
+            self._mirror.check(connection)
+        with self.blobs.lease() as lease:
+            draft = publish.stage(
+                self.blobs,
+                folder,
+                lease=lease,
+                adapter=adapter,
+                base=base,
+                method=method,
+                manifest=manifest,
+                metrics=metrics,
+                alias=alias,
+                actor=actor,
+                watch=watch,
+                others=self.bases(),
+                trust_base=trust_base,
+                report=report,
+            )
+            return publish.commit(self._mirror, self.blobs, draft, at=self._clock(), watch=watch)
 
     def resolve(self, reference: str | Reference) -> Version:
         """The version a reference means now: its number, its alias, or production and else the newest."""
@@ -191,7 +210,8 @@ class Registry:
     def remove(self, reference: str, *, actor: str, force: bool = False) -> Version:
         """Forget a version; its number is not used again. Refused while an alias points at it, unless forced."""
         version = self.resolve(reference)
-        with self._database.write() as connection:
+        with self._mirror.write() as change:
+            connection = change.connection
             pointing = [a for a, n in alias_map(connection, version.adapter).items() if n == version.number]
             if pointing and not force:
                 raise Conflict(
@@ -206,6 +226,8 @@ class Registry:
             connection.execute(
                 delete(schema.versions).where(found.adapter == version.adapter, found.number == version.number)
             )
+            change.removed(version.adapter, version.number)
+            change.moved(version.adapter)
         return version
 
     # -- aliases ----------------------------------------------------------------------------------------------------
@@ -220,18 +242,27 @@ class Registry:
     ) -> AliasMove:
         """Point an alias at a version; see `aliases.move`."""
         check_adapter(adapter)
-        with self._database.write() as connection:
-            return aliases.move(
-                connection, adapter, alias, number, actor=actor, at=self._clock(), expected=expected, reason=reason
+        with self._mirror.write() as change:
+            moved = aliases.move(
+                change.connection,
+                adapter,
+                alias,
+                number,
+                actor=actor,
+                at=self._clock(),
+                expected=expected,
+                reason=reason,
             )
+            change.moved(adapter)
+        return moved
 
     def drop_alias(
         self, adapter: str, alias: str, *, actor: str, expected: Expected = ANY, reason: str = ""
     ) -> AliasMove:
         """Delete an alias."""
-        with self._database.write() as connection:
-            return aliases.drop(
-                connection,
+        with self._mirror.write() as change:
+            moved = aliases.drop(
+                change.connection,
                 check_adapter(adapter),
                 alias,
                 actor=actor,
@@ -239,15 +270,17 @@ class Registry:
                 expected=expected,
                 reason=reason,
             )
+            change.moved(adapter)
+        return moved
 
     def rollback(
         self, adapter: str, alias: str = PRODUCTION, *, actor: str, expected: Expected = ANY, reason: str = "rollback"
     ) -> AliasMove:
         """Point an alias where it pointed before; itself a recorded move."""
-        with self._database.write() as connection:
-            number = aliases.previous(connection, check_adapter(adapter), alias)
-            return aliases.move(
-                connection,
+        with self._mirror.write() as change:
+            number = aliases.previous(change.connection, check_adapter(adapter), alias)
+            moved = aliases.move(
+                change.connection,
                 adapter,
                 alias,
                 number,
@@ -257,6 +290,8 @@ class Registry:
                 reason=reason,
                 kind="rollback",
             )
+            change.moved(adapter)
+        return moved
 
     def history(self, adapter: str, alias: str | None = None) -> list[AliasMove]:
         """Every move of an adapter's aliases, oldest first."""
@@ -272,40 +307,40 @@ class Registry:
     def collect(self, *, older_than: float = 3600.0, dry_run: bool = False) -> Collected:
         """Remove what no version needs and is older than `older_than` seconds."""
         return upkeep.collect(
-            self._database, self.blobs, self.home, now=self._clock(), older_than=older_than, dry_run=dry_run
+            self._database,
+            self._mirror,
+            self.blobs,
+            self.home,
+            now=self._clock(),
+            older_than=older_than,
+            dry_run=dry_run,
         )
 
     # -- bases ------------------------------------------------------------------------------------------------------
 
     def add_base(self, base: Base) -> Base:
         """Record a base; the same content again is the same base, another content under the name is refused."""
-        with self._database.write() as connection:
-            found = schema.bases.c
+        with self._mirror.write() as change:
+            connection, found = change.connection, schema.bases.c
             row = connection.execute(select(schema.bases).where(found.digest == base.digest)).first()
             if row is not None:
-                return self._found_again(connection, to_base(row), base)
+                return self._found_again(change, to_base(row), base)
             taken = connection.execute(select(schema.bases).where(found.name == base.name)).first()
             if taken is not None:
                 raise Conflict(
                     f"the name {base.name!r} belongs to another base ({taken.digest[:12]}); add this one under another name",
                     code="base_exists",
                 )
-            connection.execute(
-                insert(schema.bases).values(
-                    digest=base.digest,
-                    name=base.name,
-                    source=base.source,
-                    path=base.path,
-                    parameters=base.parameters,
-                    added_at=base.added_at,
-                )
-            )
-        return base
+            stored = msgspec.structs.replace(base, path=self._stored(base.path))
+            connection.execute(insert(schema.bases).values(**msgspec.structs.asdict(stored)))
+            change.added(stored)
+        return self._located(stored)
 
     def bases(self) -> list[Base]:
         """All bases by name."""
         with self._database.read() as connection:
-            return [to_base(row) for row in connection.execute(select(schema.bases).order_by(schema.bases.c.name))]
+            rows = connection.execute(select(schema.bases).order_by(schema.bases.c.name))
+            return [self._located(to_base(row)) for row in rows]
 
     def base(self, name: str) -> Base:
         """A base by name, source or digest."""
@@ -358,12 +393,27 @@ class Registry:
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
-    def _found_again(self, connection: Connection, known: Base, base: Base) -> Base:
+    def _stored(self, path: str) -> str:
+        """A path as the database keeps it: within the home, relative to it, so that the home can be moved or copied."""
+        place = Path(path)
+        return place.relative_to(self.home.root).as_posix() if place.is_relative_to(self.home.root) else path
+
+    def _located(self, base: Base) -> Base:
+        """A base with its folder's place on this machine: in this home where it has one of that digest, else where it was put."""
+        own = self.home.bases / base.digest
+        return msgspec.structs.replace(base, path=str(own if own.is_dir() else self.home.root / base.path))
+
+    def _found_again(self, change: Change, known: Base, base: Base) -> Base:
         """The base as recorded; when its folder is gone, it now lies where it was found again."""
+        known = self._located(known)
         if Path(known.path).is_dir() or not Path(base.path).is_dir():
             return known
-        connection.execute(update(schema.bases).where(schema.bases.c.digest == known.digest).values(path=base.path))
-        return msgspec.structs.replace(known, path=base.path)
+        moved = msgspec.structs.replace(known, path=self._stored(base.path))
+        change.connection.execute(
+            update(schema.bases).where(schema.bases.c.digest == known.digest).values(path=moved.path)
+        )
+        change.added(moved)
+        return self._located(moved)
 
     def _pointed(self, connection: Connection, wanted: Reference) -> int | None:
         """The number behind an alias; without one, production's or else the newest version's."""

@@ -24,16 +24,20 @@ __all__ = [
     "aliases",
     "bases",
     "files",
+    "identity",
     "jobs",
     "metadata",
     "version_data",
     "versions",
 ]
 
-HEAD = "0003"
+HEAD = "0004"
 """The migration this code is written for."""
 
 metadata = MetaData()
+
+# One row: which registry this is, as the marker beside its blobs says too.
+identity = Table("identity", metadata, Column("id", String(32), primary_key=True))
 
 bases = Table(
     "bases",

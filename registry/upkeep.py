@@ -8,10 +8,12 @@ from pathlib import Path
 import msgspec
 from sqlalchemy import Connection, select
 
-from tunery.registry import schema
+from tunery.registry import leases, schema
 from tunery.registry.blobs import BlobStore
 from tunery.registry.database import Database
+from tunery.registry.disk import room_or_not
 from tunery.registry.home import Home
+from tunery.registry.mirror import Mirror
 from tunery.registry.records import Version
 
 __all__ = ["Collected", "Problem", "collect", "verify"]
@@ -46,23 +48,42 @@ def verify(blobs: BlobStore, versions: list[Version]) -> list[Problem]:
 
 
 def collect(
-    database: Database, blobs: BlobStore, home: Home, *, now: float, older_than: float, dry_run: bool
+    database: Database,
+    mirror: Mirror,
+    blobs: BlobStore,
+    home: Home,
+    *,
+    now: float,
+    older_than: float,
+    dry_run: bool,
 ) -> Collected:
     """Remove blobs that no version names, staged leftovers, and packed bases that are not known, older than `older_than` seconds.
 
-    Under the write lock: a publisher that staged a blob either commits before and is seen, or finds it gone and says so.
+    Under the write lock, and with the blobs closed to publishers: what one of them has stored is named by its lease. Refused where the
+    blobs are not this database's, or where there are versions that it does not know.
     """
-    with database.write() as connection:
-        needed = _needed(connection)
-        loose = [path for sha256, path in blobs.all() if sha256 not in needed and _age(path, now) > older_than]
-        stale = [path for path in home.staging.iterdir() if _age(path, now) > older_than]
-        unknown = [path for path in _unknown(connection, home.packed) if _age(path, now) > older_than]
-        removed = (*loose, *stale, *unknown)
-        size = sum(_size(path) for path in removed)
+    with database.write() as connection, blobs.closed() as leased:
+        mirror.check(connection)
+        mirror.check_known(connection)
         if not dry_run:
-            for path in removed:
-                _remove(path)
-    return Collected(len(loose), len(stale), len(unknown), size)
+            with room_or_not():
+                mirror.sync(connection)
+        needed = _needed(connection) | leased
+        kinds = (
+            [path for sha256, path in blobs.all() if sha256 not in needed],
+            [*home.staging.iterdir(), *mirror.manifests.leftovers()],
+            _unknown(connection, home.packed),
+        )
+        freed = [
+            [
+                size
+                for path in paths
+                if _age(path, now) > older_than and (size := _remove(path, dry_run=dry_run)) is not None
+            ]
+            for paths in kinds
+        ]
+    loose_ones, stale, unknown = map(len, freed)
+    return Collected(loose_ones, stale, unknown, sum(map(sum, freed)))
 
 
 def _needed(connection: Connection) -> set[str]:
@@ -95,8 +116,16 @@ def _size(path: Path) -> int:
     return total
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+def _remove(path: Path, *, dry_run: bool) -> int | None:
+    """Remove a file or folder that nobody holds; the bytes that frees, or None."""
+    with leases.exclusive(path, wait=False) as free:
+        if not free:
+            return None
+        size = _size(path)
+        if dry_run:
+            return size
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+        return size

@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "files": ("tunery.gateway.cli.files:files", "Find the versions that a file of examples was used for."),
     "jobs": ("tunery.gateway.cli.jobs:jobs", "List, inspect, pause and cancel training jobs."),
     "plugins": ("tunery.gateway.cli.plugins:plugins", "List plugins, their hooks, and the trainers' parameters."),
+    "registry": ("tunery.gateway.cli.registry:registry", "Make a lost registry again from its manifests."),
     "reproduce": ("tunery.gateway.cli.reproduce:reproduce", "Train a version again from its manifest and compare."),
     "serve": ("tunery.gateway.cli.serve:serve", "Serve every adapter from one quantized base."),
     "train": ("tunery.gateway.cli.train:train", "Train a version of an adapter from a file of examples."),

@@ -181,7 +181,7 @@ def remove(reference: str, force: bool, as_json: bool) -> None:
 @as_json
 def collect(older_than: float, dry_run: bool, as_json: bool) -> None:
     """Remove files that no version needs, and packed bases that are not known."""
-    with open_registry() as registry:
+    with open_registry(scarce=True) as registry:
         collected = registry.collect(older_than=older_than, dry_run=dry_run)
     if as_json:
         print_json(collected)

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 __all__ = ["actor", "open_registry", "plugins", "print_json", "say"]
 
 
-def open_registry() -> Registry:
-    """The registry under TUNERY_HOME."""
+def open_registry(*, scarce: bool = False) -> Registry:
+    """The registry under TUNERY_HOME; `scarce` also where its disk is full."""
     from tunery.registry.registry import Registry
 
-    return Registry.open()
+    return Registry.open(scarce=scarce)
 
 
 def plugins() -> Plugins:

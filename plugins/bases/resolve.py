@@ -9,9 +9,7 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import time
-import uuid
 from collections.abc import Callable
 from math import prod
 from pathlib import Path
@@ -21,7 +19,9 @@ from tunery.plugins.hookspecs import BaseSource
 from tunery.plugins.manager import Plugins, load_entrypoint
 from tunery.registry import Base
 from tunery.registry.digest import file_digest
+from tunery.registry.disk import disk_code
 from tunery.registry.errors import NotFound, StorageFailed, TuneryError, Unavailable, UnknownName
+from tunery.registry.leases import staged
 from tunery.registry.registry import Registry
 from tunery.registry.safetensors_header import read_header
 
@@ -54,28 +54,27 @@ def resolve_base(
         reference = _absolute(reference)
     source = _source(reference, plugins, registry)
     say(f"taking {reference}: {source.summary}; this happens once")
-    staged = registry.home.staging / f"base-{uuid.uuid4().hex}"
     try:
-        staged.mkdir(parents=True)
-        origin = _fill(source, reference, staged)
-        if origin:
-            say(f"{reference}: {origin}")
-        digest = base_digest(staged)
-        base = Base(
-            name=name or _name(reference),
-            digest=digest,
-            source=reference,
-            path=str(registry.home.bases / digest),
-            parameters=_parameters(staged),
-            added_at=clock(),
-        )
-        _settle(staged, Path(base.path))
+        with staged(registry.home.staging, "base") as folder:
+            origin = _fill(source, reference, folder)
+            if origin:
+                say(f"{reference}: {origin}")
+            digest = base_digest(folder)
+            base = Base(
+                name=name or _name(reference),
+                digest=digest,
+                source=reference,
+                path=str(registry.home.bases / digest),
+                parameters=_parameters(folder),
+                added_at=clock(),
+            )
+            _settle(folder, Path(base.path))
     except TuneryError:
         raise
     except OSError as error:
-        raise StorageFailed(f"{reference} could not be taken: {error}; nothing was changed") from error
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
+        raise StorageFailed(
+            f"{reference} could not be taken: {error}; nothing was changed", code=disk_code(error)
+        ) from error
     return registry.add_base(base)
 
 
