@@ -157,7 +157,8 @@ class Resolver:
             )
         files = self._registry.files(version)
         served = {name: str(files[name]) for name in (CONFIG, WEIGHTS)}
-        source = AdapterSource(version.digest, version.adapter, version.number, served)
+        digests = {entry.path: entry.sha256 for entry in version.files if entry.path in served}
+        source = AdapterSource(version.digest, version.adapter, version.number, served, digests)
         return Target(self.base, (version,), (Weighted(source),))
 
     def names(self) -> list[str]:

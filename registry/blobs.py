@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tunery.registry import leases
+from tunery.registry.digest import file_digest
 from tunery.registry.disk import disk_code, sync
 from tunery.registry.errors import StorageFailed
 from tunery.registry.records import FileEntry
@@ -75,15 +76,20 @@ class BlobStore:
 
     def check(self, entry: FileEntry) -> str | None:
         """What is wrong with a stored file, or None; reads it whole."""
-        path = self.path(entry.sha256)
-        digest = hashlib.sha256()
         try:
-            with path.open("rb") as file:
-                while chunk := file.read(_CHUNK):
-                    digest.update(chunk)
+            found, _ = file_digest(self.path(entry.sha256))
         except OSError as error:
             return f"cannot be read ({os.strerror(error.errno or 0)})"
-        return None if digest.hexdigest() == entry.sha256 else "is damaged: its bytes no longer match its digest"
+        return None if found == entry.sha256 else "is damaged: its bytes no longer match its digest"
+
+    def copy_out(self, entry: FileEntry, target: Path) -> bool:
+        """Copy a stored file out, and say whether the copy is what it should be."""
+        digest = hashlib.sha256()
+        with self.path(entry.sha256).open("rb") as reader, target.open("wb") as writer:
+            while chunk := reader.read(_CHUNK):
+                digest.update(chunk)
+                writer.write(chunk)
+        return digest.hexdigest() == entry.sha256
 
     def all(self) -> Iterator[tuple[str, Path]]:
         """Every blob's digest and path."""

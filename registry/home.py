@@ -51,6 +51,10 @@ class Home(msgspec.Struct, frozen=True):
         """Bases as the engine maps them into memory, by digest; made again where they are missing."""
         return self.root / "packed"
 
+    def checked(self, digest: str) -> Path:
+        """How the files of a base looked when they were last compared with its digest."""
+        return self.packed / f"{digest}-checked.json"
+
     @property
     def jobs(self) -> Path:
         """One folder a job: its manifest, metrics and checkpoints."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +18,8 @@ import msgspec
 from tunery.registry.artifacts import WEIGHTS
 from tunery.registry.card import model_card
 from tunery.registry.disk import disk_code
-from tunery.registry.errors import ArtifactRefused, Conflict, InvalidInput, NotFound, StorageFailed, TuneryError
-from tunery.registry.hub_client import hub
+from tunery.registry.errors import ArtifactRefused, Conflict, NotFound, StorageFailed, TuneryError
+from tunery.registry.hub_client import hub, parse_hub
 from tunery.registry.leases import staged
 from tunery.registry.peft_config import CONFIG, DIGEST_KEY
 from tunery.registry.records import Base, Version
@@ -155,47 +155,51 @@ def pull_from_hub(
     trust_base: bool = False,
     endpoint: str | None = None,
 ) -> Version:
-    """Bring `organisation/name` or `organisation/name@revision` in as a version of `adapter`, checked against `base`.
+    """Bring an adapter from the Hub in as a version of `adapter`, checked against `base`.
 
+    `source` is `organisation/name`, with a subfolder `organisation/name/sub/folder`, at a revision `…@revision`.
     Only the configuration, the weights and the report are fetched, all at one commit; what is wrong with a report's file is written
     into the manifest instead. `trust_base` is as in `Registry.publish`.
     """
     from huggingface_hub import HfApi, hf_hub_download
 
-    repository, _, revision = source.partition("@")
-    if repository.count("/") != 1:
-        raise InvalidInput(f"{source!r} is not a Hub repository: write organisation/name or organisation/name@revision")
+    repository, subfolder, revision = parse_hub(source)
+    within = f"{subfolder}/" if subfolder else ""
     with _staged(registry, "pull") as place:
         folder, report = place / "adapter", place / "report"
         folder.mkdir()
         report.mkdir()
-        with hub(endpoint, repository) as url:
-            info = HfApi(endpoint=url).model_info(repository, revision=revision or None)
-            present = {sibling.rfilename for sibling in info.siblings or ()}
-            _check_present(source, present)
+        with hub(endpoint, repository, revision) as url:
+            info = HfApi(endpoint=url).model_info(repository, revision=revision)
+            everything = [sibling.rfilename for sibling in info.siblings or ()]
+            present = {name.removeprefix(within) for name in everything if name.startswith(within)}
+            _check_present(source, present, everything)
             for name in (CONFIG, WEIGHTS):
-                cached = hf_hub_download(repository, name, revision=info.sha, endpoint=url)
+                cached = hf_hub_download(repository, f"{within}{name}", revision=info.sha, endpoint=url)
                 shutil.copyfile(cached, folder / name)
             lost = {
                 name: problem
                 for name in LIMITS
-                if name in present and (problem := _fetch_report(repository, name, str(info.sha), url, place))
+                if name in present and (problem := _fetch_report(repository, name, within, str(info.sha), url, place))
             }
         origin: dict[str, Any] = {"hub": repository, "revision": revision or "main", "commit": info.sha}
+        origin |= {"subfolder": subfolder} if subfolder else {}
         origin |= {"report_left_out": lost} if lost else {}
         return _take(
             registry, folder, adapter, base, origin, actor=actor, alias=alias, trust_base=trust_base, report=report
         )
 
 
-def _fetch_report(repository: str, name: str, commit: str, url: str, place: Path) -> str | None:
+def _fetch_report(repository: str, name: str, within: str, commit: str, url: str, place: Path) -> str | None:
     """Fetch one file of a report into `place`, when it is not too large; why it is not there, otherwise."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 
-    size = get_hf_file_metadata(hf_hub_url(repository, name, revision=commit, endpoint=url), endpoint=url).size
+    size = get_hf_file_metadata(
+        hf_hub_url(repository, f"{within}{name}", revision=commit, endpoint=url), endpoint=url
+    ).size
     if size is None or size > LIMITS[name]:
         return f"has {size or 'unknown'} bytes; a report's may have {LIMITS[name]}"
-    cached = Path(hf_hub_download(repository, name, revision=commit, endpoint=url)).resolve()
+    cached = Path(hf_hub_download(repository, f"{within}{name}", revision=commit, endpoint=url)).resolve()
     problem = check_report(name, cached)
     if problem is None:
         shutil.copyfile(cached, place / name)
@@ -228,10 +232,18 @@ def import_folder(
         return _take(registry, place, adapter, base, origin, actor=actor, alias=alias, trust_base=trust_base)
 
 
-def _check_present(source: str, present: set[str]) -> None:
-    """Say what is there instead of a PEFT adapter in safetensors; pickled weights get their own word."""
+def _check_present(source: str, present: set[str], everything: Iterable[str] = ()) -> None:
+    """Say what is there instead of a PEFT adapter in safetensors; pickled weights get their own word, and so do subfolders."""
     if CONFIG in present and WEIGHTS in present:
         return
+    deeper = sorted(name.removesuffix(f"/{WEIGHTS}") for name in everything if name.endswith(f"/{WEIGHTS}"))
+    if deeper:
+        repository = "/".join(source.partition("@")[0].split("/")[:2])
+        raise NotFound(
+            f"{source} has no {CONFIG} and {WEIGHTS}; the repository has adapters in subfolders: "
+            + ", ".join(f"{repository}/{folder}" for folder in deeper[:8]),
+            code="not_an_adapter",
+        )
     pickled = sorted(name for name in present if re.fullmatch(r"adapter_model\.(bin|pt|pth|ckpt|pkl)", name))
     if pickled:
         raise ArtifactRefused(

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from tunery.registry.errors import Conflict, InvalidInput, NotFound, StorageFailed, TuneryError, Unavailable
 
-__all__ = ["HUB", "hub"]
+__all__ = ["HUB", "hub", "no_revision", "parse_hub"]
 
 HUB = "https://huggingface.co"
 
@@ -19,8 +19,34 @@ HUB = "https://huggingface.co"
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 
 
+def parse_hub(source: str) -> tuple[str, str, str | None]:
+    """Repository, subfolder and revision of `organisation/name`, `organisation/name/sub/folder`, either with `@revision`."""
+    place, _, revision = source.partition("@")
+    parts = place.split("/")
+    if len(parts) < 2 or not all(parts) or ".." in parts:
+        raise InvalidInput(
+            f"{source!r} is not a Hub repository: write organisation/name, organisation/name@revision, or "
+            "organisation/name/folder for a subfolder of it"
+        )
+    return "/".join(parts[:2]), "/".join(parts[2:]), revision or None
+
+
+def no_revision(repository: str, revision: str | None, endpoint: str | None) -> NotFound:
+    """The error for a repository that is there and has no such revision; lists those it has."""
+    from huggingface_hub import HfApi
+
+    try:
+        refs = HfApi(endpoint=endpoint or os.environ.get("HF_ENDPOINT")).list_repo_refs(repository)
+        has = (
+            f"it has {', '.join([ref.name for ref in (*refs.branches, *refs.tags)][:8])}, and its commits by their ids"
+        )
+    except Exception:  # the message is all that this is for
+        has = "look at its branches and tags on the Hub"
+    return NotFound(f"{repository} has no revision {revision or 'main'!r}: {has}", code="hub_revision_not_found")
+
+
 @contextmanager
-def hub(endpoint: str | None, repository: str) -> Iterator[str]:
+def hub(endpoint: str | None, repository: str, revision: str | None = None) -> Iterator[str]:
     """The endpoint to use (`HF_ENDPOINT` unless given); what goes wrong with it inside the block becomes one of our errors."""
     import httpx2
     from huggingface_hub import constants
@@ -39,7 +65,9 @@ def hub(endpoint: str | None, repository: str) -> Iterator[str]:
     constants.HF_HUB_DISABLE_XET = before or urlsplit(url).hostname != urlsplit(HUB).hostname
     try:
         yield url
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+    except RevisionNotFoundError as error:
+        raise no_revision(repository, revision, url) from error
+    except RepositoryNotFoundError as error:
         raise NotFound(
             f"{repository} is not on {url}, or you may not see it (log in with `hf auth login`, or set HF_TOKEN)",
             code="hub_not_found",

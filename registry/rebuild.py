@@ -163,7 +163,8 @@ def _take_moves(connection: Connection, manifests: Manifests, done: Rebuilt) -> 
     done.moves += len(moves) - len(known)
     connection.execute(delete(schema.alias_moves))
     rows = [msgspec.structs.asdict(move) | {"id": number} for number, move in enumerate(moves, 1)]
-    connection.execute(insert(schema.alias_moves), rows)
+    if rows:
+        connection.execute(insert(schema.alias_moves), rows)
     connection.execute(delete(schema.aliases))
     pointing = {(move.adapter, move.alias): move.after for move in moves}
     versions = {(row.adapter, row.number) for row in connection.execute(select(schema.versions))}

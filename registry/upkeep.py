@@ -9,18 +9,21 @@ import msgspec
 from sqlalchemy import Connection, select
 
 from tunery.registry import leases, schema
+from tunery.registry.base_files import changed_files
 from tunery.registry.blobs import BlobStore
 from tunery.registry.database import Database
+from tunery.registry.digest import tree_digest
 from tunery.registry.disk import room_or_not
 from tunery.registry.home import Home
+from tunery.registry.manifests import Manifests
 from tunery.registry.mirror import Mirror
-from tunery.registry.records import Version
+from tunery.registry.records import Base, Version
 
-__all__ = ["Collected", "Problem", "collect", "verify"]
+__all__ = ["Collected", "Problem", "collect", "verify", "verify_bases", "verify_manifests"]
 
 
 class Problem(msgspec.Struct, frozen=True):
-    """Something wrong with a stored version."""
+    """Something wrong with a stored version, or with a base: `version` names either."""
 
     version: str
     path: str
@@ -44,6 +47,42 @@ def verify(blobs: BlobStore, versions: list[Version]) -> list[Problem]:
             problem = blobs.check(entry)
             if problem is not None:
                 problems.append(Problem(version.name, entry.path, problem))
+    return problems
+
+
+def verify_manifests(manifests: Manifests, versions: list[Version]) -> list[Problem]:
+    """Whether the database could be made again."""
+    return [
+        Problem(version.name, f"manifests/versions/{version.adapter}/{version.number}.json", problem)
+        for version in versions
+        if (problem := _manifest_problem(manifests, version)) is not None
+    ]
+
+
+def _manifest_problem(manifests: Manifests, version: Version) -> str | None:
+    kept = manifests.version(version.adapter, version.number)
+    if kept is not None and (kept.digest, kept.files) == (version.digest, version.files):
+        return None
+    return "is missing or damaged: `tunery registry rebuild` writes it again"
+
+
+def verify_bases(home: Home, bases: list[Base]) -> list[Problem]:
+    """Read the bases in the home, and what they were packed to, and compare them with their digests."""
+    problems = []
+    for base in bases:
+        folder = home.bases / base.digest
+        if folder.is_dir():
+            for name in changed_files(folder, base.digest, home.checked(base.digest), whole=True):
+                again = f"is damaged: take the base again with `tunery bases add {base.source}`"
+                problems.append(Problem(f"base {base.name}", name, again))
+        for path in sorted(home.packed.glob(f"{base.digest}-*.safetensors")):
+            digest = path.stem.rpartition("-")[2]
+            if len(digest) == len(base.digest) and tree_digest(path) != digest:
+                problems.append(
+                    Problem(
+                        f"base {base.name}", path.name, "is damaged: delete it; the next start packs the base again"
+                    )
+                )
     return problems
 
 

@@ -218,7 +218,7 @@ def publish(reference: str, repo: str, private: bool, base_model: str | None, sa
 
 
 @adapters.command("pull")
-@click.argument("source", metavar="ORG/NAME[@REVISION]")
+@click.argument("source", metavar="ORG/NAME[/FOLDER][@REVISION]")
 @click.argument("adapter")
 @click.option("--base", default="smollm2-135m", show_default=True, help="The base it was trained on.")
 @click.option("--alias", help="Point this alias at it.")

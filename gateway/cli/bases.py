@@ -33,7 +33,8 @@ def list_bases(as_json: bool) -> None:
 @click.option("--name", help="What to call it.  [default: what REFERENCE says]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def add_base(reference: str, name: str | None, as_json: bool) -> None:
-    """Take a base from REFERENCE: smollm2-135m, a folder, a GGUF file, or a Hub id such as org/name@revision."""
+    """Take a base from REFERENCE: smollm2-135m, a folder, a GGUF file, or a Hub id such as org/name@revision (a subfolder of it:
+    org/name/folder@revision)."""
     from tunery.plugins.bases.resolve import resolve_base
 
     with open_registry() as registry:

@@ -7,7 +7,9 @@ embedding from `trainable_token_indices`.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -20,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 
 from tunery.gateway.engine.messages import AdapterSource
-from tunery.registry.errors import ArtifactRefused, InvalidInput, StorageFailed
+from tunery.registry.errors import ArtifactRefused, InvalidInput, StorageFailed, TuneryError
 
 __all__ = [
     "AdapterShape",
@@ -32,6 +34,8 @@ __all__ = [
     "read_adapter",
     "read_config",
 ]
+
+log = logging.getLogger("tunery.engine")
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -173,9 +177,10 @@ class AdapterShape:
 
 def read_config(source: AdapterSource) -> dict[str, Any]:
     """The adapter's configuration, checked for what the engine can apply; raise ArtifactRefused naming what it cannot."""
-    path = Path(_file(source, CONFIG))
     try:
-        config: dict[str, Any] = json.loads(path.read_text())
+        config: dict[str, Any] = json.loads(_content(source, CONFIG))
+    except TuneryError:
+        raise
     except (OSError, ValueError) as error:
         raise StorageFailed(f"{_title(source)}: {CONFIG} cannot be read ({type(error).__name__})") from error
     if config.get("peft_type") != "LORA":
@@ -196,7 +201,9 @@ def read_adapter(
     config = read_config(source)
     try:
         # Not load_file: its safe_open (0.8) never gives back two small objects per tensor.
-        tensors = load(Path(_file(source, WEIGHTS)).read_bytes())
+        tensors = load(_content(source, WEIGHTS))
+    except TuneryError:
+        raise
     except (OSError, SafetensorError) as error:
         raise StorageFailed(f"{_title(source)}: {WEIGHTS} cannot be read ({error})") from error
     parts, whole = _sort(source, tensors)
@@ -353,6 +360,21 @@ def _file(source: AdapterSource, name: str) -> str:
             f"{_title(source)} has no {name}; publish it again as PEFT saves it", code="artifact_truncated"
         )
     return source.files[name]
+
+
+def _content(source: AdapterSource, name: str) -> bytes:
+    """A file's bytes, which are those that its digest was taken of."""
+    data = Path(_file(source, name)).read_bytes()
+    recorded = source.sha256.get(name)
+    if recorded is not None and hashlib.sha256(data).hexdigest() != recorded:
+        title = _title(source)
+        log.error("%s is not served: the bytes of %s do not match its digest", title, _file(source, name))
+        raise StorageFailed(
+            f"{title} is not served: its {name} is damaged in this server's store. `tunery adapters verify {title}` shows what is; "
+            "publishing or importing the version again repairs it",
+            code="artifact_damaged",
+        )
+    return data
 
 
 def _unsupported(source: AdapterSource, what: str) -> ArtifactRefused:

@@ -44,6 +44,7 @@ _KINDS: dict[str, type[TuneryError]] = {
     "unsupported_composition": InvalidInput,
     "overloaded": Overloaded,
     "storage_failed": StorageFailed,
+    "artifact_damaged": StorageFailed,
     "artifact_nonfinite": ArtifactRefused,
     "artifact_truncated": ArtifactRefused,
     "artifact_refused": ArtifactRefused,

@@ -44,13 +44,15 @@ class AdapterSource(msgspec.Struct, frozen=True):
     """A version as the engine needs it: its identity and where its files lie.
 
     `digest` is the identity; `name` (`tenant/name`) and `number` are for metrics and messages only.
-    `files` maps the file's path inside the version to an absolute path on disk.
+    `files` maps the file's path inside the version to an absolute path on disk, `sha256` to the digest of its bytes where one is
+    recorded; what does not match it is not served.
     """
 
     digest: str
     name: str
     number: int
     files: dict[str, str]
+    sha256: dict[str, str] = {}
 
 
 class Weighted(msgspec.Struct, frozen=True):

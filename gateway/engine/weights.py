@@ -1,13 +1,15 @@
 """Owns getting a base's weights into the native kernels' layout, and keeping them so; refuses half a model.
 
 What quantizing and packing gave is kept in a file per base, quantization and dtype, from which the next start maps it straight into
-memory. A file that is not whole is made again.
+memory. The file's name ends with the digest of its bytes: one that is not what its name says is made again from the base, which is
+itself compared with its digest then.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -20,9 +22,15 @@ from safetensors.torch import load_file, save_file
 from tunery.gateway.engine.architecture import Architecture
 from tunery.gateway.engine.config import EngineConfig
 from tunery.gateway.engine.packing import Format, Packed, dense, int8, nf4
-from tunery.registry.errors import ArtifactRefused
+from tunery.registry.base_files import base_digest
+from tunery.registry.digest import tree_digest
+from tunery.registry.disk import sync
+from tunery.registry.errors import ArtifactRefused, StorageFailed
+from tunery.registry.leases import shared
 
 __all__ = ["EMBEDDING", "HEAD", "NORM", "Weights", "layer_targets", "load_weights"]
+
+log = logging.getLogger("tunery.engine")
 
 EMBEDDING, HEAD, NORM = "model.embed_tokens", "lm_head", "model.norm"
 LAYOUT = 1
@@ -40,16 +48,29 @@ def layer_targets(layer: int) -> list[str]:
 
 def load_weights(config: EngineConfig, architecture: Architecture, dtype: torch.dtype) -> Weights:
     """The base's weights, packed; from the kept file where there is one."""
-    kept = _kept_file(config)
-    if kept is not None and kept.is_file():
+    for kept in _kept_files(config):
         with contextlib.suppress(SafetensorError, OSError, KeyError, ValueError):
-            return _read(kept)
+            if tree_digest(kept) == kept.stem.rpartition("-")[2]:
+                return _read(kept)
+        log.warning("the packed base %s is damaged; it is made again from the base", kept.name)
+    _check_base(config)
     weights = _pack(config, architecture, dtype)
-    if kept is not None:
+    if config.cache_folder:
         # Serving goes on without the file; whoever starts next tries again.
         with contextlib.suppress(OSError):
-            _write(kept, weights)
+            _write(config, weights)
     return weights
+
+
+def _check_base(config: EngineConfig) -> None:
+    """Raise StorageFailed when a base that is kept under its digest is another; what is packed is read whole anyway."""
+    folder, digest = Path(config.base_folder), config.base_digest
+    if folder.name == digest and base_digest(folder) != digest:
+        raise StorageFailed(
+            f"the base {config.base_name!r} is damaged: its files do not match its digest. `tunery adapters verify` names them; "
+            "delete its folder under bases/ and take it again with `tunery bases add`",
+            code="base_damaged",
+        )
 
 
 def _pack(config: EngineConfig, architecture: Architecture, dtype: torch.dtype) -> Weights:
@@ -105,29 +126,40 @@ class _Checkpoint:
 # -- the kept file ----------------------------------------------------------------------------------------------------
 
 
-def _kept_file(config: EngineConfig) -> Path | None:
-    if not config.cache_folder:
-        return None
-    name = f"{config.base_digest}-{config.quant}-{config.dtype}-{LAYOUT}.safetensors"
-    return Path(config.cache_folder) / name
+def _prefix(config: EngineConfig) -> str:
+    return f"{config.base_digest}-{config.quant}-{config.dtype}-{LAYOUT}"
 
 
-def _write(path: Path, weights: Weights) -> None:
-    """Write all or nothing."""
+def _kept_files(config: EngineConfig) -> list[Path]:
+    return sorted(Path(config.cache_folder).glob(f"{_prefix(config)}-*.safetensors")) if config.cache_folder else []
+
+
+def _write(config: EngineConfig, weights: Weights) -> None:
+    """Write all or nothing, in place of what was kept before."""
     linear, other = weights
     tensors, shapes = dict(other), {}
     for name, packed in linear.items():
         shapes[name] = [int(packed.format), packed.n, packed.k, packed.group]
         parts: Mapping[str, torch.Tensor | None] = {"data": packed.data, "scales": packed.scales, "bias": packed.bias}
         tensors |= {f"{name}:{part}": tensor for part, tensor in parts.items() if tensor is not None}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".packing-")
+    folder = Path(config.cache_folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    before = [*_kept_files(config), folder / f"{_prefix(config)}.safetensors"]
+    handle, name = tempfile.mkstemp(dir=folder, prefix=".packing-")
     os.close(handle)
+    temporary = Path(name)
     try:
-        save_file(tensors, temporary, metadata={"linear": json.dumps(shapes)})
-        Path(temporary).replace(path)
+        with shared(temporary):  # else a collection could take it for a leftover
+            save_file(tensors, temporary, metadata={"linear": json.dumps(shapes)})
+            sync(temporary)
+            final = folder / f"{_prefix(config)}-{tree_digest(temporary)}.safetensors"
+            temporary.rename(final)
+            sync(folder)
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
+    for path in before:
+        if path != final:
+            path.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> Weights:

@@ -45,8 +45,8 @@ def register_bases(register: Callable[[BaseSource], None]) -> None:
     register(
         BaseSource(
             name="hub",
-            summary="a Hub model: organisation/name, at a revision with @revision",
-            claims=lambda reference: reference.count("/") == 1 and not reference.startswith((".", "/", "~")),
+            summary="a Hub model: organisation/name, a subfolder of it as organisation/name/folder, at a revision with @revision",
+            claims=lambda reference: "/" in reference.partition("@")[0] and not reference.startswith((".", "/", "~")),
             entrypoint="tunery.plugins.bases.hub:fill",
             priority=40,
         )

@@ -11,20 +11,26 @@ from urllib.request import getproxies, proxy_bypass
 from tunery.plugins.bases.checks import SETTINGS
 from tunery.plugins.bases.folder import take
 from tunery.registry.errors import NotFound, Unavailable
+from tunery.registry.hub_client import no_revision, parse_hub
 
 __all__ = ["fetch", "fill", "reachable"]
 
 
 def fill(reference: str, folder: Path) -> str:
-    """Copy `organisation/name` or `organisation/name@revision` into `folder`."""
-    repository, _, revision = reference.partition("@")
-    snapshot = fetch(repository, revision or None)
-    take(snapshot, folder)
-    return f"from the Hub, {repository} at commit {snapshot.name[:12]}"
+    """Copy `organisation/name`, with a subfolder as `organisation/name/sub/folder`, at a revision as `…@revision`, into `folder`."""
+    repository, subfolder, revision = parse_hub(reference)
+    snapshot = fetch(repository, revision, subfolder)
+    if not (snapshot / subfolder).is_dir():
+        raise NotFound(
+            f"{repository} at {revision or 'main'} has no model in a folder {subfolder}; look at its files on the Hub",
+            code="base_not_found",
+        )
+    take(snapshot / subfolder, folder)
+    return f"from the Hub, {reference.partition('@')[0]} at commit {snapshot.name[:12]}"
 
 
-def fetch(repository: str, revision: str | None) -> Path:
-    """The folder of a downloaded (or cached) model."""
+def fetch(repository: str, revision: str | None, subfolder: str = "") -> Path:
+    """The folder of a downloaded (or cached) repository; of it, only the model in `subfolder`."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         HfHubHTTPError,
@@ -33,22 +39,26 @@ def fetch(repository: str, revision: str | None) -> Path:
         RevisionNotFoundError,
     )
 
+    within = f"{subfolder}/" if subfolder else ""
     try:
         offline = not reachable()
         return Path(
             snapshot_download(
                 repository,
                 revision=revision,
-                allow_patterns=[*SETTINGS, "*.safetensors", "model.safetensors.index.json"],
-                ignore_patterns=["consolidated*", "adapter_model*"],
+                allow_patterns=[
+                    f"{within}{name}" for name in (*SETTINGS, "*.safetensors", "model.safetensors.index.json")
+                ],
+                ignore_patterns=[f"{within}{name}" for name in ("consolidated*", "adapter_model*")],
                 local_files_only=offline,
                 endpoint=os.environ.get("HF_ENDPOINT"),
             )
         )
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+    except RevisionNotFoundError as error:
+        raise no_revision(repository, revision, os.environ.get("HF_ENDPOINT")) from error
+    except RepositoryNotFoundError as error:
         raise NotFound(
-            f"the Hub has no model {repository} at {revision or 'main'} that you may read; check the name, or log in "
-            "with `hf auth login`",
+            f"the Hub has no model {repository} that you may read; check the name, or log in with `hf auth login`",
             code="base_not_found",
         ) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:

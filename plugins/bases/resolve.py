@@ -5,8 +5,6 @@ Paths are kept absolute: what `./model` meant in one folder must not be found fr
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
 import time
@@ -18,7 +16,7 @@ from tunery.plugins.bases.checks import check_base
 from tunery.plugins.hookspecs import BaseSource
 from tunery.plugins.manager import Plugins, load_entrypoint
 from tunery.registry import Base
-from tunery.registry.digest import file_digest
+from tunery.registry.base_files import base_digest, changed_files
 from tunery.registry.disk import disk_code
 from tunery.registry.errors import NotFound, StorageFailed, TuneryError, Unavailable, UnknownName
 from tunery.registry.leases import staged
@@ -26,10 +24,6 @@ from tunery.registry.registry import Registry
 from tunery.registry.safetensors_header import read_header
 
 __all__ = ["base_digest", "resolve_base"]
-
-_INCIDENTAL = frozenset(
-    {"_model_name_or_path", "_name_or_path", "is_local", "local_files_only", "name_or_path", "transformers_version"}
-)
 
 
 def resolve_base(
@@ -41,17 +35,43 @@ def resolve_base(
     clock: Callable[[], float] = time.time,
     say: Callable[[str], None] = lambda text: None,
 ) -> Base:
-    """The base called `reference`, taken from its source into the home when it is not there yet.
+    """The base called `reference`, taken from its source into the home when it is not there yet, or is damaged there.
 
     `name` is what to call a new base; by default what was written, without the folders of a path.
     """
     known = _known(reference, registry)
-    if known is not None:
-        if Path(known.path).is_dir() and not _changed_since(Path(known.source), known.added_at):
-            return known
-        reference, name = known.source, name or known.name
-    else:
-        reference = _absolute(reference)
+    if known is None:
+        return _take(_absolute(reference), registry, plugins, name=name, clock=clock, say=say)
+    wrong = _damaged(known, registry)
+    if Path(known.path).is_dir() and not wrong and not _changed_since(Path(known.source), known.added_at):
+        return known
+    if not wrong and not Path(known.path).is_dir():
+        _check_here(known)
+    try:
+        if wrong:
+            say(f"the base {known.name} is damaged ({', '.join(wrong)})")
+        return _take(known.source, registry, plugins, name=name or known.name, clock=clock, say=say, again=bool(wrong))
+    except TuneryError as error:
+        if not wrong or error.code == "base_exists":
+            raise
+        raise StorageFailed(
+            f"the base {known.name} is damaged ({', '.join(wrong)} in {known.path}), and cannot be taken again from {known.source}: "
+            f"{error.message}",
+            code="base_damaged",
+        ) from error
+
+
+def _take(
+    reference: str,
+    registry: Registry,
+    plugins: Plugins,
+    *,
+    name: str | None,
+    clock: Callable[[], float],
+    say: Callable[[str], None],
+    again: bool = False,
+) -> Base:
+    """Take a base from its source; `again` in place of a damaged one."""
     source = _source(reference, plugins, registry)
     say(f"taking {reference}: {source.summary}; this happens once")
     try:
@@ -68,7 +88,10 @@ def resolve_base(
                 parameters=_parameters(folder),
                 added_at=clock(),
             )
+            if again and Path(base.path).is_dir():
+                Path(base.path).rename(folder.with_name(f"damaged-{folder.name}"))
             _settle(folder, Path(base.path))
+            changed_files(Path(base.path), digest, registry.home.checked(digest))
     except TuneryError:
         raise
     except OSError as error:
@@ -76,21 +99,6 @@ def resolve_base(
             f"{reference} could not be taken: {error}; nothing was changed", code=disk_code(error)
         ) from error
     return registry.add_base(base)
-
-
-def base_digest(folder: Path) -> str:
-    """Hex sha256 over weights, tokenizer, chat template and configuration; not over where or when they were saved."""
-    digest = hashlib.sha256(b"tunery base 1\n")
-    for path in sorted(folder.iterdir()):
-        content = _settings_digest(path) if path.name.endswith("config.json") else file_digest(path)[0]
-        digest.update(f"{path.name}\0{content}\n".encode())
-    return digest.hexdigest()
-
-
-def _settings_digest(path: Path) -> str:
-    """Hex sha256 of a configuration file's meaning: without what transformers notes of where and how it was saved."""
-    settings = {name: value for name, value in json.loads(path.read_text()).items() if name not in _INCIDENTAL}
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def _known(reference: str, registry: Registry) -> Base | None:
@@ -112,6 +120,25 @@ def _absolute(reference: str) -> str:
     if reference.startswith(("/", "./", "../", "~")) or reference.endswith(".gguf") or path.is_dir():
         return os.path.abspath(path)  # noqa: PTH100  (pathlib keeps the dots)
     return reference
+
+
+def _damaged(base: Base, registry: Registry) -> list[str]:
+    """Names of a base's files that do not match its digest, where it is in the home."""
+    folder = Path(base.path)
+    if folder.name != base.digest or not folder.is_dir():
+        return []
+    return changed_files(folder, base.digest, registry.home.checked(base.digest))
+
+
+def _check_here(base: Base) -> None:
+    """Raise NotFound where neither a base nor the folder it was taken from is on this machine."""
+    source = Path(base.source)
+    if source.is_absolute() and not source.exists():
+        raise NotFound(
+            f"the base {base.name} ({base.digest[:12]}) is not in this home, and {base.source}, which it was taken from, is not on this "
+            "machine: take the same model from where it lies now with tunery bases add FOLDER; it is known by its content",
+            code="base_not_found",
+        )
 
 
 def _changed_since(source: Path, moment: float) -> bool:
@@ -144,7 +171,14 @@ def _source(reference: str, plugins: Plugins, registry: Registry) -> BaseSource:
     for source in plugins.base_sources():
         if source.claims(reference):
             return source
-    known = [base.name for base in registry.bases()]
+    bases = registry.bases()
+    if Path(reference).is_absolute():
+        same = [base.name for base in bases if Path(reference).name in (base.name, Path(base.source).name)]
+        hint = (
+            f"the base {same[0]!r} was taken from a folder of that name: use its name" if same else "look at the path"
+        )
+        raise NotFound(f"there is no folder {reference} on this machine: {hint}", code="base_not_found")
+    known = [base.name for base in bases]
     raise UnknownName("base", reference, {"smollm2-135m", *known}, param="base")
 
 
