@@ -17,6 +17,7 @@ from pathlib import Path
 import httpx
 import msgspec
 import pytest
+from openai import InternalServerError
 
 from tests.gateway.server import TINY, Process, publish, random_loras, served
 from tests.registry.artifacts import make_base
@@ -69,8 +70,28 @@ def test_the_ready_line_names_an_address_that_answers(serving: Process) -> None:
     assert tuned.choices[0].message.content != base.choices[0].message.content
 
 
+def test_a_damaged_version_is_refused_with_a_code_and_the_others_are_served(serving: Process) -> None:
+    with Registry.open(serving.home) as registry:
+        weights = registry.files(registry.version("acme/support", 2))["adapter_model.safetensors"]
+        other = registry.files(registry.version("acme/support", 1))["adapter_model.safetensors"]
+        whole = weights.read_bytes()
+        weights.write_bytes(other.read_bytes())
+        with pytest.raises(InternalServerError) as caught:
+            serving.client.chat.completions.create(model="acme/support@2", messages=ASK, max_tokens=4)
+        assert caught.value.code == "artifact_damaged"
+        assert "tunery adapters verify acme/support@2" in str(caught.value)
+        assert serving.client.chat.completions.create(model="acme/support@1", messages=ASK, max_tokens=4).choices
+        assert [(one.version, one.path) for one in registry.verify()] == [
+            ("acme/support@2", "adapter_model.safetensors")
+        ]
+        weights.write_bytes(whole)
+    loaded = httpx.post(f"{serving.url}/v1/adapters/load", json={"adapter": "acme/support@2"}, timeout=60)
+    assert loaded.status_code == 200, loaded.text
+    assert serving.client.chat.completions.create(model="acme/support@2", messages=ASK, max_tokens=4).choices
+
+
 def test_the_gateway_never_loads_torch_and_the_engine_keeps_the_base_for_its_next_start(serving: Process) -> None:
-    (packed,) = serving.home.packed.iterdir()
+    (packed,) = serving.home.packed.glob("*.safetensors")
     if sys.platform == "linux":
         gateway, engine = (Path(f"/proc/{pid}/maps").read_text() for pid in (serving.process.pid, serving.engine))
         assert "libtorch" not in gateway

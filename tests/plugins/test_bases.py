@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import time
@@ -317,3 +318,115 @@ def test_the_small_base_is_the_real_model(base_folder: Path) -> None:
     ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=False)
     said = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=10, do_sample=False)
     assert "Paris" in tokenizer.decode(said[0, ids.shape[1] :])
+
+
+def _scribble(path: Path, *, keep_times: bool) -> None:
+    stat = path.stat()
+    with path.open("r+b") as file:
+        file.seek(-2048, os.SEEK_END)
+        file.write(bytes(2048))
+    if keep_times:
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_a_damaged_base_is_taken_again_and_refused_where_it_cannot_be(
+    registry: Registry, plugins: Plugins, tiny_base_folder: Path, tmp_path: Path, name: str
+) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(tiny_base_folder, source)
+    base = resolve_base(str(source), registry=registry, plugins=plugins, name="tiny")
+    said: list[str] = []
+    for keep_times in (False, True):
+        if name == "config.json":
+            _edit(Path(base.path), vocab_size=7)
+        else:
+            _scribble(Path(base.path) / name, keep_times=keep_times)
+        assert resolve_base("tiny", registry=registry, plugins=plugins, say=said.append) == base
+        assert base_digest(Path(base.path)) == base.digest
+        assert said.count(f"the base tiny is damaged ({name})") == 1 + keep_times
+    _scribble(Path(base.path) / "model.safetensors", keep_times=True)
+    shutil.rmtree(source)
+    with pytest.raises(StorageFailed, match=r"damaged \(model.safetensors") as caught:
+        resolve_base("tiny", registry=registry, plugins=plugins)
+    assert caught.value.code == "base_damaged"
+
+
+def test_a_base_that_looks_the_same_is_not_read_whole_again(
+    registry: Registry, plugins: Plugins, tiny_base_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tunery.registry import base_files
+
+    monkeypatch.setattr(base_files, "SMALL", 0)
+    base = resolve_base(str(tiny_base_folder), registry=registry, plugins=plugins, name="tiny")
+    read: list[str] = []
+    digest = base_files.file_digest
+
+    def noted(path: Path) -> tuple[str, int]:
+        read.append(path.name)
+        return digest(path)
+
+    monkeypatch.setattr(base_files, "file_digest", noted)
+    assert resolve_base("tiny", registry=registry, plugins=plugins) == base
+    assert read == []
+    os.utime(Path(base.path) / "model.safetensors")
+    assert resolve_base("tiny", registry=registry, plugins=plugins) == base
+    assert read == ["model.safetensors"]
+    assert resolve_base("tiny", registry=registry, plugins=plugins) == base
+    assert read == ["model.safetensors"]
+
+
+def test_a_moved_or_copied_home_uses_its_own_bases(
+    home: Home, registry: Registry, plugins: Plugins, tiny_base_folder: Path, tmp_path: Path
+) -> None:
+    base = resolve_base(str(tiny_base_folder), registry=registry, plugins=plugins, name="tiny")
+    registry.close()
+    for place in ("copy", "with %41 and ?x=1#y"):
+        shutil.copytree(home.root, tmp_path / place)
+        with Registry.open(Home(tmp_path / place)) as there:
+            found = resolve_base("tiny", registry=there, plugins=plugins)
+            assert Path(found.path) == tmp_path / place / "bases" / base.digest
+            assert there.bases() == [found]
+    with sqlite3.connect(home.database) as database:  # as earlier releases wrote it
+        database.execute("UPDATE bases SET path = ?", [base.path])
+    database.close()
+    home.root.rename(tmp_path / "moved")
+    with Registry.open(Home(tmp_path / "moved")) as there:
+        assert Path(there.base("tiny").path).is_relative_to(tmp_path / "moved")
+
+
+def test_a_base_of_a_folder_that_is_not_on_this_machine_is_found_by_its_content(
+    home: Home, registry: Registry, plugins: Plugins, tiny_base_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_base_folder, tmp_path / "there" / "model")
+    base = resolve_base(str(tmp_path / "there" / "model"), registry=registry, plugins=plugins, name="tiny")
+    (tmp_path / "there").rename(tmp_path / "here")
+    assert resolve_base("tiny", registry=registry, plugins=plugins) == base
+    with pytest.raises(NotFound, match="'tiny' was taken from a folder of that name"):
+        resolve_base("/data/elsewhere/model", registry=registry, plugins=plugins)
+    shutil.rmtree(base.path)
+    with pytest.raises(NotFound, match="take the same model from where it lies now"):
+        resolve_base("tiny", registry=registry, plugins=plugins)
+    found = resolve_base(str(tmp_path / "here" / "model"), registry=registry, plugins=plugins)
+    assert (found.name, found.digest) == ("tiny", base.digest)
+    assert base_digest(Path(found.path)) == base.digest
+
+
+def test_a_subfolder_of_a_hub_repository_and_a_revision_that_is_not_there(
+    registry: Registry, plugins: Plugins, tiny_base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    tree = {f"checkpoints/best/{path.name}": path.read_bytes() for path in tiny_base_folder.iterdir()}
+    with HubServer() as hub:
+        oid = hub.add("org/model", {**tree, "config.json": b"{}", "README.md": b"x"})
+        hub.repositories["org/model"].tags["v1"] = oid
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        base = resolve_base("org/model/checkpoints/best@v1", registry=registry, plugins=plugins)
+        assert base.digest == base_digest(tiny_base_folder)
+        with pytest.raises(NotFound, match=r"org/model has no revision 'v2': it has main, v1") as caught:
+            resolve_base("org/model@v2", registry=registry, plugins=plugins)
+        assert caught.value.code == "hub_revision_not_found"
+        with pytest.raises(NotFound, match="no model in a folder nowhere"):
+            resolve_base("org/model/nowhere", registry=registry, plugins=plugins)

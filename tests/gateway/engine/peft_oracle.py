@@ -104,8 +104,8 @@ class Engine:
     @classmethod
     def on(cls, base: Path, *, clock: Callable[[], float] = time.monotonic, **settings: Any) -> Engine:
         events: list[Event] = []
-        defaults: dict[str, Any] = {"quant": "none", "dtype": "float32", "eos_ids": (2,)}
-        config = EngineConfig(base_folder=str(base), base_name="tiny", base_digest="0", **(defaults | settings))
+        defaults: dict[str, Any] = {"quant": "none", "dtype": "float32", "eos_ids": (2,), "base_digest": "0"}
+        config = EngineConfig(base_folder=str(base), base_name="tiny", **(defaults | settings))
         return cls(EngineCore(config, events.append, clock=clock), events)
 
     def run(self, requests: Iterable[Generate]) -> dict[str, list[Token]]:
