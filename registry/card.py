@@ -11,11 +11,17 @@ from tunery.registry.reports import claimed
 __all__ = ["model_card"]
 
 
-def model_card(version: Version, *, base_model: str, repository: str, report: str = "", samples: str = "") -> str:
-    """README.md of a published version, with the Hub's front matter; `report` and `samples` are its own pages, where it has them."""
+def model_card(
+    version: Version, *, base_model: str, repository: str, adapter: str = "", report: str = "", samples: str = ""
+) -> str:
+    """README.md of a published version, with the Hub's front matter.
+
+    `adapter` is the folder of the adapter where the repository has the whole model too; `report` and `samples` are the version's own
+    pages, where it has them.
+    """
     front = {
         "base_model": base_model,
-        "library_name": "peft",
+        "library_name": "transformers" if adapter else "peft",
         "pipeline_tag": "text-generation",
         "tags": ["lora", "tunery", f"method:{version.method}"],
     }
@@ -28,7 +34,7 @@ def model_card(version: Version, *, base_model: str, repository: str, report: st
             _metrics(version),
             _report(version, report, samples),
             _lineage(version),
-            _use(base_model, repository),
+            _use(base_model, repository, adapter),
         )
     )
 
@@ -76,7 +82,28 @@ def _data(manifest: dict[str, Any]) -> list[dict[str, Any]]:
     return [entry for entry in data if isinstance(entry, dict)] if isinstance(data, list) else []
 
 
-def _use(base_model: str, repository: str) -> str:
+def _use(base_model: str, repository: str, adapter: str) -> str:
+    if adapter:
+        return f"""
+## Use
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{repository}", subfolder="model")
+tokenizer = AutoTokenizer.from_pretrained("{repository}", subfolder="model")
+```
+
+or the low-rank delta that Tunery serves, on the base:
+
+```python
+from peft import PeftModel
+
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base_model}"), "{repository}", subfolder="{adapter}")
+```
+
+or `tunery adapters pull {repository} tenant/name`.
+"""
     return f"""
 ## Use
 

@@ -1,5 +1,8 @@
 """Owns going to and from the Hugging Face Hub and local PEFT folders; refuses whatever `artifacts` refuses.
 
+A published full fine-tune has its exact model, ready for transformers, under `model/` and its delta under `adapter/`: transformers takes
+a repository with an adapter's configuration at its root for that adapter, whatever subfolder it is asked for.
+
 Publishing is one commit on top of the head that was looked at (412 and another look when somebody else was faster) and one tag.
 """
 
@@ -17,12 +20,13 @@ import msgspec
 
 from tunery.registry.artifacts import WEIGHTS
 from tunery.registry.card import model_card
+from tunery.registry.digest import file_digest
 from tunery.registry.disk import disk_code
 from tunery.registry.errors import ArtifactRefused, Conflict, NotFound, StorageFailed, TuneryError
 from tunery.registry.hub_client import hub, parse_hub
 from tunery.registry.leases import staged
-from tunery.registry.peft_config import CONFIG, DIGEST_KEY
-from tunery.registry.records import Base, Version
+from tunery.registry.peft_config import CONFIG, DIGEST_KEY, check_recorded, read_config
+from tunery.registry.records import Base, FileEntry, Version
 from tunery.registry.registry import Registry
 from tunery.registry.reports import LIMITS, PUBLIC, check_report, is_report
 
@@ -33,6 +37,8 @@ __all__ = ["Published", "import_folder", "publish_to_hub", "pull_from_hub"]
 
 ATTEMPTS = 4
 CARD, IDENTITY = "README.md", "tunery.json"
+MODEL, ADAPTER = "model/", "adapter/"
+MAX_IDENTITY = 16 * 2**20
 _HUB_ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@.+)?")
 
 
@@ -93,14 +99,46 @@ def _contents(
             code="artifact_truncated",
         )
     pages = {name: _text(files.get(f"report/{name}.md")) for name in ("report", "samples")}
-    card = model_card(version, base_model=named, repository=repository, **pages)
-    shown = msgspec.structs.replace(version, files=tuple(entry for entry in version.files if entry.path in files))
-    return {
-        **files,
-        CONFIG: _portable_config(files[CONFIG], base, named),
+    whole = any(name.startswith(MODEL) for name in files)
+    place = ADAPTER if whole else ""
+    card = model_card(version, base_model=named, repository=repository, adapter=place.rstrip("/"), **pages)
+    contents: dict[str, Path | bytes] = {
+        **{_published_name(name, place): path for name, path in files.items()},
+        **(_beside_weights(files, base) if whole else {}),
+        f"{place}{CONFIG}": _portable_config(files[CONFIG], named),
         CARD: card.encode(),
-        IDENTITY: msgspec.json.format(msgspec.json.encode(shown, order="sorted"), indent=2),
     }
+    entries = [
+        msgspec.structs.replace(e, path=_published_name(e.path, place)) for e in version.files if e.path in files
+    ]
+    listed = {entry.path for entry in entries}
+    added = [
+        FileEntry(name, *file_digest(p)) for name, p in contents.items() if isinstance(p, Path) and name not in listed
+    ]
+    shown = msgspec.structs.replace(version, files=tuple(sorted([*entries, *added])))
+    return contents | {IDENTITY: msgspec.json.format(msgspec.json.encode(shown, order="sorted"), indent=2)}
+
+
+def _published_name(name: str, place: str) -> str:
+    """Where a file of a version lies in the repository: the adapter's own in `place`."""
+    return f"{place}{name}" if "/" not in name else name
+
+
+def _beside_weights(files: dict[str, Path], base: Base) -> dict[str, Path | bytes]:
+    """What an exact model needs beside its weights and has not: tokenizer, chat template and the like, the version's own or the base's."""
+    folder = Path(base.path)
+    if not folder.is_dir():
+        raise StorageFailed(
+            f"the base {base.name} is no longer in {base.path}; take it in again: tunery bases add {base.source}",
+            code="base_missing",
+        )
+    theirs = {path.name: path for path in sorted(folder.iterdir()) if not _is_weights(path.name)}
+    own = {name: path for name, path in files.items() if name in theirs}
+    return {f"{MODEL}{name}": path for name, path in (theirs | own).items() if f"{MODEL}{name}" not in files}
+
+
+def _is_weights(name: str) -> bool:
+    return name.endswith((".safetensors", ".safetensors.index.json"))
 
 
 def _commit(api: HfApi, repository: str, contents: dict[str, Path | bytes], message: str) -> str:
@@ -173,10 +211,15 @@ def pull_from_hub(
             info = HfApi(endpoint=url).model_info(repository, revision=revision)
             everything = [sibling.rfilename for sibling in info.siblings or ()]
             present = {name.removeprefix(within) for name in everything if name.startswith(within)}
-            _check_present(source, present, everything)
+            inner = ADAPTER if CONFIG not in present and {IDENTITY, ADAPTER + CONFIG} <= present else ""
+            _check_present(source, {name.removeprefix(inner) for name in present}, everything)
             for name in (CONFIG, WEIGHTS):
-                cached = hf_hub_download(repository, f"{within}{name}", revision=info.sha, endpoint=url)
+                cached = hf_hub_download(repository, f"{within}{inner}{name}", revision=info.sha, endpoint=url)
                 shutil.copyfile(cached, folder / name)
+            if IDENTITY in present:
+                identity = hf_hub_download(repository, f"{within}{IDENTITY}", revision=info.sha, endpoint=url)
+                shutil.copyfile(identity, place / IDENTITY)
+            _check_recorded(folder / CONFIG, place / IDENTITY, base, trust_base=trust_base)
             lost = {
                 name: problem
                 for name in LIMITS
@@ -228,6 +271,7 @@ def import_folder(
     with _staged(registry, "import") as place:
         for name in (CONFIG, WEIGHTS):
             shutil.copyfile(folder / name, place / name)
+        _check_recorded(place / CONFIG, folder / IDENTITY, base, trust_base=trust_base)
         origin = {"folder": folder.name}
         return _take(registry, place, adapter, base, origin, actor=actor, alias=alias, trust_base=trust_base)
 
@@ -309,7 +353,33 @@ def _public_name(base: Base) -> str:
     return match["id"] if match and not Path(base.source).exists() else base.name
 
 
-def _portable_config(path: Path, base: Base, base_model: str) -> bytes:
-    """The configuration naming the base as others can find it, and by digest for whoever has Tunery."""
-    config = json.loads(path.read_text()) | {"base_model_name_or_path": base_model, DIGEST_KEY: base.digest}
+def _portable_config(path: Path, base_model: str) -> bytes:
+    """The configuration naming the base as others can find it; by digest it is named in the identity file, where PEFT does not look."""
+    config = json.loads(path.read_text()) | {"base_model_name_or_path": base_model}
+    config.pop(DIGEST_KEY, None)
     return json.dumps(config, indent=2, sort_keys=True).encode()
+
+
+def _check_recorded(config_file: Path, identity: Path, base: Base, *, trust_base: bool) -> None:
+    """Raise ArtifactRefused when another base's digest came with an adapter, unless that is trusted.
+
+    Earlier releases wrote it into the configuration, of which PEFT then warns; there it is taken out.
+    """
+    config = read_config(config_file)
+    recorded = config.pop(DIGEST_KEY, None)
+    if recorded is not None:
+        config_file.write_text(json.dumps(config, indent=2, sort_keys=True))
+    if not trust_base:
+        check_recorded(recorded, base)
+        check_recorded(_recorded_base(identity), base)
+
+
+def _recorded_base(identity: Path) -> str | None:
+    """The base's digest that an identity file has; None for somebody else's file of that name, and for none."""
+    try:
+        if identity.stat().st_size > MAX_IDENTITY:
+            return None
+        digest = json.loads(identity.read_bytes())["base_digest"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return digest if isinstance(digest, str) else None

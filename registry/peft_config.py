@@ -21,6 +21,7 @@ __all__ = [
     "REWRITES_BASE",
     "UNSUPPORTED",
     "check_config",
+    "check_recorded",
     "is_target",
     "is_whole",
     "rank_of",
@@ -198,10 +199,9 @@ def _check_pattern(field: str, pattern: str) -> None:
 def _check_identity(config: Mapping[str, Any], base: Base, others: Iterable[Base]) -> None:
     """By digest where we recorded one, else by the name that PEFT recorded."""
     recorded = config.get(DIGEST_KEY)
-    if recorded == base.digest:
-        return
+    check_recorded(recorded, base)
     if recorded is not None:
-        raise _other_base(f"a base with digest {str(recorded)[:12]}", base)
+        return
     named = config.get("base_model_name_or_path")
     if not isinstance(named, str) or named in (base.name, base.source, base.path):
         return
@@ -210,6 +210,12 @@ def _check_identity(config: Mapping[str, Any], base: Base, others: Iterable[Base
             raise _other_base(f"{named} ({other.digest[:12]})", base)
     if _HUB_ID.fullmatch(named) and _HUB_ID.fullmatch(_model(base.source)) and _short(named) != _short(base.source):
         raise _other_base(named, base)
+
+
+def check_recorded(digest: object, base: Base) -> None:
+    """Raise ArtifactRefused when another base's digest is recorded with an adapter; None is no record."""
+    if digest is not None and digest != base.digest:
+        raise _other_base(f"a base with digest {str(digest)[:12]}", base)
 
 
 def _other_base(named: str, base: Base) -> ArtifactRefused:

@@ -8,10 +8,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import msgspec
 from sqlalchemy import Connection, and_, delete, func, insert, select, update
 
-from tunery.registry import aliases, publish, schema, upkeep
+from tunery.registry import aliases, bases, publish, schema, upkeep
 from tunery.registry.aliases import ANY, Expected
 from tunery.registry.blobs import BlobStore
 from tunery.registry.database import Database
@@ -20,10 +19,10 @@ from tunery.registry.errors import Conflict, NotFound, StorageFailed, near
 from tunery.registry.home import Home
 from tunery.registry.lineage import Ancestor, line_of, uses_of
 from tunery.registry.manifests import Manifests
-from tunery.registry.mirror import Change, Mirror, check_empty, check_new
+from tunery.registry.mirror import Mirror, check_empty, check_new
 from tunery.registry.names import PRODUCTION, Reference, check_adapter, parse_reference
 from tunery.registry.records import AliasMove, Base, DataUse, Job, Version
-from tunery.registry.rows import alias_map, to_base, to_job, to_versions
+from tunery.registry.rows import alias_map, to_job, to_versions
 from tunery.registry.upkeep import Collected, Problem
 
 __all__ = ["Registry"]
@@ -339,26 +338,12 @@ class Registry:
     def add_base(self, base: Base) -> Base:
         """Record a base; the same content again is the same base, another content under the name is refused."""
         with self._mirror.write() as change:
-            connection, found = change.connection, schema.bases.c
-            row = connection.execute(select(schema.bases).where(found.digest == base.digest)).first()
-            if row is not None:
-                return self._found_again(change, to_base(row), base)
-            taken = connection.execute(select(schema.bases).where(found.name == base.name)).first()
-            if taken is not None:
-                raise Conflict(
-                    f"the name {base.name!r} belongs to another base ({taken.digest[:12]}); add this one under another name",
-                    code="base_exists",
-                )
-            stored = msgspec.structs.replace(base, path=self._stored(base.path))
-            connection.execute(insert(schema.bases).values(**msgspec.structs.asdict(stored)))
-            change.added(stored)
-        return self._located(stored)
+            return bases.add(change, base, self.home)
 
     def bases(self) -> list[Base]:
         """All bases by name."""
         with self._database.read() as connection:
-            rows = connection.execute(select(schema.bases).order_by(schema.bases.c.name))
-            return [self._located(to_base(row)) for row in rows]
+            return bases.listed(connection, self.home)
 
     def base(self, name: str) -> Base:
         """A base by name, source or digest."""
@@ -410,28 +395,6 @@ class Registry:
             ]
 
     # -- inside -----------------------------------------------------------------------------------------------------
-
-    def _stored(self, path: str) -> str:
-        """A path as the database keeps it: within the home, relative to it, so that the home can be moved or copied."""
-        place = Path(path)
-        return place.relative_to(self.home.root).as_posix() if place.is_relative_to(self.home.root) else path
-
-    def _located(self, base: Base) -> Base:
-        """A base with its folder's place on this machine: in this home where it has one of that digest, else where it was put."""
-        own = self.home.bases / base.digest
-        return msgspec.structs.replace(base, path=str(own if own.is_dir() else self.home.root / base.path))
-
-    def _found_again(self, change: Change, known: Base, base: Base) -> Base:
-        """The base as recorded; when its folder is gone, it now lies where it was found again."""
-        known = self._located(known)
-        if Path(known.path).is_dir() or not Path(base.path).is_dir():
-            return known
-        moved = msgspec.structs.replace(known, path=self._stored(base.path))
-        change.connection.execute(
-            update(schema.bases).where(schema.bases.c.digest == known.digest).values(path=moved.path)
-        )
-        change.added(moved)
-        return self._located(moved)
 
     def _pointed(self, connection: Connection, wanted: Reference) -> int | None:
         """The number behind an alias; without one, production's or else the newest version's."""

@@ -182,16 +182,42 @@ def test_what_does_not_fit_is_refused_and_nothing_changes(
     assert list(registry.home.staging.iterdir()) == []
 
 
-@pytest.mark.parametrize("source", ["x/none", "x/there@none"])
+@pytest.mark.parametrize(
+    ("source", "said", "code"),
+    [
+        ("x/none", "x/none is not on", "hub_not_found"),
+        ("x/there@none", r"x/there has no revision 'none': it has main, v1", "hub_revision_not_found"),
+        ("x/there/none", "subfolders: x/there/checkpoint-20", "not_an_adapter"),
+    ],
+)
 def test_what_is_not_there_is_said_so(
-    registry: Registry, base: Base, hub: HubServer, tmp_path: Path, source: str
+    registry: Registry, base: Base, hub: HubServer, tmp_path: Path, source: str, said: str, code: str
 ) -> None:
-    hub.add("x/there", as_files(make_adapter(tmp_path / "a")))
-    with pytest.raises(NotFound, match="x/"):
+    files = as_files(make_adapter(tmp_path / "a"))
+    oid = hub.add("x/there", files | {f"checkpoint-20/{name}": data for name, data in files.items()})
+    hub.repositories["x/there"].tags["v1"] = oid
+    with pytest.raises(NotFound, match=said) as caught:
         pull_from_hub(registry, source, "a/b", base=base, actor="t")
+    assert caught.value.code == code
 
 
-@pytest.mark.parametrize("source", ["plain", "a/b/c", "a b/c"])
+@pytest.mark.parametrize("revision", ["", "@v1"])
+def test_an_adapter_in_a_subfolder_is_pulled(
+    registry: Registry, base: Base, hub: HubServer, tmp_path: Path, revision: str
+) -> None:
+    inner = as_files(make_adapter(tmp_path / "inner", seed=2))
+    report = {"runs/20/report/report.md": b"# Report\n"}
+    oid = hub.add("x/runs", {f"runs/20/{name}": data for name, data in inner.items()} | report)
+    hub.repositories["x/runs"].tags["v1"] = oid
+    version = pull_from_hub(registry, f"x/runs/runs/20{revision}", "a/b", base=base, actor="t")
+    assert registry.files(version)["adapter_model.safetensors"].read_bytes() == inner["adapter_model.safetensors"]
+    assert registry.files(version)["report/report.md"].read_bytes() == b"# Report\n"
+    assert version.manifest["origin"]["subfolder"] == "runs/20"
+    with pytest.raises(NotFound, match="x/runs/runs/20"):
+        pull_from_hub(registry, "x/runs", "a/b", base=base, actor="t")
+
+
+@pytest.mark.parametrize("source", ["plain", "a//c", "a/../c", "a b/c"])
 def test_names_the_hub_would_not_have(registry: Registry, base: Base, hub: HubServer, source: str) -> None:
     with pytest.raises(InvalidInput):
         pull_from_hub(registry, source, "a/b", base=base, actor="t")
