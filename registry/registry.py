@@ -16,6 +16,7 @@ from tunery.registry.blobs import BlobStore
 from tunery.registry.database import Database
 from tunery.registry.disk import disk_code
 from tunery.registry.errors import Conflict, NotFound, StorageFailed, near
+from tunery.registry.export import export
 from tunery.registry.home import Home
 from tunery.registry.lineage import Ancestor, line_of, uses_of
 from tunery.registry.manifests import Manifests
@@ -195,28 +196,8 @@ class Registry:
         return {entry.path: self.blobs.path(entry.sha256) for entry in version.files}
 
     def export(self, version: Version, folder: Path, *, include: Collection[str] | None = None) -> None:
-        """Write a version's files into `folder`: copies, so that whoever changes them does not change the registry's.
-
-        Raises StorageFailed (artifact_damaged) where a stored file is not what its digest says.
-        """
-        for entry in version.files:
-            if include is not None and entry.path not in include:
-                continue
-            target = folder / entry.path
-            try:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                sound = self.blobs.copy_out(entry, target)
-            except OSError as error:
-                raise StorageFailed(
-                    f"{version.name}: {entry.path} could not be written: {error.strerror}", code=disk_code(error)
-                ) from error
-            if not sound:
-                target.unlink()
-                raise StorageFailed(
-                    f"{version.name}: {entry.path} is damaged: its bytes do not match its digest; see "
-                    f"`tunery adapters verify {version.name}`, and publish or import it again",
-                    code="artifact_damaged",
-                )
+        """Write a version's files into `folder`; see `export.export`."""
+        export(self.blobs, version, folder, include=include)
 
     def remove(self, reference: str, *, actor: str, force: bool = False) -> Version:
         """Forget a version; its number is not used again. Refused while an alias points at it, unless forced."""
@@ -315,11 +296,7 @@ class Registry:
         """Read one version's files and compare them with their digests; without one, those of all versions, bases and packed bases."""
         if reference is not None:
             return upkeep.verify(self.blobs, [self.resolve(reference)])
-        return [
-            *upkeep.verify(self.blobs, self.versions()),
-            *upkeep.verify_manifests(self._mirror.manifests, self.versions()),
-            *upkeep.verify_bases(self.home, self.bases()),
-        ]
+        return upkeep.verify_all(self.home, self.blobs, self._mirror.manifests, self.versions(), self.bases())
 
     def collect(self, *, older_than: float = 3600.0, dry_run: bool = False) -> Collected:
         """Remove what no version needs and is older than `older_than` seconds."""

@@ -19,7 +19,7 @@ from tunery.registry.manifests import Manifests
 from tunery.registry.mirror import Mirror
 from tunery.registry.records import Base, Version
 
-__all__ = ["Collected", "Problem", "collect", "verify", "verify_bases", "verify_manifests"]
+__all__ = ["Collected", "Problem", "collect", "verify", "verify_all"]
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -50,7 +50,14 @@ def verify(blobs: BlobStore, versions: list[Version]) -> list[Problem]:
     return problems
 
 
-def verify_manifests(manifests: Manifests, versions: list[Version]) -> list[Problem]:
+def verify_all(
+    home: Home, blobs: BlobStore, manifests: Manifests, versions: list[Version], bases: list[Base]
+) -> list[Problem]:
+    """Versions' files and manifests, the bases in the home, and what those were packed to."""
+    return [*verify(blobs, versions), *_verify_manifests(manifests, versions), *_verify_bases(home, bases)]
+
+
+def _verify_manifests(manifests: Manifests, versions: list[Version]) -> list[Problem]:
     """Whether the database could be made again."""
     return [
         Problem(version.name, f"manifests/versions/{version.adapter}/{version.number}.json", problem)
@@ -66,7 +73,7 @@ def _manifest_problem(manifests: Manifests, version: Version) -> str | None:
     return "is missing or damaged: `tunery registry rebuild` writes it again"
 
 
-def verify_bases(home: Home, bases: list[Base]) -> list[Problem]:
+def _verify_bases(home: Home, bases: list[Base]) -> list[Problem]:
     """Read the bases in the home, and what they were packed to, and compare them with their digests."""
     problems = []
     for base in bases:
