@@ -9,10 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["disk_code", "is_full", "no_room", "room_or_not", "sync", "write_durably"]
+__all__ = ["disk_code", "is_full", "keep_room", "no_room", "room_or_not", "sync", "write_durably"]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PROBE = 1 << 17
+RESERVE = 1 << 18
+"""Bytes: what SQLite needs for a small transaction, several times."""
 
 
 def sync(path: Path) -> None:
@@ -47,6 +49,13 @@ def no_room(folder: Path) -> bool:
     finally:
         probe.unlink(missing_ok=True)
     return False
+
+
+def keep_room(path: Path, size: int = RESERVE) -> None:
+    """Take up room on a disk with a file, where that is not done yet and there is any."""
+    if not path.exists():
+        with room_or_not():
+            write_durably(path, os.urandom(size))
 
 
 @contextmanager

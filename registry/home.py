@@ -8,6 +8,9 @@ from pathlib import Path
 
 import msgspec
 
+from tunery.registry.disk import disk_code
+from tunery.registry.errors import StorageFailed
+
 __all__ = ["Home"]
 
 
@@ -25,6 +28,11 @@ class Home(msgspec.Struct, frozen=True):
     def database(self) -> Path:
         """The SQLite file."""
         return self.root / "registry.db"
+
+    @property
+    def reserve(self) -> Path:
+        """Room that is given back when the disk is full, so that versions can still be removed."""
+        return self.root / "reserve"
 
     @property
     def blobs(self) -> Path:
@@ -61,6 +69,11 @@ class Home(msgspec.Struct, frozen=True):
         return self.root / "jobs"
 
     def ensure(self) -> None:
-        """Make the folders."""
-        for folder in (self.blobs, self.staging, self.bases, self.jobs):
-            folder.mkdir(parents=True, exist_ok=True)
+        """Make the folders; raise StorageFailed where that cannot be done."""
+        try:
+            for folder in (self.blobs, self.staging, self.bases, self.jobs):
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageFailed(
+                f"{self.root} cannot be used as TUNERY_HOME: {error.strerror}", code=disk_code(error)
+            ) from error

@@ -29,6 +29,8 @@ __all__ = ["Manifests", "Move"]
 T = TypeVar("T")
 
 _PENDING, _REMOVED = ".pending", ".removed"
+_TAIL = 1 << 16
+"""Bytes in which the last moves of an adapter are looked for."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -119,7 +121,7 @@ class Manifests:
 
     def last_move(self, adapter: str) -> int:
         """The number of the last move that is written down for an adapter, 0 when there is none."""
-        return max((move.id for move in self._moves(self._alias(adapter))), default=0)
+        return max((move.id for move in self._moves(self._alias(adapter), last=_TAIL)), default=0)
 
     def add_moves(self, adapter: str, moves: Iterable[Move]) -> None:
         """Write down further moves."""
@@ -165,9 +167,13 @@ class Manifests:
             if number and path.suffix in (".json", _REMOVED):
                 yield adapter, number, path.suffix
 
-    def _moves(self, path: Path) -> list[Move]:
+    def _moves(self, path: Path, *, last: int | None = None) -> list[Move]:
+        """The moves in a file, or those in its `last` bytes; a line that is cut short is passed over."""
         try:
-            lines = path.read_bytes().splitlines()
+            with path.open("rb") as file:
+                if last is not None:
+                    file.seek(max(0, path.stat().st_size - last))
+                lines = file.read().splitlines()
         except OSError:
             return []
         moves: dict[int, Move] = {}

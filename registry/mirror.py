@@ -181,10 +181,11 @@ class Mirror:
 
 def check_new(home: Home, manifests: Manifests, blobs: BlobStore) -> None:
     """Before a database would be made: raise StorageFailed where it would be in the place of a lost one."""
-    # In this order: whoever makes a registry makes its database first.
-    kept = _kept(manifests, blobs)
-    if kept and not home.database.exists():
-        raise _lost(home, kept)
+    if not home.database.exists():
+        kept = _kept(manifests, blobs)
+        # Asked again: whoever makes a registry meanwhile makes its database first.
+        if kept and not home.database.exists():
+            raise _lost(home, kept)
 
 
 def check_empty(home: Home, manifests: Manifests, blobs: BlobStore) -> None:

@@ -14,8 +14,8 @@ from tunery.registry import aliases, bases, publish, schema, upkeep
 from tunery.registry.aliases import ANY, Expected
 from tunery.registry.blobs import BlobStore
 from tunery.registry.database import Database
-from tunery.registry.disk import disk_code
-from tunery.registry.errors import Conflict, NotFound, StorageFailed, near
+from tunery.registry.disk import keep_room, no_room
+from tunery.registry.errors import Conflict, NotFound, near
 from tunery.registry.export import export
 from tunery.registry.home import Home
 from tunery.registry.lineage import Ancestor, line_of, uses_of
@@ -40,12 +40,9 @@ class Registry:
     """
 
     def __init__(self, home: Home, *, clock: Callable[[], float] = time.time, scarce: bool = False) -> None:
-        try:
-            home.ensure()
-        except OSError as error:
-            raise StorageFailed(
-                f"{home.root} cannot be used as TUNERY_HOME: {error.strerror}", code=disk_code(error)
-            ) from error
+        home.ensure()
+        if scarce and no_room(home.root):
+            home.reserve.unlink(missing_ok=True)
         self.home = home
         self.blobs = BlobStore(home.blobs, home.staging)
         manifests = Manifests(home.manifests)
@@ -55,14 +52,15 @@ class Registry:
         )
         self._mirror = Mirror(self._database, manifests, self.blobs)
         self._mirror.introduce()
+        if not scarce:
+            keep_room(home.reserve)
         self._clock = clock
 
     @classmethod
     def open(cls, home: Home | None = None, *, clock: Callable[[], float] = time.time, scarce: bool = False) -> Self:
         """The registry of `home`, by default the one that `TUNERY_HOME` names; made when it is not there and nothing else is.
 
-        `scarce` is for whoever frees space: it opens the registry also where the disk has no room for what SQLite shares among
-        processes. Raises StorageFailed (registry_lost) where there is no database and `blobs/` holds something.
+        `scarce` is for whoever frees space: on a full disk it uses the room that is kept for that, and needs no more than to read. Raises StorageFailed (registry_lost) where there is no database and `blobs/` holds something.
         """
         return cls(home or Home.from_env(), clock=clock, scarce=scarce)
 

@@ -167,7 +167,7 @@ def remove(reference: str, force: bool, as_json: bool) -> None:
     """Forget one version. Its number is not used again; `gc` frees its files."""
     if "@" not in reference:
         raise click.UsageError(f"say which version: {reference}@NUMBER")
-    with open_registry() as registry:
+    with open_registry(scarce=True) as registry:
         version = registry.remove(reference, actor=actor(), force=force)
     if as_json:
         print_json(version)

@@ -185,6 +185,23 @@ def test_a_full_disk_is_freed_by_a_collection(small_disk: Path, tmp_path: Path, 
     registry.close()
 
 
+@pytest.mark.parametrize("keep_open", [False, True])
+def test_a_version_can_be_removed_from_a_full_disk(small_disk: Path, tmp_path: Path, keep_open: bool) -> None:
+    home = Home(small_disk / "home")
+    registry = populate(home, tmp_path, keep_open=keep_open)
+    fill_disk(small_disk)
+    done = tunery(home, "adapters", "rm", "a/b@1")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not home.reserve.exists()
+    done = tunery(home, "adapters", "gc", "--older-than", "0")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert list(home.blobs.glob("??/*")) == []
+    with Registry.open(home) as again:
+        assert again.versions() == []
+    assert home.reserve.stat().st_size > 2**17
+    registry.close()
+
+
 def test_so_it_is_where_a_process_may_write_no_more(home: Home, tmp_path: Path) -> None:
     registry = populate(home, tmp_path, keep_open=False)
     refused = tunery(home, "adapters", "list", limited=True)
