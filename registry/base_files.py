@@ -17,8 +17,11 @@ import msgspec
 
 from tunery.registry.digest import THREADS, file_digest
 from tunery.registry.disk import room_or_not, write_durably
+from tunery.registry.errors import StorageFailed
+from tunery.registry.home import Home
+from tunery.registry.records import Base
 
-__all__ = ["base_digest", "changed_files"]
+__all__ = ["base_digest", "changed_files", "damaged", "require_sound"]
 
 SMALL = 4 * 2**20
 """Bytes up to which a file is read at every start."""
@@ -62,12 +65,37 @@ def changed_files(folder: Path, digest: str, record: Path, *, whole: bool = Fals
             with room_or_not():
                 write_durably(record, msgspec.json.encode(looks))
         return []
-    wrong = [
+    wrong = sorted(
         name
         for name in known | paths
         if name not in same and (name not in known or known[name].content != read.get(name))
-    ]
-    return sorted(wrong) or [folder.name]
+    )
+    _distrust(known, wrong, record)
+    return wrong or [folder.name]
+
+
+def require_sound(base: Base, home: Home) -> None:
+    """Raise StorageFailed (base_damaged) where a base in the home does not look like what its digest was taken of."""
+    folder = home.bases / base.digest
+    wrong = changed_files(folder, base.digest, home.checked(base.digest)) if folder.is_dir() else []
+    if wrong:
+        raise damaged(base.name, wrong)
+
+
+def damaged(name: str, wrong: list[str]) -> StorageFailed:
+    """The error for a base whose files are not what its digest was taken of."""
+    return StorageFailed(
+        f"the base {name} is damaged ({', '.join(wrong)}): take it again with `tunery bases add {name}`",
+        code="base_damaged",
+    )
+
+
+def _distrust(known: Mapping[str, _Seen], wrong: list[str], record: Path) -> None:
+    """Have what was found to be wrong read again next time, whatever it looks like."""
+    if known:
+        marked = {name: _Seen(seen.content, 0, 0, 0) if name in wrong else seen for name, seen in known.items()}
+        with room_or_not():
+            write_durably(record, msgspec.json.encode(marked))
 
 
 def _recorded(record: Path, digest: str) -> dict[str, _Seen]:

@@ -22,10 +22,10 @@ from safetensors.torch import load_file, save_file
 from tunery.gateway.engine.architecture import Architecture
 from tunery.gateway.engine.config import EngineConfig
 from tunery.gateway.engine.packing import Format, Packed, dense, int8, nf4
-from tunery.registry.base_files import base_digest
+from tunery.registry.base_files import changed_files, damaged
 from tunery.registry.digest import tree_digest
 from tunery.registry.disk import sync
-from tunery.registry.errors import ArtifactRefused, StorageFailed
+from tunery.registry.errors import ArtifactRefused
 from tunery.registry.leases import shared
 
 __all__ = ["EMBEDDING", "HEAD", "NORM", "Weights", "layer_targets", "load_weights"]
@@ -65,12 +65,11 @@ def load_weights(config: EngineConfig, architecture: Architecture, dtype: torch.
 def _check_base(config: EngineConfig) -> None:
     """Raise StorageFailed when a base that is kept under its digest is another; what is packed is read whole anyway."""
     folder, digest = Path(config.base_folder), config.base_digest
-    if folder.name == digest and base_digest(folder) != digest:
-        raise StorageFailed(
-            f"the base {config.base_name!r} is damaged: its files do not match its digest. `tunery adapters verify` names them; "
-            "delete its folder under bases/ and take it again with `tunery bases add`",
-            code="base_damaged",
-        )
+    if folder.name == digest:
+        record = Path(config.cache_folder or folder.parent) / f"{digest}-checked.json"
+        wrong = changed_files(folder, digest, record, whole=True)
+        if wrong:
+            raise damaged(config.base_name, wrong)
 
 
 def _pack(config: EngineConfig, architecture: Architecture, dtype: torch.dtype) -> Weights:

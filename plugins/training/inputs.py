@@ -15,6 +15,7 @@ from tunery.plugins.parameters import TrainingParameters
 from tunery.plugins.training.checked import DataCheck, check_rows
 from tunery.plugins.training.examples import Corpus, read_corpus
 from tunery.registry import Base, Version
+from tunery.registry.base_files import require_sound
 from tunery.registry.errors import InvalidInput
 from tunery.registry.registry import Registry
 
@@ -69,6 +70,7 @@ def read_inputs(
     `now` is when a template that asks for the date is told it is: by default now; the first time's where a job goes on.
     """
     base = registry.base(request.base)
+    require_sound(base, registry.home)
     parent = _parent(request, registry, base)
     data = [Path(path) for path in request.data]
     validation = Path(request.validation) if request.validation else None

@@ -24,6 +24,7 @@ from tunery.plugins.bases.resolve import base_digest, resolve_base
 from tunery.plugins.hookspecs import BaseSource, hookimpl
 from tunery.plugins.manager import Plugins, load_plugins
 from tunery.registry import Base
+from tunery.registry.base_files import require_sound
 from tunery.registry.errors import (
     ArtifactRefused,
     Conflict,
@@ -350,6 +351,17 @@ def test_a_damaged_base_is_taken_again_and_refused_where_it_cannot_be(
     with pytest.raises(StorageFailed, match=r"damaged \(model.safetensors") as caught:
         resolve_base("tiny", registry=registry, plugins=plugins)
     assert caught.value.code == "base_damaged"
+
+
+def test_a_job_does_not_train_on_a_damaged_base(registry: Registry, plugins: Plugins, tiny_base_folder: Path) -> None:
+    base = resolve_base(str(tiny_base_folder), registry=registry, plugins=plugins, name="tiny")
+    require_sound(base, registry.home)
+    _scribble(Path(base.path) / "model.safetensors", keep_times=True)
+    with pytest.raises(StorageFailed, match=r"damaged \(model\.safetensors\): take it again") as caught:
+        require_sound(base, registry.home)
+    assert caught.value.code == "base_damaged"
+    assert resolve_base("tiny", registry=registry, plugins=plugins) == base
+    require_sound(base, registry.home)
 
 
 def test_a_base_that_looks_the_same_is_not_read_whole_again(

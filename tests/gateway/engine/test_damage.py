@@ -14,7 +14,9 @@ from tests.gateway.engine.peft_oracle import Engine, describe, make_adapter, mak
 from tests.gateway.engine.test_core import said
 from tunery.gateway.engine.kernels import load_kernels
 from tunery.gateway.engine.messages import AdapterSource, Failed, Load, Loaded
-from tunery.registry import Base
+from tunery.plugins.bases.resolve import resolve_base
+from tunery.plugins.manager import load_plugins
+from tunery.registry import Base, base_files
 from tunery.registry.base_files import base_digest
 from tunery.registry.errors import StorageFailed
 from tunery.registry.home import Home
@@ -154,15 +156,22 @@ def test_a_packed_base_is_on_the_disk_before_it_has_its_name(
 
 
 @on_kernels
-def test_a_base_is_compared_with_its_digest_when_it_is_packed(tiny_base: Base, home: Home) -> None:
+def test_a_base_is_compared_with_its_digest_when_it_is_packed(
+    registry: Registry, tiny_base: Base, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base_files, "SMALL", 0)
+    monkeypatch.setattr(base_files, "_look", lambda path, content: base_files._Seen(content, 1, 1, 1))
+    assert resolve_base("tiny", registry=registry, plugins=load_plugins(allow=())) == tiny_base
     settings = {"base_digest": tiny_base.digest, "cache_folder": str(home.packed)}
-    weights = Path(tiny_base.path) / "model.safetensors"
-    stat = weights.stat()
-    zero_half(weights)
-    os.utime(weights, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    with pytest.raises(StorageFailed, match="damaged") as caught:
+    zero_half(Path(tiny_base.path) / "model.safetensors")
+    assert resolve_base("tiny", registry=registry, plugins=load_plugins(allow=())) == tiny_base
+    with pytest.raises(StorageFailed, match=r"damaged \(model\.safetensors\): .*tunery bases add tiny") as caught:
         Engine.on(Path(tiny_base.path), **settings)
     assert caught.value.code == "base_damaged"
+    # Even where the file looks as it did, what was found is not forgotten: the base is taken again.
+    assert resolve_base("tiny", registry=registry, plugins=load_plugins(allow=())) == tiny_base
+    assert base_digest(Path(tiny_base.path)) == tiny_base.digest
+    Engine.on(Path(tiny_base.path), **settings)
 
 
 @on_kernels
