@@ -173,6 +173,25 @@ def train(
         click.echo(table(figures, peer=peer is not None))
 
 
+@bench.command("neighbours")
+@base_option
+@click.option(
+    "--data", type=click.Path(path_type=Path, exists=True, dir_okay=False), required=True, help="Rows to train on."
+)
+@click.option("--busy", type=click.IntRange(1), default=1, show_default=True, help="Processes that take a core each.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def neighbours(base: str, data: Path, busy: int, as_json: bool) -> None:
+    """What others cost: decoding and training beside busy processes, a stream beside huge prompts."""
+    from tunery.gateway.bench import report
+    from tunery.gateway.bench.machine import describe
+    from tunery.gateway.bench.neighbours import measure_neighbours
+
+    rows = measure_neighbours(base, data, busy=busy, say=say)
+    bars = report.judge(rows, [])
+    tables = f"{report.rows_table(rows)}\n\n{report.bars_table(bars)}"
+    click.echo(report.as_json(rows, bars, describe()) if as_json else tables)
+
+
 def _print(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(result)
