@@ -20,6 +20,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from tunery.gateway.bench.suite import Row
 from tunery.registry.errors import Unavailable
 
@@ -90,18 +92,20 @@ def _over(name: str, title: str, above: Sequence[float], below: Sequence[float])
 
 def _gaps(base: str) -> Row:
     """The 99th percentile between a stream's tokens while another client sends prompts of 15 MB, over nobody sending any."""
-    alone, beside = [], []
+    alone, beside = list[list[float]](), list[list[float]]()
     with _server(base) as port:
         _stream(port, base)
         for _ in range(ROUNDS):
-            alone.append(_percentile(_stream(port, base)))
-            with _huge_prompts(port, base) as sent:
-                beside.append(_percentile(_stream(port, base)))
-            if not sent:
+            alone.append(_stream(port, base))
+            with _huge_prompts(port, base) as answered:
+                beside.append(_stream(port, base))
+            if not answered:
                 raise Unavailable("no huge prompt was answered while the stream ran; ask for a longer stream")
-    return _over(
-        "gap_beside_huge_prompts", "99th percentile between tokens beside 15 MB prompts, over alone", beside, alone
-    )
+    title = "99th percentile between tokens beside 15 MB prompts, over alone"
+    row = _over("gap_beside_huge_prompts", title, *([_percentile(gaps) for gaps in runs] for runs in (beside, alone)))
+    # One long stall hides behind a percentile.
+    longest = {"longest_with": max(map(max, beside)), "longest_without": max(map(max, alone))}
+    return msgspec.structs.replace(row, detail=row.detail | longest | {"answered": len(answered)})
 
 
 @contextmanager
