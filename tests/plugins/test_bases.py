@@ -154,6 +154,17 @@ def test_the_host_checks_what_any_source_leaves_behind(
     assert said[-1] == "theirs: from their own place"
 
 
+def test_a_base_on_its_way_in_is_safe_from_a_collection(
+    registry: Registry, tiny_base_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(reference: str, folder: Path) -> None:
+        shutil.copytree(tiny_base_folder, folder, dirs_exist_ok=True)
+        assert registry.collect(older_than=-1).staged == 0
+
+    base = resolve_base("theirs", registry=registry, plugins=_source(fill, monkeypatch))
+    assert base_digest(Path(base.path)) == base.digest
+
+
 @pytest.mark.parametrize(
     ("raised", "kind", "said"),
     [

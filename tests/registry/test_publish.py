@@ -131,7 +131,7 @@ def test_publishers_killed_at_any_moment_leave_whole_versions_only(
 def test_a_collection_beside_publishers_never_takes_what_a_version_needs(
     home: Home, registry: Registry, base: Base, tmp_path: Path
 ) -> None:
-    """The collector takes even the newest loose blob, so that publishers lose theirs; none of them may then commit."""
+    """The collector takes even the newest loose blob that no publisher holds a lease for."""
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", PERSISTENT, *arguments(home, make_adapter(tmp_path / str(n), seed=n), base)]
