@@ -80,6 +80,8 @@ def test_a_damaged_version_is_refused_with_a_code_and_the_others_are_served(serv
             serving.client.chat.completions.create(model="acme/support@2", messages=ASK, max_tokens=4)
         assert caught.value.code == "artifact_damaged"
         assert "tunery adapters verify acme/support@2" in str(caught.value)
+        (logged,) = [line for line in serving.lines() if "do not match its digest" in line]
+        assert str(weights) in logged
         assert serving.client.chat.completions.create(model="acme/support@1", messages=ASK, max_tokens=4).choices
         assert [(one.version, one.path) for one in registry.verify()] == [
             ("acme/support@2", "adapter_model.safetensors")
