@@ -14,7 +14,7 @@ import msgspec
 
 from tunery.plugins.data.line import Line, Place
 from tunery.plugins.data.minhash import SimilarIndex
-from tunery.plugins.data.rows import iter_lines
+from tunery.plugins.data.read import iter_records
 from tunery.plugins.hookspecs import FormatInfo
 from tunery.registry.errors import Conflict, InvalidData, InvalidInput, StorageFailed
 
@@ -94,7 +94,7 @@ def _group(path: Path, formats: Sequence[FormatInfo]) -> tuple[_Groups, list[byt
     prompts: dict[bytes, int] = {}
     near: SimilarIndex[int] = SimilarIndex()
     problems: list[str] = []
-    for number, raw in iter_lines(path):
+    for number, raw in iter_records(path):
         line = Line(Place(path.name, number), raw, formats=formats, renderer=None)
         if line.invalid:
             problems += line.invalid.problems(str(line.place))
@@ -153,7 +153,7 @@ def _write(source: Path, target: Path, wanted: Sequence[int]) -> None:
 
 
 def _lines(source: Path, kept: set[int]) -> Iterator[bytes]:
-    for number, raw in iter_lines(source):
+    for number, raw in iter_records(source):
         if number in kept:
             raw = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
             yield raw if raw.endswith(b"\n") else raw + b"\n"

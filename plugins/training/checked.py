@@ -49,11 +49,15 @@ def check_rows(
     if errors:
         words = [*map(str, data), *(["--val", str(validation)] if validation else [])]
         command = shlex.join(["tunery", "data", "check", *words, "--base", base.name, "--max-length", str(max_length)])
-        raise _refusal(errors, command)
+        raise _refusal(errors, report.count("error", without=allow), command)
     told = [finding for finding in report.findings if finding.severity != "info"]
     return DataCheck(
         allowed=sorted(set(allow)),
-        findings=dict(Counter(finding.rule for finding in told)),
+        findings={
+            rule: number
+            for rule, found in report.counts.items()
+            if (number := found.get("error", 0) + found.get("warning", 0))
+        },
         warnings=_first_of_each(told),
     )
 
@@ -70,9 +74,9 @@ def check_allowed(names: Sequence[str], plugins: Plugins) -> None:
             )
 
 
-def _refusal(errors: Sequence[Finding], command: str) -> InvalidData:
+def _refusal(errors: Sequence[Finding], count: int, command: str) -> InvalidData:
     """The error for a person: the first findings, the command that shows the others, and how to insist."""
-    count, rule = len(errors), errors[0].rule
+    rule = errors[0].rule
     lines = [str(finding) for finding in errors[:_SHOWN]]
     if count > _SHOWN:
         lines.append(f"and {count - _SHOWN} more; {command} shows all")

@@ -183,4 +183,4 @@ def test_a_process_that_may_start_none_checks_by_itself(tmp_path: Path) -> None:
 def count_duplicates(path: Path, seen: Any) -> None:
     plugins = load_plugins(allow=())
     report = check_data([path], None, plugins=plugins, base_folder=None, max_length=64, processes=2)
-    seen.put(sum(finding.rule == "duplicate" for finding in report.findings))
+    seen.put(report.counts["duplicate"]["error"])
