@@ -46,7 +46,8 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 
     def __str__(self) -> str:
         place = f"{self.file}:{self.line}" if self.line else self.file
-        return f"{place}: {self.path}: {self.message}; {self.fix} [{self.rule}]"
+        fix = f"; {self.fix}" if self.fix else ""
+        return f"{place}: {self.path}: {self.message}{fix} [{self.rule}]"
 
 
 class DataReport(msgspec.Struct, frozen=True):

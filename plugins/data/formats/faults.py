@@ -41,7 +41,8 @@ _MEANING = (
     "system", "tools", "functions", "function_call", "tool_calls", "weight", "role", "content", "history", "instruction", "input"
 )  # fmt: skip
 """Columns that would change what is trained, had the row's format a place for them."""
-_MISSPELLED = 0.85
+_MISSPELLED, _COLUMNS = 0.85, 100
+"""How near to a known key an unknown one is that was meant to be it, and the columns that are compared."""
 _MOST_ITEMS = 2000
 _FAULTS, _KEYS_SHOWN = 20, 5
 """Faults of one list, and unknown keys of one object, that are described."""
@@ -147,13 +148,9 @@ def misplaced(row: Mapping[str, Any], known: tuple[str, ...]) -> Faults:
 
     Any other column is ignored; the check `extra_column` names it.
     """
-    extra = [
-        key
-        for key, value in row.items()
-        if key not in known
-        and value is not None
-        and (key in _MEANING or difflib.get_close_matches(key[:60], known, n=1, cutoff=_MISSPELLED))
-    ]
+    extra = [key for key, value in row.items() if key not in known and value is not None]
+    near_ones = (key for key in extra[:_COLUMNS] if difflib.get_close_matches(key[:60], known, n=1, cutoff=_MISSPELLED))
+    extra = list(dict.fromkeys([*near_ones, *(key for key in extra if key in _MEANING)]))
     return _key_faults("$", extra, known)
 
 

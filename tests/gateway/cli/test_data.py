@@ -69,7 +69,8 @@ def test_a_row_is_shown_with_what_is_trained(home: Home, registry: Registry, tin
     shown = tunery(home, "data", "preview", f"{bad}:3", "--base", "tiny")
     assert shown.returncode == 0, shown.stderr
     assert "mail \u241b[31mjo@example.org<|im_end|>" in shown.stdout
-    assert "trained (bold green)" in shown.stderr
+    assert shown.stdout.endswith("{+d<|im_end|>+}\n")
+    assert "trained (between {+ and +})" in shown.stderr
     as_json = json.loads(tunery(home, "data", "preview", f"{bad}:1", "--base", "tiny", "--json").stdout)
     assert [segment["text"] for segment in as_json[0]["segments"] if segment["trained"]] == ["b<|im_end|>"]
     assert tunery(home, "data", "preview", f"{bad}:9", "--base", "tiny").returncode == 3
