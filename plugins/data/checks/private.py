@@ -44,7 +44,7 @@ _KEY = re.compile(
     r"\b(?:api|access|secret|auth|private)[_ -]?(?:key|token|secret)[\"']?\s{0,3}[:=]\s{0,3}[\"'`]?(?P<value>[A-Za-z0-9_\-+/]{20,})",
     re.IGNORECASE,
 )
-_ASSIGNED = re.compile(r"pass|pwd|kennwort|contrase\u00f1a|api|access|secret|auth|private", re.IGNORECASE)
+_PASSWORD_HINTS, _KEY_HINTS = ("pass", "pwd", "kennwort", "contrase"), ("key", "secret", "token")
 _CARDS = re.compile(r"4(?:\d{12}|\d{15}|\d{18})|3[47]\d{13}|3[0689]\d{12}|35\d{14}|(?:5[1-5]|2[2-7])\d{14}|6\d{15,18}")
 """Prefixes and lengths that issuers use."""
 _HINTS = ("PRIVATE KEY", "AKIA", "ASIA", "gh", "glpat-", "xox", "AIza", "hf_", "k_live_", "sk-", "eyJ", "://")
@@ -78,15 +78,16 @@ class Secret(Check):
 
 def _assigned(text: str) -> Iterator[tuple[str, str, Severity | None]]:
     """Passwords and keys that are named as such: what, hidden, and a warning where the text may only speak of one."""
-    if not _ASSIGNED.search(text):
-        return
-    for match in _PASSWORD.finditer(text):
-        value = match["value"].rstrip(".!?:")
-        if len(value) >= 6 and _looks_random(value):
-            yield "password", _hidden(value), None if match["sign"] in ":=" else "warning"
-    for match in _KEY.finditer(text):
-        if _looks_random(match["value"]):
-            yield "key", _hidden(match["value"]), None
+    lower = text.lower()
+    if any(hint in lower for hint in _PASSWORD_HINTS):
+        for match in _PASSWORD.finditer(text):
+            value = match["value"].rstrip(".!?:")
+            if len(value) >= 6 and _looks_random(value):
+                yield "password", _hidden(value), None if match["sign"] in ":=" else "warning"
+    if any(hint in lower for hint in _KEY_HINTS):
+        for match in _KEY.finditer(text):
+            if _looks_random(match["value"]):
+                yield "key", _hidden(match["value"]), None
 
 
 def _looks_random(value: str) -> bool:

@@ -19,7 +19,6 @@ _PLACEHOLDER = re.compile(
     rf"|\[(?:[A-Z]{{1,20}}[ _-]){{0,3}}(?:{'|'.join(_WORDS)})(?:[ _-][A-Z]{{1,20}}){{0,2}}\]"  # [NAME], [COMPANY NAME]
     r"|[<\[](?:[Yy]our|YOUR|[Ii]nsert|INSERT)[ _-][A-Za-z][\w' -]{0,40}[>\]]"  # <your company>, [insert date]
 )
-_HINTS = ("{{", "[", "<")
 _OPEN_END = re.compile(r"[^\W\d_]$|,$")
 _ENDED = re.compile(r"[.!?:;\u2026][\"'\u201d\u2019)\]*_]{0,3}\s")
 _DANGLING = re.compile(
@@ -36,7 +35,11 @@ class Placeholder(Check):
 
     def of_line(self, line: Line) -> Iterable[Fault]:
         for path, text in line.texts:
-            if any(hint in text for hint in _HINTS) and "```" not in text and (found := _PLACEHOLDER.search(text)):
+            if (
+                ("{{" in text or "[" in text or "<" in text)
+                and "```" not in text
+                and (found := _PLACEHOLDER.search(text))
+            ):
                 yield Fault(
                     path,
                     f"holds {found[0]!r}, which looks like a template that was not filled in",
