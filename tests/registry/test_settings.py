@@ -88,7 +88,7 @@ def test_variables_of_a_kubernetes_service_are_no_settings(tmp_path: Path, servi
         ("TUNERY_PORT", "8000"),
         ("TUNERY_SERVE_PORT", "http://10.0.0.1:8000"),
         ("TUNERY_SERVICE_HOST", "localhost"),
-        ("TUNERY_SERVICE_PORT", "tcp://10.0.0.1:8000"),
+        ("TUNERY_SERVICE_PORT", "http"),
         ("TUNERY_PORT_HTTP_TCP", "tcp://10.0.0.1:8000"),
         ("TUNERY_SERVE_PORTS", "tcp://10.0.0.1:8000"),
     ],
