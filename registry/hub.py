@@ -298,5 +298,5 @@ def _public_name(base: Base) -> str:
 
 def _portable_config(path: Path, base: Base, base_model: str) -> bytes:
     """The configuration naming the base as others can find it, and by digest for whoever has Tunery."""
-    config = json.loads(path.read_text()) | {"base_model_name_or_path": base_model, DIGEST_KEY: base.digest}
+    config = json.loads(path.read_bytes()) | {"base_model_name_or_path": base_model, DIGEST_KEY: base.digest}
     return json.dumps(config, indent=2, sort_keys=True).encode()

@@ -11,6 +11,7 @@ import msgspec
 import rich_click as click
 
 from tunery.gateway.cli.context import open_registry, plugins, print_json, say
+from tunery.gateway.cli.streams import is_utf8
 from tunery.gateway.cli.tables import print_table
 from tunery.plugins.data.check import KEPT
 from tunery.registry.errors import InvalidData
@@ -80,7 +81,9 @@ def check(
     elif as_html:
         from tunery.plugins.data.page import to_html
 
-        sys.stdout.write(to_html(report))
+        page = to_html(report)
+        # The page says that it is UTF-8; in ASCII it is that in any encoding.
+        sys.stdout.write(page if is_utf8(sys.stdout) else page.encode("ascii", "xmlcharrefreplace").decode())
     else:
         _show_report(report)
     if number := report.count("error"):

@@ -80,6 +80,8 @@ def train(
         parameters = read_parameters(info.parameters, values)
         check_adapter(adapter or "")
         files = (*data, *([validation] if validation else []))
+        for path in files:
+            _check_file(path)
         if (size := sum(map(data_size, files))) > _LARGE:
             say(f"checking {size / 1e6:.0f} MB of rows")
 
@@ -139,6 +141,11 @@ def run_job(work: Callable[[Any, Any, Any, Report], T]) -> T:
 
     with open_registry() as registry, _progress() as report:
         return work(training, plugins(), registry, report)
+
+
+def _check_file(path: Path) -> None:
+    if not path.exists():
+        raise InvalidInput(f"{path} is not a file that can be read", code="invalid_data")
 
 
 def _device(name: str) -> str:

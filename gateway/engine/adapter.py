@@ -175,7 +175,7 @@ def read_config(source: AdapterSource) -> dict[str, Any]:
     """The adapter's configuration, checked for what the engine can apply; raise ArtifactRefused naming what it cannot."""
     path = Path(_file(source, CONFIG))
     try:
-        config: dict[str, Any] = json.loads(path.read_text())
+        config: dict[str, Any] = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise StorageFailed(f"{_title(source)}: {CONFIG} cannot be read ({type(error).__name__})") from error
     if config.get("peft_type") != "LORA":

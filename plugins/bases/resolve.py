@@ -90,7 +90,7 @@ def base_digest(folder: Path) -> str:
 
 def _settings_digest(path: Path) -> str:
     """Hex sha256 of a configuration file's meaning: without what transformers notes of where and how it was saved."""
-    settings = {name: value for name, value in json.loads(path.read_text()).items() if name not in _INCIDENTAL}
+    settings = {name: value for name, value in json.loads(path.read_bytes()).items() if name not in _INCIDENTAL}
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
