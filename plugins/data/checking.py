@@ -144,7 +144,7 @@ class _Gathering:
             rows, name = self._rows.get((label, validation), (0, None))
             statistics["files"].append({"file": label, "rows": rows, "format": name, "held_out": validation})
             if error := broken.get((label, validation)):
-                message, _, fix = error.message.rpartition("; ")
+                message, _, fix = error.message.partition("; ")
                 self._find(label, NOWHERE, "schema", Fault("$", message, fix, "error"))
             elif not rows:
                 self._find(label, NOWHERE, "schema", Fault("$", "has no rows", "write one JSON object a line", "error"))
@@ -158,7 +158,7 @@ class _Gathering:
         severity = fault.severity or self._severities.get(rule, "error")
         counts = self._counts.setdefault(rule, {})
         counts[severity] = counts.get(severity, 0) + 1
-        if counts[severity] > KEPT:
+        if counts[severity] > KEPT and line != NOWHERE:
             return
         self._findings.append(
             Finding(
