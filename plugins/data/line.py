@@ -65,8 +65,11 @@ class Line:
 
     @cached_property
     def texts(self) -> list[tuple[str, str]]:
-        """Every text of the row as it is written, with its JSON path."""
-        return list(walk("$", self.value)) if self.value is not None else []
+        """Every text of the row as it is written, with its JSON path; columns that are not read aside."""
+        if self.value is None:
+            return []
+        extra = set(self.extra_columns)
+        return list(walk("$", {name: item for name, item in self.value.items() if name not in extra}))
 
     @property
     def extra_columns(self) -> list[str]:

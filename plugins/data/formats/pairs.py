@@ -10,11 +10,13 @@ from tunery.plugins.hookspecs import FormatInfo
 __all__ = ["ALPACA", "PROMPT_COMPLETION"]
 
 _PAIR_KEYS = ("prompt", "completion")
+_OTHERS = {"chosen", "rejected", "messages", "conversations", "instruction"}
 _ALPACA_KEYS = ("instruction", "input", "output", "system", "history", "text")
 
 
 def _sniff_pair(row: dict[str, Any]) -> bool:
-    return ("prompt" in row or "completion" in row) and not {"chosen", "rejected"} & set(row)
+    # Rows of other formats often have their question once more, as prompt.
+    return {"prompt", "completion"} <= row.keys() or bool(row.keys() & set(_PAIR_KEYS) and not row.keys() & _OTHERS)
 
 
 def _prompt_completion(row: dict[str, Any]) -> list[dict[str, Any]]:

@@ -16,7 +16,8 @@ from tunery.registry.errors import InvalidData, NotFound
 __all__ = ["data_digest", "data_files", "data_size"]
 
 _TABLES = (".parquet", ".arrow")
-_SHARD = re.compile(r"[-_.]?(?:\d+-of-)?\d+$")
+_SHARD = re.compile(r"[-_.]?\d+(?:-of-\d+(?:-[0-9a-f]{8,})?)?$")
+"""What distinguishes the shards of a split: a number, how many there are, and in older datasets a hash."""
 _FIX = "write it to a file first"
 
 

@@ -71,6 +71,8 @@ def _of_text(path: Path) -> Iterator[Record]:
     head, stream = open_text(path)
     with stream:
         _refuse_foreign(path, head)
+        if b"\0" in head[:_LOOKED_AT] and max(map(head[:HEAD].count, (b'\0"', b'"\0'))) > 1:
+            raise FileBroken(f"{path} looks like UTF-16 without a byte order mark; save it as UTF-8")
         if head.startswith((b"PAR1", b"ARROW1")):
             raise FileBroken(
                 f"{path} is a table inside gzip; unpack it with gunzip: Parquet packs what it holds itself"

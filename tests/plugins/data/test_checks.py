@@ -454,7 +454,10 @@ def test_answers_that_begin_with_the_prompt(tmp_path: Path) -> None:
 
 
 def test_columns_that_are_not_read_are_told_once_a_file(tmp_path: Path) -> None:
-    rows = [chat(str(n), f"{n}.") | {"metadata": {"n": n}, "id": n, "score": n, "empty": None} for n in range(3)]
+    rows = [
+        chat(str(n), f"{n}.") | {"metadata": {"card": "4111 1111 1111 1111"}, "id": n, "score": n, "empty": None}
+        for n in range(3)
+    ]
     report = check(tmp_path, *rows, chat("x", "y.") | {"rating": 3})
     assert found(report, "extra_column") == [
         ("rows.jsonl", 1, "$.score", "warning"),

@@ -300,6 +300,14 @@ def test_columns_that_mean_nothing_here_are_ignored_and_misspelled_ones_are_not(
             read({"messages": [USER, GOOD], key: "x"})
 
 
+def test_a_question_that_a_row_has_once_more_does_not_make_it_another_format() -> None:
+    """As UltraChat and rendered Alpaca have it."""
+    assert read({"prompt": "q", "prompt_id": "x", "messages": [USER, GOOD]}).format == "chat"
+    assert read({"prompt": "q", "instruction": "q", "output": "good"}).format == "alpaca"
+    with pytest.raises(RowInvalid, match="fits chat and prompt-completion at once"):
+        read({"prompt": "q", "completion": "good", "messages": [USER, GOOD]})
+
+
 def test_a_row_has_a_bounded_number_of_faults_whatever_it_holds() -> None:
     many = 1500
     for row in (

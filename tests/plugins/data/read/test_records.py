@@ -180,6 +180,7 @@ BROKEN = {
     "twice.csv": (b"prompt,prompt\na,b\n", "names prompt twice"),
     "latin.csv": ("prompt,completion\né,ü\n".encode("latin-1"), "is not UTF-8"),
     "half.jsonl": (lines(ROWS).encode("utf-16")[:-1], "begins as UTF-16 and is not"),
+    "nomark.jsonl": (lines(ROWS).encode("utf-16-le"), "UTF-16 without a byte order mark"),
     "cut.parquet": (as_parquet(ROWS)[:-30], "damaged"),
     "cut.arrow": (as_arrow(ROWS)[:-200], "damaged"),
     "table.parquet.gz": (gzip.compress(as_parquet(ROWS)), "a table inside gzip"),
