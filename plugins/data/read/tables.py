@@ -25,10 +25,8 @@ def read_parquet(path: Path) -> Iterator[Record]:
     from pyarrow import parquet
 
     with _told(path), parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False, memory_map=False) as file:
-        for group in range(file.metadata.num_row_groups):
-            for column in range(file.metadata.num_columns):
-                chunk = file.metadata.row_group(group).column(column)
-                check_expansion(path, chunk.total_uncompressed_size, chunk.total_compressed_size)
+        groups = range(file.metadata.num_row_groups)
+        check_expansion(path, sum(file.metadata.row_group(n).total_byte_size for n in groups), path.stat().st_size)
         yield from _records(file.iter_batches(batch_size=_ROWS, use_threads=False))
 
 
@@ -51,6 +49,7 @@ def _pieces(path: Path, batches: Iterator[Any]) -> Iterator[Any]:
     """Batches cut to a few rows each; what is not compressed stays in the file until it is asked for."""
     for batch in batches:
         check_expansion(path, batch.nbytes, path.stat().st_size)
+        batch.validate(full=True)  # what pyarrow reads as it stands, it would follow beyond its end
         yield from (batch.slice(start, _ROWS) for start in range(0, batch.num_rows, _ROWS))
 
 

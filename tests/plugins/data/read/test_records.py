@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -251,3 +252,39 @@ def test_without_pyarrow_the_extra_is_named_and_other_kinds_are_read(
     with pytest.raises(TuneryError, match=r"tunery\[data\]"):
         read(tmp_path / "rows.parquet")
     assert read(tmp_path / "rows.csv") == ROWS
+
+
+DAMAGE = """
+import pickle, random, sys
+from pathlib import Path
+from tunery.plugins.data.read import FileBroken, iter_records
+
+kinds, path, chance = pickle.loads(Path(sys.argv[1]).read_bytes()), Path(sys.argv[2]), random.Random(7)
+read = broken = 0
+for content in kinds * 12:
+    damaged = bytearray(content)
+    for _ in range(chance.randint(1, 5)):
+        at = chance.randrange(len(damaged))
+        if chance.random() < 0.6:
+            damaged[at] = chance.randrange(256)
+        else:
+            del damaged[at : at + chance.randint(1, 20)]
+    path.write_bytes(damaged)
+    try:
+        read += sum(1 for _ in iter_records(path))
+    except FileBroken:
+        broken += 1
+print(read, broken)
+"""
+
+
+def test_damage_anywhere_is_an_error_or_other_rows(tmp_path: Path) -> None:
+    """In a process of its own, as a table that is followed beyond its end ends the process."""
+    kinds = tmp_path / "kinds"
+    kinds.write_bytes(pickle.dumps(list(KINDS.values())))
+    code = [sys.executable, "-c", DAMAGE, str(kinds), str(tmp_path / "rows")]
+    done = subprocess.run(code, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows, broken = map(int, done.stdout.split())
+    assert rows > 100
+    assert broken > 100
