@@ -84,14 +84,15 @@ class FormatInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     `sniff(row)` says whether a parsed line looks like this format; `to_conversation(row)` turns it into a list of messages
     (`role`, `content`) whose assistant turns are trained, or into a Conversation where there is more to say, and raises
-    InvalidInput saying what is wrong and how to fix it. Functions of a module, unlike lambdas, let files be checked by several
-    processes.
+    InvalidInput saying what is wrong and how to fix it; it is given no key that is null. Functions of a module, unlike lambdas, let
+    files be checked by several processes. `keys` are those that it reads: of other columns the check `extra_column` warns.
     """
 
     name: str
     summary: str
     sniff: Callable[[dict[str, Any]], bool]
     to_conversation: Callable[[dict[str, Any]], list[dict[str, Any]] | Conversation]
+    keys: tuple[str, ...] = ()
     api_version: int = API_VERSION
 
 

@@ -129,7 +129,7 @@ def _content(path: Path) -> str:
     try:
         if not path.name.endswith("config.json"):
             return file_digest(path)[0]
-        settings = {name: value for name, value in json.loads(path.read_text()).items() if name not in _INCIDENTAL}
+        settings = {name: value for name, value in json.loads(path.read_bytes()).items() if name not in _INCIDENTAL}
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     except (OSError, ValueError, AttributeError):
         return ""

@@ -355,7 +355,7 @@ def _public_name(base: Base) -> str:
 
 def _portable_config(path: Path, base_model: str) -> bytes:
     """The configuration naming the base as others can find it; by digest it is named in the identity file, where PEFT does not look."""
-    config = json.loads(path.read_text()) | {"base_model_name_or_path": base_model}
+    config = json.loads(path.read_bytes()) | {"base_model_name_or_path": base_model}
     config.pop(DIGEST_KEY, None)
     return json.dumps(config, indent=2, sort_keys=True).encode()
 

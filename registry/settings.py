@@ -7,6 +7,7 @@ the defaults below.
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +27,22 @@ Weight = Annotated[float, Meta(gt=0, le=1e6)]
 
 # Variables that mean something to Tunery without being settings.
 _OTHER_VARIABLES = frozenset({"TUNERY_HOME", "TUNERY_PLUGINS", "TUNERY_ACTOR", "TUNERY_DEBUG", "TUNERY_TEST_CACHE"})
+
+
+_IP, _URL = r"[0-9a-fA-F.:]+", r"(?:tcp|udp|sctp)://\S+:\d+"
+_SERVICE_LINKS = tuple(
+    (re.compile(rf"TUNERY(?:_[A-Z0-9_]+)?_{name}"), re.compile(value))
+    for name, value in (
+        ("SERVICE_HOST", _IP),
+        (r"SERVICE_PORT(?:_[A-Z0-9_]+)?", r"\d+"),
+        ("PORT", _URL),
+        (r"PORT_\d+_(?:TCP|UDP|SCTP)", _URL),
+        (r"PORT_\d+_(?:TCP|UDP|SCTP)_PROTO", "tcp|udp|sctp"),
+        (r"PORT_\d+_(?:TCP|UDP|SCTP)_PORT", r"\d+"),
+        (r"PORT_\d+_(?:TCP|UDP|SCTP)_ADDR", _IP),
+    )
+)
+"""Names and values of the variables that Kubernetes sets for a Service. A value counts too: TUNERY_SERVE_PORT is also a setting."""
 
 
 class ServeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -101,7 +118,7 @@ def _from_environment(environ: Mapping[str, str], problems: list[str]) -> dict[s
     found: dict[str, dict[str, str]] = {}
     sections = {field.name for field in msgspec.structs.fields(Settings)}
     for name, value in environ.items():
-        if not name.startswith("TUNERY_") or name in _OTHER_VARIABLES:
+        if not name.startswith("TUNERY_") or name in _OTHER_VARIABLES or _is_service_link(name, value):
             continue
         section, _, key = name.removeprefix("TUNERY_").lower().partition("_")
         if section in sections:
@@ -111,6 +128,11 @@ def _from_environment(environ: Mapping[str, str], problems: list[str]) -> dict[s
                 f"{name}: no such variable; settings are TUNERY_<section>_<name>, sections: {sorted(sections)}"
             )
     return found
+
+
+def _is_service_link(name: str, value: str) -> bool:
+    """Whether Kubernetes set a variable for a Service called tunery, or tunery-…, as it does in every pod of the namespace."""
+    return any(names.fullmatch(name) and values.fullmatch(value) for names, values in _SERVICE_LINKS)
 
 
 def _merge(tree: dict[str, dict[str, Any]], more: Mapping[str, Any], source: str, problems: list[str]) -> None:

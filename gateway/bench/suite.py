@@ -238,7 +238,7 @@ class Suite:
         config = msgspec.json.encode(self._config).decode()
         done = subprocess.run(
             [sys.executable, "-m", "tunery.gateway.bench.memory", config, str(self._scratch)],
-            check=True, capture_output=True, text=True, env={**os.environ, "TQDM_DISABLE": "1"},
+            check=True, capture_output=True, encoding="utf-8", errors="replace", env={**os.environ, "TQDM_DISABLE": "1"},
         )  # fmt: skip
         found = json.loads(done.stdout)
         return Row(
@@ -256,7 +256,7 @@ class Suite:
         command = [sys.executable, "-m", "tunery.gateway.cli", "serve", "--base", self._config.base_name, "--port", "0"]
         for _ in range(RUNS):
             started = time.perf_counter()
-            with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+            with subprocess.Popen(command, stderr=subprocess.PIPE, encoding="utf-8", errors="replace") as process:
                 for line in process.stderr or ():
                     if line.startswith("ready"):
                         seconds.append(time.perf_counter() - started)

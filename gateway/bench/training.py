@@ -115,7 +115,7 @@ def _theirs(workload: TrainingWorkload, peer: str) -> list[str]:
 def _run(name: str, command: Sequence[str]) -> Figures:
     """The JSON object on the last line of what a command prints."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
     except OSError as error:
         raise InvalidInput(f"{name} cannot be run: {command[0]}: {error.strerror}") from error
     try:

@@ -10,6 +10,7 @@ from importlib.metadata import version
 
 import click
 
+from tunery.gateway.cli.streams import check_arguments, take_any_text
 from tunery.registry.errors import TuneryError, near
 
 __all__ = ["COMMANDS", "cli", "main"]
@@ -79,10 +80,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not sys.stderr.isatty():
         # Libraries draw progress bars even into a log file; this is how they are told not to.
         os.environ.setdefault("TQDM_DISABLE", "1")
+    take_any_text()
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        cli.main(args=None if arguments is None else list(arguments), prog_name="tunery")
+        if not {"-h", "--help", "--version"} & set(given):
+            check_arguments(given)
+        cli.main(args=given, prog_name="tunery")
     except TuneryError as error:
-        if _debugging(sys.argv[1:] if arguments is None else arguments):
+        if _debugging(given):
             raise
         from tunery.gateway.cli.errors import exit_code
 

@@ -114,10 +114,8 @@ def _suite(config: EngineConfig, peers: Path | None, plot: Path | None, as_json:
 @bench.command("train")
 @base_option
 @click.option("--method", "methods", default=("lora",), multiple=True, show_default=True, help="A trainer; repeatable.")
-@click.option("--data", type=click.Path(path_type=Path, exists=True, dir_okay=False), required=True, help="JSON Lines.")
-@click.option(
-    "--held-out", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Rows to take a loss on."
-)
+@click.option("--data", type=click.Path(path_type=Path, exists=True), required=True, help="A file of examples.")
+@click.option("--held-out", type=click.Path(path_type=Path, exists=True), help="Rows to take a loss on.")
 @click.option("--steps", type=click.IntRange(1), default=12, show_default=True, help="Optimizer steps.")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A parameter of the trainer.")
 @click.option("--peer", metavar="COMMAND", help="Another system's command, measured in the same run and compared with.")

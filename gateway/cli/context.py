@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from tunery.gateway.cli.streams import ascii_text, is_utf8
+
 if TYPE_CHECKING:
     from tunery.plugins.manager import Plugins
     from tunery.registry.registry import Registry
@@ -33,14 +35,16 @@ def plugins() -> Plugins:
 def actor() -> str:
     """Who to record: TUNERY_ACTOR, or the user's name."""
     try:
-        return os.environ.get("TUNERY_ACTOR") or getpass.getuser()
+        name = os.environ.get("TUNERY_ACTOR") or getpass.getuser()
+        return os.fsencode(name).decode("utf-8", "replace")
     except (OSError, KeyError):
         return "unknown"
 
 
 def print_json(value: Any) -> None:
-    """One JSON value on stdout."""
-    sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
+    """One JSON value on stdout, in ASCII where stdout is not UTF-8."""
+    text = msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
+    sys.stdout.write((text if is_utf8(sys.stdout) else ascii_text(text)) + "\n")
 
 
 def say(text: str) -> None:

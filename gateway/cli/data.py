@@ -11,7 +11,9 @@ import msgspec
 import rich_click as click
 
 from tunery.gateway.cli.context import open_registry, plugins, print_json, say
+from tunery.gateway.cli.streams import is_utf8
 from tunery.gateway.cli.tables import print_table
+from tunery.plugins.data.check import KEPT
 from tunery.registry.errors import InvalidData
 
 if TYPE_CHECKING:
@@ -27,6 +29,10 @@ _MAX_LENGTH = click.option(
 )
 _BIDI = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 """Characters that turn the direction of what follows."""
+_BEGIN, _END = "{+", "+}"
+"""Around what is trained, where there is no colour: what wdiff and git diff --word-diff put around what was added."""
+_SHOWN, _ALIKE = 20, 3
+"""Findings of a rule that are printed, and of those that differ in nothing but their line."""
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -71,15 +77,16 @@ def check(
         format=format_name,
     )
     if as_json:
-        print_json(msgspec.to_builtins(report) | {"errors": len(report.errors)})
+        print_json(msgspec.to_builtins(report) | {"errors": report.count("error")})
     elif as_html:
         from tunery.plugins.data.page import to_html
 
-        sys.stdout.write(to_html(report))
+        page = to_html(report)
+        # The page says that it is UTF-8; in ASCII it is that in any encoding.
+        sys.stdout.write(page if is_utf8(sys.stdout) else page.encode("ascii", "xmlcharrefreplace").decode())
     else:
         _show_report(report)
-    if report.errors:
-        number = len(report.errors)
+    if number := report.count("error"):
         raise InvalidData(f"{number} error{'s' * (number > 1)} in the data; mend what is named and check again")
 
 
@@ -90,7 +97,7 @@ def check(
 @_MAX_LENGTH
 @_JSON
 def preview(place: str, base: str, format_name: str | None, max_length: int, as_json: bool) -> None:
-    """Show a row as the base sees it, what is trained in colour."""
+    """Show a row as the base sees it, what is trained in colour, or between {+ and +} where there is none."""
     from tunery.plugins.data.preview import preview_line, read_place
     from tunery.plugins.data.renderer import Renderer
 
@@ -111,6 +118,7 @@ def preview(place: str, base: str, format_name: str | None, max_length: int, as_
 @click.option("--train", type=click.Path(path_type=Path), help="Where the other rows go.  [default: NAME.train.jsonl]")
 @click.option("--val", "held_out", type=click.Path(path_type=Path), help="Where they go.  [default: NAME.val.jsonl]")
 @click.option("--replace", is_flag=True, help="Replace files that exist.")
+@click.option("--allow", multiple=True, metavar="RULE", help="Split although this rule of data check finds errors.")
 @_FORMAT
 @_JSON
 def split(
@@ -120,16 +128,22 @@ def split(
     train: Path | None,
     held_out: Path | None,
     replace: bool,
+    allow: tuple[str, ...],
     format_name: str | None,
     as_json: bool,
 ) -> None:
-    """Hold out a share of the rows; equal prompts and near duplicates stay on one side."""
-    from tunery.plugins.data.split import split_file
+    """Hold out a share of the rows; equal prompts and near duplicates stay on one side.
 
+    A file in which data check finds an error is not split.
+    """
+    from tunery.plugins.data.split import split_file
+    from tunery.plugins.training.checked import check_before_split
+
+    check_before_split(file, allow=allow, plugins=plugins(), format=format_name)
     done = split_file(
         file,
-        train or file.with_suffix(".train.jsonl"),
-        held_out or file.with_suffix(".val.jsonl"),
+        train or _beside(file, ".train.jsonl"),
+        held_out or _beside(file, ".val.jsonl"),
         formats=_formats(format_name),
         fraction=fraction,
         seed=seed,
@@ -141,6 +155,12 @@ def split(
     click.echo(f"{done.train}: {done.train_rows} rows")
     click.echo(f"{done.held_out}: {done.held_out_rows} rows")
     click.echo(f"{done.groups} groups of rows that belong together, none on both sides")
+
+
+def _beside(file: Path, ending: str) -> Path:
+    """Where a half goes: `rows.train.jsonl` for rows.csv.gz, and for a folder called rows."""
+    plain = file.absolute() if file.is_dir() else file.with_suffix("") if file.suffix == ".gz" else file
+    return plain.with_name(plain.name + ending) if file.is_dir() else plain.with_suffix(ending)
 
 
 def _base_folder(base: str) -> Path:
@@ -156,16 +176,29 @@ def _formats(name: str | None) -> list[FormatInfo]:
 
 
 def _show_report(report: DataReport) -> None:
-    rows = [
-        (f.severity, f"{f.file}:{f.line}" if f.line else f.file, f.path, f.rule, f"{f.message}; {f.fix}")
-        for f in report.findings
-    ]
-    shown = [tuple(map(visible, row)) for row in rows]
+    shown = [tuple(map(visible, row)) for row in _first_rows(report)]
     print_table(("severity", "place", "path", "rule", "what and how to fix it"), shown, empty="nothing was found")
+    for rule, severities in report.counts.items():
+        for severity, number in severities.items():
+            told = sum(row[0] == severity and row[3] == rule for row in shown)
+            if told < number:
+                click.echo(f"{rule}: {number - told} more ({severity}); --json and --html have the first {KEPT}")
     for line in _figures(report.statistics):
         click.echo(visible(line))
-    counts = Counter(finding.severity for finding in report.findings)
-    click.echo(f"{counts['error']} errors, {counts['warning']} warnings, {counts['info']} notes")
+    click.echo(f"{report.count('error')} errors, {report.count('warning')} warnings, {report.count('info')} notes")
+
+
+def _first_rows(report: DataReport) -> list[tuple[str, str, str, str, str]]:
+    """The first findings of each rule and severity, and of those that say the same the first few."""
+    seen: Counter[tuple[str, ...]] = Counter()
+    rows: list[tuple[str, str, str, str, str]] = []
+    for f in report.findings:
+        alike = (f.file, f.severity, f.rule, f.message)
+        seen.update(((f.severity, f.rule), alike))
+        if seen[f.severity, f.rule] <= _SHOWN and seen[alike] <= _ALIKE:
+            place = f"{f.file}:{f.line}" if f.line else f.file
+            rows.append((f.severity, place, f.path, f.rule, f"{f.message}; {f.fix}" if f.fix else f.message))
+    return rows
 
 
 def _figures(statistics: dict[str, Any]) -> list[str]:
@@ -189,12 +222,17 @@ def _show_preview(example: Preview) -> None:
     from rich.console import Console
     from rich.text import Text
 
+    console = Console(highlight=False, soft_wrap=True)
+    in_colour = console.color_system is not None and not console.no_color
     text = Text()
     for segment in example.segments:
-        text.append(visible(segment.text), style="bold green" if segment.trained else "dim")
-    Console(highlight=False, soft_wrap=True).print(text)
+        shown = visible(segment.text)
+        marked = shown if in_colour or not segment.trained else f"{_BEGIN}{shown}{_END}"
+        text.append(marked, style="bold green" if segment.trained else "dim")
+    console.print(text)
     cut = f", the last {example.cut} beyond max_length" if example.cut else ""
-    say(f"{len(example.ids)} tokens, {sum(example.trained)} trained (bold green){cut}")
+    how = "bold green" if in_colour else f"between {_BEGIN} and {_END}"
+    say(f"{len(example.ids)} tokens, {sum(example.trained)} trained ({how}){cut}")
 
 
 def visible(text: str) -> str:

@@ -40,10 +40,10 @@ def uses(file: str, as_json: bool) -> None:
 
 def _sha256(file: str) -> str:
     """The file's sha256, or the one that was written instead."""
-    from tunery.registry.digest import file_digest
+    from tunery.plugins.data.read import data_digest
 
-    if Path(file).is_file():
-        return file_digest(Path(file))[0]
+    if Path(file).exists():
+        return data_digest(Path(file))[0]
     if not _SHA256.fullmatch(file):
         raise NotFound(
             f"there is no file {file}; name one, or its sha256 (8 characters at least)", code="file_not_found"

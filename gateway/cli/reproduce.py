@@ -18,7 +18,7 @@ __all__ = ["reproduce"]
 @click.option(
     "--data",
     multiple=True,
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    type=click.Path(path_type=Path, exists=True),
     help="Where a file of the manifest lies now; found by its content.  [default: where it was]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")

@@ -32,7 +32,7 @@ T = TypeVar("T")
 @click.option(
     "--base", default="smollm2-135m", show_default=True, help="The base: a name, folder, GGUF file or Hub id."
 )
-@click.option("--data", multiple=True, type=click.Path(path_type=Path), help="JSON Lines of examples; may be repeated.")
+@click.option("--data", multiple=True, type=click.Path(path_type=Path), help="A file of examples; may be repeated.")
 @click.option(
     "--val", "validation", type=click.Path(path_type=Path), help="Held-out rows.  [default: a share of --data]"
 )
@@ -72,6 +72,7 @@ def train(
             )
         )
     else:
+        from tunery.plugins.data.read import data_size
         from tunery.plugins.parameters import read_parameters
 
         info = plugins().trainer(method)
@@ -81,7 +82,7 @@ def train(
         files = (*data, *([validation] if validation else []))
         for path in files:
             _check_file(path)
-        if (size := sum(path.stat().st_size for path in files)) > _LARGE:
+        if (size := sum(map(data_size, files))) > _LARGE:
             say(f"checking {size / 1e6:.0f} MB of rows")
 
         def start(host: Any, loaded: Any, registry: Any, report: Report) -> Version:
@@ -141,7 +142,7 @@ def run_job(work: Callable[[Any, Any, Any, Report], T]) -> T:
 
 
 def _check_file(path: Path) -> None:
-    if not path.is_file():
+    if not path.exists():
         raise InvalidInput(f"{path} is not a file that can be read", code="invalid_data")
 
 

@@ -7,7 +7,7 @@ the file, on those values: what takes more than one line to see is seen there.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import msgspec
@@ -15,7 +15,10 @@ import msgspec
 from tunery.plugins.data.line import Line, Place
 from tunery.plugins.hookspecs import Severity
 
-__all__ = ["Check", "Context", "DataReport", "Fault", "Finding", "NOWHERE"]
+__all__ = ["Check", "Context", "DataReport", "Fault", "Finding", "KEPT", "NOWHERE"]
+
+KEPT = 1000
+"""Findings of one rule and severity that a report describes; the others it counts."""
 
 NOWHERE = 0
 """The line of a finding about a whole file."""
@@ -43,19 +46,28 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 
     def __str__(self) -> str:
         place = f"{self.file}:{self.line}" if self.line else self.file
-        return f"{place}: {self.path}: {self.message}; {self.fix} [{self.rule}]"
+        fix = f"; {self.fix}" if self.fix else ""
+        return f"{place}: {self.path}: {self.message}{fix} [{self.rule}]"
 
 
 class DataReport(msgspec.Struct, frozen=True):
-    """Everything found, in the order of the files, and figures by name (see docs/data.md)."""
+    """What was found, in the order of the files, and figures by name (see docs/data.md).
+
+    `findings` has the first KEPT of each rule and severity; `counts` has how many there are, by rule and then severity.
+    """
 
     findings: list[Finding]
     statistics: dict[str, Any]
+    counts: dict[str, dict[Severity, int]] = {}
 
     @property
     def errors(self) -> list[Finding]:
-        """What keeps the files from being trained on."""
+        """What keeps the files from being trained on, the first of each rule."""
         return [finding for finding in self.findings if finding.severity == "error"]
+
+    def count(self, severity: Severity, *, without: Collection[str] = ()) -> int:
+        """How many findings there are of a severity, but for those of some rules."""
+        return sum(found.get(severity, 0) for rule, found in self.counts.items() if rule not in without)
 
 
 class Context(msgspec.Struct, frozen=True):

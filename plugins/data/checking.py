@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pickle
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import current_process, get_context
@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from tunery.plugins.data.check import NOWHERE, Check, Context, DataReport, Fault, Finding
+from tunery.plugins.data.check import KEPT, NOWHERE, Check, Context, DataReport, Fault, Finding
 from tunery.plugins.data.line import Line, Place
+from tunery.plugins.data.read import FileBroken, data_size, iter_records
 from tunery.plugins.data.renderer import Renderer
-from tunery.plugins.data.rows import iter_lines
-from tunery.plugins.hookspecs import CheckInfo, FormatInfo
+from tunery.plugins.hookspecs import CheckInfo, FormatInfo, Severity
 from tunery.plugins.manager import load_entrypoint
 from tunery.plugins.threads import available_cores
 from tunery.registry.errors import Unavailable
@@ -69,8 +69,8 @@ def check_data(
     """Check files of rows, and the held-out one against them, with every registered check.
 
     Without `base_folder` nothing is rendered and the rules about tokens are silent. `max_length` is in tokens. `processes` None takes
-    the cores of this machine. `format` is the format's name where it is not to be recognised. Bad lines are findings; raise
-    NotFound or InvalidData for a file that is not there or not one, UnknownName for a format that is not.
+    the cores of this machine. `format` is the format's name where it is not to be recognised. Bad rows, and a file that cannot be
+    read to its end, are findings; raise NotFound or InvalidData for what is no file of rows at all, UnknownName for a format that is none.
     """
     chosen = (plugins.format(format),) if format else tuple(plugins.formats().values())
     context = Context(max_length=max_length, has_base=base_folder is not None, has_validation=validation is not None)
@@ -79,9 +79,11 @@ def check_data(
     labels = _labels(paths)
     held_out = [False] * len(files) + [True] * (validation is not None)
     gathering = _Gathering(work)
-    for examined in _examine_all(work, _chunks(paths, labels, held_out), _processes(work, paths, processes)):
+    broken: dict[tuple[str, bool], FileBroken] = {}
+    chunks = _chunks(paths, labels, held_out, broken)
+    for examined in _examine_all(work, chunks, _processes(work, paths, processes)):
         gathering.take(examined)
-    return gathering.report(labels, held_out)
+    return gathering.report(labels, held_out, broken)
 
 
 class _Examiner:
@@ -118,6 +120,7 @@ class _Gathering:
         self._severities = {info.name: info.severity for info in work.checks}
         self._checks = _load_checks(work)
         self._findings: list[Finding] = []
+        self._counts: dict[str, dict[Severity, int]] = {}
         self._rows: dict[tuple[str, bool], tuple[int, str]] = {}
 
     def take(self, examined: _Examined) -> None:
@@ -132,22 +135,31 @@ class _Gathering:
             count, first = self._rows.get((place.file, place.validation), (0, examined.format))
             self._rows[place.file, place.validation] = (count + 1, first)
 
-    def report(self, labels: Sequence[str], held_out: Sequence[bool]) -> DataReport:
-        """Everything, with what is only known at the end."""
+    def report(
+        self, labels: Sequence[str], held_out: Sequence[bool], broken: Mapping[tuple[str, bool], FileBroken]
+    ) -> DataReport:
+        """Everything, with what is only known at the end; `broken` are the files that could not be read whole."""
         statistics: dict[str, Any] = {"files": []}
         for label, validation in zip(labels, held_out, strict=True):
             rows, name = self._rows.get((label, validation), (0, None))
             statistics["files"].append({"file": label, "rows": rows, "format": name, "held_out": validation})
-            if not rows:
+            if error := broken.get((label, validation)):
+                message, _, fix = error.message.partition("; ")
+                self._find(label, NOWHERE, "schema", Fault("$", message, fix, "error"))
+            elif not rows:
                 self._find(label, NOWHERE, "schema", Fault("$", "has no rows", "write one JSON object a line", "error"))
         for rule, check in self._checks.items():
             statistics |= check.statistics()
             for fault in self._guarded(check.of_whole):
                 self._find(", ".join(labels), NOWHERE, rule, fault)
-        return DataReport(self._findings, statistics)
+        return DataReport(self._findings, statistics, self._counts)
 
     def _find(self, file: str, line: int, rule: str, fault: Fault) -> None:
         severity = fault.severity or self._severities.get(rule, "error")
+        counts = self._counts.setdefault(rule, {})
+        counts[severity] = counts.get(severity, 0) + 1
+        if counts[severity] > KEPT and line != NOWHERE:
+            return
         self._findings.append(
             Finding(
                 file=file,
@@ -178,20 +190,29 @@ def _load_checks(work: _Work) -> dict[str, Check]:
 
 def _labels(paths: Sequence[Path]) -> list[str]:
     """What files are called in findings: their names, or their whole paths where two have one name."""
-    names = [path.name for path in paths]
+    names = [path.name or path.resolve().name for path in paths]
     return names if len(set(names)) == len(names) else [str(path) for path in paths]
 
 
-def _chunks(paths: Sequence[Path], labels: Sequence[str], held_out: Sequence[bool]) -> Iterator[Chunk]:
+def _chunks(
+    paths: Sequence[Path],
+    labels: Sequence[str],
+    held_out: Sequence[bool],
+    broken: dict[tuple[str, bool], FileBroken],
+) -> Iterator[Chunk]:
+    """Rows of all files; files that end before their end go into `broken`."""
     chunk: Chunk = []
     size = 0
     for path, label, validation in zip(paths, labels, held_out, strict=True):
-        for number, raw in iter_lines(path):
-            chunk.append((Place(label, number, validation), raw))
-            size += len(raw)
-            if len(chunk) >= _CHUNK_LINES or size >= _CHUNK_BYTES:
-                yield chunk
-                chunk, size = [], 0
+        try:
+            for number, raw in iter_records(path):
+                chunk.append((Place(label, number, validation), raw))
+                size += len(raw)
+                if len(chunk) >= _CHUNK_LINES or size >= _CHUNK_BYTES:
+                    yield chunk
+                    chunk, size = [], 0
+        except FileBroken as error:
+            broken[label, validation] = error
     if chunk:
         yield chunk
 
@@ -200,11 +221,7 @@ def _processes(work: _Work, paths: Sequence[Path], wanted: int | None) -> int:
     """How many processes to examine lines in; 1 is this one: for small files, formats that cannot be sent to another, and where this
     process may start none."""
     number = wanted or available_cores()
-    if (
-        number < 2
-        or current_process().daemon
-        or sum(path.stat().st_size for path in paths if path.is_file()) < _WORTH_A_POOL
-    ):
+    if number < 2 or current_process().daemon or sum(map(data_size, paths)) < _WORTH_A_POOL:
         return 1
     try:
         pickle.dumps(work)

@@ -35,7 +35,7 @@ class Line:
     """One line. `row` is None where it is blank or `invalid` says why it is no row; `renderer` is None without a base."""
 
     def __init__(self, place: Place, raw: bytes, *, formats: Sequence[FormatInfo], renderer: Renderer | None) -> None:
-        self.place, self.raw, self.renderer = place, raw, renderer
+        self.place, self.raw, self.renderer, self._formats = place, raw, renderer, formats
         self.value: dict[str, Any] | None = None
         self.row: Row | None = None
         self.invalid: RowInvalid | None = None
@@ -65,8 +65,19 @@ class Line:
 
     @cached_property
     def texts(self) -> list[tuple[str, str]]:
-        """Every text of the row as it is written, with its JSON path."""
-        return list(walk("$", self.value)) if self.value is not None else []
+        """Every text of the row as it is written, with its JSON path; columns that are not read aside."""
+        if self.value is None:
+            return []
+        extra = set(self.extra_columns)
+        return list(walk("$", {name: item for name, item in self.value.items() if name not in extra}))
+
+    @property
+    def extra_columns(self) -> list[str]:
+        """Names of the row's columns with a value that its format does not read; none of a format that does not say what it reads."""
+        if self.row is None or self.value is None:
+            return []
+        known = next(info.keys for info in self._formats if info.name == self.row.format)
+        return [name for name, item in self.value.items() if item is not None and name not in known] if known else []
 
     @cached_property
     def answer(self) -> str:
@@ -84,6 +95,16 @@ class Line:
         """16 bytes that are equal where the last answer is (and the rejected one), but for white space."""
         row = self._row
         return _key([row.messages[prompt_length(row.messages) :], row.rejected])
+
+    @cached_property
+    def loose_keys(self) -> tuple[bytes, bytes]:
+        """8 bytes each for what comes before the last answer and for the answer, equal for equal ones but for case and white space."""
+        row = self._row
+        at = prompt_length(row.messages)
+        asked, answered = (
+            "\n".join(f"{m['role']} {_said(m)}" for m in part) for part in (row.messages[:at], row.messages[at:])
+        )
+        return _loose_key(asked), _loose_key(answered)
 
     @cached_property
     def halves(self) -> tuple[bytes, bytes] | None:
@@ -134,6 +155,10 @@ def _said(message: Mapping[str, Any]) -> str:
 def _key(value: Any) -> bytes:
     text = json.dumps(_squeezed(value), sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def _loose_key(text: str) -> bytes:
+    return hashlib.blake2b("".join(text.casefold().split()).encode(), digest_size=8).digest()
 
 
 def _squeezed(value: Any) -> Any:

@@ -25,6 +25,8 @@ _BUCKET = 32
 """Items that are compared for one band. What thousands of rows share, such as an instruction, says nothing; the other bands do."""
 
 _MIN_WORDS = 8
+_BLOCK = 2048
+"""Shingles that are mixed at a time."""
 _MOST_WORDS_KEPT = 1 << 20
 _WORD = re.compile(r"\w+")
 _random = np.random.default_rng(20250101)
@@ -56,8 +58,11 @@ def signature(text: str) -> bytes | None:
     numbers = np.fromiter(map(_hashes.__getitem__, words), dtype=np.uint64, count=len(words))
     shingles = numbers[:-2] * _PLACES[0] + numbers[1:-1] * _PLACES[1] + numbers[2:] * _PLACES[2]
     shingles ^= shingles >> np.uint64(29)
-    mixed = (shingles[np.newaxis, :] * _FACTORS + _OFFSETS) >> np.uint64(32)
-    packed: bytes = mixed.min(axis=1).astype(np.uint32).tobytes()
+    lowest = np.full(PERMUTATIONS, np.iinfo(np.uint64).max)
+    for start in range(0, len(shingles), _BLOCK):  # what is mixed at a time takes 1 MB, however long the text is
+        mixed = (shingles[np.newaxis, start : start + _BLOCK] * _FACTORS + _OFFSETS) >> np.uint64(32)
+        np.minimum(lowest, mixed.min(axis=1), out=lowest)
+    packed: bytes = lowest.astype(np.uint32).tobytes()
     return packed
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import msgspec
 
 from tunery.plugins.data.line import Line, Place
+from tunery.plugins.data.read import iter_records
 from tunery.plugins.data.renderer import Rendered, Renderer
-from tunery.plugins.data.rows import iter_lines
 from tunery.plugins.hookspecs import FormatInfo
 from tunery.registry.errors import InvalidData, InvalidInput, NotFound
 
@@ -46,7 +46,7 @@ def preview_line(
     path: Path, number: int, *, formats: Sequence[FormatInfo], renderer: Renderer, max_length: int
 ) -> list[Preview]:
     """The examples of one line, a rejected answer's last; raise NotFound for no such line, InvalidData for one that is no row."""
-    raw = next((raw for at, raw in iter_lines(path) if at == number), None)
+    raw = next((raw for at, raw in iter_records(path) if at == number), None)
     if raw is None:
         raise NotFound(f"{path} has no line {number}; lines count from 1")
     line = Line(Place(path.name, number), raw, formats=formats, renderer=renderer)

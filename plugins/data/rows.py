@@ -1,22 +1,27 @@
-"""Owns reading a JSON Lines file of examples; refuses the file when any line is bad, and says what is wrong with all of them."""
+"""Owns reading a file of examples as rows; refuses the file when any row is bad, and says what is wrong with all of them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from tunery.plugins.data.formats import RowInvalid
+from tunery.plugins.data.read import MAX_ROW, iter_records
 from tunery.plugins.hookspecs import Conversation, FormatInfo
-from tunery.registry.errors import InvalidData, InvalidInput, NotFound
+from tunery.registry.errors import InvalidData, InvalidInput
 
-__all__ = ["MAX_LINE", "Row", "iter_lines", "parse_json", "parse_line", "read_rows", "to_row"]
+__all__ = ["Row", "parse_json", "parse_line", "read_rows", "to_row"]
 
-MAX_LINE = 16 * 2**20
-"""Bytes of the longest line accepted; a longer one is not an example but a broken file."""
+_PROBLEMS = 100
+"""Faults after which a file is read no further."""
+
+_SHOWN = 5
+"""Names that a message lists."""
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -53,7 +58,7 @@ def read_rows(path: Path, *, formats: Iterable[FormatInfo] | Mapping[str, Format
     rows: list[Row] = []
     problems: list[str] = []
     bad: set[int] = set()
-    for number, raw in iter_lines(path):
+    for number, raw in iter_records(path):
         try:
             row = parse_line(number, raw, known)
         except RowInvalid as error:
@@ -72,33 +77,17 @@ def read_rows(path: Path, *, formats: Iterable[FormatInfo] | Mapping[str, Format
             )
         elif row:
             rows.append(row)
+        if len(problems) > _PROBLEMS:
+            raise InvalidData(
+                f"{path}: more than {_PROBLEMS} faults in its first {number} rows; nothing was trained",
+                problems=problems,
+            )
     if problems:
         lines = len(bad)
         raise InvalidData(f"{path}: {lines} bad line{'s' * (lines > 1)}; nothing was trained", problems=problems)
     if not rows:
         raise InvalidData(f"{path} has no rows; write one JSON object a line")
     return rows
-
-
-def iter_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Every line with its number from 1, line ending included; of one that is too long only the beginning.
-
-    Raise NotFound for no file, InvalidData for one that cannot be read.
-    """
-    if not path.exists():
-        raise NotFound(f"there is no file {path}; check --data and --val", code="file_not_found")
-    if path.is_dir():
-        raise InvalidData(f"{path} is a folder; name one .jsonl file")
-    try:
-        with path.open("rb") as stream:
-            number = 0
-            while line := stream.readline(MAX_LINE + 1):
-                number += 1
-                yield number, line
-                while len(line) > MAX_LINE and not line.endswith(b"\n"):
-                    line = stream.readline(MAX_LINE + 1)
-    except OSError as error:
-        raise InvalidData(f"{path} cannot be read ({error.strerror})") from error
 
 
 def parse_line(number: int, raw: bytes, formats: Sequence[FormatInfo]) -> Row | None:
@@ -109,8 +98,8 @@ def parse_line(number: int, raw: bytes, formats: Sequence[FormatInfo]) -> Row | 
 
 def parse_json(number: int, raw: bytes) -> dict[str, Any] | None:
     """The JSON object of one line, None where it is blank; raise RowInvalid."""
-    if len(raw) > MAX_LINE:
-        raise RowInvalid([("$", f"is longer than {MAX_LINE // 2**20} MiB; put one JSON object on each line")])
+    if len(raw) > MAX_ROW:
+        raise RowInvalid([("$", f"is longer than {MAX_ROW // 2**20} MiB; put one JSON object on each line")])
     if number == 1:
         raw = raw.removeprefix(b"\xef\xbb\xbf")
     if not raw.strip():
@@ -119,11 +108,17 @@ def parse_json(number: int, raw: bytes) -> dict[str, Any] | None:
 
 
 def to_row(number: int, value: dict[str, Any], formats: Sequence[FormatInfo]) -> Row:
-    """The row that an object means, in the one format that fits it; a format that is the only one need not look like it."""
+    """The row that an object means, in the one format that fits it; a format that is the only one need not look like it.
+
+    A key that is null is absent.
+    """
+    value = {name: item for name, item in value.items() if item is not None}
     found = list(formats) if len(formats) == 1 else [entry for entry in formats if entry.sniff(value)]
     if not found:
         names = "; ".join(f"{entry.name}: {entry.summary}" for entry in formats)
-        raise RowInvalid([("$", f"has the keys {sorted(value)[:8]}, which fit no format. {names}")])
+        raise RowInvalid(
+            [("$", f"has the keys {[name[:60] for name in sorted(value)[:8]]}, which fit no format. {names}")]
+        )
     if len(found) > 1:
         raise RowInvalid([("$", f"fits {' and '.join(entry.name for entry in found)} at once; keep the keys of one")])
     meant = found[0].to_conversation(value)
@@ -148,7 +143,9 @@ def _json(raw: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise RowInvalid([("$", f"is a {type(value).__name__}, not an object; write {{...}}")])
     try:
-        text.encode("utf-8"), json.dumps(value, ensure_ascii=False).encode("utf-8")
+        # Text that was UTF-8 holds half a pair only where an escape spells it.
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError as error:
         raise RowInvalid(
             [("$", "holds half of a surrogate pair (\\ud800 to \\udfff); fix the escape")], rule="encoding"
@@ -159,9 +156,9 @@ def _json(raw: bytes) -> dict[str, Any]:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        raise RowInvalid([("$", f"names {', '.join(map(repr, twice))} twice; keep one")])
+        twice = [repr(name)[:60] for name, count in Counter(name for name, _ in pairs).items() if count > 1]
+        others = f" and {len(twice) - _SHOWN} others" if len(twice) > _SHOWN else ""
+        raise RowInvalid([("$", f"names {', '.join(twice[:_SHOWN])}{others} twice; keep one")])
     return value
 
 

@@ -1,7 +1,7 @@
 """Owns splitting a file into what is trained on and what is held out, so that no row has its like on the other side.
 
 Rows with equal prompts, and near duplicates, are one group; a group goes to one side. Which ones depends on their content and the seed
-alone, not on their order. Lines are copied byte for byte.
+alone, not on their order. Lines are copied byte for byte; rows of other kinds of files are written as JSON Lines.
 """
 
 from __future__ import annotations
@@ -14,11 +14,15 @@ import msgspec
 
 from tunery.plugins.data.line import Line, Place
 from tunery.plugins.data.minhash import SimilarIndex
-from tunery.plugins.data.rows import iter_lines
+from tunery.plugins.data.read import iter_records
+from tunery.plugins.data.rows import Row
 from tunery.plugins.hookspecs import FormatInfo
 from tunery.registry.errors import Conflict, InvalidData, InvalidInput, StorageFailed
 
 __all__ = ["Split", "split_file"]
+
+_PROBLEMS = 100
+"""Bad lines that are described."""
 
 
 class Split(msgspec.Struct, frozen=True):
@@ -94,12 +98,21 @@ def _group(path: Path, formats: Sequence[FormatInfo]) -> tuple[_Groups, list[byt
     prompts: dict[bytes, int] = {}
     near: SimilarIndex[int] = SimilarIndex()
     problems: list[str] = []
-    for number, raw in iter_lines(path):
+    first: Row | None = None
+    for number, raw in iter_records(path):
         line = Line(Place(path.name, number), raw, formats=formats, renderer=None)
         if line.invalid:
             problems += line.invalid.problems(str(line.place))
+        if len(problems) > _PROBLEMS:
+            problems.append("and perhaps more after these")
+            break
         if line.row is None:
             continue
+        first = first or line.row
+        if line.row.format != first.format:
+            problems.append(
+                f"{line.place}: $: is in the format {line.row.format}, line {first.line} in {first.format}; keep one format a file"
+            )
         row = lines[number] = groups.add()
         keys.append(line.prompt_key)
         groups.join(row, prompts.setdefault(line.prompt_key, row))
@@ -110,6 +123,8 @@ def _group(path: Path, formats: Sequence[FormatInfo]) -> tuple[_Groups, list[byt
                 near.add(line.signature, row)
     if problems:
         raise InvalidData(f"{path} has bad lines; nothing was written", problems=problems)
+    if not keys:
+        raise InvalidData(f"{path} has no rows; nothing was written")
     return groups, keys, lines
 
 
@@ -153,7 +168,7 @@ def _write(source: Path, target: Path, wanted: Sequence[int]) -> None:
 
 
 def _lines(source: Path, kept: set[int]) -> Iterator[bytes]:
-    for number, raw in iter_lines(source):
+    for number, raw in iter_records(source):
         if number in kept:
             raw = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
             yield raw if raw.endswith(b"\n") else raw + b"\n"

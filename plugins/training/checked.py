@@ -16,7 +16,7 @@ from tunery.plugins.manager import Plugins
 from tunery.registry import Base
 from tunery.registry.errors import InvalidData, InvalidInput, UnknownName
 
-__all__ = ["UNREADABLE", "DataCheck", "check_allowed", "check_rows"]
+__all__ = ["UNREADABLE", "DataCheck", "check_allowed", "check_before_split", "check_rows"]
 
 UNREADABLE = ("schema", "encoding", "template", "no_trainable_token")
 """Rules whose errors leave nothing to train on."""
@@ -49,13 +49,26 @@ def check_rows(
     if errors:
         words = [*map(str, data), *(["--val", str(validation)] if validation else [])]
         command = shlex.join(["tunery", "data", "check", *words, "--base", base.name, "--max-length", str(max_length)])
-        raise _refusal(errors, command)
+        raise _refusal(errors, report.count("error", without=allow), command, "nothing was trained")
     told = [finding for finding in report.findings if finding.severity != "info"]
     return DataCheck(
         allowed=sorted(set(allow)),
-        findings=dict(Counter(finding.rule for finding in told)),
+        findings={
+            rule: number
+            for rule, found in report.counts.items()
+            if (number := found.get("error", 0) + found.get("warning", 0))
+        },
         warnings=_first_of_each(told),
     )
+
+
+def check_before_split(path: Path, *, allow: Sequence[str], plugins: Plugins, format: str | None) -> None:  # noqa: A002
+    """Put the rows of a file through every check that needs no base; raise InvalidData as a run would."""
+    check_allowed(allow, plugins)
+    report = check_data([path], None, plugins=plugins, base_folder=None, max_length=1, format=format)
+    if errors := [finding for finding in report.errors if finding.rule not in allow]:
+        command = shlex.join(["tunery", "data", "check", str(path)])
+        raise _refusal(errors, report.count("error", without=allow), command, "nothing was written")
 
 
 def check_allowed(names: Sequence[str], plugins: Plugins) -> None:
@@ -70,16 +83,16 @@ def check_allowed(names: Sequence[str], plugins: Plugins) -> None:
             )
 
 
-def _refusal(errors: Sequence[Finding], command: str) -> InvalidData:
+def _refusal(errors: Sequence[Finding], count: int, command: str, outcome: str) -> InvalidData:
     """The error for a person: the first findings, the command that shows the others, and how to insist."""
-    count, rule = len(errors), errors[0].rule
+    rule = errors[0].rule
     lines = [str(finding) for finding in errors[:_SHOWN]]
     if count > _SHOWN:
         lines.append(f"and {count - _SHOWN} more; {command} shows all")
     passable = [name for name in dict.fromkeys(finding.rule for finding in errors) if name not in UNREADABLE]
     if passable:
         lines.append(f"mend the rows; where they are meant so: {' '.join(f'--allow {name}' for name in passable)}")
-    head = f"{count} error{'s' * (count > 1)} in the data; nothing was trained"
+    head = f"{count} error{'s' * (count > 1)} in the data; {outcome}"
     return InvalidData(head, problems=lines, code=rule)
 
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import msgspec
 
+from tunery.plugins.data.read import data_digest
 from tunery.plugins.data.renderer import Rendered, Renderer
 from tunery.plugins.data.rows import Row, read_rows
 from tunery.plugins.hookspecs import FormatInfo
 from tunery.plugins.training.batches import Example
-from tunery.registry.digest import file_digest
 from tunery.registry.errors import InvalidData, InvalidInput
 
 __all__ = ["Corpus", "DataFile", "read_corpus"]
@@ -67,7 +67,7 @@ def read_corpus(
         rendered, bad, shortened = _render(name, rows, renderer, max_length, preferences)
         problems += bad
         cut += shortened
-        sha256, size = file_digest(path)
+        sha256, size = data_digest(path)
         files.append(DataFile(path.name, sha256, size, len(rows), rows[0].format))
         groups.append(rendered)
     if problems:

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from tunery.plugins.data.read import data_digest
 from tunery.plugins.data.tokens import read_json
 from tunery.plugins.manager import Plugins, load_entrypoint
 from tunery.plugins.parameters import TrainingParameters, given_names, read_parameters
@@ -23,7 +24,6 @@ from tunery.plugins.training.manifest import IDENTITY, build_manifest, changed_f
 from tunery.plugins.training.processes import Processes, find_processes
 from tunery.plugins.training.run import Run
 from tunery.registry import Job, Version
-from tunery.registry.digest import file_digest
 from tunery.registry.errors import InvalidInput, NotFound
 from tunery.registry.names import check_adapter
 from tunery.registry.registry import Registry
@@ -162,8 +162,8 @@ def _request_again(version: Version, data: Sequence[Path], registry: Registry) -
     remembered = [*kept.data, *([kept.validation] if kept.validation else [])] if kept else []
     at: dict[str, str] = {}
     for candidate in (*map(str, data), *remembered):
-        if Path(candidate).is_file():
-            at.setdefault(file_digest(Path(candidate))[0], str(Path(candidate).absolute()))
+        if Path(candidate).exists():
+            at.setdefault(data_digest(Path(candidate))[0], str(Path(candidate).absolute()))
     missing = [file for file in manifest["data"] if file["sha256"] not in at]
     if missing:
         names = "; ".join(f"{file['name']} (sha256 {file['sha256'][:12]}…)" for file in missing)

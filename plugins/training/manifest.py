@@ -13,11 +13,11 @@ from typing import Any
 
 import msgspec
 
+from tunery.plugins.data.read import data_digest
 from tunery.plugins.machine import describe_machine
 from tunery.plugins.parameters import TrainingParameters
 from tunery.plugins.training.defaults import Choice
 from tunery.plugins.training.inputs import Inputs
-from tunery.registry.digest import file_digest
 
 __all__ = ["IDENTITY", "build_manifest", "changed_files", "differences", "fingerprint", "rendered_at"]
 
@@ -101,7 +101,7 @@ def changed_files(manifest: Mapping[str, Any], paths: Sequence[Path]) -> list[st
     """A line for every data file whose content is not the manifest's; one that is gone is left to whoever reads it."""
     kept = manifest["data"]
     now = [
-        {**entry, "sha256": file_digest(path)[0]} if path.is_file() else entry
+        {**entry, "sha256": data_digest(path)[0]} if path.exists() else entry
         for entry, path in zip(kept, paths, strict=False)
     ]
     return _compare("data", kept, now)

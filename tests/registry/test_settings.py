@@ -57,3 +57,42 @@ def test_lists_and_tables_are_written_in_toml_or_with_commas(tmp_path: Path) -> 
 def test_a_weight_that_is_no_share_is_refused(tmp_path: Path, given: str) -> None:
     with pytest.raises(InvalidInput, match=r"serve\.tenant_weights"):
         read_settings(tmp_path, environ={"TUNERY_SERVE_TENANT_WEIGHTS": given})
+
+
+def service_links(service: str, address: str = "10.96.0.17", port: int = 8000) -> dict[str, str]:
+    """What Kubernetes puts into every pod for a Service with one named port."""
+    name, url = service.upper().replace("-", "_"), f"tcp://{address}:{port}"
+    return {
+        f"{name}_SERVICE_HOST": address,
+        f"{name}_SERVICE_PORT": str(port),
+        f"{name}_SERVICE_PORT_HTTP": str(port),
+        f"{name}_PORT": url,
+        f"{name}_PORT_{port}_TCP": url,
+        f"{name}_PORT_{port}_TCP_PROTO": "tcp",
+        f"{name}_PORT_{port}_TCP_PORT": str(port),
+        f"{name}_PORT_{port}_TCP_ADDR": address,
+    }
+
+
+@pytest.mark.parametrize("service", ["tunery", "tunery-serve", "tunery-home", "tunery-v2-canary"])
+@pytest.mark.parametrize("address", ["10.96.0.17", "fd00:10:96::a"])
+def test_variables_of_a_kubernetes_service_are_no_settings(tmp_path: Path, service: str, address: str) -> None:
+    links = service_links(service, address)
+    assert read_settings(tmp_path, environ=links).serve == ServeSettings()
+    assert read_settings(tmp_path, environ=links | {"TUNERY_SERVE_THREADS": "2"}).serve.threads == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("TUNERY_PORT", "8000"),
+        ("TUNERY_SERVE_PORT", "http://10.0.0.1:8000"),
+        ("TUNERY_SERVICE_HOST", "localhost"),
+        ("TUNERY_SERVICE_PORT", "http"),
+        ("TUNERY_PORT_HTTP_TCP", "tcp://10.0.0.1:8000"),
+        ("TUNERY_SERVE_PORTS", "tcp://10.0.0.1:8000"),
+    ],
+)
+def test_what_only_looks_like_one_is_an_error_as_before(tmp_path: Path, name: str, value: str) -> None:
+    with pytest.raises(InvalidInput, match=r"no such variable|unknown setting|serve\.port"):
+        read_settings(tmp_path, environ={name: value})

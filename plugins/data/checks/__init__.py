@@ -22,6 +22,14 @@ CHECKS = (
     _check("end_of_turn_not_trained", "error", "rendering:EndOfTurn", "An answer whose end the model would not learn."),
     _check("truncation", "warning", "rendering:Truncation", "A row that is longer than max_length."),
     _check("token_length", "info", "rendering:TokenLength", "How long rows are, in tokens of the base."),
+    _check("extra_column", "warning", "columns:ExtraColumn", "A column that the row's format does not read."),
+    _check(
+        "turn_order", "warning", "turns:TurnOrder", "No message of a user, or a system message that is not the first."
+    ),
+    _check("tool_call", "error", "turns:ToolCalls", "Calls of functions that are not in tools, results of no call."),
+    _check("repeated_prompt", "error", "unfinished:RepeatedPrompt", "An answer that begins with the whole prompt."),
+    _check("placeholder", "warning", "unfinished:Placeholder", "A template's {{name}}, [NAME] or <your company>."),
+    _check("cut_answer", "warning", "unfinished:CutAnswer", "An answer that ends in the middle of a sentence."),
     _check("duplicate", "error", "similar:Duplicate", "A row that equals an earlier one, but for white space."),
     _check("near_duplicate", "warning", "similar:NearDuplicate", "A row that hardly differs from an earlier one."),
     _check("conflicting_answers", "error", "similar:ConflictingAnswers", "A prompt that has another answer earlier."),
@@ -32,6 +40,6 @@ CHECKS = (
         "private:Personal",
         "E-mail addresses, phone numbers; cards, bank accounts, social security are errors.",
     ),
-    _check("secret", "error", "private:Secret", "API keys, tokens, private keys."),
+    _check("secret", "error", "private:Secret", "API keys, tokens, private keys, passwords."),
     _check("diversity", "info", "diversity:Diversity", "Answers that are much alike."),
 )

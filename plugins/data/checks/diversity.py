@@ -15,6 +15,7 @@ from typing import Any
 
 from tunery.plugins.data.check import Check, Context, Fault
 from tunery.plugins.data.line import Line, Place
+from tunery.plugins.hookspecs import Severity
 
 __all__ = ["Diversity"]
 
@@ -25,7 +26,9 @@ _REFUSAL = re.compile(
     re.IGNORECASE,
 )
 _FEW_ROWS = 50
-_OPENING_SHARE, _REFUSAL_SHARE, _COMPRESSION = 0.3, 0.1, 10.0
+_OPENING_SHARE, _ANSWER_SHARE, _REFUSAL_SHARE, _COMPRESSION = 0.3, 0.1, 0.1, 10.0
+_SENTENCE = 4
+"""Words from which an answer is no label."""
 
 
 class Diversity(Check):
@@ -56,6 +59,7 @@ class Diversity(Check):
         """Of the sample, worked out once: when the last line was gathered."""
         words = [answer.split() for answer in self._sample]
         whole = "\n".join(self._sample).encode("utf-8", "surrogatepass")
+        whole_answers = Counter(" ".join(each) for each in words)
         openings = Counter(" ".join(each[:4]) for each in words if each)
         return {
             "answers": self._rows,
@@ -65,6 +69,11 @@ class Diversity(Check):
             "top_openings": [
                 {"text": text, "share": round(count / len(self._sample), 4)}
                 for text, count in sorted(openings.items(), key=lambda pair: (-pair[1], pair[0]))[:5]
+            ],
+            "top_answers": [
+                {"text": text[:60], "words": len(text.split()), "share": round(count / len(self._sample), 4)}
+                for text, count in sorted(whole_answers.items(), key=lambda pair: (-pair[1], pair[0]))[:5]
+                if count > 1
             ],
             "refusals": round(sum(map(_is_refusal, self._sample)) / len(self._sample), 4),
         }
@@ -77,6 +86,12 @@ class Diversity(Check):
             if top["share"] > _OPENING_SHARE:
                 message = f"{top['share']:.0%} of the answers begin with {top['text']!r}"
                 yield Fault("$", message, "vary them, unless it is meant")
+        for top in found["top_answers"][:1]:
+            if top["share"] > _ANSWER_SHARE:
+                message = f"{top['share']:.0%} of the answers are {top['text']!r}"
+                # Labels are few by nature; whole sentences are not.
+                severity: Severity = "info" if top["words"] < _SENTENCE else "warning"
+                yield Fault("$", message, "vary them, or keep fewer, unless it is a label", severity)
         if found["refusals"] > _REFUSAL_SHARE:
             yield Fault(
                 "$",

@@ -35,6 +35,16 @@ _SECRETS = {
     "signed token (JWT)": re.compile(r"\beyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{16,}"),
     "password in an address": re.compile(r"\b[a-z][a-z0-9+]{1,20}://[^\s:/@]{1,64}:[^\s:/@]{3,64}@[\w.-]{3,}"),
 }
+_NAMED = r"(?:password|passwd|pwd|passphrase|passcode|passwort|kennwort|contrase\u00f1a|mot de passe)"
+_PASSWORD = re.compile(
+    rf"\b\w{{0,20}}{_NAMED}[\"']?\s{{0,3}}(?P<sign>[:=]|is|lautet|ist|est|es)\s{{0,3}}[\"'`]?(?P<value>[^\s\"'`<>()\[\]{{}}$%,;]{{6,64}})",
+    re.IGNORECASE,
+)
+_KEY = re.compile(
+    r"\b(?:api|access|secret|auth|private)[_ -]?(?:key|token|secret)[\"']?\s{0,3}[:=]\s{0,3}[\"'`]?(?P<value>[A-Za-z0-9_\-+/]{20,})",
+    re.IGNORECASE,
+)
+_PASSWORD_HINTS, _KEY_HINTS = ("pass", "pwd", "kennwort", "contrase"), ("key", "secret", "token")
 _CARDS = re.compile(r"4(?:\d{12}|\d{15}|\d{18})|3[47]\d{13}|3[0689]\d{12}|35\d{14}|(?:5[1-5]|2[2-7])\d{14}|6\d{15,18}")
 """Prefixes and lengths that issuers use."""
 _HINTS = ("PRIVATE KEY", "AKIA", "ASIA", "gh", "glpat-", "xox", "AIza", "hf_", "k_live_", "sk-", "eyJ", "://")
@@ -56,12 +66,37 @@ class Secret(Check):
 
     def of_line(self, line: Line) -> Iterable[Fault]:
         for path, text in line.texts:
+            for what, hidden, severity in _assigned(text):
+                yield Fault(path, f"holds a {what}: {hidden}", "change it, and take it out of the data", severity)
             if any(hint in text for hint in _HINTS):
                 for what, pattern in _SECRETS.items():
                     for match in pattern.finditer(text):
                         yield Fault(
                             path, f"holds a {what}: {_hidden(match[0])}", "revoke it, and take it out of the data"
                         )
+
+
+def _assigned(text: str) -> Iterator[tuple[str, str, Severity | None]]:
+    """Passwords and keys that are named as such: what, hidden, and a warning where the text may only speak of one."""
+    lower = text.lower()
+    if any(hint in lower for hint in _PASSWORD_HINTS):
+        for match in _PASSWORD.finditer(text):
+            value = match["value"].rstrip(".!?:")
+            if len(value) >= 6 and _looks_random(value):
+                yield "password", _hidden(value), None if match["sign"] in ":=" else "warning"
+    if any(hint in lower for hint in _KEY_HINTS):
+        for match in _KEY.finditer(text):
+            if _looks_random(match["value"]):
+                yield "key", _hidden(match["value"]), None
+
+
+def _looks_random(value: str) -> bool:
+    """Whether letters and digits are mixed as in no word, range, address or row of stars."""
+    return (
+        any(map(str.isdigit, value))
+        and any(map(str.isalpha, value))
+        and not re.fullmatch(r"\d+[-\u2013]\w+|https?:.*|[x*.\u2022]+", value, re.IGNORECASE)
+    )
 
 
 def is_card(digits: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
 from tunery.plugins.data.check import Check, Context, Fault
@@ -115,11 +116,11 @@ def _answers(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _spans(trained: Sequence[bool]) -> Iterator[tuple[int, int]]:
     """Where runs of trained tokens begin and end."""
-    start = 0
-    while True in trained[start:]:
-        begin = trained.index(True, start)
-        start = trained.index(False, begin) if False in trained[begin:] else len(trained)
-        yield begin, start
+    at = 0
+    for is_trained, run in groupby(trained):
+        start, at = at, at + sum(1 for _ in run)
+        if is_trained:
+            yield start, at
 
 
 def _quantiles(counts: Counter[int]) -> dict[str, int]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from tunery.plugins.data.check import Check, Context, Fault
 from tunery.plugins.data.line import Line, Place
+from tunery.plugins.data.read import MAX_ROW
 
 __all__ = ["CUT", "Schema", "is_cut"]
 
@@ -15,7 +16,7 @@ CUT = "the file ends here without a line end, so it may have been cut off: copy 
 
 def is_cut(line: Line) -> bool:
     """Whether a line is no JSON and the last of its file, without a line end."""
-    return line.value is None and not line.raw.endswith(b"\n")
+    return line.value is None and not line.raw.endswith(b"\n") and len(line.raw) <= MAX_ROW
 
 
 class Schema(Check):

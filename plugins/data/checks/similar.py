@@ -57,26 +57,35 @@ class NearDuplicate(Check):
 
 
 class ConflictingAnswers(Check):
-    """Prompts that were answered otherwise before; of preferences, answers that are better in one row and worse in another."""
+    """Prompts that were answered otherwise before; of preferences, answers that are better in one row and worse in another.
+
+    Prompts that differ in case or white space alone are one prompt here, and what they conflict in is a warning.
+    """
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         self._seen: dict[tuple[bool, bytes], tuple[bytes, Place]] = {}
+        self._loose: dict[tuple[bool, bytes], tuple[bytes, Place]] = {}
         self._judged: dict[tuple[bool, bytes, bytes], tuple[bool, Place]] = {}
 
-    def note(self, line: Line) -> tuple[bytes, bytes, tuple[bytes, bytes] | None] | None:
-        return (line.prompt_key, line.answer_key, line.halves) if line.row else None
+    def note(self, line: Line) -> tuple[bytes, bytes, tuple[bytes, bytes], bool] | None:
+        if line.row is None:
+            return None
+        if line.halves is not None:
+            return line.prompt_key, b"", line.halves, True
+        return line.prompt_key, line.answer_key, line.loose_keys, False
 
-    def gather(self, place: Place, note: tuple[bytes, bytes, tuple[bytes, bytes] | None]) -> Iterable[Fault]:
-        prompt, answer, halves = note
-        if halves is not None:
-            yield from self._judgements(place, prompt, halves)
+    def gather(self, place: Place, note: tuple[bytes, bytes, tuple[bytes, bytes], bool]) -> Iterable[Fault]:
+        prompt, answer, pair, is_preference = note
+        if is_preference:
+            yield from self._judgements(place, prompt, pair)
             return
         known, first = self._seen.setdefault((place.validation, prompt), (answer, place))
+        loose, other = self._loose.setdefault((place.validation, pair[0]), (pair[1], place))
         if known != answer:
-            yield Fault(
-                "$", f"has the prompt of {first} with another answer", "keep the right one, or say in the prompt why"
-            )
+            yield Fault("$", f"has the prompt of {first} with another answer", _WHY)
+        elif loose != pair[1] and first is place:
+            yield Fault("$", f"has the prompt of {other}, but for case or spaces, with another answer", _WHY, "warning")
 
     def _judgements(self, place: Place, prompt: bytes, halves: tuple[bytes, bytes]) -> Iterable[Fault]:
         """A prompt may be in many rows of preference; that one of its answers is once better and once worse is the fault."""
@@ -113,4 +122,5 @@ class Leakage(Check):
             yield Fault("$", f"is {found[1]:.0%} the same as {found[0]}, which is trained on", _APART)
 
 
+_WHY = "keep the right one, or say in the prompt why"
 _APART = "take it out of one of the files; tunery data split keeps such rows together"

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tunery.registry.errors import InvalidInput, near
 
-__all__ = ["Faults", "RowInvalid", "kind", "message_faults", "plain_messages", "text_faults", "tool_faults", "unknown"]
+__all__ = [
+    "Faults",
+    "RowInvalid",
+    "from_json_text",
+    "item_faults",
+    "kind",
+    "message_faults",
+    "misplaced",
+    "plain_messages",
+    "plain_tools",
+    "text_faults",
+    "tool_faults",
+    "unknown",
+]
 
 Faults = list[tuple[str, str]]
 """(JSON path, what is wrong and how to fix it)."""
@@ -16,6 +30,22 @@ Faults = list[tuple[str, str]]
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 _MESSAGE_KEYS = ("role", "content", "name", "tool_call_id", "tool_calls", "weight")
 _CALL_KEYS = ("id", "type", "function")
+_EMPTY_KEYS = {
+    "refusal": "write the refusal as content",
+    "audio": "only text is trained; write what was said as content",
+    "function_call": 'write it as tool_calls: [{"function": {"name": ..., "arguments": ...}}]',
+    "annotations": "",
+}
+"""What OpenAI's client writes into every message, mostly null, and what to do where it is not."""
+_MEANING = (
+    "system", "tools", "functions", "function_call", "tool_calls", "weight", "role", "content", "history", "instruction", "input"
+)  # fmt: skip
+"""Columns that would change what is trained, had the row's format a place for them."""
+_MISSPELLED, _COLUMNS = 0.85, 100
+"""How near to a known key an unknown one is that was meant to be it, and the columns that are compared."""
+_MOST_ITEMS = 2000
+_FAULTS, _KEYS_SHOWN = 20, 5
+"""Faults of one list, and unknown keys of one object, that are described."""
 
 
 class RowInvalid(InvalidInput):
@@ -33,13 +63,27 @@ class RowInvalid(InvalidInput):
         return [f"{place}: {path}: {text}" for path, text in self.faults]
 
 
+def item_faults(path: str, items: Sequence[Any], faults_of: Callable[[str, Any], Faults]) -> Faults:
+    """What is wrong with the items of a list, the first faults of them; a list that is too long is one fault."""
+    if len(items) > _MOST_ITEMS:
+        return [(path, f"has {len(items)} items, and a row may have {_MOST_ITEMS}; split the row")]
+    found: Faults = []
+    for index, item in enumerate(items):
+        found += faults_of(f"{path}[{index}]", item)
+        if len(found) >= _FAULTS:
+            return [*found[:_FAULTS], (path, "may have more faults after these; mend them and check again")]
+    return found
+
+
 def message_faults(path: str, message: Any) -> Faults:
     """What is wrong with one message as OpenAI writes it."""
     if not isinstance(message, dict):
         return [(path, f"must be an object with role and content, not {kind(message)}")]
     role = message.get("role")
-    found = [*unknown(path, message, _MESSAGE_KEYS), *_role_faults(path, message), *_weight_faults(path, message)]
-    if message.get("tool_calls") is not None:
+    found = unknown(path, message, (*_MESSAGE_KEYS, *_EMPTY_KEYS))
+    found += [*_role_faults(path, message), *_weight_faults(path, message), *_filled_faults(path, message)]
+    calls = message.get("tool_calls")
+    if calls is not None and not (calls == [] and message.get("content")):
         found += _calls_faults(f"{path}.tool_calls", message)
         if message.get("content") is None:
             return found
@@ -54,20 +98,30 @@ def message_faults(path: str, message: Any) -> Faults:
 
 
 def plain_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Valid messages with their contents as one text each and the arguments of calls as objects."""
+    """Valid messages with their contents as one text each and the arguments of calls as objects, without what is null."""
     return [_plain(message) for message in messages]
+
+
+def plain_tools(tools: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
+    """Valid functions without the nulls that a table puts into them; None for none."""
+    return [_without_nulls(tool) for tool in tools] if tools else None
+
+
+def from_json_text(value: Any) -> Any:
+    """A value that may be written as JSON inside a text."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
 
 
 def tool_faults(path: str, tools: Any) -> Faults:
     """What is wrong with a list of functions that the model may call."""
     if not isinstance(tools, list):
         return [(path, f"must be a list of functions, not {kind(tools)}")]
-    found: Faults = []
-    for index, tool in enumerate(tools):
-        function = tool.get("function") if isinstance(tool, dict) else None
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            found.append((f"{path}[{index}]", 'must be {"type": "function", "function": {"name": ..., ...}}'))
-    return found
+    return item_faults(path, tools, _tool_faults)
 
 
 def text_faults(row: Mapping[str, Any], *names: str) -> Faults:
@@ -84,8 +138,20 @@ def text_faults(row: Mapping[str, Any], *names: str) -> Faults:
 
 
 def unknown(path: str, row: Mapping[str, Any], known: tuple[str, ...]) -> Faults:
-    """Keys that the format does not have, with near ones."""
-    return [(f"{path}.{key}", f"is not known here; {near(key, known)} Or drop it") for key in row if key not in known]
+    """Keys with a value that the format does not have, with near ones."""
+    extra = [key for key, value in row.items() if key not in known and value is not None]
+    return _key_faults(path, extra, known)
+
+
+def misplaced(row: Mapping[str, Any], known: tuple[str, ...]) -> Faults:
+    """Columns that a format does not have and that cannot be ignored: misspelled ones, and ones that mean something in other rows.
+
+    Any other column is ignored; the check `extra_column` names it.
+    """
+    extra = [key for key, value in row.items() if key not in known and value is not None]
+    near_ones = (key for key in extra[:_COLUMNS] if difflib.get_close_matches(key[:60], known, n=1, cutoff=_MISSPELLED))
+    extra = list(dict.fromkeys([*near_ones, *(key for key in extra if key in _MEANING)]))
+    return _key_faults("$", extra, known)
 
 
 def kind(value: Any) -> str:
@@ -103,6 +169,26 @@ def kind(value: Any) -> str:
     return "null" if value is None else names.get(type(value), type(value).__name__)
 
 
+def _key_faults(path: str, extra: list[str], known: tuple[str, ...]) -> Faults:
+    shown = [
+        (f"{path}.{key[:60]}", f"is not known here; {near(key[:60], known)} Or drop it") for key in extra[:_KEYS_SHOWN]
+    ]
+    if len(extra) > _KEYS_SHOWN:
+        shown.append((path, f"has {len(extra) - _KEYS_SHOWN} more keys that are not known here; drop them"))
+    return shown
+
+
+def _tool_faults(path: str, tool: Any) -> Faults:
+    function = tool.get("function") if isinstance(tool, dict) else None
+    if isinstance(function, dict) and isinstance(function.get("name"), str):
+        return []
+    return [(path, 'must be {"type": "function", "function": {"name": ..., ...}}')]
+
+
+def _filled_faults(path: str, message: Mapping[str, Any]) -> Faults:
+    return [(f"{path}.{key}", f"is not trained; {fix}") for key, fix in _EMPTY_KEYS.items() if fix and message.get(key)]
+
+
 def _role_faults(path: str, message: Mapping[str, Any]) -> Faults:
     role = message.get("role")
     if role in _ROLES:
@@ -112,7 +198,7 @@ def _role_faults(path: str, message: Mapping[str, Any]) -> Faults:
 
 
 def _weight_faults(path: str, message: Mapping[str, Any]) -> Faults:
-    if "weight" not in message:
+    if message.get("weight") is None:
         return []
     if message.get("role") != "assistant":
         return [(f"{path}.weight", "is for assistant messages only; drop it")]
@@ -128,7 +214,7 @@ def _calls_faults(path: str, message: Mapping[str, Any]) -> Faults:
     calls = message["tool_calls"]
     if not isinstance(calls, list) or not calls:
         return [(path, f"must be a list of at least one call, not {kind(calls)}")]
-    return [fault for index, call in enumerate(calls) for fault in _call_faults(f"{path}[{index}]", call)]
+    return item_faults(path, calls, _call_faults)
 
 
 def _call_faults(path: str, call: Any) -> Faults:
@@ -136,7 +222,7 @@ def _call_faults(path: str, call: Any) -> Faults:
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         return [(path, 'must be {"id": ..., "type": "function", "function": {"name": ..., "arguments": ...}}')]
     found = unknown(path, call, _CALL_KEYS)
-    if "id" in call and not isinstance(call["id"], str):
+    if call.get("id") is not None and not isinstance(call["id"], str):
         found.append((f"{path}.id", f"must be a text, not {kind(call['id'])}"))
     if not isinstance(_arguments(function.get("arguments")), dict):
         found.append((f"{path}.function.arguments", "must be a JSON object, or one written as text"))
@@ -148,38 +234,51 @@ def _content_faults(path: str, content: Any) -> Faults:
         return []
     if not isinstance(content, list):
         return [(path, f"must be a text, not {kind(content)}")]
-    return [
-        (f"{path}[{index}]", 'must be {"type": "text", "text": ...}; only text is trained')
-        for index, part in enumerate(content)
-        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str)
-    ]
+    return item_faults(path, content, _part_faults)
+
+
+def _part_faults(path: str, part: Any) -> Faults:
+    if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
+        return []
+    return [(path, 'must be {"type": "text", "text": ...}; only text is trained')]
 
 
 def _plain(message: dict[str, Any]) -> dict[str, Any]:
-    plain = {**message, "content": _text(message.get("content") or "")}
-    if not message.get("tool_calls"):
-        plain.pop("tool_calls", None)
-        return plain
-    calls = [
-        {
-            "id": f"call_{index}",
-            "type": "function",
-            **call,
-            "function": {**call["function"], "arguments": _arguments(call["function"].get("arguments"))},
-        }
-        for index, call in enumerate(message["tool_calls"])
-    ]
-    return {**plain, "tool_calls": calls}
+    plain = {name: item for name, item in message.items() if item is not None and name not in _EMPTY_KEYS}
+    plain["content"] = _text(message.get("content") or "")
+    if calls := plain.pop("tool_calls", None):
+        plain["tool_calls"] = [_plain_call(index, call) for index, call in enumerate(calls)]
+    return plain
+
+
+def _plain_call(index: int, call: dict[str, Any]) -> dict[str, Any]:
+    function = {name: item for name, item in call["function"].items() if item is not None}
+    kept = {name: item for name, item in call.items() if item is not None}
+    arguments = _arguments(function.get("arguments"))
+    return {"id": f"call_{index}", "type": "function", **kept, "function": {**function, "arguments": arguments}}
 
 
 def _arguments(value: Any) -> Any:
-    """The arguments of a call, which OpenAI writes as JSON inside a text; None where they are neither."""
+    """The arguments of a call, which OpenAI writes as JSON inside a text; none are no fields, what is neither is None."""
+    if value is None or value == "":
+        return {}
     if not isinstance(value, str):
         return value
     try:
         return json.loads(value)
     except (ValueError, RecursionError):
         return None
+
+
+def _without_nulls(value: Any) -> Any:
+    """A function without fields that are null; in a schema null is a value only where it is a default or a constant."""
+    if isinstance(value, dict):
+        return {
+            name: item if name in ("default", "const") else _without_nulls(item)
+            for name, item in value.items()
+            if item is not None or name in ("default", "const")
+        }
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def _text(content: Any) -> str:

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
-from tunery.plugins.data.formats.faults import Faults, RowInvalid, kind, text_faults, unknown
+from tunery.plugins.data.formats.faults import Faults, RowInvalid, item_faults, kind, misplaced, text_faults
 from tunery.plugins.hookspecs import FormatInfo
 
 __all__ = ["ALPACA", "PROMPT_COMPLETION"]
 
+_PAIR_KEYS = ("prompt", "completion")
+_OTHERS = {"chosen", "rejected", "messages", "conversations", "instruction"}
 _ALPACA_KEYS = ("instruction", "input", "output", "system", "history", "text")
 
 
 def _sniff_pair(row: dict[str, Any]) -> bool:
-    return ("prompt" in row or "completion" in row) and not {"chosen", "rejected"} & set(row)
+    # Rows of other formats often have their question once more, as prompt.
+    return {"prompt", "completion"} <= row.keys() or bool(row.keys() & set(_PAIR_KEYS) and not row.keys() & _OTHERS)
 
 
 def _prompt_completion(row: dict[str, Any]) -> list[dict[str, Any]]:
-    faults = [*unknown("$", row, ("prompt", "completion")), *text_faults(row, "prompt", "completion")]
+    faults = [*misplaced(row, _PAIR_KEYS), *text_faults(row, "prompt", "completion")]
     if faults:
         raise RowInvalid(faults)
     return _turn(row["prompt"], row["completion"])
@@ -28,7 +31,7 @@ def _sniff_alpaca(row: dict[str, Any]) -> bool:
 
 
 def _alpaca(row: dict[str, Any]) -> list[dict[str, Any]]:
-    faults = [*unknown("$", row, _ALPACA_KEYS), *text_faults(row, "instruction", "output")]
+    faults = [*misplaced(row, _ALPACA_KEYS), *text_faults(row, "instruction", "output")]
     faults += [
         (f"$.{name}", f"must be a text, not {kind(row[name])}")
         for name in ("input", "system")
@@ -46,11 +49,13 @@ def _alpaca(row: dict[str, Any]) -> list[dict[str, Any]]:
 def _history_faults(history: Any) -> Faults:
     if not isinstance(history, list):
         return [("$.history", f"must be a list of [question, answer], not {kind(history)}")]
-    return [
-        (f"$.history[{index}]", "must be [question, answer], two texts")
-        for index, pair in enumerate(history)
-        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(text, str) and text for text in pair)
-    ]
+    return item_faults("$.history", history, _past_faults)
+
+
+def _past_faults(path: str, pair: Any) -> Faults:
+    if isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) and text for text in pair):
+        return []
+    return [(path, "must be [question, answer], two texts")]
 
 
 def _turn(question: str, answer: str) -> list[dict[str, Any]]:
@@ -62,10 +67,12 @@ PROMPT_COMPLETION = FormatInfo(
     summary='{"prompt": "...", "completion": "..."}, rendered as one user and one assistant turn',
     sniff=_sniff_pair,
     to_conversation=_prompt_completion,
+    keys=_PAIR_KEYS,
 )
 ALPACA = FormatInfo(
     name="alpaca",
     summary='{"instruction": "...", "input": "...", "output": "..."}, with "system" and "history" where there are some',
     sniff=_sniff_alpaca,
     to_conversation=_alpaca,
+    keys=_ALPACA_KEYS,
 )

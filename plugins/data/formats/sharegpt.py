@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from tunery.plugins.data.formats.faults import (
     Faults,
     RowInvalid,
+    from_json_text,
+    item_faults,
     kind,
     message_faults,
+    misplaced,
     plain_messages,
+    plain_tools,
     tool_faults,
     unknown,
 )
@@ -39,22 +42,28 @@ def _sniff(row: dict[str, Any]) -> bool:
 
 
 def _sharegpt(row: dict[str, Any]) -> Conversation:
-    faults = unknown("$", row, _KEYS)
+    faults = misplaced(row, _KEYS)
     turns, system = row.get("conversations"), row.get("system") or ""
     if not isinstance(turns, list) or not turns:
         raise RowInvalid([*faults, ("$.conversations", f"must be a list of at least one turn, not {kind(turns)}")])
-    for index, turn in enumerate(turns):
-        faults += _turn_faults(f"$.conversations[{index}]", turn)
+    faults += item_faults("$.conversations", turns, _turn_faults)
     if not isinstance(system, str):
         faults.append(("$.system", f"must be a text, not {kind(system)}"))
-    tools = _read(row.get("tools") or [])
+    tools = from_json_text(row.get("tools") or [])
     faults += tool_faults("$.tools", tools)
     if faults:
         raise RowInvalid(faults)
-    messages = ([{"role": "system", "content": system}] if system else []) + [_message(turn) for turn in turns]
+    messages = [_message(turn) for turn in turns]
+    if system and messages[0]["role"] == "system":
+        if messages[0]["content"].strip() != system.strip():
+            raise RowInvalid(
+                [("$.system", "differs from the first turn, which is from system too; keep one of the two")]
+            )
+    elif system:
+        messages.insert(0, {"role": "system", "content": system})
     if not any(message["role"] == "assistant" for message in messages):
         raise RowInvalid([("$.conversations", "has no turn from gpt, so nothing would be trained; add the answer")])
-    return Conversation(messages=plain_messages(messages), tools=tools or None)
+    return Conversation(messages=plain_messages(messages), tools=plain_tools(tools))
 
 
 def _turn_faults(path: str, turn: Any) -> Faults:
@@ -83,7 +92,7 @@ def _message(turn: dict[str, Any]) -> dict[str, Any]:
 
 def _calls(text: str) -> list[dict[str, Any]]:
     """The calls that a text holds; none where it holds anything else."""
-    value = _read(text)
+    value = from_json_text(text)
     calls = value if isinstance(value, list) else [value]
     if not all(isinstance(call, dict) and isinstance(call.get("name"), str) for call in calls):
         return []
@@ -91,19 +100,10 @@ def _calls(text: str) -> list[dict[str, Any]]:
     return [{"id": f"call_{i}", "type": "function", "function": function} for i, function in enumerate(functions)]
 
 
-def _read(value: Any) -> Any:
-    """A value that may be written as JSON inside a text."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
-        return value
-
-
 SHAREGPT = FormatInfo(
     name="sharegpt",
     summary='{"conversations": [{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}]}',
     sniff=_sniff,
     to_conversation=_sharegpt,
+    keys=_KEYS,
 )

@@ -181,7 +181,7 @@ def run_gates(request: GateRequest, *, folder: Path, seconds: float = SECONDS) -
     how = _spawn(asked, answers, said, seconds)
     results = [msgspec.json.decode(line, type=GateResult) for line in _whole_lines(answers)]
     if how:
-        last = said.read_text(errors="replace").strip()[-TAIL:]
+        last = said.read_text(encoding="utf-8", errors="replace").strip()[-TAIL:]
         at = request.gates[min(len(results), len(request.gates) - 1)]
         message = f"the process that asks the gates {how}; it last said: {last or 'nothing'}"
         results.append(GateResult(name=at.name, code=PROCESS_FAILED, passed=False, message=message))

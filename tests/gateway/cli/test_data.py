@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -69,7 +71,8 @@ def test_a_row_is_shown_with_what_is_trained(home: Home, registry: Registry, tin
     shown = tunery(home, "data", "preview", f"{bad}:3", "--base", "tiny")
     assert shown.returncode == 0, shown.stderr
     assert "mail \u241b[31mjo@example.org<|im_end|>" in shown.stdout
-    assert "trained (bold green)" in shown.stderr
+    assert shown.stdout.endswith("{+d<|im_end|>+}\n")
+    assert "trained (between {+ and +})" in shown.stderr
     as_json = json.loads(tunery(home, "data", "preview", f"{bad}:1", "--base", "tiny", "--json").stdout)
     assert [segment["text"] for segment in as_json[0]["segments"] if segment["trained"]] == ["b<|im_end|>"]
     assert tunery(home, "data", "preview", f"{bad}:9", "--base", "tiny").returncode == 3
@@ -106,6 +109,56 @@ def test_mistakes(
     assert (done.returncode, done.stdout) == (code, "")
     assert says in " ".join(done.stderr.replace("│", " ").split())
     assert "Traceback" not in done.stderr
+
+
+def test_a_thousand_faults_are_a_page(home: Home, tmp_path: Path) -> None:
+    path = tmp_path / "export.csv"
+    path.write_text("question,answer\n" + "".join(f"{n}?,{n}.\n" for n in range(3000)))
+    done = tunery(home, "data", "check", str(path))
+    assert done.returncode == 2
+    assert done.stdout.count("fit no format") == 3
+    assert "schema: 2998 more (error)" in done.stdout
+    assert "3001 errors in the data" in done.stderr
+    assert len(done.stdout.splitlines()) < 12
+
+
+def test_any_kind_of_file_is_checked_shown_and_split(
+    home: Home, registry: Registry, tiny_base: Base, tmp_path: Path
+) -> None:
+    rows = [chat(f"item {n} é", f"It is {n}.") for n in range(20)]
+    path = tmp_path / "rows.json.gz"
+    path.write_bytes(gzip.compress(json.dumps(rows, indent=2).encode("utf-16")))
+    assert "rows.json.gz: 20 rows, chat" in tunery(home, "data", "check", str(path)).stdout
+    assert "item 6 é" in tunery(home, "data", "preview", f"{path}:7", "--base", "tiny").stdout
+    done = tunery(home, "data", "split", str(path))
+    assert done.returncode == 0, done.stderr
+    halves = [(tmp_path / f"rows.{half}.jsonl").read_text().splitlines() for half in ("train", "val")]
+    assert sorted((json.loads(line) for half in halves for line in half), key=str) == sorted(rows, key=str)
+
+
+def test_what_check_refuses_is_not_split(home: Home, tmp_path: Path) -> None:
+    mixed, twice = tmp_path / "mixed.jsonl", tmp_path / "twice.jsonl"
+    rows = [chat(str(n), f"{n}.") for n in range(5)]
+    mixed.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"prompt": "a", "completion": "b"}]))
+    twice.write_text("".join(json.dumps(row) + "\n" for row in [*rows, rows[0]]))
+    for path, rule in ((mixed, "schema"), (twice, "duplicate")):
+        assert tunery(home, "data", "check", str(path)).returncode == 2
+        done = tunery(home, "data", "split", str(path))
+        assert (done.returncode, done.stdout) == (2, "")
+        assert f"[{rule}]" in done.stderr
+        assert "nothing was written" in done.stderr
+    assert sorted(each.name for each in tmp_path.glob("*.jsonl")) == ["mixed.jsonl", "twice.jsonl"]
+    assert "cannot be allowed" in tunery(home, "data", "split", str(mixed), "--allow", "schema").stderr
+    assert tunery(home, "data", "split", str(twice), "--allow", "duplicate").returncode == 0
+
+
+def test_a_pipe_is_refused_and_not_waited_for(home: Home, tmp_path: Path) -> None:
+    pipe = tmp_path / "rows.jsonl"
+    os.mkfifo(pipe)
+    for command in (["check", str(pipe)], ["split", str(pipe)], ["check", "/dev/zero"], ["check", "-"]):
+        done = tunery(home, "data", *command)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "write it to a file first" in done.stderr
 
 
 def test_text_cannot_steer_a_terminal() -> None:

@@ -21,13 +21,21 @@ def rows(tmp_path: Path) -> Path:
     return write_rows(tmp_path / "rows.jsonl", 20)
 
 
-def test_a_file_becomes_a_version(home: Home, registry: Registry, tiny_base: Base, rows: Path) -> None:
+def test_a_file_becomes_a_version(
+    home: Home, registry: Registry, tiny_base: Base, rows: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of any kind, and under a locale that has not all of what is told."""
+    for name, value in {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}.items():
+        monkeypatch.setenv(name, value)
+    rows = rows.rename(rows.with_suffix(".json"))
+    rows.write_text(json.dumps([json.loads(line) for line in rows.read_text().splitlines()], indent=1))
     done = tunery(
         home, "train", "--base", "tiny", "--data", str(rows), "--name", "acme/support", "--alias", "production", *QUICK
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("acme/support@1  ")
     assert "held-out loss" in done.stdout
+    assert "\\u2192" in done.stdout
     assert "report:\n  held out: loss " in done.stderr
     version = registry.resolve("acme/support@production")
     assert version.manifest["parameters"]["r"] == 4

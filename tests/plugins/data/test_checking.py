@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.plugins.data.test_checks import PLUGINS, chat
-from tunery.plugins.data import checking
-from tunery.plugins.data.check import Check, DataReport, Fault
+from tunery.plugins.data import checking, minhash
+from tunery.plugins.data.check import KEPT, Check, DataReport, Fault
 from tunery.plugins.data.checking import check_data
 from tunery.plugins.data.line import Line, Place
 from tunery.plugins.hookspecs import CheckInfo, hookimpl
@@ -183,4 +183,71 @@ def test_a_process_that_may_start_none_checks_by_itself(tmp_path: Path) -> None:
 def count_duplicates(path: Path, seen: Any) -> None:
     plugins = load_plugins(allow=())
     report = check_data([path], None, plugins=plugins, base_folder=None, max_length=64, processes=2)
-    seen.put(sum(finding.rule == "duplicate" for finding in report.findings))
+    seen.put(report.counts["duplicate"]["error"])
+
+
+def test_a_file_that_breaks_off_is_one_finding_after_those_of_its_rows(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([chat("a", "b"), chat("a", "b"), chat("c", "d")], indent=1)[:-60])
+    other = write(tmp_path / "other.jsonl", chat("e", "f"))
+    report = check_data([path, other], None, plugins=PLUGINS, base_folder=None, max_length=8)
+    assert [(f.file, f.line, f.rule) for f in report.errors] == [
+        ("rows.json", 2, "duplicate"),
+        ("rows.json", 0, "schema"),
+    ]
+    assert "row 3 is not complete" in report.errors[-1].message
+    assert [file["rows"] for file in report.statistics["files"]] == [2, 1]
+
+
+def test_a_file_of_another_kind_is_one_finding(tmp_path: Path) -> None:
+    path = tmp_path / "notes.jsonl"
+    path.write_text("a line that is no row\n" * 20_000)
+    report = check_data([path], None, plugins=PLUGINS, base_folder=None, max_length=8)
+    assert [(f.line, f.rule) for f in report.findings] == [(0, "schema")]
+
+
+def test_findings_are_described_up_to_a_number_and_counted_all(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", *[{"prompt": "a"}] * (KEPT + 500))
+    report = check_data([path], None, plugins=PLUGINS, base_folder=None, max_length=8)
+    assert len(report.findings) == KEPT + 1
+    assert report.counts == {"schema": {"error": KEPT + 501}}
+    assert report.count("error") == KEPT + 501
+    assert report.count("error", without=["schema"]) == report.count("warning") == 0
+
+
+HOSTILE = {
+    "doubled keys": "{" + ",".join(f'"k{n // 2}":1' for n in range(300_000)) + "}",
+    "unknown keys": '{"messages":[],' + ",".join(f'"k{n}":1' for n in range(200_000)) + "}",
+    "empty messages": '{"messages":[' + "{}," * 1_300_000 + "{}]}",
+    "empty parts": '{"messages":[{"role":"assistant","content":[' + "{}," * 1_000_000 + "{}]}]}",
+    "words": json.dumps({"prompt": "q", "completion": " ".join(f"w{n}" for n in range(500_000))}),
+    "addresses": json.dumps({"prompt": "q", "completion": "a.b@c.d+1 2-" * 300_000}),
+    "brackets": json.dumps({"prompt": "q", "completion": "{{[<" * 900_000 + "password:"}),
+    "depth": '{"prompt":"q","completion":' + "[" * 900 + "]" * 900 + "}",
+    "9 MB": json.dumps({"prompt": "q", "completion": "word " * 1_900_000}),
+}
+
+
+@pytest.mark.timeout(120)
+def test_a_row_takes_bounded_work_and_memory_whatever_it_holds(tmp_path: Path) -> None:
+    """Checked one after another in a process of its own; what was quadratic took minutes, and one row 3.3 GB."""
+    for name, row in HOSTILE.items():
+        (tmp_path / f"{name}.jsonl").write_text(row + "\n")
+    code = (
+        "import resource, sys; from pathlib import Path; from tunery.plugins.data.checking import check_data\n"
+        "from tunery.plugins.manager import load_plugins\n"
+        "for path in sorted(Path(sys.argv[1]).glob('*.jsonl')):\n"
+        "    report = check_data([path], None, plugins=load_plugins(allow=()), base_folder=None, max_length=8, processes=1)\n"
+        "    assert sum(len(str(finding)) for finding in report.findings) < 20_000, path\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 900
+
+
+def test_a_signature_is_the_same_in_any_number_of_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = " ".join(f"w{n * n % 977}" for n in range(5000))
+    whole = minhash.signature(text)
+    monkeypatch.setattr(minhash, "_BLOCK", 7)
+    assert minhash.signature(text) == whole

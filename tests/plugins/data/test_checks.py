@@ -246,6 +246,10 @@ SECRETS = [
     "sk_live_" + "a1B2" * 5,
     "sk-proj-" + "a1B2" * 6,
     "postgres://admin:" + "hunter2@db.example.org",
+    "password: " + "hunter2",
+    "DB_PASSWORD=" + "Tr0ub4dor&3",
+    '"passwd": "' + 's3cr3t-pass"',
+    "api_key = '" + "a1B2c3D4e5F6g7H8i9J0k'",
     "eyJhbGciOiJIUzI1NiJ9." + "eyJzdWIiOiIxMjM0NTYifQ." + "c2lnbmF0dXJlLW9mLXRoaXM",
 ]
 
@@ -284,6 +288,8 @@ def test_personal_data(tmp_path: Path, text: str, severity: str) -> None:
         "sha256 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
         "https://example.org/a:b and sk-short and task-force-of-many-words",
         "0000 0000 0000 0000",
+        "Your password is wrong: a password is 8-20characters, min_password=12345, password: ********, password=os.environ['P4SS']",
+        "See list [1], an array a[NAME_1], {{}} and <b>your</b>, x < your y > z, [INFO] started, [x]",
         "parts 666-12-3456, 900-12-3456, 123-00-4567, 123-45-0000, 1123-45-6789 and 123-45-67890",
     ],
 )
@@ -314,7 +320,147 @@ def test_diversity_tells_refusals_sameness_and_openings(tmp_path: Path) -> None:
     assert figures["refusals"] == 0
     assert 0 < figures["distinct_1"] < figures["distinct_2"] <= figures["distinct_3"] <= 1
     same = check(tmp_path, *(chat(str(n), "I'm sorry, I cannot help with that today.") for n in range(60)))
-    assert [(f.line, f.severity) for f in whole(same)] == [(0, "info"), (0, "warning"), (0, "warning")]
+    assert [(f.line, f.severity) for f in whole(same)] == [(0, "info"), *[(0, "warning")] * 3]
     assert same.statistics["diversity"]["refusals"] == 1
     assert same.statistics["diversity"]["top_openings"] == [{"text": "I'm sorry, I cannot", "share": 1.0}]
     assert same.statistics["diversity"]["compression_ratio"] > 10
+
+
+def test_a_password_in_prose_is_a_warning(tmp_path: Path) -> None:
+    report = check(tmp_path, chat("a", "Your temporary password is " + "Welcome2024."))
+    assert found(report, "secret") == [("rows.jsonl", 1, "$.messages[1].content", "warning")]
+    assert "Welcome2024" not in str(report.findings)
+
+
+def turns(*said: tuple[str, str], **more: Any) -> dict[str, Any]:
+    return {"messages": [{"role": role, "content": text} for role, text in said], **more}
+
+
+def test_conversations_without_a_user_and_late_instructions(tmp_path: Path) -> None:
+    report = check(
+        tmp_path,
+        turns(("system", "s"), ("user", "q"), ("assistant", "a")),
+        turns(("system", "s"), ("assistant", "b")),
+        turns(("user", "r"), ("system", "s"), ("assistant", "c")),
+        turns(("system", "s"), ("developer", "t"), ("user", "u"), ("assistant", "d")),
+    )
+    assert found(report, "turn_order") == [
+        ("rows.jsonl", 2, "$", "warning"),
+        ("rows.jsonl", 3, "$.messages[1]", "warning"),
+        ("rows.jsonl", 4, "$.messages[1]", "warning"),
+    ]
+
+
+def call(name: str, **more: Any) -> dict[str, Any]:
+    return {"role": "assistant", "tool_calls": [{"function": {"name": name, "arguments": "{}"}, **more}]}
+
+
+TOOLS = [{"type": "function", "function": {"name": "now"}}]
+ASK, DONE = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+
+
+@pytest.mark.parametrize(
+    ("messages", "tools", "expected"),
+    [
+        ([ASK, call("now", id="c"), {"role": "tool", "tool_call_id": "c", "content": "1"}, DONE], TOOLS, []),
+        ([ASK, call("now"), {"role": "tool", "tool_call_id": "c", "content": "1"}, DONE], TOOLS, []),
+        ([ASK, call("now", id="c"), {"role": "tool", "content": "1"}, DONE], TOOLS, []),
+        ([ASK, call("now")], TOOLS, []),
+        ([ASK, call("then")], TOOLS, [("$.messages[1]", "error")]),
+        ([ASK, call("now")], None, [("$.messages[1]", "warning")]),
+        ([ASK, {"role": "tool", "tool_call_id": "c", "content": "1"}, DONE], TOOLS, [("$.messages[1]", "error")]),
+        ([ASK, call("now", id="c"), {"role": "tool", "tool_call_id": "d", "content": "1"}, DONE], TOOLS,
+         [("$.messages[2]", "error"), ("$.messages[3]", "warning")]),
+        ([ASK, call("now", id="c"), *[{"role": "tool", "tool_call_id": "c", "content": "1"}] * 2, DONE], TOOLS,
+         [("$.messages[3]", "error")]),
+        ([ASK, call("now", id="c"), ASK, DONE], TOOLS, [("$.messages[2]", "warning")]),
+    ],
+)  # fmt: skip
+def test_calls_and_results_belong_together(
+    tmp_path: Path, messages: list[Any], tools: Any, expected: list[tuple[str, str]]
+) -> None:
+    report = check(tmp_path, {"messages": messages, "tools": tools})
+    assert [(path, severity) for _, _, path, severity in found(report, "tool_call")] == expected
+
+
+def test_conflicts_that_differ_in_case_or_spaces_are_warnings(tmp_path: Path) -> None:
+    rows = (
+        chat("Reset my password?", "Yes."),
+        chat("reset my  password ?", "No."),
+        chat("RESET my password?", "yes."),
+        chat("Reset my password?", "Never."),
+    )
+    assert found(check(tmp_path, *rows), "conflicting_answers") == [
+        ("rows.jsonl", 2, "$", "warning"),
+        ("rows.jsonl", 4, "$", "error"),
+    ]
+
+
+def test_an_answer_that_many_rows_give_is_told(tmp_path: Path) -> None:
+    def same(text: str) -> list[tuple[int, str]]:
+        rows = [chat(f"{n}?", text if n % 4 == 0 else f"{n} is the answer to {n * n} of {n**3}.") for n in range(96)]
+        return [
+            (f.line, f.severity)
+            for f in check(tmp_path, *rows).findings
+            if repr(text) in f.message and "are" in f.message
+        ]
+
+    assert same("Please ask the service desk.") == [(0, "warning")]
+    assert same("billing") == [(0, "info")]
+    assert same("7 is the answer to nothing much.") == [(0, "warning")]
+
+
+@pytest.mark.parametrize(
+    "text", ["Dear {{name}}, hello", "I am [NAME].", "at [COMPANY NAME]", "at <your company>", "[insert date]"]
+)
+def test_templates_that_were_not_filled_in(tmp_path: Path, text: str) -> None:
+    assert found(check(tmp_path, chat("a", text)), "placeholder") == [
+        ("rows.jsonl", 1, "$.messages[1].content", "warning")
+    ]
+
+
+SENTENCE = "You can change the address in the settings. "
+
+
+@pytest.mark.parametrize(
+    ("answer", "cut"),
+    [
+        (SENTENCE + "Then confirm the mail that we", True),
+        (SENTENCE + "Then open your", True),
+        ("First you open the settings of your account and", True),
+        ("```python\nprint(1)\n", True),
+        (SENTENCE, False),
+        (SENTENCE + "Ask us at https://example.org/help", False),
+        (SENTENCE + "\n\n- open the settings\n- change the address there and here", False),
+        (SENTENCE + "\n\nBest regards,\nThe Team", False),
+        ("```python\nprint(1)\n```", False),
+        ("the printer on the second floor has no paper today", False),
+        ("你可以在设置中更改地址", False),
+    ],
+)
+def test_answers_that_are_cut_off(tmp_path: Path, answer: str, cut: bool) -> None:
+    assert found(check(tmp_path, chat("a", answer)), "cut_answer") == [("rows.jsonl", 1, "$", "warning")] * cut
+
+
+def test_answers_that_begin_with_the_prompt(tmp_path: Path) -> None:
+    asked = "Where is the printer?"
+    pair = {"prompt": asked, "completion": asked + " Upstairs."}
+    assert found(check(tmp_path, pair), "repeated_prompt") == [("rows.jsonl", 1, "$", "error")]
+    assert found(check(tmp_path, {"prompt": "Hello", "completion": "Hello there"}), "repeated_prompt") == []
+    both = {"prompt": asked, "chosen": asked + " Up.", "rejected": asked + " Down."}
+    assert found(check(tmp_path, both), "repeated_prompt") == [("rows.jsonl", 1, "$", "error")]
+    for one in (both | {"chosen": "Up."}, chat(asked, asked + " Up.")):
+        assert found(check(tmp_path, one), "repeated_prompt") == [("rows.jsonl", 1, "$", "warning")]
+
+
+def test_columns_that_are_not_read_are_told_once_a_file(tmp_path: Path) -> None:
+    rows = [
+        chat(str(n), f"{n}.") | {"metadata": {"card": "4111 1111 1111 1111"}, "id": n, "score": n, "empty": None}
+        for n in range(3)
+    ]
+    report = check(tmp_path, *rows, chat("x", "y.") | {"rating": 3})
+    assert found(report, "extra_column") == [
+        ("rows.jsonl", 1, "$.score", "warning"),
+        ("rows.jsonl", 4, "$.rating", "warning"),
+    ]
+    assert report.errors == []

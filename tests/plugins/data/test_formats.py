@@ -196,3 +196,131 @@ def test_any_object_is_a_conversation_or_faults_at_paths(row: dict[str, Any], fo
     assert all(path.startswith("$") and text for path, text in faults)
     assert all(isinstance(message["content"], str) for message in [*found.messages, *(found.rejected or [])])
     assert any(message["role"] == "assistant" for message in found.messages)
+
+
+SYSTEM = {"role": "system", "content": "s"}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": [USER], "chosen": [USER, GOOD], "rejected": [USER, BAD]},
+        {"prompt": [USER], "chosen": [USER, GOOD], "rejected": [BAD]},
+        {"prompt": [{**USER, "name": None}], "chosen": [USER, GOOD], "rejected": [{"content": [{"type": "text", "text": "q"}], "role": "user"}, BAD]},
+        {"prompt": "q", "chosen": [USER, GOOD], "rejected": [USER, BAD]},
+        {"prompt": "q", "chosen": [GOOD], "rejected": [BAD]},
+        {"prompt": None, "chosen": [USER, GOOD], "rejected": [USER, BAD]},
+        {"input": {"messages": [USER]}, "preferred_output": [USER, GOOD], "non_preferred_output": [USER, BAD]},
+    ],
+)  # fmt: skip
+def test_answers_that_repeat_the_prompt_are_read_without_it(row: dict[str, Any]) -> None:
+    found = read(row)
+    assert (found.messages, found.rejected, found.prompt) == ([USER, GOOD], [BAD], 1)
+
+
+def test_a_longer_prompt_is_taken_off_and_later_turns_stay() -> None:
+    asked = [SYSTEM, USER, GOOD, USER]
+    again = [GOOD, USER, BAD]
+    found = read({"prompt": asked, "chosen": [*asked, *again], "rejected": [*asked, BAD]})
+    assert (found.messages, found.rejected, found.prompt) == ([*asked, *again], [BAD], 4)
+
+
+@pytest.mark.parametrize(
+    ("row", "path"),
+    [
+        ({"prompt": [SYSTEM, USER], "chosen": [USER, GOOD], "rejected": [USER, BAD]}, "$.chosen[0]"),
+        ({"prompt": [USER], "chosen": [SYSTEM, USER, GOOD], "rejected": [SYSTEM, USER, BAD]}, "$.chosen[1]"),
+        ({"prompt": [SYSTEM, USER], "chosen": [GOOD], "rejected": [USER, BAD]}, "$.rejected[0]"),
+        ({"prompt": "other", "chosen": [USER, GOOD], "rejected": [USER, BAD]}, "$.prompt"),
+    ],
+)
+def test_answers_that_repeat_a_part_of_the_prompt_are_refused(row: dict[str, Any], path: str) -> None:
+    with pytest.raises(RowInvalid) as caught:
+        read(row)
+    assert [path for path, _ in caught.value.faults] == [path]
+
+
+def test_sharegpt_has_one_system_message() -> None:
+    turns = [{"from": "system", "value": "s"}, {"from": "human", "value": "q"}, {"from": "gpt", "value": "good"}]
+    assert read({"system": " s ", "conversations": turns}).messages == [SYSTEM, USER, GOOD]
+    with pytest.raises(RowInvalid, match=r"\$\.system: differs from the first turn"):
+        read({"system": "t", "conversations": turns})
+
+
+def test_what_is_null_is_absent() -> None:
+    """As a table of rows of several shapes has it: every key that any row has, null in the others."""
+    nothing = dict.fromkeys(
+        ("name", "tool_call_id", "tool_calls", "weight", "refusal", "audio", "function_call", "reasoning")
+    )
+    call = {**CALL, "index": None, "function": {**CALL["function"], "description": None}}
+    rows = {
+        "messages": [{**nothing, **USER}, {**nothing, "role": "assistant", "content": None, "tool_calls": [call]},
+                     {**nothing, "role": "tool", "tool_call_id": "c1", "content": "2"}, {**nothing, **GOOD, "annotations": []}],
+        "tools": [{"type": "function", "function": {"name": "f", "strict": None, "parameters": {
+            "type": "object", "properties": {"x": {"type": "integer", "enum": None, "default": None}, "of_another": None}}}}],
+    }  # fmt: skip
+    columns = dict.fromkeys(
+        ("prompt", "completion", "instruction", "chosen", "rejected", "conversations", "system", "zzz")
+    )
+    found = read({**columns, **rows, "parallel_tool_calls": None})
+    assert found.messages == [
+        USER,
+        {"role": "assistant", "content": "", "tool_calls": [READ_CALL]},
+        {"role": "tool", "tool_call_id": "c1", "content": "2"},
+        GOOD,
+    ]
+    assert found.tools == [
+        {"type": "function", "function": {"name": "f", "parameters": {
+            "type": "object", "properties": {"x": {"type": "integer", "default": None}}}}}
+    ]  # fmt: skip
+    assert read({"instruction": "q", "input": None, "output": "good", "history": None, "system": None}).messages == [
+        USER,
+        GOOD,
+    ]
+    turn = {"weight": None, "name": None}
+    shared = read(
+        {"conversations": [{**turn, "from": "human", "value": "q"}, {**turn, "from": "gpt", "value": "good"}]}
+    )
+    assert shared.messages == [USER, GOOD]
+
+
+def test_keys_of_openais_client_are_accepted_and_what_they_would_lose_is_refused() -> None:
+    said = {**GOOD, "refusal": None, "annotations": [{"type": "url_citation"}], "audio": None, "function_call": None}
+    assert read({"messages": [USER, said], "metadata": {"any": "thing"}}).messages == [USER, GOOD]
+    assert read({"messages": [USER, {**GOOD, "tool_calls": []}]}).messages == [USER, GOOD]
+    for key in ("refusal", "audio", "function_call"):
+        with pytest.raises(RowInvalid, match=rf"\$\.messages\[1\]\.{key}: is not trained"):
+            read({"messages": [USER, {**GOOD, key: {"name": "f"}}]})
+
+
+def test_columns_that_mean_nothing_here_are_ignored_and_misspelled_ones_are_not() -> None:
+    assert read({"messages": [USER, GOOD], "score": 3, "created_at": "now"}).messages == [USER, GOOD]
+    for key in ("tool", "parallel_tool_call", "system", "functions", "weight"):
+        with pytest.raises(RowInvalid, match=rf"\$\.{key}: is not known here"):
+            read({"messages": [USER, GOOD], key: "x"})
+
+
+def test_a_question_that_a_row_has_once_more_does_not_make_it_another_format() -> None:
+    """As UltraChat and rendered Alpaca have it."""
+    assert read({"prompt": "q", "prompt_id": "x", "messages": [USER, GOOD]}).format == "chat"
+    assert read({"prompt": "q", "instruction": "q", "output": "good"}).format == "alpaca"
+    with pytest.raises(RowInvalid, match="fits chat and prompt-completion at once"):
+        read({"prompt": "q", "completion": "good", "messages": [USER, GOOD]})
+
+
+def test_a_row_has_a_bounded_number_of_faults_whatever_it_holds() -> None:
+    many = 1500
+    for row in (
+        {"messages": [{}] * many},
+        {"messages": [USER, GOOD, {"role": "user", "content": [{}] * many}]},
+        {"messages": [USER, GOOD], "tools": [{}] * many},
+        {"messages": [USER, GOOD], **{f"tools{n}": n for n in range(many)}},
+        {"messages": [USER, {**GOOD, **{f"k{n}": n for n in range(many)}}]},
+        {"conversations": [3] * many},
+        {"instruction": "q", "output": "a", "history": [[]] * many},
+    ):
+        with pytest.raises(RowInvalid) as caught:
+            read(row)
+        assert 0 < len(caught.value.faults) < 30
+    with pytest.raises(RowInvalid, match="2001 items"):
+        read({"messages": [USER, GOOD] * 1000 + [USER]})

@@ -1,0 +1,60 @@
+"""Read CSV and its relatives: a header, then a row a record; a row's number is that of the line it begins on.
+
+Cells that are empty, and a column without a name (where pandas writes its index), are absent. Columns that hold messages or functions have them as JSON.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+
+from tunery.plugins.data.read.columns import with_json_columns
+from tunery.plugins.data.read.source import MAX_ROW, FileBroken, Record
+
+__all__ = ["delimiter_of", "read_delimited"]
+
+_DELIMITERS = (",", ";", "\t", "|")
+_SAVED = "save it as CSV in UTF-8, with quotes around texts that hold delimiters, quotes or line ends"
+
+
+def delimiter_of(header: str) -> str:
+    """What separates the names of a header: what it holds most of."""
+    return max(_DELIMITERS, key=header.count)
+
+
+def read_delimited(path: Path, stream: io.BufferedReader, delimiter: str) -> Iterator[Record]:
+    """Every record with the header's names; raise FileBroken at the first that does not have as many cells."""
+    csv.field_size_limit(max(csv.field_size_limit(), MAX_ROW))
+    text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+    rows = csv.reader(text, delimiter=delimiter, strict=True)
+    header: list[str] | None = None
+    line = 1
+    try:
+        for cells in rows:
+            if header is None:
+                header = _header(path, cells)
+            elif any(cells):
+                yield line, _row(path, line, header, cells)
+            line = rows.line_num + 1
+    except csv.Error as error:
+        raise FileBroken(f"{path}, line {line}: is not CSV ({error}); {_SAVED}") from error
+    except UnicodeDecodeError as error:
+        raise FileBroken(f"{path}, line {line} or after it: is not UTF-8 ({error.reason}); {_SAVED}") from error
+
+
+def _header(path: Path, cells: Sequence[str]) -> list[str]:
+    names = [cell.strip() for cell in cells]
+    if twice := {name for name in names if name and names.count(name) > 1}:
+        raise FileBroken(f"{path}: the header names {', '.join(sorted(twice)[:5])} twice; rename one")
+    return names
+
+
+def _row(path: Path, line: int, header: Sequence[str], cells: Sequence[str]) -> bytes:
+    if len(cells) != len(header):
+        raise FileBroken(f"{path}, line {line}: has {len(cells)} cells where the header has {len(header)}; {_SAVED}")
+    row = {name: cell for name, cell in zip(header, cells, strict=True) if name and cell}
+    return msgspec.json.encode(with_json_columns(row)) + b"\n"

@@ -1,0 +1,81 @@
+"""Read Parquet and Arrow, which need pyarrow (the extra `data`); a row's number is its place in the table, from 1."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from tunery.plugins.data.read.columns import with_json_columns, without_nulls
+from tunery.plugins.data.read.source import FileBroken, Record, check_expansion
+from tunery.registry.errors import Unavailable
+
+__all__ = ["read_arrow", "read_parquet"]
+
+_ROWS = 32
+"""Rows that are in memory at a time."""
+
+
+def read_parquet(path: Path) -> Iterator[Record]:
+    """Every row of a Parquet file; raise FileBroken where it is damaged, Unavailable without pyarrow."""
+    _need_pyarrow(path)
+    from pyarrow import parquet
+
+    with _told(path), parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False, memory_map=False) as file:
+        groups = range(file.metadata.num_row_groups)
+        check_expansion(path, sum(file.metadata.row_group(n).total_byte_size for n in groups), path.stat().st_size)
+        yield from _records(file.iter_batches(batch_size=_ROWS, use_threads=False))
+
+
+def read_arrow(path: Path) -> Iterator[Record]:
+    """Every row of an Arrow file or stream; raise FileBroken where it is damaged, Unavailable without pyarrow."""
+    _need_pyarrow(path)
+    import pyarrow
+
+    with _told(path), pyarrow.memory_map(str(path)) as file:
+        if file.read(6) == b"ARROW1":
+            table = pyarrow.ipc.open_file(file)
+            batches = (table.get_batch(number) for number in range(table.num_record_batches))
+        else:
+            file.seek(0)
+            batches = iter(pyarrow.ipc.open_stream(file))
+        yield from _records(_pieces(path, batches))
+
+
+def _pieces(path: Path, batches: Iterator[Any]) -> Iterator[Any]:
+    """Batches cut to a few rows each; what is not compressed stays in the file until it is asked for."""
+    for batch in batches:
+        check_expansion(path, batch.nbytes, path.stat().st_size)
+        batch.validate(full=True)  # what pyarrow reads as it stands, it would follow beyond its end
+        yield from (batch.slice(start, _ROWS) for start in range(0, batch.num_rows, _ROWS))
+
+
+def _records(batches: Iterator[Any]) -> Iterator[Record]:
+    number = 0
+    for batch in batches:
+        for row in batch.to_pylist():
+            number += 1
+            yield number, msgspec.json.encode(with_json_columns(without_nulls(row)), enc_hook=str) + b"\n"
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    import pyarrow
+
+    try:
+        yield
+    except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
+        raise FileBroken(f"{path} is damaged ({str(error).partition(chr(10))[0][:200]}); copy it again") from error
+
+
+def _need_pyarrow(path: Path) -> None:
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError as error:
+        raise Unavailable(
+            f"{path} needs pyarrow to be read: pip install 'tunery[data]', or save it as JSON Lines",
+            code="missing_extra",
+        ) from error
