@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from tunery.registry.artifacts import WEIGHTS
+from tunery.registry.adapter_keys import normalise_keys
+from tunery.registry.artifacts import WEIGHTS, base_shapes
 from tunery.registry.card import model_card
+from tunery.registry.companions import COMPANIONS, MAX_COMPANION, differences
 from tunery.registry.errors import ArtifactRefused, Conflict, InvalidInput, NotFound, StorageFailed, TuneryError
 from tunery.registry.hub_client import hub
 from tunery.registry.peft_config import CONFIG, DIGEST_KEY
@@ -165,9 +167,9 @@ def pull_from_hub(
     if repository.count("/") != 1:
         raise InvalidInput(f"{source!r} is not a Hub repository: write organisation/name or organisation/name@revision")
     with _staged(registry, "pull") as staged:
-        folder, report = staged / "adapter", staged / "report"
-        folder.mkdir()
-        report.mkdir()
+        folder, report, beside = (staged / name for name in ("adapter", "report", "beside"))
+        for made in (folder, report, beside):
+            made.mkdir()
         with hub(endpoint, repository) as url:
             info = HfApi(endpoint=url).model_info(repository, revision=revision or None)
             present = {sibling.rfilename for sibling in info.siblings or ()}
@@ -180,11 +182,13 @@ def pull_from_hub(
                 for name in LIMITS
                 if name in present and (problem := _fetch_report(repository, name, str(info.sha), url, staged))
             }
+            _fetch_companions(repository, present, str(info.sha), url, beside)
         origin: dict[str, Any] = {"hub": repository, "revision": revision or "main", "commit": info.sha}
         origin |= {"report_left_out": lost} if lost else {}
         return _take(
-            registry, folder, adapter, base, origin, actor=actor, alias=alias, trust_base=trust_base, report=report
-        )
+            registry, folder, adapter, base, origin, actor=actor, alias=alias, trust_base=trust_base, report=report,
+            warnings=differences(beside, Path(base.path)),
+        )  # fmt: skip
 
 
 def _fetch_report(repository: str, name: str, commit: str, url: str, staged: Path) -> str | None:
@@ -199,6 +203,16 @@ def _fetch_report(repository: str, name: str, commit: str, url: str, staged: Pat
     if problem is None:
         shutil.copyfile(cached, staged / name)
     return problem
+
+
+def _fetch_companions(repository: str, present: set[str], commit: str, url: str, beside: Path) -> None:
+    """Fetch the tokenizer's files that lie beside an adapter, to be compared with the base's."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+
+    for name in present.intersection(COMPANIONS):
+        size = get_hf_file_metadata(hf_hub_url(repository, name, revision=commit, endpoint=url), endpoint=url).size
+        if size is not None and size <= MAX_COMPANION:
+            shutil.copyfile(hf_hub_download(repository, name, revision=commit, endpoint=url), beside / name)
 
 
 def import_folder(
@@ -223,8 +237,10 @@ def import_folder(
     with _staged(registry, "import") as staged:
         for name in (CONFIG, WEIGHTS):
             shutil.copyfile(folder / name, staged / name)
-        origin = {"folder": folder.name}
-        return _take(registry, staged, adapter, base, origin, actor=actor, alias=alias, trust_base=trust_base)
+        return _take(
+            registry, staged, adapter, base, {"folder": folder.name}, actor=actor, alias=alias, trust_base=trust_base,
+            warnings=differences(folder, Path(base.path)),
+        )  # fmt: skip
 
 
 def _check_present(source: str, present: set[str]) -> None:
@@ -270,14 +286,19 @@ def _take(
     actor: str,
     alias: str | None,
     trust_base: bool,
+    warnings: list[str],
     report: Path | None = None,
 ) -> Version:
+    """Publish what was staged, its tensors named as PEFT names them; `warnings` are kept in the manifest."""
+    renamed = normalise_keys(folder / WEIGHTS, base_shapes(Path(base.path)))
+    origin |= {"renamed_tensors": renamed} if renamed else {}
+    told = {"warnings": warnings} if warnings else {}
     return registry.publish(
         adapter,
         folder,
         base=base,
         method="imported",
-        manifest={"origin": origin, "base": base.name, "base_digest": base.digest},
+        manifest={"origin": origin, "base": base.name, "base_digest": base.digest, **told},
         metrics={},
         actor=actor,
         alias=alias,

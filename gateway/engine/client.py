@@ -44,9 +44,11 @@ _KINDS: dict[str, type[TuneryError]] = {
     "unsupported_composition": InvalidInput,
     "overloaded": Overloaded,
     "storage_failed": StorageFailed,
+    "artifact_incomplete": ArtifactRefused,
     "artifact_nonfinite": ArtifactRefused,
     "artifact_truncated": ArtifactRefused,
     "artifact_refused": ArtifactRefused,
+    "artifact_unsafe": ArtifactRefused,
     "unsupported_adapter": ArtifactRefused,
     "wrong_base": ArtifactRefused,
 }

@@ -111,7 +111,6 @@ def test_whole_norms_and_embedding_pairs_are_welcome(registry: Registry, base: B
         "base_model.model.model.norm.weight": array(HIDDEN),
         "base_model.model.model.embed_tokens.lora_embedding_A": array(3, 20),
         "base_model.model.model.embed_tokens.lora_embedding_B": array(HIDDEN, 3),
-        f"{Q}.lora_magnitude_vector": array(HIDDEN),
         f"{Q}.lora_B.bias": array(HIDDEN),
         "base_model.model.lm_head.weight": array(20, HIDDEN),
     }
@@ -119,6 +118,7 @@ def test_whole_norms_and_embedding_pairs_are_welcome(registry: Registry, base: B
         "modules_to_save": ["norm"],
         "rank_pattern": {"embed_tokens": 3},
         "target_modules": ["up_proj", "q_proj", "embed_tokens"],
+        "lora_bias": True,
     }
     publish(registry, make_adapter(tmp_path / "good", changes=changes, **config), base)
 
@@ -144,7 +144,7 @@ def test_token_rows_are_welcome(
 @pytest.mark.parametrize(
     ("indices", "changes", "code"),
     [
-        ([1, 20], {EMBEDDING: array(2, HIDDEN)}, "wrong_base"),
+        ([1, 20], {EMBEDDING: array(2, HIDDEN)}, "vocabulary_changed"),
         ([1, 2], {EMBEDDING: array(3, HIDDEN)}, "wrong_base"),
         ([1, 2], {EMBEDDING: array(2, HIDDEN + 1)}, "wrong_base"),
         ([1, 2], {EMBEDDING: array(2 * HIDDEN)}, "wrong_base"),
