@@ -44,6 +44,8 @@ _KINDS: dict[str, type[TuneryError]] = {
     "unsupported_composition": InvalidInput,
     "overloaded": Overloaded,
     "storage_failed": StorageFailed,
+    "base_nonfinite": StorageFailed,
+    "nonfinite_output": ArtifactRefused,
     "artifact_incomplete": ArtifactRefused,
     "artifact_nonfinite": ArtifactRefused,
     "artifact_truncated": ArtifactRefused,

@@ -43,6 +43,8 @@ def array(*shape: int, value: float = 1.0) -> np.ndarray:
     [
         ({f"{Q}.lora_A.weight": array(2, HIDDEN, value=np.nan)}, "artifact_nonfinite", "lora_A"),
         ({f"{Q}.lora_B.weight": array(HIDDEN, 2, value=np.inf)}, "artifact_nonfinite", "lora_B"),
+        ({f"{Q}.lora_B.weight": array(HIDDEN, 2, value=3.4e38)}, "artifact_nonfinite", "too large for bfloat16"),
+        ({f"{Q}.lora_B.weight": np.full((HIDDEN, 2), -1e300)}, "artifact_nonfinite", "too large for bfloat16"),
         ({f"{Q}.lora_A.weight": None}, "artifact_incomplete", "one half"),
         ({f"{Q}.lora_A.weight": array(3, HIDDEN)}, "artifact_incomplete", "do not make a product"),
         ({f"{Q}.lora_A.weight": array(2, HIDDEN + 1)}, "wrong_base", "another base"),
@@ -302,6 +304,20 @@ def test_one_bad_number_is_found_whatever_the_dtype(tmp_path: Path, dtype: type)
     tensor[211, 3] = np.nan
     save_file({"fine": np.ones(5, dtype), "bad": tensor}, tmp_path / "x.safetensors")
     assert nonfinite_tensor(tmp_path / "x.safetensors", read_header(tmp_path / "x.safetensors")) == "bad"
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_what_bfloat16_rounds_to_infinity_is_found_and_nothing_smaller(tmp_path: Path, dtype: type) -> None:
+    import torch
+    from safetensors.numpy import save_file
+
+    edge = np.array([0x7F7F8000], np.uint32).view(np.float32)[0]
+    for sign in (1, -1):
+        for value in (edge, np.nextafter(edge, np.float32(0))):
+            save_file({"t": np.array([sign * value], dtype)}, tmp_path / "x.safetensors")
+            found = nonfinite_tensor(tmp_path / "x.safetensors", read_header(tmp_path / "x.safetensors"))
+            lost = bool(torch.tensor([sign * value], dtype=torch.float32).bfloat16().isinf())
+            assert (found == "t") == lost == (value == edge)
 
 
 def test_bfloat16_infinity_is_found(tmp_path: Path) -> None:
