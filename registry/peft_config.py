@@ -14,6 +14,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
 
+import msgspec
+
 from tunery.registry.errors import ArtifactRefused
 from tunery.registry.peft_fields import check_fields, setting
 from tunery.registry.records import Base
@@ -55,7 +57,8 @@ def read_config(path: Path) -> dict[str, Any]:
         raise _incomplete(f"is {size:,} bytes long, which no PEFT configuration is")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        msgspec.json.encode(config)  # half a surrogate can be read, and not be written again
+    except (ValueError, OverflowError, RecursionError) as error:
         raise _incomplete(f"is not JSON: {error}") from error
     if not isinstance(config, dict):
         raise _incomplete("is not a JSON object")
@@ -194,7 +197,7 @@ def _check_types(config: Mapping[str, Any]) -> None:
     """What is evaluated later has the type that PEFT gives it."""
     _check_rank("r", config.get("r", setting(config, "r")))
     for field in ("rank_pattern", "alpha_pattern"):
-        patterns = config.get(field) or {}
+        patterns = setting(config, field)
         if not isinstance(patterns, dict):
             raise _incomplete(f"has a {field} that is no object")
         for pattern, value in patterns.items():

@@ -158,7 +158,7 @@ def test_an_adapter_that_overflows_in_the_middle_ends_its_stream_with_the_error(
     error = json.loads(events[-2])["error"]
     assert (error["code"], "acme/late@1" in error["message"]) == ("nonfinite_output", True)
     (logprob,) = json.loads(events[0])["choices"][0]["logprobs"]["token_logprobs"]
-    assert -50 < logprob <= 0
+    assert -9999 <= logprob <= 0  # however unlikely, a number
 
 
 def test_a_killed_engine_is_503_until_another_is_ready(serving: Process) -> None:

@@ -78,6 +78,8 @@ def test_tensors_that_do_not_fit(
         ({"rank_pattern": {"q_proj": 3}}, "artifact_incomplete"),
         ({"rank_pattern": {"q_proj": -2}}, "artifact_incomplete"),
         ({"rank_pattern": [1]}, "artifact_incomplete"),
+        ({"rank_pattern": []}, "artifact_incomplete"),
+        ({"alpha_pattern": False}, "artifact_incomplete"),
         ({"alpha_pattern": {"(": 3}}, "artifact_incomplete"),
         ({"alpha_pattern": {"(a|a)*b": 3}}, "artifact_unsafe"),
         ({"alpha_pattern": {".*.*.*.*.*x": 3}}, "artifact_unsafe"),
@@ -218,7 +220,17 @@ def test_an_adapter_that_names_another_base_needs_a_word(
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{", "[" * 100_000, '{"r": ' + "9" * 10_000 + "}", "\udcff", "{}" + " " * 5_000_000]
+    "text",
+    [
+        "",
+        "[]",
+        '{"revision": "\\ud800"}',
+        "{",
+        "[" * 100_000,
+        '{"r": ' + "9" * 10_000 + "}",
+        "\udcff",
+        "{}" + " " * 5_000_000,
+    ],
 )
 def test_configurations_that_are_none(registry: Registry, base: Base, tmp_path: Path, text: str) -> None:
     folder = make_adapter(tmp_path / "bad")
