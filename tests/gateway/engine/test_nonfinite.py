@@ -107,7 +107,8 @@ def test_a_broken_adapter_fails_and_its_neighbours_keep_every_bit(
     assert {event.code for event in failures.values()} == {"nonfinite_output"}
     assert "acme/broken-2@1" in failures["broken-2"].message
     assert "acme/test@1+acme/broken-2@1:0.5" in failures["half"].message
-    assert_untouched(engine, {name: after[name] for name in before}, before)
+    assert after.keys() == before.keys()  # a broken one says nothing at all
+    assert_untouched(engine, after, before)
     # And what the broken ones left in the pages touches nobody who gets them next.
     again, none = run(engine, neighbours(sound))
     assert none == {}

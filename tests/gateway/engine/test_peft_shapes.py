@@ -52,6 +52,10 @@ OTHER: dict[str, dict[str, Any]] = {
     "layers": {"target_modules": ["q_proj"], "layers_to_transform": 1},
     "excluded": {"target_modules": "all-linear", "exclude_modules": ["q_proj"]},
     "pattern": {"target_modules": r".*layers\.1\..*(q|v)_proj", "init_lora_weights": "orthogonal"},
+    "unsloth": {
+        "target_modules": r"(?:.*?(?:language|text).*?(?:attn|mlp).*?(?:q_proj|k_proj).*?)"
+        r"|(?:\bmodel\.layers\.[\d]{1,}\.(?:self_attn|mlp)\.(?:(?:q_proj|k_proj)))"
+    },
     "mica": {"init_lora_weights": "mica"},
 }
 quiet = pytest.mark.filterwarnings(
