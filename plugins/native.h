@@ -41,10 +41,11 @@ INLINE int team(void) {
 
 typedef uint16_t bf16;
 
-/* e^x to about one unit in the last place, zero below -87 (Cody-Waite reduction, polynomial of degree 6). */
+/* e^x to about one unit in the last place, zero below -87 (Cody-Waite reduction, polynomial of degree 6). Not-a-number stays one: of
+ * two operands, minimum and maximum take the second where either is none. */
 INLINE __m512 exp16(__m512 x) {
-    __mmask16 live = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.0f), _CMP_GT_OQ);
-    x = _mm512_min_ps(_mm512_max_ps(x, _mm512_set1_ps(-87.0f)), _mm512_set1_ps(88.0f));
+    __mmask16 live = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.0f), _CMP_NLE_UQ);
+    x = _mm512_min_ps(_mm512_set1_ps(88.0f), _mm512_max_ps(_mm512_set1_ps(-87.0f), x));
     __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504088896341f)), 8);
     __m512 f = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
     f = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), f);

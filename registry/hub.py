@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from tunery.registry.artifacts import WEIGHTS
+from tunery.registry.adapter_keys import normalise_keys
+from tunery.registry.artifacts import WEIGHTS, base_shapes
 from tunery.registry.card import model_card
+from tunery.registry.companions import COMPANIONS, MAX_COMPANION, differences
 from tunery.registry.digest import file_digest
 from tunery.registry.disk import disk_code
 from tunery.registry.errors import ArtifactRefused, Conflict, NotFound, StorageFailed, TuneryError
@@ -204,9 +206,9 @@ def pull_from_hub(
     repository, subfolder, revision = parse_hub(source)
     within = f"{subfolder}/" if subfolder else ""
     with _staged(registry, "pull") as place:
-        folder, report = place / "adapter", place / "report"
-        folder.mkdir()
-        report.mkdir()
+        folder, report, beside = (place / name for name in ("adapter", "report", "beside"))
+        for made in (folder, report, beside):
+            made.mkdir()
         with hub(endpoint, repository, revision) as url:
             info = HfApi(endpoint=url).model_info(repository, revision=revision)
             everything = [sibling.rfilename for sibling in info.siblings or ()]
@@ -225,12 +227,14 @@ def pull_from_hub(
                 for name in LIMITS
                 if name in present and (problem := _fetch_report(repository, name, within, str(info.sha), url, place))
             }
+            _fetch_companions(repository, present, within, str(info.sha), url, beside)
         origin: dict[str, Any] = {"hub": repository, "revision": revision or "main", "commit": info.sha}
         origin |= {"subfolder": subfolder} if subfolder else {}
         origin |= {"report_left_out": lost} if lost else {}
         return _take(
-            registry, folder, adapter, base, origin, actor=actor, alias=alias, trust_base=trust_base, report=report
-        )
+            registry, folder, adapter, base, origin, actor=actor, alias=alias, trust_base=trust_base, report=report,
+            warnings=differences(beside, Path(base.path)),
+        )  # fmt: skip
 
 
 def _fetch_report(repository: str, name: str, within: str, commit: str, url: str, place: Path) -> str | None:
@@ -247,6 +251,17 @@ def _fetch_report(repository: str, name: str, within: str, commit: str, url: str
     if problem is None:
         shutil.copyfile(cached, place / name)
     return problem
+
+
+def _fetch_companions(repository: str, present: set[str], within: str, commit: str, url: str, beside: Path) -> None:
+    """Fetch the tokenizer's files that lie beside an adapter, to be compared with the base's."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+
+    for name in present.intersection(COMPANIONS):
+        path = f"{within}{name}"
+        size = get_hf_file_metadata(hf_hub_url(repository, path, revision=commit, endpoint=url), endpoint=url).size
+        if size is not None and size <= MAX_COMPANION:
+            shutil.copyfile(hf_hub_download(repository, path, revision=commit, endpoint=url), beside / name)
 
 
 def import_folder(
@@ -273,7 +288,10 @@ def import_folder(
             shutil.copyfile(folder / name, place / name)
         _check_recorded(place / CONFIG, folder / IDENTITY, base, trust_base=trust_base)
         origin = {"folder": folder.name}
-        return _take(registry, place, adapter, base, origin, actor=actor, alias=alias, trust_base=trust_base)
+        return _take(
+            registry, place, adapter, base, origin, actor=actor, alias=alias, trust_base=trust_base,
+            warnings=differences(folder, Path(base.path)),
+        )  # fmt: skip
 
 
 def _check_present(source: str, present: set[str], everything: Iterable[str] = ()) -> None:
@@ -327,14 +345,19 @@ def _take(
     actor: str,
     alias: str | None,
     trust_base: bool,
+    warnings: list[str],
     report: Path | None = None,
 ) -> Version:
+    """Publish what was staged, its tensors named as PEFT names them; `warnings` are kept in the manifest."""
+    renamed = normalise_keys(folder / WEIGHTS, base_shapes(Path(base.path)))
+    origin |= {"renamed_tensors": renamed} if renamed else {}
+    told = {"warnings": warnings} if warnings else {}
     return registry.publish(
         adapter,
         folder,
         base=base,
         method="imported",
-        manifest={"origin": origin, "base": base.name, "base_digest": base.digest},
+        manifest={"origin": origin, "base": base.name, "base_digest": base.digest, **told},
         metrics={},
         actor=actor,
         alias=alias,

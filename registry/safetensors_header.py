@@ -12,21 +12,23 @@ import msgspec
 
 from tunery.registry.errors import ArtifactRefused
 
-__all__ = ["TensorEntry", "nonfinite_tensor", "read_header"]
+__all__ = ["TensorEntry", "nonfinite_tensor", "read_header", "read_json_header"]
 
 MAX_HEADER = 100 * 2**20
 _SCAN = 1 << 22
+_METADATA = "__metadata__"
 
 _SIZES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
     "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8,
 }  # fmt: skip
-_EXPONENTS = {
+_LIMITS = {
     "F16": ("<u2", 0x7C00),
     "BF16": ("<u2", 0x7F80),
-    "F32": ("<u4", 0x7F800000),
-    "F64": ("<u8", 0x7FF0000000000000),
+    "F32": ("<u4", 0x7F7F8000),
+    "F64": ("<u8", 0x47EFEFFFF0000000),
 }
+"""The bits, without the sign, of the smallest number that bfloat16 rounds to infinity (of the smaller formats, of infinity)."""
 
 
 class TensorEntry(msgspec.Struct, frozen=True):
@@ -40,6 +42,17 @@ class TensorEntry(msgspec.Struct, frozen=True):
 
 def read_header(path: Path) -> dict[str, TensorEntry]:
     """Tensors by name; raise ArtifactRefused when the file is not whole and sound."""
+    header, data = read_json_header(path)
+    try:
+        entries = {name: _entry(value, data) for name, value in header.items() if name != _METADATA}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _damaged(path, "its header cannot be read") from error
+    _check_layout(path, entries, data, path.stat().st_size)
+    return entries
+
+
+def read_json_header(path: Path) -> tuple[dict[str, Any], int]:
+    """The header as it stands in the file, and where the data begins; raise ArtifactRefused when it is no header."""
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -47,16 +60,15 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
             raise _damaged(path, "its header is cut off or impossible")
         raw = file.read(length)
     try:
-        header = json.loads(raw)
-        entries = {name: _entry(value, 8 + length) for name, value in header.items() if name != "__metadata__"}
-    except (ValueError, ArithmeticError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        header = json.loads(raw.decode(), object_pairs_hook=_distinct)
+        _check_metadata(header.get(_METADATA))
+    except (ValueError, ArithmeticError, TypeError, AttributeError, RecursionError) as error:
         raise _damaged(path, "its header cannot be read") from error
-    _check_layout(path, entries, 8 + length, size)
-    return entries
+    return header, 8 + length
 
 
 def nonfinite_tensor(path: Path, entries: dict[str, TensorEntry]) -> str | None:
-    """The name of the first tensor that holds NaN or infinity, or None; reads the file in pieces."""
+    """The name of the first tensor that holds NaN, infinity, or what bfloat16 cannot hold, or None; reads the file in pieces."""
     with path.open("rb") as file:
         for name, entry in entries.items():
             file.seek(entry.begin)
@@ -65,11 +77,29 @@ def nonfinite_tensor(path: Path, entries: dict[str, TensorEntry]) -> str | None:
     return None
 
 
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose names are all different; of two tensors of one name, readers would take different ones."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name is there twice")
+    return found
+
+
+def _check_metadata(metadata: Any) -> None:
+    if metadata is not None and not (isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values())):
+        raise ValueError("the metadata are no texts")
+
+
 def _entry(value: dict[str, Any], data: int) -> TensorEntry:
-    begin, end = value["data_offsets"]
-    return TensorEntry(
-        str(value["dtype"]), tuple(int(size) for size in value["shape"]), data + int(begin), data + int(end)
-    )
+    begin, end = (_whole(number) for number in value["data_offsets"])
+    shape = tuple(_whole(size) for size in value["shape"])
+    return TensorEntry(str(value["dtype"]), shape, data + begin, data + end)
+
+
+def _whole(number: Any) -> int:
+    if type(number) is not int or not 0 <= number < 2**63:
+        raise ValueError("no size or offset")
+    return number
 
 
 def _check_layout(path: Path, entries: dict[str, TensorEntry], data: int, size: int) -> None:
@@ -78,7 +108,7 @@ def _check_layout(path: Path, entries: dict[str, TensorEntry], data: int, size: 
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
         if entry.dtype not in _SIZES:
             raise _damaged(path, f"{name} has the unknown dtype {entry.dtype}")
-        if min(entry.shape, default=0) < 0 or entry.end - entry.begin != prod(entry.shape) * _SIZES[entry.dtype]:
+        if entry.end - entry.begin != prod(entry.shape) * _SIZES[entry.dtype]:
             raise _damaged(path, f"{name} is not as long as its shape says")
         if entry.begin != at:
             raise _damaged(path, f"{name} overlaps another tensor or leaves a gap")
@@ -98,14 +128,14 @@ def _pieces(file: Any, entry: TensorEntry) -> Iterator[bytes]:
 
 
 def _nonfinite(piece: bytes, dtype: str) -> bool:
-    """Whether an exponent is all ones, which is what NaN and the infinities have in common."""
+    """Whether a number is NaN or infinite, or too large for bfloat16: without their signs, the bits of numbers order as they do."""
     import numpy as np  # only here: listing what a registry holds must not wait for it
 
-    if dtype not in _EXPONENTS:
+    if dtype not in _LIMITS:
         return False
-    kind, exponent = _EXPONENTS[dtype]
+    kind, limit = _LIMITS[dtype]
     bits = np.frombuffer(piece, kind)
-    return bool(((bits & exponent) == exponent).any())
+    return bool(((bits & np.iinfo(bits.dtype).max // 2) >= limit).any())
 
 
 def _damaged(path: Path, why: str) -> ArtifactRefused:

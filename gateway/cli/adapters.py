@@ -75,6 +75,8 @@ def show(reference: str, whole: bool, as_json: bool) -> None:
     click.echo(f"{version.name}  {version.digest}")
     click.echo(f"made {when(version.created_at)} by {version.method} on {version.base} ({version.base_digest[:12]})")
     click.echo(f"aliases: {', '.join(version.aliases) or 'none'}")
+    for warning in version.manifest.get("warnings", ()):
+        click.echo(f"warning: {warning}")
     for line in report_lines(version, files):
         click.echo(line)
     print_table(("metric", "value"), [(k, f"{v:.6g}") for k, v in sorted(version.metrics.items())], empty="no metrics")
@@ -265,6 +267,8 @@ def _base(registry: Registry, reference: str) -> Base:
 
 
 def _said(version: Version, as_json: bool) -> None:
+    for warning in version.manifest.get("warnings", ()):
+        say(f"warning: {warning}")
     if as_json:
         print_json(version)
     else:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from safetensors.torch import load
 
 from tunery.gateway.engine.messages import AdapterSource
 from tunery.registry.errors import ArtifactRefused, InvalidInput, StorageFailed, TuneryError
+from tunery.registry.peft_config import check_settings, scale_of
 
 __all__ = [
     "AdapterShape",
@@ -38,22 +38,6 @@ __all__ = [
 log = logging.getLogger("tunery.engine")
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-
-# PEFT settings that change the result and that the layers do not implement, with the value that means "off".
-_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "alora_invocation_tokens": (None,),
-    "arrow_config": (None,),
-    "layer_replication": (None,),
-    "megatron_config": (None,),
-    "target_parameters": (None, []),
-    "use_bdlora": (None, False),
-    "use_qalora": (None, False),
-    "velora_config": (None,),
-    "monteclora_config": (None,),
-    "kasa_config": (None,),
-}
-# Initialisations that rewrite the base's weights, so that the saved low-rank pair alone does not mean what was trained.
-_REWRITES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
 
 _PREFIX = "base_model.model."
 _TOKEN_ROWS = ".token_adapter.trainable_tokens_delta"  # noqa: S105 - a tensor's name
@@ -181,16 +165,12 @@ def read_config(source: AdapterSource) -> dict[str, Any]:
         config: dict[str, Any] = json.loads(_content(source, CONFIG))
     except TuneryError:
         raise
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise StorageFailed(f"{_title(source)}: {CONFIG} cannot be read ({type(error).__name__})") from error
-    if config.get("peft_type") != "LORA":
-        raise _unsupported(source, f"peft_type {config.get('peft_type')!r}")
-    for name, off in _UNSUPPORTED.items():
-        if config.get(name) not in off:
-            raise _unsupported(source, f"{name}={config[name]!r}")
-    init = config.get("init_lora_weights")
-    if isinstance(init, str) and init.startswith(_REWRITES_BASE):
-        raise _unsupported(source, f"init_lora_weights={init!r} without conversion to a plain LoRA")
+    try:
+        check_settings(config)
+    except ArtifactRefused as error:
+        raise ArtifactRefused(f"{_title(source)}: {error.message}", code=error.code) from error
     return config
 
 
@@ -212,10 +192,7 @@ def read_adapter(
     for module, roles in parts.items():
         pair = _low_rank(source, module, roles, config, shape)
         loaded.low_rank[module] = _placed(pair, dtype, device)
-        if module == shape.embedding and shape.tied and config.get("ensure_weight_tying"):
-            # The head reads the same matrix: ΔE = (BA)^T, so its pair is the embedding's, transposed.
-            own = loaded.low_rank[module]
-            loaded.low_rank[shape.head] = LowRank(own.b.T.contiguous(), own.a.T.contiguous(), own.scale)
+    _tie_pairs(loaded, config, shape)
     for name, tensor in whole.items():
         module, _, leaf = name.rpartition(".")
         module = module.removesuffix(".base_layer")
@@ -224,6 +201,25 @@ def read_adapter(
     if shape.tied and config.get("ensure_weight_tying") and shape.embedding in loaded.replaced:
         loaded.replaced.setdefault(shape.head, loaded.replaced[shape.embedding])
     return loaded
+
+
+def _tie_pairs(loaded: LoadedAdapter, config: Mapping[str, Any], shape: AdapterShape) -> None:
+    """A head that shares the embedding's weight shares its pair, when asked: ΔE = (BA)^T, so the head's is the transpose.
+
+    PEFT saves it a second time, under the head's name, and gives it the scale that the patterns have for that name.
+    """
+    own = loaded.low_rank.get(shape.embedding)
+    if own is None or not (shape.tied and config.get("ensure_weight_tying")):
+        return
+    tied = LowRank(own.b.T.contiguous(), own.a.T.contiguous(), scale_of(shape.head, config))
+    saved = loaded.low_rank.get(shape.head)
+    if saved is not None and not (torch.equal(saved.a, tied.a) and torch.equal(saved.b, tied.b)):
+        raise ArtifactRefused(
+            f"{_title(loaded.source)} says ensure_weight_tying, and the pairs of {shape.embedding} and {shape.head} differ; "
+            "save the adapter again",
+            code="artifact_incomplete",
+        )
+    loaded.low_rank[shape.head] = tied
 
 
 def _take_rows(
@@ -306,7 +302,6 @@ def _low_rank(
             f"{_title(source)}: {module} is {tuple(b.shape)} x {tuple(a.shape)}, the base's is {weight}",
             code="wrong_base",
         )
-    scale = _scale(module, a.shape[0], config)
     bias = roles.get("lora_B.bias")
     magnitude = roles.get("lora_magnitude_vector")
     if magnitude is not None and module == shape.embedding:
@@ -315,21 +310,7 @@ def _low_rank(
         raise ArtifactRefused(
             f"{_title(source)}: {module} has no magnitudes, and it is a DoRA", code="artifact_truncated"
         )
-    return LowRank(a, b, scale, bias, None if magnitude is None else magnitude.float().flatten())
-
-
-def _scale(module: str, rank: int, config: Mapping[str, Any]) -> float:
-    """PEFT's scaling of a module, its alpha looked up by the same patterns PEFT uses."""
-    alpha = float(_pattern(module, config.get("alpha_pattern") or {}, config.get("lora_alpha", rank)))
-    return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
-
-
-def _pattern(module: str, patterns: Mapping[str, Any], default: Any) -> Any:
-    """The value of the first pattern that matches the end of `module`'s name, as PEFT looks it up."""
-    for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
-    return default
+    return LowRank(a, b, scale_of(module, config), bias, None if magnitude is None else magnitude.float().flatten())
 
 
 def _check_whole(source: AdapterSource, module: str, leaf: str, tensor: torch.Tensor, shape: AdapterShape) -> None:

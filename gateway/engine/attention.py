@@ -100,8 +100,17 @@ class PagedAttention:
             whole = functional.scaled_dot_product_attention(
                 rows[None], keys[None], values[None], is_causal=True, scale=scale, enable_gqa=True
             )
-            return whole[0].transpose(0, 1)
+            # Its softmax makes numbers out of scores that are none, which the other one does not.
+            lost = ~_largest_score(rows, keys).isfinite()
+            return whole[0].transpose(0, 1).masked_fill(lost, torch.nan)
         return _grouped(rows, keys, values, scale, window if windowed else None, softcap)
+
+
+def _largest_score(rows: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """No product of a query and a key is larger; float32, NaN where one of them holds NaN."""
+    query, key = (torch.linalg.vector_norm(tensor, torch.inf, dtype=torch.float32) for tensor in (rows, keys))
+    largest: torch.Tensor = query * key * rows.shape[-1]
+    return largest
 
 
 def _grouped(

@@ -31,7 +31,7 @@ class SlotSpan:
 class Board:
     """The running step: where each row's key and value go (`slots` int64 [T]), who attends to what, and which rows are whose.
 
-    `head_input` is what the output head was given last, [1, R, hidden].
+    `head_input` is what the output head was given last, [1, R, hidden], and `norm_input` what the last norm was given, [1, T, hidden].
     """
 
     slots: torch.Tensor | None = None
@@ -39,8 +39,9 @@ class Board:
     segments: tuple[Segment, ...] = ()
     output_segments: tuple[Segment, ...] = ()
     head_input: torch.Tensor | None = field(default=None)
+    norm_input: torch.Tensor | None = field(default=None)
 
     def clear(self) -> None:
         """Nothing runs."""
-        self.slots = self.head_input = None
+        self.slots = self.head_input = self.norm_input = None
         self.spans = self.segments = self.output_segments = ()

@@ -45,9 +45,13 @@ _KINDS: dict[str, type[TuneryError]] = {
     "overloaded": Overloaded,
     "storage_failed": StorageFailed,
     "artifact_damaged": StorageFailed,
+    "base_nonfinite": StorageFailed,
+    "nonfinite_output": ArtifactRefused,
+    "artifact_incomplete": ArtifactRefused,
     "artifact_nonfinite": ArtifactRefused,
     "artifact_truncated": ArtifactRefused,
     "artifact_refused": ArtifactRefused,
+    "artifact_unsafe": ArtifactRefused,
     "unsupported_adapter": ArtifactRefused,
     "wrong_base": ArtifactRefused,
 }

@@ -30,6 +30,7 @@ from tunery.gateway.engine.messages import (
     Tokens,
     Unload,
     Unloaded,
+    mix_title,
 )
 from tunery.gateway.engine.model import Model, open_model
 from tunery.gateway.engine.pages import Pages
@@ -39,7 +40,7 @@ from tunery.gateway.engine.scheduler import Scheduler
 from tunery.gateway.engine.sequence import Sequence
 from tunery.gateway.engine.step import Output, Scheduled, lay_out
 from tunery.plugins.threads import follow_governor
-from tunery.registry.errors import InvalidInput, TuneryError
+from tunery.registry.errors import ArtifactRefused, InvalidInput, StorageFailed, TuneryError
 
 __all__ = ["EngineCore"]
 
@@ -144,13 +145,17 @@ class EngineCore:
 
     def warm_up(self) -> None:
         """Run two tokens through the model, so that what it cannot do shows now and the first request finds it warm."""
-        emit, self._emit = self._emit, lambda event: None
+        events: list[Event] = []
+        emit, self._emit = self._emit, events.append
         sampling = Sampling(max_tokens=2, temperature=0.0, ignore_eos=True)
         self.handle(Generate(id="", prompt=(0,), sampling=sampling))
         while not self.idle:
             self.step()
         self._emit = emit
         self._steps = self._step_tokens = 0
+        failed = next((event for event in events if isinstance(event, Failed)), None)
+        if failed is not None:
+            raise StorageFailed(failed.message, code=failed.code)
 
     def report(self) -> None:
         """Send the state now."""
@@ -258,7 +263,7 @@ class EngineCore:
         for item in scheduled:
             self.scheduler.advance(item)
         self._score([output for output in step.logits if not output.sample], step.logits, logits)
-        self._sample([output for output in step.logits if output.sample], step.logits, logits)
+        self._sample([output for output in step.logits if output.sample and self._runs(output)], step.logits, logits)
         self._pool(scheduled, step.hidden, hidden)
 
     def _score(self, wanted: list[Output], outputs: tuple[Output, ...], logits: torch.Tensor) -> None:
@@ -269,7 +274,10 @@ class EngineCore:
         for output, one in zip(
             wanted, score(_of(wanted, outputs, logits), tokens, counts, self.model.kernels), strict=True
         ):
-            output.sequence.scores.append(one)
+            if one is not None:
+                output.sequence.scores.append(one)
+            elif self._runs(output):
+                self._fail(output.sequence)
 
     def _sample(self, wanted: list[Output], outputs: tuple[Output, ...], logits: torch.Tensor) -> None:
         if not wanted:
@@ -278,6 +286,9 @@ class EngineCore:
         choices = sample(_of(wanted, outputs, logits), sequences, self.model.kernels)
         tokens = []
         for sequence, choice in zip(sequences, choices, strict=True):
+            if choice is None:
+                self._fail(sequence)
+                continue
             first = not sequence.output
             finish = sequence.append(choice.token)
             if sequence.guide is not None and finish is None and sequence.guide.failure:
@@ -300,8 +311,36 @@ class EngineCore:
             if sequence.pooling is None or sequence.left or sequence.pooled is None:
                 continue
             count = sequence.prompt_length if sequence.pooling == "mean" else 1
+            if not sequence.pooled.isfinite().all():
+                self._fail(sequence)
+                continue
             self._emit(Embedded(sequence.id, (sequence.pooled / count).tolist()))
             self.scheduler.finish(sequence)
+
+    def _runs(self, output: Output) -> bool:
+        """Whether an output's sequence has not ended in this step."""
+        return self.scheduler.find(output.sequence.id) is output.sequence
+
+    def _fail(self, sequence: Sequence) -> None:
+        """End a sequence whose numbers are not finite: its adapters', or else the base's own fault."""
+        error = _not_finite(mix_title(sequence.mix), self._config)
+        self._emit(Failed(sequence.id, error.code, error.message))
+        self.scheduler.finish(sequence)
+
+
+def _not_finite(adapters: str, config: EngineConfig) -> TuneryError:
+    """The error of a request whose logits or hidden states are NaN or infinite."""
+    if adapters:
+        return ArtifactRefused(
+            f"{adapters} gives numbers that are not finite (NaN or infinity) on this base in {config.dtype}: its weights, its "
+            "lora_alpha or the weights of the composition are too large; publish another version",
+            code="nonfinite_output",
+        )
+    return StorageFailed(
+        f"the base {config.base_name} by itself gives numbers that are not finite (NaN or infinity) in {config.dtype}: its files "
+        "are damaged, or too large for that format; take it in again, or serve with --dtype float32",
+        code="base_nonfinite",
+    )
 
 
 def _of(wanted: list[Output], outputs: tuple[Output, ...], logits: torch.Tensor) -> torch.Tensor:

@@ -504,6 +504,12 @@ void tunery_embed(const struct weight *w, const int64_t *tokens, int64_t n, floa
 
 /* ------------------------------------------------------------------------------------------------ rows */
 
+/* One over the root of the mean of `size` squares; not-a-number where their sum overflows, which would otherwise make a row of zeros. */
+INLINE float rms_scale(__m512 squares, int64_t size, double epsilon) {
+    float sum = _mm512_reduce_add_ps(squares);
+    return sum < INFINITY ? 1.0f / sqrtf(sum / (float)size + (float)epsilon) : NAN;
+}
+
 /* h[rows][size] += delta (when given), then out = h / rms(h) * gain (arXiv 1910.07467). */
 void tunery_norm(float *h, const float *delta, int64_t ds, int64_t rows, int64_t size, const float *gain, double epsilon, void *out, int64_t wide) {
 #pragma omp parallel for num_threads(team()) schedule(static) if (rows > 16)
@@ -519,7 +525,7 @@ void tunery_norm(float *h, const float *delta, int64_t ds, int64_t rows, int64_t
             }
             sum = _mm512_fmadd_ps(v, v, sum);
         }
-        __m512 scale = _mm512_set1_ps(1.0f / sqrtf(_mm512_reduce_add_ps(sum) / (float)size + (float)epsilon));
+        __m512 scale = _mm512_set1_ps(rms_scale(sum, size, epsilon));
         for (int64_t k = 0; k < size; k += 16) {
             __mmask16 live = size - k >= 16 ? 0xffff : (1u << (size - k)) - 1;
             __m512 v = _mm512_mul_ps(_mm512_mul_ps(_mm512_maskz_loadu_ps(live, row + k), scale), _mm512_maskz_loadu_ps(live, gain + k));
@@ -586,7 +592,7 @@ INLINE void head_in(const float *y, int64_t size, const float *norm, double epsi
             __m512 v = _mm512_maskz_loadu_ps(live, y + k);
             sum = _mm512_fmadd_ps(v, v, sum);
         }
-        scale = 1.0f / sqrtf(_mm512_reduce_add_ps(sum) / (float)size + (float)epsilon);
+        scale = rms_scale(sum, size, epsilon);
     }
     for (int64_t k = 0; k < half; k++) {
         float a = y[k], b = y[k + half];

@@ -154,6 +154,10 @@ class _ServedEmbedding(_Served):
 class _ServedModule(_Served):
     """Anything else with parameters, a norm for example: run again with the adapter's own parameters."""
 
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        self._board.norm_input = x
+        return super().__call__(x)
+
     def correct(
         self, x: torch.Tensor, y: torch.Tensor, pair: LowRank | None, whole: dict[str, torch.Tensor] | None
     ) -> torch.Tensor:

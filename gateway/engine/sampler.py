@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
@@ -16,6 +17,8 @@ from tunery.gateway.engine.messages import Sampling, Score, TopToken
 from tunery.gateway.engine.sequence import Sequence
 
 __all__ = ["Choice", "peaks", "sample", "score"]
+
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +30,8 @@ class Choice:
     top: tuple[TopToken, ...]
 
 
-def sample(logits: torch.Tensor, sequences: Rows[Sequence], kernels: Kernels | None = None) -> list[Choice]:
-    """Choose one token per row of `logits` float32 [R, vocabulary], row i for `sequences[i]`."""
+def sample(logits: torch.Tensor, sequences: Rows[Sequence], kernels: Kernels | None = None) -> list[Choice | None]:
+    """Choose one token per row of `logits` float32 [R, vocabulary], row i for `sequences[i]`; None where a row is not finite."""
     best, log_z = peaks(logits, kernels)
     tokens = best.clone()
     changed = [index for index, sequence in enumerate(sequences) if not _takes_the_best(sequence)]
@@ -37,17 +40,18 @@ def sample(logits: torch.Tensor, sequences: Rows[Sequence], kernels: Kernels | N
         tokens[where] = _choose(logits[where], [sequences[index] for index in changed])
     chosen = logits.gather(1, tokens[:, None])[:, 0] - log_z
     tops = [_alternatives(logits[i], log_z[i], sequence.sampling.logprobs) for i, sequence in enumerate(sequences)]
-    return [Choice(*row) for row in zip(tokens.tolist(), chosen.tolist(), tops, strict=True)]
+    choices = [Choice(*row) for row in zip(tokens.tolist(), chosen.tolist(), tops, strict=True)]
+    return _where_finite(log_z, choices)
 
 
 def score(
     logits: torch.Tensor, tokens: Rows[int], counts: Rows[int | None], kernels: Kernels | None = None
-) -> list[Score]:
-    """How likely `tokens[i]` is after row i of `logits` float32 [R, vocabulary], with `counts[i]` alternatives."""
+) -> list[Score | None]:
+    """How likely `tokens[i]` is after row i of `logits` float32 [R, vocabulary], with `counts[i]` alternatives; None as in `sample`."""
     _, log_z = peaks(logits, kernels)
     chosen = logits.gather(1, torch.tensor(tokens, device=logits.device)[:, None])[:, 0] - log_z
     tops = (_alternatives(logits[i], log_z[i], count) for i, count in enumerate(counts))
-    return [Score(*row) for row in zip(chosen.tolist(), tops, strict=True)]
+    return _where_finite(log_z, [Score(*row) for row in zip(chosen.tolist(), tops, strict=True)])
 
 
 def peaks(logits: torch.Tensor, kernels: Kernels | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -56,6 +60,11 @@ def peaks(logits: torch.Tensor, kernels: Kernels | None) -> tuple[torch.Tensor, 
         return kernels.peaks(logits)
     # Row by row: over all rows at once the sum is split among threads in another way for another number of rows.
     return logits.argmax(dim=-1), torch.stack([row.logsumexp(dim=0) for row in logits])
+
+
+def _where_finite(log_z: torch.Tensor, results: list[R]) -> list[R | None]:
+    """Results whose rows add up to a finite number: NaN and plus infinity in a row show in its sum, and are in no answer."""
+    return [result if finite else None for result, finite in zip(results, log_z.isfinite().tolist(), strict=True)]
 
 
 def _takes_the_best(sequence: Sequence) -> bool:
@@ -95,7 +104,8 @@ def _adjust(logits: torch.Tensor, sequence: Sequence) -> None:
     if wanted.repetition_penalty != 1.0:
         seen = torch.tensor(sorted(set(sequence.tokens)), device=device)
         values = logits[seen]
-        logits[seen] = torch.where(values > 0, values / wanted.repetition_penalty, values * wanted.repetition_penalty)
+        values = torch.where(values > 0, values / wanted.repetition_penalty, values * wanted.repetition_penalty)
+        logits[seen] = values.clamp_(max=torch.finfo(logits.dtype).max)
     if wanted.presence_penalty or wanted.frequency_penalty:
         used, counts = torch.tensor(sequence.output, dtype=torch.int64, device=device).unique(return_counts=True)
         logits[used] -= (wanted.presence_penalty + wanted.frequency_penalty * counts).to(logits.dtype)

@@ -97,13 +97,16 @@ class TorchModel:
                 use_cache=False,
                 logits_to_keep=self._tensor(np.pad(rows, (0, short), constant_values=len(step.tokens) - 1)),
             )
-            hidden = board.head_input
+            hidden, before = board.head_input, board.norm_input
         finally:
             board.clear()
         if hidden is None:
             raise RuntimeError("the base's head was not called")
-        count = len(step.logits)
-        return result.logits[0, :count].float(), hidden[0, count : len(rows)].float()
+        count, final = len(step.logits), hidden[0, : len(rows)].float()
+        broken = _vanished(final, before, self._tensor(rows))
+        return result.logits[0, :count].float().masked_fill(broken[:count], torch.nan), final[count:].masked_fill(
+            broken[count:], torch.nan
+        )
 
     def _tensor(self, array: Any) -> torch.Tensor:
         return torch.from_numpy(array).to(self.device, non_blocking=True)
@@ -111,6 +114,14 @@ class TorchModel:
     def _span(self, span: Span) -> SlotSpan:
         slots = (span.pages.astype(np.int64)[:, None] * PAGE + np.arange(PAGE)).ravel()[: span.length]
         return SlotSpan(span.start, span.end, self._tensor(slots))
+
+
+def _vanished(final: torch.Tensor, before: torch.Tensor | None, rows: torch.Tensor) -> torch.Tensor:
+    """Which rows are zero though the last norm was given something, bool [R, 1]: the squares overflowed, and it divided by infinity."""
+    zero = ~final.any(dim=-1, keepdim=True)
+    if before is None or before.dim() != 3 or before.shape[-1] != final.shape[-1]:
+        return zero & False
+    return zero & before[0, rows].any(dim=-1, keepdim=True)
 
 
 def _same(tensor: torch.Tensor, other: torch.Tensor) -> bool:

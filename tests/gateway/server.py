@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -93,6 +94,17 @@ def random_loras(folder: Path, base: Path, count: int, *, rank: int = 4, size: f
                 parameter.data.normal_(0.0, size / parameter.shape[1] ** 0.5, generator=noise)
         model.save_pretrained(folder / f"lora-{number}")
         yield folder / f"lora-{number}"
+
+
+def overflow(folder: Path) -> Path:
+    """A PEFT folder whose pairs and alpha are made as large as float32 holds, so that what it computes is not finite."""
+    from safetensors.torch import load_file, save_file
+
+    path, config = folder / "adapter_model.safetensors", folder / "adapter_config.json"
+    tensors = load_file(path)
+    save_file({key: tensor * 1e37 if "lora_" in key else tensor for key, tensor in tensors.items()}, path)
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"lora_alpha": 1e38}))
+    return folder
 
 
 def _children(pid: int) -> list[int]:

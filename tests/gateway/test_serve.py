@@ -10,16 +10,17 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import msgspec
+import openai
 import pytest
 from openai import InternalServerError
 
-from tests.gateway.server import TINY, Process, publish, random_loras, served
+from tests.gateway.server import TINY, Process, overflow, publish, random_loras, served
 from tests.registry.artifacts import make_base
 from tunery.gateway.api.state import Gateway
 from tunery.gateway.engine.fake import FakeEngine
@@ -38,6 +39,21 @@ SECRET = "a phrase that no log may show"
 ASK = [{"role": "user", "content": SECRET}]
 
 
+def _breaking_at(text: str, folder: Path, base: Path) -> Path:
+    """A LoRA that is sound until a token of `text` has been read, whose embedding is as large as float32 holds."""
+    from peft import LoraConfig, get_peft_model
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoModelForCausalLM
+
+    tokens = Renderer(base).encode(text)[-1:]
+    config = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["o_proj"], trainable_token_indices=tokens)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(folder)
+    path = folder / "adapter_model.safetensors"
+    tensors = {key: tensor.fill_(1e30) if "tokens_delta" in key else tensor for key, tensor in load_file(path).items()}
+    save_file(tensors, path)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def serving(tmp_path_factory: pytest.TempPathFactory, tiny_base_folder: Path) -> Iterator[Process]:
     """One server with two versions of one adapter, for the tests that leave it running."""
@@ -47,6 +63,9 @@ def serving(tmp_path_factory: pytest.TempPathFactory, tiny_base_folder: Path) ->
         base = resolve_base(str(tiny_base_folder), registry=registry, plugins=load_plugins(), name="tiny")
         publish(registry, base, random_loras(folder, tiny_base_folder, 2), name=lambda index: "acme/support")
         registry.move_alias("acme/support", "production", 1, actor="test")
+        (lora,) = random_loras(folder / "broken", tiny_base_folder, 1)
+        publish(registry, base, [overflow(lora)], name=lambda index: "acme/broken")
+        publish(registry, base, [_breaking_at("Z", folder / "late", tiny_base_folder)], name=lambda index: "acme/late")
     with served(folder, home, tiny_base_folder, *TINY, "--access-log") as running:
         yield running
 
@@ -133,6 +152,36 @@ def test_the_access_log_is_json_and_holds_no_prompt(serving: Process) -> None:
     assert last["prompt_tokens"] > 3
     assert 0 < last["ttft_ms"] <= last["duration_ms"]
     assert last["request_id"]
+
+
+@pytest.mark.parametrize("model", ["acme/broken", "acme/support:0.5+acme/broken:0.5"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_adapter_that_overflows_is_422_and_its_neighbours_answer(serving: Process, model: str, stream: bool) -> None:
+    client = serving.client
+    asks: list[Callable[[], object]] = [
+        lambda: client.chat.completions.create(model=model, messages=ASK, max_tokens=4, logprobs=True, stream=stream),
+        lambda: client.completions.create(model=model, prompt="x", max_tokens=4, stream=stream),
+        lambda: client.completions.create(model=model, prompt="xyz", max_tokens=0, echo=True, logprobs=2),
+        lambda: client.embeddings.create(model=model, input=["x", "y"]),
+    ]
+    for ask in asks:
+        with pytest.raises(openai.UnprocessableEntityError) as caught:
+            ask()
+        assert (caught.value.code, "acme/broken@1" in caught.value.message) == ("nonfinite_output", True)
+    for sound in ("acme/support", "tiny"):
+        assert client.completions.create(model=sound, prompt="x", max_tokens=2, logprobs=1).usage.completion_tokens == 2
+
+
+def test_an_adapter_that_overflows_in_the_middle_ends_its_stream_with_the_error(serving: Process) -> None:
+    body = {"model": "acme/late", "prompt": "x", "max_tokens": 8, "guided_regex": "Z{8}", "stream": True, "logprobs": 1}
+    with httpx.stream("POST", f"{serving.url}/v1/completions", json=body) as answer:
+        events = [line.removeprefix("data: ") for line in answer.iter_lines() if line]
+    assert (answer.status_code, events[-1]) == (200, "[DONE]")
+    assert [json.loads(event)["choices"][0]["text"] for event in events[:-2]] == ["Z"]
+    error = json.loads(events[-2])["error"]
+    assert (error["code"], "acme/late@1" in error["message"]) == ("nonfinite_output", True)
+    (logprob,) = json.loads(events[0])["choices"][0]["logprobs"]["token_logprobs"]
+    assert -9999 <= logprob <= 0  # however unlikely, a number
 
 
 def test_a_killed_engine_is_503_until_another_is_ready(serving: Process) -> None:

@@ -43,6 +43,8 @@ def array(*shape: int, value: float = 1.0) -> np.ndarray:
     [
         ({f"{Q}.lora_A.weight": array(2, HIDDEN, value=np.nan)}, "artifact_nonfinite", "lora_A"),
         ({f"{Q}.lora_B.weight": array(HIDDEN, 2, value=np.inf)}, "artifact_nonfinite", "lora_B"),
+        ({f"{Q}.lora_B.weight": array(HIDDEN, 2, value=3.4e38)}, "artifact_nonfinite", "too large for bfloat16"),
+        ({f"{Q}.lora_B.weight": np.full((HIDDEN, 2), -1e300)}, "artifact_nonfinite", "too large for bfloat16"),
         ({f"{Q}.lora_A.weight": None}, "artifact_incomplete", "one half"),
         ({f"{Q}.lora_A.weight": array(3, HIDDEN)}, "artifact_incomplete", "do not make a product"),
         ({f"{Q}.lora_A.weight": array(2, HIDDEN + 1)}, "wrong_base", "another base"),
@@ -76,6 +78,8 @@ def test_tensors_that_do_not_fit(
         ({"rank_pattern": {"q_proj": 3}}, "artifact_incomplete"),
         ({"rank_pattern": {"q_proj": -2}}, "artifact_incomplete"),
         ({"rank_pattern": [1]}, "artifact_incomplete"),
+        ({"rank_pattern": []}, "artifact_incomplete"),
+        ({"alpha_pattern": False}, "artifact_incomplete"),
         ({"alpha_pattern": {"(": 3}}, "artifact_incomplete"),
         ({"alpha_pattern": {"(a|a)*b": 3}}, "artifact_unsafe"),
         ({"alpha_pattern": {".*.*.*.*.*x": 3}}, "artifact_unsafe"),
@@ -111,7 +115,6 @@ def test_whole_norms_and_embedding_pairs_are_welcome(registry: Registry, base: B
         "base_model.model.model.norm.weight": array(HIDDEN),
         "base_model.model.model.embed_tokens.lora_embedding_A": array(3, 20),
         "base_model.model.model.embed_tokens.lora_embedding_B": array(HIDDEN, 3),
-        f"{Q}.lora_magnitude_vector": array(HIDDEN),
         f"{Q}.lora_B.bias": array(HIDDEN),
         "base_model.model.lm_head.weight": array(20, HIDDEN),
     }
@@ -119,6 +122,7 @@ def test_whole_norms_and_embedding_pairs_are_welcome(registry: Registry, base: B
         "modules_to_save": ["norm"],
         "rank_pattern": {"embed_tokens": 3},
         "target_modules": ["up_proj", "q_proj", "embed_tokens"],
+        "lora_bias": True,
     }
     publish(registry, make_adapter(tmp_path / "good", changes=changes, **config), base)
 
@@ -144,7 +148,7 @@ def test_token_rows_are_welcome(
 @pytest.mark.parametrize(
     ("indices", "changes", "code"),
     [
-        ([1, 20], {EMBEDDING: array(2, HIDDEN)}, "wrong_base"),
+        ([1, 20], {EMBEDDING: array(2, HIDDEN)}, "vocabulary_changed"),
         ([1, 2], {EMBEDDING: array(3, HIDDEN)}, "wrong_base"),
         ([1, 2], {EMBEDDING: array(2, HIDDEN + 1)}, "wrong_base"),
         ([1, 2], {EMBEDDING: array(2 * HIDDEN)}, "wrong_base"),
@@ -216,7 +220,17 @@ def test_an_adapter_that_names_another_base_needs_a_word(
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{", "[" * 100_000, '{"r": ' + "9" * 10_000 + "}", "\udcff", "{}" + " " * 5_000_000]
+    "text",
+    [
+        "",
+        "[]",
+        '{"revision": "\\ud800"}',
+        "{",
+        "[" * 100_000,
+        '{"r": ' + "9" * 10_000 + "}",
+        "\udcff",
+        "{}" + " " * 5_000_000,
+    ],
 )
 def test_configurations_that_are_none(registry: Registry, base: Base, tmp_path: Path, text: str) -> None:
     folder = make_adapter(tmp_path / "bad")
@@ -302,6 +316,20 @@ def test_one_bad_number_is_found_whatever_the_dtype(tmp_path: Path, dtype: type)
     tensor[211, 3] = np.nan
     save_file({"fine": np.ones(5, dtype), "bad": tensor}, tmp_path / "x.safetensors")
     assert nonfinite_tensor(tmp_path / "x.safetensors", read_header(tmp_path / "x.safetensors")) == "bad"
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_what_bfloat16_rounds_to_infinity_is_found_and_nothing_smaller(tmp_path: Path, dtype: type) -> None:
+    import torch
+    from safetensors.numpy import save_file
+
+    edge = np.array([0x7F7F8000], np.uint32).view(np.float32)[0]
+    for sign in (1, -1):
+        for value in (edge, np.nextafter(edge, np.float32(0))):
+            save_file({"t": np.array([sign * value], dtype)}, tmp_path / "x.safetensors")
+            found = nonfinite_tensor(tmp_path / "x.safetensors", read_header(tmp_path / "x.safetensors"))
+            lost = bool(torch.tensor([sign * value], dtype=torch.float32).bfloat16().isinf())
+            assert (found == "t") == lost == (value == edge)
 
 
 def test_bfloat16_infinity_is_found(tmp_path: Path) -> None:

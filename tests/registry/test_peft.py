@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tunery.registry import Base, peft_config
+from tunery.registry import Base
 from tunery.registry.errors import ArtifactRefused
 from tunery.registry.registry import Registry
 
@@ -41,6 +41,9 @@ def save(base_folder: Path, folder: Path, **settings: Any) -> Path:
         {"lora_bias": True},
         {"target_modules": [*LINEAR, "embed_tokens"]},
         {"target_modules": ["q_proj", "lm_head"]},
+        {"target_modules": ["q_proj", "lm_head", "embed_tokens"], "ensure_weight_tying": True},
+        {"target_modules": ["q_proj"], "exclude_modules": ["layers.0.self_attn.q_proj"]},
+        {"target_modules": ["q_proj"], "layers_to_transform": 0, "layers_pattern": "layers"},
         {"modules_to_save": ["embed_tokens"]},
         {"modules_to_save": ["norm", "post_attention_layernorm", "mlp"], "target_modules": ["q_proj"]},
         {"init_lora_weights": "gaussian"},
@@ -58,12 +61,6 @@ def test_what_peft_saves_comes_in(
     folder = save(tiny_base_folder, tmp_path / "adapter", **settings)
     version = registry.publish("a/b", folder, base=tiny_base, method="lora", manifest={}, metrics={}, actor="t")
     assert {"adapter_config.json", "adapter_model.safetensors"} <= {entry.path for entry in version.files}
-
-
-def test_what_the_engine_does_not_serve_is_refused_at_the_door_already() -> None:
-    adapter = pytest.importorskip("tunery.gateway.engine.adapter")
-    assert peft_config.UNSUPPORTED == adapter._UNSUPPORTED
-    assert peft_config.REWRITES_BASE == adapter._REWRITES_BASE
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

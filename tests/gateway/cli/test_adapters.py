@@ -185,3 +185,13 @@ def test_a_reader_that_leaves_is_no_error(filled: Home) -> None:
         timeout=60,
     )
     assert "Traceback" not in done.stderr
+
+
+def test_what_an_import_warns_of_is_said_and_shown(filled: Home, tmp_path: Path) -> None:
+    folder = make_adapter(tmp_path / "foreign", seed=11)
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    taken = tunery(filled, "adapters", "import", str(folder), "acme/foreign", "--base", "tiny")
+    assert taken.returncode == 0
+    assert taken.stdout.startswith("acme/foreign@1  ")
+    assert "warning: it comes with a chat template" in taken.stderr
+    assert "warning: it comes with a chat template" in tunery(filled, "adapters", "show", "acme/foreign").stdout

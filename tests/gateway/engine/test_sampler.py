@@ -121,6 +121,15 @@ def test_penalties_and_biases_change_the_odds(sampling: dict[str, object], chang
     assert_fair(draw(logits, one), softmax(changed))
 
 
+@pytest.mark.parametrize("penalty", [1e-30, 1e-40, 1e-300, 10.0])
+def test_no_penalty_makes_a_logit_infinite(penalty: float) -> None:
+    # Two tokens of the prompt would both be infinite, and their difference no number at all.
+    logits = [0.5, 3.0, 2.0, 0.3]
+    expected = {1, 2} if penalty < 1 else {0, 1, 2, 3}
+    for heat in (0.0, 1.0):
+        assert set(draw(logits, temperature=heat, repetition_penalty=penalty)) <= expected
+
+
 def test_no_end_before_the_least_number_of_tokens() -> None:
     logits = torch.tensor([[9.0, 1.0, 0.0, 5.0]])
     for output, token in (((2,), 1), ((2, 2), 0)):
