@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from tunery.plugins.bases.checks import SETTINGS
+from tunery.plugins.bases.checks import SETTINGS, check_config
 from tunery.plugins.bases.folder import take
 from tunery.registry.errors import NotFound, Unavailable
 
@@ -25,7 +25,7 @@ def fill(reference: str, folder: Path) -> str:
 
 def fetch(repository: str, revision: str | None) -> Path:
     """The folder of a downloaded (or cached) model."""
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import (
         HfHubHTTPError,
         LocalEntryNotFoundError,
@@ -35,6 +35,12 @@ def fetch(repository: str, revision: str | None) -> Path:
 
     try:
         offline = not reachable()
+        endpoint = os.environ.get("HF_ENDPOINT")
+        # First what says whether the rest is of any use.
+        config = hf_hub_download(
+            repository, "config.json", revision=revision, local_files_only=offline, endpoint=endpoint
+        )
+        check_config(Path(config).parent, repository)
         return Path(
             snapshot_download(
                 repository,
@@ -42,7 +48,7 @@ def fetch(repository: str, revision: str | None) -> Path:
                 allow_patterns=[*SETTINGS, "*.safetensors", "model.safetensors.index.json"],
                 ignore_patterns=["consolidated*", "adapter_model*"],
                 local_files_only=offline,
-                endpoint=os.environ.get("HF_ENDPOINT"),
+                endpoint=endpoint,
             )
         )
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:

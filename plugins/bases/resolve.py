@@ -16,6 +16,7 @@ from collections.abc import Callable
 from math import prod
 from pathlib import Path
 
+from tunery.plugins.bases.architectures import refuse_folder
 from tunery.plugins.bases.checks import check_base
 from tunery.plugins.hookspecs import BaseSource
 from tunery.plugins.manager import Plugins, load_entrypoint
@@ -48,6 +49,8 @@ def resolve_base(
     known = _known(reference, registry)
     if known is not None:
         if Path(known.path).is_dir() and not _changed_since(Path(known.source), known.added_at):
+            # It may have been taken when more was believed to be served.
+            refuse_folder(Path(known.path), known.name)
             return known
         reference, name = known.source, name or known.name
     else:

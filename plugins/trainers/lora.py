@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from tunery.plugins.quantization import Quant
 from tunery.plugins.trainers import EXACT, LoraParameters
@@ -14,6 +16,23 @@ from tunery.plugins.training.trainer import LoadContext, SaveContext, load_base
 from tunery.registry.errors import InvalidInput
 
 __all__ = ["LoraTrainer"]
+
+
+ALL_LINEAR = "all-linear"
+_PROJECTIONS = frozenset({"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"})
+"""What PEFT takes for experts' weights, whatever else is called so."""
+
+
+def mixes_experts(model: nn.Module) -> bool:
+    """Whether rows are sent to some of a layer's experts: their weights lie in one tensor each, or one module each."""
+    return any(parameter.dim() == 3 or ".experts." in name for name, parameter in model.named_parameters())
+
+
+def linear_beside_experts(model: nn.Module) -> list[str]:
+    """Last names of the linear layers that all rows go through: attention's, in a mixture of experts."""
+    head: Any = model.get_output_embeddings()  # type: ignore[operator]
+    linear = {n for n, m in model.named_modules() if type(m) is nn.Linear and m is not head and ".experts." not in n}
+    return sorted({name.rpartition(".")[2] for name in linear} - _PROJECTIONS)
 
 
 class LoraTrainer:
@@ -42,7 +61,19 @@ class LoraTrainer:
             config = _continued(context.parent, asked, _defaulted(context.parameters))
             model: nn.Module = PeftModel.from_pretrained(base, str(context.parent), is_trainable=True, config=config)
             return model
-        wrapped: nn.Module = get_peft_model(base, asked)
+        if asked.target_modules == ALL_LINEAR and mixes_experts(base):
+            asked.target_modules = linear_beside_experts(base)
+        asked.fan_in_fan_out = any(isinstance(module, Conv1D) for module in base.modules())
+        with warnings.catch_warnings():
+            # Of GPT-2's layers some lie the other way round and some do not; PEFT looks at each, and says so.
+            warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
+            wrapped: nn.Module = get_peft_model(base, asked)
+        if asked.target_parameters:
+            raise InvalidInput(
+                f"target_modules names experts ({', '.join(sorted(asked.target_parameters))}), whose adapters cannot be served; name "
+                "attention's layers, or leave target_modules out",
+                code="invalid_parameter",
+            )
         return wrapped
 
     def save(self, model: nn.Module, folder: Path, context: SaveContext[LoraParameters]) -> dict[str, float]:
