@@ -67,6 +67,17 @@ def files_of(folder: Path) -> dict[str, Path]:
     return found
 
 
+_WHOLE = ("model.", "transformer.")
+_EMBEDDINGS = (
+    "embed_tokens.weight",
+    "wte.weight",
+    "word_embeddings.weight",
+    "embed_in.weight",
+    "tok_embeddings.weight",
+)
+_HEADS = ("lm_head.weight",)
+
+
 def check_artifact(
     folder: Path, *, base: Base, others: Iterable[Base] = (), trust_base: bool = False
 ) -> dict[str, Any]:
@@ -103,9 +114,13 @@ def base_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     shapes = {
         name: entry.shape for path in sorted(folder.glob("*.safetensors")) for name, entry in read_header(path).items()
     }
-    embedding = next((shape for name, shape in shapes.items() if name.endswith("embed_tokens.weight")), None)
+    if not any(name.startswith(_WHOLE) for name in shapes):
+        # Saved from the model without its head, as GPT-2 was.
+        shapes |= {f"{whole}{name}": shape for name, shape in shapes.items() for whole in _WHOLE}
+    embedding = next((shape for name, shape in shapes.items() if name.endswith(_EMBEDDINGS)), None)
     if embedding is not None:
-        shapes.setdefault("lm_head.weight", embedding)
+        for head in _HEADS:
+            shapes.setdefault(head, embedding)
     return shapes
 
 
@@ -167,10 +182,10 @@ def _check_pair(
         raise ArtifactRefused(f"{module} has only one half of its low-rank pair", code="artifact_incomplete")
     if len(a) != 2 or len(b) != 2 or a[0] != b[1] or a[0] == 0:
         raise ArtifactRefused(f"{module}: lora_A {a} and lora_B {b} do not make a product", code="artifact_incomplete")
-    # An embedding is its own transpose (A is [r, vocabulary], B is [hidden, r]), and so are GPT-2's linear layers.
+    # An embedding is its own transpose (A is [r, vocabulary], B is [hidden, r]), and so are GPT-2's linear layers, but for its head.
     turned = embedding or bool(config.get("fan_in_fan_out"))
     fits = (b[0], a[1])
-    if (fits[::-1] if turned else fits) != weight:
+    if weight not in ((fits[::-1], fits) if turned else (fits,)):
         raise _misfit(module, fits, weight, base_name)
     for role in ("lora_magnitude_vector", "lora_B.bias"):
         if role in roles and prod(roles[role]) != b[0]:

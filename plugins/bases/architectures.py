@@ -21,7 +21,7 @@ _EXACT = """
     ernie4_5 ernie4_5_moe exaone4 exaone_moe flex_olmo flint gemma gemma2 gemma3_text gemma4_text glm glm4 glm4_moe glm4_moe_lite
     gpt-sw3 gpt2 gpt_bigcode gpt_neox gpt_oss granite granite_swa granitemoe granitemoe_swa granitemoeshared helium
     hunyuan_v1_dense hunyuan_v1_moe hy_v3 hyperclovax internlm3 iquestcoder jais2 jetmoe kolibri1 laguna llama llama4_text mellum
-    mimo_v2_flash minicpm3 minimax_m2 ministral ministral3 mistral mixtral modernbert-decoder nanochat nemotron olmo olmo2 olmo3
+    mimo_v2_flash minicpm3 minimax_m2 ministral ministral3 mistral mixtral nanochat nemotron olmo olmo2 olmo3
     olmoe opt persimmon phi phi3 phimoe qwen2 qwen2_moe qwen3 qwen3_moe seed_oss smollm3 solar_open stablelm starcoder2
     vaultgemma youtu
 """
@@ -49,6 +49,7 @@ _REASONS = {
         codegen diffllama doge falcon gpt_neo gpt_neox_japanese gptj longcat_flash openai-gpt""",
     "it counts positions by how rows lie in a batch": "xglm",
     "it runs its layers several times over, with other keys each time": "hrm_text",
+    "its output head has layers of its own, whose adapters the engine would not apply": "modernbert-decoder",
     "it reads bytes in patches instead of tokens": "blt",
     "it only drafts for another model": "gemma4_assistant gemma4_unified_assistant",
 }

@@ -25,6 +25,9 @@ from tunery.gateway.engine.config import EngineConfig
 from tunery.gateway.engine.torch_model import load_plain
 from tunery.plugins.bases.architectures import EXACT, REFUSED, refuse_architecture
 from tunery.plugins.bases.folder import fill
+from tunery.plugins.trainers.full import unserved
+from tunery.registry import Base
+from tunery.registry.artifacts import check_artifact
 from tunery.registry.errors import ArtifactRefused
 
 LONGROPE = {
@@ -64,6 +67,9 @@ def compare(folder: Path, base: Path, *, trained: bool) -> None:
     bare = plain(base)
     source = make_any_adapter(base, folder / "adapter", bare)
     engine = Engine.on(base, kernels="torch", token_budget=64, kv_tokens=4096, max_batch=16)
+    assert (
+        unserved(bare) is not None or not engine.core.model.shape.fixed
+    )  # what full fine-tuning would change and nobody serve
     prompts = tuple(one[: engine.core.model.context_length - 1] for one in PROMPTS)
     wanted = expected(bare, prompts) + expected(plain(base, folder / "adapter"), prompts)
     adapters = [None] * len(prompts) + [source] * len(prompts)
@@ -74,6 +80,8 @@ def compare(folder: Path, base: Path, *, trained: bool) -> None:
     check(said(engine, prompts * 2, adapters), wanted, "together")
     if trained:
         source, model = train(base, folder / "trained")
+        kept = Base(name="tiny", digest="0", source="", path=str(base), parameters=0, added_at=0.0)
+        check_artifact(folder / "trained", base=kept, trust_base=True)
         check(said(engine, prompts, [source] * len(prompts)), expected(model, prompts), "trained")
 
 
