@@ -10,7 +10,7 @@ from urllib.request import getproxies, proxy_bypass
 
 from tunery.plugins.bases.checks import SETTINGS, check_config
 from tunery.plugins.bases.folder import take
-from tunery.registry.errors import NotFound, Unavailable
+from tunery.registry.errors import ArtifactRefused, NotFound, Unavailable
 
 __all__ = ["fetch", "fill", "reachable"]
 
@@ -29,6 +29,7 @@ def fetch(repository: str, revision: str | None) -> Path:
     from huggingface_hub.errors import (
         HfHubHTTPError,
         LocalEntryNotFoundError,
+        RemoteEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
@@ -56,6 +57,10 @@ def fetch(repository: str, revision: str | None) -> Path:
             f"the Hub has no model {repository} at {revision or 'main'} that you may read; check the name, or log in "
             "with `hf auth login`",
             code="base_not_found",
+        ) from error
+    except RemoteEntryNotFoundError as error:
+        raise ArtifactRefused(
+            f"{repository} has no config.json: it is not a model as transformers saves it", code="not_a_base"
         ) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise Unavailable(

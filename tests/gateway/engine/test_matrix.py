@@ -147,3 +147,21 @@ def test_attention_sees_no_further_than_it_is_exact(tmp_path: Path) -> None:
     engine = Engine.on(make_any_base(tmp_path / "base", "phi3", **settings), kernels="torch")
     assert engine.core.model.context_length == 64
     assert torch.isfinite(said(engine, [PROMPTS[0]], [None])[0]).all()
+
+
+@pytest.mark.parametrize("kind", ["gpt_oss", "mixtral", "qwen3_moe"])
+def test_experts_and_routers_give_a_row_the_same_bits_whatever_runs_beside_it(tmp_path: Path, kind: str) -> None:
+    engine = Engine.on(make_any_base(tmp_path / "base", kind), kernels="torch")
+    layers = dict(engine.core.model._module.named_modules())  # type: ignore[attr-defined]
+    experts = next(module for module in layers.values() if hasattr(module, "has_gate"))
+    router = next(module for name, module in layers.items() if name.endswith((".gate", ".router")))
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(96, 64, generator=generator)
+    with torch.inference_mode():
+        _, weights, chosen = router(rows)
+        whole = experts(rows, chosen, weights)
+        for part in (slice(0, 32), slice(32, 96), slice(64, 96)):
+            _, own_weights, own_chosen = router(rows[part])
+            assert torch.equal(own_weights, weights[part])
+            assert torch.equal(own_chosen, chosen[part])
+            assert torch.equal(experts(rows[part], own_chosen, own_weights), whole[part])
