@@ -20,8 +20,8 @@ import msgspec
 from tunery.gateway.engine.config import EngineConfig
 from tunery.gateway.engine.messages import Event, Failed, Generate, Sampling, Tokens
 from tunery.plugins.bases.architectures import refuse_folder
+from tunery.plugins.compute import prepare_compute
 from tunery.plugins.parent import die_with_parent
-from tunery.plugins.quiet import hush
 from tunery.registry.errors import ArtifactRefused
 
 if TYPE_CHECKING:
@@ -99,8 +99,8 @@ def scores(config: EngineConfig) -> Expected:
 def main(arguments: Sequence[str]) -> int:
     """Print what transformers says of the base of the configuration that is given."""
     die_with_parent()
-    hush()
     config = msgspec.json.decode(arguments[0], type=EngineConfig)
+    prepare_compute(config.threads)
     try:
         expected = scores(config)
     except ArtifactRefused as error:
