@@ -10,7 +10,7 @@ import inspect
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import msgspec
 from tunery.gateway.bench.report import bars_table, read_bars, read_rows, rows_table
 from tunery.gateway.bench.training import table
 from tunery.plugins import hookspecs
+from tunery.plugins.bases.architectures import EXACT, REFUSED
 from tunery.plugins.manager import load_plugins
 from tunery.plugins.parameters import AUTO
 from tunery.plugins.training.defaults import RULES
@@ -64,6 +65,20 @@ def parameters_table() -> str:
     return "\n".join(rows)
 
 
+def architectures_table() -> str:
+    """Every architecture by `model_type`: served exactly, or why it is not."""
+    reasons: dict[str, list[str]] = {}
+    for kind, reason in sorted(REFUSED.items()):
+        reasons.setdefault(reason, []).append(kind)
+    rows = ["| | `model_type` |", "|---|---|", f"| served exactly | {_codes(EXACT)} |"]
+    rows += [f"| refused: {reason} | {_codes(kinds)} |" for reason, kinds in sorted(reasons.items())]
+    return "\n".join(rows)
+
+
+def _codes(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in sorted(names))
+
+
 def serving_rows() -> str:
     """What `tunery bench serve --suite` measured, as it was kept."""
     machine = _figures()["machine"]
@@ -93,6 +108,7 @@ PARTS: dict[str, tuple[str, Callable[[], str]]] = {
     "serving": ("../README.md", serving_bars),
     "training": ("performance.md", training),
     "training figures": ("../README.md", training),
+    "architectures": ("engine.md", architectures_table),
     "settings": ("operations.md", settings_table),
     "hooks": ("plugins.md", hooks_table),
     "parameters": ("plugins.md", parameters_table),

@@ -71,6 +71,16 @@ def files_of(folder: Path) -> dict[str, Path]:
     return found
 
 
+_WHOLE = ("model.", "transformer.")
+_EMBEDDINGS = (
+    "embed_tokens.weight",
+    "wte.weight",
+    "word_embeddings.weight",
+    "embed_in.weight",
+    "tok_embeddings.weight",
+)
+
+
 def check_artifact(
     folder: Path, *, base: Base, others: Iterable[Base] = (), trust_base: bool = False
 ) -> dict[str, Any]:
@@ -102,7 +112,10 @@ def check_artifact(
 def base_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Every parameter of a base by name, with a tied output head under its own name as well."""
     shapes = _saved_shapes(folder)
-    embedding = next((shape for name, shape in shapes.items() if name.endswith("embed_tokens.weight")), None)
+    if not any(name.startswith(_WHOLE) for name in shapes):
+        # Saved from the model without its head, as GPT-2 was.
+        shapes |= {f"{whole}{name}": shape for name, shape in shapes.items() for whole in _WHOLE}
+    embedding = next((shape for name, shape in shapes.items() if name.endswith(_EMBEDDINGS)), None)
     if embedding is not None:
         shapes.setdefault(HEAD, embedding)
     return shapes
@@ -211,7 +224,7 @@ def _check_pair(module: str, roles: Mapping[str, Shape], config: Mapping[str, An
 def _check_fit(
     module: str, fits: Shape, weight: Shape, *, turned: bool, config: Mapping[str, Any], base: _Parameters
 ) -> None:
-    """An embedding is its own transpose (A is [r, vocabulary], B is [hidden, r]), and so are GPT-2's linear layers."""
+    """An embedding is its own transpose (A is [r, vocabulary], B is [hidden, r]), and so are GPT-2's linear layers, but for its head."""
     either = (fits, fits[::-1]) if config.get("fan_in_fan_out") and not turned else (fits[::-1] if turned else fits,)
     if weight not in either:
         raise _other_size(module, either[0], weight, base)

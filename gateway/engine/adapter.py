@@ -150,13 +150,15 @@ class AdapterShape:
     """What the base offers to adapters: the parameter shapes of each adaptable module and which head shares the embedding.
 
     `parameters` maps a module name to {"weight": shape, "bias": shape}; `tied` says that the output head shares the
-    embedding's weight.
+    embedding's weight. `transposed` modules keep their weight as [in, out]; `fixed` ones (experts, routers) take no adapter.
     """
 
     parameters: Mapping[str, Mapping[str, tuple[int, ...]]]
     embedding: str
     head: str
     tied: bool
+    transposed: frozenset[str] = frozenset()
+    fixed: frozenset[str] = frozenset()
 
 
 def read_config(source: AdapterSource) -> dict[str, Any]:
@@ -294,6 +296,8 @@ def _low_rank(
     weight = shape.parameters.get(module, {}).get("weight")
     if weight is None:
         raise ArtifactRefused(f"{_title(source)}: the base has no module {module!r}", code="wrong_base")
+    if module in shape.fixed:
+        raise _unsupported(source, f"a low-rank pair on {module} (an expert's or a router's weights)")
     if a is None or b is None:
         raise ArtifactRefused(f"{_title(source)}: {module} has only one half of its pair", code="artifact_truncated")
     fan_in, fan_out = (weight[0], weight[1]) if module == shape.embedding else (weight[1], weight[0])
@@ -317,6 +321,10 @@ def _check_whole(source: AdapterSource, module: str, leaf: str, tensor: torch.Te
     expected = shape.parameters.get(module, {}).get(leaf)
     if expected is None:
         raise ArtifactRefused(f"{_title(source)}: the base has no parameter {module}.{leaf}", code="wrong_base")
+    if module in shape.fixed:
+        raise _unsupported(source, f"weights of its own for {module} (an expert, a router or an attention layer)")
+    if leaf == "weight" and module in shape.transposed:
+        expected = expected[::-1]
     if tuple(tensor.shape) != tuple(expected):
         raise ArtifactRefused(
             f"{_title(source)}: {module}.{leaf} is {tuple(tensor.shape)}, the base's is {tuple(expected)}",

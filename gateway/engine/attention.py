@@ -28,6 +28,7 @@ _HARMLESS = frozenset(
         "is_causal",
         "output_attentions",
         "output_hidden_states",
+        "output_router_logits",
         "return_dict",
     }
 )
@@ -65,9 +66,13 @@ class PagedAttention:
         dropout: float = 0.0,
         sliding_window: int | None = None,
         softcap: float | None = None,
+        s_aux: torch.Tensor | None = None,
         **extra: Any,
     ) -> tuple[torch.Tensor, None]:
-        """Attend; `query` [1, heads, T, size], `key` and `value` [1, kv heads, T, size] → [1, T, heads, size]."""
+        """Attend; `query` [1, heads, T, size], `key` and `value` [1, kv heads, T, size] → [1, T, heads, size].
+
+        `s_aux` [heads] are attention sinks: a score of each head that takes its share of the softmax and adds nothing.
+        """
         unknown = {name for name, given in extra.items() if given is not None} - _HARMLESS
         if unknown:
             raise ArtifactRefused(
@@ -83,11 +88,18 @@ class PagedAttention:
         result = query.new_zeros((query.shape[2], query.shape[1], value.shape[-1]))
         for span in board.spans:
             rows = query[0, :, span.start : span.end]
-            result[span.start : span.end] = self._attend(layer, rows, span, scale, sliding_window, softcap)
+            result[span.start : span.end] = self._attend(layer, rows, span, scale, sliding_window, softcap, s_aux)
         return result[None], None
 
     def _attend(
-        self, layer: int, rows: torch.Tensor, span: SlotSpan, scale: float, window: int | None, softcap: float | None
+        self,
+        layer: int,
+        rows: torch.Tensor,
+        span: SlotSpan,
+        scale: float,
+        window: int | None,
+        softcap: float | None,
+        sinks: torch.Tensor | None,
     ) -> torch.Tensor:
         """Attention of one span: `rows` [heads, n, size] → [n, heads, size]."""
         count = rows.shape[1]
@@ -96,14 +108,14 @@ class PagedAttention:
             slots = slots[span.context - (window + count - 1) :]
         keys, values = self._cache.read(layer, slots)
         windowed = window is not None and window < slots.shape[0]
-        if softcap is None and not windowed and count == slots.shape[0]:
+        if softcap is None and sinks is None and not windowed and count == slots.shape[0]:
             whole = functional.scaled_dot_product_attention(
                 rows[None], keys[None], values[None], is_causal=True, scale=scale, enable_gqa=True
             )
             # Its softmax makes numbers out of scores that are none, which the other one does not.
             lost = ~_largest_score(rows, keys).isfinite()
             return whole[0].transpose(0, 1).masked_fill(lost, torch.nan)
-        return _grouped(rows, keys, values, scale, window if windowed else None, softcap)
+        return _grouped(rows, keys, values, scale, window if windowed else None, softcap, sinks)
 
 
 def _largest_score(rows: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
@@ -120,6 +132,7 @@ def _grouped(
     scale: float,
     window: int | None,
     softcap: float | None,
+    sinks: torch.Tensor | None,
 ) -> torch.Tensor:
     """Grouped-query attention (arXiv 2305.13245) of the last n tokens over L: two products and a softmax in fp32."""
     heads, count, size = rows.shape
@@ -130,7 +143,10 @@ def _grouped(
         scores = torch.tanh(scores / softcap) * softcap
     if count > 1:
         scores.view(kv_heads, -1, count, length).masked_fill_(_hidden(count, length, window, rows.device), -torch.inf)
-    weights = torch.softmax(scores, dim=-1).to(rows.dtype)
+    if sinks is not None:
+        sink = sinks.float().view(kv_heads, -1, 1, 1).expand(-1, -1, count, -1).reshape(kv_heads, -1, 1)
+        scores = torch.cat((scores, sink), dim=-1)
+    weights = torch.softmax(scores, dim=-1)[..., :length].to(rows.dtype)
     return (weights @ values).view(heads, count, -1).transpose(0, 1)
 
 

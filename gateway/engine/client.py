@@ -73,6 +73,8 @@ class EngineClient:
         self._writer = writer
         self._waiting: dict[str, asyncio.Queue[Answer]] = {}
         self._alive = True
+        self.refusal: Failed | None = None
+        """Why the engine does not serve its base, if it said so; nobody waits for that."""
 
     async def listen(self, on_ready: Callable[[Ready], None], on_stats: Callable[[Stats], None]) -> None:
         """Hand out events until the engine is gone; then everybody who waits is told."""
@@ -169,6 +171,8 @@ class EngineClient:
             for token in event.tokens:
                 if (queue := self._waiting.get(token.id)) is not None:
                     queue.put_nowait(token)
+        elif isinstance(event, Failed) and not event.id:
+            self.refusal = event
         elif (queue := self._waiting.get(event.id)) is not None:
             queue.put_nowait(_error(event) if isinstance(event, Failed) else event)
 

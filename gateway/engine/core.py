@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -145,17 +145,23 @@ class EngineCore:
 
     def warm_up(self) -> None:
         """Run two tokens through the model, so that what it cannot do shows now and the first request finds it warm."""
+        sampling = Sampling(max_tokens=2, temperature=0.0, ignore_eos=True)
+        events = self.answers([Generate(id="", prompt=(0,), sampling=sampling)])
+        failed = next((event for event in events if isinstance(event, Failed)), None)
+        if failed is not None:
+            raise StorageFailed(failed.message, code=failed.code)
+
+    def answers(self, requests: Iterable[Generate]) -> list[Event]:
+        """Run `requests` together to their ends, counted nowhere, and return what would have been emitted."""
         events: list[Event] = []
         emit, self._emit = self._emit, events.append
-        sampling = Sampling(max_tokens=2, temperature=0.0, ignore_eos=True)
-        self.handle(Generate(id="", prompt=(0,), sampling=sampling))
+        for request in requests:
+            self.handle(request)
         while not self.idle:
             self.step()
         self._emit = emit
         self._steps = self._step_tokens = 0
-        failed = next((event for event in events if isinstance(event, Failed)), None)
-        if failed is not None:
-            raise StorageFailed(failed.message, code=failed.code)
+        return events
 
     def report(self) -> None:
         """Send the state now."""

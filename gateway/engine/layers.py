@@ -6,6 +6,7 @@ correction is added to its own slice, in place. A layer whose adapter says nothi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -16,35 +17,50 @@ from torch.nn import functional
 
 from tunery.gateway.engine.adapter import AdapterShape, LowRank, TokenRows
 from tunery.gateway.engine.board import Board
-from tunery.gateway.engine.linear import base_product, is_linear, weight_of
+from tunery.gateway.engine.linear import base_product, fixed_forward, is_linear, is_transposed, weight_of
 from tunery.gateway.engine.step import Segment
 
 __all__ = ["adapter_shape", "dora_gain", "fit"]
 
+_EXPERT = re.compile(r"\.experts\.\d+\.")
+"""In the names of layers that are given the rows a router chose."""
+Served = dict[str, "_Served"]
+"""Layers that apply adapters, by name."""
 
-def fit(model: nn.Module, board: Board) -> None:
-    """Make every adaptable layer of `model` apply the adapters of the step on `board`."""
+
+def fit(model: nn.Module, board: Board) -> Served:
+    """Make every layer of `model` that can apply the adapters of the step on `board`, and give them by name."""
     head = model.get_output_embeddings()  # type: ignore[operator]
+    served: Served = {}
     for name, module in _leaves(model):
+        if not _adaptable(name, module):
+            module.forward = fixed_forward(module)
+            continue
         kind: type[_Served] = _ServedLinear if is_linear(module) else _ServedModule
         if module is head:
             kind = _ServedHead
         elif isinstance(module, nn.Embedding):
             kind = _ServedEmbedding
-        module.forward = kind(name, module, board)
+        module.forward = served[name] = kind(name, module, board)
+    return served
 
 
-def adapter_shape(model: nn.Module) -> AdapterShape:
-    """What `model` offers to adapters; the shapes are those of the weights before quantization."""
+def adapter_shape(model: nn.Module, served: Served) -> AdapterShape:
+    """What `model`, which has run a step, offers to adapters; the shapes are those of the weights before quantization."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()  # type: ignore[operator]
     names = {module: name for name, module in model.named_modules()}
     parameters = {}
+    transposed = frozenset(name for name, module in _leaves(model) if is_transposed(module))
+    fixed = frozenset(name for name, _ in _leaves(model) if name not in served or served[name].axis is None)
     for name, module in _leaves(model):
         shapes = {leaf: tuple(parameter.shape) for leaf, parameter in module.named_parameters()}
-        if is_linear(module):
+        if is_transposed(module):
+            shapes["weight"] = shapes["weight"][::-1]
+        elif is_linear(module):
             shapes["weight"] = (module.out_features, module.in_features)  # type: ignore[assignment]
         parameters[name] = shapes
-    return AdapterShape(parameters, names[embedding], names[head], head.weight is embedding.weight)
+    tied = head.weight is embedding.weight
+    return AdapterShape(parameters, names[embedding], names[head], tied, transposed, fixed)
 
 
 def dora_gain(module: nn.Module, pair: LowRank) -> torch.Tensor:
@@ -65,6 +81,14 @@ def _leaves(model: nn.Module) -> list[tuple[str, nn.Module]]:
     ]
 
 
+def _adaptable(name: str, module: nn.Module) -> bool:
+    """Whether an adapter can be applied to a layer's own rows: not where a router has chosen them, nor where there are several results."""
+    if is_linear(module):
+        return _EXPERT.search(name) is None
+    own = all(p.dim() == 1 for p in module.parameters()) or "norm" in type(module).__name__.lower()
+    return isinstance(module, nn.Embedding) or (own and not any(module.children()))
+
+
 class _Served:
     """A layer's forward: the base's result, then `correct` for each segment whose adapter knows this layer."""
 
@@ -72,22 +96,40 @@ class _Served:
         self._name = name
         self._module = module
         self._board = board
+        self.axis: int | None = None
+        """Along which axis a step's rows lie; None before a step has shown it, or where they do not lie along one."""
         self._base: Callable[..., torch.Tensor] = base_product(module) if is_linear(module) else module.forward
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        y = self._base(x)
-        for segment in self.segments():
-            rows = slice(segment.start, segment.end)
+    def __call__(self, *given: Any, **options: Any) -> Any:
+        """The layer's own result for `given`, the first of which, or of the `options`, is its input.
+
+        That is [1, T, in]; beside a router [T, in], and for a norm of heads [1, T, heads, size] or [1, heads, T, size].
+        """
+        y = self._base(*given, **options)
+        segments = self.segments()
+        if self.axis is None:
+            self.axis = self.find_axis(y)
+        if not segments or self.axis is None:
+            return y
+        x = given[0] if given else next(iter(options.values()))
+        for segment in segments:
+            rows = (slice(None),) * self.axis + (slice(segment.start, segment.end),)
             pair = segment.adapter.low_rank.get(self._name)
             whole = segment.adapter.replaced.get(self._name)
             if pair is not None and segment.weight != 1.0:
                 pair = replace(pair, scale=pair.scale * segment.weight)
             if pair is not None or whole is not None:
-                y[:, rows] = self.correct(x[:, rows], y[:, rows], pair, whole)
+                y[rows] = self.correct(x[rows], y[rows], pair, whole)
             single = segment.adapter.rows.get(self._name)
             if single is not None:
-                y[:, rows] = self.exchange(x[:, rows], y[:, rows], single)
+                y[rows] = self.exchange(x[rows], y[rows], single)
         return y
+
+    def find_axis(self, y: torch.Tensor) -> int | None:
+        """The one axis of a result, its last apart, that is as long as the step has rows."""
+        slots = self._board.slots
+        axes = [axis for axis, size in enumerate(y.shape[:-1]) if slots is not None and size == slots.shape[0]]
+        return axes[0] if len(axes) == 1 else None
 
     def segments(self) -> tuple[Segment, ...]:
         """Which rows of the input are whose."""
@@ -96,7 +138,7 @@ class _Served:
     def correct(
         self, x: torch.Tensor, y: torch.Tensor, pair: LowRank | None, whole: dict[str, torch.Tensor] | None
     ) -> torch.Tensor:
-        """The adapter's result for its rows, from the input `x` [1, n, in] and the base's result `y` [1, n, out]."""
+        """The adapter's result for its n rows, from the input `x` [1, n, in] and the base's result `y` [1, n, out]."""
         raise NotImplementedError
 
     def exchange(self, x: torch.Tensor, y: torch.Tensor, rows: TokenRows) -> torch.Tensor:
@@ -110,7 +152,8 @@ class _ServedLinear(_Served):
     ) -> torch.Tensor:
         bias: Any = self._module.bias
         if whole is not None and "weight" in whole:
-            y = functional.linear(x, whole["weight"], bias)
+            weight = whole["weight"]
+            y = functional.linear(x, weight.T if is_transposed(self._module) else weight, bias)
         if pair is not None:
             y = _add_pair(x, y, pair, bias)
         if whole is not None and "bias" in whole:
@@ -121,9 +164,12 @@ class _ServedLinear(_Served):
 class _ServedHead(_ServedLinear):
     """The output head: its rows are the step's outputs, and what it is given are the final hidden states."""
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        self._board.head_input = x
-        return super().__call__(x)
+    def __call__(self, *given: Any, **options: Any) -> Any:
+        self._board.head_input = given[0]
+        return super().__call__(*given, **options)
+
+    def find_axis(self, y: torch.Tensor) -> int | None:
+        return y.dim() - 2
 
     def segments(self) -> tuple[Segment, ...]:
         return self._board.output_segments
@@ -154,18 +200,20 @@ class _ServedEmbedding(_Served):
 class _ServedModule(_Served):
     """Anything else with parameters, a norm for example: run again with the adapter's own parameters."""
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        self._board.norm_input = x
-        return super().__call__(x)
+    def __call__(self, *given: Any, **options: Any) -> Any:
+        self._board.norm_input = given[0] if given else next(iter(options.values()), None)
+        return super().__call__(*given, **options)
 
     def correct(
         self, x: torch.Tensor, y: torch.Tensor, pair: LowRank | None, whole: dict[str, torch.Tensor] | None
     ) -> torch.Tensor:
         if whole is None:
             return y
-        own = dict(self._module.named_parameters())
         module = _twin(self._module)
-        module._parameters = {**own, **{leaf: nn.Parameter(t, requires_grad=False) for leaf, t in whole.items()}}
+        module._parameters = {
+            **module._parameters,
+            **{leaf: nn.Parameter(t, requires_grad=False) for leaf, t in whole.items()},
+        }
         return module(x)  # type: ignore[no-any-return]
 
 

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
 
-__all__ = ["ROW_BLOCK", "base_product", "is_linear", "weight_of"]
+__all__ = ["ROW_BLOCK", "base_product", "fixed_forward", "is_linear", "is_transposed", "linear", "weight_of"]
 
 ROW_BLOCK = 32
 
@@ -22,8 +23,13 @@ Product = Callable[[torch.Tensor], torch.Tensor]
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether `module` is a linear layer, quantized or not."""
-    return isinstance(module, nn.Linear)
+    """Whether `module` is a linear layer and nothing more, quantized or not."""
+    return type(module) in (nn.Linear, Conv1D) or type(module).__name__ in ("Linear4bit", "Linear8bitLt")
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Whether the weight lies [in, out], as GPT-2's do."""
+    return isinstance(module, Conv1D)
 
 
 def base_product(module: nn.Module) -> Product:
@@ -34,7 +40,26 @@ def base_product(module: nn.Module) -> Product:
     if kind == "Linear8bitLt":
         return _int8_product(module)
     dense: Any = module
-    return lambda x: _linear(x, dense.weight, dense.bias)
+    if is_transposed(module):
+        return lambda x: linear(x, dense.weight.T, dense.bias)
+    return lambda x: linear(x, dense.weight, dense.bias)
+
+
+def fixed_forward(module: nn.Module) -> Callable[..., Any]:
+    """The forward of a layer that no adapter touches; a router's in blocks of ROW_BLOCK rows, as above."""
+    if is_linear(module):
+        return base_product(module)
+    forward, own = module.forward, dict(module.named_parameters(recurse=False))
+    if any(module.children()) or "weight" not in own or own["weight"].dim() != 2:
+        return forward
+
+    def blocked(x: torch.Tensor, *rest: Any, **options: Any) -> Any:
+        if rest or options or x.dim() != 2 or x.dtype != torch.float32 or x.device.type != "cpu":
+            return forward(x, *rest, **options)
+        parts = [forward(block) for block in x.split(ROW_BLOCK)]
+        return tuple(map(torch.cat, zip(*parts, strict=True))) if isinstance(parts[0], tuple) else torch.cat(parts)
+
+    return blocked
 
 
 def weight_of(module: nn.Module) -> torch.Tensor:
@@ -45,11 +70,11 @@ def weight_of(module: nn.Module) -> torch.Tensor:
     if kind == "Linear8bitLt":
         codes, scales = _int8_weight(module)
         return codes.float() * (scales.float()[:, None] / 127.0)
-    dense: Any = module
-    return dense.weight.float()  # type: ignore[no-any-return]
+    weight: torch.Tensor = module.weight  # type: ignore[assignment]
+    return (weight.T if is_transposed(module) else weight).float()
 
 
-def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """`functional.linear`, in blocks of ROW_BLOCK rows when float32 on the CPU."""
     if x.dtype != torch.float32 or x.device.type != "cpu":
         return functional.linear(x, weight, bias)
@@ -66,7 +91,7 @@ def _nf4_product(module: nn.Module) -> Product:
     """bitsandbytes NF4 (arXiv 2305.14314), dequantized to the activations' dtype on each call."""
     bias: Any = module.bias
     weight = _nf4_weight(module)
-    return lambda x: _linear(x, weight().to(x.dtype), None if bias is None else bias.to(x.dtype))
+    return lambda x: linear(x, weight().to(x.dtype), None if bias is None else bias.to(x.dtype))
 
 
 def _nf4_weight(module: nn.Module) -> Callable[[], torch.Tensor]:
@@ -104,6 +129,6 @@ def _int8_product(module: nn.Module) -> Product:
 
     def product(x: torch.Tensor) -> torch.Tensor:
         weight = codes.to(x.dtype) * scales.to(x.dtype)
-        return _linear(x, weight, None if bias is None else bias.to(x.dtype))
+        return linear(x, weight, None if bias is None else bias.to(x.dtype))
 
     return product

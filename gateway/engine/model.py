@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -13,6 +14,7 @@ from tunery.gateway.engine.config import EngineConfig
 from tunery.gateway.engine.kernels import Kernels, load_kernels, why_no_kernels
 from tunery.gateway.engine.pages import pages_for
 from tunery.gateway.engine.step import Step
+from tunery.plugins.bases.architectures import refuse_folder
 
 if TYPE_CHECKING:
     from tunery.gateway.engine.adapter import AdapterShape, ServedAdapter
@@ -55,6 +57,7 @@ def open_model(config: EngineConfig, *, clock: Callable[[], float] = time.monoto
     included, by transformers' modelling code.
     """
     started = clock()
+    refuse_folder(Path(config.base_folder), f"the base {config.base_name!r}")
     kernels = _kernels(config)
     if kernels is not None:
         from tunery.gateway.engine.decoder import Decoder, supports

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from tunery.gateway.engine.config import EngineConfig
-from tunery.gateway.engine.messages import Command, Shutdown
+from tunery.gateway.engine.messages import Command, Failed, Shutdown
 from tunery.gateway.engine.wire import CommandReader, EventWriter
 from tunery.plugins.compute import prepare_compute
 from tunery.plugins.parent import die_with_parent
-from tunery.registry.errors import TuneryError
+from tunery.registry.errors import ArtifactRefused, TuneryError
 
 if TYPE_CHECKING:
     from tunery.gateway.engine.core import EngineCore
@@ -32,10 +32,15 @@ __all__ = ["main"]
 
 STATS_EVERY = 1.0
 LOAD_POLL = 0.002
+REFUSED = 78
+"""EX_CONFIG of sysexits.h: starting again changes nothing."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Connect to the gateway, load the base, serve until told to stop; 0 on a quiet end, 1 when the base cannot be loaded."""
+    """Connect to the gateway, load the base, serve until told to stop.
+
+    0 on a quiet end, REFUSED when the base is one that this engine does not serve, 1 when it could not be loaded for another reason.
+    """
     parser = argparse.ArgumentParser(prog="tunery-engine")
     parser.add_argument("--socket", required=True)
     parser.add_argument("--config", required=True)
@@ -52,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _serve(config, connection)
         except TuneryError as error:
             sys.stderr.write(f"engine: {error.message}\n")
-            return 1
+            return REFUSED if isinstance(error, ArtifactRefused) else 1
         except (BrokenPipeError, ConnectionResetError):
             return 0
     return 0
@@ -61,10 +66,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _serve(config: EngineConfig, connection: socket.socket) -> None:
     """Load the base, say so, and loop."""
     from tunery.gateway.engine.core import EngineCore
+    from tunery.gateway.engine.self_check import expectation, verify
 
     writer = EventWriter(connection)
-    core = EngineCore(config, writer.write)
-    core.warm_up()
+    try:
+        expected = expectation(config)
+        core = EngineCore(config, writer.write)
+        core.warm_up()
+        if expected is not None:
+            verify(core, expected, config)
+    except ArtifactRefused as error:
+        writer.write(Failed("", error.code, error.message))
+        raise
     commands = _listen(CommandReader(connection))
     writer.write(core.ready())
     writer.write(core.stats())

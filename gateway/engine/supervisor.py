@@ -132,6 +132,10 @@ class EngineProcess:
         early, pause, ever_ready = 0, FIRST_PAUSE, False
         while True:
             became_ready = await self._tried()
+            if self._failed is not None and not ever_ready:
+                self._changed.set()
+                return
+            self._failed = None
             early, pause = (0, FIRST_PAUSE) if became_ready else (early + 1, min(2 * pause, LONGEST_PAUSE))
             ever_ready = ever_ready or became_ready
             # One that has worked before is tried for ever: what keeps it from starting now may pass.
@@ -188,6 +192,8 @@ class EngineProcess:
             if connected.done():
                 self._client = connected.result()
                 await self._client.listen(on_ready, self._take_stats)
+                if (refusal := self._client.refusal) is not None:
+                    self._failed = Unavailable(refusal.message, code=refusal.code)
         finally:
             self._ready = self._client = None
             await _end(process, ended)

@@ -19,18 +19,20 @@ from tunery.gateway.engine.adapter import AdapterShape, LoadedAdapter, LowRank, 
 from tunery.gateway.engine.attention import ATTENTION, PagedAttention, register_attention
 from tunery.gateway.engine.board import Board, SlotSpan
 from tunery.gateway.engine.config import EngineConfig
+from tunery.gateway.engine.experts import EXPERTS, register_experts
 from tunery.gateway.engine.kernels import Kernels
 from tunery.gateway.engine.kv_cache import KVCache
 from tunery.gateway.engine.layers import adapter_shape, dora_gain, fit
-from tunery.gateway.engine.linear import ROW_BLOCK
+from tunery.gateway.engine.linear import ROW_BLOCK, base_product, is_linear
 from tunery.gateway.engine.messages import AdapterSource
 from tunery.gateway.engine.model import DTYPES, cache_pages
 from tunery.gateway.engine.pages import PAGE
 from tunery.gateway.engine.step import Span, Step
+from tunery.plugins.bases.architectures import exact_context
 from tunery.plugins.quantization import quantization_config
 from tunery.registry.errors import ArtifactRefused
 
-__all__ = ["TorchModel"]
+__all__ = ["TorchModel", "load_plain"]
 
 
 class TorchModel:
@@ -44,15 +46,18 @@ class TorchModel:
         self._module = loaded
         text = loaded.config.get_text_config()
         self.vocab_size = int(text.vocab_size)
-        longest = int(getattr(text, "max_position_embeddings", 2048))
+        longest = int(getattr(text, "max_position_embeddings", None) or 2048)
+        longest = min(longest, exact_context(text.to_dict()) or longest)
         self.context_length = min(longest, config.context_length or longest)
         self.base_bytes = sum(tensor.nbytes for tensor in (*self._module.parameters(), *self._module.buffers()))
         self.kv_pages = cache_pages(config, self.context_length)
         self._board = Board()
         PagedAttention(KVCache((self.kv_pages + 1) * PAGE), self._board).fit(self._module)
-        self.shape: AdapterShape = adapter_shape(self._module)
         self._modules = dict(self._module.named_modules())
-        fit(self._module, self._board)
+        self._multiple = 1
+        served = fit(self._module, self._board)
+        self._probe()
+        self.shape: AdapterShape = adapter_shape(self._module, served)
         # Fixed blocks of rows only pay where their bits are promised.
         self._multiple = ROW_BLOCK if self.dtype == torch.float32 and self.device.type == "cpu" else 1
 
@@ -69,6 +74,16 @@ class TorchModel:
     def place_adapter(self, adapter: LoadedAdapter) -> LoadedAdapter:
         """See Model.place_adapter."""
         return adapter if self.device.type == "cpu" else adapter.to(self.device)
+
+    def _probe(self) -> None:
+        """Run one step, in the page that nobody reads, of as many rows as no other axis of a layer's result is long."""
+        numbers = {
+            value for value in self._module.config.get_text_config().to_dict().values() if isinstance(value, int)
+        }
+        count = next(count for count in range(PAGE - 1, 2, -1) if count not in numbers)
+        own = np.arange(count, dtype=np.int64)
+        span = Span(0, count, count, np.zeros(1, dtype=np.int32))
+        self.run(Step(own * 0, own, own, (span,), (), (), (), ()))
 
     def _drop_copies(self, loaded: LoadedAdapter) -> None:
         """Forget whole parameters that only repeat the base's; PEFT saves the embedding so when it is adapted."""
@@ -136,22 +151,49 @@ def _device(name: str) -> str:
 
 def _load(config: EngineConfig, dtype: torch.dtype, device: torch.device) -> nn.Module:
     """The base as transformers loads it, quantized, in evaluation mode, with the paged attention."""
-    transformers_logging.disable_progress_bar()
     register_attention()
+    register_experts()
+    options: dict[str, Any] = {"attn_implementation": ATTENTION}
+    if dtype == torch.float32 and device.type == "cpu":
+        options["experts_implementation"] = EXPERTS
+    return _from_pretrained(config, dtype, device, **options)
+
+
+def load_plain(config: EngineConfig) -> nn.Module:
+    """The same base with transformers' own attention, by its plainest code, to compare with; only the linear products are the engine's."""
+    dtype, device = DTYPES[config.dtype], torch.device(_device(config.device))
+    module = _from_pretrained(config, dtype, device, attn_implementation="eager")
+    for layer in module.modules():
+        if is_linear(layer):
+            layer.forward = base_product(layer)
+    return module
+
+
+def _from_pretrained(config: EngineConfig, dtype: torch.dtype, device: torch.device, **options: Any) -> nn.Module:
+    transformers_logging.disable_progress_bar()
     quantization = quantization_config(config.quant, dtype)
-    options: dict[str, Any] = {} if quantization is None else {"quantization_config": quantization}
+    if quantization is not None:
+        options["quantization_config"] = quantization
     try:
-        module: nn.Module = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             config.base_folder,
             dtype=dtype,
             device_map={"": str(device)},
-            attn_implementation=ATTENTION,
             local_files_only=True,
             trust_remote_code=False,
+            output_loading_info=True,
             **options,
         )
     except (OSError, ValueError) as error:
         raise ArtifactRefused(
             f"the base {config.base_name!r} cannot be loaded: {error}", code="unsupported_base"
         ) from error
+    module: nn.Module
+    module, told = loaded
+    if told["missing_keys"]:
+        raise ArtifactRefused(
+            f"the base {config.base_name!r} has no {min(told['missing_keys'])}; it is half a model, or one of another kind than its "
+            "config.json says: get it again",
+            code="unsupported_base",
+        )
     return module.eval()

@@ -7,10 +7,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from tunery.plugins.bases.architectures import refuse_architecture
 from tunery.registry.errors import ArtifactRefused
 from tunery.registry.safetensors_header import read_header
 
-__all__ = ["INDEX", "SETTINGS", "check_base", "weight_files"]
+__all__ = ["INDEX", "SETTINGS", "check_base", "check_config", "weight_files"]
 
 SETTINGS = (
     "config.json",
@@ -32,20 +33,27 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 def check_base(folder: Path, title: str) -> None:
     """Leave in `folder` what makes a base; raise ArtifactRefused when that is not a whole, sound and harmless one."""
-    config = _read_object(folder / "config.json", title)
+    check_config(folder, title)
     weights = weight_files(folder, title)
     for path in list(folder.iterdir()):
         if path.name not in {*SETTINGS, *weights, INDEX}:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     for name in weights:
         read_header(folder / name)
+    _check_tokenizer(folder, title)
+
+
+def check_config(folder: Path, title: str) -> dict[str, Any]:
+    """The base's config.json; raise ArtifactRefused when that alone says that the base cannot be served, before weights are fetched."""
+    config = _read_object(folder / "config.json", title)
+    _refuse_code(config, title)
+    refuse_architecture(config, title)
     if config.get("quantization_config"):
         raise ArtifactRefused(
             f"{title} is already quantized; add the full-precision model, Tunery quantizes it as it is served",
             code="unsupported_base",
         )
-    _refuse_code(config, title)
-    _check_tokenizer(folder, title)
+    return config
 
 
 def weight_files(folder: Path, title: str) -> list[str]:

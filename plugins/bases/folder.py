@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from tunery.plugins.bases.checks import INDEX, SETTINGS, check_base, weight_files
+from tunery.plugins.bases.checks import INDEX, SETTINGS, check_base, check_config, weight_files
 from tunery.registry.errors import ArtifactRefused
 
 __all__ = ["fill", "take"]
@@ -19,6 +19,7 @@ def fill(reference: str, folder: Path) -> str:
 
 def take(source: Path, folder: Path) -> None:
     """Copy what makes a base, give it a fast tokenizer if it has none, and check it."""
+    check_config(source, str(source))
     for name in (*SETTINGS, *weight_files(source, str(source)), INDEX):
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)

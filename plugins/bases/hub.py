@@ -8,9 +8,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from tunery.plugins.bases.checks import SETTINGS
+from tunery.plugins.bases.checks import SETTINGS, check_config
 from tunery.plugins.bases.folder import take
-from tunery.registry.errors import NotFound, Unavailable
+from tunery.registry.errors import ArtifactRefused, NotFound, Unavailable
 from tunery.registry.hub_client import no_revision, parse_hub
 
 __all__ = ["fetch", "fill", "reachable"]
@@ -20,21 +20,17 @@ def fill(reference: str, folder: Path) -> str:
     """Copy `organisation/name`, with a subfolder as `organisation/name/sub/folder`, at a revision as `…@revision`, into `folder`."""
     repository, subfolder, revision = parse_hub(reference)
     snapshot = fetch(repository, revision, subfolder)
-    if not (snapshot / subfolder).is_dir():
-        raise NotFound(
-            f"{repository} at {revision or 'main'} has no model in a folder {subfolder}; look at its files on the Hub",
-            code="base_not_found",
-        )
     take(snapshot / subfolder, folder)
     return f"from the Hub, {reference.partition('@')[0]} at commit {snapshot.name[:12]}"
 
 
 def fetch(repository: str, revision: str | None, subfolder: str = "") -> Path:
     """The folder of a downloaded (or cached) repository; of it, only the model in `subfolder`."""
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import (
         HfHubHTTPError,
         LocalEntryNotFoundError,
+        RemoteEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
@@ -42,6 +38,12 @@ def fetch(repository: str, revision: str | None, subfolder: str = "") -> Path:
     within = f"{subfolder}/" if subfolder else ""
     try:
         offline = not reachable()
+        endpoint = os.environ.get("HF_ENDPOINT")
+        # First what says whether the rest is of any use.
+        config = hf_hub_download(
+            repository, f"{within}config.json", revision=revision, local_files_only=offline, endpoint=endpoint
+        )
+        check_config(Path(config).parent, repository)
         return Path(
             snapshot_download(
                 repository,
@@ -51,7 +53,7 @@ def fetch(repository: str, revision: str | None, subfolder: str = "") -> Path:
                 ],
                 ignore_patterns=[f"{within}{name}" for name in ("consolidated*", "adapter_model*")],
                 local_files_only=offline,
-                endpoint=os.environ.get("HF_ENDPOINT"),
+                endpoint=endpoint,
             )
         )
     except RevisionNotFoundError as error:
@@ -60,6 +62,15 @@ def fetch(repository: str, revision: str | None, subfolder: str = "") -> Path:
         raise NotFound(
             f"the Hub has no model {repository} that you may read; check the name, or log in with `hf auth login`",
             code="base_not_found",
+        ) from error
+    except RemoteEntryNotFoundError as error:
+        if subfolder:
+            raise NotFound(
+                f"{repository} at {revision or 'main'} has no model in a folder {subfolder}; look at its files on the Hub",
+                code="base_not_found",
+            ) from error
+        raise ArtifactRefused(
+            f"{repository} has no config.json: it is not a model as transformers saves it", code="not_a_base"
         ) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise Unavailable(

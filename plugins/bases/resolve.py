@@ -12,6 +12,7 @@ from collections.abc import Callable
 from math import prod
 from pathlib import Path
 
+from tunery.plugins.bases.architectures import refuse_folder
 from tunery.plugins.bases.checks import check_base
 from tunery.plugins.hookspecs import BaseSource
 from tunery.plugins.manager import Plugins, load_entrypoint
@@ -44,6 +45,8 @@ def resolve_base(
         return _take(_absolute(reference), registry, plugins, name=name, clock=clock, say=say)
     wrong = _damaged(known, registry)
     if Path(known.path).is_dir() and not wrong and not _changed_since(Path(known.source), known.added_at):
+        # It may have been taken when more was believed to be served.
+        refuse_folder(Path(known.path), known.name)
         return known
     if not wrong and not Path(known.path).is_dir():
         _check_here(known)

@@ -13,8 +13,9 @@ from tunery.plugins.quantization import Quant
 from tunery.plugins.trainers import EXACT, FullParameters
 from tunery.plugins.training.delta import save_delta
 from tunery.plugins.training.trainer import LoadContext, SaveContext, load_base
+from tunery.registry.errors import InvalidInput
 
-__all__ = ["FullTrainer"]
+__all__ = ["FullTrainer", "unserved"]
 
 
 class FullTrainer:
@@ -28,6 +29,13 @@ class FullTrainer:
         whole = exact is not None and exact.is_dir()
         folder = exact if exact is not None and whole else context.base_folder
         model = load_base(folder, quant="none", dtype=torch.float32, device=context.device)
+        fixed = unserved(model)
+        if fixed is not None:
+            raise InvalidInput(
+                f"a full fine-tune of this base would change {fixed}, which is not served as a difference from the base; train it "
+                "with --method lora",
+                code="unsupported_base",
+            )
         if context.parent is not None and not whole:
             pair: Any = PeftModel.from_pretrained(model, str(context.parent))
             model = pair.merge_and_unload()
@@ -49,3 +57,16 @@ class FullTrainer:
         exact: Any = model
         exact.save_pretrained(folder / EXACT, safe_serialization=True)
         return metrics
+
+
+def unserved(model: nn.Module) -> str | None:
+    """A parameter whose change no adapter carries (an expert's, a router's, a sink of attention's, GPT-2's turned weights), if any."""
+    for name, module in model.named_modules():
+        own = dict(module.named_parameters(recurse=False))
+        plain = isinstance(module, nn.Linear | nn.Embedding) and ".experts." not in name
+        norm = not any(module.children()) and (
+            "norm" in type(module).__name__.lower() or all(parameter.dim() == 1 for parameter in own.values())
+        )
+        if own and not plain and not norm:
+            return f"{name}.{next(iter(own))}"
+    return None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from tunery.plugins.quantization import Quant
 from tunery.plugins.trainers import EXACT, LoraParameters
@@ -14,6 +16,45 @@ from tunery.plugins.training.trainer import LoadContext, SaveContext, load_base
 from tunery.registry.errors import InvalidInput
 
 __all__ = ["LoraTrainer"]
+
+
+ALL_LINEAR = "all-linear"
+_LINEAR = frozenset({"Linear", "Linear4bit", "Linear8bitLt"})
+"""Not what is made from them, such as routers that choose."""
+_PROJECTIONS = frozenset({"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"})
+"""What PEFT takes for experts' weights, whatever else is called so."""
+
+
+def mixes_experts(model: nn.Module) -> bool:
+    """Whether rows are sent to some of a layer's experts: their weights lie in one tensor each, or one module each."""
+    return any(parameter.dim() == 3 or ".experts." in name for name, parameter in model.named_parameters())
+
+
+def linear_beside_experts(model: nn.Module) -> list[str]:
+    """Last names of the linear layers that all rows go through: attention's, in a mixture of experts."""
+    head: Any = model.get_output_embeddings()  # type: ignore[operator]
+    linear = {
+        name
+        for name, module in model.named_modules()
+        if type(module).__name__ in _LINEAR and module is not head and ".experts." not in name
+    }
+    return sorted({name.rpartition(".")[2] for name in linear} - _PROJECTIONS)
+
+
+def _leave_out_experts(asked: LoraConfig, base: nn.Module) -> None:
+    """Name the layers that all rows go through where all were asked for; refuse experts, which PEFT would adapt and nobody serve."""
+    beside = linear_beside_experts(base)
+    if asked.target_modules == ALL_LINEAR:
+        asked.target_modules = beside
+        return
+    names = [asked.target_modules] if isinstance(asked.target_modules, str) else asked.target_modules or []
+    wrong = sorted(name for name in names if name.rpartition(".")[2] not in beside)
+    if wrong or asked.target_parameters:
+        raise InvalidInput(
+            f"target_modules names {', '.join(wrong)}: adapters of a mixture of experts are served on {', '.join(beside)} and on no "
+            "other layer; name some of those, or leave target_modules out",
+            code="invalid_parameter",
+        )
 
 
 class LoraTrainer:
@@ -42,7 +83,13 @@ class LoraTrainer:
             config = _continued(context.parent, asked, _defaulted(context.parameters))
             model: nn.Module = PeftModel.from_pretrained(base, str(context.parent), is_trainable=True, config=config)
             return model
-        wrapped: nn.Module = get_peft_model(base, asked)
+        if mixes_experts(base):
+            _leave_out_experts(asked, base)
+        asked.fan_in_fan_out = any(isinstance(module, Conv1D) for module in base.modules())
+        with warnings.catch_warnings():
+            # Of GPT-2's layers some lie the other way round and some do not; PEFT looks at each, and says so.
+            warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
+            wrapped: nn.Module = get_peft_model(base, asked)
         return wrapped
 
     def save(self, model: nn.Module, folder: Path, context: SaveContext[LoraParameters]) -> dict[str, float]:

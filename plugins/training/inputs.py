@@ -3,12 +3,14 @@ rows that a check calls an error, and no rows."""
 
 from __future__ import annotations
 
+import json
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from tunery.plugins.bases.architectures import exact_context
 from tunery.plugins.data.renderer import Renderer
 from tunery.plugins.manager import Plugins
 from tunery.plugins.parameters import TrainingParameters
@@ -71,6 +73,7 @@ def read_inputs(
     """
     base = registry.base(request.base)
     require_sound(base, registry.home)
+    _check_context(base, parameters.max_length)
     parent = _parent(request, registry, base)
     data = [Path(path) for path in request.data]
     validation = Path(request.validation) if request.validation else None
@@ -108,6 +111,20 @@ def read_inputs(
         now=told,
         checked=checked,
     )
+
+
+def _check_context(base: Base, max_length: int) -> None:
+    """Refuse rows that are longer than what the base can be served with."""
+    try:
+        limit = exact_context(json.loads((Path(base.path) / "config.json").read_bytes()))
+    except (OSError, ValueError):
+        return
+    if limit is not None and max_length > limit:
+        raise InvalidInput(
+            f"{base.name} is served with at most {limit} tokens, beyond which its positions or windows change; set max_length={limit} "
+            "or less",
+            code="invalid_parameter",
+        )
 
 
 def _parent(request: TrainRequest, registry: Registry, base: Base) -> Version | None:

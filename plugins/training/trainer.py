@@ -92,7 +92,6 @@ def load_base(folder: Path, *, quant: Quant, dtype: torch.dtype, device: torch.d
         folder,
         dtype=dtype,
         device_map={"": str(device)},
-        attn_implementation="sdpa",
         local_files_only=True,
         trust_remote_code=False,
         **options,

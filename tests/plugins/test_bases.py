@@ -289,6 +289,34 @@ def test_a_hub_model_at_a_revision(
     assert not any(path.suffix in (".bin", ".py") for path in Path(base.path).iterdir())
 
 
+def test_what_is_not_served_is_refused_before_it_is_downloaded(
+    registry: Registry, plugins: Plugins, tiny_base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    tree = {path.name: path.read_bytes() for path in tiny_base_folder.iterdir()}
+    with HubServer() as hub:
+        hub.add("org/mamba", {**tree, "config.json": b'{"model_type": "mamba"}'})
+        hub.add("org/data", {"README.md": b"no model"})
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        with pytest.raises(ArtifactRefused, match=r"org/mamba is of the architecture 'mamba', .*recurrent state"):
+            resolve_base("org/mamba", registry=registry, plugins=plugins)
+        assert not [request for request in hub.requests if "safetensors" in request]
+        with pytest.raises(ArtifactRefused, match=r"org/data has no config\.json"):
+            resolve_base("org/data", registry=registry, plugins=plugins)
+    assert not registry.bases()
+
+
+def test_a_base_that_is_no_longer_served_is_refused_where_it_is_used(
+    registry: Registry, plugins: Plugins, tiny_base: Base
+) -> None:
+    config = Path(tiny_base.path) / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": "bloom"}))
+    with pytest.raises(ArtifactRefused, match=r"tiny is of the architecture 'bloom', which is not supported: .*ALiBi"):
+        resolve_base("tiny", registry=registry, plugins=plugins)
+
+
 def test_without_hub_and_package_both_ways_out_are_named(
     registry: Registry, plugins: Plugins, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
