@@ -12,8 +12,10 @@ from typing import Any
 
 import msgspec
 from litestar.enums import ScopeType
+from litestar.exceptions import HTTPException
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
+from tunery.gateway.api.connection import Connection
 from tunery.gateway.api.state import Gateway
 from tunery.gateway.api.trace import Trace
 
@@ -39,17 +41,21 @@ class Around:
             return
         trace, seen = Trace(_request_id(scope)), {"status": 0}
         trace.attach(scope)
+        settings = self._gateway.settings
+        connection = Connection(receive, send, read_seconds=settings.read_seconds, write_seconds=settings.write_seconds)
+        connection.attach(scope)
 
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
                 seen["status"] = message["status"]
                 if message["status"] == TOO_LARGE:
-                    await _discard(receive)
+                    await _discard(connection.receive)
                 message["headers"] = [*message["headers"], (b"x-request-id", trace.request_id.encode())]
-            await send(message)
+            await connection.send(message)
 
         try:
-            await self._app(scope, receive, sending)
+            async with connection:
+                await self._app(scope, connection.receive, sending)
         except asyncio.CancelledError:
             # The client has left and the work for it was cancelled: nobody is to be answered, and it is nobody's error.
             if (task := asyncio.current_task()) is not None and task.cancelling():
@@ -65,7 +71,7 @@ class Around:
 async def _discard(receive: Receive) -> None:
     """Take in the rest of a body that is refused: a client that is still sending would see a broken connection, not the answer."""
     taken = 0
-    with contextlib.suppress(TimeoutError):
+    with contextlib.suppress(TimeoutError, HTTPException):
         async with asyncio.timeout(DISCARD_SECONDS):
             while taken < DISCARD_BYTES:
                 message = await receive()

@@ -52,6 +52,10 @@ _KINDS: dict[str, type[TuneryError]] = {
 }
 
 
+MOST_QUEUED = 1024
+"""Tokens of one request that may wait to be taken. More than that is a client that does not read what it asked for."""
+
+
 def engine_gone() -> Unavailable:
     """The error of whoever was waiting when the engine died."""
     return Unavailable(
@@ -80,6 +84,8 @@ class EngineClient:
                     on_stats(event)
                 else:
                     self._deliver(event)
+                    # Frames that have come already are read without waiting: let whoever they are for take them.
+                    await asyncio.sleep(0)
         except (msgspec.DecodeError, Unavailable) as error:
             # Nothing after this can be trusted, so the engine is treated as one that died.
             log.error("the engine sent what is no event (%s); its connection is closed", error)
@@ -163,9 +169,23 @@ class EngineClient:
         if isinstance(event, Tokens):
             for token in event.tokens:
                 if (queue := self._waiting.get(token.id)) is not None:
-                    queue.put_nowait(token)
+                    self._queue(token, queue)
         elif (queue := self._waiting.get(event.id)) is not None:
             queue.put_nowait(_error(event) if isinstance(event, Failed) else event)
+
+    def _queue(self, token: Token, queue: asyncio.Queue[Answer]) -> None:
+        """Give a token to its request, or end the request when too many wait already."""
+        if queue.qsize() < MOST_QUEUED:
+            queue.put_nowait(token)
+            return
+        del self._waiting[token.id]
+        self._send(Cancel(token.id))
+        queue.put_nowait(
+            Overloaded(
+                f"{MOST_QUEUED} tokens of this answer wait to be read; read streams as they come, or ask for less at once",
+                code="client_too_slow",
+            )
+        )
 
 
 def _error(event: Failed) -> TuneryError:
