@@ -18,9 +18,12 @@ from litestar.response import Stream
 
 from tunery.gateway.api.connection import connection_of
 from tunery.gateway.api.errors import envelope, status_of
+from tunery.gateway.api.state import Gateway
+from tunery.gateway.engine.messages import Ready
+from tunery.gateway.resolver import Target
 from tunery.registry.errors import TuneryError
 
-__all__ = ["event_stream", "or_disconnect"]
+__all__ = ["await_engine", "event_stream", "or_disconnect"]
 
 log = logging.getLogger("tunery.gateway")
 
@@ -60,6 +63,13 @@ async def event_stream(
     # X-Accel-Buffering: proxies such as nginx would otherwise collect the events.
     every = {"cache-control": "no-cache", "x-accel-buffering": "no", **headers}
     return Stream(body(), media_type="text/event-stream", headers=every)
+
+
+async def await_engine(request: Request[Any, Any, Any], gateway: Gateway, target: Target) -> Ready:
+    """The engine's description, as Gateway.engine_available; gives up waiting when the client does."""
+    if gateway.engine.ready is not None:
+        return gateway.engine_ready()
+    return await or_disconnect(request, lambda: gateway.engine_available(target))
 
 
 async def or_disconnect(request: Request[Any, Any, Any], work: Callable[[], Coroutine[Any, Any, T]]) -> T:

@@ -11,6 +11,7 @@ import msgspec
 
 from tunery.gateway.engine.messages import (
     AdapterSource,
+    Alive,
     Cancel,
     Command,
     Embed,
@@ -31,7 +32,7 @@ from tunery.gateway.engine.messages import (
 from tunery.gateway.engine.wire import read_event, write_command
 from tunery.registry.errors import ArtifactRefused, InvalidInput, Overloaded, StorageFailed, TuneryError, Unavailable
 
-__all__ = ["EngineClient", "engine_gone"]
+__all__ = ["MOST_QUEUED", "RESTARTED", "EngineClient", "engine_gone"]
 
 log = logging.getLogger("tunery.engine")
 
@@ -52,6 +53,9 @@ _KINDS: dict[str, type[TuneryError]] = {
 }
 
 
+RESTARTED = "engine_restarted"
+"""The code of whatever an engine had in hand when it ended."""
+
 MOST_QUEUED = 1024
 """Tokens of one request that may wait to be taken. More than that is a client that does not read what it asked for."""
 
@@ -60,7 +64,7 @@ def engine_gone() -> Unavailable:
     """The error of whoever was waiting when the engine died."""
     return Unavailable(
         "the engine stopped while it worked on this request and is being restarted; send it again",
-        code="engine_restarted",
+        code=RESTARTED,
     )
 
 
@@ -73,16 +77,22 @@ class EngineClient:
         self._waiting: dict[str, asyncio.Queue[Answer]] = {}
         self._alive = True
 
-    async def listen(self, on_ready: Callable[[Ready], None], on_stats: Callable[[Stats], None]) -> None:
-        """Hand out events until the engine is gone; then everybody who waits is told."""
+    async def listen(
+        self,
+        on_ready: Callable[[Ready], None],
+        on_stats: Callable[[Stats], None],
+        on_any: Callable[[Event], None] = lambda event: None,
+    ) -> None:
+        """Hand out events until the engine is gone; then everybody who waits is told. `on_any` sees every one of them first."""
         decoder = msgspec.msgpack.Decoder(Event)
         try:
             while (event := await read_event(self._reader, decoder)) is not None:
+                on_any(event)
                 if isinstance(event, Ready):
                     on_ready(event)
                 elif isinstance(event, Stats):
                     on_stats(event)
-                else:
+                elif not isinstance(event, Alive):
                     self._deliver(event)
                     # Frames that have come already are read without waiting: let whoever they are for take them.
                     await asyncio.sleep(0)

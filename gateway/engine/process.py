@@ -1,6 +1,6 @@
 """Owns the engine's process: `python -m tunery.gateway.engine.process --socket PATH --config JSON`.
 
-The main thread steps the engine; another reads commands. It ends when the gateway's end of the socket closes, so an engine
+The main thread steps the engine; another reads commands, and one sends heartbeats. It ends when the gateway's end of the socket closes, so an engine
 never outlives its gateway.
 """
 
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from tunery.gateway.engine.config import EngineConfig
+from tunery.gateway.engine.heartbeat import Heartbeat
 from tunery.gateway.engine.messages import Command, Shutdown
 from tunery.gateway.engine.wire import CommandReader, EventWriter
 from tunery.plugins.allocator import tune_allocator
@@ -62,34 +63,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _serve(config: EngineConfig, connection: socket.socket) -> None:
     """Load the base, say so, and loop."""
+    writer = EventWriter(connection)
+    heartbeat = Heartbeat(writer.write)
+    heartbeat.start()
     import torch
 
     from tunery.gateway.engine.core import EngineCore
 
     if config.threads:
         torch.set_num_threads(config.threads)
-    writer = EventWriter(connection)
     core = EngineCore(config, writer.write)
     core.warm_up()
     commands = _listen(CommandReader(connection))
     writer.write(core.ready())
     writer.write(core.stats())
     try:
-        _loop(core, commands)
+        _loop(core, commands, heartbeat)
     finally:
         core.close()
 
 
-def _loop(core: EngineCore, commands: queue.SimpleQueue[Command | None]) -> None:
+def _loop(core: EngineCore, commands: queue.SimpleQueue[Command | None], heartbeat: Heartbeat) -> None:
     """Take what commands there are, step, report; sleep only when there is nothing to do."""
     reported = time.monotonic()
     while True:
         wait = STATS_EVERY if core.idle else LOAD_POLL if core.blocked else 0.0
-        for command in _taken(commands, wait):
+        taken = _taken(commands, wait)
+        heartbeat.begin()
+        for command in taken:
             if command is None or isinstance(command, Shutdown):
                 return
             core.handle(command)
         core.step()
+        heartbeat.end()
         if time.monotonic() - reported >= STATS_EVERY:
             reported = time.monotonic()
             core.report()
