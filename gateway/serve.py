@@ -22,6 +22,7 @@ from tunery.gateway.engine.config import EngineConfig
 from tunery.gateway.engine.heartbeat import EngineLimits
 from tunery.gateway.engine.supervisor import EngineProcess
 from tunery.gateway.sockets import free_port, limit_connections, resolve_host
+from tunery.plugins.allocator import bound_allocator
 from tunery.plugins.bases.resolve import resolve_base
 from tunery.plugins.data.renderer import Renderer
 from tunery.plugins.manager import Plugins
@@ -49,6 +50,7 @@ Say = Callable[[str], None]
 def run(settings: ServeSettings, *, home: Home, plugins: Plugins, say: Say) -> None:
     """Serve until SIGTERM or SIGINT; raise Unavailable when the engine never becomes ready."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    bound_allocator()
     host = resolve_host(settings.host)
     with Registry.open(home) as registry:
         base = resolve_base(settings.base, registry=registry, plugins=plugins, say=say)

@@ -13,6 +13,8 @@ from litestar import Request
 from litestar.exceptions import HTTPException
 from litestar.types import HTTPReceiveMessage, Message, Receive, Send
 
+from tunery.gateway.api.memory import BodyMemory
+
 __all__ = ["Connection", "connection_of"]
 
 SLOWEST_BODY = 32 * 1024
@@ -29,8 +31,10 @@ class Connection:
     `receive` says `http.disconnect`.
     """
 
-    def __init__(self, receive: Receive, send: Send, *, read_seconds: float, write_seconds: float) -> None:
-        self._receive, self._send = receive, send
+    def __init__(
+        self, receive: Receive, send: Send, *, memory: BodyMemory, read_seconds: float, write_seconds: float
+    ) -> None:
+        self._receive, self._send, self._memory = receive, send, memory
         self._read_seconds, self._patience = read_seconds, write_seconds
         self._began, self._size = time.monotonic(), 0
         self._body_read = False
@@ -45,7 +49,10 @@ class Connection:
         """Close everything, last registered first."""
         if self._watch is not None:
             self._watch.cancel()
-        await self._closing.aclose()
+        try:
+            await self._closing.aclose()
+        finally:
+            self._memory.release(self._size)
 
     def attach(self, scope: Any) -> None:
         """Make it findable from the request's handler."""
@@ -68,7 +75,9 @@ class Connection:
             return {"type": "http.disconnect"}
         message = await self._next()
         if message["type"] == "http.request":
-            self._size += len(message.get("body") or b"")
+            size = len(message.get("body") or b"")
+            self._memory.take(size)
+            self._size += size
             self._body_read = not message.get("more_body")
         else:
             self._body_read = True
@@ -110,4 +119,4 @@ def connection_of(request: Request[Any, Any, Any]) -> Connection:
     connection = request.scope.get("state", {}).get(_KEY)
     if isinstance(connection, Connection):
         return connection
-    return Connection(request.receive, request.send, read_seconds=1e9, write_seconds=1e9)
+    return Connection(request.receive, request.send, memory=BodyMemory(), read_seconds=1e9, write_seconds=1e9)

@@ -16,6 +16,7 @@ from litestar.exceptions import HTTPException
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from tunery.gateway.api.connection import Connection
+from tunery.gateway.api.memory import BodyMemory
 from tunery.gateway.api.state import Gateway
 from tunery.gateway.api.trace import Trace
 
@@ -33,6 +34,7 @@ class Around:
     def __init__(self, app: ASGIApp, gateway: Gateway) -> None:
         self._app = app
         self._gateway = gateway
+        self._bodies = BodyMemory()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
@@ -42,7 +44,9 @@ class Around:
         trace, seen = Trace(_request_id(scope)), {"status": 0}
         trace.attach(scope)
         settings = self._gateway.settings
-        connection = Connection(receive, send, read_seconds=settings.read_seconds, write_seconds=settings.write_seconds)
+        connection = Connection(
+            receive, send, memory=self._bodies, read_seconds=settings.read_seconds, write_seconds=settings.write_seconds
+        )
         connection.attach(scope)
 
         async def sending(message: Message) -> None:

@@ -22,7 +22,7 @@ from tunery.gateway.engine.config import EngineConfig
 from tunery.gateway.engine.heartbeat import Heartbeat
 from tunery.gateway.engine.messages import Command, Shutdown
 from tunery.gateway.engine.wire import CommandReader, EventWriter
-from tunery.plugins.allocator import tune_allocator
+from tunery.plugins.allocator import give_back, resident_bytes, tune_allocator
 from tunery.plugins.parent import die_with_parent
 from tunery.plugins.quiet import hush
 from tunery.registry.errors import TuneryError
@@ -34,6 +34,8 @@ __all__ = ["main"]
 
 STATS_EVERY = 1.0
 LOAD_POLL = 0.002
+GROWTH = 64 * 2**20
+"""Bytes by which an idle engine may have grown before it hands back what it does not need."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -85,7 +87,7 @@ def _serve(config: EngineConfig, connection: socket.socket) -> None:
 
 def _loop(core: EngineCore, commands: queue.SimpleQueue[Command | None], heartbeat: Heartbeat) -> None:
     """Take what commands there are, step, report; sleep only when there is nothing to do."""
-    reported = time.monotonic()
+    reported, known = time.monotonic(), 0
     while True:
         wait = STATS_EVERY if core.idle else LOAD_POLL if core.blocked else 0.0
         taken = _taken(commands, wait)
@@ -96,9 +98,19 @@ def _loop(core: EngineCore, commands: queue.SimpleQueue[Command | None], heartbe
             core.handle(command)
         core.step()
         heartbeat.end()
+        if core.idle:
+            known = _tidied(known)
         if time.monotonic() - reported >= STATS_EVERY:
             reported = time.monotonic()
             core.report()
+
+
+def _tidied(known: int) -> int:
+    """Hand memory back when there is much more of it than was known to be needed; how much is known to be needed now."""
+    if resident_bytes() <= known + GROWTH:
+        return known
+    give_back()
+    return max(known, resident_bytes())
 
 
 def _taken(commands: queue.SimpleQueue[Command | None], wait: float) -> list[Command | None]:

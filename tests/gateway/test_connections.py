@@ -1,4 +1,4 @@
-"""Clients that do not read, do not send, or do nothing at all, on raw sockets before a real server: what they hold is given back."""
+"""Clients that do not read, do not send, send far too much or nothing at all, before a real server: what they hold is given back."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from tests.gateway.server import TINY, Process, served
@@ -141,3 +142,30 @@ def test_more_connections_than_allowed_wait_and_idle_ones_make_room(serving: Pro
     for connection in idle:
         closed += ended(connection) == b""
     assert closed == CONNECTIONS
+
+
+HOSTILE = {
+    "ids": b'{"model":"base","prompt":[' + b"7," * 5_000_000 + b"7]}",
+    "cut": b'{"model":"base","prompt":"' + b"x" * 12_000_000,
+    "nested": b'{"model":"base","prompt":' + b"[" * 12_000_000,
+    "large": b"x" * 30_000_000,
+    "table": b'{"model":"base","prompt":"x","logit_bias":{' + b",".join(b'"%d":1' % n for n in range(500_000)) + b"}}",
+    "schema": json.dumps({"model": "base", "prompt": "x", "guided_json": {"enum": list(range(10**6))}}).encode(),
+}
+"""Each is refused, after much memory for some."""
+
+
+def test_memory_that_large_bodies_took_is_given_back(serving: Process) -> None:
+    processes = [psutil.Process(pid) for pid in (serving.process.pid, serving.engine)]
+
+    def memory() -> list[int]:
+        return [process.memory_info().rss for process in processes]
+
+    with httpx.Client(base_url=serving.url, timeout=SECONDS) as client:
+        for extra in ({}, {"guided_json": {}}, {"logit_bias": {"5": 1}}):
+            assert client.post("/v1/completions", json={"model": "base", "prompt": "x", **extra}).status_code == 200
+        before = memory()
+        for body in HOSTILE.values():
+            response = client.post("/v1/completions", content=body, headers={"content-type": "application/json"})
+            assert response.status_code in (400, 413)
+    until(lambda: all(now <= 1.2 * then for now, then in zip(memory(), before, strict=True)))
