@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import sys
@@ -74,6 +75,8 @@ async def _run(settings: ServeSettings, base: Base, *, home: Home, say: Say) -> 
         from tunery.gateway.metrics import Metrics
         from tunery.gateway.resolver import Resolver
 
+        # What has been imported stays: later collections need not look at it again, and hold nobody up.
+        gc.freeze()
         registry = Registry.open(home)  # the application closes it
         await serve(Gateway(settings, registry, engine, renderer, Resolver(registry, base), Metrics()), say=say)
     finally:
