@@ -12,7 +12,6 @@ from typing import Any
 
 import msgspec
 from litestar.enums import ScopeType
-from litestar.exceptions import HTTPException
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from tunery.gateway.api.connection import Connection
@@ -53,7 +52,7 @@ class Around:
             if message["type"] == "http.response.start":
                 seen["status"] = message["status"]
                 if message["status"] == TOO_LARGE:
-                    await _discard(connection.receive)
+                    await _discard(receive)
                 message["headers"] = [*message["headers"], (b"x-request-id", trace.request_id.encode())]
             await connection.send(message)
 
@@ -75,7 +74,7 @@ class Around:
 async def _discard(receive: Receive) -> None:
     """Take in the rest of a body that is refused: a client that is still sending would see a broken connection, not the answer."""
     taken = 0
-    with contextlib.suppress(TimeoutError, HTTPException):
+    with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(DISCARD_SECONDS):
             while taken < DISCARD_BYTES:
                 message = await receive()

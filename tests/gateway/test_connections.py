@@ -108,6 +108,9 @@ def test_slots_of_a_client_that_stops_reading_and_closes_are_given_back(serving:
 def test_a_client_that_only_stops_reading_is_given_up(serving: Process) -> None:
     connection = flood(serving)
     until(lambda: in_flight(serving) == 0)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        port, gateway = connection.getsockname()[1], psutil.Process(serving.process.pid)
+        until(lambda: all(port not in (one.raddr or ())[1:] for one in gateway.net_connections("tcp")))
     assert b"[DONE]" not in ended(connection)
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import queue
 import signal
 import sys
+import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
@@ -15,8 +17,8 @@ import pytest
 
 from tests.gateway.engine.scripted import GARBLED, STATS, TALKATIVE, UNLUCKY
 from tunery.gateway.engine.config import EngineConfig
-from tunery.gateway.engine.heartbeat import LONGEST_TICK, STEP_ALLOWANCE, TICK_EVERY, EngineLimits, Pulse
-from tunery.gateway.engine.messages import AdapterSource, Alive, Generate, Sampling, Stats, Token
+from tunery.gateway.engine.heartbeat import LONGEST_TICK, STEP_ALLOWANCE, TICK_EVERY, EngineLimits, Heartbeat, Pulse
+from tunery.gateway.engine.messages import AdapterSource, Alive, Event, Generate, Sampling, Stats, Token
 from tunery.gateway.engine.supervisor import EngineProcess
 from tunery.registry.errors import Unavailable
 
@@ -141,6 +143,31 @@ def test_only_the_engines_own_silence_counts() -> None:
     assert pulse.silence == 500.0 / STEP_ALLOWANCE, "a step may be long"
     pulse.take(STATS)
     assert pulse.silence == 0
+
+
+def test_a_heartbeat_says_how_long_the_step_has_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tunery.gateway.engine.heartbeat.BEAT_EVERY", 0.01)
+    sent: queue.SimpleQueue[Event] = queue.SimpleQueue()
+    over = threading.Event()
+
+    def send(event: Event) -> None:
+        if over.is_set():
+            raise BrokenPipeError
+        sent.put(event)
+
+    heartbeat = Heartbeat(send)
+    heartbeat.start()
+    assert sent.get(timeout=20) == Alive(0.0), "nothing runs"
+    heartbeat.begin()
+    while (event := sent.get(timeout=20)) == Alive(0.0):
+        """Sent before."""
+    assert isinstance(event, Alive)
+    later = [sent.get(timeout=20) for _ in range(2)]
+    assert event.step_seconds < later[0].step_seconds < later[1].step_seconds  # type: ignore[union-attr]
+    heartbeat.end()
+    while sent.get(timeout=20) != Alive(0.0):
+        """Sent before."""
+    over.set()
 
 
 async def test_an_engine_that_sends_garbage_is_replaced(engine: EngineProcess) -> None:
