@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
-import socket
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -20,12 +20,15 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from tunery.gateway.engine.config import EngineConfig
+from tunery.gateway.engine.heartbeat import EngineLimits
 from tunery.gateway.engine.supervisor import EngineProcess
+from tunery.gateway.sockets import free_port, limit_connections, resolve_host
+from tunery.plugins.allocator import bound_allocator
 from tunery.plugins.bases.resolve import resolve_base
 from tunery.plugins.data.renderer import Renderer
 from tunery.plugins.manager import Plugins
 from tunery.registry import Base
-from tunery.registry.errors import InvalidInput, Unavailable
+from tunery.registry.errors import Unavailable
 from tunery.registry.home import Home
 from tunery.registry.registry import Registry
 from tunery.registry.settings import ServeSettings
@@ -48,16 +51,23 @@ Say = Callable[[str], None]
 def run(settings: ServeSettings, *, home: Home, plugins: Plugins, say: Say) -> None:
     """Serve until SIGTERM or SIGINT; raise Unavailable when the engine never becomes ready."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    bound_allocator()
+    host = resolve_host(settings.host)
     with Registry.open(home) as registry:
         base = resolve_base(settings.base, registry=registry, plugins=plugins, say=say)
-    settings = msgspec.structs.replace(settings, port=_free_port(settings))
+    settings = msgspec.structs.replace(settings, host=host, port=free_port(host, settings.port))
     asyncio.run(_run(settings, base, home=home, say=say))
 
 
 async def _run(settings: ServeSettings, base: Base, *, home: Home, say: Say) -> None:
     """Start the engine, put a gateway before it, and serve."""
     renderer = Renderer(Path(base.path))
-    engine = EngineProcess(engine_config(settings, base, home=home, eos_ids=renderer.stop_ids))
+    limits = EngineLimits(
+        unready=settings.hang_unready_seconds,
+        restart=settings.hang_restart_seconds,
+        hold=settings.restart_hold_seconds,
+    )
+    engine = EngineProcess(engine_config(settings, base, home=home, eos_ids=renderer.stop_ids), limits=limits)
     await engine.start()
     try:
         await asyncio.to_thread(import_module, "tunery.gateway.app")
@@ -65,6 +75,8 @@ async def _run(settings: ServeSettings, base: Base, *, home: Home, say: Say) -> 
         from tunery.gateway.metrics import Metrics
         from tunery.gateway.resolver import Resolver
 
+        # What has been imported stays: later collections need not look at it again, and hold nobody up.
+        gc.freeze()
         registry = Registry.open(home)  # the application closes it
         await serve(Gateway(settings, registry, engine, renderer, Resolver(registry, base), Metrics()), say=say)
     finally:
@@ -124,7 +136,8 @@ async def _until_over(running: asyncio.Task[None], announcing: asyncio.Task[None
         if announcing in done:
             announcing.result()
     if running.done():
-        raise Unavailable("the HTTP server ended by itself; see its messages above") from running.exception()
+        cause = running.exception()
+        raise Unavailable(f"the HTTP server ended by itself: {cause or 'it gave no reason'}") from cause
 
 
 async def _announce(gateway: Gateway, say: Say) -> None:
@@ -132,6 +145,7 @@ async def _announce(gateway: Gateway, say: Say) -> None:
     settings, base = gateway.settings, gateway.resolver.base
     ready = await gateway.engine.wait_ready()
     await _accepting(settings)
+    limit_connections(settings.port, write_seconds=settings.write_seconds)
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     say(
         f"ready: http://{host}:{settings.port} serves {base.name} ({ready.quant}, {ready.dtype}, {ready.device}) and "
@@ -181,7 +195,8 @@ def _end_signals() -> asyncio.Queue[None]:
 
 
 def _server(app: ASGIApp, settings: ServeSettings) -> Server:
-    from granian.constants import Interfaces
+    from granian.constants import HTTPModes, Interfaces
+    from granian.http import HTTP1Settings
     from granian.log import LogLevels
     from granian.server.embed import Server
 
@@ -192,22 +207,8 @@ def _server(app: ASGIApp, settings: ServeSettings) -> Server:
         interface=Interfaces.ASGI,
         websockets=False,
         backlog=BACKLOG,
+        backpressure=settings.max_connections,
+        http=HTTPModes.http1,
+        http1_settings=HTTP1Settings(header_read_timeout=1000 * settings.read_seconds),
         log_level=LogLevels.error,
     )
-
-
-def _free_port(settings: ServeSettings) -> int:
-    """The port to serve on, known to be free a moment ago; port 0 asks the system for one."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((settings.host, settings.port))
-        except OSError as error:
-            raise InvalidInput(
-                f"{settings.host}:{settings.port} cannot be served on ({error.strerror}); choose another with --port, "
-                "or 0 for any",
-                code="address_in_use",
-            ) from error
-        port: int = probe.getsockname()[1]
-    return port

@@ -1,4 +1,5 @@
-"""Owns telling glibc to keep large buffers instead of handing each back to the kernel; refuses to touch other allocators.
+"""How glibc's allocator treats large buffers: kept, in a process that computes, or handed back, in one that serves. Other allocators
+are left alone.
 
 Every large temporary of a training or decoding step would otherwise be mapped, zeroed page by page and unmapped again, which
 costs more than the arithmetic. Call it before torch allocates; calling it again changes nothing.
@@ -7,34 +8,56 @@ costs more than the arithmetic. Call it before torch allocates; calling it again
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
+from pathlib import Path
 
-__all__ = ["give_back", "tune_allocator"]
+__all__ = ["bound_allocator", "give_back", "resident_bytes", "tune_allocator"]
 
 # Parameter numbers of mallopt(3), from malloc.h.
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -2, -3, -4
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -2, -3, -4, -8
 _KEEP = 2**31 - 1
 _PAD = 64 * 2**20
+_LARGE = 256 * 2**10
 
 
 def tune_allocator() -> bool:
     """Keep freed memory in the process and serve large blocks from the heap; True when glibc took the settings."""
+    taken = _set((_TRIM_THRESHOLD, _KEEP), (_TOP_PAD, _PAD), (_MMAP_THRESHOLD, _KEEP))
+    if taken and not taken[-1]:
+        # Some versions cap the threshold; without mappings at all every block comes from the heap.
+        taken[-1:] = _set((_MMAP_MAX, 0))
+    return bool(taken) and all(taken)
+
+
+def bound_allocator() -> bool:
+    """Hand freed memory back, for a process that needs much of it now and then: few heaps, and large blocks in mappings of their
+    own. Setting the thresholds also keeps glibc from raising them."""
+    taken = _set((_ARENA_MAX, 2), (_MMAP_THRESHOLD, _LARGE), (_TRIM_THRESHOLD, _LARGE))
+    return bool(taken) and all(taken)
+
+
+def _set(*settings: tuple[int, int]) -> list[bool]:
+    """Which settings glibc took; none where there is another allocator."""
     if platform.libc_ver()[0] != "glibc":
-        return False
+        return []
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError):
-        return False
+        return []
     mallopt.argtypes, mallopt.restype = [ctypes.c_int, ctypes.c_int], ctypes.c_int
-    settings = ((_TRIM_THRESHOLD, _KEEP), (_TOP_PAD, _PAD), (_MMAP_THRESHOLD, _KEEP))
-    taken = [mallopt(name, value) == 1 for name, value in settings]
-    if not taken[-1]:
-        # Some versions cap the threshold; without mappings at all every block comes from the heap.
-        taken[-1] = mallopt(_MMAP_MAX, 0) == 1
-    return all(taken)
+    return [mallopt(name, value) == 1 for name, value in settings]
 
 
 def give_back() -> None:
     """Hand what glibc keeps and nobody uses back to the kernel: after something that needed much memory once."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def resident_bytes() -> int:
+    """Memory that this process takes now; 0 where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+    except OSError:
+        return 0

@@ -116,9 +116,10 @@ class JobPaused(TuneryError):
 
 
 class Unavailable(TuneryError):
-    """A part that is needed now does not answer; trying again later may help."""
+    """A part that is needed now does not answer; trying again later may help, `retry_after` seconds later."""
 
     code = "unavailable"
+    retry_after = 1
 
 
 class Overloaded(Unavailable):

@@ -54,7 +54,11 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     may wait beyond the `max_batch` that run, and one tenant may have `max_waiting_per_tenant` in hand (0: half of all while
     others ask too); `tenant_weights` are shares of the engine, 1 for whom they do not name; `preload` names the adapters that
     are in memory from the start and stay there; `default_max_tokens` is for requests that name none; `drain_seconds` is how
-    long running requests may take after SIGTERM.
+    long running requests may take after SIGTERM; `read_seconds` is how long a request's head, and its body, may take to come and
+    a connection may be idle, `write_seconds` how long in all an answer may wait for a client that does not read it, and
+    `max_connections` how many connections are served at once; an engine that has not responded for `hang_unready_seconds`
+    counts as not ready, after `hang_restart_seconds` it is started again, and requests that have not begun wait
+    `restart_hold_seconds` for an engine.
     """
 
     host: str = "127.0.0.1"
@@ -76,6 +80,12 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     prefix_cache: bool = True
     default_max_tokens: AtLeastOne = 1024
     drain_seconds: AtLeastOne = 30
+    read_seconds: AtLeastOne = 30
+    write_seconds: AtLeastOne = 60
+    max_connections: AtLeastOne = 1024
+    hang_unready_seconds: AtLeastOne = 10
+    hang_restart_seconds: AtLeastOne = 60
+    restart_hold_seconds: Count = 15
     threads: Count = 0
     access_log: bool = False
 

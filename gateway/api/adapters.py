@@ -21,6 +21,9 @@ from tunery.registry.errors import InvalidInput
 
 __all__ = ["list_adapters", "load_adapter", "unload_adapter"]
 
+MAX_BODY = 64 * 1024
+"""Bytes of a body that names an adapter."""
+
 
 @get(
     "/v1/adapters", operation_id="listAdapters", summary="Every adapter, and its versions in memory", tags=["adapters"]
@@ -54,6 +57,7 @@ async def list_adapters(gateway: NamedDependency[Gateway]) -> AdapterList:
     status_code=200,
     responses=ERRORS,
     tags=["adapters"],
+    request_max_body_size=MAX_BODY,
 )
 async def load_adapter(data: JSONBody[LoadRequest], gateway: NamedDependency[Gateway]) -> AdapterState:
     """Load a version; fails as a request for it would. It may be evicted later like any other, unless it is pinned."""
@@ -70,6 +74,7 @@ async def load_adapter(data: JSONBody[LoadRequest], gateway: NamedDependency[Gat
     status_code=200,
     responses=ERRORS,
     tags=["adapters"],
+    request_max_body_size=MAX_BODY,
 )
 async def unload_adapter(data: JSONBody[AdapterReference], gateway: NamedDependency[Gateway]) -> AdapterState:
     """Unload a version; `bytes` is what that gave back. The next request for it loads it again."""

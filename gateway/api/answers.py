@@ -84,7 +84,7 @@ class Answers:
 
     async def _together(self) -> AsyncGenerator[Piece, None]:
         """The pieces of several choices, whichever comes next."""
-        queue: asyncio.Queue[Piece | Exception | None] = asyncio.Queue()
+        queue: asyncio.Queue[Piece | Exception | None] = asyncio.Queue(maxsize=len(self.wanted))
         tasks = [asyncio.create_task(self._pump(index, queue)) for index in range(len(self.wanted))]
         try:
             left = len(tasks)
@@ -105,10 +105,10 @@ class Answers:
         try:
             async with contextlib.aclosing(self._choice(index)) as pieces:
                 async for piece in pieces:
-                    queue.put_nowait(piece)
-            queue.put_nowait(None)
+                    await queue.put(piece)
+            await queue.put(None)
         except Exception as error:
-            queue.put_nowait(error)
+            await queue.put(error)
 
     async def _choice(self, index: int) -> AsyncGenerator[Piece, None]:
         wanted = self.wanted[index]

@@ -18,7 +18,7 @@ from tunery.gateway.api.constraints import constraint_of
 from tunery.gateway.api.errors import ERRORS
 from tunery.gateway.api.messages import read_messages
 from tunery.gateway.api.requests import ChatRequest
-from tunery.gateway.api.responding import event_stream, or_disconnect
+from tunery.gateway.api.responding import await_engine, event_stream, or_disconnect
 from tunery.gateway.api.sampling import output_room, sampling_of, stop_strings
 from tunery.gateway.api.schemas import ChatCompletion
 from tunery.gateway.api.state import Gateway
@@ -54,7 +54,7 @@ async def chat_completions(
     trace = trace_of(request)
     target = gateway.resolver.resolve(data.model, adapter=data.adapter or request.headers.get("x-tunery-adapter"))
     trace.model = data.model
-    gateway.engine_ready()
+    await await_engine(request, gateway, target)
     tooling = read_tooling(data)
     wanted = await _wanted(data, gateway, tooling, size=len(await request.body()))
     marks = gateway.renderer.control_ids(MARKS) if tooling.functions else {}

@@ -16,7 +16,7 @@ from tunery.gateway.api.constraints import constraint_of
 from tunery.gateway.api.errors import ERRORS
 from tunery.gateway.api.prompts import read_prompts
 from tunery.gateway.api.requests import CompletionRequest
-from tunery.gateway.api.responding import event_stream, or_disconnect
+from tunery.gateway.api.responding import await_engine, event_stream, or_disconnect
 from tunery.gateway.api.sampling import output_room, sampling_of, stop_strings
 from tunery.gateway.api.schemas import Completion
 from tunery.gateway.api.state import Gateway
@@ -52,7 +52,7 @@ async def completions(
     trace = trace_of(request)
     target = gateway.resolver.resolve(data.model, adapter=data.adapter or request.headers.get("x-tunery-adapter"))
     trace.model = data.model
-    ready = gateway.engine_ready()
+    ready = await await_engine(request, gateway, target)
     constraint = constraint_of(data)
     prompts = await read_prompts(data.prompt, gateway, param="prompt", most=MAX_PROMPTS)
     wanted = [one for prompt in prompts for one in _wanted(data, prompt, ready, constraint)]

@@ -17,7 +17,7 @@ from litestar.params import JSONBody
 from tunery.gateway.api.errors import ERRORS
 from tunery.gateway.api.prompts import read_prompts
 from tunery.gateway.api.requests import EmbeddingRequest
-from tunery.gateway.api.responding import or_disconnect
+from tunery.gateway.api.responding import await_engine, or_disconnect
 from tunery.gateway.api.sampling import check_context
 from tunery.gateway.api.schemas import Embedding, EmbeddingList, EmbeddingUsage
 from tunery.gateway.api.state import Gateway
@@ -53,7 +53,7 @@ async def embeddings(
     trace = trace_of(request)
     target = gateway.resolver.resolve(data.model, adapter=data.adapter or request.headers.get("x-tunery-adapter"))
     trace.model = data.model
-    ready = gateway.engine_ready()
+    ready = await await_engine(request, gateway, target)
     inputs = await read_prompts(data.input, gateway, param="input", most=MAX_INPUTS)
     for prompt in inputs:
         check_context(len(prompt), context=ready.context_length, param="input")

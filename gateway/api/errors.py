@@ -10,7 +10,6 @@ from litestar import Request, Response
 from litestar.exceptions import HTTPException, ValidationException
 from litestar.openapi.datastructures import ResponseSpec
 
-from tunery.gateway.api.admission import Busy
 from tunery.gateway.api.schemas import ErrorBody, ErrorEnvelope
 from tunery.gateway.api.trace import trace_of
 from tunery.registry.errors import (
@@ -54,7 +53,7 @@ def envelope(message: str, *, status: int, code: str | None = None, param: str |
 
 def _ours(request: Request[Any, Any, Any], error: TuneryError) -> Response[ErrorEnvelope]:
     status = status_of(error)
-    headers = {"retry-after": str(error.retry_after if isinstance(error, Busy) else 1)} if status in (429, 503) else {}
+    headers = {"retry-after": str(error.retry_after)} if isinstance(error, Unavailable) else {}
     body = envelope(error.args[0], status=status, code=error.code, param=error.param)
     return Response(body, status_code=status, headers=headers)
 

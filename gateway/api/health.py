@@ -21,7 +21,7 @@ async def live() -> dict[str, str]:
 async def ready(gateway: NamedDependency[Gateway]) -> Response[dict[str, str]]:
     """200 when every check is ok, else 503."""
     checks = {
-        "engine": "ok" if gateway.engine.ready is not None else "starting",
+        "engine": outage.reason if (outage := gateway.engine.outage) is not None else "ok",
         "registry": _registry(gateway),
         "draining": "yes" if gateway.draining else "ok",
     }

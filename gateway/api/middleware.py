@@ -14,6 +14,8 @@ import msgspec
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
+from tunery.gateway.api.connection import Connection
+from tunery.gateway.api.memory import BodyMemory
 from tunery.gateway.api.state import Gateway
 from tunery.gateway.api.trace import Trace
 
@@ -31,6 +33,7 @@ class Around:
     def __init__(self, app: ASGIApp, gateway: Gateway) -> None:
         self._app = app
         self._gateway = gateway
+        self._bodies = BodyMemory()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
@@ -39,6 +42,11 @@ class Around:
             return
         trace, seen = Trace(_request_id(scope)), {"status": 0}
         trace.attach(scope)
+        settings = self._gateway.settings
+        connection = Connection(
+            receive, send, memory=self._bodies, read_seconds=settings.read_seconds, write_seconds=settings.write_seconds
+        )
+        connection.attach(scope)
 
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -46,10 +54,11 @@ class Around:
                 if message["status"] == TOO_LARGE:
                     await _discard(receive)
                 message["headers"] = [*message["headers"], (b"x-request-id", trace.request_id.encode())]
-            await send(message)
+            await connection.send(message)
 
         try:
-            await self._app(scope, receive, sending)
+            async with connection:
+                await self._app(scope, connection.receive, sending)
         except asyncio.CancelledError:
             # The client has left and the work for it was cancelled: nobody is to be answered, and it is nobody's error.
             if (task := asyncio.current_task()) is not None and task.cancelling():

@@ -53,8 +53,30 @@ class Gateway:
             raise Unavailable("this server is about to end; send the request again", code="draining")
         ready = self.engine.ready
         if ready is None:
-            raise Unavailable("the engine is starting; try again in a few seconds", code="engine_starting")
+            raise self._outage()
         return ready
+
+    async def engine_available(self, target: Target) -> Ready:
+        """The engine's description, after waiting a while for an engine that is being started; a place is held meanwhile.
+
+        Raises Unavailable, saying when to come back, when that takes too long.
+        """
+        if self.engine.ready is None and not self.draining:
+            with self.hold(1, target), contextlib.suppress(TimeoutError, Unavailable):
+                async with asyncio.timeout(self.settings.restart_hold_seconds):
+                    await self.engine.wait_ready()
+        return self.engine_ready()
+
+    def _outage(self) -> Unavailable:
+        """The error of whoever asks while there is no engine that can answer."""
+        outage = self.engine.outage
+        seconds = outage.retry_after if outage else 1
+        what = {"not responding": "is not responding", "failed": "could not be started"}.get(
+            outage.reason if outage else "", "is starting"
+        )
+        error = Unavailable(f"the engine {what}; try again in {seconds} s", code="engine_starting")
+        error.retry_after = seconds
+        return error
 
     @contextlib.contextmanager
     def hold(self, count: int, target: Target, *, param: str = "n") -> Iterator[None]:

@@ -39,6 +39,26 @@ __all__ = ["serve"]
 )
 @click.option("--threads", type=int, help="Threads of the engine; 0 for all usable cores.  [default: 0]")
 @click.option("--drain-seconds", type=int, help="How long running requests may take after SIGTERM.  [default: 30]")
+@click.option(
+    "--read-seconds",
+    type=int,
+    help="How long a request's head and its body may take to come, and a connection may be idle.  [default: 30]",
+)
+@click.option(
+    "--write-seconds", type=int, help="How long in all an answer may wait for a client to read it.  [default: 60]"
+)
+@click.option("--max-connections", type=int, help="Connections served at once.  [default: 1024]")
+@click.option(
+    "--hang-unready-seconds", type=int, help="Silence after which the engine counts as not ready.  [default: 10]"
+)
+@click.option(
+    "--hang-restart-seconds", type=int, help="Silence after which the engine is started again.  [default: 60]"
+)
+@click.option(
+    "--restart-hold-seconds",
+    type=int,
+    help="How long a request that has not begun waits for an engine that is being started.  [default: 15]",
+)
 @click.option("--access-log", is_flag=True, default=None, help="One line of JSON per request on stderr.")
 def serve(**given: Any) -> None:
     """Serve every adapter from one quantized base, with an OpenAI-compatible API.

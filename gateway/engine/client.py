@@ -11,6 +11,7 @@ import msgspec
 
 from tunery.gateway.engine.messages import (
     AdapterSource,
+    Alive,
     Cancel,
     Command,
     Embed,
@@ -31,7 +32,7 @@ from tunery.gateway.engine.messages import (
 from tunery.gateway.engine.wire import read_event, write_command
 from tunery.registry.errors import ArtifactRefused, InvalidInput, Overloaded, StorageFailed, TuneryError, Unavailable
 
-__all__ = ["EngineClient", "engine_gone"]
+__all__ = ["MOST_QUEUED", "RESTARTED", "EngineClient", "engine_gone"]
 
 log = logging.getLogger("tunery.engine")
 
@@ -57,11 +58,18 @@ _KINDS: dict[str, type[TuneryError]] = {
 }
 
 
+RESTARTED = "engine_restarted"
+"""The code of whatever an engine had in hand when it ended."""
+
+MOST_QUEUED = 1024
+"""Tokens of one request that may wait to be taken. More than that is a client that does not read what it asked for."""
+
+
 def engine_gone() -> Unavailable:
     """The error of whoever was waiting when the engine died."""
     return Unavailable(
         "the engine stopped while it worked on this request and is being restarted; send it again",
-        code="engine_restarted",
+        code=RESTARTED,
     )
 
 
@@ -76,17 +84,25 @@ class EngineClient:
         self.refusal: Failed | None = None
         """Why the engine does not serve its base, if it said so; nobody waits for that."""
 
-    async def listen(self, on_ready: Callable[[Ready], None], on_stats: Callable[[Stats], None]) -> None:
-        """Hand out events until the engine is gone; then everybody who waits is told."""
+    async def listen(
+        self,
+        on_ready: Callable[[Ready], None],
+        on_stats: Callable[[Stats], None],
+        on_any: Callable[[Event], None] = lambda event: None,
+    ) -> None:
+        """Hand out events until the engine is gone; then everybody who waits is told. `on_any` sees every one of them first."""
         decoder = msgspec.msgpack.Decoder(Event)
         try:
             while (event := await read_event(self._reader, decoder)) is not None:
+                on_any(event)
                 if isinstance(event, Ready):
                     on_ready(event)
                 elif isinstance(event, Stats):
                     on_stats(event)
-                else:
+                elif not isinstance(event, Alive):
                     self._deliver(event)
+                    # Frames that have come already are read without waiting: let whoever they are for take them.
+                    await asyncio.sleep(0)
         except (msgspec.DecodeError, Unavailable) as error:
             # Nothing after this can be trusted, so the engine is treated as one that died.
             log.error("the engine sent what is no event (%s); its connection is closed", error)
@@ -170,11 +186,25 @@ class EngineClient:
         if isinstance(event, Tokens):
             for token in event.tokens:
                 if (queue := self._waiting.get(token.id)) is not None:
-                    queue.put_nowait(token)
+                    self._queue(token, queue)
         elif isinstance(event, Failed) and not event.id:
             self.refusal = event
         elif (queue := self._waiting.get(event.id)) is not None:
             queue.put_nowait(_error(event) if isinstance(event, Failed) else event)
+
+    def _queue(self, token: Token, queue: asyncio.Queue[Answer]) -> None:
+        """Give a token to its request, or end the request when too many wait already."""
+        if queue.qsize() < MOST_QUEUED:
+            queue.put_nowait(token)
+            return
+        del self._waiting[token.id]
+        self._send(Cancel(token.id))
+        queue.put_nowait(
+            Overloaded(
+                f"{MOST_QUEUED} tokens of this answer wait to be read; read streams as they come, or ask for less at once",
+                code="client_too_slow",
+            )
+        )
 
 
 def _error(event: Failed) -> TuneryError:

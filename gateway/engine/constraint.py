@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import json
 import re
+import threading
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer, regex_to_lark
 from llguidance.numpy import fill_next_token_bitmask_par
 from numpy.typing import NDArray
@@ -22,12 +24,18 @@ from numpy.typing import NDArray
 from tunery.gateway.engine.messages import Constraint
 from tunery.registry.errors import InvalidInput
 
+if TYPE_CHECKING:
+    import torch
+
 __all__ = ["MAX_BYTES", "Grammars", "Guide", "apply"]
 
 MAX_BYTES = 256 * 1024
-_CACHED = 64
+_CACHED, _CACHED_BYTES = 64, 256 * 2**20
 # Each request has lexer states of its own, up to 0.4 kB each; a string with a maxLength takes about five per character.
-_LIMITS = LLParserLimits(max_lexer_states=100_000, max_grammar_size=50_000, verbose_errors=False)
+# The fuel bounds what a mask may cost, to about 5 ms: it is counted and not timed, so a row fails by its own doing alone.
+_LIMITS = LLParserLimits(
+    max_lexer_states=100_000, max_grammar_size=50_000, step_lexer_fuel=50_000, verbose_errors=False
+)
 # Compact, spaced or indented JSON. A stretch of white space matches once, so a model cannot pad for ever.
 _SPACE = r"\x20|\r?\n[\x20\x09]{0,32}"
 _DRAWN = re.compile(r"^ *(\^+|\d+ \|.*)$", re.MULTILINE)
@@ -38,21 +46,27 @@ class Grammars:
     """The constraints of one base, whose tokenizer.json lies in `folder`; it is read when the first constraint comes.
 
     `vocab_size` is the width of the model's logits, `eos_ids` every token that ends an output. The last 64 grammars are kept
-    compiled. Safe to call from several threads; while one compiles, others run.
+    compiled, fewer when they are large. Safe to call from several threads; while one compiles, others run.
     """
 
     def __init__(self, folder: Path, vocab_size: int, eos_ids: Iterable[int]) -> None:
         self._folder = folder
         self._eos_ids = sorted(set(eos_ids))
         self._words = -(-vocab_size // 32)
-        self._compiled = lru_cache(maxsize=_CACHED)(self._build)
+        self._kept: OrderedDict[Constraint, tuple[LLMatcher, int]] = OrderedDict()
+        self._lock = threading.Lock()
 
-    def compile(self, constraint: Constraint) -> None:
-        """Raise InvalidInput (`invalid_constraint`) that says what is wrong, or make `start` cheap.
+    def compile(self, constraint: Constraint, *, size: int = 0) -> None:
+        """Raise InvalidInput (`invalid_constraint`) that says what is wrong, or make `start` cheap. `size` is its bytes, if known.
 
-        It takes a millisecond for common schemas and up to a few seconds for hostile ones: call it outside the step.
+        It takes a millisecond for common schemas and minutes for hostile ones: call it where it can be killed first.
         """
-        self._compiled(constraint)
+        self._compiled(constraint, size)
+
+    def knows(self, constraint: Constraint) -> bool:
+        """Whether `start` is cheap."""
+        with self._lock:
+            return constraint in self._kept
 
     def start(self, constraint: Constraint) -> Guide:
         """A guide for one request, at the start of its output; errors as `compile`."""
@@ -76,6 +90,20 @@ class Grammars:
         bits = np.zeros(-(-self._tokenizer.vocab_size // 32) * 32, dtype=np.uint8)
         bits[self._tokenizer.eos_tokens] = 1
         return np.packbits(bits, bitorder="little").view(np.int32)
+
+    def _compiled(self, constraint: Constraint, size: int = 0) -> LLMatcher:
+        with self._lock:
+            if constraint in self._kept:
+                self._kept.move_to_end(constraint)
+                return self._kept[constraint][0]
+        matcher = self._build(constraint)
+        with self._lock:
+            self._kept[constraint] = matcher, size
+            while len(self._kept) > 1 and (
+                len(self._kept) > _CACHED or sum(size for _, size in self._kept.values()) > _CACHED_BYTES
+            ):
+                self._kept.popitem(last=False)
+        return matcher
 
     def _build(self, constraint: Constraint) -> LLMatcher:
         try:
@@ -138,6 +166,8 @@ def apply(guides: Sequence[Guide | None], logits: torch.Tensor) -> None:
     rows, guided = [i for i, guide in enumerate(guides) if guide], [guide for guide in guides if guide]
     if not guided:
         return
+    import torch  # the process that only tries grammars does without
+
     packed = torch.from_numpy(guided[0]._grammars._masks(guided).view(np.uint8)).to(logits.device)
     bits = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=logits.device)
     banned = (packed[:, :, None] & bits == 0).flatten(1)[:, : logits.shape[1]]

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 
 import torch
 
 from tunery.gateway.engine.adapter import ServedAdapter
+from tunery.gateway.engine.compiling import Compiler
 from tunery.gateway.engine.config import EngineConfig
 from tunery.gateway.engine.constraint import Grammars, Guide
 from tunery.gateway.engine.fairness import Fairness
+from tunery.gateway.engine.grammar_trial import Trials
 from tunery.gateway.engine.messages import (
     Cancel,
     Command,
@@ -80,7 +82,8 @@ class EngineCore:
         )
         self._eos_ids = frozenset(config.eos_ids)
         self._grammars = Grammars(Path(config.base_folder), model.vocab_size, config.eos_ids)
-        self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grammars")
+        trials = Trials(Path(config.base_folder), model.vocab_size, sorted(set(config.eos_ids)))
+        self._compiler = Compiler(self._grammars, trials)
         self._compiling: dict[str, tuple[Sequence, Future[Guide]]] = {}
         self._preloads: list[Load] = []
         self._steps = 0
@@ -118,7 +121,8 @@ class EngineCore:
         if isinstance(command, Generate | Embed):
             self._enqueue(command)
         elif isinstance(command, Cancel):
-            self._compiling.pop(command.id, None)
+            if (compiling := self._compiling.pop(command.id, None)) is not None:
+                self._compiler.cancel(compiling[1])
             sequence = self.scheduler.find(command.id)
             if sequence is not None:
                 self.scheduler.finish(sequence)
@@ -195,7 +199,7 @@ class EngineCore:
     def close(self) -> None:
         """Stop the threads."""
         self.residency.close()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._compiler.close()
 
     # -- taking requests in -----------------------------------------------------------------------------------------------
 
@@ -210,7 +214,7 @@ class EngineCore:
         if constraint is None:
             self.scheduler.add(sequence)
         else:
-            self._compiling[sequence.id] = sequence, self._threads.submit(self._grammars.start, constraint)
+            self._compiling[sequence.id] = sequence, self._compiler.submit(sequence.tenant, constraint)
 
     def _check(self, command: Generate | Embed) -> None:
         """Refuse what could never run, so that it does not wait for ever."""

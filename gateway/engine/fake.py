@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 
 import msgspec
 
+from tunery.gateway.engine.interface import Outage
 from tunery.gateway.engine.messages import (
     AdapterSource,
     Embed,
@@ -74,6 +75,11 @@ class FakeEngine:
     def ready(self) -> Ready | None:
         """See Engine.ready."""
         return self._ready
+
+    @property
+    def outage(self) -> Outage | None:
+        """See Engine.outage."""
+        return None if self._ready is not None else Outage("starting", 7)
 
     @staticmethod
     def echo(request: Generate) -> Sequence[int]:

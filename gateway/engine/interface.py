@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
-from typing import Protocol
+from typing import Literal, Protocol
+
+import msgspec
 
 from tunery.gateway.engine.messages import (
     AdapterSource,
@@ -17,7 +19,14 @@ from tunery.gateway.engine.messages import (
     Unloaded,
 )
 
-__all__ = ["Engine"]
+__all__ = ["Engine", "Outage"]
+
+
+class Outage(msgspec.Struct, frozen=True):
+    """Why an engine cannot answer now, and in about how many seconds it can."""
+
+    reason: Literal["starting", "not responding", "failed"]
+    retry_after: int
 
 
 class Engine(Protocol):
@@ -26,6 +35,10 @@ class Engine(Protocol):
     @property
     def ready(self) -> Ready | None:
         """What the engine said of itself; None while it cannot answer."""
+
+    @property
+    def outage(self) -> Outage | None:
+        """Why it cannot answer; None while it can."""
 
     @property
     def stats(self) -> Stats | None:
@@ -51,7 +64,7 @@ class Engine(Protocol):
         """The tokens of one request as they come.
 
         Closing the iterator cancels the request. Raises the TuneryError that the engine answered with, or Unavailable when
-        it died meanwhile.
+        it died meanwhile. What has not begun may be held until there is an engine again.
         """
 
     async def embed(self, request: Embed) -> Embedded:

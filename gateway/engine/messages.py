@@ -13,6 +13,7 @@ import msgspec
 
 __all__ = [
     "AdapterSource",
+    "Alive",
     "Cancel",
     "Command",
     "Constraint",
@@ -297,4 +298,10 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True, tag="stats"):
     prefix_hits: int = 0
 
 
-Event = Ready | Tokens | Embedded | Failed | Loaded | Unloaded | Stats
+class Alive(msgspec.Struct, frozen=True, tag="alive"):
+    """The process lives, loading or serving; the step that is running has taken `step_seconds` so far (0: none is)."""
+
+    step_seconds: float = 0.0
+
+
+Event = Ready | Tokens | Embedded | Failed | Loaded | Unloaded | Stats | Alive

@@ -1,6 +1,6 @@
 """Owns the engine's process: `python -m tunery.gateway.engine.process --socket PATH --config JSON`.
 
-The main thread steps the engine; another reads commands. It ends when the gateway's end of the socket closes, so an engine
+The main thread steps the engine; another reads commands, and one sends heartbeats. It ends when the gateway's end of the socket closes, so an engine
 never outlives its gateway.
 """
 
@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from tunery.gateway.engine.config import EngineConfig
+from tunery.gateway.engine.heartbeat import Heartbeat
 from tunery.gateway.engine.messages import Command, Failed, Shutdown
 from tunery.gateway.engine.wire import CommandReader, EventWriter
+from tunery.plugins.allocator import give_back, resident_bytes
 from tunery.plugins.compute import prepare_compute
 from tunery.plugins.parent import die_with_parent
 from tunery.registry.errors import ArtifactRefused, TuneryError
@@ -34,6 +36,8 @@ STATS_EVERY = 1.0
 LOAD_POLL = 0.002
 REFUSED = 78
 """EX_CONFIG of sysexits.h: starting again changes nothing."""
+GROWTH = 64 * 2**20
+"""Bytes by which an idle engine may have grown before it hands back what it does not need."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,10 +69,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _serve(config: EngineConfig, connection: socket.socket) -> None:
     """Load the base, say so, and loop."""
+    writer = EventWriter(connection)
+    heartbeat = Heartbeat(writer.write)
+    heartbeat.start()
     from tunery.gateway.engine.core import EngineCore
     from tunery.gateway.engine.self_check import expectation, verify
 
-    writer = EventWriter(connection)
     try:
         expected = expectation(config)
         core = EngineCore(config, writer.write)
@@ -82,24 +88,37 @@ def _serve(config: EngineConfig, connection: socket.socket) -> None:
     writer.write(core.ready())
     writer.write(core.stats())
     try:
-        _loop(core, commands)
+        _loop(core, commands, heartbeat)
     finally:
         core.close()
 
 
-def _loop(core: EngineCore, commands: queue.SimpleQueue[Command | None]) -> None:
+def _loop(core: EngineCore, commands: queue.SimpleQueue[Command | None], heartbeat: Heartbeat) -> None:
     """Take what commands there are, step, report; sleep only when there is nothing to do."""
-    reported = time.monotonic()
+    reported, known = time.monotonic(), 0
     while True:
         wait = STATS_EVERY if core.idle else LOAD_POLL if core.blocked else 0.0
-        for command in _taken(commands, wait):
+        taken = _taken(commands, wait)
+        heartbeat.begin()
+        for command in taken:
             if command is None or isinstance(command, Shutdown):
                 return
             core.handle(command)
         core.step()
+        heartbeat.end()
+        if core.idle:
+            known = _tidied(known)
         if time.monotonic() - reported >= STATS_EVERY:
             reported = time.monotonic()
             core.report()
+
+
+def _tidied(known: int) -> int:
+    """Hand memory back when there is much more of it than was known to be needed; how much is known to be needed now."""
+    if resident_bytes() <= known + GROWTH:
+        return known
+    give_back()
+    return max(known, resident_bytes())
 
 
 def _taken(commands: queue.SimpleQueue[Command | None], wait: float) -> list[Command | None]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+import threading
 
 import msgspec
 
@@ -51,15 +52,17 @@ class CommandReader:
 
 
 class EventWriter:
-    """The engine's blocking writer of events; raises OSError when the gateway is gone."""
+    """The engine's blocking writer of events, for several threads; raises OSError when the gateway is gone."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
-        self._encoder = msgspec.msgpack.Encoder()
+        self._lock = threading.Lock()
 
     def write(self, event: Event) -> None:
         """Send one event."""
-        self._connection.sendall(_framed(self._encoder.encode(event)))
+        frame = _framed(msgspec.msgpack.encode(event))
+        with self._lock:
+            self._connection.sendall(frame)
 
 
 def write_command(writer: asyncio.StreamWriter, command: Command) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from tunery.gateway.engine.client import EngineClient
+from tunery.gateway.engine.client import MOST_QUEUED, EngineClient
 from tunery.gateway.engine.messages import (
     AdapterSource,
     Cancel,
@@ -22,6 +22,8 @@ from tunery.gateway.engine.messages import (
     Load,
     Loaded,
     Sampling,
+    Token,
+    Tokens,
     Weighted,
 )
 from tunery.gateway.engine.wire import CommandReader, EventWriter
@@ -41,7 +43,7 @@ class Pair:
     async def asked(self) -> Command | None:
         return await asyncio.to_thread(CommandReader(self.engine).read)
 
-    def answer(self, event: Embedded | Failed | Loaded) -> None:
+    def answer(self, event: Embedded | Failed | Loaded | Tokens) -> None:
         EventWriter(self.engine).write(event)
 
 
@@ -111,3 +113,21 @@ async def test_a_refusal_is_raised_as_what_it_is(pair: Pair, code: str, kind: ty
     with pytest.raises(kind, match="no") as caught:
         await asking
     assert caught.value.code == code
+
+
+async def test_tokens_that_nobody_takes_end_their_request_and_no_other(pair: Pair) -> None:
+    slow, quick = (Generate(id=name, prompt=(1,), sampling=Sampling(max_tokens=9999)) for name in ("slow", "quick"))
+    streams = [pair.client.generate(request) for request in (slow, quick)]
+    firsts = [asyncio.ensure_future(anext(stream)) for stream in streams]
+    assert [await pair.asked(), await pair.asked()] == [slow, quick]
+    for number in range(MOST_QUEUED + 2):
+        pair.answer(Tokens([Token("slow", number, 0.0), Token("quick", number, 0.0)]))
+        assert (await (firsts[1] if number == 0 else anext(streams[1]))).token == number
+    assert await pair.asked() == Cancel("slow")
+    taken = [await firsts[0]] + [await anext(streams[0]) for _ in range(MOST_QUEUED)]
+    assert [token.token for token in taken] == list(range(MOST_QUEUED + 1)), "the first was taken"
+    with pytest.raises(Overloaded, match="wait to be read") as caught:
+        await anext(streams[0])
+    assert caught.value.code == "client_too_slow"
+    await streams[1].aclose()
+    assert await pair.asked() == Cancel("quick")

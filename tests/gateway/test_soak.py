@@ -38,6 +38,13 @@ CACHE = ("--max-batch", "16", "--kv-tokens", "8192", "--context-length", "1024")
 WORDS = ["the", "invoice", "was", "charged", "twice", "in", "May", "please", "refund", "one", "payment", "and", "close"]
 SCHEMA = {"type": "object", "properties": {"team": {"enum": ["billing", "sales"]}, "n": {"type": "integer"}}}
 SCHEMA |= {"required": ["team", "n"], "additionalProperties": False}
+DIVIDED = {"allOf": [{"type": "integer", "multipleOf": prime} for prime in (7, 11, 13, 17, 19, 23)]}
+HOSTILE = [
+    b'{"model":"smollm2-135m","prompt":[' + b"7," * 2_000_000 + b"7]}",
+    b'{"model":"smollm2-135m","prompt":' + b"[" * 4_000_000,
+    b"x" * 20_000_000,
+    msgspec.json.encode({"model": "smollm2-135m", "prompt": "x", "guided_json": DIVIDED}),
+]
 
 pytestmark = pytest.mark.soak
 
@@ -151,8 +158,20 @@ async def embedded(soak: Soak, noise: random.Random) -> None:
         soak.failures.append("vectors are missing")
 
 
+async def hostile(soak: Soak, noise: random.Random) -> None:
+    """A large body, or a grammar that takes minutes to compile: refused, whatever it took to read it."""
+    async with httpx.AsyncClient(timeout=120) as client:
+        headers = {"content-type": "application/json"}
+        url = f"{soak.server.url}/v1/completions"
+        response = await client.post(url, content=noise.choice(HOSTILE), headers=headers)
+    if response.status_code not in (400, 413):
+        soak.failures.append(f"a hostile body got {response.status_code}")
+    await asyncio.sleep(1)
+
+
 KINDS: list[Callable[[Soak, random.Random], Awaitable[None]]] = [
-    *(chat, chat, chat, chat, whole, whole, several, composed, constrained, scored, embedded)
+    *(chat, chat, chat, chat, whole, whole, several, composed, constrained, scored, embedded),
+    hostile,
 ]
 """One client each, so that what the kinds need beside each other has been needed early."""
 

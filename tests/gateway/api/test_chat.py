@@ -9,6 +9,7 @@ import openai
 import pytest
 
 from tests.gateway.api.conftest import REPLY, Served
+from tunery.gateway.api import responding
 from tunery.gateway.engine.messages import Generate
 from tunery.registry.errors import Unavailable
 
@@ -256,7 +257,20 @@ async def test_a_dead_engine_is_503_and_the_gateway_not_ready(served: Served) ->
         await served.client.chat.completions.create(model="tiny", messages=ASK)
     assert caught.value.status_code == 503
     assert caught.value.code == "engine_starting"
-    assert caught.value.response.headers["retry-after"] == "1"
+    assert caught.value.response.headers["retry-after"] == "7", "what the engine says of its outage"
+
+
+async def test_a_stream_that_is_long_in_coming_sends_comments(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(responding, "FIRST_COMMENT", 0.01)
+    monkeypatch.setattr(responding, "COMMENT_EVERY", 0.01)
+    served.engine.delay = 0.2
+    body = {"model": "tiny", "messages": ASK, "stream": True, "max_tokens": 2}
+    response = await served.post("/v1/chat/completions", body)
+    assert response.status_code == 200
+    first, second, *_ = response.text.split("\n\n")
+    assert (first, second) == (": queued", ": queued")
+    stream = await served.client.chat.completions.create(model="tiny", messages=ASK, stream=True, max_tokens=2)
+    assert "".join([chunk.choices[0].delta.content or "" async for chunk in stream]) == REPLY[:2]
 
 
 async def test_an_engine_that_dies_mid_stream_ends_the_stream_with_an_error(served: Served) -> None:

@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from tests.gateway.api.conftest import REPLY, Served
+from tunery.gateway.api import memory
 from tunery.gateway.app import MAX_BODY
 
 ASK = [{"role": "user", "content": "Hi"}]
@@ -140,3 +141,16 @@ async def test_a_client_that_leaves_before_the_first_token_of_its_stream_cancels
 async def test_more_answers_than_can_ever_wait_is_a_mistake_and_not_a_queue(served: Served) -> None:
     body = {"model": "tiny", "prompt": ["x"] * 60, "n": 16}
     assert "960 answers" in await refused(served, RAW, json.dumps(body).encode())
+
+
+async def test_bodies_have_bounds_by_route_and_in_all(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    padded = b'{"adapter": "acme/support", "x": "' + b"x" * 70_000 + b'"}'
+    assert (await post(served, "/v1/adapters/load", padded)).status_code == 413
+    monkeypatch.setattr(memory, "MAX_BODIES", 50_000)
+    for _ in range(2):
+        response = await post(
+            served, CHAT, json.dumps({"model": "tiny", "messages": ASK, "user": "x" * 60_000}).encode()
+        )
+        assert (response.status_code, response.json()["error"]["code"]) == (429, "overloaded")
+        half = json.dumps({"model": "tiny", "messages": ASK, "user": "x" * 30_000}).encode()
+        assert (await post(served, CHAT, half)).status_code == 200, "what has ended does not count"

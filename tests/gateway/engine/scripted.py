@@ -1,6 +1,6 @@
 """A small real process that speaks the engine's protocol without a model; for the supervisor's tests.
 
-Says Ready, answers Generate with the prompt's own tokens, one every 20 ms. Started with context_length 13 it exits at once.
+Says Ready and sends heartbeats, answers Generate with the prompt's own tokens, one every 20 ms. Started with context_length 13 it exits at once.
 Asked with the id GARBLED it sends what is no frame; with TALKATIVE it reports its state first.
 """
 
@@ -13,6 +13,7 @@ import time
 import msgspec
 
 from tunery.gateway.engine.config import EngineConfig
+from tunery.gateway.engine.heartbeat import Heartbeat
 from tunery.gateway.engine.messages import Generate, Load, Loaded, Ready, Shutdown, Stats, Token, Tokens
 from tunery.gateway.engine.wire import CommandReader, EventWriter
 
@@ -47,6 +48,7 @@ def main() -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.connect(options.socket)
         reader, writer = CommandReader(connection), EventWriter(connection)
+        Heartbeat(writer.write).start()
         writer.write(
             Ready(
                 base=config.base_name,

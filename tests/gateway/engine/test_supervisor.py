@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import os
+import queue
 import signal
 import sys
+import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.gateway.engine.scripted import GARBLED, TALKATIVE, UNLUCKY
+from tests.gateway.engine.scripted import GARBLED, STATS, TALKATIVE, UNLUCKY
 from tunery.gateway.engine.config import EngineConfig
-from tunery.gateway.engine.messages import AdapterSource, Generate, Sampling, Stats
+from tunery.gateway.engine.heartbeat import LONGEST_TICK, STEP_ALLOWANCE, TICK_EVERY, EngineLimits, Heartbeat, Pulse
+from tunery.gateway.engine.messages import AdapterSource, Alive, Event, Generate, Sampling, Stats, Token
 from tunery.gateway.engine.supervisor import EngineProcess
 from tunery.registry.errors import Unavailable
 
@@ -47,29 +50,124 @@ async def test_tokens_come_back_to_whoever_asked(engine: EngineProcess) -> None:
     assert (await engine.load(AdapterSource("d", "a/b", 1, {}))).bytes == 5
 
 
-async def test_a_killed_engine_fails_its_requests_and_comes_back(engine: EngineProcess) -> None:
+async def collect(engine: EngineProcess, request: Generate) -> list[int]:
+    return [token.token async for token in engine.generate(request)]
+
+
+async def test_a_killed_engine_fails_what_had_begun_and_the_next_one_answers_the_rest(engine: EngineProcess) -> None:
     pid = engine.pid
     assert pid is not None
-
-    async def run(name: str) -> None:
-        with pytest.raises(Unavailable) as caught:
-            async for _ in engine.generate(ask(name, 90)):
-                pass
-        assert caught.value.code == "engine_restarted"
-
-    running = [asyncio.create_task(run(f"r{i}")) for i in range(5)]
-    await asyncio.sleep(0.1)
+    begun = engine.generate(ask("begun", 90))
+    await anext(begun)
+    # The scripted engine answers one after the other, so these have no token yet.
+    waiting = [asyncio.create_task(collect(engine, ask(f"r{i}", 3))) for i in range(4)]
+    vector = asyncio.create_task(engine.load(AdapterSource("d", "a/b", 1, {})))
+    await asyncio.sleep(0.05)
     os.kill(pid, signal.SIGKILL)
-    await asyncio.wait_for(asyncio.gather(*running), 5)
+    with pytest.raises(Unavailable) as caught:
+        await asyncio.wait_for(_exhaust(begun), 20)
+    assert caught.value.code == "engine_restarted"
     assert engine.ready is None
-    with pytest.raises(Unavailable, match="starting"):
-        await engine.generate(ask("early", 2)).__anext__()
-    started = time.monotonic()
-    await asyncio.wait_for(engine.wait_ready(), 10)
-    assert time.monotonic() - started < 10
+    outage = engine.outage
+    assert outage is not None
+    assert outage.reason == "starting"
+    assert caught.value.retry_after == outage.retry_after >= 1
+    early = asyncio.create_task(collect(engine, ask("early", 2)))
+    assert await asyncio.wait_for(asyncio.gather(*waiting), 30) == [[0, 1, 2]] * 4
+    assert await asyncio.wait_for(early, 30) == [0, 1]
+    with pytest.raises(Unavailable):
+        await vector
     assert engine.pid != pid
-    assert engine.restarts == 1
-    assert len([token async for token in engine.generate(ask("again", 2))]) == 2
+    assert (engine.restarts, engine.outage) == (1, None)
+
+
+async def _exhaust(stream: AsyncGenerator[Token, None]) -> None:
+    async for _ in stream:
+        """Take them all."""
+
+
+async def test_nobody_is_held_for_longer_than_allowed() -> None:
+    engine = EngineProcess(config(), command=("/bin/sleep", "60"), limits=EngineLimits(hold=0.05))
+    await engine.start()
+    with pytest.raises(Unavailable, match="starting") as caught:
+        await anext(engine.generate(ask("early", 2)))
+    assert (caught.value.code, caught.value.retry_after > 1) == ("engine_starting", True)
+    waiting = asyncio.create_task(engine.wait_ready())
+    await asyncio.sleep(0)
+    await engine.stop()
+    with pytest.raises(Unavailable, match="stopped"):
+        await waiting
+
+
+async def test_a_hung_engine_is_not_ready_until_it_goes_on_and_is_replaced_when_it_does_not() -> None:
+    engine = EngineProcess(config(), command=COMMAND, limits=EngineLimits(unready=2.5, restart=6, hold=60))
+    await engine.start()
+    ready = await asyncio.wait_for(engine.wait_ready(), 20)
+    pid = engine.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    while engine.ready is not None:
+        await asyncio.sleep(0.05)
+    outage = engine.outage
+    assert outage is not None
+    assert outage.reason == "not responding"
+    os.kill(pid, signal.SIGCONT)
+    assert await asyncio.wait_for(engine.wait_ready(), 20) is ready
+    assert (engine.pid, engine.restarts, engine.outage) == (pid, 0, None)
+    begun = engine.generate(ask("begun", 90))
+    await anext(begun)
+    waiting = asyncio.create_task(collect(engine, ask("waiting", 2)))
+    await asyncio.sleep(0.05)
+    os.kill(pid, signal.SIGSTOP)
+    with pytest.raises(Unavailable) as caught:
+        await asyncio.wait_for(_exhaust(begun), 60)
+    assert caught.value.code == "engine_restarted"
+    assert await asyncio.wait_for(waiting, 30) == [0, 1]
+    assert (engine.pid != pid, engine.restarts) == (True, 1)
+    await engine.stop()
+
+
+def test_only_the_engines_own_silence_counts() -> None:
+    now = [0.0]
+    pulse = Pulse(lambda: now[0])
+    now[0] = 1000.0
+    pulse.tick()
+    assert pulse.silence == LONGEST_TICK, "this process did not run"
+    for _ in range(20):
+        now[0] += TICK_EVERY
+        pulse.tick()
+    assert pulse.silence == LONGEST_TICK + 20 * TICK_EVERY
+    pulse.take(Alive(0.0))
+    assert pulse.silence == 0
+    pulse.take(Alive(500.0))
+    assert pulse.silence == 500.0 / STEP_ALLOWANCE, "a step may be long"
+    pulse.take(STATS)
+    assert pulse.silence == 0
+
+
+def test_a_heartbeat_says_how_long_the_step_has_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tunery.gateway.engine.heartbeat.BEAT_EVERY", 0.01)
+    sent: queue.SimpleQueue[Event] = queue.SimpleQueue()
+    over = threading.Event()
+
+    def send(event: Event) -> None:
+        if over.is_set():
+            raise BrokenPipeError
+        sent.put(event)
+
+    heartbeat = Heartbeat(send)
+    heartbeat.start()
+    assert sent.get(timeout=20) == Alive(0.0), "nothing runs"
+    heartbeat.begin()
+    while (event := sent.get(timeout=20)) == Alive(0.0):
+        """Sent before."""
+    assert isinstance(event, Alive)
+    later = [sent.get(timeout=20) for _ in range(2)]
+    assert event.step_seconds < later[0].step_seconds < later[1].step_seconds  # type: ignore[union-attr]
+    heartbeat.end()
+    while sent.get(timeout=20) != Alive(0.0):
+        """Sent before."""
+    over.set()
 
 
 async def test_an_engine_that_sends_garbage_is_replaced(engine: EngineProcess) -> None:
