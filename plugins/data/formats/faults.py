@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
+from tunery.plugins.data.conversation import MESSAGE_FIELDS, plain_message, read_arguments
 from tunery.registry.errors import InvalidInput, near
 
 __all__ = ["Faults", "RowInvalid", "kind", "message_faults", "plain_messages", "text_faults", "tool_faults", "unknown"]
@@ -14,7 +14,7 @@ Faults = list[tuple[str, str]]
 """(JSON path, what is wrong and how to fix it)."""
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
-_MESSAGE_KEYS = ("role", "content", "name", "tool_call_id", "tool_calls", "weight")
+_MESSAGE_KEYS = (*MESSAGE_FIELDS, "weight")
 _CALL_KEYS = ("id", "type", "function")
 
 
@@ -39,6 +39,7 @@ def message_faults(path: str, message: Any) -> Faults:
         return [(path, f"must be an object with role and content, not {kind(message)}")]
     role = message.get("role")
     found = [*unknown(path, message, _MESSAGE_KEYS), *_role_faults(path, message), *_weight_faults(path, message)]
+    found += _said_faults(path, message)
     if message.get("tool_calls") is not None:
         found += _calls_faults(f"{path}.tool_calls", message)
         if message.get("content") is None:
@@ -55,7 +56,7 @@ def message_faults(path: str, message: Any) -> Faults:
 
 def plain_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Valid messages with their contents as one text each and the arguments of calls as objects."""
-    return [_plain(message) for message in messages]
+    return [plain_message(message) for message in messages]
 
 
 def tool_faults(path: str, tools: Any) -> Faults:
@@ -122,6 +123,13 @@ def _weight_faults(path: str, message: Mapping[str, Any]) -> Faults:
     return []
 
 
+def _said_faults(path: str, message: Mapping[str, Any]) -> Faults:
+    """What is wrong with the other texts of a message."""
+    names = ("name", "reasoning_content", "tool_call_id")
+    wrong = [name for name in names if not isinstance(message.get(name), str | None)]
+    return [(f"{path}.{name}", f"must be a text, not {kind(message[name])}") for name in wrong]
+
+
 def _calls_faults(path: str, message: Mapping[str, Any]) -> Faults:
     if message.get("role") != "assistant":
         return [(path, "is for assistant messages only; drop it")]
@@ -155,30 +163,11 @@ def _content_faults(path: str, content: Any) -> Faults:
     ]
 
 
-def _plain(message: dict[str, Any]) -> dict[str, Any]:
-    plain = {**message, "content": _text(message.get("content") or "")}
-    if not message.get("tool_calls"):
-        plain.pop("tool_calls", None)
-        return plain
-    calls = [
-        {
-            "id": f"call_{index}",
-            "type": "function",
-            **call,
-            "function": {**call["function"], "arguments": _arguments(call["function"].get("arguments"))},
-        }
-        for index, call in enumerate(message["tool_calls"])
-    ]
-    return {**plain, "tool_calls": calls}
-
-
 def _arguments(value: Any) -> Any:
     """The arguments of a call, which OpenAI writes as JSON inside a text; None where they are neither."""
-    if not isinstance(value, str):
-        return value
     try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
+        return read_arguments(value)
+    except ValueError:
         return None
 
 
