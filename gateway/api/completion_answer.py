@@ -23,7 +23,9 @@ class CompletionAnswer:
         self._request, self._answers = request, answers
         self._renderer = answers.gateway.renderer
         self._logprobs = [
-            CompletionLogprobs(self._renderer, echoed=wanted.prompt if request.echo else ())
+            CompletionLogprobs(
+                self._renderer, echoed=wanted.prompt if request.echo else (), skip_special=answers.shown.skip_special
+            )
             for wanted in answers.wanted
         ]
 
@@ -50,7 +52,8 @@ class CompletionAnswer:
     def _choice(self, pieces: Sequence[Piece]) -> Choice:
         """What these pieces, all of one choice, add to it."""
         first, wanted = pieces[0], self._answers.wanted[pieces[0].index]
-        before = self._renderer.decode(wanted.prompt) if self._request.echo and first.first else ""
+        echoed = wanted.prompt if self._request.echo and first.first else ()
+        before = self._renderer.decode(echoed, self._answers.shown.skip_special)
         return Choice(
             index=first.index,
             text=before + "".join(piece.text for piece in pieces),

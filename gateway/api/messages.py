@@ -39,6 +39,8 @@ def _message(where: str, raw: Message, known: set[str]) -> Message:
     role = given.get("role")
     if role not in ROLES:
         raise _wrong(f"{where}.role is {str(role)[:50]!r}; it is one of {', '.join(ROLES)}")
+    if role == "assistant" and "content" not in given and given.get("refusal"):
+        given["content"] = given.pop("refusal")
     _check_fields(where, given)
     read: Message = {name: given[name] for name in ("role", "name", "reasoning_content") if name in given}
     if given.get("tool_calls"):
@@ -81,7 +83,7 @@ def _calls(where: str, raw: Any) -> list[Message]:
 
 def _call(where: str, raw: Any) -> Message:
     function = raw.get("function") if isinstance(raw, dict) else None
-    if not isinstance(function, dict) or raw.get("type", "function") != "function":
+    if not isinstance(function, dict) or (raw.get("type") or "function") != "function":
         raise _wrong(f'{where} must be {{"id": …, "type": "function", "function": {{"name": …, "arguments": …}}}}')
     if not isinstance(raw.get("id"), str) or not raw["id"]:
         raise _wrong(f"{where}.id is missing; it is the text that the result names as tool_call_id")

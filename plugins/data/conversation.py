@@ -19,9 +19,13 @@ MESSAGE_FIELDS = ("role", "content", "name", "reasoning_content", "tool_calls", 
 """What a message may say to a template, in the order in which it is passed on."""
 
 
+_EMPTY = ("refusal", "annotations", "audio", "function_call")
+"""What OpenAI's client writes into every message; where it says anything, the message is refused before."""
+
+
 def plain_message(message: Mapping[str, Any]) -> Message:
     """The message as templates take it. A `weight`, and fields of a third party's format, follow the others."""
-    given = {name: value for name, value in message.items() if value is not None}
+    given = {name: value for name, value in message.items() if value is not None and name not in _EMPTY}
     given["content"] = _text(given.get("content"))
     if "tool_calls" in given:
         given["tool_calls"] = [_call(index, call) for index, call in enumerate(given["tool_calls"])]

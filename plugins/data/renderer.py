@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -21,9 +22,13 @@ from tunery.plugins.data.template import ChatTemplate, Message, find_template
 from tunery.plugins.data.tokens import Decoder, Tokens, read_json
 from tunery.plugins.data.tools import PROBE, CallStyle, as_text, call_style, with_short_ids
 from tunery.plugins.data.turns import PROBES, Turn, TurnFinder, shared_length
-from tunery.registry.errors import InvalidInput
+from tunery.registry.errors import InvalidInput, UnknownName
 
 __all__ = ["Decoder", "Message", "Rendered", "Renderer"]
+
+
+_FINAL = "\ufdd2"
+"""Marks the end of a message; no character of any text."""
 
 
 class Rendered(msgspec.Struct, frozen=True):
@@ -116,21 +121,40 @@ class Renderer:
         messages: Sequence[Message],
         *,
         add_generation_prompt: bool = True,
+        continue_final: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> list[int]:
         """The prompt the model sees for a conversation; raise InvalidInput when the base's template refuses it.
 
-        Calls in `messages` have their arguments as objects. A template that does not know functions gets them as text.
+        With `continue_final` it ends where the last message's content does. A template that does not know functions gets them as text.
         """
         messages, tools = self._prepared(messages, tools)
         if not self.template:
             return self._tokens.encode(self._tokens.unmask(_raw_prompt(messages)), bos=True)
-        text = self._render(messages, prompt=add_generation_prompt, tools=tools)
-        return self._tokens.encode_cut(text, _cuts(self._turns(messages, text, tools).values()))[0]
+        if continue_final:
+            messages = [*messages[:-1], _marked(messages[-1])]
+        text = self._render(messages, prompt=add_generation_prompt and not continue_final, tools=tools)
+        cuts = _cuts(self._turns(messages, text, tools).values())
+        end = _final(text) if continue_final else len(text)
+        return self._tokens.encode_cut(text[:end], [cut for cut in cuts if cut <= end])[0]
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of raw text, with the tokens the tokenizer puts around any text (such as one beginning-of-sequence)."""
-        return self._tokens.encode(text, bos=True)
+    def with_options(self, options: Mapping[str, Any]) -> Renderer:
+        """This renderer with more variables for its template; raise InvalidInput for one that the template does not read."""
+        if not options:
+            return self
+        known = self.template.variables if self.template else frozenset()
+        for name in options:
+            if name not in known:
+                raise UnknownName(
+                    "variable of this base's chat template", name[:80], known, param="chat_template_kwargs"
+                )
+        made = copy(self)
+        made._options = self._options | _mapped(options, self._tokens.mask)
+        return made
+
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """Ids of raw text; if `special`, with the tokens the tokenizer puts around any text (such as one beginning-of-sequence)."""
+        return self._tokens.encode(text, bos=special)
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """Text of token ids."""
@@ -285,6 +309,22 @@ class Renderer:
 
 def _is_trained(message: Message) -> bool:
     return bool(message["role"] == "assistant" and message.get("weight", 1) != 0)
+
+
+def _marked(message: Message) -> Message:
+    """The message with a mark at the end of its content, which shows where the template writes that."""
+    if not message["content"] or message.get("tool_calls"):
+        raise InvalidInput("the last message has no text to go on with", param="continue_final_message")
+    return {**message, "content": message["content"] + _FINAL}
+
+
+def _final(text: str) -> int:
+    """Where the mark stands."""
+    if _FINAL not in text:
+        raise InvalidInput(
+            "this base's chat template does not write the last message as it is", param="continue_final_message"
+        )
+    return text.rindex(_FINAL)
 
 
 def _cuts(turns: Iterable[Turn | None]) -> list[int]:

@@ -15,6 +15,7 @@ from typing import Any
 import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension
+from jinja2.meta import find_undeclared_variables
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -23,6 +24,9 @@ from tunery.registry.errors import InvalidInput
 __all__ = ["ChatTemplate", "Message", "find_template"]
 
 Message = dict[str, Any]
+
+_GIVEN = {"messages", "tools", "documents", "add_generation_prompt", "raise_exception", "strftime_now"}
+_TOKENS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 
 
 class _Generation(Extension):
@@ -49,8 +53,14 @@ class ChatTemplate:
         environment.globals.update(raise_exception=_raise, strftime_now=self._strftime)
         try:
             self._template = environment.from_string(source)
+            self._names = find_undeclared_variables(environment.parse(source))
         except jinja2.TemplateError as error:
             raise InvalidInput(f"the base's chat template does not compile: {error}", code="bad_template") from error
+
+    @property
+    def variables(self) -> frozenset[str]:
+        """What the template reads and a request may set: not the conversation, nor the names of tokens."""
+        return frozenset(self._names - _GIVEN - self._tokens.keys() - {f"{kind}_token" for kind in _TOKENS})
 
     def render(
         self,

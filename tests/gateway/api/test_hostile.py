@@ -12,6 +12,13 @@ from tests.gateway.api.conftest import REPLY, Served
 from tunery.gateway.app import MAX_BODY
 
 ASK = [{"role": "user", "content": "Hi"}]
+
+
+def asked(path: str) -> dict[str, object]:
+    """What is asked on either endpoint."""
+    return {"messages": ASK} if "chat" in path else {"prompt": "x"}
+
+
 CHAT, RAW = "/v1/chat/completions", "/v1/completions"
 HUGE = 10**30
 
@@ -56,7 +63,7 @@ async def refused(served: Served, path: str, body: bytes, status: int = 400) -> 
 )
 @pytest.mark.parametrize("path", [CHAT, RAW])
 async def test_values_out_of_this_world(served: Served, path: str, extra: dict[str, object]) -> None:
-    body = {"model": "tiny", "messages": ASK, "prompt": "x", **extra}
+    body = {"model": "tiny", **asked(path), **extra}
     message = await refused(served, path, json.dumps(body).encode())
     assert len(message) < 500
 
