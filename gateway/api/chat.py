@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from litestar import Request, Response, post
@@ -20,7 +21,7 @@ from tunery.gateway.api.fields import check_chat, check_fields
 from tunery.gateway.api.messages import read_messages
 from tunery.gateway.api.requests import ChatRequest
 from tunery.gateway.api.responding import event_stream, or_disconnect
-from tunery.gateway.api.sampling import output_room, sampling_of, shown_text, truncated
+from tunery.gateway.api.sampling import length_check, output_room, sampling_of, shown_text, truncated
 from tunery.gateway.api.schemas import ChatCompletion
 from tunery.gateway.api.state import Gateway
 from tunery.gateway.api.tools import Tooling, read_tooling
@@ -30,6 +31,8 @@ from tunery.plugins.data.renderer import Renderer
 from tunery.registry.errors import InvalidInput
 
 __all__ = ["chat_completions"]
+
+MAX_MESSAGES = 4096
 
 
 @post(
@@ -58,7 +61,8 @@ async def chat_completions(
     trace.model = data.model
     gateway.engine_ready()
     tooling = read_tooling(data)
-    wanted = await _wanted(data, gateway, tooling, size=len(await request.body()))
+    size = len(await request.body())
+    wanted = await or_disconnect(request, lambda: _wanted(data, gateway, tooling, size=size))
     marks = gateway.renderer.control_ids(MARKS) if tooling.functions else {}
     answers = Answers(
         gateway, target, wanted, shown_text(data), trace, {number: text for text, number in marks.items()}
@@ -73,20 +77,24 @@ async def chat_completions(
 async def _wanted(data: ChatRequest, gateway: Gateway, tooling: Tooling, *, size: int) -> list[Wanted]:
     """The choices: the rendered conversation, and how to go on from there."""
     ready = gateway.engine_ready()
-    messages = read_messages(data.messages)
+    if len(data.messages) > MAX_MESSAGES:
+        raise InvalidInput(
+            f"messages has {len(data.messages)} messages and {MAX_MESSAGES} is the most", param="messages"
+        )
     constraint = _constraint(data, tooling, gateway.renderer)
+    context = ready.context_length
     renderer = gateway.renderer.with_options(_template_options(data, gateway.renderer))
 
-    def read() -> list[int]:
+    def read(still_wanted: Callable[[], None]) -> list[int]:
         return renderer.prompt_ids(
-            messages,
+            read_messages(data.messages),
             add_generation_prompt=data.add_generation_prompt is not False,
             continue_final=bool(data.continue_final_message),
             tools=tooling.offered,
+            check=length_check(still_wanted, context=context, param="messages", truncate=data.truncate_prompt_tokens),
         )
 
     asked = data.max_completion_tokens or data.max_tokens
-    context = ready.context_length
     prompt = truncated(
         tuple(await gateway.reading(size, read)), data.truncate_prompt_tokens, context=context, output=asked or 1
     )

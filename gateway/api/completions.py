@@ -57,14 +57,20 @@ async def completions(
     trace.model = data.model
     ready = gateway.engine_ready()
     constraint = constraint_of(data)
-    special = data.add_special_tokens is not False
-    prompts = await read_prompts(data.prompt, gateway, param="prompt", most=MAX_PROMPTS, special=special)
+    prompts = await or_disconnect(request, lambda: _prompts(data, gateway))
     wanted = [one for prompt in prompts for one in _wanted(data, prompt, ready, constraint, gateway.renderer)]
     answer = CompletionAnswer(data, Answers(gateway, target, wanted, shown_text(data), trace))
     headers = target.headers()
     if data.stream:
         return await event_stream(request, answer.chunks(), headers=headers)
     return Response(await or_disconnect(request, answer.whole), headers=headers)
+
+
+async def _prompts(data: CompletionRequest, gateway: Gateway) -> list[tuple[int, ...]]:
+    special, truncate = data.add_special_tokens is not False, data.truncate_prompt_tokens
+    return await read_prompts(
+        data.prompt, gateway, param="prompt", most=MAX_PROMPTS, special=special, truncate=truncate
+    )
 
 
 def _wanted(

@@ -23,7 +23,7 @@ from tunery.gateway.api.sampling import check_context, truncated
 from tunery.gateway.api.schemas import Embedding, EmbeddingList, EmbeddingUsage
 from tunery.gateway.api.state import Gateway
 from tunery.gateway.api.trace import Trace, trace_of
-from tunery.gateway.engine.messages import Embed
+from tunery.gateway.engine.messages import Embed, Ready
 from tunery.gateway.resolver import Target
 from tunery.registry.errors import InvalidInput, TuneryError
 
@@ -56,12 +56,7 @@ async def embeddings(
     target = gateway.resolver.resolve(data.model, adapter=data.adapter or request.headers.get("x-tunery-adapter"))
     trace.model = data.model
     ready = gateway.engine_ready()
-    inputs = [
-        truncated(prompt, data.truncate_prompt_tokens, context=ready.context_length)
-        for prompt in await read_prompts(
-            data.input, gateway, param="input", most=MAX_INPUTS, special=data.add_special_tokens is not False
-        )
-    ]
+    inputs = await or_disconnect(request, lambda: _inputs(data, gateway, ready))
     for prompt in inputs:
         check_context(len(prompt), context=ready.context_length, param="input")
     vectors = await or_disconnect(request, lambda: _vectors(data, gateway, target, inputs, trace))
@@ -69,6 +64,12 @@ async def embeddings(
     shown = [Embedding(index=index, embedding=_encoded(vector, data)) for index, vector in enumerate(vectors)]
     answer = EmbeddingList(data=shown, model=data.model, usage=EmbeddingUsage(size, size))
     return Response(answer, headers=target.headers())
+
+
+async def _inputs(data: EmbeddingRequest, gateway: Gateway, ready: Ready) -> list[tuple[int, ...]]:
+    special, truncate = data.add_special_tokens is not False, data.truncate_prompt_tokens
+    read = await read_prompts(data.input, gateway, param="input", most=MAX_INPUTS, special=special, truncate=truncate)
+    return [truncated(prompt, truncate, context=ready.context_length) for prompt in read]
 
 
 async def _vectors(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tunery.gateway.api.requests import SamplingFields
@@ -11,10 +11,12 @@ from tunery.gateway.engine.messages import Constraint, Sampling
 from tunery.plugins.data.renderer import Renderer
 from tunery.registry.errors import InvalidInput
 
-__all__ = ["check_context", "output_room", "sampling_of", "shown_text", "truncated"]
+__all__ = ["check_context", "length_check", "output_room", "sampling_of", "shown_text", "truncated"]
 
 MAX_STOPS = 16
 MAX_BAD_WORDS = 128
+MOST_TRUNCATED = 8
+"""Contexts that a prompt may be long before it is cut."""
 
 
 def sampling_of(
@@ -86,6 +88,20 @@ def check_context(prompt_tokens: int, *, context: int, param: str) -> None:
     """Raise InvalidInput when a prompt that nothing follows does not fit the context."""
     if prompt_tokens > context:
         raise _too_long(f"{prompt_tokens} of prompt", context, param)
+
+
+def length_check(
+    wanted: Callable[[], None], *, context: int, param: str, truncate: int | None
+) -> Callable[[int], None]:
+    """What reading a text is checked with: whether it is still `wanted`, and may fit. One that is cut may be longer, not endless."""
+    most = context if truncate is None else MOST_TRUNCATED * context
+
+    def check(least: int) -> None:
+        wanted()
+        if least > most:
+            raise _too_long(f"at least {least} of prompt", context, param)
+
+    return check
 
 
 def _too_long(what: str, context: int, param: str) -> InvalidInput:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 from tunery.gateway.api.admission import Admission
+from tunery.gateway.api.reading import Readers
 from tunery.gateway.engine.interface import Engine
 from tunery.gateway.engine.messages import Ready
 from tunery.gateway.metrics import Metrics
@@ -21,9 +21,6 @@ from tunery.registry.settings import ServeSettings
 __all__ = ["Gateway"]
 
 T = TypeVar("T")
-
-LONG_TEXT = 20_000
-"""Characters; reading more than this takes long enough to hold up everybody else's tokens."""
 
 
 @dataclass
@@ -38,6 +35,7 @@ class Gateway:
     metrics: Metrics
     draining: bool = False
     admission: Admission = field(init=False)
+    readers: Readers = field(default_factory=Readers)
 
     def __post_init__(self) -> None:
         self.admission = Admission(self.settings, self.metrics.in_flight.set)
@@ -67,6 +65,6 @@ class Gateway:
                 raise
             yield
 
-    async def reading(self, size: int, read: Callable[[], T]) -> T:
-        """The result of `read`, which takes in `size` characters; long texts are read on a thread, off the event loop."""
-        return await asyncio.to_thread(read) if size > LONG_TEXT else read()
+    async def reading(self, size: int, read: Callable[[Callable[[], None]], T]) -> T:
+        """See Readers.run."""
+        return await self.readers.run(size, read)

@@ -19,7 +19,7 @@ import msgspec
 
 from tunery.plugins.data.conversation import plain_message, plain_tool
 from tunery.plugins.data.template import ChatTemplate, Message, find_template
-from tunery.plugins.data.tokens import Decoder, Tokens, read_json
+from tunery.plugins.data.tokens import Check, Decoder, Tokens, read_json
 from tunery.plugins.data.tools import PROBE, CallStyle, as_text, call_style, with_short_ids
 from tunery.plugins.data.turns import PROBES, Turn, TurnFinder, shared_length
 from tunery.registry.errors import InvalidInput, UnknownName
@@ -123,20 +123,23 @@ class Renderer:
         add_generation_prompt: bool = True,
         continue_final: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        check: Check | None = None,
     ) -> list[int]:
         """The prompt the model sees for a conversation; raise InvalidInput when the base's template refuses it.
 
-        With `continue_final` it ends where the last message's content does. A template that does not know functions gets them as text.
+        `check` is told how many tokens there are at least, before they are counted and while they are. With `continue_final` it ends where the last message's content does. A template that does not know functions gets them as text.
         """
         messages, tools = self._prepared(messages, tools)
         if not self.template:
-            return self._tokens.encode(self._tokens.unmask(_raw_prompt(messages)), bos=True)
+            return self._tokens.encode(self._tokens.unmask(_raw_prompt(messages)), bos=True, check=check)
         if continue_final:
             messages = [*messages[:-1], _marked(messages[-1])]
         text = self._render(messages, prompt=add_generation_prompt and not continue_final, tools=tools)
+        if check:
+            check(self._tokens.least(text))
         cuts = _cuts(self._turns(messages, text, tools).values())
         end = _final(text) if continue_final else len(text)
-        return self._tokens.encode_cut(text[:end], [cut for cut in cuts if cut <= end])[0]
+        return self._tokens.encode_cut(text[:end], [cut for cut in cuts if cut <= end], check)[0]
 
     def with_options(self, options: Mapping[str, Any]) -> Renderer:
         """This renderer with more variables for its template; raise InvalidInput for one that the template does not read."""
@@ -152,9 +155,9 @@ class Renderer:
         made._options = self._options | _mapped(options, self._tokens.mask)
         return made
 
-    def encode(self, text: str, *, special: bool = True) -> list[int]:
+    def encode(self, text: str, *, special: bool = True, check: Check | None = None) -> list[int]:
         """Ids of raw text; if `special`, with the tokens the tokenizer puts around any text (such as one beginning-of-sequence)."""
-        return self._tokens.encode(text, bos=special)
+        return self._tokens.encode(text, bos=special, check=check)
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """Text of token ids."""

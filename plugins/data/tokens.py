@@ -9,17 +9,21 @@ from __future__ import annotations
 import json
 import re
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
+from tunery.plugins.data.length import least_tokens, longest_token
 from tunery.registry.errors import InvalidInput
 
-__all__ = ["Decoder", "Tokens", "read_json"]
+__all__ = ["Check", "Decoder", "Tokens", "read_json"]
+
+Check = Callable[[int], None]
+"""Told how many tokens a text has at least; raises to end the reading of it."""
 
 _OPEN, _CLOSE, _FIRST = "\ufdd0", "\ufdd1", 0xE000
 _MASKED = re.compile(f"{_OPEN}([\ue000-\ue3ff]{{2}}){_CLOSE}")
@@ -27,6 +31,11 @@ _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _ANCHORS = ("\n", ".", "0", "|", "a")
 _LONG = 2_000
 """Characters from which a text is encoded without the interpreter's lock."""
+_PIECE = 1 << 16
+"""Characters that are encoded in one go, about."""
+_NEAR = 200
+"""Characters on either side that show whether a text can be taken apart."""
+_SEAM = re.compile(r"(?<=[A-Za-z0-9])[ \n](?=[A-Za-z])")
 _STEP = 1 << 18
 """Characters that are searched for control tokens in one go."""
 _FAR = 10_000
@@ -63,6 +72,7 @@ class Tokens:
         self.special = sorted(self.special_ids.values(), key=lambda text: (-len(text), text))
         self._places = {text: index for index, text in enumerate(self.special)}
         self._pattern = re.compile("|".join(map(re.escape, self.special)) or r"(?!)")
+        self._bytes: dict[int, bytes] = {}
         self._longest = max(map(len, self.special), default=0)
         self._firsts = {text[:1] for text in self.special}
 
@@ -127,24 +137,79 @@ class Tokens:
         index = (ord(code[0]) - _FIRST) * 1024 + ord(code[1]) - _FIRST
         return self.special[index] if index < len(self.special) else whole
 
-    def encode(self, text: str, *, bos: bool = False) -> list[int]:
+    def encode(self, text: str, *, bos: bool = False, check: Check | None = None) -> list[int]:
         """Token ids of `text`; with `bos`, with the tokens the tokenizer puts around a text of its own.
 
         A text that begins with the beginning-of-sequence token, as one that a chat template wrote does, gets no second one.
         """
-        ids = self._run(self._tokenizer, text, bos=bos).ids
-        first = self.id_of(self.named.get("bos_token", "")) if bos else None
-        return list(ids[1:] if first is not None and ids[:2] == [first, first] else ids)
+        if check:
+            check(self.least(text))
+        ids = self._read(self._tokenizer, text, check)[0]
+        if not bos:
+            return ids
+        before, after = self._around
+        first = self.id_of(self.named.get("bos_token", ""))
+        if before and ids and before[-1] == ids[0] == first:
+            before = before[:-1]
+        return [*before, *ids, *after]
 
-    @staticmethod
-    def _run(tokenizer: Tokenizer, text: str, *, bos: bool = False) -> Any:
-        # Only the batched call lets go of the interpreter's lock, which everybody else waits for while a long text is read.
+    def least(self, text: str) -> int:
+        """How many tokens the text has at least."""
+        return least_tokens(text, self.longest)
+
+    @cached_property
+    def longest(self) -> int | None:
+        """The most bytes that one token can stand for, if there is such a number."""
+        return longest_token(self._tokenizer)
+
+    @cached_property
+    def _around(self) -> tuple[list[int], list[int]]:
+        """What the tokenizer puts before and behind a text of its own."""
+        plain, whole = (self._tokenizer.encode("a", add_special_tokens=special).ids for special in (False, True))
+        at = next((at for at in range(len(whole)) if whole[at : at + len(plain)] == plain), 0)
+        return whole[:at], whole[at + len(plain) :]
+
+    def _read(
+        self, tokenizer: Tokenizer, text: str, check: Check | None = None
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids of a text, and where each begins and ends in it; a long one in pieces, with `check` told the ids so far."""
         if len(text) < _LONG:
-            return tokenizer.encode(text, add_special_tokens=bos)
-        return tokenizer.encode_batch([text], add_special_tokens=bos)[0]
+            encoding = tokenizer.encode(text, add_special_tokens=False)
+            return encoding.ids, encoding.offsets
+        ids: list[int] = []
+        offsets: list[tuple[int, int]] = []
+        for start, end in self._pieces(tokenizer, text):
+            if check:
+                check(len(ids))
+            # Only the batched call lets go of the interpreter's lock, which everybody else waits for meanwhile.
+            encoding = tokenizer.encode_batch([text[start:end]], add_special_tokens=False)[0]
+            ids += encoding.ids
+            offsets += (
+                ((begin + start, stop + start) for begin, stop in encoding.offsets) if start else encoding.offsets
+            )
+        return ids, offsets
 
-    def encode_cut(self, text: str, cuts: Sequence[int]) -> tuple[list[int], list[int]]:
+    def _pieces(self, tokenizer: Tokenizer, text: str) -> Iterator[tuple[int, int]]:
+        """Stretches of a long text whose ids, one after the other, are those of the whole."""
+        start = 0
+        while len(text) - start > 2 * _PIECE and (end := self._seam(tokenizer, text, start + _PIECE)):
+            yield start, end
+            start = end
+        yield start, len(text)
+
+    def _seam(self, tokenizer: Tokenizer, text: str, at: int) -> int | None:
+        """A place soon after `at` between two words where tokens begin anew, if the tokenizer has such places."""
+        for match in islice(_SEAM.finditer(text, at, at + _PIECE), 3):
+            left, right = text[match.start() - _NEAR : match.start()], text[match.start() : match.start() + _NEAR]
+            apart = [number for side in (left, right) for number in self._read(tokenizer, side)[0]]
+            if apart == self._read(tokenizer, left + right)[0]:
+                return match.start()
+        return None
+
+    def encode_cut(self, text: str, cuts: Sequence[int], check: Check | None = None) -> tuple[list[int], list[int]]:
         """Ids of `text` and, for each character position of the ascending `cuts`, how many ids lie before it."""
+        if check:
+            check(self.least(text))
         ids: list[int] = []
         places = [0] * len(cuts)
         for start, end, plain in self._regions(text):
@@ -153,7 +218,7 @@ class Tokens:
             found, at = (
                 self._plain_region(text[start:end], own, first=start == 0)
                 if plain
-                else self._region(text[start:end], own)
+                else self._region(text[start:end], own, check)
             )
             for (number, _), place in zip(inside, at, strict=True):
                 places[number] = len(ids) + place
@@ -183,14 +248,13 @@ class Tokens:
         places = []
         for start, end in pairwise([0, *cuts, len(text)]):
             piece = self.unmask(text[start:end])
-            ids += self._run(self._plain, piece).ids if first and not start else self._continued(piece, self._plain)[0]
+            ids += self._read(self._plain, piece)[0] if first and not start else self._continued(piece, self._plain)[0]
             places.append(len(ids))
         return ids, places[: len(cuts)]
 
-    def _region(self, text: str, cuts: Sequence[int]) -> tuple[list[int], list[int]]:
-        encoding = self._run(self._tokenizer, text)
-        ids, ends = encoding.ids, [end for _, end in encoding.offsets]
-        found = self._clean(text, cuts, ids, encoding.offsets) if cuts else []
+    def _region(self, text: str, cuts: Sequence[int], check: Check | None = None) -> tuple[list[int], list[int]]:
+        ids, offsets = self._read(self._tokenizer, text, check)
+        found = self._clean(text, cuts, ids, offsets) if cuts else []
         places = [place for place in found if place is not None]
         if len(places) == len(cuts):
             return ids, places
@@ -233,22 +297,27 @@ class Tokens:
 
     def _alone(self, text: str) -> tuple[list[int], list[int]]:
         """Ids of a text, and where each ends in it."""
-        encoding = self._run(self._tokenizer, text)
-        return encoding.ids, [end for _, end in encoding.offsets]
+        ids, offsets = self._read(self._tokenizer, text)
+        return ids, [end for _, end in offsets]
 
     def _continued(self, text: str, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
         """Ids of a text that goes on after another, without the mark some tokenizers put before a text's first word."""
         for anchor in _ANCHORS:
             alone = tokenizer.encode(anchor, add_special_tokens=False).ids
-            joined = self._run(tokenizer, anchor + text)
-            ids = joined.ids[len(alone) :]
-            if joined.ids[: len(alone)] == alone and self.decode(ids, skip_special=False).strip() == text.strip():
-                return ids, [end - len(anchor) for _, end in joined.offsets[len(alone) :]]
-        encoding = self._run(tokenizer, text)
-        return encoding.ids, [end for _, end in encoding.offsets]
+            joined, offsets = self._read(tokenizer, anchor + text)
+            ids = joined[len(alone) :]
+            if joined[: len(alone)] == alone and self.decode(ids, skip_special=False).strip() == text.strip():
+                return ids, [end - len(anchor) for _, end in offsets[len(alone) :]]
+        ids, offsets = self._read(tokenizer, text)
+        return ids, [end for _, end in offsets]
 
     def bytes_of(self, number: int) -> bytes:
         """The exact bytes one token stands for, which may be part of a character only."""
+        if (known := self._bytes.get(number)) is None:
+            known = self._bytes[number] = self._bytes_of(number)
+        return known
+
+    def _bytes_of(self, number: int) -> bytes:
         if number in self.special_ids:
             return self.special_ids[number].encode()
         piece: str = self._tokenizer.id_to_token(number) or ""

@@ -106,19 +106,6 @@ async def test_a_body_over_the_limit_is_413(served: Served) -> None:
     assert "too large" in await refused(served, CHAT, body, 413)
 
 
-async def test_a_prompt_of_megabytes_does_not_hold_up_the_others(served: Served) -> None:
-    body = json.dumps({"model": "tiny", "prompt": "word and " * 400_000}).encode()
-    big = asyncio.create_task(post(served, RAW, body))
-    slowest = 0.0
-    async with httpx.AsyncClient() as client:
-        while not big.done():
-            response = await client.get(f"{served.url}/health/live")
-            slowest = max(slowest, response.elapsed.total_seconds())
-            await asyncio.sleep(0.01)
-    assert (await big).json()["error"]["code"] == "context_length_exceeded"
-    assert slowest < 0.5
-
-
 @pytest.mark.parametrize("given", ["x" * 129, "with space", "ümlaut"])
 async def test_a_request_id_unfit_for_a_log_is_replaced(served: Served, given: str) -> None:
     async with httpx.AsyncClient() as client:
