@@ -7,7 +7,6 @@ tokens before the first trained one are exactly those the server sends, and the 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from datetime import datetime
@@ -56,7 +55,7 @@ class Renderer:
     @property
     def template_sha256(self) -> str | None:
         """The template's identity for manifests, or None when the base has none."""
-        return hashlib.sha256(self.template.source.encode()).hexdigest() if self.template else None
+        return self.template.sha256 if self.template else None
 
     @property
     def vocab_size(self) -> int:
