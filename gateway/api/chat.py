@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 from litestar import Request, Response, post
 from litestar.di import NamedDependency
 from litestar.openapi.datastructures import ResponseSpec
@@ -33,6 +34,7 @@ from tunery.registry.errors import InvalidInput
 __all__ = ["chat_completions"]
 
 MAX_MESSAGES = 4096
+MAX_OPTIONS = 2**16
 
 
 @post(
@@ -124,6 +126,10 @@ async def _wanted(data: ChatRequest, gateway: Gateway, tooling: Tooling, *, size
 def _template_options(data: ChatRequest, renderer: Renderer) -> dict[str, Any]:
     """What the request sets for its template."""
     options = dict(data.chat_template_kwargs or {})
+    if len(msgspec.json.encode(options)) > MAX_OPTIONS:
+        raise InvalidInput(
+            f"chat_template_kwargs is longer than {MAX_OPTIONS} bytes of JSON; shorten it", param="chat_template_kwargs"
+        )
     if data.reasoning_effort is None:
         return options
     if not renderer.template or "reasoning_effort" not in renderer.template.variables:

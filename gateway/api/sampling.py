@@ -15,6 +15,7 @@ __all__ = ["check_context", "length_check", "output_room", "sampling_of", "shown
 
 MAX_STOPS = 16
 MAX_BAD_WORDS = 128
+MAX_BIASES = 4096
 MOST_TRUNCATED = 8
 """Contexts that a prompt may be long before it is cut."""
 
@@ -127,9 +128,10 @@ def _stop_tokens(given: Sequence[int], vocab_size: int) -> tuple[int, ...]:
 
 
 def _token_ids(param: str, given: Sequence[int], vocab_size: int) -> tuple[int, ...]:
-    for token in given:
-        if token >= vocab_size:
-            raise InvalidInput(f"{param}: {token} is not a token id of this model (0 to {vocab_size - 1})", param=param)
+    if len(given) > vocab_size:
+        raise InvalidInput(f"{param} has {len(given)} entries, more than this model has tokens", param=param)
+    if (largest := max(given, default=0)) >= vocab_size:
+        raise InvalidInput(f"{param}: {largest} is not a token id of this model (0 to {vocab_size - 1})", param=param)
     return tuple(given)
 
 
@@ -168,6 +170,8 @@ def _refuse_with(param: str, given: Sequence[Any], constraint: Constraint | None
 
 def _logit_bias(given: dict[str, float], vocab_size: int) -> dict[int, float]:
     bias = {}
+    if len(given) > MAX_BIASES:
+        raise InvalidInput(f"logit_bias has {len(given)} entries and {MAX_BIASES} is the most", param="logit_bias")
     for key, value in given.items():
         if not (key.isascii() and key.isdigit() and len(key) < 10 and int(key) < vocab_size):
             raise InvalidInput(

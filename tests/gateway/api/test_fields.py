@@ -133,6 +133,8 @@ async def test_a_template_sees_what_it_reads_and_nothing_else_is_taken(
         error = (await sent(served, CHAT, chat_template_kwargs={name: False}))["error"]
         assert error["param"] == "chat_template_kwargs"
         assert name in error["message"]
+    error = (await sent(served, CHAT, chat_template_kwargs={"enable_thinking": "x" * 70_000}))["error"]
+    assert "65536" in error["message"]
     error = (await sent(served, CHAT, reasoning_effort="low"))["error"]
     assert (error["code"], error["param"]) == ("unsupported_parameter", "reasoning_effort")
     # The next request has the template's own ways again.
@@ -230,6 +232,8 @@ async def test_tokens_that_may_and_may_not_be_said_reach_the_engine(served: Serv
     stop = renderer.stop_ids[0]
     for extra in (
         {"allowed_token_ids": [2**30]},
+        {"allowed_token_ids": [7] * (2**20 + 1)},
+        {"logit_bias": {str(token): 1 for token in range(5000)}},
         {"allowed_token_ids": []},
         {"allowed_token_ids": [stop], "min_tokens": 2},
         {"allowed_token_ids": [7], "guided_regex": "a"},

@@ -234,3 +234,26 @@ async def test_an_answer_of_the_openai_client_is_a_message_as_it_is(served: Serv
             "/v1/chat/completions", {"model": "tiny", "messages": [user(), whole | extra, user("More")]}
         )
         assert response.status_code == 200, response.text
+
+
+async def test_without_a_template_a_pair_is_trained_as_its_text_is_continued(
+    served: Served, tiny_base_folder: Path, tmp_path: Path
+) -> None:
+    for name in ("chatml", "pieces"):
+        folder = base_with(tiny_base_folder, tmp_path / name, name)
+        (folder / "chat_template.jinja").unlink()
+        renderer = served.gateway.renderer = Renderer(folder)
+        for prompt in ("Once upon", "Once ", "<s>Once", "Is it <|im_end|>?"):
+            for shape in (
+                {"prompt": prompt, "completion": " a time"},
+                {"prompt": prompt, "chosen": " a", "rejected": "b"},
+            ):
+                (row,) = rows(tmp_path, shape)
+                for conversation in row.conversations:
+                    (before,) = before_answers(renderer.examples(conversation))
+                    for path, asked in (
+                        ("/v1/completions", {"prompt": prompt}),
+                        ("/v1/chat/completions", {"messages": [user(prompt)]}),
+                    ):
+                        await served.post(path, {"model": "tiny", **asked})
+                        assert list(served.engine.requests[-1].prompt) == before, (name, prompt)

@@ -127,23 +127,30 @@ async def test_a_conversation_has_a_most_of_messages(served: Served) -> None:
     assert (response.status_code, response.json()["error"]["param"]) == (400, "messages")
 
 
-def test_other_threads_run_while_a_text_is_tokenized(tiny_base_folder: Path) -> None:
-    tokens, counted, over = Tokens(tiny_base_folder), [0], threading.Event()
+class Batched:
+    """A tokenizer that must not be asked for long texts one by one: only its batched call lets go of the interpreter's lock."""
 
-    def count() -> None:
-        while not over.is_set():
-            counted[0] += 1
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self.longest = 0
 
-    counting = threading.Thread(target=count)
-    text = "x" * 60_000  # one word, so one piece
-    counting.start()
-    try:
-        before = counted[0]
-        tokens.encode(text)
-        assert counted[0] > before
-    finally:
-        over.set()
-        counting.join()
+    def encode(self, text: str, **options: Any) -> Any:
+        self.longest = max(self.longest, len(text))
+        return self._tokenizer.encode(text, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+
+def test_the_interpreters_lock_is_let_go_of_while_a_long_text_is_tokenized(tiny_base_folder: Path) -> None:
+    renderer = Renderer(tiny_base_folder)
+    doubles = [Batched(renderer._tokens._tokenizer), Batched(renderer._tokens._plain)]
+    renderer._tokens._tokenizer, renderer._tokens._plain = doubles
+    for text in ("word and " * 3000, "x" * 20_000, "<|im_end|> " * 2000):
+        renderer.encode(text)
+        renderer.prompt_ids([{"role": "user", "content": text}])
+        renderer.examples([{"role": "user", "content": "a"}, {"role": "assistant", "content": text}])
+    assert max(double.longest for double in doubles) < 2001
 
 
 # -- linear -----------------------------------------------------------------------------------------------------------
