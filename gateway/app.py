@@ -67,6 +67,7 @@ def create_app(gateway: Gateway) -> ASGIApp:
         finally:
             gateway.draining = True
             await preloading.stop()
+            gateway.readers.close()
             await gateway.engine.stop()
             gateway.registry.close()
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from tunery.gateway.api.schemas import CachedTokens, Usage
 from tunery.gateway.api.state import Gateway
-from tunery.gateway.api.text import TextStream
+from tunery.gateway.api.text import TextOptions, TextStream
 from tunery.gateway.api.trace import Trace
 from tunery.gateway.engine.messages import Generate, Sampling, Token
 from tunery.gateway.resolver import Target
@@ -48,7 +48,7 @@ class Answers:
     gateway: Gateway
     target: Target
     wanted: Sequence[Wanted]
-    stops: tuple[str, ...]
+    shown: TextOptions
     trace: Trace
     marks: Mapping[int, str] = field(default_factory=dict)
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -119,7 +119,7 @@ class Answers:
             mix=self.target.mix,
             tenant=self.target.tenant,
         )
-        text = TextStream(self.gateway.renderer, self.stops, self.marks)
+        text = TextStream(self.gateway.renderer, self.shown, self.marks)
         async with contextlib.aclosing(self._measured(request, text)) as tokens:
             async for token in tokens:
                 shown = text.push(token)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import msgspec
 from litestar import Request, Response, post
 from litestar.di import NamedDependency
 from litestar.openapi.datastructures import ResponseSpec
@@ -16,10 +18,11 @@ from tunery.gateway.api.call_parser import MARKS
 from tunery.gateway.api.chat_answer import ChatAnswer
 from tunery.gateway.api.constraints import constraint_of
 from tunery.gateway.api.errors import ERRORS
+from tunery.gateway.api.fields import check_chat, check_fields
 from tunery.gateway.api.messages import read_messages
 from tunery.gateway.api.requests import ChatRequest
 from tunery.gateway.api.responding import await_engine, event_stream, or_disconnect
-from tunery.gateway.api.sampling import output_room, sampling_of, stop_strings
+from tunery.gateway.api.sampling import length_check, output_room, sampling_of, shown_text, truncated
 from tunery.gateway.api.schemas import ChatCompletion
 from tunery.gateway.api.state import Gateway
 from tunery.gateway.api.tools import Tooling, read_tooling
@@ -29,6 +32,9 @@ from tunery.plugins.data.renderer import Renderer
 from tunery.registry.errors import InvalidInput
 
 __all__ = ["chat_completions"]
+
+MAX_MESSAGES = 4096
+MAX_OPTIONS = 2**16
 
 
 @post(
@@ -50,16 +56,18 @@ async def chat_completions(
     data: JSONBody[ChatRequest], gateway: NamedDependency[Gateway], request: Request[Any, Any, Any]
 ) -> Response[Any] | Stream:
     """Answer a conversation, whole or as a stream."""
-    _refuse_unsupported(data)
+    await check_fields(request, ChatRequest)
+    check_chat(data)
     trace = trace_of(request)
     target = gateway.resolver.resolve(data.model, adapter=data.adapter or request.headers.get("x-tunery-adapter"))
     trace.model = data.model
     await await_engine(request, gateway, target)
     tooling = read_tooling(data)
-    wanted = await _wanted(data, gateway, tooling, size=len(await request.body()))
+    size = len(await request.body())
+    wanted = await or_disconnect(request, lambda: _wanted(data, gateway, tooling, size=size))
     marks = gateway.renderer.control_ids(MARKS) if tooling.functions else {}
     answers = Answers(
-        gateway, target, wanted, stop_strings(data.stop), trace, {number: text for text, number in marks.items()}
+        gateway, target, wanted, shown_text(data), trace, {number: text for text, number in marks.items()}
     )
     answer = ChatAnswer(data, answers, tooling)
     headers = target.headers()
@@ -71,13 +79,31 @@ async def chat_completions(
 async def _wanted(data: ChatRequest, gateway: Gateway, tooling: Tooling, *, size: int) -> list[Wanted]:
     """The choices: the rendered conversation, and how to go on from there."""
     ready = gateway.engine_ready()
-    messages = read_messages(data.messages)
+    if len(data.messages) > MAX_MESSAGES:
+        raise InvalidInput(
+            f"messages has {len(data.messages)} messages and {MAX_MESSAGES} is the most", param="messages"
+        )
     constraint = _constraint(data, tooling, gateway.renderer)
-    prompt = await gateway.reading(size, lambda: gateway.renderer.prompt_ids(messages, tools=tooling.offered))
+    context = ready.context_length
+    renderer = gateway.renderer.with_options(_template_options(data, gateway.renderer))
+
+    def read(still_wanted: Callable[[], None]) -> list[int]:
+        return renderer.prompt_ids(
+            read_messages(data.messages),
+            add_generation_prompt=data.add_generation_prompt is not False,
+            continue_final=bool(data.continue_final_message),
+            tools=tooling.offered,
+            check=length_check(still_wanted, context=context, param="messages", truncate=data.truncate_prompt_tokens),
+        )
+
+    asked = data.max_completion_tokens or data.max_tokens
+    prompt = truncated(
+        tuple(await gateway.reading(size, read)), data.truncate_prompt_tokens, context=context, output=asked or 1
+    )
     room = output_room(
         len(prompt),
-        data.max_completion_tokens or data.max_tokens,
-        context=ready.context_length,
+        asked,
+        context=context,
         default=gateway.settings.default_max_tokens,
         param="messages",
     )
@@ -90,10 +116,29 @@ async def _wanted(data: ChatRequest, gateway: Gateway, tooling: Tooling, *, size
             constraint=constraint,
             index=index,
             vocab_size=ready.vocab_size,
+            renderer=renderer,
         )
         for index in range(data.n or 1)
     ]
-    return [Wanted(tuple(prompt), sampling) for sampling in samplings]
+    return [Wanted(prompt, sampling) for sampling in samplings]
+
+
+def _template_options(data: ChatRequest, renderer: Renderer) -> dict[str, Any]:
+    """What the request sets for its template."""
+    options = dict(data.chat_template_kwargs or {})
+    if len(msgspec.json.encode(options)) > MAX_OPTIONS:
+        raise InvalidInput(
+            f"chat_template_kwargs is longer than {MAX_OPTIONS} bytes of JSON; shorten it", param="chat_template_kwargs"
+        )
+    if data.reasoning_effort is None:
+        return options
+    if not renderer.template or "reasoning_effort" not in renderer.template.variables:
+        raise InvalidInput(
+            "reasoning_effort is not supported, since this base's chat template does not read it; leave it out",
+            code="unsupported_parameter",
+            param="reasoning_effort",
+        )
+    return {"reasoning_effort": data.reasoning_effort} | options
 
 
 def _constraint(data: ChatRequest, tooling: Tooling, renderer: Renderer) -> Constraint | None:
@@ -114,18 +159,3 @@ def _constraint(data: ChatRequest, tooling: Tooling, renderer: Renderer) -> Cons
         control=renderer.control_ids(MARKS),
         instead=asked,
     )
-
-
-def _refuse_unsupported(data: ChatRequest) -> None:
-    """Refuse by name what would change the answer and cannot be done."""
-    asked = {
-        "functions": (bool(data.functions), "use tools"),
-        "function_call": (data.function_call not in (None, "none"), "use tool_choice"),
-        "modalities": (data.modalities not in (None, ["text"]), "leave it out"),
-        "audio": (data.audio is not None, "leave it out"),
-    }
-    for name, (given, hint) in asked.items():
-        if given:
-            raise InvalidInput(f"{name} is not supported; {hint}", code="unsupported_parameter", param=name)
-    if data.top_logprobs is not None and not data.logprobs:
-        raise InvalidInput("top_logprobs needs logprobs: true", param="top_logprobs")

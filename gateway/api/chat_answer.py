@@ -17,6 +17,9 @@ from tunery.gateway.api.turn import NOTHING, Said, Turn, greeting, message, part
 
 __all__ = ["ChatAnswer"]
 
+WORK = 10
+"""What a token of the prompt and its alternatives count for."""
+
 
 class ChatAnswer:
     """The answer to `request`, as `answers` make it."""
@@ -36,7 +39,7 @@ class ChatAnswer:
                 said[piece.index] += self._turns[piece.index].push(piece)
                 logprobs[piece.index] += self._logprobs(piece)
                 if piece.first:
-                    prompts[piece.index] = self._prompt_logprobs(piece)
+                    prompts[piece.index] = await self._prompt_logprobs(piece)
         choices = [
             ChatChoice(
                 index=index,
@@ -56,12 +59,13 @@ class ChatAnswer:
         usage = options is not None and options.include_usage
         async with contextlib.aclosing(self._answers.pieces()) as pieces:
             async for piece in pieces:
-                for choice in self._parts(piece):
+                scores = await self._prompt_logprobs(piece)
+                for choice in self._parts(piece, scores):
                     yield self._completion("chat.completion.chunk", [choice], usage=None if usage else UNSET)
         if usage:
             yield self._completion("chat.completion.chunk", [], usage=self._answers.usage)
 
-    def _parts(self, piece: Piece) -> Iterator[ChatChoice]:
+    def _parts(self, piece: Piece, scores: Any) -> Iterator[ChatChoice]:
         """What a piece adds to its choice; nothing while all of it is held back. The last part has the finish."""
         turn, logprobs = self._turns[piece.index], self._logprobs(piece)
         deltas = [greeting(self._tooling)] if piece.first else []
@@ -74,7 +78,7 @@ class ChatAnswer:
                 index=piece.index,
                 message=UNSET,
                 delta=delta,
-                prompt_logprobs=self._prompt_logprobs(piece) if at == 0 else UNSET,
+                prompt_logprobs=scores if at == 0 else UNSET,
                 logprobs=Logprobs(logprobs) if logprobs and at == last else None,
                 finish_reason=turn.finish if at == last else None,
             )
@@ -82,9 +86,13 @@ class ChatAnswer:
     def _logprobs(self, piece: Piece) -> list[TokenLogprob]:
         return chat_logprobs(self._answers.gateway.renderer, piece) if self._request.logprobs else []
 
-    def _prompt_logprobs(self, piece: Piece) -> Any:
+    async def _prompt_logprobs(self, piece: Piece) -> Any:
+        """The prompt's scores, which come with the first piece; those of a long one are written off the event loop."""
+        gateway, wanted = self._answers.gateway, self._request.prompt_logprobs
         prompt = self._answers.wanted[piece.index].prompt
-        return prompt_logprobs(self._answers.gateway.renderer, self._request.prompt_logprobs, prompt, piece)
+        return await gateway.reading(
+            len(piece.token.prompt) * WORK, lambda _: prompt_logprobs(gateway.renderer, wanted, prompt, piece)
+        )
 
     def _completion(
         self, kind: Literal["chat.completion", "chat.completion.chunk"], choices: list[ChatChoice], *, usage: Any

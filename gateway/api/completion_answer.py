@@ -15,6 +15,9 @@ from tunery.gateway.api.schemas import Choice, Completion
 
 __all__ = ["CompletionAnswer"]
 
+WORK = 10
+"""What a token of the prompt and its alternatives count for."""
+
 
 class CompletionAnswer:
     """The answer to `request`, as `answers` make it."""
@@ -23,7 +26,9 @@ class CompletionAnswer:
         self._request, self._answers = request, answers
         self._renderer = answers.gateway.renderer
         self._logprobs = [
-            CompletionLogprobs(self._renderer, echoed=wanted.prompt if request.echo else ())
+            CompletionLogprobs(
+                self._renderer, echoed=wanted.prompt if request.echo else (), skip_special=answers.shown.skip_special
+            )
             for wanted in answers.wanted
         ]
 
@@ -33,7 +38,7 @@ class CompletionAnswer:
         async with contextlib.aclosing(self._answers.pieces()) as pieces:
             async for piece in pieces:
                 gathered[piece.index].append(piece)
-        return self._completion([self._choice(own) for own in gathered], usage=self._answers.usage)
+        return self._completion([await self._read(own) for own in gathered], usage=self._answers.usage)
 
     async def chunks(self) -> AsyncGenerator[Completion, None]:
         """The stream; with the usage at its end if asked for."""
@@ -41,16 +46,23 @@ class CompletionAnswer:
         usage = options is not None and options.include_usage
         async with contextlib.aclosing(self._answers.pieces()) as pieces:
             async for piece in pieces:
-                choice = self._choice([piece])
+                choice = await self._read([piece])
                 if choice.text or piece.finish or choice.logprobs or choice.prompt_logprobs is not UNSET:
                     yield self._completion([choice], usage=None if usage else UNSET)
         if usage:
             yield self._completion([], usage=self._answers.usage)
 
+    async def _read(self, pieces: Sequence[Piece]) -> Choice:
+        """What these pieces add; log-probabilities of many tokens are written off the event loop."""
+        scores = sum(1 + len(piece.token.top) + len(piece.token.prompt) * WORK for piece in pieces)
+        size = scores if self._request.logprobs is not None or pieces[0].token.prompt else 0
+        return await self._answers.gateway.reading(size, lambda _: self._choice(pieces))
+
     def _choice(self, pieces: Sequence[Piece]) -> Choice:
         """What these pieces, all of one choice, add to it."""
         first, wanted = pieces[0], self._answers.wanted[pieces[0].index]
-        before = self._renderer.decode(wanted.prompt) if self._request.echo and first.first else ""
+        echoed = wanted.prompt if self._request.echo and first.first else ()
+        before = self._renderer.decode(echoed, self._answers.shown.skip_special)
         return Choice(
             index=first.index,
             text=before + "".join(piece.text for piece in pieces),

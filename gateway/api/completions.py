@@ -14,14 +14,16 @@ from tunery.gateway.api.answers import Answers, Wanted
 from tunery.gateway.api.completion_answer import CompletionAnswer
 from tunery.gateway.api.constraints import constraint_of
 from tunery.gateway.api.errors import ERRORS
+from tunery.gateway.api.fields import check_fields
 from tunery.gateway.api.prompts import read_prompts
 from tunery.gateway.api.requests import CompletionRequest
 from tunery.gateway.api.responding import await_engine, event_stream, or_disconnect
-from tunery.gateway.api.sampling import output_room, sampling_of, stop_strings
+from tunery.gateway.api.sampling import output_room, sampling_of, shown_text, truncated
 from tunery.gateway.api.schemas import Completion
 from tunery.gateway.api.state import Gateway
 from tunery.gateway.api.trace import trace_of
 from tunery.gateway.engine.messages import Constraint, Ready
+from tunery.plugins.data.renderer import Renderer
 from tunery.registry.errors import InvalidInput
 
 __all__ = ["completions"]
@@ -48,26 +50,37 @@ async def completions(
     data: JSONBody[CompletionRequest], gateway: NamedDependency[Gateway], request: Request[Any, Any, Any]
 ) -> Response[Any] | Stream:
     """Continue prompts, whole or as a stream."""
+    await check_fields(request, CompletionRequest)
     _refuse_unsupported(data)
     trace = trace_of(request)
     target = gateway.resolver.resolve(data.model, adapter=data.adapter or request.headers.get("x-tunery-adapter"))
     trace.model = data.model
     ready = await await_engine(request, gateway, target)
     constraint = constraint_of(data)
-    prompts = await read_prompts(data.prompt, gateway, param="prompt", most=MAX_PROMPTS)
-    wanted = [one for prompt in prompts for one in _wanted(data, prompt, ready, constraint)]
-    answer = CompletionAnswer(data, Answers(gateway, target, wanted, stop_strings(data.stop), trace))
+    prompts = await or_disconnect(request, lambda: _prompts(data, gateway))
+    wanted = [one for prompt in prompts for one in _wanted(data, prompt, ready, constraint, gateway.renderer)]
+    answer = CompletionAnswer(data, Answers(gateway, target, wanted, shown_text(data), trace))
     headers = target.headers()
     if data.stream:
         return await event_stream(request, answer.chunks(), headers=headers)
     return Response(await or_disconnect(request, answer.whole), headers=headers)
 
 
+async def _prompts(data: CompletionRequest, gateway: Gateway) -> list[tuple[int, ...]]:
+    special, truncate = data.add_special_tokens is not False, data.truncate_prompt_tokens
+    return await read_prompts(
+        data.prompt, gateway, param="prompt", most=MAX_PROMPTS, special=special, truncate=truncate
+    )
+
+
 def _wanted(
-    data: CompletionRequest, prompt: tuple[int, ...], ready: Ready, constraint: Constraint | None
+    data: CompletionRequest, prompt: tuple[int, ...], ready: Ready, constraint: Constraint | None, renderer: Renderer
 ) -> list[Wanted]:
     """The choices of one prompt. An engine always says something, so to say nothing is to ask for one token and not show it."""
     silent = data.max_tokens == 0
+    prompt = truncated(
+        prompt, data.truncate_prompt_tokens, context=ready.context_length, output=data.max_tokens or DEFAULT_MAX_TOKENS
+    )
     room = output_room(
         len(prompt),
         1 if silent else data.max_tokens,
@@ -85,6 +98,7 @@ def _wanted(
             constraint=constraint,
             index=index,
             vocab_size=ready.vocab_size,
+            renderer=renderer,
         )
         for index in range(data.n or 1)
     ]

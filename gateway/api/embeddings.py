@@ -15,14 +15,15 @@ from litestar.di import NamedDependency
 from litestar.params import JSONBody
 
 from tunery.gateway.api.errors import ERRORS
+from tunery.gateway.api.fields import check_fields
 from tunery.gateway.api.prompts import read_prompts
 from tunery.gateway.api.requests import EmbeddingRequest
 from tunery.gateway.api.responding import await_engine, or_disconnect
-from tunery.gateway.api.sampling import check_context
+from tunery.gateway.api.sampling import check_context, truncated
 from tunery.gateway.api.schemas import Embedding, EmbeddingList, EmbeddingUsage
 from tunery.gateway.api.state import Gateway
 from tunery.gateway.api.trace import Trace, trace_of
-from tunery.gateway.engine.messages import Embed
+from tunery.gateway.engine.messages import Embed, Ready
 from tunery.gateway.resolver import Target
 from tunery.registry.errors import InvalidInput, TuneryError
 
@@ -44,6 +45,7 @@ async def embeddings(
     data: JSONBody[EmbeddingRequest], gateway: NamedDependency[Gateway], request: Request[Any, Any, Any]
 ) -> Response[EmbeddingList]:
     """The pooled hidden states of each input, after the base's last norm."""
+    await check_fields(request, EmbeddingRequest)
     if data.dimensions is not None:
         raise InvalidInput(
             "dimensions is not supported, since vectors have the base's own size; leave it out",
@@ -54,7 +56,7 @@ async def embeddings(
     target = gateway.resolver.resolve(data.model, adapter=data.adapter or request.headers.get("x-tunery-adapter"))
     trace.model = data.model
     ready = await await_engine(request, gateway, target)
-    inputs = await read_prompts(data.input, gateway, param="input", most=MAX_INPUTS)
+    inputs = await or_disconnect(request, lambda: _inputs(data, gateway, ready))
     for prompt in inputs:
         check_context(len(prompt), context=ready.context_length, param="input")
     vectors = await or_disconnect(request, lambda: _vectors(data, gateway, target, inputs, trace))
@@ -62,6 +64,12 @@ async def embeddings(
     shown = [Embedding(index=index, embedding=_encoded(vector, data)) for index, vector in enumerate(vectors)]
     answer = EmbeddingList(data=shown, model=data.model, usage=EmbeddingUsage(size, size))
     return Response(answer, headers=target.headers())
+
+
+async def _inputs(data: EmbeddingRequest, gateway: Gateway, ready: Ready) -> list[tuple[int, ...]]:
+    special, truncate = data.add_special_tokens is not False, data.truncate_prompt_tokens
+    read = await read_prompts(data.input, gateway, param="input", most=MAX_INPUTS, special=special, truncate=truncate)
+    return [truncated(prompt, truncate, context=ready.context_length) for prompt in read]
 
 
 async def _vectors(
@@ -72,7 +80,7 @@ async def _vectors(
     trace.adapter, trace.version = target.title, target.version.number if target.version else None
     trace.prompt_tokens = sum(map(len, inputs))
     ask = [
-        Embed(id=uuid.uuid4().hex, prompt=prompt, pooling=data.pooling, mix=target.mix, tenant=target.tenant)
+        Embed(id=uuid.uuid4().hex, prompt=prompt, pooling=data.pooling or "mean", mix=target.mix, tenant=target.tenant)
         for prompt in inputs
     ]
     with gateway.hold(len(ask), target, param="input"):
@@ -105,6 +113,6 @@ async def _one(gateway: Gateway, embed: Embed, label: str, trace: Trace) -> list
 
 
 def _encoded(vector: list[float], data: EmbeddingRequest) -> list[float] | str:
-    if data.encoding_format == "float":
+    if data.encoding_format != "base64":
         return vector
     return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()

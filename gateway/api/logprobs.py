@@ -52,8 +52,9 @@ class CompletionLogprobs:
     The offsets point into the text, which begins with the prompt where that is echoed.
     """
 
-    def __init__(self, renderer: Renderer, *, echoed: Sequence[int] = ()) -> None:
+    def __init__(self, renderer: Renderer, *, echoed: Sequence[int] = (), skip_special: bool = True) -> None:
         self._renderer = renderer
+        self._skip_special = skip_special
         self._echoed = echoed
         self._offset = 0
 
@@ -78,9 +79,9 @@ class CompletionLogprobs:
         return self._renderer.token_bytes(token).decode(errors="replace")
 
     def _advance(self, token: int) -> int:
-        """Where the token begins; then on behind it. Control tokens are not in the text."""
+        """Where the token begins; then on behind it. Control tokens are in the text only where they are not skipped."""
         before = self._offset
-        if not self._renderer.is_control(token):
+        if not (self._skip_special and self._renderer.is_control(token)):
             # In UTF-8 every character has one byte that does not continue another.
             self._offset += sum(byte & 0xC0 != 0x80 for byte in self._renderer.token_bytes(token))
         return before

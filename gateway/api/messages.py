@@ -6,14 +6,16 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
-
-from tunery.registry.errors import InvalidInput
+from tunery.plugins.data.conversation import MESSAGE_FIELDS, plain_message, read_arguments
+from tunery.registry.errors import InvalidInput, near
 
 __all__ = ["FUNCTION_NAME", "read_messages"]
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 FUNCTION_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+
+SILENT = ("weight", "parsed", "cache_control")
+"""What a message may have and no prompt shows: a training row's mark, what a client made of the content, a hint to a cache."""
 
 Message = dict[str, Any]
 
@@ -33,19 +35,31 @@ def read_messages(raw: Sequence[Message]) -> list[Message]:
 
 
 def _message(where: str, raw: Message, known: set[str]) -> Message:
-    role = raw.get("role")
+    given = {name: value for name, value in raw.items() if value is not None}
+    role = given.get("role")
     if role not in ROLES:
         raise _wrong(f"{where}.role is {str(role)[:50]!r}; it is one of {', '.join(ROLES)}")
-    if raw.get("function_call"):
-        raise _unsupported(f"{where}.function_call is not supported; use tool_calls")
-    if role == "assistant" and raw.get("tool_calls"):
-        calls = _calls(f"{where}.tool_calls", raw["tool_calls"])
-        content = "" if raw.get("content") is None else _content(where, raw["content"])
-        return {"role": role, "content": content, "tool_calls": calls}
-    if raw.get("tool_calls"):
-        raise _wrong(f"{where} has tool_calls, which only assistant messages have")
-    message = {"role": "system" if role == "developer" else role, "content": _content(where, raw.get("content"))}
-    return message | _answered(where, raw, known) if role == "tool" else message
+    if role == "assistant" and "content" not in given and given.get("refusal"):
+        given["content"] = given.pop("refusal")
+    _check_fields(where, given)
+    read: Message = {name: given[name] for name in ("role", "name", "reasoning_content") if name in given}
+    if given.get("tool_calls"):
+        if role != "assistant":
+            raise _wrong(f"{where} has tool_calls, which only assistant messages have")
+        read["tool_calls"] = _calls(f"{where}.tool_calls", given["tool_calls"])
+    read["content"] = "" if "tool_calls" in read and "content" not in given else _content(where, given.get("content"))
+    return plain_message(read | (_answered(where, raw, known) if role == "tool" else {}))
+
+
+def _check_fields(where: str, given: Message) -> None:
+    """Refuse by name what a message says and no template would see."""
+    for name, value in given.items():
+        if name == "function_call" and value:
+            raise _unsupported(f"{where}.function_call is not supported; use tool_calls")
+        if name not in MESSAGE_FIELDS and name not in SILENT and value:
+            raise _unsupported(f"{where}.{name} is not supported; {near(name, MESSAGE_FIELDS)} Or leave it out")
+        if name in ("name", "reasoning_content") and not isinstance(value, str):
+            raise _wrong(f"{where}.{name} must be a text")
 
 
 def _answered(where: str, raw: Message, known: set[str]) -> Message:
@@ -69,7 +83,7 @@ def _calls(where: str, raw: Any) -> list[Message]:
 
 def _call(where: str, raw: Any) -> Message:
     function = raw.get("function") if isinstance(raw, dict) else None
-    if not isinstance(function, dict) or raw.get("type", "function") != "function":
+    if not isinstance(function, dict) or (raw.get("type") or "function") != "function":
         raise _wrong(f'{where} must be {{"id": …, "type": "function", "function": {{"name": …, "arguments": …}}}}')
     if not isinstance(raw.get("id"), str) or not raw["id"]:
         raise _wrong(f"{where}.id is missing; it is the text that the result names as tool_call_id")
@@ -82,10 +96,9 @@ def _call(where: str, raw: Any) -> Message:
 
 def _arguments(where: str, raw: Any) -> Message:
     try:
-        arguments: Message = msgspec.json.decode("{}" if raw in (None, "") else raw, type=dict[str, Any])
-    except (msgspec.DecodeError, TypeError) as error:
-        raise _wrong(f"{where} must be the text of a JSON object: {error}") from error
-    return arguments
+        return read_arguments(raw)
+    except ValueError as error:
+        raise _wrong(f"{where} must be a JSON object, or the text of one: {error}") from error
 
 
 def _content(where: str, content: Any) -> str:

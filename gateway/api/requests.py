@@ -1,5 +1,4 @@
-"""Owns what clients of the inference endpoints may send. Unknown fields are ignored, as OpenAI does; fields that would change the
-answer and are not supported are declared here so that they can be refused by name."""
+"""What clients of the inference endpoints may send: every field that is declared here is applied. `fields.py` has the others."""
 
 from __future__ import annotations
 
@@ -12,6 +11,7 @@ __all__ = ["ChatRequest", "CompletionRequest", "EmbeddingRequest", "SamplingFiel
 
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Alternatives = Annotated[int, Meta(ge=0, le=20)]
+TokenId = Annotated[int, Meta(ge=0, lt=2**31)]
 Tokens = str | list[Any]
 """One prompt as text or token ids, or several of either; told apart by hand, since msgspec unions may hold one list type."""
 
@@ -19,13 +19,14 @@ Tokens = str | list[Any]
 class StreamOptions(msgspec.Struct, frozen=True):
     """`stream_options`."""
 
-    include_usage: bool = False
+    include_usage: bool | None = None
 
 
 class SamplingFields(msgspec.Struct, frozen=True, kw_only=True):
     """What both kinds of request say about choosing tokens; see OpenAI's reference. `top_k`, `min_p`, `repetition_penalty`,
-    `ignore_eos`, `min_tokens`, `stop_token_ids`, `prompt_logprobs`, `structured_outputs` and `guided_…` are extensions that vLLM
-    has too; `regex` and `grammar` are short for them."""
+    `ignore_eos`, `min_tokens`, `stop_token_ids`, `allowed_token_ids`, `bad_words`, `skip_special_tokens`,
+    `include_stop_str_in_output`, `truncate_prompt_tokens`, `prompt_logprobs`, `structured_outputs` and `guided_…` are extensions
+    that vLLM has too; `regex` and `grammar` are short for them."""
 
     model: str
     adapter: str | None = None
@@ -36,9 +37,14 @@ class SamplingFields(msgspec.Struct, frozen=True, kw_only=True):
     n: Annotated[int, Meta(ge=1, le=16)] | None = None
     seed: int | None = None
     stop: str | list[str] | None = None
-    stop_token_ids: list[Annotated[int, Meta(ge=0, lt=2**31)]] | None = None
-    ignore_eos: bool = False
-    min_tokens: Annotated[int, Meta(ge=0, lt=2**31)] = 0
+    stop_token_ids: list[TokenId] | None = None
+    include_stop_str_in_output: bool | None = None
+    ignore_eos: bool | None = None
+    min_tokens: Annotated[int, Meta(ge=0, lt=2**31)] | None = None
+    allowed_token_ids: Annotated[list[TokenId], Meta(min_length=1)] | None = None
+    bad_words: list[Annotated[str, Meta(min_length=1, max_length=100)]] | None = None
+    skip_special_tokens: bool | None = None
+    truncate_prompt_tokens: Annotated[int, Meta(ge=-1, lt=2**31)] | None = None
     max_tokens: Annotated[int, Meta(ge=0)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
@@ -69,10 +75,10 @@ class ChatRequest(SamplingFields, frozen=True, kw_only=True):
     tools: list[Any] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
-    functions: Any = None
-    function_call: Any = None
-    modalities: list[str] | None = None
-    audio: Any = None
+    reasoning_effort: str | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
 
 
 class CompletionRequest(SamplingFields, frozen=True, kw_only=True):
@@ -83,6 +89,7 @@ class CompletionRequest(SamplingFields, frozen=True, kw_only=True):
     echo: bool | None = None
     suffix: str | None = None
     best_of: int | None = None
+    add_special_tokens: bool | None = None
 
 
 class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,7 +98,9 @@ class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     input: Tokens
     adapter: str | None = None
-    encoding_format: Literal["float", "base64"] = "float"
-    pooling: Literal["mean", "last"] = "mean"
+    encoding_format: Literal["float", "base64"] | None = None
+    pooling: Literal["mean", "last"] | None = None
     dimensions: int | None = None
+    add_special_tokens: bool | None = None
+    truncate_prompt_tokens: Annotated[int, Meta(ge=-1, lt=2**31)] | None = None
     user: str | None = None

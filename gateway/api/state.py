@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from tunery.gateway.api.admission import Admission
+from tunery.gateway.api.reading import Readers
 from tunery.gateway.engine.interface import Engine
 from tunery.gateway.engine.messages import Ready
 from tunery.gateway.metrics import Metrics
@@ -21,9 +22,6 @@ from tunery.registry.settings import ServeSettings
 __all__ = ["Gateway"]
 
 T = TypeVar("T")
-
-LONG_TEXT = 20_000
-"""Characters; reading more than this takes long enough to hold up everybody else's tokens."""
 
 
 @dataclass
@@ -38,6 +36,7 @@ class Gateway:
     metrics: Metrics
     draining: bool = False
     admission: Admission = field(init=False)
+    readers: Readers = field(default_factory=Readers)
 
     def __post_init__(self) -> None:
         self.admission = Admission(self.settings, self.metrics.in_flight.set)
@@ -89,6 +88,6 @@ class Gateway:
                 raise
             yield
 
-    async def reading(self, size: int, read: Callable[[], T]) -> T:
-        """The result of `read`, which takes in `size` characters; long texts are read on a thread, off the event loop."""
-        return await asyncio.to_thread(read) if size > LONG_TEXT else read()
+    async def reading(self, size: int, read: Callable[[Callable[[], None]], T]) -> T:
+        """See Readers.run."""
+        return await self.readers.run(size, read)

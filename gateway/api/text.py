@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+
+import msgspec
 
 from tunery.gateway.engine.messages import Token
 from tunery.plugins.data.renderer import Renderer
 
-__all__ = ["TextStream"]
+__all__ = ["TextOptions", "TextStream"]
+
+
+class TextOptions(msgspec.Struct, frozen=True):
+    """Which text is shown: up to a stop string, or with it; control tokens or not. The first `min_tokens` tokens do not stop."""
+
+    stops: tuple[str, ...] = ()
+    include_stop: bool = False
+    skip_special: bool = True
+    min_tokens: int = 0
 
 
 class TextStream:
@@ -16,9 +27,10 @@ class TextStream:
     Control tokens are not shown, except for the `marks`, by their ids.
     """
 
-    def __init__(self, renderer: Renderer, stops: Sequence[str], marks: Mapping[int, str]) -> None:
-        self._decoder = renderer.decoder()
-        self._stops = tuple(stops)
+    def __init__(self, renderer: Renderer, options: TextOptions, marks: Mapping[int, str]) -> None:
+        self._decoder = renderer.decoder(skip_special=options.skip_special)
+        self._options = options
+        self._stops = options.stops
         self._marks = marks
         self._held = ""
         self.tokens = 0
@@ -27,20 +39,22 @@ class TextStream:
     def push(self, token: Token) -> str:
         """Take a token and return the text that can be shown now; possibly none."""
         self.tokens += 1
-        # The token that ends a turn is not part of what was said.
-        if token.finish != "stop":
+        # The token that ends a turn is not part of what was said, unless that is asked for.
+        if token.finish != "stop" or self._options.include_stop:
             mark = self._marks.get(token.token)
             self._held += self._decoder.push(token.token) if mark is None else self._decoder.flush() + mark
         if token.finish is not None:
             self._held += self._decoder.flush()
-        at = min((found for stop in self._stops if (found := self._held.find(stop)) >= 0), default=-1)
-        if at >= 0:
+        early = self.tokens <= self._options.min_tokens
+        found = [] if early else [(at, stop) for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        if found:
+            at, stop = min(found, key=lambda pair: pair[0])
             self.finish = "stop"
-            return self._release(at)
+            return self._release(at + len(stop) * self._options.include_stop)
         if token.finish is not None:
             self.finish = token.finish
             return self._release(len(self._held))
-        return self._release(len(self._held) - self._undecided())
+        return self._release(len(self._held) - (0 if early else self._undecided()))
 
     def _release(self, count: int) -> str:
         shown, self._held = self._held[:count], self._held[count:]

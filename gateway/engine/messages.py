@@ -93,7 +93,8 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     neighbours. `logprobs` is how many alternatives to report per token (None: none, 0: only the chosen token's);
     `prompt_logprobs` the same for the tokens of the prompt. `constraint` allows only tokens that keep the output possible.
     Repetition penalty is the multiplicative one of CTRL (arXiv 1909.05858), over prompt and output; presence and frequency
-    are OpenAI's additive ones, over the output.
+    are OpenAI's additive ones, over the output. With `allowed_token_ids` there are no other tokens; of `bad_words`, each a word's
+    tokens, the last does not follow the others. Neither goes together with a constraint.
     """
 
     max_tokens: int
@@ -109,6 +110,8 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
     logit_bias: dict[int, float] = {}
+    allowed_token_ids: tuple[int, ...] = ()
+    bad_words: tuple[tuple[int, ...], ...] = ()
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     constraint: Constraint | None = None

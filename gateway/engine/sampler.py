@@ -20,6 +20,9 @@ __all__ = ["Choice", "peaks", "sample", "score"]
 
 R = TypeVar("R")
 
+FORBIDDEN = -1e30
+"""The logit of what must not be said while anything else may."""
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:
@@ -75,6 +78,7 @@ def _takes_the_best(sequence: Sequence) -> bool:
         and sequence.guide is None
         and wanted.repetition_penalty == 1.0
         and not (wanted.presence_penalty or wanted.frequency_penalty or wanted.logit_bias)
+        and not (wanted.allowed_token_ids or wanted.bad_words)
         and len(sequence.output) >= wanted.min_tokens
     )
 
@@ -112,9 +116,24 @@ def _adjust(logits: torch.Tensor, sequence: Sequence) -> None:
     if wanted.logit_bias:
         where = torch.tensor(list(wanted.logit_bias), device=device)
         logits[where] += torch.tensor(list(wanted.logit_bias.values()), device=device, dtype=logits.dtype)
+    if wanted.bad_words:
+        # Unlikely beyond words, but not impossible: where nothing else is allowed, something has to be said.
+        logits[torch.tensor(_forbidden(sequence), dtype=torch.int64, device=device)] = FORBIDDEN
+    if wanted.allowed_token_ids:
+        allowed = torch.tensor(wanted.allowed_token_ids, device=device)
+        kept = logits[allowed]
+        logits.fill_(-torch.inf)
+        logits[allowed] = kept
     ended = sequence.guide is not None and sequence.guide.finished
     if len(sequence.output) < wanted.min_tokens and sequence.stop_ids and not ended:
         logits[torch.tensor(sorted(sequence.stop_ids), device=device)] = -torch.inf
+
+
+def _forbidden(sequence: Sequence) -> list[int]:
+    """Tokens that would complete one of the bad words."""
+    output = sequence.output
+    ends = ((word[:-1], word[-1]) for word in sequence.sampling.bad_words)
+    return [last for before, last in ends if not before or tuple(output[-len(before) :]) == before]
 
 
 def _keep(logits: torch.Tensor, wanted: Sampling) -> None:

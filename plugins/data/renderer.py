@@ -7,25 +7,27 @@ tokens before the first trained one are exactly those the server sends, and the 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from datetime import datetime
 from functools import cached_property
-from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from tunery.plugins.data.conversation import plain_message, plain_tool
 from tunery.plugins.data.template import ChatTemplate, Message, find_template
-from tunery.plugins.data.tokens import Decoder, Tokens, read_json
+from tunery.plugins.data.tokens import Check, Decoder, Tokens, read_json
 from tunery.plugins.data.tools import PROBE, CallStyle, as_text, call_style, with_short_ids
-from tunery.registry.errors import InvalidInput
+from tunery.plugins.data.turns import PROBES, Turn, TurnFinder, shared_length
+from tunery.registry.errors import InvalidInput, UnknownName
 
 __all__ = ["Decoder", "Message", "Rendered", "Renderer"]
 
-# Two answers that share no first character show where a turn's own text begins.
-_PROBES = ("A probe", "0 probe")
+
+_FINAL = "\ufdd2"
+"""Marks the end of a message; no character of any text."""
 
 
 class Rendered(msgspec.Struct, frozen=True):
@@ -33,14 +35,6 @@ class Rendered(msgspec.Struct, frozen=True):
 
     ids: list[int]
     trained: list[bool]
-
-
-class _Turn(msgspec.Struct, frozen=True):
-    """An assistant turn in the rendered text: characters `start` to `end`; `stops` when `end` is after an end-of-turn token."""
-
-    start: int
-    end: int
-    stops: bool
 
 
 class Renderer:
@@ -61,7 +55,7 @@ class Renderer:
     @property
     def template_sha256(self) -> str | None:
         """The template's identity for manifests, or None when the base has none."""
-        return hashlib.sha256(self.template.source.encode()).hexdigest() if self.template else None
+        return self.template.sha256 if self.template else None
 
     @property
     def vocab_size(self) -> int:
@@ -83,12 +77,12 @@ class Renderer:
         eos = self._tokens.id_of(self._tokens.named.get("eos_token", ""))
         if not self.template:
             return eos
-        messages = [{"role": "user", "content": "0"}, {"role": "assistant", "content": _PROBES[0]}]
+        messages = [{"role": "user", "content": "0"}, {"role": "assistant", "content": PROBES[0]}]
         try:
             text = self._render(messages)
         except InvalidInput:
             return eos
-        match = self._tokens.find_special(text, text.rindex(_PROBES[0]) if _PROBES[0] in text else len(text))
+        match = self._tokens.find_special(text, text.rindex(PROBES[0]) if PROBES[0] in text else len(text))
         return self._tokens.id_of(match[0]) if match else eos
 
     @cached_property
@@ -96,6 +90,16 @@ class Renderer:
         """Whether the template shows the functions that a model may call; where it does not, they are written out as text."""
         try:
             return PROBE["function"]["name"] in self._render([{"role": "user", "content": "0"}], tools=[PROBE])
+        except InvalidInput:
+            return False
+
+    @cached_property
+    def takes_reasoning(self) -> bool:
+        """Whether the template writes an answer's `reasoning_content`."""
+        asked: Message = {"role": "user", "content": "0"}
+        answer: Message = {"role": "assistant", "content": "0", "reasoning_content": PROBES[0]}
+        try:
+            return PROBES[0] in self._render([asked, answer])
         except InvalidInput:
             return False
 
@@ -116,25 +120,43 @@ class Renderer:
         messages: Sequence[Message],
         *,
         add_generation_prompt: bool = True,
+        continue_final: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        check: Check | None = None,
     ) -> list[int]:
         """The prompt the model sees for a conversation; raise InvalidInput when the base's template refuses it.
 
-        Calls in `messages` have their arguments as objects. A template that does not know functions gets them as text.
+        `check` is told how many tokens there are at least, before they are counted and while they are. With `continue_final` it ends where the last message's content does. A template that does not know functions gets them as text.
         """
         messages, tools = self._prepared(messages, tools)
         if not self.template:
-            return self._tokens.encode(self._tokens.unmask(_raw_prompt(messages)), bos=True)
-        text = self._render(messages, prompt=add_generation_prompt, tools=tools)
-        cuts: set[int] = set()
-        for index, message in enumerate(messages):
-            turn = self._turn(messages, index, text, tools) if message["role"] == "assistant" else None
-            cuts |= {turn.start, turn.end} if turn else set()
-        return self._tokens.encode_cut(text, sorted(cuts))[0]
+            return self._tokens.encode(self._tokens.unmask(_raw_prompt(messages)), bos=True, check=check)
+        if continue_final:
+            messages = [*messages[:-1], _marked(messages[-1])]
+        text = self._render(messages, prompt=add_generation_prompt and not continue_final, tools=tools)
+        if check:
+            check(self._tokens.least(text))
+        cuts = _cuts(self._turns(messages, text, tools).values())
+        end = _final(text) if continue_final else len(text)
+        return self._tokens.encode_cut(text[:end], [cut for cut in cuts if cut <= end], check)[0]
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of raw text, with the tokens the tokenizer puts around any text (such as one beginning-of-sequence)."""
-        return self._tokens.encode(text, bos=True)
+    def with_options(self, options: Mapping[str, Any]) -> Renderer:
+        """This renderer with more variables for its template; raise InvalidInput for one that the template does not read."""
+        if not options:
+            return self
+        known = self.template.variables if self.template else frozenset()
+        for name in options:
+            if name not in known:
+                raise UnknownName(
+                    "variable of this base's chat template", name[:80], known, param="chat_template_kwargs"
+                )
+        made = copy(self)
+        made._options = self._options | _mapped(options, self._tokens.mask)
+        return made
+
+    def encode(self, text: str, *, special: bool = True, check: Check | None = None) -> list[int]:
+        """Ids of raw text; if `special`, with the tokens the tokenizer puts around any text (such as one beginning-of-sequence)."""
+        return self._tokens.encode(text, bos=special, check=check)
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """Text of token ids."""
@@ -184,24 +206,36 @@ class Renderer:
                 "no assistant message with a weight above 0: there is nothing to train on; add one",
                 code="no_trainable_token",
             )
+        self._check_reasoning([messages[index] for index in spoken])
         if not self.template:
             return [self._raw_example(messages)]
         text = self._render(messages, tools=tools)
-        turns = [self._turn(messages, index, text, tools) for index in spoken]
-        whole = [turn for turn in turns if turn is not None]
-        if len(whole) == len(turns):
-            last = whole[-1]
-            return [self._spans(text[: last.end], whole, add_end=not last.stops)]
+        found = self._turns(messages, text, tools)
+        turns = [turn for index in spoken if (turn := found[index])]
+        if len(turns) == len(spoken):
+            end = turns[-1].end
+            # Answers that are not trained are cut off too, as they are in the prompts of the later ones.
+            earlier = [turn for turn in found.values() if turn and turn.end <= end]
+            return [self._spans(text[:end], turns, earlier)]
         return [self._lone_example(messages[: index + 1], tools) for index in spoken]
 
-    def _spans(self, text: str, turns: Sequence[_Turn], *, add_end: bool) -> Rendered:
-        cuts = sorted({cut for turn in turns for cut in (turn.start, turn.end)})
+    def _check_reasoning(self, answers: Sequence[Message]) -> None:
+        """Refuse to train on reasoning that the template would leave out without a word."""
+        if any(message.get("reasoning_content") for message in answers) and not self.takes_reasoning:
+            raise InvalidInput(
+                "an answer has reasoning_content, which this base's chat template does not write; put it into content, or drop it",
+                code="template_refused",
+            )
+
+    def _spans(self, text: str, turns: Sequence[Turn], others: Iterable[Turn | None]) -> Rendered:
+        """The example of `turns` in a text that ends with the last of them; `others` are cut off as well."""
+        cuts = _cuts([*turns, *others])
         ids, places = self._tokens.encode_cut(text, cuts)
         at = dict(zip(cuts, places, strict=True))
         trained = [False] * len(ids)
         for turn in turns:
             trained[at[turn.start] : at[turn.end]] = [True] * (at[turn.end] - at[turn.start])
-        if add_end and self.end_of_turn is not None:
+        if not turns[-1].stops and self.end_of_turn is not None:
             ids, trained = [*ids, self.end_of_turn], [*trained, True]
         return Rendered(ids, trained)
 
@@ -209,18 +243,19 @@ class Renderer:
         """The last answer after exactly the prompt that serving would send for it."""
         prompt = self._render(messages[:-1], prompt=True, tools=tools)
         text = self._render(messages, tools=tools)
-        answers: list[Message] = [{"role": "assistant", "content": probe} for probe in _PROBES]
+        answers: list[Message] = [{"role": "assistant", "content": probe} for probe in PROBES]
         probes = [self._render([*messages[:-1], answer], tools=tools) for answer in answers]
-        begin = min(len(commonprefix([prompt, probe])) for probe in probes)
-        if len(commonprefix([text, probes[0]])) < begin:
+        begin = min(shared_length(prompt, probe) for probe in probes)
+        if shared_length(text, probes[0]) < begin:
             raise InvalidInput(
                 "the base's chat template renders the conversation before this answer differently once it is there; "
                 "train on single-turn rows with this base",
                 code="template_refused",
             )
         whole = prompt + text[begin:]
-        end, stops = self._end(whole, len(prompt), len(whole), messages[-1])
-        return self._spans(whole[:end], [_Turn(len(prompt), end, stops)], add_end=not stops)
+        end, stops = self._finder(messages, whole, tools).end(whole, len(prompt), len(whole), messages[-1])
+        earlier = self._turns(messages[:-1], prompt, tools).values()
+        return self._spans(whole[:end], [Turn(len(prompt), end, stops)], earlier)
 
     def _raw_example(self, messages: Sequence[Message]) -> Rendered:
         if [message["role"] for message in messages] != ["user", "assistant"]:
@@ -233,64 +268,19 @@ class Renderer:
         ids = after[0][after[1][0] :] + ([self.end_of_turn] if self.end_of_turn is not None else [])
         return Rendered(before + ids, [False] * len(before) + [True] * len(ids))
 
-    # -- finding turns in the rendered text -------------------------------------------------------------------------------
+    # -- rendering --------------------------------------------------------------------------------------------------------
 
-    def _turn(
-        self, messages: Sequence[Message], index: int, text: str, tools: Sequence[Mapping[str, Any]] | None = None
-    ) -> _Turn | None:
-        """Where assistant turn `index` lies in `text`, or None when `text` does not begin with its serving prompt and it."""
-        start = self._start(messages, index, tools)
-        if start is None or not text.startswith(start):
-            return None
-        try:
-            alone = self._render(messages[: index + 1], tools=tools)
-        except InvalidInput:
-            alone = text
-        upto = commonprefix([text, alone])
-        # An answer that is shown otherwise once the conversation goes on (without its reasoning, say) is not whole in `text`.
-        if len(upto) < max(len(start), self._end(alone, len(start), len(alone), messages[index])[0]):
-            return None
-        end, stops = self._end(text, len(start), len(upto), messages[index])
-        return _Turn(len(start), end, stops)
+    def _turns(
+        self, messages: Sequence[Message], text: str, tools: Sequence[Mapping[str, Any]] | None
+    ) -> Mapping[int, Turn | None]:
+        """Where the assistant messages' turns lie in `text`."""
+        return self._finder(messages, text, tools).find()
 
-    def _start(
-        self, messages: Sequence[Message], index: int, tools: Sequence[Mapping[str, Any]] | None = None
-    ) -> str | None:
-        try:
-            return self._render(messages[:index], prompt=True, tools=tools)
-        except InvalidInput:
-            if index:
-                return None
-        # Some templates refuse an empty conversation: what two different answers share is what comes before an answer.
-        return commonprefix([self._render([{"role": "assistant", "content": probe}], tools=tools) for probe in _PROBES])
+    def _finder(self, messages: Sequence[Message], text: str, tools: Sequence[Mapping[str, Any]] | None) -> TurnFinder:
+        def render(some: Sequence[Message], prompt: bool) -> str:
+            return self._render(some, prompt=prompt, tools=tools)
 
-    def _end(self, text: str, start: int, stop: int, message: Message) -> tuple[int, bool]:
-        """The end of the turn in `text[start:stop]`: after the first control token behind its content."""
-        content = str(message.get("content") or "").strip()
-        at = self._find(text, content, start, stop)
-        behind = at + len(content) if at >= 0 else start
-        match = self._tokens.find_special(text, behind)
-        while message.get("tool_calls") and match and self._tokens.id_of(match[0]) not in self.stop_ids:
-            # Calls may be marked by control tokens of their own, which end nothing.
-            match = self._tokens.find_special(text, match.end())
-        if message.get("tool_calls") and not (match and match.end() <= stop):
-            return stop, False
-        if match and match.end() <= stop:
-            return match.end(), True
-        return (behind if at >= 0 else stop), False
-
-    def _find(self, text: str, content: str, start: int, stop: int) -> int:
-        """Where `content` stands in the turn, or -1. A short answer may also be spelled inside a control token."""
-        if not content:
-            return -1
-        first = start + len(text[start:stop]) - len(text[start:stop].lstrip())
-        if text.startswith(content, first):
-            return first
-        control = [match.span() for match in self._tokens.all_special(text[start:stop])]
-        at = text.rfind(content, start, stop)
-        while at >= 0 and any(low < at + len(content) - start and at - start < high for low, high in control):
-            at = text.rfind(content, start, at + len(content) - 1)
-        return at
+        return TurnFinder(messages, text, render=render, tokens=self._tokens, stop_ids=self.stop_ids)
 
     def _render(
         self, messages: Sequence[Message], *, prompt: bool = False, tools: Sequence[Mapping[str, Any]] | None = None
@@ -303,27 +293,45 @@ class Renderer:
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None
     ) -> tuple[list[Message], list[Mapping[str, Any]] | None]:
         """Messages and functions as the template takes them, control tokens in them turned into stand-ins."""
+        messages = [self._known_role(plain_message(message)) for message in messages]
+        tools = [plain_tool(tool) for tool in tools or ()]
         if not self.takes_tools and (tools or any(message.get("tool_calls") for message in messages)):
-            messages, tools = as_text(messages, tools or ()), None
+            messages, tools = as_text(messages, tools), []
         elif self.call_style == "mistral":
             messages = with_short_ids(messages)
-        return self._safe(messages), _mapped(list(tools), self._tokens.mask) if tools else None
+        mask = self._tokens.mask
+        return [_mapped_message(message, mask) for message in messages], _mapped(tools, mask) or None
 
-    def _safe(self, messages: Sequence[Message]) -> list[Message]:
-        """Copies of the messages with text parts joined and control tokens in contents turned into stand-ins."""
-        return [_mapped_message(_joined(message), self._tokens.mask) for message in messages]
+    def _known_role(self, message: Message) -> Message:
+        """OpenAI's developer is the system of a template that does not name it."""
+        if message["role"] != "developer" or (self.template and "developer" in self.template.source):
+            return message
+        return {**message, "role": "system"}
 
 
 def _is_trained(message: Message) -> bool:
     return bool(message["role"] == "assistant" and message.get("weight", 1) != 0)
 
 
-def _joined(message: Message) -> Message:
-    """The message with a list of text parts as one text."""
-    content = message.get("content")
-    if not isinstance(content, list):
-        return message
-    return {**message, "content": "".join(part["text"] for part in content if part.get("type") == "text")}
+def _marked(message: Message) -> Message:
+    """The message with a mark at the end of its content, which shows where the template writes that."""
+    if not message["content"] or message.get("tool_calls"):
+        raise InvalidInput("the last message has no text to go on with", param="continue_final_message")
+    return {**message, "content": message["content"] + _FINAL}
+
+
+def _final(text: str) -> int:
+    """Where the mark stands."""
+    if _FINAL not in text:
+        raise InvalidInput(
+            "this base's chat template does not write the last message as it is", param="continue_final_message"
+        )
+    return text.rindex(_FINAL)
+
+
+def _cuts(turns: Iterable[Turn | None]) -> list[int]:
+    """Where turns begin and end, in order."""
+    return sorted({cut for turn in turns if turn for cut in (turn.start, turn.end)})
 
 
 def _mapped(value: Any, change: Callable[[str], str]) -> Any:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from tunery.plugins.data.conversation import MESSAGE_FIELDS, plain_message, read_arguments
 from tunery.registry.errors import InvalidInput, near
 
 __all__ = [
@@ -28,7 +29,7 @@ Faults = list[tuple[str, str]]
 """(JSON path, what is wrong and how to fix it)."""
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
-_MESSAGE_KEYS = ("role", "content", "name", "tool_call_id", "tool_calls", "weight")
+_MESSAGE_KEYS = (*MESSAGE_FIELDS, "weight")
 _CALL_KEYS = ("id", "type", "function")
 _EMPTY_KEYS = {
     "refusal": "write the refusal as content",
@@ -82,6 +83,7 @@ def message_faults(path: str, message: Any) -> Faults:
     role = message.get("role")
     found = unknown(path, message, (*_MESSAGE_KEYS, *_EMPTY_KEYS))
     found += [*_role_faults(path, message), *_weight_faults(path, message), *_filled_faults(path, message)]
+    found += _said_faults(path, message)
     calls = message.get("tool_calls")
     if calls is not None and not (calls == [] and message.get("content")):
         found += _calls_faults(f"{path}.tool_calls", message)
@@ -99,7 +101,7 @@ def message_faults(path: str, message: Any) -> Faults:
 
 def plain_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Valid messages with their contents as one text each and the arguments of calls as objects, without what is null."""
-    return [_plain(message) for message in messages]
+    return [plain_message(message) for message in messages]
 
 
 def plain_tools(tools: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
@@ -208,6 +210,13 @@ def _weight_faults(path: str, message: Mapping[str, Any]) -> Faults:
     return []
 
 
+def _said_faults(path: str, message: Mapping[str, Any]) -> Faults:
+    """What is wrong with the other texts of a message."""
+    names = ("name", "reasoning_content", "tool_call_id")
+    wrong = [name for name in names if not isinstance(message.get(name), str | None)]
+    return [(f"{path}.{name}", f"must be a text, not {kind(message[name])}") for name in wrong]
+
+
 def _calls_faults(path: str, message: Mapping[str, Any]) -> Faults:
     if message.get("role") != "assistant":
         return [(path, "is for assistant messages only; drop it")]
@@ -243,30 +252,11 @@ def _part_faults(path: str, part: Any) -> Faults:
     return [(path, 'must be {"type": "text", "text": ...}; only text is trained')]
 
 
-def _plain(message: dict[str, Any]) -> dict[str, Any]:
-    plain = {name: item for name, item in message.items() if item is not None and name not in _EMPTY_KEYS}
-    plain["content"] = _text(message.get("content") or "")
-    if calls := plain.pop("tool_calls", None):
-        plain["tool_calls"] = [_plain_call(index, call) for index, call in enumerate(calls)]
-    return plain
-
-
-def _plain_call(index: int, call: dict[str, Any]) -> dict[str, Any]:
-    function = {name: item for name, item in call["function"].items() if item is not None}
-    kept = {name: item for name, item in call.items() if item is not None}
-    arguments = _arguments(function.get("arguments"))
-    return {"id": f"call_{index}", "type": "function", **kept, "function": {**function, "arguments": arguments}}
-
-
 def _arguments(value: Any) -> Any:
-    """The arguments of a call, which OpenAI writes as JSON inside a text; none are no fields, what is neither is None."""
-    if value is None or value == "":
-        return {}
-    if not isinstance(value, str):
-        return value
+    """The arguments of a call, which OpenAI writes as JSON inside a text; None where they are neither."""
     try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
+        return read_arguments(value)
+    except ValueError:
         return None
 
 

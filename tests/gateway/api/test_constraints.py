@@ -13,6 +13,13 @@ from tunery.gateway.engine.messages import Constraint
 from tunery.registry.errors import InvalidInput
 
 ASK = [{"role": "user", "content": "Hi"}]
+
+
+def asked(path: str) -> dict[str, object]:
+    """What is asked on either endpoint."""
+    return {"messages": ASK} if "chat" in path else {"prompt": "x"}
+
+
 PATHS = ["/v1/chat/completions", "/v1/completions"]
 SCHEMA = {"type": "object", "properties": {"z": {"type": "integer"}, "a": {"type": "string"}}, "required": ["z", "a"]}
 TEXT = json.dumps(SCHEMA)
@@ -53,7 +60,7 @@ TEXT = json.dumps(SCHEMA)
 async def test_every_way_to_say_it(
     served: Served, path: str, extra: dict[str, Any], expected: Constraint | None
 ) -> None:
-    response = await served.post(path, {"model": "tiny", "messages": ASK, "prompt": "x", "n": 2, **extra})
+    response = await served.post(path, {"model": "tiny", **asked(path), "n": 2, **extra})
     assert response.status_code == 200, response.text
     assert [request.sampling.constraint for request in served.engine.requests] == [expected] * 2
 
@@ -90,7 +97,7 @@ async def test_every_way_to_say_it(
 async def test_what_cannot_be_is_refused_by_name(
     served: Served, path: str, extra: dict[str, Any], param: str, said: str
 ) -> None:
-    response = await served.post(path, {"model": "tiny", "messages": ASK, "prompt": "x", **extra})
+    response = await served.post(path, {"model": "tiny", **asked(path), **extra})
     error = response.json()["error"]
     assert (response.status_code, error["param"]) == (400, param), error
     assert said in error["message"]

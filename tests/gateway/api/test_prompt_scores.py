@@ -90,7 +90,8 @@ async def test_vllms_prompt_logprobs(served: Served, path: str, extra: dict[str,
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
 async def test_a_stream_has_them_once(served: Served, path: str) -> None:
-    body = {"model": "tiny", "prompt": "ab", "messages": ASK, "prompt_logprobs": 0, "stream": True, "max_tokens": 5}
+    asked = {"messages": ASK} if "chat" in path else {"prompt": "ab"}
+    body = {"model": "tiny", **asked, "prompt_logprobs": 0, "stream": True, "max_tokens": 5}
     events = (await served.post(path, body)).text.split("\n\n")
     assert ["prompt_logprobs" in event for event in events if '"choices"' in event][:3] == [True, False, False]
 

@@ -170,7 +170,7 @@ def asking(**changes: Any) -> list[Any]:
         (asking(type="custom"), "messages[1].tool_calls[0]"),
         (asking(function={"name": "f", "arguments": "{"}), "messages[1].tool_calls[0].function.arguments"),
         (asking(function={"name": "f", "arguments": "[]"}), "messages[1].tool_calls[0].function.arguments"),
-        (asking(function={"name": "f", "arguments": {"a": 1}}), "messages[1].tool_calls[0].function.arguments"),
+        (asking(function={"name": "f", "arguments": 7}), "messages[1].tool_calls[0].function.arguments"),
         (asking(function={"name": "f g", "arguments": "{}"}), "messages[1].tool_calls[0].function.name"),
         ([*asking()[:1], {"role": "assistant", "tool_calls": [CALL, CALL]}], "messages[1].tool_calls"),
         ([*asking(), {"role": "tool", "tool_call_id": "b", "content": "x"}], "messages[2].tool_call_id"),

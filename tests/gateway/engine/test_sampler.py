@@ -200,3 +200,24 @@ def test_the_noise_is_the_requests_own() -> None:
 
     assert text(1) == text(1) != text(2)
     assert text(None) != text(None)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_only_allowed_tokens_are_said(temperature: float) -> None:
+    counts = draw(SKEWED, temperature=temperature, allowed_token_ids=(3, 6), logit_bias={5: 100.0})
+    assert set(counts) == ({6} if temperature == 0 else {3, 6})
+
+
+def test_the_last_token_of_a_bad_word_does_not_follow_the_others() -> None:
+    words = ((5,), (1, 2))
+    for output, banned in (((), {5}), ((1,), {5, 2}), ((1, 3), {5}), ((2, 1), {5, 2})):
+        one = sequence(output=output, temperature=0.0, bad_words=words, min_tokens=0, logprobs=None)
+        logits = torch.tensor([[0.0, 1.0, 3.0, 0.0, 2.0, 5.0, 1.0, 0.0]])
+        assert sample(logits, [one])[0].token == (4 if 2 in banned else 2)
+        assert int(logits.argmax()) == 5  # what is reported stays the model's own
+
+
+def test_where_every_token_is_forbidden_one_is_said_all_the_same() -> None:
+    words = tuple((token,) for token in range(8))
+    (choice,) = sample(torch.tensor([SKEWED]), [sequence(temperature=0.0, bad_words=words)])
+    assert 0 <= choice.token < 8
