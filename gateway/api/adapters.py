@@ -14,16 +14,22 @@ from tunery.gateway.api.cards import (
     LoadRequest,
     ResidentVersion,
 )
-from tunery.gateway.api.errors import ERRORS
+from tunery.gateway.api.errors import error_responses
 from tunery.gateway.api.state import Gateway
 from tunery.gateway.engine.messages import AdapterSource
 from tunery.registry.errors import InvalidInput
 
 __all__ = ["list_adapters", "load_adapter", "unload_adapter"]
 
+_ERRORS = error_responses(400, 404, 413, 415, 500, 503)
+
 
 @get(
-    "/v1/adapters", operation_id="listAdapters", summary="Every adapter, and its versions in memory", tags=["adapters"]
+    "/v1/adapters",
+    operation_id="listAdapters",
+    summary="Every adapter, and its versions in memory",
+    responses=error_responses(500),
+    tags=["adapters"],
 )
 async def list_adapters(gateway: NamedDependency[Gateway]) -> AdapterList:
     """Every adapter that this server serves: what its bare name means now, its aliases, and what is resident."""
@@ -52,7 +58,7 @@ async def list_adapters(gateway: NamedDependency[Gateway]) -> AdapterList:
     operation_id="loadAdapter",
     summary="Bring an adapter into memory before anybody asks for it",
     status_code=200,
-    responses=ERRORS,
+    responses=_ERRORS | error_responses(422),
     tags=["adapters"],
 )
 async def load_adapter(data: JSONBody[LoadRequest], gateway: NamedDependency[Gateway]) -> AdapterState:
@@ -68,7 +74,7 @@ async def load_adapter(data: JSONBody[LoadRequest], gateway: NamedDependency[Gat
     operation_id="unloadAdapter",
     summary="Free an adapter's memory once its running requests have ended",
     status_code=200,
-    responses=ERRORS,
+    responses=_ERRORS,
     tags=["adapters"],
 )
 async def unload_adapter(data: JSONBody[AdapterReference], gateway: NamedDependency[Gateway]) -> AdapterState:

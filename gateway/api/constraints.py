@@ -9,6 +9,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from tunery.gateway.api.requests import SamplingFields
 from tunery.gateway.engine.messages import Constraint
 from tunery.registry.errors import InvalidInput
@@ -59,8 +61,8 @@ def _schema(where: str, value: Any) -> Constraint:
     """A JSON schema, as an object or as its text."""
     if isinstance(value, str):
         try:
-            value = json.loads(value)
-        except ValueError as error:
+            value = msgspec.json.decode(value)
+        except msgspec.DecodeError as error:
             raise _wrong(where, f"is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise _wrong(where, "must be an object, the JSON schema")

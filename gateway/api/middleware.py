@@ -19,7 +19,8 @@ from tunery.gateway.api.trace import Trace
 
 __all__ = ["Around"]
 
-TOO_LARGE = 413
+UNREAD = frozenset({403, 413, 415})
+"""Statuses of requests whose body has not been read."""
 DISCARD_BYTES = 256 * 2**20
 DISCARD_SECONDS = 10.0
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
@@ -37,15 +38,19 @@ class Around:
         if scope["type"] != ScopeType.HTTP:
             await self._app(scope, receive, send)
             return
-        trace, seen = Trace(_request_id(scope)), {"status": 0}
+        trace, seen, method = Trace(_request_id(scope)), {"status": 0}, scope["method"]
+        if method == "HEAD":
+            scope = {**scope, "method": "GET"}
         trace.attach(scope)
 
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
                 seen["status"] = message["status"]
-                if message["status"] == TOO_LARGE:
+                if message["status"] in UNREAD:
                     await _discard(receive)
                 message["headers"] = [*message["headers"], (b"x-request-id", trace.request_id.encode())]
+            elif method == "HEAD" and message["type"] == "http.response.body":
+                message["body"] = b""
             await send(message)
 
         try:
@@ -59,7 +64,7 @@ class Around:
             status, route = seen["status"] or 499, _route(scope)
             self._gateway.metrics.http.labels(route, str(status)).inc()
             if self._gateway.settings.access_log:
-                _log(scope, route, status, trace)
+                _log(method, route, status, trace)
 
 
 async def _discard(receive: Receive) -> None:
@@ -85,11 +90,11 @@ def _route(scope: Any) -> str:
     return str(scope.get("path_template") or "unknown")
 
 
-def _log(scope: Any, route: str, status: int, trace: Trace) -> None:
+def _log(method: str, route: str, status: int, trace: Trace) -> None:
     line = {
         "time": round(time.time(), 3),
         "request_id": trace.request_id,
-        "method": scope["method"],
+        "method": method,
         "route": route,
         "status": status,
         **trace.line(),
