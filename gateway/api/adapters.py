@@ -65,8 +65,8 @@ async def load_adapter(data: JSONBody[LoadRequest], gateway: NamedDependency[Gat
     """Load a version; fails as a request for it would. It may be evicted later like any other, unless it is pinned."""
     source = _source(data, gateway)
     gateway.engine_ready()
-    loaded = await gateway.engine.load(source, pin=data.pin)
-    return _state(source, loaded.bytes, resident=True, pinned=data.pin)
+    loaded = await gateway.engine.load(source, pin=bool(data.pin))
+    return _state(source, loaded.bytes, resident=True, pinned=bool(data.pin))
 
 
 @post(

@@ -38,7 +38,7 @@ class CompletionAnswer:
     async def chunks(self) -> AsyncGenerator[Completion, None]:
         """The stream; with the usage at its end if asked for."""
         options = self._request.stream_options
-        usage = options is not None and options.include_usage
+        usage = options is not None and bool(options.include_usage)
         async with contextlib.aclosing(self._answers.pieces()) as pieces:
             async for piece in pieces:
                 choice = self._choice([piece])

@@ -34,16 +34,17 @@ def _given(request: SamplingFields) -> dict[str, Any]:
     """Every field that may constrain, by its path; `response_format` of type text constrains nothing."""
     names = ("guided_json", "guided_regex", "guided_choice", "guided_grammar", "regex", "grammar")
     given = {name: getattr(request, name) for name in names}
-    if (request.response_format or {}).get("type", "text") != "text":
+    if ((request.response_format or {}).get("type") or "text") != "text":
         given["response_format"] = request.response_format
-    nested = request.structured_outputs or {}
+    asked = (request.structured_outputs or {}).items()
+    nested = {key: value for key, value in asked if value is not None and value is not False}
     for key in nested:
         if key not in ("json", "regex", "choice", "grammar", "json_object"):
             raise _wrong(
                 f"structured_outputs.{key}"[:100],
                 "is not supported; it has json, regex, choice, grammar or json_object",
             )
-    return given | {f"structured_outputs.{key}": value for key, value in nested.items() if value is not False}
+    return given | {f"structured_outputs.{key}": value for key, value in nested.items()}
 
 
 def _response_format(where: str, value: Any) -> Constraint:

@@ -72,7 +72,7 @@ async def _vectors(
     trace.adapter, trace.version = target.title, target.version.number if target.version else None
     trace.prompt_tokens = sum(map(len, inputs))
     ask = [
-        Embed(id=uuid.uuid4().hex, prompt=prompt, pooling=data.pooling, mix=target.mix, tenant=target.tenant)
+        Embed(id=uuid.uuid4().hex, prompt=prompt, pooling=data.pooling or "mean", mix=target.mix, tenant=target.tenant)
         for prompt in inputs
     ]
     with gateway.hold(len(ask), target, param="input"):
@@ -105,6 +105,6 @@ async def _one(gateway: Gateway, embed: Embed, label: str, trace: Trace) -> list
 
 
 def _encoded(vector: list[float], data: EmbeddingRequest) -> list[float] | str:
-    if data.encoding_format == "float":
-        return vector
-    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
+    if data.encoding_format == "base64":
+        return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
+    return vector

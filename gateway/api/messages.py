@@ -42,6 +42,8 @@ def _message(where: str, raw: Message, known: set[str]) -> Message:
         calls = _calls(f"{where}.tool_calls", raw["tool_calls"])
         content = "" if raw.get("content") is None else _content(where, raw["content"])
         return {"role": role, "content": content, "tool_calls": calls}
+    if role == "assistant" and raw.get("content") is None and raw.get("refusal"):
+        return {"role": role, "content": _content(where, raw["refusal"])}
     if raw.get("tool_calls"):
         raise _wrong(f"{where} has tool_calls, which only assistant messages have")
     message = {"role": "system" if role == "developer" else role, "content": _content(where, raw.get("content"))}
@@ -69,7 +71,7 @@ def _calls(where: str, raw: Any) -> list[Message]:
 
 def _call(where: str, raw: Any) -> Message:
     function = raw.get("function") if isinstance(raw, dict) else None
-    if not isinstance(function, dict) or raw.get("type", "function") != "function":
+    if not isinstance(function, dict) or (raw.get("type") or "function") != "function":
         raise _wrong(f'{where} must be {{"id": …, "type": "function", "function": {{"name": …, "arguments": …}}}}')
     if not isinstance(raw.get("id"), str) or not raw["id"]:
         raise _wrong(f"{where}.id is missing; it is the text that the result names as tool_call_id")

@@ -1,5 +1,5 @@
 """Owns what clients of the inference endpoints may send. Unknown fields are ignored, as OpenAI does; fields that would change the
-answer and are not supported are declared here so that they can be refused by name."""
+answer and are not supported are declared here so that they can be refused by name. Every optional field may be null, which is to leave it out."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Tokens = str | list[Any]
 class StreamOptions(msgspec.Struct, frozen=True):
     """`stream_options`."""
 
-    include_usage: bool = False
+    include_usage: bool | None = False
 
 
 class SamplingFields(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,8 +37,8 @@ class SamplingFields(msgspec.Struct, frozen=True, kw_only=True):
     seed: int | None = None
     stop: str | list[str] | None = None
     stop_token_ids: list[Annotated[int, Meta(ge=0, lt=2**31)]] | None = None
-    ignore_eos: bool = False
-    min_tokens: Annotated[int, Meta(ge=0, lt=2**31)] = 0
+    ignore_eos: bool | None = False
+    min_tokens: Annotated[int, Meta(ge=0, lt=2**31)] | None = 0
     max_tokens: Annotated[int, Meta(ge=0)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
@@ -91,7 +91,7 @@ class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     input: Tokens
     adapter: str | None = None
-    encoding_format: Literal["float", "base64"] = "float"
-    pooling: Literal["mean", "last"] = "mean"
+    encoding_format: Literal["float", "base64"] | None = "float"
+    pooling: Literal["mean", "last"] | None = "mean"
     dimensions: int | None = None
     user: str | None = None
