@@ -26,13 +26,15 @@ class Tooling(msgspec.Struct, frozen=True):
     """What the answer may do with functions.
 
     `offered` is what the template shows. `functions` may be called, and one of them must be where `required`; more than one call
-    only where `parallel`. Without any of them the answer is just text.
+    counts only where `parallel`, and is written where a call is `required` only with `several`. Without any function the answer is
+    just text.
     """
 
     offered: tuple[dict[str, Any], ...] = ()
     functions: tuple[Function, ...] = ()
     required: bool = False
     parallel: bool = True
+    several: bool = False
 
 
 def read_tooling(request: ChatRequest) -> Tooling:
@@ -52,7 +54,8 @@ def read_tooling(request: ChatRequest) -> Tooling:
             f"tool_choice is {choice[:50]!r}; it is none, auto, required, or an object that names a function",
             param="tool_choice",
         )
-    return Tooling(offered, functions, required=choice == "required", parallel=parallel)
+    several = request.parallel_tool_calls is True
+    return Tooling(offered, functions, required=choice == "required", parallel=parallel, several=several)
 
 
 def _functions(tools: list[Any]) -> tuple[Function, ...]:

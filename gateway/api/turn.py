@@ -20,7 +20,7 @@ class Turn:
 
     def __init__(self, tooling: Tooling, call_id: str) -> None:
         names = frozenset(function.name for function in tooling.functions)
-        self._parser = CallParser(names, parallel=tooling.parallel) if names else None
+        self._parser = CallParser(names, parallel=tooling.parallel, only_calls=tooling.required) if names else None
         self._call_id = call_id
         self._calls = 0
         self.finish: str | None = None
