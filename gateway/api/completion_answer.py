@@ -42,7 +42,8 @@ class CompletionAnswer:
         async with contextlib.aclosing(self._answers.pieces()) as pieces:
             async for piece in pieces:
                 choice = self._choice([piece])
-                if choice.text or piece.finish or choice.logprobs or choice.prompt_logprobs is not UNSET:
+                scored = choice.logprobs and choice.logprobs["tokens"]
+                if choice.text or piece.finish or scored or choice.prompt_logprobs is not UNSET:
                     yield self._completion([choice], usage=None if usage else UNSET)
         if usage:
             yield self._completion([], usage=self._answers.usage)

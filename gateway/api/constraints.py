@@ -1,4 +1,4 @@
-"""Owns the ways in which a request may say what its output must be, OpenAI's and vLLM's; refuses more than one at once.
+"""Owns the ways in which a request may say what its output must be, OpenAI's and vLLM's; refuses different ones at once.
 
 Whether a schema, expression or grammar can be followed, the engine says.
 """
@@ -23,11 +23,11 @@ def constraint_of(request: SamplingFields) -> Constraint | None:
     given = {name: value for name, value in _given(request).items() if value is not None}
     if not given:
         return None
-    if len(given) > 1:
-        message = f"{' and '.join(given)} both say what the output must be; send one of them"
-        raise InvalidInput(message, param=list(given)[1].partition(".")[0])
-    ((where, value),) = given.items()
-    return _READERS[where.rpartition(".")[2]](where, value)
+    asked = {where: _READERS[where.rpartition(".")[2]](where, value) for where, value in given.items()}
+    if len(set(asked.values())) > 1:
+        message = f"{' and '.join(asked)} differ in what the output must be; send one of them"
+        raise InvalidInput(message, param=list(asked)[1].partition(".")[0])
+    return next(iter(asked.values()))
 
 
 def _given(request: SamplingFields) -> dict[str, Any]:

@@ -86,12 +86,13 @@ class CompletionRequest(SamplingFields, frozen=True, kw_only=True):
 
 
 class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """`POST /v1/embeddings`; `pooling` is an extension."""
+    """`POST /v1/embeddings`; `pooling` and `normalize` are extensions."""
 
     model: str
     input: Tokens
     adapter: str | None = None
     encoding_format: Literal["float", "base64"] | None = "float"
     pooling: Literal["mean", "last"] | None = "mean"
-    dimensions: int | None = None
+    normalize: bool | None = True
+    dimensions: Annotated[int, Meta(ge=1)] | None = None
     user: str | None = None
