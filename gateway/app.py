@@ -90,5 +90,5 @@ def create_app(gateway: Gateway) -> ASGIApp:
         request_max_body_size=MAX_BODY,
         logging_config=None,
     )
-    describe(app.openapi_schema)
+    gateway.metrics.know_routes(describe(app.openapi_schema))
     return Around(app, gateway)

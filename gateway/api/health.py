@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from litestar import Response, get
 from litestar.di import NamedDependency
 from litestar.openapi.datastructures import ResponseSpec
@@ -58,7 +60,10 @@ async def ready(gateway: NamedDependency[Gateway]) -> Response[dict[str, str]]:
 async def metrics(gateway: NamedDependency[Gateway]) -> Response[bytes]:
     """All metrics in Prometheus' text format."""
     gateway.metrics.watch(up=gateway.engine.ready is not None, restarts=gateway.engine.restarts)
-    return Response(gateway.metrics.exposition(), media_type=_TEXT)
+    if _registry(gateway) == "ok":
+        gateway.metrics.know(gateway.resolver.adapters())
+    # Off the event loop: there may be thousands of series.
+    return Response(await asyncio.to_thread(gateway.metrics.exposition), media_type=_TEXT)
 
 
 def _registry(gateway: Gateway) -> str:

@@ -16,6 +16,7 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from tunery.gateway.api.state import Gateway
 from tunery.gateway.api.trace import Trace
+from tunery.gateway.metrics import LEFT, UNKNOWN
 
 __all__ = ["Around"]
 
@@ -61,7 +62,7 @@ class Around:
                 raise
         finally:
             # 499 is nginx's word for a client that left before there was an answer.
-            status, route = seen["status"] or 499, _route(scope)
+            status, route = seen["status"] or int(LEFT), _route(scope)
             self._gateway.metrics.http.labels(route, str(status)).inc()
             if self._gateway.settings.access_log:
                 _log(method, route, status, trace)
@@ -87,7 +88,7 @@ def _request_id(scope: Any) -> str:
 
 def _route(scope: Any) -> str:
     """The route's template, never what the client wrote."""
-    return str(scope.get("path_template") or "unknown")
+    return str(scope.get("path_template") or UNKNOWN)
 
 
 def _log(method: str, route: str, status: int, trace: Trace) -> None:
