@@ -53,7 +53,7 @@ def call_constraint(
                 code="unsupported_parameter",
                 param="response_format",
             )
-        rules.append(f"instead: %json {_spaced(json.loads(instead.text or _ANY_OBJECT))}")
+        rules.append(f"instead: %json {_answer(instead)}")
     return Constraint("grammar", "\n".join([*rules, f"call: {one}", *calls]))
 
 
@@ -73,8 +73,18 @@ def _readable(functions: Sequence[Function], *, lenient: bool) -> list[Function]
     return readable
 
 
-def _invalid(message: str) -> InvalidInput:
-    return InvalidInput(message, code="invalid_constraint", param="tools")
+def _answer(instead: Constraint) -> str:
+    """The schema of an answer that is no call."""
+    if len(instead.text) > MAX_SCHEMAS:
+        raise _invalid(f"the schema is larger than {MAX_SCHEMAS // 1024} KiB; shorten it", param="response_format")
+    try:
+        return _spaced(prepare(json.loads(instead.text or _ANY_OBJECT)))
+    except ValueError as error:
+        raise _invalid(f"this JSON schema cannot be used: {error}", param="response_format") from error
+
+
+def _invalid(message: str, *, param: str = "tools") -> InvalidInput:
+    return InvalidInput(message, code="invalid_constraint", param=param)
 
 
 def _frame(style: CallStyle, several: bool, control: Mapping[str, int]) -> list[str]:

@@ -181,3 +181,19 @@ def test_a_call_that_must_be_and_has_no_end_names_its_function() -> None:
     assert (caught.value.code, caught.value.param) == ("invalid_constraint", "tools")
     with pytest.raises(InvalidInput, match="larger than 256 KiB"):
         call_constraint((Function("f", {"description": "x" * MAX_SCHEMAS}),), "hermes", several=False, control={})
+
+
+def test_an_answer_instead_of_a_call_is_read_as_any_other_schema(grammars: Grammars) -> None:
+    def constraint(**schema: Any) -> Constraint:
+        return call_constraint(
+            (TIME,), "hermes", several=False, control={}, instead=Constraint("json_schema", json.dumps(schema))
+        )
+
+    grammars.compile(constraint(type="object", properties={"a": {"type": "string", "format": "password"}}))
+    for schema, said in (
+        ({"$ref": "#"}, "only an endless text"),
+        ({"title": "x" * MAX_SCHEMAS}, "larger than 256 KiB"),
+    ):
+        with pytest.raises(InvalidInput, match=said) as caught:
+            constraint(**schema)
+        assert (caught.value.code, caught.value.param) == ("invalid_constraint", "response_format")
