@@ -24,7 +24,7 @@ HALF = "\\ud800"
 
 
 async def send(served: Served, path: str, body: bytes, **headers: str) -> httpx.Response:
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(verify=False) as client:
         return await client.post(
             served.url + path, content=body, headers={"content-type": "application/json"} | headers, timeout=20
         )
@@ -93,7 +93,7 @@ async def test_a_version_no_integer_can_hold_does_not_exist(served: Served) -> N
         bodies = [(path, {**BODY, "model": model}) for path in (CHAT, RAW, EMBED) for model in models]
         for path, body in [*bodies, (LOAD, {"adapter": name}), (UNLOAD, {"adapter": name})]:
             assert "does not exist" in envelope(await send(served, path, json.dumps(body).encode()), 404)
-        async with httpx.AsyncClient() as client:
+        async with httpx.AsyncClient(verify=False) as client:
             envelope(await client.get(f"{served.url}/v1/models/{name}"), 404)
 
 
@@ -121,7 +121,7 @@ async def test_a_compressed_body_is_refused_by_name(served: Served) -> None:
 async def test_on_loopback_only_loopback_names_are_answered(served: Served) -> None:
     for host in ("evil.example", "evil.example:80", "localhost.evil.example", "127.0.0.1.nip.io", "[::1", "10.0.0.1"):
         for path in ("/v1/models", "/docs", "/docs/openapi.json", "/health/live", "/metrics"):
-            async with httpx.AsyncClient() as client:
+            async with httpx.AsyncClient(verify=False) as client:
                 assert "allowed_hosts" in envelope(await client.get(served.url + path, headers={"host": host}), 403)
         envelope(await send(served, LOAD, b'{"adapter":"acme/docs"}', host=host), 403)
     for host in ("localhost", "LOCALHOST:9", "127.0.0.1:80", "127.1.2.3", "[::1]:80", "me.localhost", "localhost."):
@@ -150,7 +150,7 @@ class TestSettings:
 
     async def test_a_browser_is_told_that_a_listed_page_may(self, served: Served) -> None:
         asking = {"access-control-request-method": "POST", "access-control-request-headers": "content-type"}
-        async with httpx.AsyncClient() as client:
+        async with httpx.AsyncClient(verify=False) as client:
             for origin, allowed in (("https://app.example.com", True), ("https://evil.example", False)):
                 said = await client.options(served.url + CHAT, headers={"origin": origin, **asking})
                 assert (said.headers.get("access-control-allow-origin") == origin) is allowed
@@ -204,7 +204,7 @@ async def test_an_upload_that_is_broken_off_counts_as_499(served: Served) -> Non
 
 
 async def test_head_answers_what_get_would_without_its_body(served: Served) -> None:
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(verify=False) as client:
         for path in ("/health/live", "/health/ready", "/metrics", "/v1/models", "/docs"):
             head, get = await client.head(served.url + path), await client.get(served.url + path)
             assert (head.status_code, head.content) == (200, b"")
