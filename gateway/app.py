@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator
 from importlib.metadata import version
 
 from litestar import Litestar, get
+from litestar.config.cors import CORSConfig
 from litestar.di import Provide
 from litestar.openapi import OpenAPIConfig
 from litestar.response import Redirect
@@ -18,9 +19,11 @@ from tunery.gateway.api.completions import completions
 from tunery.gateway.api.docs import DocsPage
 from tunery.gateway.api.embeddings import embeddings
 from tunery.gateway.api.errors import EXCEPTION_HANDLERS
+from tunery.gateway.api.guards import Guard
 from tunery.gateway.api.health import live, metrics, ready
 from tunery.gateway.api.middleware import Around
 from tunery.gateway.api.models import list_models, show_model
+from tunery.gateway.api.openapi import describe
 from tunery.gateway.api.state import Gateway
 from tunery.gateway.preload import Preloading
 
@@ -75,6 +78,8 @@ def create_app(gateway: Gateway) -> ASGIApp:
         route_handlers=[root, *HANDLERS],
         dependencies={"gateway": Provide(provide)},
         exception_handlers=EXCEPTION_HANDLERS,
+        before_request=Guard(gateway.settings).check,
+        cors_config=CORSConfig(allow_origins=list(origins)) if (origins := gateway.settings.allowed_origins) else None,
         lifespan=[lifespan],
         openapi_config=OpenAPIConfig(
             title="Tunery",
@@ -86,4 +91,5 @@ def create_app(gateway: Gateway) -> ASGIApp:
         request_max_body_size=MAX_BODY,
         logging_config=None,
     )
+    gateway.metrics.know_routes(describe(app.openapi_schema))
     return Around(app, gateway)

@@ -1,13 +1,14 @@
 """Owns every metric: names, labels, buckets. Refuses labels whose values a client can make up.
 
 `adapter` is a registered adapter's `tenant/name`, the word `base`, `mix` for every composition, of which there is no end, or
-`other` for whatever came after the first MAX_ADAPTERS. The `vllm:` names mirror vLLM's, so that dashboards and routers made for it work; see docs/metrics.md.
+`other` for whatever came after the first MAX_ADAPTERS. Series begin at 0 as soon as their labels are known, since Prometheus does not see
+a counter grow that appears at 1. The `vllm:` names mirror vLLM's, so that dashboards and routers made for it work; see docs/metrics.md.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
@@ -25,6 +26,11 @@ FIRST_TOKEN = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75,
 PER_TOKEN = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
 WHOLE = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0)
 TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384)
+OUTCOMES = ("stop", "length", "cancelled", "overloaded", "engine_restarted", "engine_failed")
+"""Outcomes that every adapter has from the start; the codes of rarer errors come when they do."""
+LEFT, NOT_FOUND, NOT_ALLOWED = "499", "404", "405"
+UNKNOWN = "unknown"
+"""The route of requests to nowhere."""
 _VLLM_REASONS = {"stop": "stop", "length": "length", "cancelled": "abort"}
 
 LOADING = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -36,6 +42,7 @@ class Metrics:
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self.registry = registry or CollectorRegistry()
         self._adapters: set[str] = set()
+        self._begun: set[str] = set()
         self._ready: Ready | None = None
         self._stats: Stats | None = None
         self._counted: dict[str, dict[str, int]] = {}
@@ -45,18 +52,57 @@ class Metrics:
         self._declare_residency()
         self._declare_vllm()
         self._declare_scheduling()
+        self._begin_base()
+        for status in (NOT_FOUND, NOT_ALLOWED):
+            self.http.labels(UNKNOWN, status)
         self.registry.register(_LoraInfo(lambda: (self._ready, self._stats)))
 
     def label(self, adapter: str | None) -> str:
         """The label of a registered adapter; None is the bare base, and MIX any composition."""
         if adapter is None:
             return BASE
-        if adapter == MIX:
-            return MIX
-        if adapter not in self._adapters and len(self._adapters) >= MAX_ADAPTERS:
-            return OTHER
-        self._adapters.add(adapter)
-        return adapter
+        known = adapter == MIX or adapter in self._adapters or len(self._adapters) < MAX_ADAPTERS
+        label = adapter if known else OTHER
+        if label not in self._begun:
+            self._begin(label)
+        if label not in (MIX, OTHER):
+            self._adapters.add(label)
+        return label
+
+    def know(self, adapters: Collection[str]) -> None:
+        """Begin the series of every adapter, unless there are more than get a label of their own: then those that are used do."""
+        if len(self._adapters.union(adapters)) <= MAX_ADAPTERS:
+            for adapter in adapters:
+                self.label(adapter)
+
+    def know_routes(self, routes: Mapping[str, Iterable[str]]) -> None:
+        """Begin the series of every route's statuses; a client may leave any of them."""
+        for route, statuses in routes.items():
+            for status in {*statuses, LEFT}:
+                self.http.labels(route, status)
+
+    def _begin(self, label: str) -> None:
+        self._begun.add(label)
+        for outcome in OUTCOMES:
+            self.requests.labels(label, outcome)
+        for counter in (self.prompt_tokens, self.generated_tokens):
+            counter.labels(label)
+        if label not in (BASE, MIX):
+            for counter in self._residency_counters.values():
+                counter.labels(label)
+            self.load_seconds.labels(label)
+
+    def _begin_base(self) -> None:
+        """What every server has from the start."""
+        self._begin(BASE)
+        for timed in (self.first_token, self.per_token, self.whole, self.vllm_first, self.vllm_gap, self.vllm_whole):
+            timed.labels(BASE)
+        for size in (self.vllm_prompt_size, self.vllm_output_size):
+            size.labels(BASE)
+        for counter in (self.vllm_prompt, self.vllm_generated):
+            counter.labels(BASE)
+        for reason in {*_VLLM_REASONS.values(), "error"}:
+            self.vllm_success.labels(BASE, reason)
 
     def exposition(self) -> bytes:
         """The text that Prometheus scrapes."""

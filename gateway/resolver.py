@@ -76,6 +76,7 @@ class Resolver:
         self._bare = Target(base)
         self._seen = -1
         self._known: dict[str, Target] = {}
+        self._adapters: tuple[str, ...] | None = None
 
     def resolve(self, model: str, *, adapter: str | None = None) -> Target:
         """The target of a request for `model`; `adapter` (a field or header) chooses when `model` is the base's name.
@@ -132,13 +133,18 @@ class Resolver:
                 code="model_not_found",
                 param=param,
             )
-        changes = self._registry.changes()
-        if changes != self._seen:
-            self._known.clear()
-            self._seen = changes
+        self._notice_changes()
         if reference not in self._known:
             self._known[reference] = self._look_up(reference, param)
         return self._known[reference]
+
+    def _notice_changes(self) -> None:
+        """Forget what was resolved before the latest commit."""
+        changes = self._registry.changes()
+        if changes != self._seen:
+            self._known.clear()
+            self._adapters = None
+            self._seen = changes
 
     def _look_up(self, reference: str, param: str) -> Target:
         try:
@@ -164,6 +170,13 @@ class Resolver:
     def names(self) -> list[str]:
         """Every model name there is: the base's and the adapters'."""
         return [self.base.name, *self._registry.adapters()]
+
+    def adapters(self) -> tuple[str, ...]:
+        """The adapters that fit the served base."""
+        self._notice_changes()
+        if self._adapters is None:
+            self._adapters = tuple(version.adapter for version in self.served())
+        return self._adapters
 
     def served(self) -> list[Version]:
         """What each adapter's bare name means now, of the adapters that fit the served base."""

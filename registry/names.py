@@ -27,6 +27,8 @@ __all__ = [
 
 PRODUCTION = "production"
 MAX_PARTS, MAX_WEIGHT = 8, 10.0
+MAX_DIGITS = 18
+"""Of a version's number, which is kept in 64 bits."""
 
 _WORD = r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?"
 _ADAPTER = re.compile(rf"{_WORD}/{_WORD}")
@@ -90,6 +92,10 @@ def parse_reference(text: str) -> Reference:
     if not at:
         return Reference(adapter)
     if pin.isascii() and pin.isdigit():
+        if len(pin) > MAX_DIGITS:
+            raise InvalidInput(
+                f"{adapter}@{pin[:MAX_DIGITS]}… does not exist: no version's number is that long", code="invalid_name"
+            )
         if int(pin) < 1:
             raise InvalidInput(f"{text!r}: versions count from 1", code="invalid_name")
         return Reference(adapter, number=int(pin))

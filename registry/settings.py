@@ -53,7 +53,9 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     `token_budget` the tokens of one step (0: the engine's choice); `context_length` 0 is the base's own; `max_waiting` requests
     may wait beyond the `max_batch` that run, and one tenant may have `max_waiting_per_tenant` in hand (0: half of all while
     others ask too); `tenant_weights` are shares of the engine, 1 for whom they do not name; `preload` names the adapters that
-    are in memory from the start and stay there; `default_max_tokens` is for requests that name none; `drain_seconds` is how
+    are in memory from the start and stay there; `allowed_hosts` are the names that requests may have in their Host header besides
+    loopback ones (none given: any name, but only loopback ones where `host` is loopback), `allowed_origins` the pages that may use
+    this server besides its own; `default_max_tokens` is for requests that name none; `drain_seconds` is how
     long running requests may take after SIGTERM; `read_seconds` is how long a request's head, and its body, may take to come and
     a connection may be idle, `write_seconds` how long in all an answer may wait for a client that does not read it, and
     `max_connections` how many connections are served at once; an engine that has not responded for `hang_unready_seconds`
@@ -70,6 +72,8 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     adapter_budget_mb: AtLeastOne = 1024
     adapter_ram_mb: Count = 0
     preload: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
+    allowed_origins: tuple[str, ...] = ()
     max_batch: AtLeastOne = 32
     max_waiting: Count = 256
     max_waiting_per_tenant: Count = 0

@@ -14,7 +14,7 @@ from tunery.gateway.api.cards import (
     LoadRequest,
     ResidentVersion,
 )
-from tunery.gateway.api.errors import ERRORS
+from tunery.gateway.api.errors import error_responses
 from tunery.gateway.api.state import Gateway
 from tunery.gateway.engine.messages import AdapterSource
 from tunery.registry.errors import InvalidInput
@@ -23,10 +23,15 @@ __all__ = ["list_adapters", "load_adapter", "unload_adapter"]
 
 MAX_BODY = 64 * 1024
 """Bytes of a body that names an adapter."""
+_ERRORS = error_responses(400, 404, 413, 415, 500, 503)
 
 
 @get(
-    "/v1/adapters", operation_id="listAdapters", summary="Every adapter, and its versions in memory", tags=["adapters"]
+    "/v1/adapters",
+    operation_id="listAdapters",
+    summary="Every adapter, and its versions in memory",
+    responses=error_responses(500),
+    tags=["adapters"],
 )
 async def list_adapters(gateway: NamedDependency[Gateway]) -> AdapterList:
     """Every adapter that this server serves: what its bare name means now, its aliases, and what is resident."""
@@ -55,7 +60,7 @@ async def list_adapters(gateway: NamedDependency[Gateway]) -> AdapterList:
     operation_id="loadAdapter",
     summary="Bring an adapter into memory before anybody asks for it",
     status_code=200,
-    responses=ERRORS,
+    responses=_ERRORS | error_responses(422),
     tags=["adapters"],
     request_max_body_size=MAX_BODY,
 )
@@ -63,8 +68,8 @@ async def load_adapter(data: JSONBody[LoadRequest], gateway: NamedDependency[Gat
     """Load a version; fails as a request for it would. It may be evicted later like any other, unless it is pinned."""
     source = _source(data, gateway)
     gateway.engine_ready()
-    loaded = await gateway.engine.load(source, pin=data.pin)
-    return _state(source, loaded.bytes, resident=True, pinned=data.pin)
+    loaded = await gateway.engine.load(source, pin=bool(data.pin))
+    return _state(source, loaded.bytes, resident=True, pinned=bool(data.pin))
 
 
 @post(
@@ -72,7 +77,7 @@ async def load_adapter(data: JSONBody[LoadRequest], gateway: NamedDependency[Gat
     operation_id="unloadAdapter",
     summary="Free an adapter's memory once its running requests have ended",
     status_code=200,
-    responses=ERRORS,
+    responses=_ERRORS,
     tags=["adapters"],
     request_max_body_size=MAX_BODY,
 )

@@ -31,14 +31,14 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What one token added to choice `index`; `finish` ends that choice. `spoken` says that the token is part of the text."""
+    """What one token added to choice `index`; `finish` ends that choice. `shown` are the tokens that `text` begins."""
 
     index: int
     text: str
     token: Token
     finish: str | None
     first: bool
-    spoken: bool
+    shown: tuple[Token, ...]
 
 
 @dataclass
@@ -122,16 +122,15 @@ class Answers:
         text = TextStream(self.gateway.renderer, self.shown, self.marks)
         async with contextlib.aclosing(self._measured(request, text)) as tokens:
             async for token in tokens:
-                shown = text.push(token)
-                first, spoken = text.tokens == 1, token.finish != "stop" and not wanted.silent
+                piece, first = text.push(token), text.tokens == 1
                 if first:
                     self._note_cached(wanted.prompt, token.cached)
                 if wanted.silent:
-                    shown = ""
+                    yield Piece(index, "", token, text.finish, first, ())
                 else:
                     self.completion_tokens += 1
                     self.trace.completion_tokens = self.completion_tokens
-                yield Piece(index, shown, token, text.finish, first, spoken)
+                    yield Piece(index, piece, token, text.finish, first, text.shown)
                 if text.finish is not None:
                     return
 

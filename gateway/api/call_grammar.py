@@ -11,15 +11,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tunery.gateway.api.tools import Function
+from tunery.gateway.engine.json_schema import prepare
 from tunery.gateway.engine.messages import Constraint
 from tunery.plugins.data.tools import CallStyle
 from tunery.registry.errors import InvalidInput
 
 __all__ = ["call_constraint"]
 
-_SPACING = {"x-guidance": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}}
+_SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """One way to space JSON; a small model free to choose may write spaces for ever."""
 _ANY_OBJECT = '{"type": "object"}'
+MOST_CALLS = 8
+"""Of one answer that must be calls; a small model may repeat one until something stops it."""
+MAX_SCHEMAS = 256 * 1024
+"""Bytes of all functions' schemas."""
 
 _ARGUMENTS: dict[CallStyle, str] = {"hermes": "arguments", "llama": "parameters", "mistral": "arguments"}
 
@@ -34,8 +39,10 @@ def call_constraint(
 ) -> Constraint:
     """The output is a call of one of `functions`, or `several`; or it is what `instead`, a constraint to JSON, says.
 
-    `control` has the ids of those marks that are control tokens of the base, which a grammar has to name as such.
+    `control` has the ids of those marks that are control tokens of the base, which a grammar has to name as such. Where the output
+    need not be a call, a schema refuses nothing: what of it cannot be followed is left out.
     """
+    functions = _readable(functions, lenient=instead is not None)
     calls = [f"call_{number}: {_call(function, _ARGUMENTS[style])}" for number, function in enumerate(functions)]
     one = " | ".join(f"call_{number}" for number in range(len(functions)))
     rules = [f"start: {'calls' if instead is None else 'calls | instead'}", *_frame(style, several, control)]
@@ -46,8 +53,38 @@ def call_constraint(
                 code="unsupported_parameter",
                 param="response_format",
             )
-        rules.append(f"instead: %json {_spaced(json.loads(instead.text or _ANY_OBJECT))}")
+        rules.append(f"instead: %json {_answer(instead)}")
     return Constraint("grammar", "\n".join([*rules, f"call: {one}", *calls]))
+
+
+def _readable(functions: Sequence[Function], *, lenient: bool) -> list[Function]:
+    """The functions with schemas as the grammar library takes them; raises InvalidInput naming the one that cannot be called."""
+    if sum(len(json.dumps(function.parameters)) for function in functions) > MAX_SCHEMAS:
+        raise _invalid(f"the functions' parameters are larger than {MAX_SCHEMAS // 1024} KiB; offer fewer functions")
+    readable = []
+    for function in functions:
+        try:
+            parameters = prepare(function.parameters, lenient=lenient)
+        except ValueError as error:
+            if not lenient:
+                raise _invalid(f"the parameters of {function.name!r} cannot be used: {error}") from error
+            parameters = {"type": "object"}
+        readable.append(Function(function.name, parameters))
+    return readable
+
+
+def _answer(instead: Constraint) -> str:
+    """The schema of an answer that is no call."""
+    if len(instead.text) > MAX_SCHEMAS:
+        raise _invalid(f"the schema is larger than {MAX_SCHEMAS // 1024} KiB; shorten it", param="response_format")
+    try:
+        return _spaced(prepare(json.loads(instead.text or _ANY_OBJECT)))
+    except ValueError as error:
+        raise _invalid(f"this JSON schema cannot be used: {error}", param="response_format") from error
+
+
+def _invalid(message: str, *, param: str = "tools") -> InvalidInput:
+    return InvalidInput(message, code="invalid_constraint", param=param)
 
 
 def _frame(style: CallStyle, several: bool, control: Mapping[str, int]) -> list[str]:
@@ -55,11 +92,11 @@ def _frame(style: CallStyle, several: bool, control: Mapping[str, int]) -> list[
     begin, end, listed = (_tag(text, control) for text in ("<tool_call>", "</tool_call>", "[TOOL_CALLS]"))
     if style == "hermes":
         return [
-            'calls: tagged ("\\n" tagged)*' if several else "calls: tagged",
+            f'calls: tagged ("\\n" tagged)~0..{MOST_CALLS - 1}' if several else "calls: tagged",
             f'tagged: {begin} "\\n" call "\\n" {end}',
         ]
     if style == "mistral":
-        more = ' (", " call)*' if several else ""
+        more = f' (", " call)~0..{MOST_CALLS - 1}' if several else ""
         return [f'calls: {listed} " "? "[" call{more} "]"']
     # Llama's templates allow one call a turn.
     return ["calls: call"]
@@ -71,7 +108,10 @@ def _call(function: Function, arguments: str) -> str:
 
 
 def _spaced(schema: dict[str, Any]) -> str:
-    return json.dumps(_SPACING | schema)
+    own = schema.get("x-guidance")
+    own = own if isinstance(own, dict) else {}
+    spacing = _SPACING if own.keys().isdisjoint({*_SPACING, "whitespace_pattern"}) else {}
+    return json.dumps({**schema, "x-guidance": {**spacing, **own}})
 
 
 def _tag(text: str, control: Mapping[str, int]) -> str:

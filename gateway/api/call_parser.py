@@ -41,10 +41,13 @@ Said = str | Call
 
 
 class CallParser:
-    """One answer. Only functions in `names` can be called, and only the first call counts unless `parallel`."""
+    """One answer. Only functions in `names` can be called, and only the first call counts unless `parallel`.
 
-    def __init__(self, names: Collection[str], *, parallel: bool = True) -> None:
-        self._names, self._parallel = names, parallel
+    With `only_calls` the answer is made of calls, so that what is left at its end is a call that was cut off, and no text.
+    """
+
+    def __init__(self, names: Collection[str], *, parallel: bool = True, only_calls: bool = False) -> None:
+        self._names, self._parallel, self._only_calls = names, parallel, only_calls
         self._held = ""
         self._step: Callable[[], Iterator[Said] | None] = self._beginning
         self._value = _Value()
@@ -63,6 +66,8 @@ class CallParser:
 
     def end(self) -> list[Said]:
         """What was held back; nothing comes after it."""
+        if self._only_calls:
+            return []
         said = [*self._spaced(iter((self._take(len(self._held)),)))]
         return said if self._after_call else [*said, *filter(None, (self._space,))]
 

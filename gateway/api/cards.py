@@ -76,7 +76,7 @@ class AdapterReference(msgspec.Struct, frozen=True):
 class LoadRequest(AdapterReference, frozen=True):
     """Which adapter to load; with `pin` it stays in memory until it is unloaded."""
 
-    pin: bool = False
+    pin: bool | None = False
 
 
 class AdapterState(msgspec.Struct, frozen=True, kw_only=True):

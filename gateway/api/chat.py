@@ -155,7 +155,7 @@ def _constraint(data: ChatRequest, tooling: Tooling, renderer: Renderer) -> Cons
     return call_constraint(
         tooling.functions,
         renderer.call_style,
-        several=tooling.parallel,
+        several=tooling.several,
         control=renderer.control_ids(MARKS),
         instead=asked,
     )

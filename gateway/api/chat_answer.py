@@ -56,7 +56,7 @@ class ChatAnswer:
     async def chunks(self) -> AsyncGenerator[ChatCompletion, None]:
         """The stream: the role with each choice's first part, its text and calls, its finish, and the usage if asked for."""
         options = self._request.stream_options
-        usage = options is not None and options.include_usage
+        usage = options is not None and bool(options.include_usage)
         async with contextlib.aclosing(self._answers.pieces()) as pieces:
             async for piece in pieces:
                 scores = await self._prompt_logprobs(piece)

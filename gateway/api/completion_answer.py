@@ -43,11 +43,12 @@ class CompletionAnswer:
     async def chunks(self) -> AsyncGenerator[Completion, None]:
         """The stream; with the usage at its end if asked for."""
         options = self._request.stream_options
-        usage = options is not None and options.include_usage
+        usage = options is not None and bool(options.include_usage)
         async with contextlib.aclosing(self._answers.pieces()) as pieces:
             async for piece in pieces:
                 choice = await self._read([piece])
-                if choice.text or piece.finish or choice.logprobs or choice.prompt_logprobs is not UNSET:
+                scored = choice.logprobs and choice.logprobs["tokens"]
+                if choice.text or piece.finish or scored or choice.prompt_logprobs is not UNSET:
                     yield self._completion([choice], usage=None if usage else UNSET)
         if usage:
             yield self._completion([], usage=self._answers.usage)

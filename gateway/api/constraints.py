@@ -1,4 +1,4 @@
-"""Owns the ways in which a request may say what its output must be, OpenAI's and vLLM's; refuses more than one at once.
+"""Owns the ways in which a request may say what its output must be, OpenAI's and vLLM's; refuses different ones at once.
 
 Whether a schema, expression or grammar can be followed, the engine says.
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from typing import Any
+
+import msgspec
 
 from tunery.gateway.api.requests import SamplingFields
 from tunery.gateway.engine.messages import Constraint
@@ -21,27 +23,28 @@ def constraint_of(request: SamplingFields) -> Constraint | None:
     given = {name: value for name, value in _given(request).items() if value is not None}
     if not given:
         return None
-    if len(given) > 1:
-        message = f"{' and '.join(given)} both say what the output must be; send one of them"
-        raise InvalidInput(message, param=list(given)[1].partition(".")[0])
-    ((where, value),) = given.items()
-    return _READERS[where.rpartition(".")[2]](where, value)
+    asked = {where: _READERS[where.rpartition(".")[2]](where, value) for where, value in given.items()}
+    if len(set(asked.values())) > 1:
+        message = f"{' and '.join(asked)} differ in what the output must be; send one of them"
+        raise InvalidInput(message, param=list(asked)[1].partition(".")[0])
+    return next(iter(asked.values()))
 
 
 def _given(request: SamplingFields) -> dict[str, Any]:
     """Every field that may constrain, by its path; `response_format` of type text constrains nothing."""
     names = ("guided_json", "guided_regex", "guided_choice", "guided_grammar", "regex", "grammar")
     given = {name: getattr(request, name) for name in names}
-    if (request.response_format or {}).get("type", "text") != "text":
+    if ((request.response_format or {}).get("type") or "text") != "text":
         given["response_format"] = request.response_format
-    nested = request.structured_outputs or {}
+    asked = (request.structured_outputs or {}).items()
+    nested = {key: value for key, value in asked if value is not None and value is not False}
     for key in nested:
         if key not in ("json", "regex", "choice", "grammar", "json_object"):
             raise _wrong(
                 f"structured_outputs.{key}"[:100],
                 "is not supported; it has json, regex, choice, grammar or json_object",
             )
-    return given | {f"structured_outputs.{key}": value for key, value in nested.items() if value is not False}
+    return given | {f"structured_outputs.{key}": value for key, value in nested.items()}
 
 
 def _response_format(where: str, value: Any) -> Constraint:
@@ -59,8 +62,8 @@ def _schema(where: str, value: Any) -> Constraint:
     """A JSON schema, as an object or as its text."""
     if isinstance(value, str):
         try:
-            value = json.loads(value)
-        except ValueError as error:
+            value = msgspec.json.decode(value)
+        except msgspec.DecodeError as error:
             raise _wrong(where, f"is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise _wrong(where, "must be an object, the JSON schema")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import math
 import struct
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from litestar import Request, Response, post
@@ -32,6 +33,9 @@ __all__ = ["embeddings"]
 MAX_INPUTS = 2048
 """OpenAI's."""
 
+Vector = list[float] | str
+"""As numbers, or as the base64 of little-endian float32."""
+
 
 @post(
     "/v1/embeddings",
@@ -46,12 +50,6 @@ async def embeddings(
 ) -> Response[EmbeddingList]:
     """The pooled hidden states of each input, after the base's last norm."""
     await check_fields(request, EmbeddingRequest)
-    if data.dimensions is not None:
-        raise InvalidInput(
-            "dimensions is not supported, since vectors have the base's own size; leave it out",
-            code="unsupported_parameter",
-            param="dimensions",
-        )
     trace = trace_of(request)
     target = gateway.resolver.resolve(data.model, adapter=data.adapter or request.headers.get("x-tunery-adapter"))
     trace.model = data.model
@@ -61,7 +59,7 @@ async def embeddings(
         check_context(len(prompt), context=ready.context_length, param="input")
     vectors = await or_disconnect(request, lambda: _vectors(data, gateway, target, inputs, trace))
     size = sum(map(len, inputs))
-    shown = [Embedding(index=index, embedding=_encoded(vector, data)) for index, vector in enumerate(vectors)]
+    shown = [Embedding(index=index, embedding=vector) for index, vector in enumerate(vectors)]
     answer = EmbeddingList(data=shown, model=data.model, usage=EmbeddingUsage(size, size))
     return Response(answer, headers=target.headers())
 
@@ -74,7 +72,7 @@ async def _inputs(data: EmbeddingRequest, gateway: Gateway, ready: Ready) -> lis
 
 async def _vectors(
     data: EmbeddingRequest, gateway: Gateway, target: Target, inputs: Sequence[tuple[int, ...]], trace: Trace
-) -> list[list[float]]:
+) -> list[Vector]:
     """Every input's vector; one that fails, or the client's leaving, ends them all."""
     label = gateway.metrics.label(target.label)
     trace.adapter, trace.version = target.title, target.version.number if target.version else None
@@ -84,11 +82,16 @@ async def _vectors(
         for prompt in inputs
     ]
     with gateway.hold(len(ask), target, param="input"):
-        return await _all(gateway, ask, label, trace)
+        return await _all(gateway, ask, label, trace, lambda vector: _written(vector, data))
 
 
-async def _all(gateway: Gateway, ask: Sequence[Embed], label: str, trace: Trace) -> list[list[float]]:
-    tasks = [asyncio.create_task(_one(gateway, embed, label, trace)) for embed in ask]
+async def _all(
+    gateway: Gateway, ask: Sequence[Embed], label: str, trace: Trace, write: Callable[[list[float]], Vector]
+) -> list[Vector]:
+    async def one(embed: Embed) -> Vector:
+        return write(await _one(gateway, embed, label, trace))
+
+    tasks = [asyncio.create_task(one(embed)) for embed in ask]
     try:
         return await asyncio.gather(*tasks)
     finally:
@@ -112,7 +115,17 @@ async def _one(gateway: Gateway, embed: Embed, label: str, trace: Trace) -> list
     return vector
 
 
-def _encoded(vector: list[float], data: EmbeddingRequest) -> list[float] | str:
-    if data.encoding_format != "base64":
-        return vector
-    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
+def _written(vector: list[float], data: EmbeddingRequest) -> Vector:
+    """A vector as it is answered: its first `dimensions`, of length 1 unless `normalize` is false."""
+    size = data.dimensions or len(vector)
+    if size > len(vector):
+        raise InvalidInput(
+            f"dimensions is {str(size)[:20]} and this model's vectors have {len(vector)}; ask for as many at most",
+            param="dimensions",
+        )
+    vector = vector[:size]
+    if data.normalize is not False and (norm := math.hypot(*vector)) > 0:
+        vector = [value / norm for value in vector]
+    if data.encoding_format == "base64":
+        return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
+    return vector

@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from litestar import Request, Response
-from litestar.exceptions import HTTPException, ValidationException
+from litestar.exceptions import HTTPException, SerializationException, ValidationException
 from litestar.openapi.datastructures import ResponseSpec
 
 from tunery.gateway.api.schemas import ErrorBody, ErrorEnvelope
@@ -23,7 +23,7 @@ from tunery.registry.errors import (
     Unavailable,
 )
 
-__all__ = ["ERRORS", "EXCEPTION_HANDLERS", "envelope", "status_of"]
+__all__ = ["ERRORS", "EXCEPTION_HANDLERS", "Refused", "envelope", "error_responses", "status_of"]
 
 log = logging.getLogger("tunery.gateway")
 
@@ -39,6 +39,14 @@ _STATUSES: tuple[tuple[type[TuneryError], int], ...] = (
 """A conflict is 400 and not 409: OpenAI's clients send a 409 again by themselves."""
 
 _TYPES = {429: "rate_limit_error", 500: "server_error", 503: "server_error"}
+
+
+class Refused(HTTPException):
+    """A request that is refused before it is parsed; `code` is a stable machine-readable word."""
+
+    def __init__(self, message: str, *, status: int, code: str) -> None:
+        super().__init__(detail=message, status_code=status)
+        self.code = code
 
 
 def status_of(error: TuneryError) -> int:
@@ -63,6 +71,11 @@ def _invalid(request: Request[Any, Any, Any], error: ValidationException) -> Res
     extra: Any = error.extra
     first = extra[0] if isinstance(extra, list) and extra else {}
     param = re.split(r"[.\[]", first.get("key") or "")[0] or None
+    if param == "data":
+        return Response(
+            envelope(f"the body is not a JSON object: {first['message']}", status=400, code="invalid_value"),
+            status_code=400,
+        )
     message = first.get("message") or error.detail
     text = f"{param}: {message}" if param and param not in message else message
     return Response(envelope(text, status=400, code="invalid_value", param=param), status_code=400)
@@ -72,12 +85,23 @@ def _http(request: Request[Any, Any, Any], error: HTTPException) -> Response[Err
     status = error.status_code
     if status >= 500:
         return _bug(request, error)
+    if isinstance(error, Refused):
+        return Response(envelope(error.detail, status=status, code=error.code), status_code=status)
+    if isinstance(error.__cause__, SerializationException):
+        return Response(envelope(_not_json(error.detail), status=status, code="invalid_json"), status_code=status)
     message = {
         404: f"there is nothing at {request.url.path}; see /docs",
         405: f"{request.method} is not possible at {request.url.path}; see /docs",
         413: "the request body is too large",
     }.get(status, error.detail)
     return Response(envelope(message, status=status), status_code=status, headers=dict(error.headers or {}))
+
+
+def _not_json(detail: str) -> str:
+    """What is wrong with a body. The parser takes half a surrogate pair, such as \\ud800 alone, for an early end."""
+    if "truncated" in detail:
+        return "the body is not JSON: it ends early, or a string has half of a surrogate pair"
+    return f"the body is not JSON: {detail}"
 
 
 def _too_deep(request: Request[Any, Any, Any], error: RecursionError) -> Response[ErrorEnvelope]:
@@ -91,15 +115,28 @@ def _bug(request: Request[Any, Any, Any], error: Exception) -> Response[ErrorEnv
     return Response(envelope(message, status=500, code="internal_error"), status_code=500)
 
 
-ERRORS = {
-    status: ResponseSpec(ErrorEnvelope, description=text, generate_examples=False)
-    for status, text in {
-        400: "A field is wrong; `param` names it.",
-        404: "No such model; never answered by the base instead.",
-        429: "Too many requests wait; see Retry-After.",
-        503: "The engine is starting, or this server is about to end; see Retry-After.",
-    }.items()
+_DESCRIPTIONS = {
+    400: "A field is wrong; `param` names it.",
+    403: "The request's Host or Origin is not allowed.",
+    404: "No such model; never answered by the base instead.",
+    413: "The body is too large.",
+    415: "The body is not application/json.",
+    422: "The adapter's weights cannot be served.",
+    429: "Too many requests wait; see Retry-After.",
+    500: "A bug; the log has it under the id in the message.",
+    503: "The engine is starting, or this server is about to end; see Retry-After.",
 }
+
+
+def error_responses(*statuses: int) -> dict[int, ResponseSpec]:
+    """These statuses as an operation's documentation has them; 403 is possible everywhere."""
+    return {
+        status: ResponseSpec(ErrorEnvelope, description=_DESCRIPTIONS[status], generate_examples=False)
+        for status in sorted({*statuses, 403})
+    }
+
+
+ERRORS = error_responses(*_DESCRIPTIONS)
 """For the documentation of what runs on the engine."""
 
 EXCEPTION_HANDLERS: dict[Any, Any] = {

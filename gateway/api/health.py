@@ -2,22 +2,42 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from litestar import Response, get
 from litestar.di import NamedDependency
+from litestar.openapi.datastructures import ResponseSpec
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from tunery.gateway.api.errors import error_responses
 from tunery.gateway.api.state import Gateway
 
 __all__ = ["live", "metrics", "ready"]
 
+_TEXT, _, _ = CONTENT_TYPE_LATEST.rpartition("; charset=")
+"""The media type without its charset, which Litestar adds."""
 
-@get("/health/live", operation_id="healthLive", summary="Whether the process is alive", tags=["operation"])
+
+@get(
+    "/health/live",
+    operation_id="healthLive",
+    summary="Whether the process is alive",
+    responses=error_responses(),
+    tags=["operation"],
+)
 async def live() -> dict[str, str]:
     """200 as long as the process answers, draining or not."""
     return {"status": "live"}
 
 
-@get("/health/ready", operation_id="healthReady", summary="Whether requests can be answered", tags=["operation"])
+@get(
+    "/health/ready",
+    operation_id="healthReady",
+    summary="Whether requests can be answered",
+    responses=error_responses()
+    | {503: ResponseSpec(dict[str, str], description="Some check is not ok.", generate_examples=False)},
+    tags=["operation"],
+)
 async def ready(gateway: NamedDependency[Gateway]) -> Response[dict[str, str]]:
     """200 when every check is ok, else 503."""
     checks = {
@@ -30,12 +50,20 @@ async def ready(gateway: NamedDependency[Gateway]) -> Response[dict[str, str]]:
 
 
 @get(
-    "/metrics", operation_id="metrics", summary="Prometheus metrics", tags=["operation"], media_type=CONTENT_TYPE_LATEST
+    "/metrics",
+    operation_id="metrics",
+    summary="Prometheus metrics",
+    responses=error_responses(500),
+    tags=["operation"],
+    media_type=_TEXT,
 )
 async def metrics(gateway: NamedDependency[Gateway]) -> Response[bytes]:
     """All metrics in Prometheus' text format."""
     gateway.metrics.watch(up=gateway.engine.ready is not None, restarts=gateway.engine.restarts)
-    return Response(gateway.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
+    if _registry(gateway) == "ok":
+        gateway.metrics.know(gateway.resolver.adapters())
+    # Off the event loop: there may be thousands of series.
+    return Response(await asyncio.to_thread(gateway.metrics.exposition), media_type=_TEXT)
 
 
 def _registry(gateway: Gateway) -> str:

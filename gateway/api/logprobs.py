@@ -19,11 +19,14 @@ NEVER = -9999.0
 
 
 def chat_logprobs(renderer: Renderer, piece: Piece) -> list[TokenLogprob]:
-    """A piece's token with its alternatives; none where the token is not part of the text."""
-    if not piece.spoken:
-        return []
-    tops = [TopLogprob(*_spelled(renderer, top.token, top.logprob)) for top in piece.token.top]
-    return [TokenLogprob(*_spelled(renderer, piece.token.token, piece.token.logprob), tops)]
+    """The tokens of a piece's text with their alternatives."""
+    return [
+        TokenLogprob(
+            *_spelled(renderer, token.token, token.logprob),
+            [TopLogprob(*_spelled(renderer, top.token, top.logprob)) for top in token.top],
+        )
+        for token in piece.shown
+    ]
 
 
 def prompt_logprobs(
@@ -64,7 +67,7 @@ class CompletionLogprobs:
         if pieces[0].first and self._echoed:
             scores = zip(self._echoed[1:], pieces[0].token.prompt, strict=True)
             rows = [(self._echoed[0], None, None), *((token, score.logprob, score.top) for token, score in scores)]
-        rows += [(piece.token.token, piece.token.logprob, piece.token.top) for piece in pieces if piece.spoken]
+        rows += [(token.token, token.logprob, token.top) for piece in pieces for token in piece.shown]
         return {
             "tokens": [self._text(token) for token, _, _ in rows],
             "token_logprobs": [None if logprob is None else _finite(logprob) for _, logprob, _ in rows],

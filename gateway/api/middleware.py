@@ -18,10 +18,12 @@ from tunery.gateway.api.connection import Connection
 from tunery.gateway.api.memory import BodyMemory
 from tunery.gateway.api.state import Gateway
 from tunery.gateway.api.trace import Trace
+from tunery.gateway.metrics import LEFT, UNKNOWN
 
 __all__ = ["Around"]
 
-TOO_LARGE = 413
+UNREAD = frozenset({403, 413, 415})
+"""Statuses of requests whose body has not been read."""
 DISCARD_BYTES = 256 * 2**20
 DISCARD_SECONDS = 10.0
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
@@ -40,7 +42,9 @@ class Around:
         if scope["type"] != ScopeType.HTTP:
             await self._app(scope, receive, send)
             return
-        trace, seen = Trace(_request_id(scope)), {"status": 0}
+        trace, seen, method = Trace(_request_id(scope)), {"status": 0}, scope["method"]
+        if method == "HEAD":
+            scope = {**scope, "method": "GET"}
         trace.attach(scope)
         settings = self._gateway.settings
         connection = Connection(
@@ -51,9 +55,11 @@ class Around:
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
                 seen["status"] = message["status"]
-                if message["status"] == TOO_LARGE:
+                if message["status"] in UNREAD:
                     await _discard(receive)
                 message["headers"] = [*message["headers"], (b"x-request-id", trace.request_id.encode())]
+            elif method == "HEAD" and message["type"] == "http.response.body":
+                message["body"] = b""
             await connection.send(message)
 
         try:
@@ -65,10 +71,10 @@ class Around:
                 raise
         finally:
             # 499 is nginx's word for a client that left before there was an answer.
-            status, route = seen["status"] or 499, _route(scope)
+            status, route = seen["status"] or int(LEFT), _route(scope)
             self._gateway.metrics.http.labels(route, str(status)).inc()
             if self._gateway.settings.access_log:
-                _log(scope, route, status, trace)
+                _log(method, route, status, trace)
 
 
 async def _discard(receive: Receive) -> None:
@@ -91,14 +97,14 @@ def _request_id(scope: Any) -> str:
 
 def _route(scope: Any) -> str:
     """The route's template, never what the client wrote."""
-    return str(scope.get("path_template") or "unknown")
+    return str(scope.get("path_template") or UNKNOWN)
 
 
-def _log(scope: Any, route: str, status: int, trace: Trace) -> None:
+def _log(method: str, route: str, status: int, trace: Trace) -> None:
     line = {
         "time": round(time.time(), 3),
         "request_id": trace.request_id,
-        "method": scope["method"],
+        "method": method,
         "route": route,
         "status": status,
         **trace.line(),

@@ -7,6 +7,7 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath
 
 from tunery.gateway.api.cards import ModelCard, ModelList
+from tunery.gateway.api.errors import error_responses
 from tunery.gateway.api.state import Gateway
 from tunery.registry import Base, Version
 from tunery.registry.names import tenant_of
@@ -14,7 +15,13 @@ from tunery.registry.names import tenant_of
 __all__ = ["list_models", "show_model"]
 
 
-@get("/v1/models", operation_id="listModels", summary="The base and every adapter it serves", tags=["models"])
+@get(
+    "/v1/models",
+    operation_id="listModels",
+    summary="The base and every adapter it serves",
+    responses=error_responses(500),
+    tags=["models"],
+)
 async def list_models(gateway: NamedDependency[Gateway]) -> ModelList:
     """Everything that may be named as `model`."""
     resolver = gateway.resolver
@@ -22,7 +29,13 @@ async def list_models(gateway: NamedDependency[Gateway]) -> ModelList:
     return ModelList([_base_card(resolver.base.name, resolver.base), *adapters])
 
 
-@get("/v1/models/{name:path}", operation_id="retrieveModel", summary="One model", tags=["models"])
+@get(
+    "/v1/models/{name:path}",
+    operation_id="retrieveModel",
+    summary="One model",
+    responses=error_responses(400, 404, 500),
+    tags=["models"],
+)
 async def show_model(name: FromPath[str], gateway: NamedDependency[Gateway]) -> ModelCard:
     """What a name means now."""
     name = name.lstrip("/")

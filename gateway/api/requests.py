@@ -1,4 +1,6 @@
-"""What clients of the inference endpoints may send: every field that is declared here is applied. `fields.py` has the others."""
+"""What clients of the inference endpoints may send: every field that is declared here is applied. `fields.py` has the others.
+
+Every optional field may be null, which is to leave it out."""
 
 from __future__ import annotations
 
@@ -93,14 +95,15 @@ class CompletionRequest(SamplingFields, frozen=True, kw_only=True):
 
 
 class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """`POST /v1/embeddings`; `pooling` is an extension."""
+    """`POST /v1/embeddings`; `pooling` and `normalize` are extensions."""
 
     model: str
     input: Tokens
     adapter: str | None = None
     encoding_format: Literal["float", "base64"] | None = None
     pooling: Literal["mean", "last"] | None = None
-    dimensions: int | None = None
+    normalize: bool | None = None
+    dimensions: Annotated[int, Meta(ge=1)] | None = None
     add_special_tokens: bool | None = None
     truncate_prompt_tokens: Annotated[int, Meta(ge=-1, lt=2**31)] | None = None
     user: str | None = None

@@ -80,15 +80,14 @@ def output_room(prompt_tokens: int, wanted: int | None, *, context: int, default
     if prompt_tokens == 0:
         raise InvalidInput("the prompt is empty", param=param)
     if room < 1 or (wanted is not None and wanted > room):
-        asked = f" and {wanted} of output" if wanted is not None else ""
-        raise _too_long(f"{prompt_tokens} of prompt{asked}", context, param)
+        raise _too_long(prompt_tokens, wanted or 0, context, param)
     return min(default, room) if wanted is None else wanted
 
 
 def check_context(prompt_tokens: int, *, context: int, param: str) -> None:
     """Raise InvalidInput when a prompt that nothing follows does not fit the context."""
     if prompt_tokens > context:
-        raise _too_long(f"{prompt_tokens} of prompt", context, param)
+        raise _too_long(prompt_tokens, 0, context, param)
 
 
 def length_check(
@@ -100,14 +99,17 @@ def length_check(
     def check(least: int) -> None:
         wanted()
         if least > most:
-            raise _too_long(f"at least {least} of prompt", context, param)
+            raise _too_long(least, 0, context, param, at_least=True)
 
     return check
 
 
-def _too_long(what: str, context: int, param: str) -> InvalidInput:
+def _too_long(prompt: int, output: int, context: int, param: str, *, at_least: bool = False) -> InvalidInput:
+    """In OpenAI's words, by which LiteLLM, LangChain and others know it."""
+    least = "at least " if at_least else ""
     return InvalidInput(
-        f"this model's context is {context} tokens and the request has {what}; shorten it",
+        f"This model's maximum context length is {context} tokens. However, you requested {least}{prompt + output} tokens "
+        f"({prompt} in the {param}, {output} in the completion). Please reduce the length of the {param} or completion.",
         code="context_length_exceeded",
         param=param,
     )

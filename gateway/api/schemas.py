@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import msgspec
-from msgspec import UnsetType
+from msgspec import UNSET, UnsetType
 
 __all__ = [
     "CachedTokens",
@@ -80,38 +80,38 @@ class Logprobs(msgspec.Struct, frozen=True):
     refusal: None = None
 
 
-class FunctionCall(msgspec.Struct, frozen=True):
+class FunctionCall(msgspec.Struct, frozen=True, kw_only=True):
     """The called function and its arguments as the text of a JSON object."""
 
-    name: str | UnsetType
+    name: str | UnsetType = UNSET
     arguments: str
 
 
-class ToolCall(msgspec.Struct, frozen=True):
+class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
     """A call, or in a stream a part of the one with that `index`."""
 
-    index: int | UnsetType
-    id: str | UnsetType
-    type: Literal["function"] | UnsetType
+    index: int | UnsetType = UNSET
+    id: str | UnsetType = UNSET
+    type: Literal["function"] | UnsetType = UNSET
     function: FunctionCall
 
 
 class ChatMessage(msgspec.Struct, frozen=True, kw_only=True):
-    """A message, or in a stream a part of one. What is unset is left out; no defaults, since OpenAPI could not write them."""
+    """A message, or in a stream a part of one. What is unset is left out."""
 
-    role: Literal["assistant"] | UnsetType
-    content: str | UnsetType | None
-    refusal: UnsetType | None
-    tool_calls: list[ToolCall] | UnsetType
+    role: Literal["assistant"] | UnsetType = UNSET
+    content: str | UnsetType | None = UNSET
+    refusal: UnsetType | None = UNSET
+    tool_calls: list[ToolCall] | UnsetType = UNSET
 
 
 class ChatChoice(msgspec.Struct, frozen=True, kw_only=True):
     """One answer (`message`) or a part of one (`delta`)."""
 
     index: int
-    message: ChatMessage | UnsetType
-    delta: ChatMessage | UnsetType
-    prompt_logprobs: PromptLogprobs | UnsetType
+    message: ChatMessage | UnsetType = UNSET
+    delta: ChatMessage | UnsetType = UNSET
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
     logprobs: Logprobs | None = None
     finish_reason: str | None = None
 
@@ -125,7 +125,7 @@ class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     choices: list[ChatChoice]
     system_fingerprint: str
-    usage: Usage | UnsetType | None
+    usage: Usage | UnsetType | None = UNSET
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True):
@@ -133,7 +133,7 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
 
     index: int
     text: str
-    prompt_logprobs: PromptLogprobs | UnsetType
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
     logprobs: dict[str, Any] | None = None
     finish_reason: str | None = None
 
@@ -147,7 +147,7 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     choices: list[Choice]
     system_fingerprint: str
-    usage: Usage | UnsetType | None
+    usage: Usage | UnsetType | None = UNSET
 
 
 class Embedding(msgspec.Struct, frozen=True, kw_only=True):

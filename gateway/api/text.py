@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 
 import msgspec
@@ -24,7 +25,8 @@ class TextOptions(msgspec.Struct, frozen=True):
 class TextStream:
     """One answer's text as it grows. `finish` becomes "stop" or "length" with the last piece.
 
-    Control tokens are not shown, except for the `marks`, by their ids.
+    Control tokens are not shown, except for the `marks`, by their ids. `shown` has the tokens whose text began to be shown with the
+    last piece; those of a stop string, and behind one, never are.
     """
 
     def __init__(self, renderer: Renderer, options: TextOptions, marks: Mapping[int, str]) -> None:
@@ -33,6 +35,9 @@ class TextStream:
         self._stops = options.stops
         self._marks = marks
         self._held = ""
+        self._released = 0
+        self._waiting: deque[tuple[int, Token]] = deque()
+        self.shown: tuple[Token, ...] = ()
         self.tokens = 0
         self.finish: str | None = None
 
@@ -41,6 +46,7 @@ class TextStream:
         self.tokens += 1
         # The token that ends a turn is not part of what was said, unless that is asked for.
         if token.finish != "stop" or self._options.include_stop:
+            self._waiting.append((self._released + len(self._held), token))
             mark = self._marks.get(token.token)
             self._held += self._decoder.push(token.token) if mark is None else self._decoder.flush() + mark
         if token.finish is not None:
@@ -53,12 +59,18 @@ class TextStream:
             return self._release(at + len(stop) * self._options.include_stop)
         if token.finish is not None:
             self.finish = token.finish
-            return self._release(len(self._held))
+            return self._release(len(self._held), last=True)
         return self._release(len(self._held) - (0 if early else self._undecided()))
 
-    def _release(self, count: int) -> str:
-        shown, self._held = self._held[:count], self._held[count:]
-        return shown
+    def _release(self, count: int, *, last: bool = False) -> str:
+        """The first `count` characters; with `last` also the tokens that have none."""
+        text, self._held = self._held[:count], self._held[count:]
+        self._released += count
+        shown = []
+        while self._waiting and (last or self._waiting[0][0] < self._released):
+            shown.append(self._waiting.popleft()[1])
+        self.shown = tuple(shown)
+        return text
 
     def _undecided(self) -> int:
         """Characters at the end that may be the beginning of a stop string."""

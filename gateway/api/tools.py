@@ -26,13 +26,15 @@ class Tooling(msgspec.Struct, frozen=True):
     """What the answer may do with functions.
 
     `offered` is what the template shows. `functions` may be called, and one of them must be where `required`; more than one call
-    only where `parallel`. Without any of them the answer is just text.
+    counts only where `parallel`, and is written where a call is `required` only with `several`. Without any function the answer is
+    just text.
     """
 
     offered: tuple[dict[str, Any], ...] = ()
     functions: tuple[Function, ...] = ()
     required: bool = False
     parallel: bool = True
+    several: bool = False
 
 
 def read_tooling(request: ChatRequest) -> Tooling:
@@ -43,7 +45,7 @@ def read_tooling(request: ChatRequest) -> Tooling:
         return Tooling()
     if not functions:
         raise InvalidInput("tool_choice needs tools to choose from", param="tool_choice")
-    offered = tuple(request.tools or ())
+    offered = tuple(_without_nulls(tool) for tool in request.tools or ())
     parallel = request.parallel_tool_calls is not False
     if isinstance(choice, dict):
         return Tooling(offered, (_named(choice, functions),), required=True, parallel=False)
@@ -52,7 +54,8 @@ def read_tooling(request: ChatRequest) -> Tooling:
             f"tool_choice is {choice[:50]!r}; it is none, auto, required, or an object that names a function",
             param="tool_choice",
         )
-    return Tooling(offered, functions, required=choice == "required", parallel=parallel)
+    several = request.parallel_tool_calls is True
+    return Tooling(offered, functions, required=choice == "required", parallel=parallel, several=several)
 
 
 def _functions(tools: list[Any]) -> tuple[Function, ...]:
@@ -86,6 +89,12 @@ def _parameters(where: str, schema: Any) -> dict[str, Any]:
     if not isinstance(schema, dict) or schema.get("type", "object") != "object":
         raise _wrong(f"{where} must be the JSON schema of an object")
     return {"type": "object", **schema}
+
+
+def _without_nulls(tool: dict[str, Any]) -> dict[str, Any]:
+    """A tool as the template shows it. A null is left out; a schema's own nulls mean something."""
+    function = {key: value for key, value in tool["function"].items() if value is not None}
+    return {key: value for key, value in tool.items() if value is not None} | {"function": function}
 
 
 def _named(choice: dict[str, Any], functions: tuple[Function, ...]) -> Function:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from msgspec import UNSET, UnsetType
+import msgspec
+from msgspec import UNSET
 
 from tunery.gateway.api.answers import Piece
 from tunery.gateway.api.call_parser import Call, CallParser
@@ -19,7 +20,7 @@ class Turn:
 
     def __init__(self, tooling: Tooling, call_id: str) -> None:
         names = frozenset(function.name for function in tooling.functions)
-        self._parser = CallParser(names, parallel=tooling.parallel) if names else None
+        self._parser = CallParser(names, parallel=tooling.parallel, only_calls=tooling.required) if names else None
         self._call_id = call_id
         self._calls = 0
         self.finish: str | None = None
@@ -38,14 +39,15 @@ class Turn:
 
     def _numbered(self, call: Call) -> ToolCall:
         index, self._calls = self._calls, self._calls + 1
-        return ToolCall(index, f"{self._call_id}_{index}", "function", FunctionCall(call.name, call.arguments))
+        function = FunctionCall(name=call.name, arguments=call.arguments)
+        return ToolCall(index=index, id=f"{self._call_id}_{index}", type="function", function=function)
 
 
 def message(said: list[Said]) -> ChatMessage:
     """A whole answer; without content when it is only calls."""
     text = "".join(one for one in said if isinstance(one, str))
     # Only parts of a stream are numbered.
-    calls = [ToolCall(UNSET, one.id, one.type, one.function) for one in said if isinstance(one, ToolCall)]
+    calls = [msgspec.structs.replace(one, index=UNSET) for one in said if isinstance(one, ToolCall)]
     return ChatMessage(
         role="assistant", content=None if calls and not text else text, refusal=None, tool_calls=calls or UNSET
     )
@@ -53,24 +55,22 @@ def message(said: list[Said]) -> ChatMessage:
 
 def parts(said: list[Said]) -> list[ChatMessage]:
     """Texts and calls as parts of a streamed message: of a call its name first, then its arguments."""
-    return [delta for one in said for delta in ([_part(content=one)] if isinstance(one, str) else _call_parts(one))]
+    return [
+        delta for one in said for delta in ([ChatMessage(content=one)] if isinstance(one, str) else _call_parts(one))
+    ]
 
 
 def greeting(tooling: Tooling) -> ChatMessage:
     """The first part of a streamed message. Where functions can be called there may be no content at all."""
     content = None if tooling.functions else ""
-    return ChatMessage(role="assistant", content=content, refusal=UNSET, tool_calls=UNSET)
+    return ChatMessage(role="assistant", content=content)
 
 
 def _call_parts(call: ToolCall) -> list[ChatMessage]:
-    name = ToolCall(call.index, call.id, call.type, FunctionCall(call.function.name, ""))
-    arguments = ToolCall(call.index, UNSET, UNSET, FunctionCall(UNSET, call.function.arguments))
-    return [_part(tool_calls=[name]), _part(tool_calls=[arguments])]
+    name = msgspec.structs.replace(call, function=FunctionCall(name=call.function.name, arguments=""))
+    arguments = ToolCall(index=call.index, function=FunctionCall(arguments=call.function.arguments))
+    return [ChatMessage(tool_calls=[name]), ChatMessage(tool_calls=[arguments])]
 
 
-def _part(*, content: str | UnsetType = UNSET, tool_calls: list[ToolCall] | UnsetType = UNSET) -> ChatMessage:
-    return ChatMessage(role=UNSET, content=content, refusal=UNSET, tool_calls=tool_calls)
-
-
-NOTHING = _part()
+NOTHING = ChatMessage()
 """A part that only ends the message."""

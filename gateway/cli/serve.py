@@ -20,6 +20,11 @@ __all__ = ["serve"]
 @click.option("--device", help="cpu, cuda, cuda:1 …  [default: auto]")
 @click.option("--host", help="The address to listen on.  [default: 127.0.0.1]")
 @click.option("--port", type=int, help="The port; 0 for any that is free.  [default: 8000]")
+@click.option(
+    "--allowed-hosts",
+    help="Names this server answers to, separated by commas; * is a wildcard.  [default: any; loopback on loopback]",
+)
+@click.option("--allowed-origins", help="Origins of web pages that may use this server, separated by commas.")
 @click.option("--adapter-budget-mb", type=int, help="Memory for adapters, in MiB.  [default: 1024]")
 @click.option("--adapter-ram-mb", type=int, help="Main memory for evicted adapters, in MiB.  [default: 0]")
 @click.option("--preload", help="Adapters to load at the start and keep, separated by commas.")

@@ -21,6 +21,7 @@ from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer, regex
 from llguidance.numpy import fill_next_token_bitmask_par
 from numpy.typing import NDArray
 
+from tunery.gateway.engine.json_schema import prepare
 from tunery.gateway.engine.messages import Constraint
 from tunery.registry.errors import InvalidInput
 
@@ -36,8 +37,8 @@ _CACHED, _CACHED_BYTES = 64, 256 * 2**20
 _LIMITS = LLParserLimits(
     max_lexer_states=100_000, max_grammar_size=50_000, step_lexer_fuel=50_000, verbose_errors=False
 )
-# Compact, spaced or indented JSON. A stretch of white space matches once, so a model cannot pad for ever.
-_SPACE = r"\x20|\r?\n[\x20\x09]{0,32}"
+# One space or none between the parts of JSON, so that a model can neither pad nor indent at the cost of its tokens.
+_SPACE = r"\x20"
 _DRAWN = re.compile(r"^ *(\^+|\d+ \|.*)$", re.MULTILINE)
 _KINDS = {"json_schema": "JSON schema", "json_object": "JSON", "regex": "regular expression", "grammar": "Lark grammar"}
 
@@ -195,7 +196,9 @@ def _grammar(constraint: Constraint) -> str:
     # White space is bounded unless the schema asks for another in llguidance's own keyword.
     asked = schema.get("x-guidance")
     chosen = isinstance(asked, dict) and not asked.keys().isdisjoint({"whitespace_pattern", "whitespace_flexible"})
-    return LLMatcher.grammar_from_json_schema(text, defaults={} if chosen else {"whitespace_pattern": _SPACE})
+    return LLMatcher.grammar_from_json_schema(
+        prepare(schema), defaults={} if chosen else {"whitespace_pattern": _SPACE}
+    )
 
 
 def _plain(error: str) -> str:

@@ -222,10 +222,10 @@ class EngineCore:
         most = len(command.prompt) + (new if isinstance(command, Generate) else 0)
         if not command.prompt or new < 1:
             raise InvalidInput("a request needs at least one prompt token and max_tokens of 1 or more")
-        if most > min(self.model.context_length, self.pages.capacity):
+        if most > (limit := min(self.model.context_length, self.pages.capacity)):
             raise InvalidInput(
-                f"{most} tokens of prompt and output are more than the {self.model.context_length} of the context "
-                f"and the {self.pages.capacity} of the cache",
+                f"This model's maximum context length is {limit} tokens. However, you requested {most} tokens "
+                f"({len(command.prompt)} in the prompt, {new} in the completion); shorten either",
                 code="context_length_exceeded",
             )
         beyond = [token for token in command.prompt if not 0 <= token < self.model.vocab_size]

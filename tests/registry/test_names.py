@@ -65,3 +65,14 @@ def test_the_same_adapter_twice_and_too_many_are_refused() -> None:
         parse_composition("acme/tone:1+acme/facts+acme/tone:2")
     with pytest.raises(InvalidInput, match="8 adapters"):
         parse_composition("+".join(f"acme/a{number}" for number in range(3 * MAX_PARTS)))
+
+
+@pytest.mark.parametrize("digits", [18, 19, 5000])
+def test_a_number_fits_where_it_is_kept_or_is_refused(digits: int) -> None:
+    text = "acme/docs@" + "9" * digits
+    if digits <= 18:
+        assert parse_reference(text).number == 10**digits - 1
+        return
+    with pytest.raises(InvalidInput, match="no version's number is that long") as caught:
+        parse_reference(text)
+    assert len(caught.value.message) < 100

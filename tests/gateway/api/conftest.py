@@ -52,7 +52,8 @@ class Served:
 
     async def post(self, path: str, body: object) -> httpx.Response:
         """A request as it is, without the client's help."""
-        async with httpx.AsyncClient() as client:
+        # Reading the machine's certificates takes longer than a request over loopback.
+        async with httpx.AsyncClient(verify=False) as client:
             return await client.post(self.url + path, json=body)
 
 

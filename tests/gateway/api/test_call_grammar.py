@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tokenizers import AddedToken, Tokenizer
 
-from tunery.gateway.api.call_grammar import call_constraint
+from tunery.gateway.api.call_grammar import MAX_SCHEMAS, MOST_CALLS, call_constraint
 from tunery.gateway.api.call_parser import Call, CallParser
 from tunery.gateway.api.tools import Function
 from tunery.gateway.engine.constraint import Grammars
@@ -98,6 +98,7 @@ def test_whatever_is_allowed_reads_back_as_calls(
                 assert arguments["day"] in ("monday", "tuesday")
                 assert isinstance(arguments["metric"], bool)
         counts.add(len(found))
+    assert max(counts) <= MOST_CALLS
     assert names == {"get_weather", "time"}
     assert (counts == {1}) == (not several or style == "llama")
 
@@ -137,3 +138,62 @@ def test_a_schema_that_cannot_be_followed_is_refused_by_the_engine(
     with pytest.raises(InvalidInput) as caught:
         grammars.compile(call_constraint((Function("f", parameters),), "hermes", several=False, control={}))
     assert caught.value.code == "invalid_constraint"
+
+
+@pytest.mark.parametrize("style", ["hermes", "mistral"])
+def test_calls_end_although_a_model_would_go_on(grammars: Grammars, renderer: Renderer, style: CallStyle) -> None:
+    """Always the token that is furthest from an end: the answer still has the most calls there may be, and then nothing."""
+    guide = grammars.start(
+        call_constraint((TIME,), style, several=True, control=renderer.control_ids(("[TOOL_CALLS]",)))
+    )
+    ids: list[int] = []
+    while (bits := np.unpackbits(guide.mask().view(np.uint8), bitorder="little").nonzero()[0].tolist()) != [EOS]:
+        ids.append(next(token for token in bits if token != EOS))
+        guide.accept(ids[-1])
+    assert len(calls_in(renderer.decode(ids, skip_special=False))) == MOST_CALLS
+
+
+UNSUPPORTED: list[dict[str, Any]] = [
+    {"not": {"type": "string"}},
+    {"if": {"properties": {"day": {"const": "monday"}}}, "then": {"required": ["metric"]}, "else": {}},
+    {"propertyNames": {"pattern": "^[a-z]+$"}},
+    {"maxProperties": 2},
+    {"minProperties": 1},
+    {"dependentRequired": {"day": ["metric"]}},
+    {"unevaluatedProperties": False},
+    {"properties": {"mail": {"type": "string", "pattern": "^(?!x)y$"}}},
+    {"properties": {"tags": {"type": "array", "uniqueItems": True, "contains": {"const": 1}}}},
+    {"properties": {"next": {"$ref": "#"}}, "required": ["next"]},
+]
+
+
+@pytest.mark.parametrize("style", ["hermes", "mistral"])
+def test_where_a_call_is_optional_no_keyword_refuses_the_request(grammars: Grammars, style: CallStyle) -> None:
+    for keywords in UNSUPPORTED:
+        function = Function("f", {"type": "object", "properties": {}, **keywords})
+        grammars.compile(call_constraint((function,), style, several=False, control={}, instead=ANSWER))
+
+
+def test_a_call_that_must_be_and_has_no_end_names_its_function() -> None:
+    endless = {"type": "object", "properties": {"next": {"$ref": "#"}}, "required": ["next"]}
+    with pytest.raises(InvalidInput, match=r"parameters of 'f' cannot be used: only an endless text") as caught:
+        call_constraint((WEATHER, Function("f", endless)), "hermes", several=False, control={})
+    assert (caught.value.code, caught.value.param) == ("invalid_constraint", "tools")
+    with pytest.raises(InvalidInput, match="larger than 256 KiB"):
+        call_constraint((Function("f", {"description": "x" * MAX_SCHEMAS}),), "hermes", several=False, control={})
+
+
+def test_an_answer_instead_of_a_call_is_read_as_any_other_schema(grammars: Grammars) -> None:
+    def constraint(**schema: Any) -> Constraint:
+        return call_constraint(
+            (TIME,), "hermes", several=False, control={}, instead=Constraint("json_schema", json.dumps(schema))
+        )
+
+    grammars.compile(constraint(type="object", properties={"a": {"type": "string", "format": "password"}}))
+    for schema, said in (
+        ({"$ref": "#"}, "only an endless text"),
+        ({"title": "x" * MAX_SCHEMAS}, "larger than 256 KiB"),
+    ):
+        with pytest.raises(InvalidInput, match=said) as caught:
+            constraint(**schema)
+        assert (caught.value.code, caught.value.param) == ("invalid_constraint", "response_format")

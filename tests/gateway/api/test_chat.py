@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 
 import httpx
 import openai
@@ -214,6 +215,22 @@ async def test_the_context_length_is_kept(served: Served) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         await served.client.chat.completions.create(model="tiny", messages=ASK, max_tokens=1020)
     assert caught.value.code == "context_length_exceeded"
+
+
+async def test_clients_know_a_prompt_that_is_too_long_by_openais_words(served: Served) -> None:
+    """LiteLLM and LangChain look for the first of these in the message, and some read the numbers."""
+    words = r"This model's maximum context length is (\d+) tokens\. However, you requested (\d+) tokens \((\d+) in the \w+, (\d+) in the completion\)"
+    for path, body in (
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "word " * 2000}], "max_tokens": 7}),
+        ("/v1/completions", {"prompt": "word " * 2000}),
+        ("/v1/embeddings", {"input": "word " * 2000}),
+    ):
+        error = (await served.post(path, {"model": "tiny", **body})).json()["error"]
+        found = re.search(words, error["message"])
+        assert found is not None, error
+        limit, asked, prompt, output = map(int, found.groups())
+        assert (limit, asked, output) == (1024, prompt + output, 7 if "messages" in body else 0)
+        assert error["code"] == "context_length_exceeded"
 
 
 @pytest.mark.parametrize(

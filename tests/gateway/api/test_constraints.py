@@ -124,3 +124,25 @@ async def test_what_the_engine_cannot_follow_is_400(served: Served) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         await served.client.chat.completions.create(model="tiny", messages=ASK, extra_body={"regex": "("})
     assert caught.value.code == "invalid_constraint"
+
+
+async def test_the_same_form_under_two_names_is_one(served: Served) -> None:
+    """guidance's client sends its grammar under vLLM's old name and its new one."""
+    grammar, schema = 'start: "yes" | "no"', {"type": "object", "properties": {}}
+    for extra in (
+        {"guided_grammar": grammar, "structured_outputs": {"grammar": grammar}},
+        {"grammar": grammar, "guided_grammar": grammar, "guided_choice": ["yes", "no"]},
+        {"guided_json": schema, "structured_outputs": {"json": '{"type": "object", "properties": {}}'}},
+        {"guided_json": schema, "response_format": {"type": "json_schema", "json_schema": {"schema": schema}}},
+    ):
+        body = {"model": "tiny", "messages": ASK, **extra}
+        response = await served.post("/v1/chat/completions", body)
+        assert response.status_code == 200, response.text
+    body = {
+        "model": "tiny",
+        "messages": ASK,
+        "guided_grammar": grammar,
+        "structured_outputs": {"grammar": 'start: "no"'},
+    }
+    error = (await served.post("/v1/chat/completions", body)).json()["error"]
+    assert "guided_grammar and structured_outputs.grammar differ" in error["message"]

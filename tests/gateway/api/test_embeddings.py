@@ -24,10 +24,36 @@ async def test_every_shape_of_input(served: Served, given: Any, format_: Any) ->
     assert [one.index for one in answer.data] == list(range(len(prompts)))
     assert answer.usage.prompt_tokens == answer.usage.total_tokens == sum(map(len, prompts))
     if format_ == "float":
-        assert [one.embedding for one in answer.data] == [[len(prompt), prompt[-1]] for prompt in prompts]
+        for one, prompt in zip(answer.data, prompts, strict=True):
+            assert one.embedding == pytest.approx(unit([len(prompt), prompt[-1]]))
     # Without a format the client asks for base64 and decodes it.
     decoded = await served.client.embeddings.create(model="tiny", input=given)
-    assert [list(one.embedding) for one in decoded.data] == [[len(prompt), prompt[-1]] for prompt in prompts]
+    for one, prompt in zip(decoded.data, prompts, strict=True):
+        assert list(one.embedding) == pytest.approx(unit([len(prompt), prompt[-1]]))
+
+
+def unit(vector: list[float]) -> list[float]:
+    norm = sum(value * value for value in vector) ** 0.5
+    return [value / norm for value in vector]
+
+
+async def test_length_and_dimensions_are_openais_unless_they_are_asked_for(served: Served) -> None:
+    async def vector(**options: Any) -> list[float]:
+        answer = await served.client.embeddings.create(
+            model="tiny", input=[[5, 6, 7]], encoding_format="float", **options
+        )
+        found: list[float] = answer.data[0].embedding
+        return found
+
+    assert await vector() == pytest.approx(unit([3, 7]))
+    assert await vector(dimensions=1) == [1.0], "what is left has length 1 again"
+    assert await vector(dimensions=2) == pytest.approx(unit([3, 7]))
+    assert await vector(extra_body={"normalize": False}) == [3.0, 7.0]
+    assert await vector(dimensions=1, extra_body={"normalize": False}) == [3.0]
+    for size in (0, -1, 3, 10**30):
+        with pytest.raises(openai.BadRequestError) as caught:
+            await vector(dimensions=size)
+        assert caught.value.param == "dimensions"
 
 
 async def test_adapters_and_pooling(served: Served) -> None:
@@ -46,7 +72,6 @@ async def test_adapters_and_pooling(served: Served) -> None:
 @pytest.mark.parametrize(
     ("extra", "param", "code"),
     [
-        ({"dimensions": 8}, "dimensions", "unsupported_parameter"),
         ({"input": ""}, "input", "invalid_input"),
         ({"input": []}, "input", "invalid_input"),
         ({"input": ["x"] * 2049}, "input", "invalid_input"),

@@ -249,3 +249,32 @@ class TestMistral:
         served.says("[TOOL_CALLS]Hello")
         answer = await served.client.chat.completions.create(model="tiny", messages=ASK)
         assert answer.choices[0].message.content == "Hello"
+
+
+@pytest.mark.parametrize(("cut", "calls"), [(3, 0), (30, 0), (len(WEATHER) - 5, 1), (len(WEATHER) + 4, 1)])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_call_that_must_be_and_is_cut_off_is_no_text(
+    served: Served, cut: int, calls: int, stream: bool
+) -> None:
+    said = f"{WEATHER}\n{WEATHER}"
+    served.says(said)
+    ask: dict[str, Any] = {"model": "tiny", "messages": ASK, "tools": TOOLS, "tool_choice": "required"}
+    ask["max_tokens"] = len(served.gateway.renderer.encode(said[:cut]))
+    if stream:
+        chunks = [chunk async for chunk in await served.client.chat.completions.create(**ask, stream=True)]
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+        finish = chunks[-1].choices[0].finish_reason
+    else:
+        choice = (await served.client.chat.completions.create(**ask)).choices[0]
+        text, finish = choice.message.content or "", choice.finish_reason
+        assert len(choice.message.tool_calls or ()) == calls
+    assert (text, finish) == ("", "length")
+
+
+async def test_several_calls_must_be_asked_for_where_one_must_be(served: Served) -> None:
+    ask: dict[str, Any] = {"model": "tiny", "messages": ASK, "tools": TOOLS, "tool_choice": "required"}
+    for parallel in (None, False, True):
+        served.says(TIME)
+        await served.client.chat.completions.create(**ask, parallel_tool_calls=parallel)
+    constraints = [request.sampling.constraint for request in served.engine.requests]
+    assert ["~0.." in constraint.text for constraint in constraints if constraint] == [False, False, True]

@@ -1,0 +1,159 @@
+"""JSON schemas before the grammar library reads them: annotations are taken out, and what only an endless text satisfies is refused.
+
+JSON Schema (draft 2020-12, and what draft 7 calls otherwise) lets a validator ignore a `format` that it does not know;
+llguidance refuses it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import unquote
+
+__all__ = ["FORMATS", "prepare"]
+
+FORMATS = frozenset({"date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "uri", "uuid"})
+"""Formats that a text is held to; any other one is an annotation."""
+
+_OF_NAMES = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+_OF_LISTS = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
+_OF_ONE = (
+    *("items", "additionalItems", "additionalProperties", "unevaluatedItems", "unevaluatedProperties", "contains"),
+    *("propertyNames", "not", "if", "then", "else"),
+)
+_LOOK_AROUND = re.compile(r"\(\?<?[=!]")
+_ROUNDS = 32
+
+Schema = dict[str, Any]
+
+
+def prepare(schema: Schema, *, lenient: bool = False) -> Schema:
+    """The schema for llguidance; raises ValueError where no finite text satisfies it.
+
+    A pattern with look-around, which llguidance cannot do, goes where a known format stands beside it (as zod writes them), and
+    everywhere with `lenient`, with which unsupported keywords are not refused either.
+    """
+
+    def readable(part: Any) -> Any:
+        if not isinstance(part, dict):
+            return part
+        part = _each(part, readable)
+        known = part.get("format") in FORMATS if isinstance(part.get("format"), str) else False
+        if not known:
+            part.pop("format", None)
+        if (known or lenient) and _LOOK_AROUND.search(str(part.get("pattern"))):
+            del part["pattern"]
+        return part
+
+    if not _Finite(schema).holds():
+        raise ValueError("only an endless text satisfies it: a required part of it refers back to it")
+    prepared: Schema = readable(schema)
+    own = prepared.get("x-guidance")
+    if lenient:
+        prepared["x-guidance"] = {**(own if isinstance(own, dict) else {}), "lenient": True}
+    return prepared
+
+
+def _each(schema: Schema, change: Callable[[Any], Any]) -> Schema:
+    """A copy with every schema in it changed; values, such as a `const`, are none."""
+    changed = dict(schema)
+    for key, value in schema.items():
+        if key in _OF_NAMES and isinstance(value, dict):
+            changed[key] = {name: change(part) for name, part in value.items()}
+        elif key in _OF_LISTS and isinstance(value, list):
+            changed[key] = [change(part) for part in value]
+        elif key in _OF_ONE:
+            changed[key] = change(value)
+    return changed
+
+
+class _Finite:
+    """Whether a finite text can satisfy a schema, as far as references decide it.
+
+    The least fixed point: a reference counts as soon as its target is satisfied by what counts already. Each round looks at the
+    target of every reference once.
+    """
+
+    def __init__(self, root: Schema) -> None:
+        self._root = root
+        self._met: list[str] = []
+        self._seen: set[str] = set()
+        self._ends: set[str] = set()
+
+    def holds(self) -> bool:
+        """Schemas that need more rounds than there are get the benefit of the doubt."""
+        for _ in range(_ROUNDS):
+            before = len(self._met), len(self._ends)
+            if self._schema(self._root):
+                return True
+            self._round()
+            if before == (len(self._met), len(self._ends)):
+                return False
+        return True
+
+    def _round(self) -> None:
+        """The latest references first: what they lead to is what the others wait for."""
+        waiting = list(self._met)
+        while waiting:
+            reference, met = waiting.pop(), len(self._met)
+            if reference not in self._ends and self._schema(_target(self._root, reference)):
+                self._ends.add(reference)
+            waiting += self._met[met:]
+
+    def _schema(self, schema: Any) -> bool:
+        if not isinstance(schema, dict):
+            return True
+        if isinstance(reference := schema.get("$ref"), str) and not self._reference(reference):
+            return False
+        if not all(map(self._schema, _list(schema.get("allOf")))):
+            return False
+        choices = [_list(schema[key]) for key in ("anyOf", "oneOf") if key in schema]
+        if not all(any(map(self._schema, parts)) for parts in choices if parts):
+            return False
+        kinds = schema.get("type")
+        kinds = kinds if isinstance(kinds, list) else [kinds]
+        if "const" in schema or "enum" in schema or not set(map(str, kinds)) <= {"object", "array"}:
+            return True
+        return any(self._object(schema) if kind == "object" else self._array(schema) for kind in kinds)
+
+    def _reference(self, reference: str) -> bool:
+        if reference not in self._seen:
+            self._seen.add(reference)
+            self._met.append(reference)
+        return reference in self._ends
+
+    def _object(self, schema: Schema) -> bool:
+        properties = schema.get("properties")
+        properties = properties if isinstance(properties, dict) else {}
+        others = schema.get("additionalProperties")
+        needed = (name for name in _list(schema.get("required")) if isinstance(name, str))
+        return all(self._schema(properties.get(name, others)) for name in needed)
+
+    def _array(self, schema: Schema) -> bool:
+        least = schema.get("minItems")
+        least = int(least) if isinstance(least, int | float) else 0
+        items = schema.get("items")
+        first = _list(schema.get("prefixItems") or items)
+        rest = items if isinstance(items, dict) else None
+        return all(map(self._schema, first[:least])) and (least <= len(first) or self._schema(rest))
+
+
+def _target(root: Schema, reference: str) -> Any:
+    """What a JSON pointer (RFC 6901) points to; nothing for any other reference, and where there is nothing."""
+    if reference != "#" and not reference.startswith("#/"):
+        return None
+    found: Any = root
+    for step in reference.split("/")[1:]:
+        key = unquote(step).replace("~1", "/").replace("~0", "~")
+        if isinstance(found, dict):
+            found = found.get(key)
+        elif isinstance(found, list) and key.isdecimal() and len(key) < 9 and int(key) < len(found):
+            found = found[int(key)]
+        else:
+            return None
+    return found
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []

@@ -1,0 +1,231 @@
+"""The OpenAPI document against the server: every documented status is met with the documented shape, and no other one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+
+from tests.gateway.api.conftest import Served
+from tests.gateway.api.test_metrics import stats
+from tunery.gateway.app import MAX_BODY
+from tunery.registry.errors import ArtifactRefused
+from tunery.registry.settings import ServeSettings
+
+ASK = [{"role": "user", "content": "Hi"}]
+GOOD: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {"model": "tiny", "messages": ASK},
+    "/v1/completions": {"model": "tiny", "prompt": "Hi"},
+    "/v1/embeddings": {"model": "tiny", "input": "Hi"},
+    "/v1/adapters/load": {"adapter": "acme/docs"},
+    "/v1/adapters/unload": {"adapter": "acme/docs"},
+}
+EXAMPLES = 25
+MOST = 404
+
+
+class Document:
+    """The served document, and what it says of one operation's answers."""
+
+    def __init__(self, document: dict[str, Any]) -> None:
+        self.paths: dict[str, dict[str, Any]] = document["paths"]
+        self._components = document["components"]
+        self.seen: set[tuple[str, str, int]] = set()
+
+    @property
+    def documented(self) -> set[tuple[str, str, int]]:
+        return {
+            (path, method, int(status))
+            for path, methods in self.paths.items()
+            for method, operation in methods.items()
+            for status in operation["responses"]
+        }
+
+    def schema(self, path: str) -> dict[str, Any]:
+        """The schema of a request's body, with what it refers to."""
+        content = self.paths[path]["post"]["requestBody"]["content"]
+        return {**content["application/json"]["schema"], "components": self._components}
+
+    def check(self, path: str, method: str, response: httpx.Response, sent: object = None) -> None:
+        """Fail unless the document says that this may be the answer."""
+        responses = self.paths[path][method]["responses"]
+        assert str(response.status_code) in responses, (path, response.status_code, response.text, sent)
+        kind = response.headers["content-type"]
+        content = {
+            name.partition(";")[0]: spec for name, spec in responses[str(response.status_code)]["content"].items()
+        }
+        assert kind.partition(";")[0] in content, (path, kind)
+        if kind == "application/json":
+            schema = {**content[kind]["schema"], "components": self._components}
+            problems = [error.message for error in Draft202012Validator(schema).iter_errors(response.json())]
+            assert problems == [], (path, response.text, sent)
+        self.seen.add((path, method, response.status_code))
+
+
+@pytest.fixture(name="settings")
+def serve_settings() -> ServeSettings:
+    return ServeSettings(base="tiny", max_batch=4, max_waiting=400, max_waiting_per_tenant=MOST)
+
+
+@pytest.fixture
+async def document(served: Served) -> Document:
+    async with httpx.AsyncClient(verify=False) as client:
+        found = (await client.get(f"{served.url}/docs/openapi.json")).json()
+    Draft202012Validator.check_schema({"$defs": found["components"]["schemas"]})
+    return Document(found)
+
+
+NUMBERS = {
+    "integer": lambda low, high: st.integers(None if low is None else int(low), None if high is None else int(high)),
+    "number": lambda low, high: st.floats(low, high, allow_nan=False, allow_infinity=False),
+}
+SIMPLE: dict[str, st.SearchStrategy[Any]] = {"string": st.text(), "boolean": st.booleans(), "null": st.none()}
+ANYTHING = st.recursive(
+    st.one_of(*SIMPLE.values(), st.integers(-9, 9)), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
+)
+
+
+def made_of(schema: dict[str, Any], components: dict[str, Any]) -> st.SearchStrategy[Any]:
+    """Whatever a schema allows, of the words that the document uses."""
+    if reference := schema.get("$ref"):
+        return made_of(components[reference.rsplit("/", 1)[1]], components)
+    if choices := schema.get("anyOf"):
+        return st.one_of([made_of(choice, components) for choice in choices])
+    if values := schema.get("enum"):
+        return st.sampled_from(values)
+    kind = schema.get("type")
+    if kind == "array":
+        return st.lists(made_of(schema.get("items", {}), components), min_size=schema.get("minItems", 0), max_size=3)
+    if kind == "object":
+        fields = {name: made_of(field, components) for name, field in schema.get("properties", {}).items()}
+        if not fields:
+            more = schema.get("additionalProperties")
+            return st.dictionaries(st.text(), made_of(more if isinstance(more, dict) else {}, components), max_size=3)
+        needed = schema.get("required", ())
+        return st.fixed_dictionaries(
+            {name: fields[name] for name in needed},
+            optional={name: field for name, field in fields.items() if name not in needed},
+        )
+    if kind in NUMBERS:
+        above, below = schema.get("exclusiveMinimum"), schema.get("exclusiveMaximum")
+        low, high = schema.get("minimum", above), schema.get("maximum", below)
+        return NUMBERS[kind](low, high).filter(lambda number: number not in (above, below))
+    return SIMPLE.get(kind or "", ANYTHING)
+
+
+def bodies(schema: dict[str, Any]) -> list[dict[str, Any]]:
+    """What hypothesis makes of a schema, the same every time."""
+    made: list[dict[str, Any]] = []
+
+    @settings(
+        max_examples=EXAMPLES, database=None, derandomize=True, suppress_health_check=list(HealthCheck), deadline=None
+    )
+    @given(made_of(schema, schema["components"]["schemas"]))
+    def collect(body: dict[str, Any]) -> None:
+        made.append(body)
+
+    collect()
+    return made
+
+
+async def test_every_documented_status_is_met_and_no_other(served: Served, document: Document) -> None:
+    served.publish("acme/docs")
+    served.engine.report(stats())
+    async with httpx.AsyncClient(base_url=served.url, timeout=20) as client:
+
+        async def everywhere(**options: Any) -> None:
+            for path, methods in document.paths.items():
+                for method in methods:
+                    body = {"json": GOOD[path]} if path in GOOD else {}
+                    response = await client.request(method, path.replace("{name}", "tiny"), **body | options)
+                    document.check(path, method, response)
+
+        async def posted(**options: Any) -> None:
+            for path, body in GOOD.items():
+                document.check(path, "post", await client.post(path, **{"json": body} | options))
+
+        await everywhere()
+        await everywhere(headers={"host": "evil.example"})
+        await posted(content=b"{}", headers={"content-type": "text/plain"})
+        await posted(content=b" " * (MAX_BODY + 1), headers={"content-type": "application/json"})
+        await posted(json={"model": 1, "adapter": 1})
+        await posted(json={"model": "no/body", "adapter": "no/body", "messages": ASK, "prompt": "x", "input": "x"})
+        for path in list(GOOD)[:2]:
+            document.check(path, "post", await client.post(path, json={**GOOD[path], "stream": True}))
+        for name in ("no/body", "acme/docs", "acme/docs:2"):
+            document.check("/v1/models/{name}", "get", await client.get(f"/v1/models/{name}"))
+        served.engine.failure = ArtifactRefused("acme/docs@1 has NaN", code="artifact_nonfinite")
+        await posted()
+        served.engine.failure = None
+        with served.gateway.admission.hold(MOST, tenant="globex"):
+            await posted()
+        served.engine.die()
+        await everywhere()
+        _break(served)
+        await everywhere()
+    assert document.seen == document.documented
+
+
+def _break(served: Served) -> None:
+    """Make every operation that can fail by a bug do so."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("a bug")
+
+    resolver: Any = served.gateway.resolver
+    metrics: Any = served.gateway.metrics
+    for where, name in (
+        (resolver, "resolve"),
+        (resolver, "resolve_one"),
+        (resolver, "served"),
+        (metrics, "exposition"),
+    ):
+        setattr(where, name, fail)
+
+
+@pytest.mark.parametrize("path", GOOD)
+async def test_whatever_the_document_allows_is_answered_as_it_says(
+    served: Served, document: Document, path: str
+) -> None:
+    """A body that fits its schema is never refused for its shape, be it all made up or a good one with made-up options."""
+    served.publish("acme/docs")
+    schema = document.schema(path)
+    async with httpx.AsyncClient(base_url=served.url, timeout=20) as client:
+        for body in bodies(schema):
+            for sent in (body, {**body, "adapter": None, **GOOD[path]}):
+                response = await client.post(path, json=sent)
+                document.check(path, "post", response, sent)
+                assert "invalid_value" not in response.text, (sent, response.text)
+
+
+@pytest.mark.parametrize("path", GOOD)
+async def test_whatever_the_document_forbids_is_refused(served: Served, document: Document, path: str) -> None:
+    """One field at a time: missing, of every wrong type, and beyond each bound."""
+    served.publish("acme/docs")
+    schema = document.schema(path)
+    described = schema["components"]["schemas"][schema["$ref"].rsplit("/", 1)[1]]
+    assert set(described["required"]) == set(GOOD[path])
+    valid: Callable[[Any], bool] = Draft202012Validator(schema).is_valid
+    async with httpx.AsyncClient(base_url=served.url, timeout=20) as client:
+        wrong = [{key: value for key, value in GOOD[path].items() if key != name} for name in described["required"]]
+        for name, field in described["properties"].items():
+            values = [True, 0.5, "", [], {}, None, [None], [{}], {"x": "y"}, *_beyond(field)]
+            wrong += [body for value in values if not valid(body := {**GOOD[path], name: value})]
+        assert len(wrong) > len(described["properties"])
+        for body in wrong:
+            response = await client.post(path, json=body)
+            document.check(path, "post", response, body)
+            assert response.status_code == 400, (json.dumps(body), response.text)
+
+
+def _beyond(field: dict[str, Any]) -> list[float]:
+    """Just past a number's bounds; at one that is exclusive."""
+    choices = [field, *field.get("anyOf", ())]
+    steps = {"minimum": -1, "maximum": 1, "exclusiveMinimum": 0, "exclusiveMaximum": 0}
+    return [choice[key] + step for choice in choices for key, step in steps.items() if key in choice]

@@ -1,0 +1,81 @@
+"""Log-probabilities are those of the text: none of a stop string, on both endpoints, whole and streamed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.gateway.api.conftest import Served
+
+ASK = [{"role": "user", "content": "Hi"}]
+SAID = "One two, three stop four."
+CASES: list[list[str] | None] = [
+    None,
+    ["zzz"],
+    ["stop"],
+    ["e st"],
+    ["three stop four"],
+    ["One"],
+    ["."],
+    ["two, thr", "x"],
+]
+
+
+def cut(stop: list[str] | None) -> str:
+    ends = [at for one in stop or () if (at := SAID.find(one)) >= 0]
+    return SAID[: min(ends, default=len(SAID))]
+
+
+def spelled(served: Served, stop: list[str] | None) -> list[str]:
+    """The tokens that begin within the text."""
+    renderer, kept, begun = served.gateway.renderer, [], 0
+    for token in renderer.encode(SAID):
+        text = renderer.token_bytes(token).decode()
+        if begun < len(cut(stop)):
+            kept.append(text)
+        begun += len(text)
+    return kept
+
+
+async def chat(served: Served, *, stream: bool, **options: Any) -> tuple[str, list[str]]:
+    ask = served.client.chat.completions
+    if not stream:
+        choice = (await ask.create(model="tiny", messages=ASK, logprobs=True, **options)).choices[0]
+        return choice.message.content or "", [entry.token for entry in choice.logprobs.content]
+    text, tokens = "", list[str]()
+    async for chunk in await ask.create(model="tiny", messages=ASK, logprobs=True, stream=True, **options):
+        (choice,) = chunk.choices
+        text += choice.delta.content or ""
+        tokens += [entry.token for entry in (choice.logprobs.content if choice.logprobs else ())]
+    return text, tokens
+
+
+async def completion(served: Served, *, stream: bool, **options: Any) -> tuple[str, list[str]]:
+    ask = served.client.completions
+    if not stream:
+        choice = (await ask.create(model="tiny", prompt="x", logprobs=1, max_tokens=99, **options)).choices[0]
+        return choice.text, choice.logprobs.tokens
+    text, tokens = "", list[str]()
+    async for chunk in await ask.create(model="tiny", prompt="x", logprobs=1, max_tokens=99, stream=True, **options):
+        (choice,) = chunk.choices
+        text += choice.text
+        tokens += choice.logprobs.tokens
+    return text, tokens
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("ask", [chat, completion])
+async def test_no_token_of_a_stop_string_is_listed(served: Served, ask: Any, stream: bool) -> None:
+    served.says(SAID)
+    for stop in CASES:
+        assert await ask(served, stream=stream, stop=stop) == (cut(stop), spelled(served, stop)), stop
+
+
+async def test_every_token_of_half_characters_and_of_nothing_is_listed(served: Served) -> None:
+    said = served.gateway.renderer.encode("é🙂")
+    assert len(said) > 2
+    served.engine.reply = [*said, 0]  # a control token, which is no text
+    for stream in (False, True):
+        _, tokens = await completion(served, stream=stream)
+        assert len(tokens) == len(said) + 1
