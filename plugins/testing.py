@@ -352,6 +352,7 @@ def _distributions(bench: TrainerBench, folder: Path) -> tuple[Any, Any, Any]:
     from tunery.plugins.training import LoadContext, SaveContext, load_base
     from tunery.plugins.training.loop import Loop
     from tunery.plugins.training.objective import objective_of
+    from tunery.plugins.training.trainer import load_trained
 
     kind = bench.plugins.trainer(bench.trainer).parameters
     parameters: Any = read_parameters(
@@ -361,7 +362,7 @@ def _distributions(bench: TrainerBench, folder: Path) -> tuple[Any, Any, Any]:
     trainer = load_entrypoint(bench.plugins.trainer(bench.trainer).entrypoint)()
     context = LoadContext(base_folder=base_folder, parameters=parameters, device=cpu, dtype=torch.float32, parent=None)
     torch.manual_seed(0)
-    model = trainer.load(context)
+    model = load_trained(trainer, context)
     rows, objective = _examples(bench), objective_of(trainer, parameters)
     objective.prepare(model, (rows, ()), path=folder / "reference.json", device=cpu, dtype=torch.float32)
     Loop(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,10 @@ class FullTrainer:
     """Full fine-tuning."""
 
     quant: Quant = "none"
+
+    def whole_weights(self, parent: Mapping[str, Any] | None) -> bool:
+        """All of them, whatever it continues from."""
+        return True
 
     def load(self, context: LoadContext[FullParameters]) -> nn.Module:
         """The base, or the parent's exact weights, with everything trained; a parent that is a pair is added to the base."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,12 @@ class LoraTrainer:
             target_modules=targets if isinstance(targets, str) else list(targets),
             task_type="CAUSAL_LM",
         )
+
+    def whole_weights(self, parent: Mapping[str, Any] | None) -> bool:
+        """Whether the version to continue from has more than pairs: all it has is trained on."""
+        found = parent or {}
+        whole = found.get("modules_to_save") or found.get("trainable_token_indices")
+        return bool(whole) or found.get("bias", "none") != "none"
 
     def load(self, context: LoadContext[LoraParameters]) -> nn.Module:
         """The base with fresh pairs, or with those of the version to continue from."""

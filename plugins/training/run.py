@@ -29,14 +29,23 @@ from tunery.plugins.training.preflight import preflight
 from tunery.plugins.training.processes import Processes
 from tunery.plugins.training.report import summary
 from tunery.plugins.training.report.teller import Teller
-from tunery.plugins.training.trainer import LoadContext, SaveContext, Trainer, load_base
+from tunery.plugins.training.trainer import (
+    LoadContext,
+    SaveContext,
+    Trainer,
+    compute_dtype,
+    load_base,
+    load_trained,
+    measuring_dtype,
+)
 from tunery.registry import Job, Version
+from tunery.registry.artifacts import CONFIG
 from tunery.registry.errors import JobPaused
 from tunery.registry.publish import digest_of
 from tunery.registry.records import FileEntry
 from tunery.registry.registry import Registry
 
-__all__ = ["Run", "compute_dtype"]
+__all__ = ["Run"]
 
 Report = Callable[[dict[str, Any]], None]
 T = TypeVar("T")
@@ -68,6 +77,8 @@ class Run:
         self.processes = processes or Processes()
         self.device = torch.device(self.processes.device or self.request.device)
         self.dtype = compute_dtype(parameters.precision, self.device)
+        self.measured = measuring_dtype(trainer, _adapter_config(registry, inputs.parent), self.dtype)
+        self.manifest["precision"] = {"computed": _name(self.dtype), "measured": _name(self.measured)}
         self.objective: Objective = objective_of(trainer, parameters)
         self.teller: Teller | None = Teller(
             inputs,
@@ -75,7 +86,7 @@ class Run:
             folder=folder,
             supervised=not self.objective.relative,
             device=self.device,
-            dtype=self.dtype,
+            dtype=self.measured,
         )
         self.gatekeeper = Gatekeeper(
             inputs=inputs,
@@ -83,7 +94,7 @@ class Run:
             plugins=plugins,
             folder=folder,
             quant=trainer.quant,
-            dtype=self.dtype,
+            dtype=self.measured,
             supervised=isinstance(self.objective, Supervised),
         )
 
@@ -142,7 +153,7 @@ class Run:
             "kind": "started", "job": self.job.id, "rows": len(corpus.train), "held_out": len(corpus.held_out),
             "tokens": sum(example.tokens for example in corpus.train), "cut": corpus.cut,
             "steps": step_count(self.parameters, len(corpus.train)),
-            "precision": str(self.dtype).removeprefix("torch."),
+            "precision": _name(self.dtype), "measured_in": _name(self.measured),
             "choices": self.manifest["choices"], "data_check": self.manifest.get("data_check"),
         })  # fmt: skip
         agree = self.processes.agree
@@ -153,10 +164,10 @@ class Run:
             base_folder=Path(self.base.path),
             parameters=self.parameters,
             device=self.device,
-            dtype=self.dtype,
+            dtype=self.measured,
             parent=agree(self._parent_folder),
         )
-        model = self.processes.own(lambda: self.trainer.load(context))
+        model = self.processes.own(lambda: load_trained(self.trainer, context))
         # What the first process asks the model, the others read.
         agree(lambda: self._prepare(model))
         self._prepare(model)
@@ -218,7 +229,7 @@ class Run:
     def _prepare(self, model: nn.Module) -> None:
         """Let the objective ask the untrained model what it needs to know."""
         rows, path = (self.corpus.train, self.corpus.held_out), self.folder / REFERENCE
-        self.objective.prepare(model, rows, path=path, device=self.device, dtype=self.dtype)
+        self.objective.prepare(model, rows, path=path, device=self.device, dtype=self.measured)
 
     def _preflight(self, model: nn.Module) -> None:
         """Try the longest rows once per job; a resumed one keeps the micro-batch it began with."""
@@ -288,7 +299,7 @@ class Run:
 
     def _base(self) -> nn.Module:
         """The base itself, on the quantization the trainer trains on."""
-        return load_base(Path(self.base.path), quant=self.trainer.quant, dtype=self.dtype, device=self.device)
+        return load_base(Path(self.base.path), quant=self.trainer.quant, dtype=self.measured, device=self.device)
 
     def _base_loss(self, load: Callable[[], nn.Module]) -> float | None:
         """The loss of the model to compare with on the held-out rows; it is loaded, once, where that is not yet known."""
@@ -315,7 +326,7 @@ class Run:
             self.corpus.held_out if rows is None else rows,
             batch_size=self.parameters.micro_batch_size,
             device=self.device,
-            dtype=self.dtype,
+            dtype=self.measured,
         )
 
     def _shared_figures(self, model: nn.Module) -> dict[str, float]:
@@ -362,12 +373,15 @@ def _metrics(done: Fit, saving: SaveContext[Any], base: Mapping[str, float]) -> 
     return metrics | dict(done.figures) | {f"base_{name}": value for name, value in base.items()}
 
 
-def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """bfloat16 where the hardware multiplies it natively, unless the parameters say otherwise."""
-    if precision != "auto":
-        return torch.bfloat16 if precision == "bfloat16" else torch.float32
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    return (
-        torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else torch.float32
-    )
+
+def _adapter_config(registry: Registry, parent: Version | None) -> dict[str, Any] | None:
+    """The adapter configuration of the version to continue from."""
+    if parent is None:
+        return None
+    config: dict[str, Any] = msgspec.json.decode(registry.files(parent)[CONFIG].read_bytes())
+    return config
+
+
+def _name(dtype: torch.dtype) -> str:
+    """Such as `bfloat16`."""
+    return "float32" if dtype == torch.float32 else "bfloat16"
