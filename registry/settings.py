@@ -18,7 +18,7 @@ from msgspec import Meta
 from tunery.registry.errors import InvalidInput, UnknownName
 from tunery.registry.values import read_value
 
-__all__ = ["ServeSettings", "Settings", "read_settings"]
+__all__ = ["ServeSettings", "Settings", "TrainingSettings", "read_settings"]
 
 Count = Annotated[int, Meta(ge=0)]
 AtLeastOne = Annotated[int, Meta(ge=1)]
@@ -63,10 +63,17 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     access_log: bool = False
 
 
+class TrainingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How `tunery train` trains: `threads` that compute, 0 for all usable cores."""
+
+    threads: Count = 0
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole tree."""
 
     serve: ServeSettings = ServeSettings()
+    training: TrainingSettings = TrainingSettings()
 
 
 def read_settings(

@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import rich_click as click
+from click.core import ParameterSource
 
 from tunery.gateway.cli.context import actor, open_registry, plugins, print_json, say
+from tunery.plugins.device import resolve_device
 from tunery.plugins.training.processes import is_first
 from tunery.registry.errors import InvalidInput
+from tunery.registry.home import Home
 from tunery.registry.names import check_adapter
+from tunery.registry.settings import read_settings
 
 if TYPE_CHECKING:
     from tunery.registry import Version
 
-__all__ = ["parse_settings", "run_job", "train"]
+__all__ = ["parse_settings", "run_job", "threads_option", "train"]
 
 _LARGE = 10_000_000
 """Bytes of rows whose check takes seconds."""
 
 Report = Callable[[dict[str, Any]], None]
 T = TypeVar("T")
+
+threads_option = click.option(
+    "--threads", type=click.IntRange(0), help="Threads that compute; 0 for all usable cores.  [default: 0]"
+)
 
 
 @click.command()
@@ -45,9 +53,12 @@ T = TypeVar("T")
 @click.option("--allow", multiple=True, metavar="RULE", help="Train although this rule of data check finds errors.")
 @click.option("--force", is_flag=True, help="Publish what fails a gate; recorded with the version.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 …")
-@click.option("--resume", "job", metavar="JOB", help="Go on with an interrupted job.")
+@threads_option
+@click.option("--resume", "job", metavar="JOB", help="Go on with an interrupted job, as it began.")
 @click.option("--json", "as_json", is_flag=True, help="Print the version as JSON.")
+@click.pass_context
 def train(
+    context: click.Context,
     method: str,
     base: str,
     data: tuple[Path, ...],
@@ -59,6 +70,7 @@ def train(
     allow: tuple[str, ...],
     force: bool,
     device: str,
+    threads: int | None,
     job: str | None,
     as_json: bool,
 ) -> None:
@@ -66,10 +78,17 @@ def train(
     if job is None and not (data and adapter):
         raise click.UsageError("say what to train: --data FILE --name TENANT/NAME (or --resume JOB)")
     if job is not None:
+        given = {name: value for name, value in context.params.items() if _is_given(context, name)}
         version = run_job(
             lambda host, loaded, registry, report: host.resume(
-                job, registry=registry, plugins=loaded, report=report, forced_by=actor() if force else None
-            )
+                job,
+                registry=registry,
+                plugins=loaded,
+                report=report,
+                forced_by=actor() if force else None,
+                asked=_asked(given),
+            ),
+            threads,
         )
     else:
         from tunery.plugins.parameters import read_parameters
@@ -88,7 +107,7 @@ def train(
             from tunery.plugins.bases.resolve import resolve_base
             from tunery.plugins.training.processes import find_processes
 
-            where = _device(device)
+            where = resolve_device(device)
             known = find_processes(where).agree(lambda: resolve_base(base, registry=registry, plugins=loaded, say=say))
             request = host.TrainRequest(
                 adapter=adapter,
@@ -107,7 +126,7 @@ def train(
             version: Version = host.train(request, parameters, registry=registry, plugins=loaded, report=report)
             return version
 
-        version = run_job(start)
+        version = run_job(start, threads)
     if not is_first():
         return
     if as_json:
@@ -129,11 +148,13 @@ def parse_settings(settings: Sequence[str]) -> dict[str, str]:
     return values
 
 
-def run_job(work: Callable[[Any, Any, Any, Report], T]) -> T:
-    """Run a job with the allocator tuned before torch is there, and progress on stderr."""
+def run_job(work: Callable[[Any, Any, Any, Report], T], threads: int | None = None) -> T:
+    """Run a job with allocator and threads set before torch is there, and progress on stderr."""
     from tunery.plugins.compute import prepare_compute
 
-    prepare_compute()
+    home = Home.from_env()
+    settings = read_settings(home.root, overrides={"training": {"threads": threads}}).training
+    prepare_compute(settings.threads)
     from tunery.plugins import training
 
     with open_registry() as registry, _progress() as report:
@@ -145,12 +166,27 @@ def _check_file(path: Path) -> None:
         raise InvalidInput(f"{path} is not a file that can be read", code="invalid_data")
 
 
-def _device(name: str) -> str:
-    if name != "auto":
-        return name
-    import torch
+def _is_given(context: click.Context, name: str) -> bool:
+    """Whether somebody wrote this option, instead of leaving it to its default."""
+    return context.get_parameter_source(name) is ParameterSource.COMMANDLINE
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+
+def _asked(given: Mapping[str, Any]) -> Any:
+    """The options beside --resume that must be the job's."""
+    from tunery.plugins.training.asked import Asked
+
+    return Asked(
+        trainer=given.get("method"),
+        base=given.get("base"),
+        adapter=given.get("adapter"),
+        parent=given.get("parent"),
+        alias=given.get("alias"),
+        device=resolve_device(given["device"]) if "device" in given else None,
+        data=given.get("data", ()),
+        validation=given.get("validation"),
+        allow=given.get("allow", ()),
+        parameters=parse_settings(given.get("settings", ())),
+    )
 
 
 @contextmanager

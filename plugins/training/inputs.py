@@ -15,10 +15,11 @@ from tunery.plugins.parameters import TrainingParameters
 from tunery.plugins.training.checked import DataCheck, check_rows
 from tunery.plugins.training.examples import Corpus, read_corpus
 from tunery.registry import Base, Version
+from tunery.registry.artifacts import CONFIG
 from tunery.registry.errors import InvalidInput
 from tunery.registry.registry import Registry
 
-__all__ = ["Inputs", "TrainRequest", "read_inputs"]
+__all__ = ["Inputs", "TrainRequest", "adapter_config", "read_inputs"]
 
 
 class TrainRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,6 +107,14 @@ def read_inputs(
         now=told,
         checked=checked,
     )
+
+
+def adapter_config(registry: Registry, version: Version | None) -> dict[str, Any] | None:
+    """The adapter configuration of a version to continue from."""
+    if version is None:
+        return None
+    config: dict[str, Any] = msgspec.json.decode(registry.files(version)[CONFIG].read_bytes())
+    return config
 
 
 def _parent(request: TrainRequest, registry: Registry, base: Base) -> Version | None:

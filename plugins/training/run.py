@@ -20,7 +20,7 @@ from tunery.plugins.training.batches import Example
 from tunery.plugins.training.control import Control, watch
 from tunery.plugins.training.disk import full_disk_told
 from tunery.plugins.training.gates.keeper import Gatekeeper
-from tunery.plugins.training.inputs import Inputs
+from tunery.plugins.training.inputs import Inputs, adapter_config
 from tunery.plugins.training.lock import exclusive
 from tunery.plugins.training.loop import Fit, Loop
 from tunery.plugins.training.manifest import fingerprint
@@ -39,7 +39,6 @@ from tunery.plugins.training.trainer import (
     measuring_dtype,
 )
 from tunery.registry import Job, Version
-from tunery.registry.artifacts import CONFIG
 from tunery.registry.errors import JobPaused
 from tunery.registry.publish import digest_of
 from tunery.registry.records import FileEntry
@@ -77,7 +76,7 @@ class Run:
         self.processes = processes or Processes()
         self.device = torch.device(self.processes.device or self.request.device)
         self.dtype = compute_dtype(parameters.precision, self.device)
-        self.measured = measuring_dtype(trainer, _adapter_config(registry, inputs.parent), self.dtype)
+        self.measured = measuring_dtype(trainer, adapter_config(registry, inputs.parent), self.dtype)
         self.manifest["precision"] = {"computed": _name(self.dtype), "measured": _name(self.measured)}
         self.objective: Objective = objective_of(trainer, parameters)
         self.teller: Teller | None = Teller(
@@ -371,15 +370,6 @@ def _metrics(done: Fit, saving: SaveContext[Any], base: Mapping[str, float]) -> 
     if saving.base_loss is not None and saving.eval_loss is not None:
         metrics |= {"base_loss": saving.base_loss, "eval_loss": saving.eval_loss}
     return metrics | dict(done.figures) | {f"base_{name}": value for name, value in base.items()}
-
-
-
-def _adapter_config(registry: Registry, parent: Version | None) -> dict[str, Any] | None:
-    """The adapter configuration of the version to continue from."""
-    if parent is None:
-        return None
-    config: dict[str, Any] = msgspec.json.decode(registry.files(parent)[CONFIG].read_bytes())
-    return config
 
 
 def _name(dtype: torch.dtype) -> str:
