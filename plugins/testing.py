@@ -7,7 +7,7 @@
 
 It trains on a tiny random base that it makes itself, so it needs no download. It proves that the loss falls, that a run repeats to
 the bit and resumes to the bit, that the end of a turn is learned, that what is saved answers as what was trained, that the gates let it
-pass, that a run stops within two seconds, and that unknown parameters are refused. A trainer of preferences passes `PreferenceConformance`.
+pass, that a run stops when it is told to, and that unknown parameters are refused. A trainer of preferences passes `PreferenceConformance`.
 """
 
 # A test suite: it asserts, and its randomness hides nothing.
@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import json
 import random
-import threading
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from functools import cached_property
@@ -56,8 +54,6 @@ _TEXT = [
 
 LONG = 16
 """Epochs after which the tiny base has surely learned to end its answers."""
-CANCELLED_WITHIN = 2.0
-"""Seconds from asking to the end."""
 FAITHFUL = 0.05
 """The share of the tuned model's divergence from the base that what is saved may differ by."""
 
@@ -291,28 +287,22 @@ class TrainerConformance:
         assert states
         assert all(states.values())
 
-    def test_a_run_stops_within_two_seconds(self, bench: TrainerBench) -> None:
-        """Asked to cancel, it ends, and the registry stays as it was."""
+    def test_a_run_stops_when_it_is_told_to(self, bench: TrainerBench) -> None:
+        """Asked to cancel, it ends long before its last step, and the registry stays as it was."""
         from tunery.plugins.training.control import ask
 
-        before, asked = len(bench.registry.versions()), threading.Event()
-        at: list[float] = []
-
-        def cancel() -> None:
-            asked.wait()
-            at.append(time.monotonic())
-            ask(bench.registry.home.jobs / bench.registry.jobs()[0].id, "cancel")
+        before, steps = len(bench.registry.versions()), 100_000
+        done: list[int] = []
 
         def step(event: dict[str, Any]) -> None:
             if event["kind"] == "step":
-                asked.set()
+                done.append(event["step"])
+                if len(done) == 1:
+                    ask(bench.registry.home.jobs / bench.registry.jobs()[0].id, "cancel")
 
-        thread = threading.Thread(target=cancel)
-        thread.start()
-        with pytest.raises(KeyboardInterrupt):
-            bench.train(report=step, max_steps=100_000, eval_every=0, checkpoint_every=0)
-        thread.join()
-        assert time.monotonic() - at[0] < CANCELLED_WITHIN
+        with pytest.raises(KeyboardInterrupt, match="was cancelled"):
+            bench.train(report=step, max_steps=steps, eval_every=0, checkpoint_every=0)
+        assert done[-1] < steps // 10
         assert bench.registry.jobs()[0].state == "cancelled"
         assert len(bench.registry.versions()) == before
 

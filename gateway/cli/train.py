@@ -14,7 +14,7 @@ from click.core import ParameterSource
 from tunery.gateway.cli.context import actor, open_registry, plugins, print_json, say
 from tunery.plugins.device import resolve_device
 from tunery.plugins.training.processes import is_first
-from tunery.registry.errors import InvalidInput
+from tunery.registry.errors import InvalidInput, JobCancelled
 from tunery.registry.home import Home
 from tunery.registry.names import check_adapter
 from tunery.registry.settings import read_settings
@@ -157,8 +157,11 @@ def run_job(work: Callable[[Any, Any, Any, Report], T], threads: int | None = No
     prepare_compute(settings.threads)
     from tunery.plugins import training
 
-    with open_registry() as registry, _progress() as report:
-        return work(training, plugins(), registry, report)
+    try:
+        with open_registry() as registry, _progress() as report:
+            return work(training, plugins(), registry, report)
+    except KeyboardInterrupt as stop:
+        raise JobCancelled(str(stop) or "interrupted before there was a job; nothing was changed") from stop
 
 
 def _check_file(path: Path) -> None:

@@ -1,6 +1,7 @@
 """Owns telling a running job to pause or to stop, from any process, through one small file in the job's folder.
 
-A pause waits for the step to end and keeps a checkpoint. A cancellation does not wait: it interrupts the process as Ctrl-C does.
+A pause waits for the step to end and keeps a checkpoint. A cancellation does not wait: it interrupts the process as Ctrl-C does, and
+again until the run has taken notice, because an interruption that lands in a destructor or a foreign callback is lost.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ __all__ = ["Control", "ask", "watch"]
 FILE = "control"
 EVERY = 0.2
 """Seconds between looks."""
+AGAIN = 10
+"""Looks after which a run that goes on as if nothing had happened is interrupted once more."""
 
 Wish = Literal["pause", "cancel"]
 
@@ -32,7 +35,8 @@ class Control:
     """What was asked of this job so far."""
 
     def __init__(self) -> None:
-        self._pausing, self._cancelled = threading.Event(), threading.Event()
+        self._pausing, self._cancelled, self._ending = threading.Event(), threading.Event(), threading.Event()
+        self._looks = 0
 
     @property
     def pausing(self) -> bool:
@@ -41,8 +45,12 @@ class Control:
 
     @property
     def cancelled(self) -> bool:
-        """Whether the interruption that comes was asked for."""
+        """Whether the run was asked to stop, whatever the interruption became on its way up."""
         return self._cancelled.is_set()
+
+    def end(self) -> None:
+        """The run is ending: nothing interrupts it any more."""
+        self._ending.set()
 
     def look(self, folder: Path) -> None:
         """Take up what is asked now."""
@@ -52,9 +60,11 @@ class Control:
             return
         if wish == "pause":
             self._pausing.set()
-        elif wish == "cancel" and not self.cancelled:
+        elif wish == "cancel" and not self._ending.is_set():
             self._cancelled.set()
-            _thread.interrupt_main()
+            if self._looks % AGAIN == 0:
+                _thread.interrupt_main()
+            self._looks += 1
 
 
 @contextmanager

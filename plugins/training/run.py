@@ -74,6 +74,7 @@ class Run:
         self.parameters, self.registry, self.plugins, self.trainer = parameters, registry, plugins, trainer
         self.job, self.folder, self.manifest, self._report = job, folder, manifest, report
         self.processes = processes or Processes()
+        self._at = "before its first step"
         self.device = torch.device(self.processes.device or self.request.device)
         self.dtype = compute_dtype(parameters.precision, self.device)
         self.measured = measuring_dtype(trainer, adapter_config(registry, inputs.parent), self.dtype)
@@ -121,15 +122,27 @@ class Run:
                     self.registry.update_job(self.job.id, state="running")
                     self._write_manifest()
                     return self._finished(finish)
-            except JobPaused as pause:
-                self._end("paused", str(pause))
-                raise
-            except KeyboardInterrupt:
-                self._end("cancelled", "asked to stop" if self.control.cancelled else "interrupted")
-                raise
             except BaseException as error:
-                self._end("failed", str(error), code=getattr(error, "code", None))
+                self.control.end()
+                self._ended_by(error)
                 raise
+
+    def _ended_by(self, error: BaseException) -> None:
+        """Keep why the run ended. Whatever an interruption was turned into by what it landed in, a run that was told to stop was
+        cancelled; raise KeyboardInterrupt saying so, and how to go on."""
+        if isinstance(error, JobPaused):
+            self._end("paused", str(error))
+        elif self.control.cancelled or isinstance(error, KeyboardInterrupt):
+            self._end("cancelled", "asked to stop" if self.control.cancelled else "interrupted")
+            raise KeyboardInterrupt(self._cancelled()) from error
+        else:
+            self._end("failed", str(error), code=getattr(error, "code", None))
+
+    def _cancelled(self) -> str:
+        kept = (self.folder / "checkpoint").is_dir()
+        there = "its last checkpoint is kept" if kept else "there is no checkpoint yet"
+        how = f"{'go on' if kept else 'start over'} with tunery train --resume {self.job.id}"
+        return f"{self.job.id} was cancelled {self._at}; nothing was published and {there}: {how}"
 
     def _finished(self, finish: Callable[[Path, dict[str, float], Fit], T]) -> T:
         trained = [self._train()]
@@ -140,6 +153,8 @@ class Run:
         """Tell the caller, the job's file, and every plugin that observes jobs."""
         if not self.processes.first:
             return
+        if event["kind"] == "step":
+            self._at = f"after step {event['step']} of {event['steps']}"
         self.metrics_file.write(msgspec.json.encode(event) + b"\n")
         self.metrics_file.flush()
         self._report(event)
