@@ -10,7 +10,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_origin
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -138,17 +138,7 @@ def _section(kind: Any, section: str, values: Mapping[str, Any], problems: list[
             problems.append(str(UnknownName("setting", f"{section}.{name}", (f"{section}.{other}" for other in known))))
             continue
         try:
-            good[name] = read_value(f"{section}.{name}", _spelled_out(value, known[name]), known[name])
+            good[name] = read_value(f"{section}.{name}", value, known[name])
         except InvalidInput as error:
             problems.append(error.message)
     return kind(**good)
-
-
-def _spelled_out(value: Any, kind: Any) -> Any:
-    """A list written as `a,b` or a table written as `a=1,b=2`, which is how variables and options have them, taken apart."""
-    if not isinstance(value, str) or get_origin(kind) not in (tuple, dict):
-        return value
-    words = [word.strip() for word in value.split(",") if word.strip()]
-    if get_origin(kind) is tuple:
-        return words
-    return {name.strip(): number.strip() for name, _, number in (word.partition("=") for word in words)}

@@ -49,7 +49,10 @@ class LoraTrainer:
             config = _continued(context.parent, asked, _defaulted(context.parameters))
             model: nn.Module = PeftModel.from_pretrained(base, str(context.parent), is_trainable=True, config=config)
             return model
-        wrapped: nn.Module = get_peft_model(base, asked)
+        try:
+            wrapped: nn.Module = get_peft_model(base, asked)
+        except ValueError as error:  # PEFT found none of the layers, or cannot adapt one
+            raise InvalidInput(f"target_modules: {error}", code="invalid_parameter", param="target_modules") from error
         return wrapped
 
     def save(self, model: nn.Module, folder: Path, context: SaveContext[LoraParameters]) -> dict[str, float]:

@@ -72,7 +72,7 @@ def test_a_failed_gate_ends_with_nine_and_is_forced_on_record(
     [
         (["--method", "lorra"], 2, "unknown trainer 'lorra': did you mean 'lora'"),
         (["--set", "learning_rat=1"], 2, "unknown parameter 'learning_rat': did you mean 'learning_rate'"),
-        (["--set", "r=zero"], 2, "r='zero'"),
+        (["--set", "r=zero"], 2, "r='zero': r is a whole number, at least 1"),
         (["--set", "r"], 2, "NAME=VALUE"),
         (["--base", "tinny"], 2, "unknown base 'tinny'"),
         (["--name", "Not A Name"], 2, "tenant/name"),
