@@ -13,9 +13,11 @@ from click.core import ParameterSource
 
 from tunery.gateway.cli.context import actor, open_registry, plugins, print_json, say
 from tunery.plugins.device import resolve_device
+from tunery.plugins.training.phases import minutes_text
 from tunery.plugins.training.processes import is_first
 from tunery.registry.errors import InvalidInput, JobCancelled
 from tunery.registry.home import Home
+from tunery.registry.losses import NATS, loss_unit
 from tunery.registry.names import check_adapter
 from tunery.registry.settings import read_settings
 
@@ -214,7 +216,7 @@ def _progress() -> Iterator[Report]:
         def report(event: dict[str, Any]) -> None:
             if event["kind"] == "step":
                 rate = event["tokens"] / max(event["seconds"], 1e-9)
-                text = f"loss {event['loss']:.3f}  {rate:.0f} tok/s"
+                text = f"{event.get('unit', 'loss')} {event['loss']:.3f}  {rate:.0f} tok/s"
                 progress.update(task, completed=event["step"], total=event["steps"], description=text)
             elif (line := _line(event)) is not None:
                 progress.console.print(line, highlight=False)
@@ -229,7 +231,9 @@ class _Lines:
         every = max(1, event.get("steps", 1) // 10)
         if event["kind"] == "step" and event["step"] % every == 0:
             rate = event["tokens"] / max(event["seconds"], 1e-9)
-            say(f"step {event['step']}/{event['steps']}  loss {event['loss']:.3f}  {rate:.0f} tok/s")
+            say(
+                f"step {event['step']}/{event['steps']}  {event.get('unit', 'loss')} {event['loss']:.3f}  {rate:.0f} tok/s"
+            )
         elif (line := _line(event)) is not None:
             say(line)
 
@@ -239,16 +243,20 @@ def _line(event: dict[str, Any]) -> str | None:
     kind = event["kind"]
     if kind == "started":
         chosen = "".join(f"\n  {c['name']} = {c['value']:g}: {c['reason']} ({c['source']})" for c in event["choices"])
+        measured = f", losses in {event['measured_in']}" if event["measured_in"] != event["precision"] else ""
         cut = f", {event['cut']} cut to max_length" if event["cut"] else ""
         return (
             f"{event['job']}: {event['rows']} rows ({event['tokens']} tokens{cut}), {event['held_out']} held out, "
-            f"{event['steps']} steps in {event['precision']}{chosen}{_found(event.get('data_check'))}"
+            f"{event['steps']} steps in {event['precision']}{measured}{chosen}{_found(event.get('data_check'))}"
         )
     if kind == "quote":
         return (
-            f"quote: {event['tokens']} tokens in {event['steps']} steps, about {event['minutes']:.1f} minutes, "
+            f"quote: {event['tokens']} tokens in {event['steps']} steps, about {minutes_text(event['parts'])}, "
             f"{event['peak_bytes'] / 1e9:.2f} GB at most; {event['why']}"
         )
+    if kind == "times":
+        quoted = event["quoted_minutes"]
+        return f"took {minutes_text(event['seconds'])}" + (f"; {quoted:.1f} were quoted" if quoted else "")
     if kind == "gate":
         state = "passed" if event["passed"] else "skipped" if event["skipped"] else f"FAILED ({event['code']})"
         return f"gate {event['name']} {state}: {event['message']}"
@@ -257,11 +265,18 @@ def _line(event: dict[str, Any]) -> str | None:
     if kind == "report":
         return "\n  ".join(["report:", *event["lines"]])
     if kind == "evaluated":
-        figures = [f"{name.replace('_', ' ')} {event[name]:.4f}" for name in event if name not in ("kind", "step")]
-        return f"held out: {', '.join(figures)}"
+        figures = [
+            f"{name.replace('_', ' ')} {event[name]:.4f}" for name in event if name not in ("kind", "step", "unit")
+        ]
+        return f"held out{_in(event)}: {', '.join(figures)}"
     if kind in ("failed", "cancelled", "paused"):
         return f"{kind}"
     return None
+
+
+def _in(event: dict[str, Any]) -> str:
+    """What losses are in, where it is not nats."""
+    return f" ({event['unit']})" if "unit" in event else ""
 
 
 def _found(data_check: dict[str, Any] | None) -> str:
@@ -283,6 +298,8 @@ def _show(version: Version) -> None:
     click.echo(f"{version.name}  {version.digest[:12]}  {version.size / 1e6:.1f} MB")
     if "base_loss" in metrics and "eval_loss" in metrics:
         base, tuned = metrics["base_loss"], metrics["eval_loss"]
-        click.echo(f"held-out loss {base:.4f} → {tuned:.4f} ({100 * (tuned - base) / base:+.1f} %)")
+        unit = loss_unit(version)
+        name = "held-out loss" if unit == NATS else f"held-out {unit}"
+        click.echo(f"{name} {base:.4f} → {tuned:.4f} ({100 * (tuned - base) / base:+.1f} %)")
     if version.aliases:
         click.echo(f"aliases: {', '.join(version.aliases)}")

@@ -12,7 +12,7 @@ from torch import nn
 
 from tunery.plugins.quantization import Quant
 from tunery.plugins.trainers import EXACT, FullParameters
-from tunery.plugins.training.delta import save_delta
+from tunery.plugins.training.delta import SEARCHES, save_delta
 from tunery.plugins.training.trainer import LoadContext, SaveContext, load_base
 
 __all__ = ["FullTrainer"]
@@ -22,6 +22,7 @@ class FullTrainer:
     """Full fine-tuning."""
 
     quant: Quant = "none"
+    save_evaluations = SEARCHES + 1
 
     def whole_weights(self, parent: Mapping[str, Any] | None) -> bool:
         """All of them, whatever it continues from."""

@@ -15,7 +15,14 @@ from tunery.plugins.training.examples import read_corpus
 from tunery.plugins.training.loop import Loop
 from tunery.plugins.training.loss import mean_loss
 from tunery.plugins.training.memory import peak_memory
-from tunery.plugins.training.trainer import LoadContext, Trainer, compute_dtype, load_trained, measuring_dtype
+from tunery.plugins.training.trainer import (
+    LoadContext,
+    Trainer,
+    compute_dtype,
+    dtype_name,
+    load_trained,
+    measuring_dtype,
+)
 from tunery.registry import Base
 
 __all__ = ["bench_train"]
@@ -74,7 +81,7 @@ def bench_train(
         "rows": len(corpus.train),
         "mean_tokens": round(sum(len(example.ids) for example in corpus.train) / len(corpus.train), 1),
         "batch_size": parameters.batch_size,
-        "precision": str(dtype).removeprefix("torch."),
+        "precision": dtype_name(dtype),
     }
     if corpus.held_out:
         loss = mean_loss(model, corpus.held_out, batch_size=parameters.batch_size, device=where, dtype=measured)

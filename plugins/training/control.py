@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-__all__ = ["Control", "ask", "watch"]
+__all__ = ["Control", "ask", "how_to_go_on", "watch"]
 
 FILE = "control"
 EVERY = 0.2
@@ -29,6 +29,14 @@ def ask(folder: Path, wish: Wish) -> None:
     staged = folder / f"{FILE}.new"
     staged.write_text(wish)
     staged.replace(folder / FILE)
+
+
+def how_to_go_on(job: str, folder: Path, where: str) -> str:
+    """What to tell who cancelled a job `where` it was, such as `after step 3 of 10`."""
+    kept = (folder / "checkpoint").is_dir()
+    there = "its last checkpoint is kept" if kept else "there is no checkpoint yet"
+    how = f"{'go on' if kept else 'start over'} with tunery train --resume {job}"
+    return f"{job} was cancelled {where}; nothing was published and {there}: {how}"
 
 
 class Control:

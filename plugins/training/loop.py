@@ -48,6 +48,13 @@ class Fit(msgspec.Struct, frozen=True):
     why: str = ""
     figures: Mapping[str, float] = {}
 
+    @property
+    def metrics(self) -> dict[str, float]:
+        """What is kept of it with the version."""
+        speed = round(self.tokens / max(self.seconds, 1e-9), 1)
+        done = {"train_loss": self.train_loss, "steps": float(self.steps), "tokens": float(self.tokens)}
+        return done | {"useful_tok_s": speed} | dict(self.figures)
+
 
 class Loop:
     """One run: what it trains, and how far it is. `report` hears of every step."""

@@ -28,7 +28,10 @@ SPARE = 0.9
 
 
 class Quote(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run will take: tokens without padding, optimizer steps, minutes, bytes at most; rows at once, and why so many."""
+    """What a run will take: tokens without padding, optimizer steps, minutes, bytes at most; rows at once, and why so many.
+
+    `parts` are the seconds of each phase, where more than the steps is quoted.
+    """
 
     tokens: int
     steps: int
@@ -36,6 +39,7 @@ class Quote(msgspec.Struct, frozen=True, kw_only=True):
     peak_bytes: int
     micro_batch_size: int
     why: str
+    parts: dict[str, float] = {}
 
 
 def preflight(

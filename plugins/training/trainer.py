@@ -22,6 +22,7 @@ __all__ = [
     "SaveContext",
     "Trainer",
     "compute_dtype",
+    "dtype_name",
     "load_base",
     "load_trained",
     "measuring_dtype",
@@ -79,6 +80,7 @@ class Trainer(Protocol):
     A trainer that changes weights of the base themselves, instead of low-rank pairs beside them, says so with a method
     `whole_weights(parent: Mapping[str, Any] | None) -> bool`, where `parent` is the adapter configuration of the version to
     continue from: its figures are then measured in float32, because a change may be smaller than bfloat16 can tell.
+    One that evaluates while it saves says how often by an attribute `save_evaluations`, so that it can be quoted.
     """
 
     quant: Quant
@@ -99,6 +101,11 @@ def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
     return (
         torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else torch.float32
     )
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Such as `bfloat16`."""
+    return str(dtype).removeprefix("torch.")
 
 
 def measuring_dtype(trainer: Trainer, parent: Mapping[str, Any] | None, dtype: torch.dtype) -> torch.dtype:
