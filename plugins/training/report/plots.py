@@ -27,6 +27,7 @@ def draw(report: Report, path: Path, *, rates: Points = (), speeds: Points = ())
     except ImportError:
         return "There is no picture of the losses: it needs matplotlib (pip install 'tunery[plots]')."
     figure = Figure(figsize=SIZE, dpi=DPI, layout="constrained")
+    figure.set_constrained_layout_pads(w_pad=0.15, h_pad=0.15)
     FigureCanvasAgg(figure)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     upper.set_title(f"{report.adapter}: {report.method} on {report.base}", fontsize=20, loc="left", pad=12)
@@ -69,11 +70,12 @@ def _course(axes: Any, rates: Points, speeds: Points) -> None:
             side.plot(*zip(*points, strict=True), color=color, linewidth=1.8)
         side.set_ylabel(name, fontsize=15, color=color)
         side.set_ylim(bottom=0)
-        _plain(side)
+        _plain(side, grid=side is axes)
     axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
 
 
-def _plain(axes: Any) -> None:
+def _plain(axes: Any, *, grid: bool = True) -> None:
     axes.tick_params(labelsize=13)
     axes.spines["top"].set_visible(False)
-    axes.grid(alpha=0.3)
+    if grid:
+        axes.grid(alpha=0.3)
