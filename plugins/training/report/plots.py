@@ -24,10 +24,10 @@ def draw(report: Report, path: Path, *, rates: Points = (), speeds: Points = ())
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
+        from matplotlib.layout_engine import ConstrainedLayoutEngine
     except ImportError:
         return "There is no picture of the losses: it needs matplotlib (pip install 'tunery[plots]')."
-    figure = Figure(figsize=SIZE, dpi=DPI, layout="constrained")
-    figure.set_constrained_layout_pads(w_pad=0.15, h_pad=0.15)
+    figure = Figure(figsize=SIZE, dpi=DPI, layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.15))
     FigureCanvasAgg(figure)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     upper.set_title(f"{report.adapter}: {report.method} on {report.base}", fontsize=20, loc="left", pad=12)
