@@ -7,6 +7,7 @@ again until the run has taken notice, because an interruption that lands in a de
 from __future__ import annotations
 
 import _thread
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,8 +32,10 @@ def ask(folder: Path, wish: Wish) -> None:
     staged.replace(folder / FILE)
 
 
-def how_to_go_on(job: str, folder: Path, where: str) -> str:
-    """What to tell who cancelled a job `where` it was, such as `after step 3 of 10`."""
+def how_to_go_on(job: str, folder: Path, where: str, repeats: str | None = None) -> str:
+    """What to tell who cancelled a job `where` it was, such as `after step 3 of 10`; one that `repeats` a version is not resumed."""
+    if repeats:
+        return f"{job} was cancelled {where}; nothing was published: start over with tunery reproduce {repeats}"
     kept = (folder / "checkpoint").is_dir()
     there = "its last checkpoint is kept" if kept else "there is no checkpoint yet"
     how = f"{'go on' if kept else 'start over'} with tunery train --resume {job}"
@@ -42,7 +45,8 @@ def how_to_go_on(job: str, folder: Path, where: str) -> str:
 class Control:
     """What was asked of this job so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, number: signal.Signals = signal.SIGINT) -> None:
+        self._signal = number
         self._pausing, self._cancelled, self._ending = threading.Event(), threading.Event(), threading.Event()
         self._looks = 0
 
@@ -71,7 +75,7 @@ class Control:
         elif wish == "cancel" and not self._ending.is_set():
             self._cancelled.set()
             if self._looks % AGAIN == 0:
-                _thread.interrupt_main()
+                _thread.interrupt_main(self._signal)
             self._looks += 1
 
 
@@ -79,16 +83,31 @@ class Control:
 def watch(folder: Path) -> Iterator[Control]:
     """A control that looks at `folder` in a thread of its own while the block runs; what was asked before is forgotten."""
     (folder / FILE).unlink(missing_ok=True)
-    control, ended = Control(), threading.Event()
+    with _interruptible() as number:
+        control, ended = Control(number), threading.Event()
 
-    def run() -> None:
-        while not ended.wait(EVERY):
-            control.look(folder)
+        def run() -> None:
+            while not ended.wait(EVERY):
+                control.look(folder)
 
-    thread = threading.Thread(target=run, name="job-control", daemon=True)
-    thread.start()
+        thread = threading.Thread(target=run, name="job-control", daemon=True)
+        thread.start()
+        try:
+            yield control
+        finally:
+            ended.set()
+            thread.join()
+
+
+@contextmanager
+def _interruptible() -> Iterator[signal.Signals]:
+    """The signal that interrupts this process: SIGINT, or SIGUSR1 where that is ignored, as it is in what a script runs behind itself."""
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        yield signal.SIGINT
+        return
+    before = signal.signal(signal.SIGUSR1, signal.default_int_handler)
     try:
-        yield control
+        yield signal.SIGUSR1
     finally:
-        ended.set()
-        thread.join()
+        signal.signal(signal.SIGUSR1, before)

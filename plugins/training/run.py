@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -142,7 +142,9 @@ class Run:
             self._end("paused", str(error))
         elif self.control.cancelled or isinstance(error, KeyboardInterrupt):
             self._end("cancelled", "asked to stop" if self.control.cancelled else "interrupted")
-            raise KeyboardInterrupt(how_to_go_on(self.job.id, self.folder, self._at)) from error
+            raise KeyboardInterrupt(
+                how_to_go_on(self.job.id, self.folder, self._at, self.manifest.get("repeats"))
+            ) from error
         else:
             self._end("failed", str(error), code=getattr(error, "code", None))
 
@@ -215,7 +217,7 @@ class Run:
                          "base_loss": base_loss})  # fmt: skip
         saving = SaveContext(
             load=context,
-            evaluate=self._evaluate if corpus.held_out else None,
+            evaluate=(lambda tuned: self._figures(tuned)["loss"]) if corpus.held_out else None,
             base_loss=base_loss,
             eval_loss=eval_loss,
             record=self.gatekeeper.record,
@@ -232,19 +234,18 @@ class Run:
             shutil.rmtree(output, ignore_errors=True)
             output.mkdir()
             own = self.trainer.save(model, output, saving)
-        return output, own | _metrics(done, saving, self.manifest.get("base_figures", {})), done
+        metrics = own | done.metrics
+        if saving.base_loss is not None and saving.eval_loss is not None:
+            metrics |= {"base_loss": saving.base_loss, "eval_loss": saving.eval_loss}
+        base = {f"base_{name}": value for name, value in self.manifest.get("base_figures", {}).items()}
+        return output, metrics | base, done
 
     def _tell(self, model: nn.Module, done: Fit) -> None:
         """Write the report before anything can refuse the result: who has to mend it needs it most."""
         if self.teller is not None:
             report = self.teller.tell(model, done, self.manifest)
-            self.report(
-                {
-                    "kind": "report",
-                    "path": str(self.teller.folder / "report.md"),
-                    "lines": summary(report, chosen=False),
-                }
-            )
+            path = str(self.teller.folder / "report.md")
+            self.report({"kind": "report", "path": path, "lines": summary(report, chosen=False)})
 
     def _prepare(self, model: nn.Module) -> None:
         """Let the objective ask the untrained model what it needs to know."""
@@ -358,9 +359,6 @@ class Run:
         self.report({"kind": "evaluated", "step": 0, "base_loss": loss, **self.manifest.get("base_figures", {})})
         return loss
 
-    def _evaluate(self, model: nn.Module) -> float:
-        return self._figures(model)["loss"]
-
     def _figures(self, model: nn.Module, rows: Sequence[Example] | None = None) -> dict[str, float]:
         """What the objective measures of the held-out rows, or of some of them."""
         return self.objective.evaluate(
@@ -402,10 +400,3 @@ class Run:
             self.registry.update_job(self.job.id, state=state, error=why)
         with suppress(OSError):
             self.report({"kind": state, "error": why} | ({"code": code} if isinstance(code, str) else {}))
-
-
-def _metrics(done: Fit, saving: SaveContext[Any], base: Mapping[str, float]) -> dict[str, float]:
-    metrics = done.metrics
-    if saving.base_loss is not None and saving.eval_loss is not None:
-        metrics |= {"base_loss": saving.base_loss, "eval_loss": saving.eval_loss}
-    return metrics | {f"base_{name}": value for name, value in base.items()}

@@ -195,6 +195,23 @@ def test_a_cancelled_job_is_cancelled_whatever_the_interruption_becomes(
     assert registry.versions() == []
 
 
+def test_a_job_that_ignores_interruptions_is_cancelled_all_the_same(train: Train, registry: Registry) -> None:
+    """A script's background jobs ignore SIGINT, so that Ctrl-C stops the script alone."""
+
+    def cancel(event: dict[str, Any]) -> None:
+        if event["kind"] == "step":
+            ask(registry.home.jobs / registry.jobs()[0].id, "cancel")
+            time.sleep(0.02)  # the fifty steps last longer than a look at what is asked
+
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with pytest.raises(KeyboardInterrupt, match="was cancelled"):
+            train("lora", report=cancel, max_steps=50, eval_every=0, checkpoint_every=0, report_rows=1)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert registry.jobs()[0].state == "cancelled"
+
+
 @pytest.mark.slow
 def test_resuming_with_other_data_is_refused_and_says_what_differs(jobs: Jobs) -> None:
     process = jobs.start("lora", "--set", "max_steps=50000", "--set", "eval_every=0")
