@@ -78,14 +78,13 @@ class Run:
         self.parameters, self.registry, self.plugins, self.trainer = parameters, registry, plugins, trainer
         self.job, self.folder, self.manifest, self._report = job, folder, manifest, report
         self.processes = processes or Processes()
-        self.phases = Phases()
-        self._at = "before its first step"
+        self.phases, self._at = Phases(), "before its first step"
         self.device = torch.device(self.processes.device or self.request.device)
         self.dtype = compute_dtype(parameters.precision, self.device)
         self.measured = measuring_dtype(trainer, adapter_config(registry, inputs.parent), self.dtype)
-        self.manifest["precision"] = {"computed": dtype_name(self.dtype), "measured": dtype_name(self.measured)}
         self.objective: Objective = objective_of(trainer, parameters)
-        self.manifest["loss_unit"] = unit_of(self.objective)
+        precision = {"computed": dtype_name(self.dtype), "measured": dtype_name(self.measured)}
+        self.manifest |= {"precision": precision, "loss_unit": unit_of(self.objective)}
         self.teller: Teller | None = Teller(
             inputs,
             parameters,
@@ -304,12 +303,9 @@ class Run:
         self._times()
         self._write_manifest()
         self.gatekeeper.check(self.manifest, output)
-        finished = self.manifest | {
-            "finished_at": time.time(),
-            "steps": done.steps,
-            "seconds": round(done.seconds, 1),
-            "checkpoint": {"step": done.chosen, "why": done.why, "evaluations": [list(e) for e in done.evaluations]},
-        }
+        chosen = {"step": done.chosen, "why": done.why, "evaluations": [list(e) for e in done.evaluations]}
+        finished = self.manifest | {"steps": done.steps, "seconds": round(done.seconds, 1), "checkpoint": chosen}
+        finished["finished_at"] = time.time()
         self.control.end()
         version = self.registry.publish(
             self.request.adapter,
