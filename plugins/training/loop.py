@@ -20,10 +20,11 @@ from tunery.plugins.parameters import TrainingParameters, step_count
 from tunery.plugins.training.batches import Example, epoch_batches, micro_batches
 from tunery.plugins.training.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_weights
 from tunery.plugins.training.control import Control
-from tunery.plugins.training.objective import Objective, Supervised
+from tunery.plugins.training.objective import Objective, Supervised, unit_of
 from tunery.plugins.training.processes import Processes
 from tunery.plugins.training.rounding import StochasticRounding
 from tunery.registry.errors import JobPaused, TrainingFailed
+from tunery.registry.losses import NATS
 
 __all__ = ["Fit", "Loop"]
 
@@ -207,12 +208,14 @@ class Loop:
         if not evaluations:
             return step, f"the last step, {step}: nothing was held out to choose by"
         best, loss = min(evaluations, key=lambda pair: (pair[1], pair[0]))
+        unit = unit_of(self.objective)
+        name = "loss" if unit == NATS else unit
         count = f"{len(evaluations)} evaluation{'s' * (len(evaluations) > 1)}"
         end = f"; stopped early, after {self.parameters.patience} evaluations without a better one" if stopped else ""
         if best == step:
-            return step, f"the last step, {step}, has the lowest held-out loss of {count}, {loss:.4f}{end}"
+            return step, f"the last step, {step}, has the lowest held-out {name} of {count}, {loss:.4f}{end}"
         self.processes.agree(lambda: load_weights(self.model, self.best))
-        return best, f"step {best} of {step} has the lowest held-out loss of {count}, {loss:.4f}{end}"
+        return best, f"step {best} of {step} has the lowest held-out {name} of {count}, {loss:.4f}{end}"
 
 
 def _steps(
