@@ -124,15 +124,18 @@ def describe_parameters(kind: type[TrainingParameters]) -> list[Described]:
             name=field.name,
             type=type_text(field.type),
             default=AUTO if field.name in RULES else msgspec.to_builtins(field.default),
-            description=_description(field.type),
+            description=_description(kind, field.name),
         )
         for field in msgspec.structs.fields(kind)
     ]
 
 
-def _description(kind: Any) -> str:
-    notes = getattr(kind, "__metadata__", ())
-    return next((note.description for note in reversed(notes) if getattr(note, "description", None)), "")
+def _description(kind: type[TrainingParameters], name: str) -> str:
+    """What a parameter is for, as the class says it, or one that it inherits from."""
+    parents = [each for each in kind.__mro__ if issubclass(each, TrainingParameters)]
+    types = [field.type for each in parents for field in msgspec.structs.fields(each) if field.name == name]
+    notes = [note for found in types for note in reversed(getattr(found, "__metadata__", ()))]
+    return next((note.description for note in notes if getattr(note, "description", None)), "")
 
 
 def step_count(parameters: TrainingParameters, rows: int) -> int:

@@ -14,6 +14,8 @@ from tunery.gateway.cli import COMMANDS, cli, main
 from tunery.gateway.cli.errors import EXIT_CODES, exit_code
 from tunery.plugins.hookspecs import hookimpl
 from tunery.plugins.manager import Plugins
+from tunery.plugins.parameters import describe_parameters
+from tunery.plugins.trainers import LoraParameters
 from tunery.registry import errors
 from tunery.registry.home import Home
 
@@ -138,6 +140,16 @@ def test_a_base_is_added_and_listed(capsys: pytest.CaptureFixture[str], tiny_bas
     assert capsys.readouterr().out.splitlines()[1].startswith(f"tiny\t{added['digest'][:12]}\t")
     assert run("bases", "add", "tinny") == 2
     assert "did you mean 'tiny'?" in capsys.readouterr().err
+
+
+def test_a_parameter_that_is_given_another_default_keeps_its_description() -> None:
+    class Halved(LoraParameters, frozen=True, kw_only=True):
+        """LoRA's, with half its rank."""
+
+        r: int = 8
+
+    found = {each.name: each for each in describe_parameters(Halved)}
+    assert (found["r"].default, found["r"].description) == (8, "rank of the pairs")
 
 
 @pytest.mark.parametrize("trainer", ["lora", "qlora", "full", "dpo"])
