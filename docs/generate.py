@@ -30,7 +30,7 @@ def settings_table() -> str:
     """Every setting with its default."""
     rows = ["| setting | default | |", "|---|---|---|"]
     for section in msgspec.structs.fields(Settings):
-        helps = _option_helps() if section.name == "serve" else {}
+        helps = _option_helps(section.name)
         for field in msgspec.structs.fields(section.type):
             default = field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
             rows += [f"| `{section.name}.{field.name}` | `{default}` | {helps.get(field.name, '')} |"]
@@ -120,13 +120,13 @@ def outdated() -> list[str]:
     return changed
 
 
-def _option_helps() -> dict[str, str]:
-    """What `tunery serve --help` says of each option, defaults left out."""
+def _option_helps(section: str) -> dict[str, str]:
+    """What the help of the section's command says of each option, defaults left out."""
     from tunery.gateway.cli.serve import serve
+    from tunery.gateway.cli.train import train
 
-    return {
-        str(option.name): re.sub(r"\s*\[default:.*", "", getattr(option, "help", None) or "") for option in serve.params
-    }
+    options = {"serve": serve, "training": train}[section].params
+    return {str(option.name): re.sub(r"\s*\[default:.*", "", getattr(option, "help", None) or "") for option in options}
 
 
 if __name__ == "__main__":
