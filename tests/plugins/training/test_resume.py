@@ -46,12 +46,12 @@ class Jobs:
 
     def resume(self, job: str) -> None:
         done = self._tunery("train", "--resume", job)
-        out, error = done.communicate(timeout=120)
+        out, error = done.communicate(timeout=600)
         assert done.returncode == 0, error + out
 
     def tell(self, *words: str) -> None:
         done = self._tunery("jobs", *words)
-        out, error = done.communicate(timeout=60)
+        out, error = done.communicate(timeout=600)
         assert done.returncode == 0, error + out
 
     def job(self) -> str:
@@ -66,7 +66,7 @@ class Jobs:
         events = [json.loads(line) for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
         return max((event["step"] for event in events if event["kind"] == "step"), default=0)
 
-    def until(self, step: int, process: subprocess.Popen[str], seconds: float = 120) -> None:
+    def until(self, step: int, process: subprocess.Popen[str], seconds: float = 600) -> None:
         end = time.monotonic() + seconds
         while self.step() < step:
             assert process.poll() is None, process.communicate()
@@ -89,7 +89,7 @@ def jobs(home: Home, registry: Registry, tiny_base: Base, tmp_path: Path) -> Job
 @pytest.mark.parametrize("method", METHODS)
 def test_killed_at_a_random_step_and_resumed_the_adapter_is_the_same_to_the_bit(method: str, jobs: Jobs) -> None:
     whole = jobs.start(method)
-    out, error = whole.communicate(timeout=120)
+    out, error = whole.communicate(timeout=600)
     assert whole.returncode == 0, error + out
     (first,) = jobs.registry.versions()
     noise = random.Random(f"{method}/{os.getpid()}")
@@ -115,12 +115,12 @@ def test_a_paused_job_goes_on_where_it_was_and_a_second_process_may_not_join_in(
     jobs.until(3, process)
     second = subprocess.run(
         [sys.executable, "-m", "tunery.gateway.cli", "train", "--resume", jobs.job()],
-        env=jobs.environment, capture_output=True, text=True, timeout=60, check=False,
+        env=jobs.environment, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert second.returncode == 4
     assert "another process" in second.stderr
     jobs.tell("pause", jobs.job())
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=600)
     assert process.returncode == 8, error
     assert jobs.registry.job(jobs.job()).state == "paused"
     assert (jobs.home.jobs / jobs.job() / "checkpoint").is_dir()
@@ -155,7 +155,7 @@ def test_a_cancelled_job_ends_at_once_and_says_how_to_go_on(jobs: Jobs) -> None:
     process = jobs.start("lora", "--set", f"max_steps={steps}", "--set", "eval_every=0")
     jobs.until(3, process)
     jobs.tell("cancel", jobs.job())
-    out, error = process.communicate(timeout=120)
+    out, error = process.communicate(timeout=600)
     # Work and not time: whatever else the machine does, a tenth of the run was not waited for.
     assert jobs.step() < steps // 10
     assert (process.returncode, out) == (130, "")
@@ -221,7 +221,7 @@ def test_resuming_with_other_data_is_refused_and_says_what_differs(jobs: Jobs) -
     write_rows(jobs.rows, 41)
     done = subprocess.run(
         [sys.executable, "-m", "tunery.gateway.cli", "train", "--resume", jobs.job()],
-        env=jobs.environment, capture_output=True, text=True, timeout=60, check=False,
+        env=jobs.environment, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 2
     assert "data[0].sha256" in done.stderr
