@@ -21,8 +21,7 @@ from tunery.gateway.bench.training import table
 from tunery.plugins import hookspecs
 from tunery.plugins.bases.architectures import EXACT, REFUSED
 from tunery.plugins.manager import load_plugins
-from tunery.plugins.parameters import AUTO
-from tunery.plugins.training.defaults import RULES
+from tunery.plugins.parameters import describe_parameters
 from tunery.registry.settings import Settings
 
 DOCS = Path(__file__).parent
@@ -32,7 +31,7 @@ def settings_table() -> str:
     """Every setting with its default."""
     rows = ["| setting | default | |", "|---|---|---|"]
     for section in msgspec.structs.fields(Settings):
-        helps = _option_helps() if section.name == "serve" else {}
+        helps = _option_helps(section.name)
         for field in msgspec.structs.fields(section.type):
             default = field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
             rows += [f"| `{section.name}.{field.name}` | `{default}` | {helps.get(field.name, '')} |"]
@@ -50,18 +49,17 @@ def hooks_table() -> str:
 
 
 def parameters_table() -> str:
-    """Every parameter of the built-in trainers with its defaults."""
+    """Every parameter of the built-in trainers: its type, its default in each, and what it is for."""
     trainers = load_plugins(allow=()).trainers()
-    names = list(trainers)
-    values = {
-        name: {f.name: AUTO if f.name in RULES else f.default for f in msgspec.structs.fields(info.parameters)}
-        for name, info in trainers.items()
+    described = {
+        name: {each.name: each for each in describe_parameters(info.parameters)} for name, info in trainers.items()
     }
-    every = list(dict.fromkeys(parameter for name in names for parameter in values[name]))
-    rows = [f"| parameter | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
-    for parameter in every:
-        cells = [f"`{values[name][parameter]}`" if parameter in values[name] else "" for name in names]
-        rows.append(f"| `{parameter}` | {' | '.join(cells)} |")
+    every = {name: each for parameters in reversed(described.values()) for name, each in parameters.items()}
+    order = dict.fromkeys(name for parameters in described.values() for name in parameters)
+    rows = [f"| parameter | {' | '.join(described)} | type | |", "|---|" + "---|" * (len(described) + 2)]
+    for name in order:
+        cells = [f"`{own[name].default}`" if name in own else "" for own in described.values()]
+        rows.append(f"| `{name}` | {' | '.join(cells)} | {every[name].type} | {every[name].description} |")
     return "\n".join(rows)
 
 
@@ -138,13 +136,13 @@ def outdated() -> list[str]:
     return changed
 
 
-def _option_helps() -> dict[str, str]:
-    """What `tunery serve --help` says of each option, defaults left out."""
+def _option_helps(section: str) -> dict[str, str]:
+    """What the help of the section's command says of each option, defaults left out."""
     from tunery.gateway.cli.serve import serve
+    from tunery.gateway.cli.train import train
 
-    return {
-        str(option.name): re.sub(r"\s*\[default:.*", "", getattr(option, "help", None) or "") for option in serve.params
-    }
+    options = {"serve": serve, "training": train}[section].params
+    return {str(option.name): re.sub(r"\s*\[default:.*", "", getattr(option, "help", None) or "") for option in options}
 
 
 if __name__ == "__main__":

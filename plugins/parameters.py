@@ -14,9 +14,18 @@ import msgspec
 from msgspec import Meta
 
 from tunery.registry.errors import InvalidInput, UnknownName
-from tunery.registry.values import read_value
+from tunery.registry.values import read_value, type_text
 
-__all__ = ["AUTO", "TrainingParameters", "given_names", "read_parameters", "step_count"]
+__all__ = [
+    "AUTO",
+    "Described",
+    "TrainingParameters",
+    "about",
+    "describe_parameters",
+    "given_names",
+    "read_parameters",
+    "step_count",
+]
 
 AUTO = "auto"
 """What a parameter may be given as to have it chosen from data, base and method, as when it is not given at all."""
@@ -27,14 +36,13 @@ PositiveFloat = Annotated[float, Meta(gt=0)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 
 
+def about(description: str) -> Meta:
+    """What a parameter is for, as `tunery plugins --trainer` and the documentation show it."""
+    return Meta(description=description)
+
+
 class TrainingParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the training loop itself needs, whatever is trained.
-
-    `batch_size` is rows per optimizer step; `micro_batch_size` how many go through the model at once (gradients accumulate).
-    `max_steps` 0 means `epochs` decides. `warmup` is the share of steps that warm up. `eval_fraction` of the rows is held out
-    when no validation file is given. `max_length` is in tokens. `eval_every` and `checkpoint_every` count steps, 0 is never;
-    `patience` evaluations in a row without a better one end the run, 0 is never. `memory_gb` is what the run may hold, 0 is
-    what the machine has free. `report_rows` is how many training rows the report looks at, 0 as many as cost a tenth of the run.
 
     The defaults are fallbacks: what is not given, or given as "auto", is chosen by `tunery.plugins.training.defaults` where it
     has a rule; `learning_rate` is then the rate for a base of 2,048 hidden units.
@@ -44,24 +52,33 @@ class TrainingParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
         "LoRA Without Regret (ten times full tuning's, fifteen in short runs); Tinker cookbook (falls with width)"
     )
 
-    learning_rate: PositiveFloat = 2e-5
-    epochs: PositiveFloat = 3.0
-    max_steps: NonNegativeInt = 0
-    batch_size: PositiveInt = 8
-    micro_batch_size: PositiveInt = 8
-    max_length: PositiveInt = 1024
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup: Fraction = 0.05
-    weight_decay: Annotated[float, Meta(ge=0)] = 0.0
-    max_grad_norm: PositiveFloat = 1.0
-    eval_fraction: Annotated[float, Meta(ge=0, le=0.5)] = 0.1
-    eval_every: NonNegativeInt = 0
-    checkpoint_every: NonNegativeInt = 0
-    patience: NonNegativeInt = 0
-    memory_gb: Annotated[float, Meta(ge=0)] = 0.0
-    report_rows: NonNegativeInt = 0
-    seed: NonNegativeInt = 0
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    learning_rate: Annotated[PositiveFloat, about("the optimizer's step size at its highest")] = 2e-5
+    epochs: Annotated[PositiveFloat, about("times that every row is seen")] = 3.0
+    max_steps: Annotated[NonNegativeInt, about("optimizer steps; 0: epochs decide")] = 0
+    batch_size: Annotated[PositiveInt, about("rows per optimizer step")] = 8
+    micro_batch_size: Annotated[PositiveInt, about("rows at once in the model; gradients accumulate to batch_size")] = 8
+    max_length: Annotated[PositiveInt, about("tokens of a row; longer ones are cut")] = 1024
+    schedule: Annotated[
+        Literal["cosine", "linear", "constant"], about("how the learning rate falls after warming up")
+    ] = "cosine"
+    warmup: Annotated[Fraction, about("share of the steps over which the learning rate rises")] = 0.05
+    weight_decay: Annotated[float, Meta(ge=0), about("AdamW's decay of the trained weights")] = 0.0
+    max_grad_norm: Annotated[PositiveFloat, about("gradients are clipped to this norm")] = 1.0
+    eval_fraction: Annotated[
+        float, Meta(ge=0, le=0.5), about("share of the rows that is held out where no --val is given")
+    ] = 0.1
+    eval_every: Annotated[NonNegativeInt, about("steps between evaluations; 0: only at the end")] = 0
+    checkpoint_every: Annotated[NonNegativeInt, about("steps between checkpoints; 0: none")] = 0
+    patience: Annotated[NonNegativeInt, about("evaluations without a better one that end the run; 0: never")] = 0
+    memory_gb: Annotated[float, Meta(ge=0), about("memory the run may hold, in GB; 0: what is free")] = 0.0
+    report_rows: Annotated[
+        NonNegativeInt, about("training rows that the report looks at; 0: as many as cost a tenth of the run")
+    ] = 0
+    seed: Annotated[NonNegativeInt, about("decides order, initial pairs, dropout, rounding and the held-out share")] = 0
+    precision: Annotated[
+        Literal["auto", "float32", "bfloat16"],
+        about("what steps compute in; auto: bfloat16 where the hardware multiplies it"),
+    ] = "auto"
 
 
 P = TypeVar("P", bound=TrainingParameters)
@@ -87,6 +104,38 @@ def read_parameters(kind: type[P], values: Mapping[str, Any]) -> P:
 def given_names(values: Mapping[str, Any]) -> set[str]:
     """Names that somebody decided; what is "auto" is left to the rules."""
     return {name for name, value in values.items() if value != AUTO or name == "precision"}
+
+
+class Described(msgspec.Struct, frozen=True, kw_only=True):
+    """A parameter as it is shown: its type in words, its default (`auto`: chosen for the run), and what it is for."""
+
+    name: str
+    type: str
+    default: Any
+    description: str
+
+
+def describe_parameters(kind: type[TrainingParameters]) -> list[Described]:
+    """Every parameter of a trainer, for the command line and the documentation alike."""
+    from tunery.plugins.training.defaults import RULES
+
+    return [
+        Described(
+            name=field.name,
+            type=type_text(field.type),
+            default=AUTO if field.name in RULES else msgspec.to_builtins(field.default),
+            description=_description(kind, field.name),
+        )
+        for field in msgspec.structs.fields(kind)
+    ]
+
+
+def _description(kind: type[TrainingParameters], name: str) -> str:
+    """What a parameter is for, as the class says it, or one that it inherits from."""
+    parents = [each for each in kind.__mro__ if issubclass(each, TrainingParameters)]
+    types = [field.type for each in parents for field in msgspec.structs.fields(each) if field.name == name]
+    notes = [note for found in types for note in reversed(getattr(found, "__metadata__", ()))]
+    return next((note.description for note in notes if getattr(note, "description", None)), "")
 
 
 def step_count(parameters: TrainingParameters, rows: int) -> int:

@@ -6,8 +6,8 @@
         trainer = "dora"
 
 It trains on a tiny random base that it makes itself, so it needs no download. It proves that the loss falls, that a run repeats to
-the bit and resumes to the bit, that the end of a turn is learned, that what is saved answers as what was trained, that the gates let it
-pass, that a run stops within two seconds, and that unknown parameters are refused. A trainer of preferences passes `PreferenceConformance`.
+the bit and resumes to the bit, that the end of a turn is learned, that what is saved answers as what was trained and has the recorded loss, that the gates let it
+pass, that a run stops when it is told to, and that unknown parameters are refused. A trainer of preferences passes `PreferenceConformance`.
 """
 
 # A test suite: it asserts, and its randomness hides nothing.
@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import json
 import random
-import threading
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from functools import cached_property
@@ -56,10 +54,10 @@ _TEXT = [
 
 LONG = 16
 """Epochs after which the tiny base has surely learned to end its answers."""
-CANCELLED_WITHIN = 2.0
-"""Seconds from asking to the end."""
 FAITHFUL = 0.05
 """The share of the tuned model's divergence from the base that what is saved may differ by."""
+RECORDED = {"float32": 1e-4, "bfloat16": 1e-2}
+"""The share of a loss by which two ways to compute it may differ, in each precision."""
 
 
 def make_tiny_base(folder: Path) -> Path:
@@ -211,6 +209,26 @@ class TrainerBench:
         base = load_base(Path(self.base.path), quant="none", dtype=torch.float32, device=torch.device("cpu"))
         return _with_adapter(base, folder).eval()
 
+    def saved_loss(self, version: Version) -> float | None:
+        """The held-out loss of a version's files on the base, measured as the version's own; None for a trainer whose loss is another."""
+        import torch
+
+        from tunery.plugins.manager import load_entrypoint
+        from tunery.plugins.training import load_base
+        from tunery.plugins.training.loss import mean_loss
+        from tunery.plugins.training.objective import Supervised, objective_of
+
+        info = self.plugins.trainer(self.trainer)
+        trainer = load_entrypoint(info.entrypoint)()
+        if not isinstance(objective_of(trainer, read_parameters(info.parameters, self.values)), Supervised):
+            return None
+        folder = self.folder / f"saved-{version.number}"
+        self.registry.export(version, folder)
+        cpu, dtype = torch.device("cpu"), getattr(torch, version.manifest["precision"]["measured"])
+        base = load_base(Path(self.base.path), quant=trainer.quant, dtype=dtype, device=cpu)
+        rows = _corpus(self, held_out=0.2).held_out
+        return mean_loss(_with_adapter(base, folder), rows, batch_size=4, device=cpu, dtype=dtype)
+
 
 class TrainerConformance:
     """What every trainer must do; set `trainer` to its name, and `values` to parameters it needs to learn the tiny task.
@@ -285,34 +303,36 @@ class TrainerConformance:
         assert moved > 0, "training changed nothing"
         assert missed < FAITHFUL * moved
 
+    def test_the_recorded_loss_is_that_of_what_is_saved(self, bench: TrainerBench) -> None:
+        """Where steps compute in bfloat16 too: a version's held-out loss is that of its files, in the precision that it names."""
+        version = bench.train(precision="bfloat16", max_steps=6)
+        found = bench.saved_loss(version)
+        recorded = version.metrics.get("delta_loss", version.metrics["eval_loss"])
+        bound = RECORDED[version.manifest["precision"]["measured"]]
+        assert found is None or abs(found - recorded) < bound * recorded
+
     def test_what_it_makes_passes_the_gates(self, bench: TrainerBench) -> None:
         """A fresh process, in which the real engine serves the files in four bits, lets them be published."""
         states = {gate["name"]: gate["passed"] or gate["skipped"] for gate in bench.gates()}
         assert states
         assert all(states.values())
 
-    def test_a_run_stops_within_two_seconds(self, bench: TrainerBench) -> None:
-        """Asked to cancel, it ends, and the registry stays as it was."""
+    def test_a_run_stops_when_it_is_told_to(self, bench: TrainerBench) -> None:
+        """Asked to cancel, it ends long before its last step, and the registry stays as it was."""
         from tunery.plugins.training.control import ask
 
-        before, asked = len(bench.registry.versions()), threading.Event()
-        at: list[float] = []
-
-        def cancel() -> None:
-            asked.wait()
-            at.append(time.monotonic())
-            ask(bench.registry.home.jobs / bench.registry.jobs()[0].id, "cancel")
+        before, steps = len(bench.registry.versions()), 100_000
+        done: list[int] = []
 
         def step(event: dict[str, Any]) -> None:
             if event["kind"] == "step":
-                asked.set()
+                done.append(event["step"])
+                if len(done) == 1:
+                    ask(bench.registry.home.jobs / bench.registry.jobs()[0].id, "cancel")
 
-        thread = threading.Thread(target=cancel)
-        thread.start()
-        with pytest.raises(KeyboardInterrupt):
-            bench.train(report=step, max_steps=100_000, eval_every=0, checkpoint_every=0)
-        thread.join()
-        assert time.monotonic() - at[0] < CANCELLED_WITHIN
+        with pytest.raises(KeyboardInterrupt, match="was cancelled"):
+            bench.train(report=step, max_steps=steps, eval_every=0, checkpoint_every=0)
+        assert done[-1] < steps // 10
         assert bench.registry.jobs()[0].state == "cancelled"
         assert len(bench.registry.versions()) == before
 
@@ -352,6 +372,7 @@ def _distributions(bench: TrainerBench, folder: Path) -> tuple[Any, Any, Any]:
     from tunery.plugins.training import LoadContext, SaveContext, load_base
     from tunery.plugins.training.loop import Loop
     from tunery.plugins.training.objective import objective_of
+    from tunery.plugins.training.trainer import load_trained
 
     kind = bench.plugins.trainer(bench.trainer).parameters
     parameters: Any = read_parameters(
@@ -361,8 +382,8 @@ def _distributions(bench: TrainerBench, folder: Path) -> tuple[Any, Any, Any]:
     trainer = load_entrypoint(bench.plugins.trainer(bench.trainer).entrypoint)()
     context = LoadContext(base_folder=base_folder, parameters=parameters, device=cpu, dtype=torch.float32, parent=None)
     torch.manual_seed(0)
-    model = trainer.load(context)
-    rows, objective = _examples(bench), objective_of(trainer, parameters)
+    model = load_trained(trainer, context)
+    rows, objective = _corpus(bench).train, objective_of(trainer, parameters)
     objective.prepare(model, (rows, ()), path=folder / "reference.json", device=cpu, dtype=torch.float32)
     Loop(
         model, rows, parameters, device=cpu, dtype=torch.float32, checkpoint=folder / "checkpoint",
@@ -388,14 +409,14 @@ def _with_adapter(base: Any, folder: Path) -> Any:
         return PeftModel.from_pretrained(base, str(folder))
 
 
-def _examples(bench: TrainerBench) -> list[Any]:
+def _corpus(bench: TrainerBench, *, held_out: float = 0.0) -> Any:
     from tunery.plugins.data.renderer import Renderer
     from tunery.plugins.training.examples import read_corpus
 
     return read_corpus(
         [bench.rows], None, formats=bench.plugins.formats(), renderer=Renderer(Path(bench.base.path)), max_length=512,
-        eval_fraction=0.0, seed=0, preferences="preference" in bench.plugins.trainer(bench.trainer).methods,
-    ).train  # fmt: skip
+        eval_fraction=held_out, seed=0, preferences="preference" in bench.plugins.trainer(bench.trainer).methods,
+    )  # fmt: skip
 
 
 def _log_probabilities(model: Any, prompts: list[list[int]]) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from tunery.registry.losses import loss_unit
 from tunery.registry.records import Version
 from tunery.registry.reports import claimed
 
@@ -43,7 +44,13 @@ def _metrics(version: Version) -> str:
     if not version.metrics:
         return ""
     rows = "\n".join(f"| {name} | {value:.6g} |" for name, value in sorted(version.metrics.items()))
-    return f"\n## Metrics\n\n| metric | value |\n|---|---|\n{rows}\n"
+    return f"\n## Metrics\n\nLosses are in {loss_unit(version)}{_precision(version)}.\n\n| metric | value |\n|---|---|\n{rows}\n"
+
+
+def _precision(version: Version) -> str:
+    precision = version.manifest.get("precision")
+    measured = precision.get("measured") if isinstance(precision, dict) else None
+    return f", measured in {measured}" if measured in ("float32", "bfloat16") else ""
 
 
 def _report(version: Version, report: str, samples: str) -> str:

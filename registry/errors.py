@@ -10,6 +10,7 @@
     ├── StorageFailed (OSError)            disk full, blob missing or damaged
     ├── TrainingFailed (ArithmeticError)   a run that cannot end well, or whose result must not be served
     ├── JobPaused                          a job kept a checkpoint and ended, because it was asked to
+    ├── JobCancelled                       a command was interrupted, or a job told to stop
     └── Unavailable                        the engine, or the Hub, cannot answer now
         └── Overloaded                     too many requests wait; try again a little later
 
@@ -26,6 +27,7 @@ __all__ = [
     "Conflict",
     "InvalidData",
     "InvalidInput",
+    "JobCancelled",
     "JobPaused",
     "NotFound",
     "Overloaded",
@@ -113,6 +115,12 @@ class JobPaused(TuneryError):
     """A job kept a checkpoint and ended because it was asked to pause."""
 
     code = "job_paused"
+
+
+class JobCancelled(TuneryError):
+    """What ran was interrupted, or told to stop from elsewhere."""
+
+    code = "job_cancelled"
 
 
 class Unavailable(TuneryError):

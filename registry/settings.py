@@ -11,7 +11,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_origin
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -19,7 +19,7 @@ from msgspec import Meta
 from tunery.registry.errors import InvalidInput, UnknownName
 from tunery.registry.values import read_value
 
-__all__ = ["ServeSettings", "Settings", "read_settings"]
+__all__ = ["ServeSettings", "Settings", "TrainingSettings", "read_settings"]
 
 Count = Annotated[int, Meta(ge=0)]
 AtLeastOne = Annotated[int, Meta(ge=1)]
@@ -94,10 +94,17 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     access_log: bool = False
 
 
+class TrainingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How `tunery train` trains: `threads` that compute, 0 for all usable cores."""
+
+    threads: Count = 0
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole tree."""
 
     serve: ServeSettings = ServeSettings()
+    training: TrainingSettings = TrainingSettings()
 
 
 def read_settings(
@@ -167,17 +174,7 @@ def _section(kind: Any, section: str, values: Mapping[str, Any], problems: list[
             problems.append(str(UnknownName("setting", f"{section}.{name}", (f"{section}.{other}" for other in known))))
             continue
         try:
-            good[name] = read_value(f"{section}.{name}", _spelled_out(value, known[name]), known[name])
+            good[name] = read_value(f"{section}.{name}", value, known[name])
         except InvalidInput as error:
             problems.append(error.message)
     return kind(**good)
-
-
-def _spelled_out(value: Any, kind: Any) -> Any:
-    """A list written as `a,b` or a table written as `a=1,b=2`, which is how variables and options have them, taken apart."""
-    if not isinstance(value, str) or get_origin(kind) not in (tuple, dict):
-        return value
-    words = [word.strip() for word in value.split(",") if word.strip()]
-    if get_origin(kind) is tuple:
-        return words
-    return {name.strip(): number.strip() for name, _, number in (word.partition("=") for word in words)}

@@ -1,21 +1,90 @@
-"""Owns reading one value, written as text or given as it is, into the type that a setting or parameter has."""
+"""Read one value, written as text or given as it is, into the type that a setting or parameter has.
+
+Text is read by type: lists as `a,b` or JSON, tables as `a=1,b=2` or JSON, booleans as true or false, nothing as none.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args, get_origin
+from collections.abc import Iterator
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import msgspec
 
 from tunery.registry.errors import InvalidInput, near
 
-__all__ = ["read_value"]
+__all__ = ["read_value", "type_text"]
+
+_PLAIN = {str: "text", int: "a whole number", float: "a number", bool: "true or false", NoneType: "none"}
+_BOUNDS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
 
 
 def read_value(name: str, value: Any, kind: Any) -> Any:
     """`value` as a `kind`; raise InvalidInput saying what `name` may be."""
     try:
-        return msgspec.convert(value, kind, strict=False)
+        return msgspec.convert(_spelled_out(value, kind) if isinstance(value, str) else value, kind, strict=False)
     except msgspec.ValidationError as error:
-        if get_origin(kind) is Literal:
-            raise InvalidInput(f"{name}={value!r}: {near(str(value), map(str, get_args(kind)))}", param=name) from error
-        raise InvalidInput(f"{name}={value!r}: {error}", param=name) from error
+        plain, _ = _without_bounds(kind)
+        literal = get_origin(plain) is Literal
+        wanted = near(str(value), map(str, get_args(plain))) if literal else f"{name} is {type_text(kind)}"
+        raise InvalidInput(f"{name}={value!r}: {wanted}", param=name) from error
+
+
+def type_text(kind: Any) -> str:
+    """What a value of this type is, in words: `a whole number, at least 1`."""
+    plain, bounds = _without_bounds(kind)
+    limits = "".join(f", {_BOUNDS[bound]} {limit:g}" for bound, limit in bounds.items())
+    if get_origin(plain) is Literal:
+        return " or ".join(map(str, get_args(plain)))
+    members = list(_members(plain))
+    if len(members) > 1:
+        return " or ".join(type_text(member) for member in members)
+    if get_origin(plain) in (list, tuple, set):
+        return "a list, written a,b or as JSON" + limits
+    if get_origin(plain) is dict or plain is dict:
+        return "a table, written a=1,b=2 or as JSON" + limits
+    return _PLAIN.get(plain, "a JSON object") + limits
+
+
+def _spelled_out(text: str, kind: Any) -> Any:
+    """What `text` writes down, for the first member of `kind` that can be written so."""
+    plain, _ = _without_bounds(kind)
+    members = [_without_bounds(member)[0] for member in _members(plain)]
+    origins = {get_origin(member) or member for member in members}
+    if any(get_origin(member) is Literal and text in map(str, get_args(member)) for member in members):
+        return text
+    if NoneType in members and text.strip().lower() in ("none", "null"):
+        return None
+    if str in members:
+        return text
+    structured = origins & {list, tuple, set, dict} or any(
+        isinstance(m, type) and issubclass(m, msgspec.Struct) for m in members
+    )
+    if structured and text.lstrip()[:1] in ("[", "{"):
+        return _json(text)
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if dict in origins and all("=" in word for word in words):
+        return {key.strip(): value.strip() for key, _, value in (word.partition("=") for word in words)}
+    return words if origins & {list, tuple, set} else text
+
+
+def _json(text: str) -> Any:
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        return text
+
+
+def _members(kind: Any) -> Iterator[Any]:
+    """The types of a union, or the one there is."""
+    yield from get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+
+
+def _without_bounds(kind: Any) -> tuple[Any, dict[str, float]]:
+    """A type without its annotations, and the bounds that those set."""
+    bounds: dict[str, float] = {}
+    while get_origin(kind) is Annotated:
+        kind, *notes = get_args(kind)
+        for note in notes:
+            bounds |= {name: limit for name in _BOUNDS if (limit := getattr(note, name, None)) is not None}
+    return kind, bounds

@@ -12,6 +12,7 @@ from tunery.gateway.cli.context import actor, open_registry, plugins, print_json
 from tunery.gateway.cli.lineage import lineage
 from tunery.gateway.cli.report import print_report, report_data, report_lines
 from tunery.gateway.cli.tables import print_table, when
+from tunery.registry.losses import LOSSES, loss_text, loss_unit
 from tunery.registry.names import PRODUCTION
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def list_versions(adapter: str | None, as_json: bool) -> None:
             v.method,
             v.base,
             v.digest[:12],
-            _loss(v),
+            loss_text(v),
             _size(v.size),
             when(v.created_at),
         )
@@ -79,7 +80,9 @@ def show(reference: str, whole: bool, as_json: bool) -> None:
         click.echo(f"warning: {warning}")
     for line in report_lines(version, files):
         click.echo(line)
-    print_table(("metric", "value"), [(k, f"{v:.6g}") for k, v in sorted(version.metrics.items())], empty="no metrics")
+    unit = loss_unit(version)
+    rows = [(k, f"{v:.6g}", unit if k in LOSSES else "") for k, v in sorted(version.metrics.items())]
+    print_table(("metric", "value", "unit"), rows, empty="no metrics")
     _show_gates(version.manifest)
     print_table(("file", "size", "sha256"), [(f.path, _size(f.size), f.sha256[:12]) for f in version.files], empty="")
     click.echo("manifest:")
@@ -284,11 +287,6 @@ def _show_gates(manifest: dict[str, Any]) -> None:
     print_table(("gate", "result", "why"), rows, empty="no gates were asked")
     if manifest.get("forced"):
         click.echo(f"published all the same by {manifest['forced_by']}")
-
-
-def _loss(version: Version) -> str:
-    before, after = version.metrics.get("base_loss"), version.metrics.get("eval_loss")
-    return "-" if before is None or after is None else f"{before:.3f} → {after:.3f}"
 
 
 def _size(size: int) -> str:

@@ -10,6 +10,7 @@ import rich_click as click
 from tunery.gateway.cli.context import open_registry, plugins, print_json, say
 from tunery.gateway.cli.train import parse_settings
 from tunery.plugins.compute import prepare_compute
+from tunery.plugins.device import resolve_device
 from tunery.plugins.quantization import Quant
 from tunery.plugins.quiet import hush
 from tunery.registry.errors import InvalidInput
@@ -69,6 +70,7 @@ def serve(
     if not suite and (peers or plot):
         raise InvalidInput("--peers and --plot go with --suite")
     prepare_compute(threads)
+    resolve_device(device)
     import msgspec
 
     from tunery.gateway.engine.config import EngineConfig
@@ -138,6 +140,7 @@ def train(
     alone = peer is None and len(methods) == 1
     # Other systems are measured in processes of their own, which must not inherit what is set for this one.
     prepare_compute(threads) if alone else hush()
+    device = resolve_device(device)
     from tunery.plugins.bases.resolve import resolve_base
 
     loaded = plugins()

@@ -6,6 +6,7 @@ from tunery.registry.errors import (
     ArtifactRefused,
     Conflict,
     InvalidInput,
+    JobCancelled,
     JobPaused,
     NotFound,
     StorageFailed,
@@ -25,8 +26,9 @@ EXIT_CODES: dict[type[TuneryError], int] = {
     StorageFailed: 7,
     JobPaused: 8,
     TrainingFailed: 9,
+    JobCancelled: 130,
 }
-"""2 is also what a mistyped command or option ends with; 1 is a bug."""
+"""2 is also what a mistyped command or option ends with; 1 is a bug; 130 is what shells call an interruption. 10: reproduce found differences."""
 
 
 def exit_code(error: TuneryError) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import rich_click as click
 
@@ -9,6 +11,7 @@ from tunery.gateway.cli.context import plugins as installed
 from tunery.gateway.cli.context import print_json
 from tunery.gateway.cli.tables import print_table
 from tunery.plugins.hookspecs import TrainerInfo
+from tunery.plugins.parameters import describe_parameters
 
 __all__ = ["plugins"]
 
@@ -44,13 +47,26 @@ def _show_trainers(infos: list[TrainerInfo], as_json: bool) -> None:
 
 
 def _show_trainer(info: TrainerInfo, as_json: bool) -> None:
-    schema = msgspec.json.schema(info.parameters)
+    found = describe_parameters(info.parameters)
     if as_json:
+        schema = msgspec.json.schema(info.parameters)
+        properties = schema["$defs"][info.parameters.__name__]["properties"]
+        for each in found:
+            properties[each.name]["default"] = each.default
         print_json(schema)
         return
-    properties = schema["$defs"][info.parameters.__name__]["properties"]
-    rows = [
-        (name, field.get("type") or " | ".join(map(str, field.get("enum", ["any"]))), field.get("default", "-"))
-        for name, field in properties.items()
-    ]
-    print_table(("parameter", "type", "default"), rows, empty="no parameters")
+    rows = [(each.name, _shown(each.default), each.type, each.description) for each in found]
+    print_table(("parameter", "default", "type", "what it is for"), rows, empty="no parameters")
+
+
+def _shown(value: Any) -> str:
+    """As it is written after `--set name=`."""
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return (
+        str(value).lower()
+        if isinstance(value, bool) or value is None
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value)
+    )

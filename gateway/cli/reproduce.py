@@ -8,7 +8,7 @@ from pathlib import Path
 import rich_click as click
 
 from tunery.gateway.cli.context import print_json
-from tunery.gateway.cli.train import run_job
+from tunery.gateway.cli.train import run_job, threads_option
 
 __all__ = ["reproduce"]
 
@@ -21,13 +21,15 @@ __all__ = ["reproduce"]
     type=click.Path(path_type=Path, exists=True),
     help="Where a file of the manifest lies now; found by its content.  [default: where it was]",
 )
+@threads_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def reproduce(reference: str, data: tuple[Path, ...], as_json: bool) -> None:
+def reproduce(reference: str, data: tuple[Path, ...], threads: int | None, as_json: bool) -> None:
     """Train REFERENCE again from its manifest, publish nothing, and say whether the digest is the same; if not, exit with 10."""
     found = run_job(
         lambda host, loaded, registry, report: host.reproduce(
             registry.resolve(reference), data=data, registry=registry, plugins=loaded, report=report
-        )
+        ),
+        threads,
     )
     if as_json:
         print_json(found)

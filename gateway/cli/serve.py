@@ -7,6 +7,7 @@ from typing import Any
 import rich_click as click
 
 from tunery.gateway.cli.context import plugins, say
+from tunery.plugins.device import check_device
 from tunery.registry.home import Home
 from tunery.registry.settings import read_settings
 
@@ -72,6 +73,7 @@ def serve(**given: Any) -> None:
     """
     home = Home.from_env()
     settings = read_settings(home.root, overrides={"serve": given}).serve
+    check_device(settings.device)
     from tunery.gateway.serve import run
 
     run(settings, home=home, plugins=plugins(), say=say)

@@ -3,28 +3,38 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import rich_click as click
+from click.core import ParameterSource
 
 from tunery.gateway.cli.context import actor, open_registry, plugins, print_json, say
+from tunery.plugins.device import resolve_device
+from tunery.plugins.training.phases import minutes_text
 from tunery.plugins.training.processes import is_first
-from tunery.registry.errors import InvalidInput
+from tunery.registry.errors import InvalidInput, JobCancelled
+from tunery.registry.home import Home
+from tunery.registry.losses import NATS, loss_unit
 from tunery.registry.names import check_adapter
+from tunery.registry.settings import read_settings
 
 if TYPE_CHECKING:
     from tunery.registry import Version
 
-__all__ = ["parse_settings", "run_job", "train"]
+__all__ = ["parse_settings", "run_job", "threads_option", "train"]
 
 _LARGE = 10_000_000
 """Bytes of rows whose check takes seconds."""
 
 Report = Callable[[dict[str, Any]], None]
 T = TypeVar("T")
+
+threads_option = click.option(
+    "--threads", type=click.IntRange(0), help="Threads that compute; 0 for all usable cores.  [default: 0]"
+)
 
 
 @click.command()
@@ -45,9 +55,12 @@ T = TypeVar("T")
 @click.option("--allow", multiple=True, metavar="RULE", help="Train although this rule of data check finds errors.")
 @click.option("--force", is_flag=True, help="Publish what fails a gate; recorded with the version.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 …")
-@click.option("--resume", "job", metavar="JOB", help="Go on with an interrupted job.")
+@threads_option
+@click.option("--resume", "job", metavar="JOB", help="Go on with an interrupted job, as it began.")
 @click.option("--json", "as_json", is_flag=True, help="Print the version as JSON.")
+@click.pass_context
 def train(
+    context: click.Context,
     method: str,
     base: str,
     data: tuple[Path, ...],
@@ -59,6 +72,7 @@ def train(
     allow: tuple[str, ...],
     force: bool,
     device: str,
+    threads: int | None,
     job: str | None,
     as_json: bool,
 ) -> None:
@@ -66,10 +80,17 @@ def train(
     if job is None and not (data and adapter):
         raise click.UsageError("say what to train: --data FILE --name TENANT/NAME (or --resume JOB)")
     if job is not None:
+        given = {name: value for name, value in context.params.items() if _is_given(context, name)}
         version = run_job(
             lambda host, loaded, registry, report: host.resume(
-                job, registry=registry, plugins=loaded, report=report, forced_by=actor() if force else None
-            )
+                job,
+                registry=registry,
+                plugins=loaded,
+                report=report,
+                forced_by=actor() if force else None,
+                asked=_asked(given),
+            ),
+            threads,
         )
     else:
         from tunery.plugins.data.read import data_size
@@ -89,7 +110,7 @@ def train(
             from tunery.plugins.bases.resolve import resolve_base
             from tunery.plugins.training.processes import find_processes
 
-            where = _device(device)
+            where = resolve_device(device)
             known = find_processes(where).agree(lambda: resolve_base(base, registry=registry, plugins=loaded, say=say))
             request = host.TrainRequest(
                 adapter=adapter,
@@ -108,7 +129,7 @@ def train(
             version: Version = host.train(request, parameters, registry=registry, plugins=loaded, report=report)
             return version
 
-        version = run_job(start)
+        version = run_job(start, threads)
     if not is_first():
         return
     if as_json:
@@ -130,15 +151,20 @@ def parse_settings(settings: Sequence[str]) -> dict[str, str]:
     return values
 
 
-def run_job(work: Callable[[Any, Any, Any, Report], T]) -> T:
-    """Run a job with the allocator tuned before torch is there, and progress on stderr."""
+def run_job(work: Callable[[Any, Any, Any, Report], T], threads: int | None = None) -> T:
+    """Run a job with allocator and threads set before torch is there, and progress on stderr."""
     from tunery.plugins.compute import prepare_compute
 
-    prepare_compute()
+    home = Home.from_env()
+    settings = read_settings(home.root, overrides={"training": {"threads": threads}}).training
+    prepare_compute(settings.threads)
     from tunery.plugins import training
 
-    with open_registry() as registry, _progress() as report:
-        return work(training, plugins(), registry, report)
+    try:
+        with open_registry() as registry, _progress() as report:
+            return work(training, plugins(), registry, report)
+    except KeyboardInterrupt as stop:
+        raise JobCancelled(str(stop) or "interrupted before there was a job; nothing was changed") from stop
 
 
 def _check_file(path: Path) -> None:
@@ -146,12 +172,27 @@ def _check_file(path: Path) -> None:
         raise InvalidInput(f"{path} is not a file that can be read", code="invalid_data")
 
 
-def _device(name: str) -> str:
-    if name != "auto":
-        return name
-    import torch
+def _is_given(context: click.Context, name: str) -> bool:
+    """Whether somebody wrote this option, instead of leaving it to its default."""
+    return context.get_parameter_source(name) is ParameterSource.COMMANDLINE
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+
+def _asked(given: Mapping[str, Any]) -> Any:
+    """The options beside --resume that must be the job's."""
+    from tunery.plugins.training.asked import Asked
+
+    return Asked(
+        trainer=given.get("method"),
+        base=given.get("base"),
+        adapter=given.get("adapter"),
+        parent=given.get("parent"),
+        alias=given.get("alias"),
+        device=resolve_device(given["device"]) if "device" in given else None,
+        data=given.get("data", ()),
+        validation=given.get("validation"),
+        allow=given.get("allow", ()),
+        parameters=parse_settings(given.get("settings", ())),
+    )
 
 
 @contextmanager
@@ -176,7 +217,7 @@ def _progress() -> Iterator[Report]:
         def report(event: dict[str, Any]) -> None:
             if event["kind"] == "step":
                 rate = event["tokens"] / max(event["seconds"], 1e-9)
-                text = f"loss {event['loss']:.3f}  {rate:.0f} tok/s"
+                text = f"{event.get('unit', 'loss')} {event['loss']:.3f}  {rate:.0f} tok/s"
                 progress.update(task, completed=event["step"], total=event["steps"], description=text)
             elif (line := _line(event)) is not None:
                 progress.console.print(line, highlight=False)
@@ -191,7 +232,9 @@ class _Lines:
         every = max(1, event.get("steps", 1) // 10)
         if event["kind"] == "step" and event["step"] % every == 0:
             rate = event["tokens"] / max(event["seconds"], 1e-9)
-            say(f"step {event['step']}/{event['steps']}  loss {event['loss']:.3f}  {rate:.0f} tok/s")
+            say(
+                f"step {event['step']}/{event['steps']}  {event.get('unit', 'loss')} {event['loss']:.3f}  {rate:.0f} tok/s"
+            )
         elif (line := _line(event)) is not None:
             say(line)
 
@@ -201,16 +244,20 @@ def _line(event: dict[str, Any]) -> str | None:
     kind = event["kind"]
     if kind == "started":
         chosen = "".join(f"\n  {c['name']} = {c['value']:g}: {c['reason']} ({c['source']})" for c in event["choices"])
+        measured = f", losses in {event['measured_in']}" if event["measured_in"] != event["precision"] else ""
         cut = f", {event['cut']} cut to max_length" if event["cut"] else ""
         return (
             f"{event['job']}: {event['rows']} rows ({event['tokens']} tokens{cut}), {event['held_out']} held out, "
-            f"{event['steps']} steps in {event['precision']}{chosen}{_found(event.get('data_check'))}"
+            f"{event['steps']} steps in {event['precision']}{measured}{chosen}{_found(event.get('data_check'))}"
         )
     if kind == "quote":
         return (
-            f"quote: {event['tokens']} tokens in {event['steps']} steps, about {event['minutes']:.1f} minutes, "
+            f"quote: {event['tokens']} tokens in {event['steps']} steps, about {minutes_text(event['parts'])}, "
             f"{event['peak_bytes'] / 1e9:.2f} GB at most; {event['why']}"
         )
+    if kind == "times":
+        quoted = event["quoted_minutes"]
+        return f"took {minutes_text(event['seconds'])}" + (f"; {quoted:.1f} were quoted" if quoted else "")
     if kind == "gate":
         state = "passed" if event["passed"] else "skipped" if event["skipped"] else f"FAILED ({event['code']})"
         return f"gate {event['name']} {state}: {event['message']}"
@@ -219,11 +266,18 @@ def _line(event: dict[str, Any]) -> str | None:
     if kind == "report":
         return "\n  ".join(["report:", *event["lines"]])
     if kind == "evaluated":
-        figures = [f"{name.replace('_', ' ')} {event[name]:.4f}" for name in event if name not in ("kind", "step")]
-        return f"held out: {', '.join(figures)}"
+        figures = [
+            f"{name.replace('_', ' ')} {event[name]:.4f}" for name in event if name not in ("kind", "step", "unit")
+        ]
+        return f"held out{_in(event)}: {', '.join(figures)}"
     if kind in ("failed", "cancelled", "paused"):
         return f"{kind}"
     return None
+
+
+def _in(event: dict[str, Any]) -> str:
+    """What losses are in, where it is not nats."""
+    return f" ({event['unit']})" if "unit" in event else ""
 
 
 def _found(data_check: dict[str, Any] | None) -> str:
@@ -245,6 +299,8 @@ def _show(version: Version) -> None:
     click.echo(f"{version.name}  {version.digest[:12]}  {version.size / 1e6:.1f} MB")
     if "base_loss" in metrics and "eval_loss" in metrics:
         base, tuned = metrics["base_loss"], metrics["eval_loss"]
-        click.echo(f"held-out loss {base:.4f} → {tuned:.4f} ({100 * (tuned - base) / base:+.1f} %)")
+        unit = loss_unit(version)
+        name = "held-out loss" if unit == NATS else f"held-out {unit}"
+        click.echo(f"{name} {base:.4f} → {tuned:.4f} ({100 * (tuned - base) / base:+.1f} %)")
     if version.aliases:
         click.echo(f"aliases: {', '.join(version.aliases)}")

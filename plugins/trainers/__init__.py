@@ -8,10 +8,12 @@ from typing import Annotated, ClassVar, Literal
 from msgspec import Meta
 
 from tunery.plugins.hookspecs import TrainerInfo, hookimpl
-from tunery.plugins.parameters import PositiveFloat, PositiveInt, TrainingParameters
+from tunery.plugins.parameters import PositiveFloat, PositiveInt, TrainingParameters, about
 from tunery.registry.errors import InvalidInput
 
 __all__ = ["EXACT", "DpoParameters", "FullParameters", "LoraParameters", "register_trainers"]
+
+RATE = "the optimizer's step size at its highest"
 
 EXACT = "model"
 """The folder of exact weights, inside a version: only a full fine-tune has one."""
@@ -23,19 +25,23 @@ class LoraParameters(TrainingParameters, frozen=True, kw_only=True):
     The learning rate is about ten times that of full fine-tuning, which is where low-rank pairs learn as well.
     """
 
-    learning_rate: PositiveFloat = 2e-4
-    r: PositiveInt = 16
-    alpha: PositiveFloat = 32.0
-    dropout: Annotated[float, Meta(ge=0, lt=1)] = 0.0
-    rslora: bool = False
-    target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    learning_rate: Annotated[PositiveFloat, about(RATE)] = 2e-4
+    r: Annotated[PositiveInt, about("rank of the pairs")] = 16
+    alpha: Annotated[PositiveFloat, about("pairs count alpha / r times")] = 32.0
+    dropout: Annotated[float, Meta(ge=0, lt=1), about("share of a pair's inputs that is dropped while training")] = 0.0
+    rslora: Annotated[bool, about("pairs count alpha / √r times instead (arXiv 2312.03732)")] = False
+    target_modules: Annotated[
+        tuple[str, ...] | Literal["all-linear"], about("linear layers that get a pair, such as q_proj,v_proj")
+    ] = "all-linear"
 
 
 class FullParameters(TrainingParameters, frozen=True, kw_only=True):
     """Every weight. `fidelity` is the share of the held-out improvement that the served low-rank delta must keep."""
 
-    learning_rate: PositiveFloat = 2e-5
-    fidelity: Annotated[float, Meta(gt=0, le=1)] = 0.95
+    learning_rate: Annotated[PositiveFloat, about(RATE)] = 2e-5
+    fidelity: Annotated[
+        float, Meta(gt=0, le=1), about("share of the held-out improvement that the served delta keeps")
+    ] = 0.95
 
 
 class DpoParameters(LoraParameters, frozen=True, kw_only=True):
@@ -50,11 +56,15 @@ class DpoParameters(LoraParameters, frozen=True, kw_only=True):
         "a tenth of supervised pairs'; Tinker cookbook (1e-5 for DPO, falls with width)"
     )
 
-    learning_rate: PositiveFloat = 2e-5
-    beta: Annotated[float, Meta(gt=0, le=2)] = 0.1
-    label_smoothing: Annotated[float, Meta(ge=0, lt=0.5)] = 0.0
-    loss: Literal["sigmoid", "ipo"] = "sigmoid"
-    sft_weight: Annotated[float, Meta(ge=0)] = 0.0
+    learning_rate: Annotated[PositiveFloat, about(RATE)] = 2e-5
+    beta: Annotated[float, Meta(gt=0, le=2), about("how dear it is to leave the reference; lower moves further")] = 0.1
+    label_smoothing: Annotated[
+        float, Meta(ge=0, lt=0.5), about("share of pairs that may be the wrong way round; for sigmoid")
+    ] = 0.0
+    loss: Annotated[Literal["sigmoid", "ipo"], about("sigmoid is DPO (arXiv 2305.18290), ipo arXiv 2310.12036")] = (
+        "sigmoid"
+    )
+    sft_weight: Annotated[float, Meta(ge=0), about("adds that much of the better answer's loss a token")] = 0.0
 
     def __post_init__(self) -> None:
         """Refuse what would be ignored."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import nn
 
 from tunery.plugins.quantization import Quant
 from tunery.plugins.trainers import EXACT, FullParameters
-from tunery.plugins.training.delta import save_delta
+from tunery.plugins.training.delta import SEARCHES, save_delta
 from tunery.plugins.training.trainer import LoadContext, SaveContext, load_base
 from tunery.registry.errors import InvalidInput
 
@@ -22,6 +23,11 @@ class FullTrainer:
     """Full fine-tuning."""
 
     quant: Quant = "none"
+    save_evaluations = SEARCHES + 1
+
+    def whole_weights(self, parent: Mapping[str, Any] | None) -> bool:
+        """All of them, whatever it continues from."""
+        return True
 
     def load(self, context: LoadContext[FullParameters]) -> nn.Module:
         """The base, or the parent's exact weights, with everything trained; a parent that is a pair is added to the base."""

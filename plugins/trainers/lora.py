@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,12 @@ class LoraTrainer:
             task_type="CAUSAL_LM",
         )
 
+    def whole_weights(self, parent: Mapping[str, Any] | None) -> bool:
+        """Whether the version to continue from has more than pairs: all it has is trained on."""
+        found = parent or {}
+        whole = found.get("modules_to_save") or found.get("trainable_token_indices")
+        return bool(whole) or found.get("bias", "none") != "none"
+
     def load(self, context: LoadContext[LoraParameters]) -> nn.Module:
         """The base with fresh pairs, or with those of the version to continue from."""
         base = load_base(context.base_folder, quant=self.quant, dtype=context.dtype, device=context.device)
@@ -89,7 +96,12 @@ class LoraTrainer:
         with warnings.catch_warnings():
             # Of GPT-2's layers some lie the other way round and some do not; PEFT looks at each, and says so.
             warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
-            wrapped: nn.Module = get_peft_model(base, asked)
+            try:
+                wrapped: nn.Module = get_peft_model(base, asked)
+            except ValueError as error:  # PEFT found none of the layers, or cannot adapt one
+                raise InvalidInput(
+                    f"target_modules: {error}", code="invalid_parameter", param="target_modules"
+                ) from error
         return wrapped
 
     def save(self, model: nn.Module, folder: Path, context: SaveContext[LoraParameters]) -> dict[str, float]:

@@ -15,8 +15,14 @@ from tunery.plugins.training.examples import read_corpus
 from tunery.plugins.training.loop import Loop
 from tunery.plugins.training.loss import mean_loss
 from tunery.plugins.training.memory import peak_memory
-from tunery.plugins.training.run import compute_dtype
-from tunery.plugins.training.trainer import LoadContext, Trainer
+from tunery.plugins.training.trainer import (
+    LoadContext,
+    Trainer,
+    compute_dtype,
+    dtype_name,
+    load_trained,
+    measuring_dtype,
+)
 from tunery.registry import Base
 
 __all__ = ["bench_train"]
@@ -44,8 +50,9 @@ def bench_train(
     dtype = compute_dtype(parameters.precision, where)
     torch.manual_seed(parameters.seed)
     trainer: Trainer = load_entrypoint(info.entrypoint)()
-    context = LoadContext(base_folder=Path(base.path), parameters=parameters, device=where, dtype=dtype, parent=None)
-    model = trainer.load(context)
+    measured = measuring_dtype(trainer, None, dtype)
+    context = LoadContext(base_folder=Path(base.path), parameters=parameters, device=where, dtype=measured, parent=None)
+    model = load_trained(trainer, context)
     events: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="tunery-bench-") as scratch:
         Loop(
@@ -74,9 +81,9 @@ def bench_train(
         "rows": len(corpus.train),
         "mean_tokens": round(sum(len(example.ids) for example in corpus.train) / len(corpus.train), 1),
         "batch_size": parameters.batch_size,
-        "precision": str(dtype).removeprefix("torch."),
+        "precision": dtype_name(dtype),
     }
     if corpus.held_out:
-        loss = mean_loss(model, corpus.held_out, batch_size=parameters.batch_size, device=where, dtype=dtype)
+        loss = mean_loss(model, corpus.held_out, batch_size=parameters.batch_size, device=where, dtype=measured)
         figures["eval_loss"] = round(loss, 4)
     return figures

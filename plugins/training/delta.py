@@ -22,7 +22,7 @@ from peft import LoraConfig
 from safetensors.torch import save_file
 from torch import nn
 
-__all__ = ["save_delta"]
+__all__ = ["SEARCHES", "save_delta"]
 
 HIGHEST, LOWEST, SEARCHES = 0.9995, 0.05, 7
 UNMEASURED = 0.95

@@ -15,12 +15,15 @@ import msgspec
 
 from tunery.plugins.data.read import data_digest
 from tunery.plugins.data.tokens import read_json
+from tunery.plugins.device import resolve_device
 from tunery.plugins.manager import Plugins, load_entrypoint
 from tunery.plugins.parameters import TrainingParameters, given_names, read_parameters
+from tunery.plugins.training.asked import Asked, unlike
 from tunery.plugins.training.defaults import Choice, Facts, choose
 from tunery.plugins.training.disk import full_disk_told
-from tunery.plugins.training.inputs import Inputs, TrainRequest, read_inputs
+from tunery.plugins.training.inputs import Inputs, TrainRequest, adapter_config, read_inputs
 from tunery.plugins.training.manifest import IDENTITY, build_manifest, changed_files, differences, rendered_at
+from tunery.plugins.training.parents import continued
 from tunery.plugins.training.processes import Processes, find_processes
 from tunery.plugins.training.run import Run
 from tunery.registry import Job, Version
@@ -48,6 +51,7 @@ def train(
     Parameters that `request.parameters` does not name (or names as "auto") are chosen from the data, the base and the method.
     """
     check_adapter(request.adapter)
+    resolve_device(request.device)
     processes = find_processes(request.device)
     told = processes.agree(datetime.now).replace(microsecond=0)
     inputs = processes.own(
@@ -56,7 +60,9 @@ def train(
     facts = Facts(
         rows=len(inputs.corpus.train), held_out=len(inputs.corpus.held_out), hidden=_width(Path(inputs.base.path))
     )
-    parameters, choices = choose(parameters, given_names(request.parameters), facts)
+    given = given_names(request.parameters)
+    parameters, choices = choose(parameters, given, facts)
+    parameters = continued(parameters, given, adapter_config(registry, inputs.parent))
 
     def start() -> tuple[Job, dict[str, Any]]:
         job = _start(request, registry)
@@ -70,9 +76,16 @@ def train(
 
 
 def resume(
-    job_id: str, *, registry: Registry, plugins: Plugins, report: Report, forced_by: str | None = None
+    job_id: str,
+    *,
+    registry: Registry,
+    plugins: Plugins,
+    report: Report,
+    forced_by: str | None = None,
+    asked: Asked | None = None,
 ) -> Version:
-    """Go on with a job from its last checkpoint; refused, with what differs, when data or settings changed meanwhile.
+    """Go on with a job from its last checkpoint; refused, with what differs, when data or settings changed meanwhile, or when
+    something is `asked` for that is not the job's.
 
     What fails a gate is published if `forced_by` names who wants it.
     """
@@ -86,11 +99,19 @@ def resume(
     if forced_by is not None:
         request = msgspec.structs.replace(request, force=True, actor=forced_by)
     before = msgspec.json.decode((folder / "manifest.json").read_bytes())
+    kind = plugins.trainer(request.trainer).parameters
+    if asked is not None and (lines := unlike(asked, request, before, kind, registry)):
+        raise InvalidInput(
+            f"{job_id} goes on as it began; leave out what differs, or start a new job without --resume:\n"
+            + "\n".join(lines),
+            code="resume_mismatch",
+        )
+    resolve_device(request.device)
     if before.get("parent"):  # what was asked for may be a name that means another version by now
         request = msgspec.structs.replace(request, parent=before["parent"]["version"])
     # Before rows are read: a file that was cut short has changed, whatever else is wrong with it.
     _refuse(job_id, changed_files(before, [Path(path) for path in (*request.data, request.validation) if path]))
-    parameters = read_parameters(plugins.trainer(request.trainer).parameters, before["parameters"])
+    parameters = read_parameters(kind, before["parameters"])
     processes = find_processes(request.device)
     inputs = processes.own(
         lambda: read_inputs(request, parameters, registry=registry, plugins=plugins, now=rendered_at(before))
@@ -131,6 +152,7 @@ def reproduce(
     if "parameters" not in manifest or "data" not in manifest:
         raise InvalidInput(f"{version.name} was not trained here, so it has no manifest to go by", code="no_manifest")
     request = _request_again(version, data, registry)
+    resolve_device(request.device)
     parameters = read_parameters(plugins.trainer(request.trainer).parameters, manifest["parameters"])
     processes = find_processes(request.device)
     inputs = processes.own(
@@ -168,6 +190,13 @@ def _request_again(version: Version, data: Sequence[Path], registry: Registry) -
     if missing:
         names = "; ".join(f"{file['name']} (sha256 {file['sha256'][:12]}…)" for file in missing)
         raise NotFound(f"{version.name} was trained on {names}: name such a file with --data", code="file_not_found")
+    used = {file["sha256"] for file in manifest["data"]}
+    others = [str(path) for path in data if data_digest(path)[0] not in used]
+    if others:
+        raise InvalidInput(
+            f"{version.name} was not trained on {', '.join(others)}, whose content is none of its files'; leave that out",
+            code="invalid_data",
+        )
     files = [at[file["sha256"]] for file in manifest["data"]]
     validated = bool(manifest.get("validation"))
     parent = manifest.get("parent")

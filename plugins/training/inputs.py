@@ -17,11 +17,12 @@ from tunery.plugins.parameters import TrainingParameters
 from tunery.plugins.training.checked import DataCheck, check_rows
 from tunery.plugins.training.examples import Corpus, read_corpus
 from tunery.registry import Base, Version
+from tunery.registry.artifacts import CONFIG
 from tunery.registry.base_files import require_sound
 from tunery.registry.errors import InvalidInput
 from tunery.registry.registry import Registry
 
-__all__ = ["Inputs", "TrainRequest", "read_inputs"]
+__all__ = ["Inputs", "TrainRequest", "adapter_config", "read_inputs"]
 
 
 class TrainRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -125,6 +126,14 @@ def _check_context(base: Base, max_length: int) -> None:
             "or less",
             code="invalid_parameter",
         )
+
+
+def adapter_config(registry: Registry, version: Version | None) -> dict[str, Any] | None:
+    """The adapter configuration of a version to continue from."""
+    if version is None:
+        return None
+    config: dict[str, Any] = msgspec.json.decode(registry.files(version)[CONFIG].read_bytes())
+    return config
 
 
 def _parent(request: TrainRequest, registry: Registry, base: Base) -> Version | None:

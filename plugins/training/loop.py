@@ -20,9 +20,11 @@ from tunery.plugins.parameters import TrainingParameters, step_count
 from tunery.plugins.training.batches import Example, epoch_batches, micro_batches
 from tunery.plugins.training.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_weights
 from tunery.plugins.training.control import Control
-from tunery.plugins.training.objective import Objective, Supervised
+from tunery.plugins.training.objective import Objective, Supervised, unit_of
 from tunery.plugins.training.processes import Processes
+from tunery.plugins.training.rounding import StochasticRounding
 from tunery.registry.errors import JobPaused, TrainingFailed
+from tunery.registry.losses import NATS
 
 __all__ = ["Fit", "Loop"]
 
@@ -46,6 +48,13 @@ class Fit(msgspec.Struct, frozen=True):
     chosen: int = 0
     why: str = ""
     figures: Mapping[str, float] = {}
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """What is kept of it with the version."""
+        speed = round(self.tokens / max(self.seconds, 1e-9), 1)
+        done = {"train_loss": self.train_loss, "steps": float(self.steps), "tokens": float(self.tokens)}
+        return done | {"useful_tok_s": speed} | dict(self.figures)
 
 
 class Loop:
@@ -74,12 +83,12 @@ class Loop:
         self.best = checkpoint.with_name("best.safetensors")
         config: Any = getattr(model, "config", None)
         self.vocabulary = int(getattr(config, "vocab_size", 0) or 2)
-        self.accelerator = Accelerator(
-            mixed_precision="no" if dtype == torch.float32 else "bf16",
-            cpu=device.type == "cpu",
-            gradient_accumulation_steps=1,
-        )
+        # Precision is the loop's own matter: accelerate keeps one for the whole process, and evaluations have another.
+        self.accelerator = Accelerator(mixed_precision="no", cpu=device.type == "cpu", gradient_accumulation_steps=1)
+        self.dtype = dtype
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        # Only where products are computed in less than the weights are kept in.
+        self.rounding = StochasticRounding(self.trained if dtype == torch.bfloat16 else (), seed=parameters.seed)
         self.optimizer = torch.optim.AdamW(
             self.trained, lr=parameters.learning_rate, weight_decay=parameters.weight_decay, fused=True
         )
@@ -93,12 +102,11 @@ class Loop:
     def run(self) -> Fit:
         """Train the model in place, going on from the checkpoint where there is one; it ends with the best weights."""
         # Without the wrapper that adds up gradients between processes: it would not see layers that the loss runs directly.
-        prepared = self.accelerator.prepare_model(self.model, evaluation_mode=True)
         optimizer = self.accelerator.prepare_optimizer(self.optimizer)
-        prepared.train()
+        self.model.train()
         began, stopped = time.perf_counter() - self.progress.seconds, False
         for rows in _steps(self.examples, self.parameters, skip=self.progress.step, total=self.total):
-            loss, norm, tokens = self._optimize(prepared, optimizer, rows)
+            loss, norm, tokens = self._optimize(optimizer, rows)
             rate = self.scheduler.get_last_lr()[0]
             self.scheduler.step()
             self._advance(loss, tokens, time.perf_counter() - began)
@@ -112,31 +120,31 @@ class Loop:
             if stopped:
                 break
         chosen, why = self._choose(stopped)
-        self.accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
         self.accelerator.free_memory()
         done = self.progress
         figures = dict(zip([step for step, _ in done.evaluations], done.figures, strict=True)).get(chosen, {})
         return Fit(done.step, done.tokens, done.seconds, done.loss, tuple(done.evaluations), chosen, why, figures)
 
-    def _optimize(self, model: nn.Module, optimizer: Any, rows: Sequence[Example]) -> tuple[float, float, int]:
+    def _optimize(self, optimizer: Any, rows: Sequence[Example]) -> tuple[float, float, int]:
         """One optimizer step over `rows`: mean loss per term, gradient norm before clipping, tokens."""
         terms = self.objective.terms(rows)
         self.processes.seed(self.parameters.seed, self.progress.step)
-        found = self.processes.each(lambda: self._accumulate(model, self.processes.share(rows), terms))
+        with self.rounding.applied(self.progress.step):
+            found = self.processes.each(lambda: self._accumulate(self.processes.share(rows), terms))
         self.processes.add_up(self.trained)
-        norm = float(self.accelerator.clip_grad_norm_(model.parameters(), self.parameters.max_grad_norm))
+        norm = float(self.accelerator.clip_grad_norm_(self.trained, self.parameters.max_grad_norm))
         if math.isfinite(norm):
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return sum(loss for loss, _ in found), norm, sum(tokens for _, tokens in found)
 
-    def _accumulate(self, model: nn.Module, rows: Sequence[Example], terms: int) -> tuple[float, int]:
+    def _accumulate(self, rows: Sequence[Example], terms: int) -> tuple[float, int]:
         """Gradients of these rows' share of a step of so many terms: their part of its loss, and tokens."""
         total, tokens = 0.0, 0
         for batch in micro_batches(rows, self.parameters.micro_batch_size, device=self.device):
             # Divided by the whole step's terms, so that how it is cut into micro-batches changes nothing.
-            with self.accelerator.autocast():
-                loss = self.objective.loss(model, batch) / terms
+            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                loss = self.objective.loss(self.model, batch) / terms
             self.accelerator.backward(loss)
             total += float(loss.detach())
             tokens += batch.tokens
@@ -200,12 +208,14 @@ class Loop:
         if not evaluations:
             return step, f"the last step, {step}: nothing was held out to choose by"
         best, loss = min(evaluations, key=lambda pair: (pair[1], pair[0]))
+        unit = unit_of(self.objective)
+        name = "loss" if unit == NATS else unit
         count = f"{len(evaluations)} evaluation{'s' * (len(evaluations) > 1)}"
         end = f"; stopped early, after {self.parameters.patience} evaluations without a better one" if stopped else ""
         if best == step:
-            return step, f"the last step, {step}, has the lowest held-out loss of {count}, {loss:.4f}{end}"
+            return step, f"the last step, {step}, has the lowest held-out {name} of {count}, {loss:.4f}{end}"
         self.processes.agree(lambda: load_weights(self.model, self.best))
-        return best, f"step {best} of {step} has the lowest held-out loss of {count}, {loss:.4f}{end}"
+        return best, f"step {best} of {step} has the lowest held-out {name} of {count}, {loss:.4f}{end}"
 
 
 def _steps(

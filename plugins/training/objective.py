@@ -18,18 +18,20 @@ from torch import nn
 from tunery.plugins.parameters import TrainingParameters
 from tunery.plugins.training.batches import Batch, Example
 from tunery.plugins.training.loss import mean_loss, summed_loss
+from tunery.registry.losses import NATS
 
-__all__ = ["Objective", "Supervised", "objective_of"]
+__all__ = ["Objective", "Supervised", "objective_of", "unit_of"]
 
 
 class Objective(Protocol):
     """What the loop minimises.
 
     `relative` says that the loss is taken against the model as it was before the first step; that model is then the baseline, and
-    the base itself otherwise.
+    the base itself otherwise. `unit` is what the loss is in, as it is shown beside it; it may be left out.
     """
 
     relative: bool
+    unit: str
 
     def prepare(
         self,
@@ -64,10 +66,16 @@ def objective_of(trainer: object, parameters: TrainingParameters) -> Objective:
     return make(parameters) if make else Supervised()
 
 
+def unit_of(objective: Objective) -> str:
+    """What an objective's loss is in."""
+    return getattr(objective, "unit", "") or "loss of the trainer's own"
+
+
 class Supervised:
     """Cross-entropy of the trained tokens, in nats a token."""
 
     relative = False
+    unit = NATS
 
     def prepare(
         self,

@@ -48,6 +48,7 @@ class Preference:
         sft_weight: float = 0.0,
     ) -> None:
         self.beta, self.label_smoothing, self.kind, self.sft_weight = beta, label_smoothing, kind, sft_weight
+        self.unit = f"{'DPO' if kind == 'sigmoid' else 'IPO'} loss per pair"
         self._reference: dict[str, tuple[float, float]] = {}
 
     def prepare(

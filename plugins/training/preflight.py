@@ -28,7 +28,10 @@ SPARE = 0.9
 
 
 class Quote(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run will take: tokens without padding, optimizer steps, minutes, bytes at most; rows at once, and why so many."""
+    """What a run will take: tokens without padding, optimizer steps, minutes, bytes at most; rows at once, and why so many.
+
+    `parts` are the seconds of each phase, where more than the steps is quoted.
+    """
 
     tokens: int
     steps: int
@@ -36,6 +39,7 @@ class Quote(msgspec.Struct, frozen=True, kw_only=True):
     peak_bytes: int
     micro_batch_size: int
     why: str
+    parts: dict[str, float] = {}
 
 
 def preflight(
@@ -57,10 +61,11 @@ def preflight(
     sharing = processes.neighbours if device.type == "cpu" else 1
     budget = int(parameters.memory_gb * 1e9) or held_memory(device) + int(SPARE * available_memory(device) / sharing)
     with _Undisturbed(model):
-        before = held_memory(device)
+        states = _states(model, dtype)
+        before = held_memory(device) + states
         forget_peak(device)
         _try(model, ranked[:1], objective, device, dtype)
-        one = max(peak_memory(device) - before, 1)
+        one = max(peak_memory(device) + states - before, 1)
         size = _fitting(parameters.micro_batch_size, one, before, budget)
         if size == 0:
             raise InvalidInput(
@@ -83,10 +88,16 @@ def preflight(
         tokens=total,
         steps=steps,
         minutes=total * seconds / tokens / 60 / processes.count,
-        peak_bytes=peak_memory(device),
+        peak_bytes=peak_memory(device) + states,
         micro_batch_size=size,
         why=why,
     )
+
+
+def _states(model: nn.Module, dtype: torch.dtype) -> int:
+    """Bytes that the loop adds from its first step on: two moments of every trained weight, and a rounded copy for bfloat16."""
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return trained * (12 if dtype == torch.bfloat16 else 8)
 
 
 def _fitting(wanted: int, one: int, before: int, budget: int) -> int:

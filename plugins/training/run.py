@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -17,26 +17,38 @@ from torch import nn
 from tunery.plugins.manager import Plugins
 from tunery.plugins.parameters import TrainingParameters, step_count
 from tunery.plugins.training.batches import Example
-from tunery.plugins.training.control import Control, watch
+from tunery.plugins.training.control import Control, how_to_go_on, watch
 from tunery.plugins.training.disk import full_disk_told
 from tunery.plugins.training.gates.keeper import Gatekeeper
-from tunery.plugins.training.inputs import Inputs
+from tunery.plugins.training.inputs import Inputs, adapter_config
 from tunery.plugins.training.lock import exclusive
 from tunery.plugins.training.loop import Fit, Loop
 from tunery.plugins.training.manifest import fingerprint
-from tunery.plugins.training.objective import Objective, Supervised, objective_of
+from tunery.plugins.training.objective import Objective, Supervised, objective_of, unit_of
+from tunery.plugins.training.phases import Phases
 from tunery.plugins.training.preflight import preflight
 from tunery.plugins.training.processes import Processes
+from tunery.plugins.training.quote import whole_quote
 from tunery.plugins.training.report import summary
 from tunery.plugins.training.report.teller import Teller
-from tunery.plugins.training.trainer import LoadContext, SaveContext, Trainer, load_base
+from tunery.plugins.training.trainer import (
+    LoadContext,
+    SaveContext,
+    Trainer,
+    compute_dtype,
+    dtype_name,
+    load_base,
+    load_trained,
+    measuring_dtype,
+)
 from tunery.registry import Job, Version
 from tunery.registry.errors import JobPaused
+from tunery.registry.losses import NATS
 from tunery.registry.publish import digest_of
 from tunery.registry.records import FileEntry
 from tunery.registry.registry import Registry
 
-__all__ = ["Run", "compute_dtype"]
+__all__ = ["Run"]
 
 Report = Callable[[dict[str, Any]], None]
 T = TypeVar("T")
@@ -66,16 +78,20 @@ class Run:
         self.parameters, self.registry, self.plugins, self.trainer = parameters, registry, plugins, trainer
         self.job, self.folder, self.manifest, self._report = job, folder, manifest, report
         self.processes = processes or Processes()
+        self.phases, self._at = Phases(), "before its first step"
         self.device = torch.device(self.processes.device or self.request.device)
         self.dtype = compute_dtype(parameters.precision, self.device)
+        self.measured = measuring_dtype(trainer, adapter_config(registry, inputs.parent), self.dtype)
         self.objective: Objective = objective_of(trainer, parameters)
+        precision = {"computed": dtype_name(self.dtype), "measured": dtype_name(self.measured)}
+        self.manifest |= {"precision": precision, "loss_unit": unit_of(self.objective)}
         self.teller: Teller | None = Teller(
             inputs,
             parameters,
             folder=folder,
             supervised=not self.objective.relative,
             device=self.device,
-            dtype=self.dtype,
+            dtype=self.measured,
         )
         self.gatekeeper = Gatekeeper(
             inputs=inputs,
@@ -83,7 +99,7 @@ class Run:
             plugins=plugins,
             folder=folder,
             quant=trainer.quant,
-            dtype=self.dtype,
+            dtype=self.measured,
             supervised=isinstance(self.objective, Supervised),
         )
 
@@ -111,15 +127,25 @@ class Run:
                     self.registry.update_job(self.job.id, state="running")
                     self._write_manifest()
                     return self._finished(finish)
-            except JobPaused as pause:
-                self._end("paused", str(pause))
-                raise
-            except KeyboardInterrupt:
-                self._end("cancelled", "asked to stop" if self.control.cancelled else "interrupted")
-                raise
             except BaseException as error:
-                self._end("failed", str(error), code=getattr(error, "code", None))
+                self.control.end()
+                self._ended_by(error)
                 raise
+
+    def _ended_by(self, error: BaseException) -> None:
+        """Keep why the run ended. Whatever an interruption was turned into by what it landed in, a run that was told to stop was
+        cancelled; raise KeyboardInterrupt saying so, and how to go on."""
+        if self.registry.job(self.job.id).version is not None:
+            return  # what came after a version was published takes nothing back
+        if isinstance(error, JobPaused):
+            self._end("paused", str(error))
+        elif self.control.cancelled or isinstance(error, KeyboardInterrupt):
+            self._end("cancelled", "asked to stop" if self.control.cancelled else "interrupted")
+            raise KeyboardInterrupt(
+                how_to_go_on(self.job.id, self.folder, self._at, self.manifest.get("repeats"))
+            ) from error
+        else:
+            self._end("failed", str(error), code=getattr(error, "code", None))
 
     def _finished(self, finish: Callable[[Path, dict[str, float], Fit], T]) -> T:
         trained = [self._train()]
@@ -130,6 +156,10 @@ class Run:
         """Tell the caller, the job's file, and every plugin that observes jobs."""
         if not self.processes.first:
             return
+        if event["kind"] in ("step", "evaluated") and self.manifest["loss_unit"] != NATS:
+            event = event | {"unit": self.manifest["loss_unit"]}
+        if event["kind"] == "step":
+            self._at = f"after step {event['step']} of {event['steps']}"
         self.metrics_file.write(msgspec.json.encode(event) + b"\n")
         self.metrics_file.flush()
         self._report(event)
@@ -142,7 +172,7 @@ class Run:
             "kind": "started", "job": self.job.id, "rows": len(corpus.train), "held_out": len(corpus.held_out),
             "tokens": sum(example.tokens for example in corpus.train), "cut": corpus.cut,
             "steps": step_count(self.parameters, len(corpus.train)),
-            "precision": str(self.dtype).removeprefix("torch."),
+            "precision": dtype_name(self.dtype), "measured_in": dtype_name(self.measured),
             "choices": self.manifest["choices"], "data_check": self.manifest.get("data_check"),
         })  # fmt: skip
         agree = self.processes.agree
@@ -153,17 +183,18 @@ class Run:
             base_folder=Path(self.base.path),
             parameters=self.parameters,
             device=self.device,
-            dtype=self.dtype,
+            dtype=self.measured,
             parent=agree(self._parent_folder),
         )
-        model = self.processes.own(lambda: self.trainer.load(context))
+        with self.phases.of("loading"):
+            model = self.processes.own(lambda: load_trained(self.trainer, context))
         # What the first process asks the model, the others read.
         agree(lambda: self._prepare(model))
         self._prepare(model)
         if self.objective.relative:
             base_loss = agree(lambda: self._base_loss(lambda: model))
         self._preflight(model)
-        done = Loop(
+        loop = Loop(
             model,
             corpus.train,
             self.parameters,
@@ -176,14 +207,16 @@ class Run:
             objective=self.objective,
             control=self.control,
             processes=self.processes,
-        ).run()
+        )
+        with self.phases.of("training"):
+            done = loop.run()
         eval_loss = min((loss for _, loss in done.evaluations), default=None)
         if eval_loss is not None:
             self.report({"kind": "chosen", "step": done.chosen, "why": done.why, "eval_loss": eval_loss,
                          "base_loss": base_loss})  # fmt: skip
         saving = SaveContext(
             load=context,
-            evaluate=self._evaluate if corpus.held_out else None,
+            evaluate=(lambda tuned: self._figures(tuned)["loss"]) if corpus.held_out else None,
             base_loss=base_loss,
             eval_loss=eval_loss,
             record=self.gatekeeper.record,
@@ -192,49 +225,56 @@ class Run:
 
     def _save(self, saving: SaveContext[Any], model: nn.Module, done: Fit) -> tuple[Path, dict[str, float], Fit]:
         """The finished files: their folder, the metrics, and what the run did."""
-        self._tell(model, done)
-        saving.record(model)
-        output = self.folder / "output"
-        shutil.rmtree(output, ignore_errors=True)
-        output.mkdir()
-        return (
-            output,
-            self.trainer.save(model, output, saving) | _metrics(done, saving, self.manifest.get("base_figures", {})),
-            done,
-        )
+        with self.phases.of("report"):
+            self._tell(model, done)
+        with self.phases.of("saving"):
+            saving.record(model)
+            output = self.folder / "output"
+            shutil.rmtree(output, ignore_errors=True)
+            output.mkdir()
+            own = self.trainer.save(model, output, saving)
+        metrics = own | done.metrics
+        if saving.base_loss is not None and saving.eval_loss is not None:
+            metrics |= {"base_loss": saving.base_loss, "eval_loss": saving.eval_loss}
+        base = {f"base_{name}": value for name, value in self.manifest.get("base_figures", {}).items()}
+        return output, metrics | base, done
 
     def _tell(self, model: nn.Module, done: Fit) -> None:
         """Write the report before anything can refuse the result: who has to mend it needs it most."""
         if self.teller is not None:
             report = self.teller.tell(model, done, self.manifest)
-            self.report(
-                {
-                    "kind": "report",
-                    "path": str(self.teller.folder / "report.md"),
-                    "lines": summary(report, chosen=False),
-                }
-            )
+            path = str(self.teller.folder / "report.md")
+            self.report({"kind": "report", "path": path, "lines": summary(report, chosen=False)})
 
     def _prepare(self, model: nn.Module) -> None:
         """Let the objective ask the untrained model what it needs to know."""
         rows, path = (self.corpus.train, self.corpus.held_out), self.folder / REFERENCE
-        self.objective.prepare(model, rows, path=path, device=self.device, dtype=self.dtype)
+        self.objective.prepare(model, rows, path=path, device=self.device, dtype=self.measured)
 
     def _preflight(self, model: nn.Module) -> None:
         """Try the longest rows once per job; a resumed one keeps the micro-batch it began with."""
         if "quote" not in self.manifest:
-            quotes = self.processes.each(
-                lambda: preflight(
-                    model,
-                    self.corpus.train,
-                    self.parameters,
-                    objective=self.objective,
-                    device=self.device,
-                    dtype=self.dtype,
-                    processes=self.processes,
+            with self.phases.of("preflight"):
+                quotes = self.processes.each(
+                    lambda: preflight(
+                        model,
+                        self.corpus.train,
+                        self.parameters,
+                        objective=self.objective,
+                        device=self.device,
+                        dtype=self.dtype,
+                        processes=self.processes,
+                    )
                 )
+            quote = whole_quote(
+                min(quotes, key=lambda quote: quote.micro_batch_size),
+                self.phases,
+                corpus=self.corpus,
+                parameters=self.parameters,
+                trainer=self.trainer,
+                report=self.teller is not None,
+                gates=self.gatekeeper.has_gates,
             )
-            quote = min(quotes, key=lambda quote: quote.micro_batch_size)
             self.manifest["quote"] = msgspec.to_builtins(quote)
             self.manifest["parameters"]["micro_batch_size"] = quote.micro_batch_size
             self._write_manifest()
@@ -243,23 +283,30 @@ class Run:
             self.parameters, micro_batch_size=self.manifest["parameters"]["micro_batch_size"]
         )
 
+    def _times(self) -> None:
+        """Tell and keep what each phase took."""
+        self.manifest["phases"] = {name: round(seconds, 1) for name, seconds in self.phases.seconds.items()}
+        quoted = self.manifest.get("quote", {}).get("minutes")
+        self.report({"kind": "times", "seconds": self.manifest["phases"], "quoted_minutes": quoted})
+
     def _digest(self, output: Path, metrics: dict[str, float], done: Fit) -> tuple[str, tuple[FileEntry, ...]]:
         digest, files = digest_of(output, base=self.base)
         self.registry.update_job(self.job.id, state="succeeded")
+        self._times()
         self.report({"kind": "repeated", "digest": digest})
         self._clear()
         return digest, files
 
     def _publish(self, output: Path, metrics: dict[str, float], done: Fit) -> Version:
-        self.manifest |= self.gatekeeper.ask(output, metrics, self.parameters, self.report)
+        with self.phases.of("gates"):
+            self.manifest |= self.gatekeeper.ask(output, metrics, self.parameters, self.report)
+        self._times()
         self._write_manifest()
         self.gatekeeper.check(self.manifest, output)
-        finished = self.manifest | {
-            "finished_at": time.time(),
-            "steps": done.steps,
-            "seconds": round(done.seconds, 1),
-            "checkpoint": {"step": done.chosen, "why": done.why, "evaluations": [list(e) for e in done.evaluations]},
-        }
+        chosen = {"step": done.chosen, "why": done.why, "evaluations": [list(e) for e in done.evaluations]}
+        finished = self.manifest | {"steps": done.steps, "seconds": round(done.seconds, 1), "checkpoint": chosen}
+        finished["finished_at"] = time.time()
+        self.control.end()
         version = self.registry.publish(
             self.request.adapter,
             output,
@@ -288,25 +335,25 @@ class Run:
 
     def _base(self) -> nn.Module:
         """The base itself, on the quantization the trainer trains on."""
-        return load_base(Path(self.base.path), quant=self.trainer.quant, dtype=self.dtype, device=self.device)
+        with self.phases.of("loading"):
+            return load_base(Path(self.base.path), quant=self.trainer.quant, dtype=self.measured, device=self.device)
 
     def _base_loss(self, load: Callable[[], nn.Module]) -> float | None:
         """The loss of the model to compare with on the held-out rows; it is loaded, once, where that is not yet known."""
         load = cache(load)
         if self.teller is not None:
-            self.teller.before(load)
+            with self.phases.of("base questions"):
+                self.teller.before(load)
         if not self.corpus.held_out:
             return None
         if "base_loss" not in self.manifest:
-            self.manifest["base_figures"] = figures = self._figures(load())
+            with self.phases.of("base loss"):
+                self.manifest["base_figures"] = figures = self._figures(load())
             self.manifest["base_loss"] = figures.pop("loss")
             self._write_manifest()
         loss: float = self.manifest["base_loss"]
         self.report({"kind": "evaluated", "step": 0, "base_loss": loss, **self.manifest.get("base_figures", {})})
         return loss
-
-    def _evaluate(self, model: nn.Module) -> float:
-        return self._figures(model)["loss"]
 
     def _figures(self, model: nn.Module, rows: Sequence[Example] | None = None) -> dict[str, float]:
         """What the objective measures of the held-out rows, or of some of them."""
@@ -315,17 +362,18 @@ class Run:
             self.corpus.held_out if rows is None else rows,
             batch_size=self.parameters.micro_batch_size,
             device=self.device,
-            dtype=self.dtype,
+            dtype=self.measured,
         )
 
     def _shared_figures(self, model: nn.Module) -> dict[str, float]:
         """The same, each process looking at its share of the rows."""
-        if self.processes.count == 1:
-            return self._figures(model)
-        share = self.processes.share(self.corpus.held_out)
-        return self.processes.means(
-            lambda: (self.objective.terms(share), self._figures(model, share)) if share else (0, {})
-        )
+        with self.phases.of("evaluation"):
+            if self.processes.count == 1:
+                return self._figures(model)
+            share = self.processes.share(self.corpus.held_out)
+            return self.processes.means(
+                lambda: (self.objective.terms(share), self._figures(model, share)) if share else (0, {})
+            )
 
     def _parent_folder(self) -> Path | None:
         if self.parent is None:
@@ -348,26 +396,3 @@ class Run:
             self.registry.update_job(self.job.id, state=state, error=why)
         with suppress(OSError):
             self.report({"kind": state, "error": why} | ({"code": code} if isinstance(code, str) else {}))
-
-
-def _metrics(done: Fit, saving: SaveContext[Any], base: Mapping[str, float]) -> dict[str, float]:
-    metrics: dict[str, float] = {
-        "train_loss": done.train_loss,
-        "steps": float(done.steps),
-        "tokens": float(done.tokens),
-    }
-    metrics["useful_tok_s"] = round(done.tokens / max(done.seconds, 1e-9), 1)
-    if saving.base_loss is not None and saving.eval_loss is not None:
-        metrics |= {"base_loss": saving.base_loss, "eval_loss": saving.eval_loss}
-    return metrics | dict(done.figures) | {f"base_{name}": value for name, value in base.items()}
-
-
-def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """bfloat16 where the hardware multiplies it natively, unless the parameters say otherwise."""
-    if precision != "auto":
-        return torch.bfloat16 if precision == "bfloat16" else torch.float32
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    return (
-        torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else torch.float32
-    )

@@ -6,7 +6,7 @@ every trainer has it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -17,7 +17,16 @@ from tunery.plugins.parameters import TrainingParameters
 from tunery.plugins.quantization import Quant
 from tunery.plugins.training.memory import release_memory
 
-__all__ = ["LoadContext", "SaveContext", "Trainer", "load_base"]
+__all__ = [
+    "LoadContext",
+    "SaveContext",
+    "Trainer",
+    "compute_dtype",
+    "dtype_name",
+    "load_base",
+    "load_trained",
+    "measuring_dtype",
+]
 
 P = TypeVar("P", bound=TrainingParameters)
 
@@ -25,8 +34,8 @@ P = TypeVar("P", bound=TrainingParameters)
 class LoadContext(Generic[P]):
     """What a trainer may use to build its model.
 
-    `dtype` is what frozen weights are kept in and what is computed in; trained weights stay float32. `parent` holds the files
-    of the version to continue from, or is None.
+    `dtype` is what frozen weights are kept in, and what figures are measured in (see `measuring_dtype`); trained weights are
+    float32, whatever a trainer makes of them. `parent` holds the files of the version to continue from, or is None.
     """
 
     def __init__(
@@ -67,6 +76,11 @@ class Trainer(Protocol):
     """A trainer's heavy half, imported only in the process that trains.
 
     `quant` is the quantization of the base it trains on, and that its base loss is measured on.
+
+    A trainer that changes weights of the base themselves, instead of low-rank pairs beside them, says so with a method
+    `whole_weights(parent: Mapping[str, Any] | None) -> bool`, where `parent` is the adapter configuration of the version to
+    continue from: its figures are then measured in float32, because a change may be smaller than bfloat16 can tell.
+    One that evaluates while it saves says how often by an attribute `save_evaluations`, so that it can be quoted.
     """
 
     quant: Quant
@@ -76,6 +90,41 @@ class Trainer(Protocol):
 
     def save(self, model: nn.Module, folder: Path, context: SaveContext[Any]) -> dict[str, float]:
         """Write what is served into `folder` in PEFT layout; returns extra metrics."""
+
+
+def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """What steps compute in: bfloat16 where the hardware multiplies it natively, unless the parameters say otherwise."""
+    if precision != "auto":
+        return torch.bfloat16 if precision == "bfloat16" else torch.float32
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    return (
+        torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else torch.float32
+    )
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Such as `bfloat16`."""
+    return str(dtype).removeprefix("torch.")
+
+
+def measuring_dtype(trainer: Trainer, parent: Mapping[str, Any] | None, dtype: torch.dtype) -> torch.dtype:
+    """What losses and log-probabilities are measured in, where steps compute in `dtype`.
+
+    The same, as serving rounds a pair as training does; but float32 where whole weights are trained. `parent` is the adapter
+    configuration of the version to continue from.
+    """
+    asked: Callable[[Mapping[str, Any] | None], bool] | None = getattr(trainer, "whole_weights", None)
+    return torch.float32 if asked is not None and asked(parent) else dtype
+
+
+def load_trained(trainer: Trainer, context: LoadContext[Any]) -> nn.Module:
+    """A trainer's model, with every trained weight in float32: an optimizer's steps would be lost in anything less."""
+    model = trainer.load(context)
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
+            parameter.data = parameter.data.float()
+    return model
 
 
 def load_base(folder: Path, *, quant: Quant, dtype: torch.dtype, device: torch.device) -> nn.Module:

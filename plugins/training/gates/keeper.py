@@ -55,6 +55,11 @@ class Gatekeeper:
         self._serve = read_settings(registry.home.root).serve
         self._reference = folder / "gates.reference.json"
 
+    @property
+    def has_gates(self) -> bool:
+        """Whether anything is asked."""
+        return bool(self._gates)
+
     def record(self, model: nn.Module) -> None:
         """Keep what `model` says of a few rows; called again, what it said before is forgotten."""
         if self._gates:

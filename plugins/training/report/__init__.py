@@ -23,6 +23,7 @@ from tunery.plugins.training.report.findings import (
     outcome,
     suspicious,
 )
+from tunery.registry.losses import NATS
 from tunery.registry.reports import LIMITS
 
 __all__ = ["General", "Outcomes", "Report", "Sample", "build", "read", "summary", "write"]
@@ -63,7 +64,8 @@ class Sample(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """All of it. Losses are in nats per trained token; `curve` is (step, training loss), `evaluations` (step, held-out loss).
+    """All of it. Losses of rows are in nats per trained token, measured in `precision`; `curve` is (step, training loss) and
+    `evaluations` (step, held-out loss), in `loss_unit`.
 
     Where a trainer minimises something of its own, `supervised` is False, and curve and evaluations are of that; rows are then
     compared with the model that training began with. `looked_at` of `rows` training rows were looked at. `notes` say what could not be told, and why.
@@ -77,6 +79,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     rows: int
     looked_at: int
     supervised: bool = True
+    loss_unit: str = NATS
+    precision: str = ""
     held_out: Change | None = None
     outcomes: Outcomes = Outcomes()
     general: General | None = None
@@ -101,6 +105,8 @@ def build(
     why: str,
     of: int,
     supervised: bool,
+    loss_unit: str = NATS,
+    precision: str = "",
     curve: Sequence[tuple[int, float]],
     evaluations: Sequence[tuple[int, float]],
     notes: Sequence[str] = (),
@@ -120,6 +126,8 @@ def build(
         rows=of,
         looked_at=len(train),
         supervised=supervised,
+        loss_unit=loss_unit,
+        precision=precision,
         held_out=compare(held_out),
         outcomes=Outcomes(*(outcomes.count(kind) for kind in ("win", "tie", "loss"))),
         general=General(forgotten, forgetting(forgotten)) if forgotten else None,
@@ -135,13 +143,24 @@ def build(
     )
 
 
-def write(report: Report, folder: Path, *, rows: Sequence[RowLoss], samples: Sequence[Sample]) -> Report:
-    """Write every file of the report into `folder`; the report as it was written, which may say that there is no picture."""
+def write(
+    report: Report,
+    folder: Path,
+    *,
+    rows: Sequence[RowLoss],
+    samples: Sequence[Sample],
+    rates: Sequence[tuple[int, float]] = (),
+    speeds: Sequence[tuple[int, float]] = (),
+) -> Report:
+    """Write every file of the report into `folder`; the report as it was written, which may say that there is no picture.
+
+    `rates` are (step, learning rate) and `speeds` (step, tokens a second): they are in the picture alone, as no two runs are as fast.
+    """
     from tunery.plugins.training.report.page import page, samples_page
     from tunery.plugins.training.report.plots import draw
 
     folder.mkdir(parents=True, exist_ok=True)
-    missing = draw(report, folder / "loss.png")
+    missing = draw(report, folder / "loss.png", rates=_thinned(rates), speeds=_thinned(speeds))
     if missing is not None:
         report = msgspec.structs.replace(report, notes=[*report.notes, missing])
     (folder / "report.json").write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2))

@@ -11,8 +11,8 @@ from tunery.plugins.training.report.findings import KEPT, TIE, Note
 __all__ = ["page", "samples_page"]
 
 OWN = (
-    "This trainer minimises something of its own: steps and evaluations are of that, rows of their better answers, and before is the model "
-    "that training began with.\n"
+    "This trainer minimises something of its own: steps and evaluations are its {unit}, rows of their better answers, and before is the "
+    "model that training began with.\n"
 )
 
 
@@ -20,9 +20,9 @@ def page(report: Report, *, picture: bool) -> str:
     """The whole report; with the curve's `picture` where there is one."""
     parts = [
         "# Report\n",
-        f"`{report.adapter}` by `{report.method}` on `{report.base}`. Losses are in nats per trained token; intervals are paired "
-        "bootstraps over rows.\n",
-        "" if report.supervised else OWN,
+        f"`{report.adapter}` by `{report.method}` on `{report.base}`. Losses are in nats per trained token"
+        f"{f', measured in {report.precision}' if report.precision else ''}; intervals are paired bootstraps over rows.\n",
+        "" if report.supervised else OWN.format(unit=report.loss_unit),
         _held_out(report),
         _general(report),
         f"## Checkpoint\n\nChosen: {report.why}.\n",
@@ -72,7 +72,8 @@ def _curve(report: Report, picture: bool) -> str:
     if not report.evaluations and not picture:
         return ""
     rows = "\n".join(f"| {step} | {loss:.4f} |" for step, loss in report.evaluations)
-    table = f"| step | held-out loss |\n|---|---|\n{rows}\n" if rows else ""
+    name = "held-out loss" if report.supervised else f"held-out {report.loss_unit}"
+    table = f"| step | {name} |\n|---|---|\n{rows}\n" if rows else ""
     return "## Loss\n\n" + ("![Loss by step](loss.png)\n\n" if picture else "") + table
 
 

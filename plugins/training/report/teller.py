@@ -21,7 +21,7 @@ from tunery.plugins.training.report import Report, Sample, build, write
 from tunery.plugins.training.report.evaluation import Examination, Said, Score
 from tunery.plugins.training.report.findings import RowLoss, Split, outcome
 
-__all__ = ["Teller", "curve", "row_losses", "samples"]
+__all__ = ["Teller", "history", "row_losses", "samples", "speeds", "steps_of"]
 
 SHOWN = 4000
 """Characters of a prompt's end, and of an answer's beginning, that are shown."""
@@ -63,6 +63,7 @@ class Teller:
     def tell(self, model: nn.Module, done: Fit, manifest: Mapping[str, Any]) -> Report:
         """Ask the trained model, and write the report into `folder`, in place of any other."""
         before, after = self._said, self.examination.ask(model)
+        steps = steps_of(self._job / "metrics.jsonl")
         rows = row_losses(self.examination, before, after)
         report = build(
             rows,
@@ -73,12 +74,21 @@ class Teller:
             why=done.why,
             of=self.examination.rows,
             supervised=self._supervised,
-            curve=curve(self._job / "metrics.jsonl"),
+            loss_unit=manifest["loss_unit"],
+            precision=manifest["precision"]["measured"],
+            curve=history(steps, "loss"),
             evaluations=done.evaluations,
             notes=[f"There are no answers to show: {why}." for why in sorted({before.silence, after.silence} - {""})],
         )
         shutil.rmtree(self.folder, ignore_errors=True)
-        return write(report, self.folder, rows=rows, samples=samples(self.examination, before, after, rows))
+        return write(
+            report,
+            self.folder,
+            rows=rows,
+            samples=samples(self.examination, before, after, rows),
+            rates=history(steps, "learning_rate"),
+            speeds=speeds(steps),
+        )
 
 
 def row_losses(examination: Examination, before: Said, after: Said) -> list[RowLoss]:
@@ -115,16 +125,32 @@ def samples(examination: Examination, before: Said, after: Said, rows: Sequence[
     return found
 
 
-def curve(metrics: Path) -> list[tuple[int, float]]:
-    """The training loss of every step; of a step that was done again after a crash, the last."""
-    losses: dict[int, float] = {}
+def steps_of(metrics: Path) -> list[dict[str, Any]]:
+    """What was reported of every step; of a step that was done again after a crash, the last."""
+    found: dict[int, dict[str, Any]] = {}
     for line in metrics.read_bytes().splitlines():
         # A crash may cut a line short.
         with suppress(msgspec.DecodeError):
             event = msgspec.json.decode(line, type=dict[str, Any])
             if event["kind"] == "step":
-                losses[event["step"]] = event["loss"]
-    return sorted(losses.items())
+                found[event["step"]] = event
+    return [found[step] for step in sorted(found)]
+
+
+def history(steps: Sequence[Mapping[str, Any]], name: str) -> list[tuple[int, float]]:
+    """One figure of every step that has it."""
+    return [(step["step"], step[name]) for step in steps if name in step]
+
+
+def speeds(steps: Sequence[Mapping[str, Any]]) -> list[tuple[int, float]]:
+    """Tokens a second by step, over the last twentieth of the run each time."""
+    window, found = max(1, len(steps) // 20), []
+    for at in range(window, len(steps)):
+        first, last = steps[at - window], steps[at]
+        seconds = last.get("seconds", 0) - first.get("seconds", 0)
+        if seconds > 0:
+            found.append((int(last["step"]), (last["tokens"] - first["tokens"]) / seconds))
+    return found
 
 
 def _rows(split: Split, examples: Sequence[Example], before: Sequence[Score], after: Sequence[Score]) -> list[RowLoss]:

@@ -27,7 +27,7 @@ def tunery(home: Home, *arguments: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         env=environment,
-        timeout=60,
+        timeout=600,
     )
 
 
@@ -55,7 +55,7 @@ def test_help_and_listing_import_nothing_heavy(filled: Home) -> None:
     ):
         environment = {**os.environ, "TUNERY_HOME": str(filled.root)}
         done = subprocess.run(
-            [sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=environment, timeout=60
+            [sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=environment, timeout=600
         )
         assert done.stdout.splitlines()[-1] == "[]", (arguments, done.stdout, done.stderr)
 
@@ -182,7 +182,7 @@ def test_a_reader_that_leaves_is_no_error(filled: Home) -> None:
         capture_output=True,
         text=True,
         env=environment,
-        timeout=60,
+        timeout=600,
     )
     assert "Traceback" not in done.stderr
 

@@ -14,6 +14,8 @@ from tunery.gateway.cli import COMMANDS, cli, main
 from tunery.gateway.cli.errors import EXIT_CODES, exit_code
 from tunery.plugins.hookspecs import hookimpl
 from tunery.plugins.manager import Plugins
+from tunery.plugins.parameters import describe_parameters
+from tunery.plugins.trainers import LoraParameters
 from tunery.registry import errors
 from tunery.registry.home import Home
 
@@ -44,6 +46,7 @@ def test_every_error_has_the_exit_code_of_its_nearest_kind() -> None:
         "JobPaused": 8,
         "TrainingFailed": 9,
         "TuneryError": 1,
+        "JobCancelled": 130,
     }
     kinds = [getattr(errors, name) for name in errors.__all__ if name != "near"]
     assert {kind.__name__: exit_code(kind.__new__(kind)) for kind in kinds} == expected
@@ -122,7 +125,7 @@ def test_plugins_are_listed_with_what_they_hook(capsys: pytest.CaptureFixture[st
     assert run("plugins", "--trainers", "--json") == 0
     assert {"full", "lora", "qlora"} <= {trainer["name"] for trainer in json.loads(capsys.readouterr().out)}
     assert run("plugins", "--trainer", "lora") == 0
-    assert "learning_rate\tnumber\t0.0002" in capsys.readouterr().out
+    assert "learning_rate\tauto\ta number, more than 0\tthe optimizer's step size" in capsys.readouterr().out
     assert run("plugins", "--trainer", "lorra") == 2
 
 
@@ -137,3 +140,34 @@ def test_a_base_is_added_and_listed(capsys: pytest.CaptureFixture[str], tiny_bas
     assert capsys.readouterr().out.splitlines()[1].startswith(f"tiny\t{added['digest'][:12]}\t")
     assert run("bases", "add", "tinny") == 2
     assert "did you mean 'tiny'?" in capsys.readouterr().err
+
+
+def test_a_parameter_that_is_given_another_default_keeps_its_description() -> None:
+    class Halved(LoraParameters, frozen=True, kw_only=True):
+        """LoRA's, with half its rank."""
+
+        r: int = 8
+
+    found = {each.name: each for each in describe_parameters(Halved)}
+    assert (found["r"].default, found["r"].description) == (8, "rank of the pairs")
+
+
+@pytest.mark.parametrize("trainer", ["lora", "qlora", "full", "dpo"])
+def test_what_plugins_says_of_a_parameter_is_what_the_documentation_says(
+    trainer: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("plugins", "--trainer", trainer, "--json") == 0
+    (schema,) = json.loads(capsys.readouterr().out)["$defs"].values()
+    shown = schema["properties"]
+    assert all(each["description"] for each in shown.values())
+    table = (Path(__file__).parents[3] / "docs" / "plugins.md").read_text().split("<!-- parameters -->")[1]
+    header, _, *rows = [
+        [cell.strip(" `") for cell in line.split("|")[1:-1]] for line in table.splitlines() if "|" in line
+    ]
+    documented = {row[0]: row for row in rows}
+    for name, each in shown.items():
+        assert documented[name][header.index(trainer)] == str(each["default"])
+        assert documented[name][-1] == each["description"]
+    assert run("plugins", "--trainer", trainer) == 0
+    listed = [line.split("\t") for line in capsys.readouterr().out.splitlines()[1:]]
+    assert {row[0]: row[3] for row in listed} == {name: each["description"] for name, each in shown.items()}

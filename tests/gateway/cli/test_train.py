@@ -80,13 +80,15 @@ def test_a_failed_gate_ends_with_nine_and_is_forced_on_record(
     [
         (["--method", "lorra"], 2, "unknown trainer 'lorra': did you mean 'lora'"),
         (["--set", "learning_rat=1"], 2, "unknown parameter 'learning_rat': did you mean 'learning_rate'"),
-        (["--set", "r=zero"], 2, "r='zero'"),
+        (["--set", "r=zero"], 2, "r='zero': r is a whole number, at least 1"),
         (["--set", "r"], 2, "NAME=VALUE"),
         (["--base", "tinny"], 2, "unknown base 'tinny'"),
         (["--name", "Not A Name"], 2, "tenant/name"),
         (["--from", "acme/other"], 3, "acme/other"),
         (["--data", "/no/such/file"], 2, "/no/such/file"),
         (["--resume", "job-x"], 3, "job-x"),
+        (["--device", "tpu"], 2, "device 'tpu' is none that Tunery runs on; take cpu, cuda"),
+        (["--device", "cuda:99"], 2, "device 'cuda:99': "),
         (["--allow", "duplicat"], 2, "unknown rule 'duplicat': did you mean 'duplicate'"),
     ],
 )
@@ -100,6 +102,53 @@ def test_mistakes_are_told_and_nothing_is_trained(
     assert says in done.stderr
     assert "Traceback" not in done.stderr
     assert (registry.versions(), registry.jobs()) == ([], [])
+
+
+@pytest.mark.parametrize(
+    "command", [["serve", "--port", "0"], ["bench", "serve"], ["bench", "train", "--data", "rows.jsonl"]]
+)
+def test_a_device_that_is_none_ends_every_command_with_two(
+    home: Home, registry: Registry, tiny_base: Base, rows: Path, command: list[str]
+) -> None:
+    words = [str(rows) if word == "rows.jsonl" else word for word in command]
+    done = tunery(home, *words, "--base", "tiny", "--device", "tpu")
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert done.stderr.startswith("error: device 'tpu' is none that Tunery runs on")
+
+
+def test_a_job_goes_on_as_it_began_and_what_differs_is_refused_by_name(
+    home: Home, registry: Registry, tiny_base: Base, rows: Path, tmp_path: Path
+) -> None:
+    careful = [word for word in QUICK if word != "--force"]
+    start = ("--base", "tiny", "--data", str(rows), "--name", "acme/support", "--alias", "production", *careful)
+    assert tunery(home, "train", *start, "--threads", "1").returncode == 9
+    (job,) = registry.jobs()
+    assert registry.home.jobs.joinpath(job.id, "manifest.json").read_text().count('"threads": 1') == 1
+    other = write_rows(tmp_path / "other.jsonl", 24)
+    asked = ("--method", "full", "--data", str(other), "--name", "acme/else", "--alias", "canary", "--set", "r=8", "--set", "seed=3",
+             "--allow", "pii")  # fmt: skip
+    refused = tunery(home, "train", "--resume", job.id, *asked, "--force")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    for line in (
+        "--method: the job has lora, full was asked for",
+        "--name: the job has acme/support, acme/else was asked for",
+        "--alias: the job has production, canary was asked for",
+        f"--data: the job has {rows}, {other} was asked for",
+        "--allow: the job has none, pii was asked for",
+        "--set r: the job has 4, 8 was asked for",
+        "--set seed: the job has 0, 3 was asked for",
+    ):
+        assert line in refused.stderr.splitlines()
+    wrong = tunery(home, "train", "--resume", job.id, "--set", "rr=3")
+    assert "unknown parameter 'rr'" in wrong.stderr
+    assert (registry.versions(), [each.state for each in registry.jobs()]) == ([], ["failed"])
+    copy = tmp_path / "copy.jsonl"
+    copy.write_bytes(rows.read_bytes())
+    same = ("--base", "tiny", "--data", str(copy), "--name", "acme/support", "--alias", "production", "--set", "r=4",
+            "--set", "precision=float32", "--set", "epochs=auto", "--device", "cpu", "--method", "lora")  # fmt: skip
+    done = tunery(home, "train", "--resume", job.id, *same, "--force")
+    assert done.returncode == 0, done.stderr
+    assert registry.resolve("acme/support@production").manifest["parameters"]["r"] == 4
 
 
 def test_a_broken_file_ends_with_two_and_every_bad_line(

@@ -47,7 +47,7 @@ def base_with(registry: Registry, tiny_base_folder: Path, tmp_path: Path) -> Cal
 
 @pytest.fixture
 def train(registry: Registry, tiny_base: Base, data: Path, events: list[dict[str, Any]]) -> Train:
-    """`train("lora", epochs=1)` trains acme/tiny and returns the version."""
+    """`train("lora", epochs=1)` trains acme/tiny and returns the version; `gates` asks them, whatever they find."""
     from tunery.plugins.training import TrainRequest
     from tunery.plugins.training import train as run
 
@@ -62,9 +62,10 @@ def train(registry: Registry, tiny_base: Base, data: Path, events: list[dict[str
         validation: Path | None = None,
         allow: tuple[str, ...] = (),
         base: Base | None = None,
+        gates: bool = False,
         **parameters: Any,
     ) -> Version:
-        plugins = load_plugins(allow=(), without=("gates",))
+        plugins = load_plugins(allow=(), without=() if gates else ("gates",))
         values = {"precision": "float32", "learning_rate": 0.01, "batch_size": 4, "eval_fraction": 0.2, **parameters}
         request = TrainRequest(
             adapter=adapter,
@@ -75,6 +76,7 @@ def train(registry: Registry, tiny_base: Base, data: Path, events: list[dict[str
             parent=parent,
             alias=alias,
             allow=allow,
+            force=gates,
             parameters=values,
         )
         chosen = read_parameters(plugins.trainer(method).parameters, values)

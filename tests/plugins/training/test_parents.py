@@ -100,6 +100,19 @@ def test_a_shape_that_the_parent_does_not_have_is_refused(
     with pytest.raises(InvalidInput, match=f"leave {name} out"):
         train("lora", adapter="acme/child", parent="acme/parent@1", **setting, **TINY_STEP)
     assert len(registry.versions()) == 1
+    assert len(registry.jobs()) == 1
+
+
+def test_the_manifest_says_the_shape_that_is_continued_and_the_default_may_not_be_asked_for(
+    train: Train, registry: Registry
+) -> None:
+    train("lora", adapter="acme/parent", r=4, alpha=8.0, target_modules=["q_proj"], **TINY_STEP)
+    child = train("lora", adapter="acme/child", parent="acme/parent@1", **TINY_STEP)
+    parameters = child.manifest["parameters"]
+    assert (parameters["r"], parameters["alpha"], parameters["target_modules"]) == (4, 8.0, ["q_proj"])
+    train("lora", adapter="acme/child", parent="acme/parent@1", r=4, target_modules=["q_proj"], **TINY_STEP)
+    with pytest.raises(InvalidInput, match="has r=4, r=16 was asked for; leave r out"):
+        train("lora", adapter="acme/child", parent="acme/parent@1", r=16, **TINY_STEP)
 
 
 def test_no_pair_goes_on_from_every_weight(train: Train, registry: Registry) -> None:

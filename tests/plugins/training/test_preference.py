@@ -24,7 +24,9 @@ from tunery.plugins.training.examples import Corpus, read_corpus
 from tunery.plugins.training.fused import rows as fused_rows
 from tunery.plugins.training.preference import Preference
 from tunery.registry import Base
+from tunery.registry.card import model_card
 from tunery.registry.errors import InvalidData, InvalidInput, JobPaused, TuneryError
+from tunery.registry.losses import loss_text, loss_unit
 from tunery.registry.registry import Registry
 
 CPU, FLOAT = torch.device("cpu"), torch.float32
@@ -236,6 +238,14 @@ def test_a_run_starts_at_log_2_and_learns_what_is_preferred(
     evaluated = [event for event in events if event["kind"] == "evaluated"]
     assert all({"preference_accuracy", "reward_margin"} <= set(event) for event in evaluated)
     assert not (registry.home.jobs / version.manifest["job"] / "reference.json").exists()
+    # Nowhere is this loss taken for nats.
+    assert {first["unit"], *(event["unit"] for event in evaluated), loss_unit(version)} == {"DPO loss per pair"}
+    assert "lowest held-out DPO loss per pair of" in version.manifest["checkpoint"]["why"]
+    report = registry.files(version)["report/report.md"].read_text()
+    assert "steps and evaluations are its DPO loss per pair" in report
+    assert "| step | held-out DPO loss per pair |" in report
+    assert loss_text(version).endswith(" DPO loss per pair")
+    assert "Losses are in DPO loss per pair" in model_card(version, base_model="tiny", repository="acme/tiny")
 
 
 def test_a_paused_run_goes_on_to_the_same_bits_and_a_rerun_too(train: Train, pairs: Path, registry: Registry) -> None:

@@ -11,7 +11,7 @@ import torch
 from tests.plugins.training.conftest import Train
 from tunery.plugins.training.batches import Example
 from tunery.plugins.training.objective import Supervised
-from tunery.plugins.training.preflight import _fitting, preflight
+from tunery.plugins.training.preflight import _fitting, _states, preflight
 from tunery.registry.errors import InvalidInput
 from tunery.registry.registry import Registry
 
@@ -48,6 +48,13 @@ def test_the_quote_is_of_the_run_and_nothing_is_left_behind(tiny_base_folder: Pa
     assert quote.tokens == 2 * sum(len(row.ids) for row in rows)
     assert quote.minutes > 0
     assert quote.peak_bytes > 10**7
+    narrow = preflight(
+        model, rows, parameters, objective=Supervised(), device=torch.device("cpu"), dtype=torch.bfloat16
+    )
+    trained = sum(parameter.numel() for parameter in model.parameters())
+    # The optimizer's moments, and the copy that is rounded for bfloat16, are there from the first step on only.
+    assert _states(model, torch.bfloat16) - _states(model, torch.float32) == 4 * trained
+    assert narrow.peak_bytes > 12 * trained
     assert torch.equal(torch.get_rng_state(), random)
     assert all(parameter.grad is None for parameter in model.parameters())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

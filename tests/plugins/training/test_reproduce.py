@@ -16,7 +16,7 @@ from tunery.plugins.testing import CHATML, write_rows
 from tunery.plugins.training import Reproduction, reproduce
 from tunery.plugins.training.manifest import differences
 from tunery.registry import Base, Version
-from tunery.registry.errors import NotFound
+from tunery.registry.errors import InvalidInput, NotFound
 from tunery.registry.registry import Registry
 
 
@@ -42,6 +42,11 @@ def test_files_are_found_by_content_wherever_they_are(
     moved = [shutil.move(path, tmp_path / f"moved-{path.name}") for path in (data, validation)]
     with pytest.raises(NotFound, match=r"rows\.jsonl .*val\.jsonl .*--data"):
         again(version, registry)
+    other = write_rows(tmp_path / "other.jsonl", 7, start=90)
+    jobs = len(registry.jobs())
+    with pytest.raises(InvalidInput, match=r"was not trained on .*other\.jsonl"):
+        again(version, registry, *map(Path, moved), other)
+    assert len(registry.jobs()) == jobs
     assert again(version, registry, *map(Path, reversed(moved))).same
 
 

@@ -19,8 +19,9 @@ from tunery.plugins.manager import load_plugins
 from tunery.plugins.testing import write_rows
 from tunery.plugins.training import resume
 from tunery.plugins.training.control import EVERY, ask
+from tunery.plugins.training.objective import Supervised
 from tunery.registry import Base
-from tunery.registry.errors import JobPaused
+from tunery.registry.errors import JobPaused, StorageFailed
 from tunery.registry.home import Home
 from tunery.registry.registry import Registry
 
@@ -45,12 +46,12 @@ class Jobs:
 
     def resume(self, job: str) -> None:
         done = self._tunery("train", "--resume", job)
-        out, error = done.communicate(timeout=120)
+        out, error = done.communicate(timeout=600)
         assert done.returncode == 0, error + out
 
     def tell(self, *words: str) -> None:
         done = self._tunery("jobs", *words)
-        out, error = done.communicate(timeout=60)
+        out, error = done.communicate(timeout=600)
         assert done.returncode == 0, error + out
 
     def job(self) -> str:
@@ -65,7 +66,7 @@ class Jobs:
         events = [json.loads(line) for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
         return max((event["step"] for event in events if event["kind"] == "step"), default=0)
 
-    def until(self, step: int, process: subprocess.Popen[str], seconds: float = 120) -> None:
+    def until(self, step: int, process: subprocess.Popen[str], seconds: float = 600) -> None:
         end = time.monotonic() + seconds
         while self.step() < step:
             assert process.poll() is None, process.communicate()
@@ -88,7 +89,7 @@ def jobs(home: Home, registry: Registry, tiny_base: Base, tmp_path: Path) -> Job
 @pytest.mark.parametrize("method", METHODS)
 def test_killed_at_a_random_step_and_resumed_the_adapter_is_the_same_to_the_bit(method: str, jobs: Jobs) -> None:
     whole = jobs.start(method)
-    out, error = whole.communicate(timeout=120)
+    out, error = whole.communicate(timeout=600)
     assert whole.returncode == 0, error + out
     (first,) = jobs.registry.versions()
     noise = random.Random(f"{method}/{os.getpid()}")
@@ -114,12 +115,12 @@ def test_a_paused_job_goes_on_where_it_was_and_a_second_process_may_not_join_in(
     jobs.until(3, process)
     second = subprocess.run(
         [sys.executable, "-m", "tunery.gateway.cli", "train", "--resume", jobs.job()],
-        env=jobs.environment, capture_output=True, text=True, timeout=60, check=False,
+        env=jobs.environment, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert second.returncode == 4
     assert "another process" in second.stderr
     jobs.tell("pause", jobs.job())
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=600)
     assert process.returncode == 8, error
     assert jobs.registry.job(jobs.job()).state == "paused"
     assert (jobs.home.jobs / jobs.job() / "checkpoint").is_dir()
@@ -149,16 +150,66 @@ def test_a_paused_and_resumed_run_is_the_same_to_the_bit(train: Train, registry:
 
 
 @pytest.mark.slow
-def test_a_cancelled_job_ends_within_two_seconds(jobs: Jobs) -> None:
-    process = jobs.start("lora", "--set", "max_steps=50000", "--set", "eval_every=0")
+def test_a_cancelled_job_ends_at_once_and_says_how_to_go_on(jobs: Jobs) -> None:
+    steps = 50_000
+    process = jobs.start("lora", "--set", f"max_steps={steps}", "--set", "eval_every=0")
     jobs.until(3, process)
     jobs.tell("cancel", jobs.job())
-    began = time.monotonic()
-    process.communicate(timeout=60)
-    assert time.monotonic() - began < 2
-    assert process.returncode != 0
+    out, error = process.communicate(timeout=600)
+    # Work and not time: whatever else the machine does, a tenth of the run was not waited for.
+    assert jobs.step() < steps // 10
+    assert (process.returncode, out) == (130, "")
+    last = error.splitlines()[-1]
+    assert last.startswith(f"error: {jobs.job()} was cancelled after step ")
+    assert last.endswith(f"go on with tunery train --resume {jobs.job()}")
+    assert "Aborted" not in error
     assert jobs.registry.job(jobs.job()).state == "cancelled"
     assert jobs.registry.versions() == []
+
+
+@pytest.mark.parametrize("becomes", [RuntimeError, StorageFailed, None])
+def test_a_cancelled_job_is_cancelled_whatever_the_interruption_becomes(
+    becomes: type[Exception] | None, train: Train, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Native code turns an interruption that lands in it into an error of its own, or swallows it."""
+    monkeypatch.setattr("tunery.plugins.training.control.AGAIN", 2)
+    loss, told = Supervised.loss, list[bool]()
+
+    def landed(self: Supervised, model: Any, batch: Any) -> Any:
+        if told:
+            return loss(self, model, batch)
+        try:
+            told.append(True)
+            ask(registry.home.jobs / registry.jobs()[0].id, "cancel")
+            while True:
+                time.sleep(0.01)
+        except KeyboardInterrupt:
+            if becomes is not None:
+                raise becomes("an error in a callback") from None
+            return loss(self, model, batch)
+
+    monkeypatch.setattr(Supervised, "loss", landed)
+    with pytest.raises(KeyboardInterrupt, match="was cancelled"):
+        train("lora", max_steps=100_000, eval_every=0, checkpoint_every=0)
+    assert registry.jobs()[0].state == "cancelled"
+    assert registry.versions() == []
+
+
+def test_a_job_that_ignores_interruptions_is_cancelled_all_the_same(train: Train, registry: Registry) -> None:
+    """A script's background jobs ignore SIGINT, so that Ctrl-C stops the script alone."""
+
+    def cancel(event: dict[str, Any]) -> None:
+        if event["kind"] == "step":
+            ask(registry.home.jobs / registry.jobs()[0].id, "cancel")
+            time.sleep(0.02)  # the fifty steps last longer than a look at what is asked
+
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with pytest.raises(KeyboardInterrupt, match="was cancelled"):
+            train("lora", report=cancel, max_steps=50, eval_every=0, checkpoint_every=0, report_rows=1)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert registry.jobs()[0].state == "cancelled"
 
 
 @pytest.mark.slow
@@ -170,7 +221,7 @@ def test_resuming_with_other_data_is_refused_and_says_what_differs(jobs: Jobs) -
     write_rows(jobs.rows, 41)
     done = subprocess.run(
         [sys.executable, "-m", "tunery.gateway.cli", "train", "--resume", jobs.job()],
-        env=jobs.environment, capture_output=True, text=True, timeout=60, check=False,
+        env=jobs.environment, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 2
     assert "data[0].sha256" in done.stderr

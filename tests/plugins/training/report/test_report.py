@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import struct
 import sys
 from collections.abc import Callable
 from datetime import datetime
@@ -23,7 +24,7 @@ from tunery.plugins.training.inputs import read_inputs
 from tunery.plugins.training.report import Report, Sample, build, read, summary, write
 from tunery.plugins.training.report.findings import RowLoss
 from tunery.plugins.training.report.page import page, samples_page
-from tunery.plugins.training.report.teller import Teller, curve
+from tunery.plugins.training.report.teller import Teller, history, speeds, steps_of
 from tunery.registry import Base, Version
 from tunery.registry.registry import Registry
 from tunery.registry.reports import LIMITS, report_files
@@ -85,7 +86,9 @@ def test_rows_and_samples_are_named_and_shown(train: Train, registry: Registry, 
         assert sample["line"] in held_out
         assert sample["outcome"] == "win"
     assert "### rows.jsonl:" in files["report/samples.md"].read_text()
-    assert files["report/loss.png"].read_bytes().startswith(b"\x89PNG")
+    picture = files["report/loss.png"].read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    assert struct.unpack(">II", picture[16:24]) == (1920, 1080)
     told = files["report/report.md"].read_text()
     assert "![Loss by step](loss.png)" in told
     assert "item " not in told, "the report itself holds no text of a row"
@@ -253,7 +256,13 @@ def test_a_line_that_a_crash_cut_short_is_passed_over(tmp_path: Path) -> None:
     lines = ['{"kind":"step","step":1,"loss":3.0}', '{"kind":"step","st{"kind":"started"}', "", "[]"]
     lines += ['{"kind":"step","step":2,"loss":2.0}', '{"kind":"step","step":2,"loss":2.5}', '{"kind":"ste']
     path.write_text("\n".join(lines))
-    assert curve(path) == [(1, 3.0), (2, 2.5)]
+    assert history(steps_of(path), "loss") == [(1, 3.0), (2, 2.5)]
+
+
+def test_speeds_are_of_a_stretch_of_steps() -> None:
+    steps = [{"step": 1 + n, "tokens": 100 * n, "seconds": 0.5 * n} for n in range(41)]
+    assert speeds(steps) == [(step, 200.0) for step in range(3, 42)]
+    assert speeds(steps[:1]) == speeds([{"step": 1, "loss": 2.0}] * 3) == []
 
 
 def test_texts_cannot_break_out_of_the_samples_page() -> None:
