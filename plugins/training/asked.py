@@ -91,7 +91,7 @@ def _same_files(asked: Sequence[Path], before: Sequence[str], entries: Sequence[
     if not asked:
         return None
     same = [str(path.absolute()) for path in asked] == list(before) or (
-        all(path.is_file() for path in asked)
+        all(path.exists() for path in asked)
         and [data_digest(path)[0] for path in asked] == [entry["sha256"] for entry in entries]
     )
     return list(before) if same else [str(path) for path in asked]
