@@ -164,7 +164,10 @@ def run_job(work: Callable[[Any, Any, Any, Report], T], threads: int | None = No
         with open_registry() as registry, _progress() as report:
             return work(training, plugins(), registry, report)
     except KeyboardInterrupt as stop:
-        raise JobCancelled(str(stop) or "interrupted before there was a job; nothing was changed") from stop
+        early = "interrupted before there was a job; nothing was changed"
+        raise JobCancelled(
+            str(stop) or (early if is_first() else "another process of this run was interrupted")
+        ) from stop
 
 
 def _check_file(path: Path) -> None:
