@@ -18,8 +18,9 @@ __all__ = ["Compiler"]
 
 log = logging.getLogger("tunery.engine")
 
-WORKERS, PER_TENANT = 4, 2
-"""Grammars compiled at once: in all, and of one tenant."""
+WORKERS, PER_TENANT = 8, 4
+"""Grammars compiled at once: in all, and of one tenant. Beside hostile ones a common one takes its milliseconds; behind them it would
+wait for seconds."""
 REFUSED = 256
 """Grammars that cannot be compiled, remembered with their errors."""
 

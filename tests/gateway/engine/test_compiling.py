@@ -9,13 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from tunery.gateway.engine.compiling import PER_TENANT, Compiler
+from tunery.gateway.engine import compiling
+from tunery.gateway.engine.compiling import Compiler
 from tunery.gateway.engine.constraint import Grammars
 from tunery.gateway.engine.grammar_trial import Trial, Trials
 from tunery.gateway.engine.messages import Constraint
 from tunery.registry.errors import InvalidInput, Unavailable
 
 VOCAB, EOS = 384, [2]
+PER_TENANT = 2
 SIMPLE = Constraint("json_schema", '{"type": "object", "properties": {"a": {"type": "integer"}}}')
 WAIT = 120
 
@@ -46,7 +48,8 @@ def trials(tiny_base_folder: Path) -> Iterator[Counted]:
 
 
 @pytest.fixture
-def compiler(trials: Counted, tiny_base_folder: Path) -> Compiler:
+def compiler(trials: Counted, tiny_base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Compiler:
+    monkeypatch.setattr(compiling, "PER_TENANT", PER_TENANT)
     trials.begun.clear()
     return Compiler(Grammars(tiny_base_folder, VOCAB, EOS), trials)
 
