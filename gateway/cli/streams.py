@@ -47,7 +47,7 @@ def check_arguments(arguments: Iterable[str]) -> None:
         if any("\ud800" <= character <= "\udfff" for character in text):
             shown = os.fsencode(text).decode("utf-8", "replace")
             raise InvalidInput(
-                f"{shown!r} is no text in this locale ({sys.getfilesystemencoding()}); set PYTHONUTF8=1 or LC_ALL=C.UTF-8"
+                f"{shown!r} is no text in this locale ({sys.getfilesystemencoding()}); set PYTHONUTF8=1 or LC_ALL=C.UTF-8, or rename it"
             )
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from html import escape
 from typing import Any
 
 from tunery.plugins.data.check import DataReport, Finding
+from tunery.plugins.hookspecs import Severity
 
 __all__ = ["to_html"]
 
@@ -22,14 +22,16 @@ code { font: 13px ui-monospace, monospace }
   .error { color: #ff7b8b } .warning { color: #e9b44c } .info { color: #8fb8e6 }
 }
 """
-_NAMES = {"error": "error", "warning": "warning", "info": "note"}
+_NAMES: dict[Severity, str] = {"error": "error", "warning": "warning", "info": "note"}
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
 def to_html(report: DataReport) -> str:
-    """The page; every finding is on it."""
-    counts = Counter(_NAMES[finding.severity] for finding in report.findings)
-    summary = ", ".join(f"{counts[name]} {name}{'s' * (counts[name] != 1)}" for name in _NAMES.values())
+    """The page; every finding that the report describes is on it, and how many more there are."""
+    counts = {name: report.count(severity) for severity, name in _NAMES.items()}
+    summary = ", ".join(f"{count} {name}{'s' * (count != 1)}" for name, count in counts.items())
+    if (more := sum(counts.values()) - len(report.findings)) > 0:
+        summary += f"; {more} of them are counted only, as they are like others here"
     rows = "".join(map(_row, report.findings))
     head = "<tr><th>place</th><th>rule</th><th>what and how to fix it</th></tr>"
     findings = f"<table><thead>{head}</thead><tbody>{rows}</tbody></table>" if rows else "<p>Nothing was found.</p>"

@@ -88,7 +88,7 @@ def _refusal(errors: Sequence[Finding], count: int, command: str, outcome: str) 
     rule = errors[0].rule
     lines = [str(finding) for finding in errors[:_SHOWN]]
     if count > _SHOWN:
-        lines.append(f"and {count - _SHOWN} more; {command} shows all")
+        lines.append(f"and {count - _SHOWN} more; {command} shows more")
     passable = [name for name in dict.fromkeys(finding.rule for finding in errors) if name not in UNREADABLE]
     if passable:
         lines.append(f"mend the rows; where they are meant so: {' '.join(f'--allow {name}' for name in passable)}")

@@ -7,22 +7,19 @@ from typing import Any
 
 __all__ = ["with_json_columns", "without_nulls"]
 
-_STRUCTURED = (
-    "messages", "tools", "conversations", "history", "input", "prompt", "chosen", "rejected", "preferred_output",
-    "non_preferred_output", "preferred_completion", "non_preferred_completion",
+_MESSAGES = (
+    "messages", "prompt", "chosen", "rejected", "preferred_output", "non_preferred_output", "preferred_completion",
+    "non_preferred_completion",
 )  # fmt: skip
+_LISTS = ("tools", "conversations", "history")
 _KEPT_EMPTY = ("arguments", "parameters", "properties")
 """What an object without fields means something in: a function that takes nothing."""
 
 
 def with_json_columns(row: dict[str, Any]) -> dict[str, Any]:
     """The row with messages, functions and turns that are written as JSON inside a text read; other texts stay texts."""
-    for name in _STRUCTURED:
-        if (
-            isinstance(text := row.get(name), str)
-            and text[:1] in ("[", "{")
-            and (value := _structure(text)) is not None
-        ):
+    for name, text in row.items():
+        if isinstance(text, str) and text[:1] in ("[", "{") and (value := _structure(name, text)) is not None:
             row[name] = value
     return row
 
@@ -37,14 +34,20 @@ def without_nulls(value: Any) -> Any:
     return value
 
 
-def _structure(text: str) -> Any:
-    """The objects that a text holds as JSON; None where it holds anything else, such as a text that begins with a bracket."""
+def _structure(name: str, text: str) -> Any:
+    """What a column's text holds as JSON, if that is what the column is for; None for any other text in brackets, which is text."""
+    if name not in (*_MESSAGES, *_LISTS, "input"):
+        return None
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    return value if isinstance(value, dict) or (isinstance(value, list) and all(map(_is_part, value))) else None
+    if name == "input":
+        return value if isinstance(value, dict) and "messages" in value else None
+    if not isinstance(value, list) or (name in _MESSAGES and not (value and all(map(_is_message, value)))):
+        return None
+    return value
 
 
-def _is_part(value: Any) -> bool:
-    return isinstance(value, dict | list)
+def _is_message(value: Any) -> bool:
+    return isinstance(value, dict) and "role" in value

@@ -12,6 +12,7 @@ import pytest
 
 from tests.gateway.cli.test_adapters import filled, tunery
 from tests.plugins.data.test_checks import chat
+from tunery.plugins.bases.resolve import base_digest
 from tunery.registry import Base
 from tunery.registry.home import Home
 from tunery.registry.registry import Registry
@@ -120,3 +121,10 @@ def test_what_a_locale_cannot_read_is_refused_before_anything_is_done(filled: Ho
     assert b"set PYTHONUTF8=1" in done.stderr
     assert b"gr\\u00f6\\u00dfer" in done.stderr
     assert tunery(filled, "adapters", "history", "acme/support").stdout == ""
+
+
+def test_a_base_has_the_same_digest_under_every_locale(home: Home, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<｜end｜>"}, ensure_ascii=False), "utf-8")
+    code = "import sys; from pathlib import Path; from tunery.plugins.bases.resolve import base_digest; print(base_digest(Path(sys.argv[1])))"
+    done = run(home, "locale", "-c", code, str(tmp_path))
+    assert done.stdout.decode().strip() == base_digest(tmp_path), done.stderr

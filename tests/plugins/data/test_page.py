@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from tests.plugins.data.test_checks import chat, check
-from tunery.plugins.data.check import DataReport
+from tunery.plugins.data.check import KEPT, DataReport
 from tunery.plugins.data.page import to_html
 
 EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>&lt;\u202e\u0007"
@@ -30,3 +30,8 @@ def test_a_page_without_findings_says_so() -> None:
     assert "Nothing was found." in page
     assert "a&amp;b.jsonl" in page
     assert "0 errors, 0 warnings, 0 notes" in page
+
+
+def test_what_is_only_counted_is_said(tmp_path: Path) -> None:
+    page = to_html(check(tmp_path, *[{"prompt": "a"}] * (KEPT + 7)))
+    assert f"{KEPT + 8} errors, 0 warnings, 0 notes; 7 of them are counted only" in page

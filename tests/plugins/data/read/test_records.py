@@ -116,8 +116,14 @@ def test_cells_that_are_empty_and_an_index_are_absent_and_json_in_cells_is_read(
     path = tmp_path / "rows.csv"
     path.write_text(as_csv([{"": 0, "messages": json.dumps(messages), "tools": "", "note": "[draft]"}]))
     assert read(path) == [{"messages": messages, "note": "[draft]"}]
-    path.write_text("prompt,completion\n[1] what?,{x}\n\n")
-    assert read(path) == [{"prompt": "[1] what?", "completion": "{x}"}]
+    path.write_text("prompt,completion\n[1] what?,{x}\n\n[],{}\n")
+    assert read(path) == [{"prompt": "[1] what?", "completion": "{x}"}, {"prompt": "[]", "completion": "{}"}]
+    plain = {"instruction": "[]", "input": json.dumps({"a": 1}), "output": json.dumps([{"a": 1}])}
+    path.write_text(as_csv([plain]))
+    assert read(path) == [plain]
+    openai = {"input": {"messages": messages[:1]}, "preferred_output": messages[1:], "tools": [{"type": "function"}]}
+    path.write_text(as_csv([{name: json.dumps(value) for name, value in openai.items()}]))
+    assert read(path) == [openai]
 
 
 def test_fields_that_only_other_rows_of_a_table_have_are_absent(tmp_path: Path) -> None:
