@@ -44,7 +44,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}}),
     ("llama", {"rope_parameters": YARN, "attention_bias": True, "mlp_bias": True}),
     ("phi3", {"rope_parameters": LONGROPE, "original_max_position_embeddings": 64}),
-    ("phimoe", {"sliding_window": 64}),
+    ("phimoe", {"sliding_window": None}),
     ("llama4_text", {"attention_chunk_size": 64, "floor_scale": 16, "attn_temperature_tuning": True}),
     ("gemma2", {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 5.0}),
     ("gpt_neox", {"use_parallel_residual": False, "attention_bias": False}),
@@ -104,6 +104,18 @@ def test_it_is_served_exactly_when_quantized(tmp_path: Path, kind: str, quant: s
     model = load_plain(EngineConfig(base_folder=str(base), base_name="tiny", base_digest="0", **settings))
     engine = Engine.on(base, **settings)
     check(said(engine, PROMPTS, [None] * len(PROMPTS)), expected(model, PROMPTS), quant)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("quant", ["nf4", "int8"])
+@pytest.mark.parametrize("kind", sorted(EXACT))
+def test_every_architecture_is_served_exactly_when_quantized(tmp_path: Path, kind: str, quant: str) -> None:
+    base = make_any_base(tmp_path / "base", kind)
+    settings: dict[str, Any] = {"quant": quant, "dtype": "float32", "kernels": "torch"}
+    model = load_plain(EngineConfig(base_folder=str(base), base_name="tiny", base_digest="0", **settings))
+    engine = Engine.on(base, **settings)
+    prompts = tuple(one[: engine.core.model.context_length - 1] for one in PROMPTS)
+    check(said(engine, prompts, [None] * len(prompts)), expected(model, prompts), quant)
 
 
 def test_every_causal_decoder_is_exact_or_refused_with_a_reason() -> None:

@@ -64,7 +64,7 @@ _SHARED = {
 _BOTH = {**_WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
 PARTICULAR: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("axk1", "deepseek_v2", "deepseek_v3", "glm4_moe_lite", "minicpm3", "youtu"), _ALL_HEADS),
-    **dict.fromkeys(("ministral", "mistral", "mixtral", "phi3", "phimoe", "starcoder2"), _WINDOW),
+    **dict.fromkeys(("ministral", "mistral", "mixtral", "phi3", "starcoder2"), _WINDOW),
     **dict.fromkeys(("qwen2", "qwen3", "qwen2_moe", "qwen3_moe"), _SOME_WINDOWS),
     **dict.fromkeys(("dots1", "laguna", "mellum"), _BOTH),
     "ministral3": {
@@ -87,6 +87,8 @@ PARTICULAR: dict[str, dict[str, Any]] = {
         "activation_sparsity_pattern": [0.5, 0.5, 0.0, 0.0],
     },
     "gemma4_text": {**_SHARED, "global_head_dim": 32},
+    # Its context ends with its window.
+    "phimoe": {"sliding_window": 64},
     "smollm3": {"no_rope_layer_interval": 2},
 }
 """What a class must be told besides, or says of itself only in large."""

@@ -70,6 +70,6 @@ def test_what_would_not_be_served_is_not_trained(
 
 
 def test_rows_longer_than_what_is_served_are_refused(run: Run, registry: Registry) -> None:
-    with pytest.raises(InvalidInput, match=r"at most 12 tokens.* set max_length=12 or less"):
+    with pytest.raises(InvalidInput, match=r"at most 64 tokens.* set max_length=64 or less"):
         run("phimoe", "lora")
     assert not registry.versions()
