@@ -34,7 +34,7 @@ def draw(report: Report, path: Path, *, rates: Points = (), speeds: Points = ())
     _losses(report, upper)
     _course(lower, rates, speeds)
     lower.set_xlabel("step", fontsize=15)
-    # No date and no program: the same run gives the same picture.
+    # No date and no program: the same figures give the same picture.
     figure.savefig(path, format="png", metadata={"Software": None})
     return None
 

@@ -214,8 +214,11 @@ def test_a_resumed_job_gives_the_same_report(train: Train, registry: Registry) -
         {entry.path: entry.sha256 for entry in version.files if entry.path.startswith("report/")}
         for version in (whole, again)
     ]
-    assert reports[0] == reports[1]
     assert set(reports[0]) == set(LIMITS)
+    # The picture shows how fast the steps were, which is never the same.
+    assert reports[0].pop("report/loss.png")
+    assert reports[1].pop("report/loss.png")
+    assert reports[0] == reports[1]
 
 
 def test_a_report_changes_nothing_that_is_trained(train: Train, registry: Registry) -> None:
