@@ -46,6 +46,7 @@ bench: setup
 	tail -n 40 build/bench/docs.jsonl > build/bench/held-out.jsonl
 	$(BIN)/tunery bench train --method lora --method qlora --data build/bench/train.jsonl --held-out build/bench/held-out.jsonl \
 	  --steps 45 --set schedule=linear --set warmup=0 $(if $(PEER),--peer '$(PEER)') --json > build/bench/train.json
+	$(BIN)/tunery bench neighbours --data build/bench/train.jsonl --json > build/bench/neighbours.json
 
 soak: setup
 	$(BIN)/python -m pytest -m soak -s

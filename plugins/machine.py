@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from pathlib import Path
 from typing import Any
+
+from tunery.plugins.threads import available_cores
 
 __all__ = ["describe_machine"]
 
@@ -20,7 +21,7 @@ def describe_machine(device: str) -> dict[str, Any]:
         "device": device,
         "processor": _line("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
         "features": [flag for flag in FLAGS if flag in (_line("/proc/cpuinfo", "flags") or "").split()],
-        "cores": os.cpu_count(),
+        "cores": available_cores(),
         "memory": _line("/proc/meminfo", "MemTotal"),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name(device) if device.startswith("cuda") else None,

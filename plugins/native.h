@@ -26,8 +26,18 @@ static inline int supported(void) {
 #define NATIVE 1
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma,avx2")
 #include <immintrin.h>
+#include <omp.h>
 
 #define INLINE static inline __attribute__((always_inline))
+
+/* Most threads of a parallel region, 0 for as many as OpenMP would take; set by another thread while kernels run. Each library defines it. */
+extern int tunery_thread_limit;
+
+/* Threads of the parallel region that follows. */
+INLINE int team(void) {
+    const int most = omp_get_max_threads(), limit = __atomic_load_n(&tunery_thread_limit, __ATOMIC_RELAXED);
+    return limit > 0 && limit < most ? limit : most;
+}
 
 typedef uint16_t bf16;
 

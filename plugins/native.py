@@ -1,4 +1,7 @@
-"""Owns opening libraries of native kernels, which are built with the package where there is a compiler; refuses CPUs they do not fit."""
+"""Open libraries of native kernels, which are built with the package where there is a compiler, and bound their threads.
+
+A library is refused, with the reason, where it was not built or does not fit the CPU.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,12 @@ from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import TypeVar
 
-__all__ = ["open_kernels"]
+__all__ = ["limit_kernel_threads", "open_kernels"]
 
 T = TypeVar("T")
+
+_libraries: list[ctypes.CDLL] = []
+_limit = 0
 
 
 def open_kernels(folder: Path, bind: Callable[[ctypes.CDLL], T]) -> T | str:
@@ -24,6 +30,23 @@ def open_kernels(folder: Path, bind: Callable[[ctypes.CDLL], T]) -> T | str:
     try:
         library = ctypes.CDLL(str(paths[0]))
         library.tunery_supported.restype = c_int
-        return bind(library) if library.tunery_supported() else "this CPU lacks AVX-512 with BF16"
+        if not library.tunery_supported():
+            return "this CPU lacks AVX-512 with BF16"
+        library.tunery_limit_threads.argtypes, library.tunery_limit_threads.restype = [c_int], None
+        bound = bind(library)
     except (OSError, AttributeError) as error:
         return f"{paths[0].name} cannot be used ({error}); install Tunery anew"
+    _libraries.append(library)
+    library.tunery_limit_threads(_limit)
+    return bound
+
+
+def limit_kernel_threads(limit: int) -> None:
+    """Let parallel regions of every open library take at most `limit` threads, 0 for no bound; regions that run go on as they are.
+
+    Results do not change: every element of a kernel is computed by one thread in one order.
+    """
+    global _limit
+    _limit = limit
+    for library in _libraries:
+        library.tunery_limit_threads(limit)

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from tunery.plugins.allocator import tune_allocator
-from tunery.plugins.quiet import hush
+from tunery.plugins.compute import prepare_compute
 
 __all__ = ["main"]
 
@@ -22,8 +21,7 @@ ADAPTERS = 32
 
 def main() -> None:
     """Measure and print."""
-    tune_allocator()
-    hush()
+    prepare_compute()
     import safetensors.torch
     import torch
 

@@ -70,6 +70,9 @@ _PLAIN: dict[str, tuple[float, float, bool]] = {
     "gap": (2.0, 1.2, True),
     "memory": (1.3, 1.1, True),
     "start": (8.0, 4.0, True),
+    "decode_beside_busy": (0.5, 0.75, False),
+    "training_beside_busy": (0.5, 0.75, False),
+    "gap_beside_huge_prompts": (2.0, 1.2, True),
 }
 # Rows against other systems: the row, its figure, the systems, their workload, their figure, least, goal.
 _AGAINST: tuple[tuple[str, str, str, tuple[int, int], str, float, float], ...] = (

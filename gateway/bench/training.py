@@ -36,6 +36,7 @@ class TrainingWorkload(msgspec.Struct, frozen=True, kw_only=True):
     batch: int
     settings: tuple[str, ...] = ()
     device: str = "cpu"
+    threads: int = 0
 
 
 def compare(
@@ -88,6 +89,7 @@ def _ours(workload: TrainingWorkload, method: str) -> list[str]:
         method,
     ]
     command += ["--data", str(workload.data), "--steps", str(workload.steps), "--device", workload.device, "--json"]
+    command += ["--threads", str(workload.threads)]
     command += ["--held-out", str(workload.held_out)] if workload.held_out else []
     for setting in workload.settings:
         command += ["--set", setting]

@@ -9,7 +9,9 @@ import rich_click as click
 
 from tunery.gateway.cli.context import open_registry, plugins, print_json, say
 from tunery.gateway.cli.train import parse_settings
+from tunery.plugins.compute import prepare_compute
 from tunery.plugins.quantization import Quant
+from tunery.plugins.quiet import hush
 from tunery.registry.errors import InvalidInput
 from tunery.registry.home import Home
 
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
 __all__ = ["bench"]
 
 base_option = click.option("--base", default="smollm2-135m", show_default=True, help="The base.")
+threads_option = click.option(
+    "--threads", type=click.IntRange(0), default=0, help="Threads that compute; 0 for all usable cores.  [default: 0]"
+)
 
 
 @click.group()
@@ -38,6 +43,7 @@ def bench() -> None:
 @click.option("--quant", type=click.Choice(get_args(Quant)), default="nf4", show_default=True)
 @click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), default="bfloat16", show_default=True)
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda …")
+@threads_option
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--suite", is_flag=True, help="Every figure of docs/performance.md instead of one workload; minutes.")
 @click.option(
@@ -56,12 +62,13 @@ def serve(
     peers: Path | None,
     plot: Path | None,
     as_json: bool,
+    threads: int,
     **workload: int,
 ) -> None:
     """Decode and prefill speed of a batch whose requests use different adapters."""
     if not suite and (peers or plot):
         raise InvalidInput("--peers and --plot go with --suite")
-    _prepare()
+    prepare_compute(threads)
     import msgspec
 
     from tunery.gateway.engine.config import EngineConfig
@@ -70,7 +77,14 @@ def serve(
     with open_registry() as registry:
         found = resolve_base(base, registry=registry, plugins=plugins(), say=say)
     given = {"base_folder": found.path, "base_name": found.name, "base_digest": found.digest}
-    size = {"quant": quant, "dtype": dtype, "device": device, "max_batch": workload["batch"], "adapter_budget": 1 << 40}
+    size = {
+        "quant": quant,
+        "dtype": dtype,
+        "device": device,
+        "threads": threads,
+        "max_batch": workload["batch"],
+        "adapter_budget": 1 << 40,
+    }
     kept = {"cache_folder": str(Home.from_env().packed)}
     config = msgspec.convert(given | size | kept, EngineConfig)
     if suite:
@@ -108,6 +122,7 @@ def _suite(config: EngineConfig, peers: Path | None, plot: Path | None, as_json:
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A parameter of the trainer.")
 @click.option("--peer", metavar="COMMAND", help="Another system's command, measured in the same run and compared with.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda …")
+@threads_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def train(
     base: str,
@@ -118,17 +133,20 @@ def train(
     settings: tuple[str, ...],
     peer: str | None,
     device: str,
+    threads: int,
     as_json: bool,
 ) -> None:
     """Training speed in useful tokens (padding not counted) per second, and peak memory."""
-    _prepare()
+    alone = peer is None and len(methods) == 1
+    # Other systems are measured in processes of their own, which must not inherit what is set for this one.
+    prepare_compute(threads) if alone else hush()
     from tunery.plugins.bases.resolve import resolve_base
 
     loaded = plugins()
     with open_registry() as registry:
         found = resolve_base(base, registry=registry, plugins=loaded, say=say)
     values: dict[str, Any] = {**parse_settings(settings), "max_steps": steps}
-    if peer is None and len(methods) == 1:
+    if alone:
         from tunery.plugins.training.bench import bench_train
 
         _print(bench_train(found, methods[0], values, data, held_out, plugins=loaded, device=device), as_json)
@@ -146,6 +164,7 @@ def train(
         batch=read_parameters(loaded.trainer(methods[0]).parameters, values).batch_size,
         settings=settings,
         device=device,
+        threads=threads,
     )
     figures = compare(workload, methods, peer, say)
     if as_json:
@@ -154,12 +173,23 @@ def train(
         click.echo(table(figures, peer=peer is not None))
 
 
-def _prepare() -> None:
-    from tunery.plugins.allocator import tune_allocator
-    from tunery.plugins.quiet import hush
+@bench.command("neighbours")
+@base_option
+@click.option(
+    "--data", type=click.Path(path_type=Path, exists=True, dir_okay=False), required=True, help="Rows to train on."
+)
+@click.option("--busy", type=click.IntRange(1), default=1, show_default=True, help="Processes that take a core each.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def neighbours(base: str, data: Path, busy: int, as_json: bool) -> None:
+    """What others cost: decoding and training beside busy processes, a stream beside huge prompts."""
+    from tunery.gateway.bench import report
+    from tunery.gateway.bench.machine import describe
+    from tunery.gateway.bench.neighbours import measure_neighbours
 
-    tune_allocator()
-    hush()
+    rows = measure_neighbours(base, data, busy=busy, say=say)
+    bars = report.judge(rows, [])
+    tables = f"{report.rows_table(rows)}\n\n{report.bars_table(bars)}"
+    click.echo(report.as_json(rows, bars, describe()) if as_json else tables)
 
 
 def _print(result: dict[str, Any], as_json: bool) -> None:

@@ -37,7 +37,7 @@ __all__ = ["serve"]
 @click.option(
     "--prefix-cache/--no-prefix-cache", default=None, help="Keep what prompts have in common.  [default: prefix-cache]"
 )
-@click.option("--threads", type=int, help="Threads of the engine; 0 for all.  [default: 0]")
+@click.option("--threads", type=int, help="Threads of the engine; 0 for all usable cores.  [default: 0]")
 @click.option("--drain-seconds", type=int, help="How long running requests may take after SIGTERM.  [default: 30]")
 @click.option("--access-log", is_flag=True, default=None, help="One line of JSON per request on stderr.")
 def serve(**given: Any) -> None:

@@ -131,11 +131,9 @@ def parse_settings(settings: Sequence[str]) -> dict[str, str]:
 
 def run_job(work: Callable[[Any, Any, Any, Report], T]) -> T:
     """Run a job with the allocator tuned before torch is there, and progress on stderr."""
-    from tunery.plugins.allocator import tune_allocator
-    from tunery.plugins.quiet import hush
+    from tunery.plugins.compute import prepare_compute
 
-    tune_allocator()
-    hush()
+    prepare_compute()
     from tunery.plugins import training
 
     with open_registry() as registry, _progress() as report:

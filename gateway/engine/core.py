@@ -38,6 +38,7 @@ from tunery.gateway.engine.sampler import sample, score
 from tunery.gateway.engine.scheduler import Scheduler
 from tunery.gateway.engine.sequence import Sequence
 from tunery.gateway.engine.step import Output, Scheduled, lay_out
+from tunery.plugins.threads import follow_governor
 from tunery.registry.errors import InvalidInput, TuneryError
 
 __all__ = ["EngineCore"]
@@ -129,6 +130,7 @@ class EngineCore:
 
     def step(self) -> None:
         """One turn of the loop: take in loads, admit, run the model once, and report the tokens it chose."""
+        follow_governor()
         if self.residency.poll():
             self.report()
         self._preload()

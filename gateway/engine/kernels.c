@@ -12,8 +12,11 @@
 /* Whether this CPU has the instructions that the rest is compiled to. */
 int tunery_supported(void) { return supported(); }
 
+int tunery_thread_limit = 0;
+
+void tunery_limit_threads(int limit) { __atomic_store_n(&tunery_thread_limit, limit, __ATOMIC_RELAXED); }
+
 #ifdef NATIVE
-#include <omp.h>
 
 #define PANEL 48   /* columns of a panel: three vectors */
 #define BLOCK 8    /* rows of a tile: 8 x 3 accumulators */
@@ -473,7 +476,7 @@ void tunery_linear(const struct weight *w, int64_t targets, const void *x, int64
     int64_t all = 0, places = 0;
     for (int64_t t = 0; t < targets; t++) all += w[t].panels;
     for (int64_t g = 0; g < count; g++) places += segments[g].end - segments[g].start;
-#pragma omp parallel
+#pragma omp parallel num_threads(team())
     {
         int64_t threads = omp_get_num_threads(), me = omp_get_thread_num(), tiles = (places + 3) / 4;
         const struct part part = {all * me / threads, all * (me + 1) / threads, tiles * me / threads * 4, least(tiles * (me + 1) / threads * 4, places)};
@@ -503,7 +506,7 @@ void tunery_embed(const struct weight *w, const int64_t *tokens, int64_t n, floa
 
 /* h[rows][size] += delta (when given), then out = h / rms(h) * gain (arXiv 1910.07467). */
 void tunery_norm(float *h, const float *delta, int64_t ds, int64_t rows, int64_t size, const float *gain, double epsilon, void *out, int64_t wide) {
-#pragma omp parallel for schedule(static) if (rows > 16)
+#pragma omp parallel for num_threads(team()) schedule(static) if (rows > 16)
     for (int64_t i = 0; i < rows; i++) {
         float *row = h + i * size;
         __m512 sum = _mm512_setzero_ps();
@@ -528,7 +531,7 @@ void tunery_norm(float *h, const float *delta, int64_t ds, int64_t rows, int64_t
 
 /* out[rows][size] = silu(y[:, :size]) * y[:, offset : offset + size] (SwiGLU, arXiv 2002.05202). */
 void tunery_swiglu(const float *y, int64_t ys, int64_t offset, int64_t rows, int64_t size, void *out, int64_t wide) {
-#pragma omp parallel for schedule(static) if (rows > 2)
+#pragma omp parallel for num_threads(team()) schedule(static) if (rows > 2)
     for (int64_t i = 0; i < rows; i++)
         for (int64_t k = 0; k < size; k += 16) {
             __mmask16 live = size - k >= 16 ? 0xffff : (1u << (size - k)) - 1;
@@ -542,7 +545,7 @@ void tunery_swiglu(const float *y, int64_t ys, int64_t offset, int64_t rows, int
 
 /* Of each row of logits [rows][ls], the index of its largest of `size` values and the logarithm of its sum of exponentials. */
 void tunery_peaks(const float *logits, int64_t ls, int64_t rows, int64_t size, int64_t *best, float *log_z) {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for num_threads(team()) schedule(static)
     for (int64_t i = 0; i < rows; i++) {
         const float *row = logits + i * ls;
         __m512 top = _mm512_set1_ps(-INFINITY), sum = _mm512_setzero_ps();
@@ -599,7 +602,7 @@ INLINE void head_in(const float *y, int64_t size, const float *norm, double epsi
 void tunery_rotate(const float *y, int64_t ys, int64_t ko, int64_t vo, int64_t rows, int64_t heads, int64_t kv_heads, int64_t size,
                    const float *q_norm, const float *k_norm, double epsilon, const float *cosine, const float *sine, const int64_t *positions,
                    const int64_t *slots, void *q, void *keys, void *values, int64_t wide) {
-#pragma omp parallel for schedule(static) if (rows > 2)
+#pragma omp parallel for num_threads(team()) schedule(static) if (rows > 2)
     for (int64_t i = 0; i < rows; i++) {
         float head[size];
         const float *c = cosine + positions[i] * size / 2, *s = sine + positions[i] * size / 2;
@@ -761,7 +764,7 @@ void tunery_attend(const struct span *spans, int64_t count, const void *q, const
         if (spans[s].length > longest) longest = spans[s].length;
         tiles += ((spans[s].end - spans[s].start) * group + ATTEND - 1) / ATTEND * kv_heads;
     }
-#pragma omp parallel
+#pragma omp parallel num_threads(team())
     {
         float *p = aligned_alloc(64, ATTEND * ((longest + PAGE - 1) / PAGE * PAGE) * sizeof(float));
         int64_t s = 0, before = 0;

@@ -21,9 +21,8 @@ import msgspec
 from tunery.gateway.engine.config import EngineConfig
 from tunery.gateway.engine.messages import Command, Shutdown
 from tunery.gateway.engine.wire import CommandReader, EventWriter
-from tunery.plugins.allocator import tune_allocator
+from tunery.plugins.compute import prepare_compute
 from tunery.plugins.parent import die_with_parent
-from tunery.plugins.quiet import hush
 from tunery.registry.errors import TuneryError
 
 if TYPE_CHECKING:
@@ -45,9 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # A signal to the whole group (Ctrl-C, a service manager) must not cut a drain short: the gateway decides when the engine ends.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    tune_allocator()
-    hush()
     config = msgspec.json.decode(options.config, type=EngineConfig)
+    prepare_compute(config.threads)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.connect(options.socket)
         try:
@@ -62,12 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _serve(config: EngineConfig, connection: socket.socket) -> None:
     """Load the base, say so, and loop."""
-    import torch
-
     from tunery.gateway.engine.core import EngineCore
 
-    if config.threads:
-        torch.set_num_threads(config.threads)
     writer = EventWriter(connection)
     core = EngineCore(config, writer.write)
     core.warm_up()

@@ -6,7 +6,6 @@ the files. Nothing of a line is kept but its notes and findings. Importing this 
 
 from __future__ import annotations
 
-import os
 import pickle
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,6 +23,7 @@ from tunery.plugins.data.renderer import Renderer
 from tunery.plugins.data.rows import iter_lines
 from tunery.plugins.hookspecs import CheckInfo, FormatInfo
 from tunery.plugins.manager import load_entrypoint
+from tunery.plugins.threads import available_cores
 from tunery.registry.errors import Unavailable
 
 if TYPE_CHECKING:
@@ -199,7 +199,7 @@ def _chunks(paths: Sequence[Path], labels: Sequence[str], held_out: Sequence[boo
 def _processes(work: _Work, paths: Sequence[Path], wanted: int | None) -> int:
     """How many processes to examine lines in; 1 is this one: for small files, formats that cannot be sent to another, and where this
     process may start none."""
-    number = wanted or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    number = wanted or available_cores()
     if (
         number < 2
         or current_process().daemon

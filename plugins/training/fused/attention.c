@@ -124,7 +124,7 @@ INLINE int64_t padded_to(int64_t n) { return (n + PADDED - 1) / PADDED * PADDED;
 /* Causal attention of each row to what it sees: q, out [T][heads][size], k, v [T][groups][size], size a multiple of PADDED. */
 void tunery_attend(const bf16 *q, const bf16 *k, const bf16 *v, bf16 *out, bf16 *shares, const struct rows *rows, double scale) {
     const int64_t heads = rows->heads, groups = rows->groups, size = rows->size, wide = heads * size, narrow = groups * size;
-#pragma omp parallel for schedule(dynamic)
+#pragma omp parallel for num_threads(team()) schedule(dynamic)
     for (int64_t item = 0; item < rows->count * groups; item++) {
         const int64_t row = item / groups, group = item % groups, start = rows->start[row], length = rows->length[row];
         const int64_t known = rows->seen[row], before = known - length, padded = padded_to(known);
@@ -172,7 +172,7 @@ void tunery_attend_backward(const bf16 *slope, const bf16 *q, const bf16 *k, con
     const int64_t heads = rows->heads, groups = rows->groups, size = rows->size, wide = heads * size, narrow = groups * size;
     const int64_t last = rows->count - 1, whole = (rows->first[last] + rows->seen[last]) * narrow;
     float *found = aligned_alloc(64, (size_t)(2 * whole * 4));
-#pragma omp parallel for schedule(dynamic)
+#pragma omp parallel for num_threads(team()) schedule(dynamic)
     for (int64_t item = 0; item < rows->count * groups; item++) {
         const int64_t row = item / groups, group = item % groups, start = rows->start[row], length = rows->length[row];
         const int64_t known = rows->seen[row], before = known - length, padded = padded_to(known), asked = padded_to(length);
@@ -215,7 +215,7 @@ void tunery_attend_backward(const bf16 *slope, const bf16 *q, const bf16 *k, con
         free(scores);
         free(sums);
     }
-#pragma omp parallel for schedule(dynamic)
+#pragma omp parallel for num_threads(team()) schedule(dynamic)
     for (int64_t item = 0; item < 2 * groups; item++) {
         if (item < groups) gather(found, rows, item, by_k);
         else gather(found + whole, rows, item - groups, by_v);

@@ -8,10 +8,14 @@
 /* Whether this CPU has the instructions that the kernels are compiled to. */
 int tunery_supported(void) { return supported(); }
 
+int tunery_thread_limit = 0;
+
+void tunery_limit_threads(int limit) { __atomic_store_n(&tunery_thread_limit, limit, __ATOMIC_RELAXED); }
+
 #ifdef NATIVE
 /* y = weight * x / root(mean(x^2) + eps). x, y [rows][width]; weight float32 [width]; scale float32 [rows] keeps the inverse root. */
 void tunery_norm(const bf16 *x, const float *weight, bf16 *y, float *scale, int64_t rows, int64_t width, double eps) {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for num_threads(team()) schedule(static)
     for (int64_t row = 0; row < rows; row++) {
         const bf16 *from = x + row * width;
         __m512 sum = _mm512_setzero_ps();
@@ -32,7 +36,7 @@ void tunery_norm(const bf16 *x, const float *weight, bf16 *y, float *scale, int6
 /* The gradient of tunery_norm, added to `carried` (which may be `out`): slope is that of y. y is written again for who needs it. */
 void tunery_norm_backward(const bf16 *slope, const bf16 *x, const float *weight, const float *scale, const bf16 *carried, bf16 *out, bf16 *y,
                           int64_t rows, int64_t width) {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for num_threads(team()) schedule(static)
     for (int64_t row = 0; row < rows; row++) {
         const int64_t at = row * width;
         __m512 sum = _mm512_setzero_ps();
@@ -58,7 +62,7 @@ void tunery_norm_backward(const bf16 *slope, const bf16 *x, const float *weight,
 /* Rotary positions in place: x [rows][heads][2 * half]; cosine, sine float32 [rows][2 * half], of which the first half counts; `sign` -1 undoes. */
 void tunery_rotate(bf16 *x, const float *cosine, const float *sine, int64_t rows, int64_t heads, int64_t half, double sign) {
     const __m512 way = _mm512_set1_ps((float)sign);
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for num_threads(team()) schedule(static)
     for (int64_t row = 0; row < rows; row++)
         for (int64_t head = 0; head < heads; head++) {
             bf16 *low = x + (row * heads + head) * 2 * half, *high = low + half;
@@ -77,7 +81,7 @@ void tunery_rotate(bf16 *x, const float *cosine, const float *sine, int64_t rows
 
 /* out = silu(gate) * up, n elements each. */
 void tunery_swiglu(const bf16 *gate, const bf16 *up, bf16 *out, int64_t n) {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for num_threads(team()) schedule(static)
     for (int64_t strip = 0; strip < n; strip += STRIP)
         for (int64_t i = strip; i < n && i < strip + STRIP; i += LANES) {
             __mmask16 m = lanes(i, n);
@@ -89,7 +93,7 @@ void tunery_swiglu(const bf16 *gate, const bf16 *up, bf16 *out, int64_t n) {
 /* The gradients of tunery_swiglu; `slope` is that of its output and is overwritten with the output itself. */
 void tunery_swiglu_backward(bf16 *slope, const bf16 *gate, const bf16 *up, bf16 *of_gate, bf16 *of_up, int64_t n) {
     const __m512 one = _mm512_set1_ps(1.0f);
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for num_threads(team()) schedule(static)
     for (int64_t strip = 0; strip < n; strip += STRIP)
         for (int64_t i = strip; i < n && i < strip + STRIP; i += LANES) {
             __mmask16 m = lanes(i, n);
@@ -104,7 +108,7 @@ void tunery_swiglu_backward(bf16 *slope, const bf16 *gate, const bf16 *up, bf16 
 
 /* Cross-entropy of logits [rows][size] with int64 `targets`, in nats, to float32 `losses`. With `slope`, logits become its gradient. */
 void tunery_cross_entropy(bf16 *logits, const int64_t *targets, float *losses, int64_t rows, int64_t size, int64_t slope) {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for num_threads(team()) schedule(static)
     for (int64_t row = 0; row < rows; row++) {
         bf16 *at = logits + row * size;
         __m512 most = _mm512_set1_ps(-INFINITY);

@@ -245,7 +245,7 @@ void tunery_product(const struct term *terms, int64_t count, const bf16 *onto, i
         int64_t pairs = 0;
         while (next < all && pairs + pieces[next].depth / 2 <= DEEP) pairs += pieces[next++].depth / 2;
         if (!sums && next < all) sums = aligned_alloc(64, (size_t)(panels * strips * share * 4));
-#pragma omp parallel
+#pragma omp parallel num_threads(team())
         {
             uint32_t *panel = aligned_alloc(64, (size_t)(pairs * width * 4));
 #pragma omp for schedule(dynamic, 2)

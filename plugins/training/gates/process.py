@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from tunery.plugins.allocator import tune_allocator
+from tunery.plugins.compute import prepare_compute
 from tunery.plugins.parent import die_with_parent
-from tunery.plugins.quiet import hush
 from tunery.registry.errors import TuneryError
 
 if TYPE_CHECKING:
@@ -26,8 +25,7 @@ __all__ = ["main"]
 def main(arguments: Sequence[str]) -> int:
     """Ask every gate of the request; 0 when all have answered."""
     die_with_parent()
-    tune_allocator()
-    hush()
+    prepare_compute()
     from tunery.plugins.training.gates import GateCase, GateRequest
 
     asked, answers = map(Path, arguments)

@@ -1,0 +1,169 @@
+"""Measure what others cost: a process that takes a core, and clients that send huge prompts.
+
+Each ratio comes from runs taken in turn, so that what a shared machine does to one it mostly does to the other. Every run is a process
+of its own. Bars are judged in report.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import itertools
+import json
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from tunery.gateway.bench.suite import Row
+from tunery.registry.errors import Unavailable
+
+__all__ = ["busy_processes", "measure_neighbours"]
+
+ROUNDS = 3
+STEPS = 10
+"""Optimizer steps of a training run."""
+STREAM = 200
+"""Tokens of the stream whose gaps are timed."""
+PROMPT_BYTES = 15 * 10**6
+
+_COMMAND = (sys.executable, "-m", "tunery.gateway.cli")
+
+
+def measure_neighbours(base: str, data: Path, *, busy: int, say: Callable[[str], None]) -> list[Row]:
+    """Decoding and training beside `busy` processes over alone, and gaps of a stream beside huge prompts over alone.
+
+    `base` is a base by name or digest, `data` rows to train on.
+    """
+    commands = {
+        "decode": ("bench", "serve", "--base", base, "--json"),
+        "training": ("bench", "train", "--base", base, "--data", str(data), "--steps", str(STEPS), "--json"),
+    }
+    figures = {"decode": "decode_tok_s", "training": "useful_tok_s"}
+    rows = []
+    for name, command in commands.items():
+        alone, beside = [], []
+        for _ in range(ROUNDS):
+            alone.append(_figure(command, figures[name]))
+            with busy_processes(busy):
+                beside.append(_figure(command, figures[name]))
+            say(f"{name}: {alone[-1]:.0f} tok/s alone, {beside[-1]:.0f} beside {busy} busy")
+        rows.append(_over(f"{name}_beside_busy", f"{name} beside {busy} busy process, over alone", beside, alone))
+    say("gaps of a stream beside prompts of 15 MB")
+    rows.append(_gaps(base))
+    return rows
+
+
+@contextmanager
+def busy_processes(count: int) -> Iterator[None]:
+    """So many processes that each take a core for as long as this lasts."""
+    processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def _figure(command: Sequence[str], name: str) -> float:
+    """One figure of the JSON object that a command of ours prints."""
+    done = subprocess.run([*_COMMAND, *command], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise Unavailable(
+            f"tunery {' '.join(command[:2])} ended with exit code {done.returncode}: {done.stderr[-800:]}"
+        )
+    return float(json.loads(done.stdout)[name])
+
+
+def _over(name: str, title: str, above: Sequence[float], below: Sequence[float]) -> Row:
+    ratio = statistics.median(above) / statistics.median(below)
+    return Row(
+        name=name, title=title, value=round(ratio, 3), unit="×", detail={"with": list(above), "without": list(below)}
+    )
+
+
+def _gaps(base: str) -> Row:
+    """The 99th percentile between a stream's tokens while another client sends prompts of 15 MB, over nobody sending any."""
+    alone, beside = list[list[float]](), list[list[float]]()
+    with _server(base) as port:
+        _stream(port, base)
+        for _ in range(ROUNDS):
+            alone.append(_stream(port, base))
+            with _huge_prompts(port, base) as answered:
+                beside.append(_stream(port, base))
+            if not answered:
+                raise Unavailable("no huge prompt was answered while the stream ran; ask for a longer stream")
+    title = "99th percentile between tokens beside 15 MB prompts, over alone"
+    row = _over("gap_beside_huge_prompts", title, *([_percentile(gaps) for gaps in runs] for runs in (beside, alone)))
+    # One long stall hides behind a percentile.
+    longest = {"longest_with": max(map(max, beside)), "longest_without": max(map(max, alone))}
+    return msgspec.structs.replace(row, detail=row.detail | longest | {"answered": len(answered)})
+
+
+@contextmanager
+def _server(base: str) -> Iterator[int]:
+    """The port of `tunery serve` on that base."""
+    command = [*_COMMAND, "serve", "--base", base, "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            for line in process.stderr or ():
+                if line.startswith("ready: "):
+                    yield int(line.split()[1].rpartition(":")[2])
+                    return
+            raise Unavailable(f"tunery serve ended with exit code {process.wait()}")
+        finally:
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(30)
+            process.kill()
+
+
+def _stream(port: int, base: str) -> list[float]:
+    """Seconds between the events of one streamed completion."""
+    connection = _post(
+        port, {"model": base, "prompt": "Once upon a time", "max_tokens": STREAM, "ignore_eos": True, "stream": True}
+    )
+    with contextlib.closing(connection):
+        times = [time.perf_counter() for line in connection.getresponse() if line.startswith(b"data: {")]
+    if len(times) < STREAM // 2:
+        raise Unavailable(f"a stream of {STREAM} tokens had {len(times)} events")
+    return [after - before for before, after in itertools.pairwise(times)]
+
+
+@contextmanager
+def _huge_prompts(port: int, base: str) -> Iterator[list[int]]:
+    """Prompts of 15 MB, one after the other, from another thread; the statuses that answered them."""
+    over, statuses = threading.Event(), list[int]()
+    body = {"model": base, "prompt": "word " * (PROMPT_BYTES // 5), "max_tokens": 1}
+
+    def send() -> None:
+        while not over.is_set():
+            # A server that refuses by the length of the body may close before all of it is sent.
+            with contextlib.suppress(ConnectionError), contextlib.closing(_post(port, body)) as connection:
+                statuses.append(connection.getresponse().status)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        yield statuses
+    finally:
+        over.set()
+        thread.join()
+
+
+def _post(port: int, body: dict[str, Any]) -> http.client.HTTPConnection:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
+    connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
+    return connection
+
+
+def _percentile(gaps: Sequence[float]) -> float:
+    return sorted(gaps)[int(0.99 * len(gaps))]
