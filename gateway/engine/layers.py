@@ -16,10 +16,10 @@ from torch.nn import functional
 
 from tunery.gateway.engine.adapter import AdapterShape, LowRank, TokenRows
 from tunery.gateway.engine.board import Board
-from tunery.gateway.engine.linear import base_product, is_linear, weight_of
+from tunery.gateway.engine.linear import base_product, is_linear
 from tunery.gateway.engine.step import Segment
 
-__all__ = ["adapter_shape", "dora_gain", "fit"]
+__all__ = ["adapter_shape", "fit"]
 
 
 def fit(model: nn.Module, board: Board) -> None:
@@ -45,15 +45,6 @@ def adapter_shape(model: nn.Module) -> AdapterShape:
             shapes["weight"] = (module.out_features, module.in_features)  # type: ignore[assignment]
         parameters[name] = shapes
     return AdapterShape(parameters, names[embedding], names[head], head.weight is embedding.weight)
-
-
-def dora_gain(module: nn.Module, pair: LowRank) -> torch.Tensor:
-    """DoRA's factor per output row, magnitude / ‖W + BA‖ (arXiv 2402.09353, equation 5): float32 [out]."""
-    if pair.gain is None:
-        raise ValueError("not a DoRA pair")
-    merged = weight_of(module).to(pair.b.device) + pair.scale * (pair.b.float() @ pair.a.float())
-    norm: torch.Tensor = torch.linalg.vector_norm(merged, dim=1)
-    return pair.gain / norm
 
 
 def _leaves(model: nn.Module) -> list[tuple[str, nn.Module]]:
