@@ -31,6 +31,7 @@ __all__ = [
     "ServedAdapter",
     "TokenRows",
     "check_composition",
+    "dora_gain",
     "read_adapter",
     "read_config",
 ]
@@ -143,6 +144,23 @@ def check_composition(adapters: Iterable[ServedAdapter]) -> None:
                 "cannot be composed with other adapters or weighted; name it alone",
                 code="unsupported_composition",
             )
+
+
+def dora_gain(source: AdapterSource, module: str, pair: LowRank, weight: torch.Tensor) -> torch.Tensor:
+    """DoRA's factor per output row, magnitude / ‖W + BA‖ (arXiv 2402.09353, equation 5): float32 [out]; `weight` is W.
+
+    Raise ArtifactRefused when the norm overflows: it would make zeros of whatever the layer is given.
+    """
+    if pair.gain is None:
+        raise ValueError("not a DoRA pair")
+    merged = weight.to(pair.b.device) + pair.scale * (pair.b.float() @ pair.a.float())
+    norm: torch.Tensor = torch.linalg.vector_norm(merged, dim=1)
+    if not norm.isfinite().all():
+        raise ArtifactRefused(
+            f"{_title(source)}: the merged weight of {module} is not finite, as its pair or its alpha is too large; train it again",
+            code="artifact_nonfinite",
+        )
+    return pair.gain / norm
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
-from tunery.gateway.engine.adapter import AdapterShape, LowRank, read_adapter
+from tunery.gateway.engine.adapter import AdapterShape, LowRank, dora_gain, read_adapter
 from tunery.gateway.engine.architecture import Architecture, read_architecture
 from tunery.gateway.engine.config import EngineConfig
 from tunery.gateway.engine.kernels import PAGE, Kernels, SpanRow, WeightRow
@@ -114,10 +114,7 @@ class Decoder:
         loaded = read_adapter(source, self.shape, dtype=self._dtype, device=self.device)
         for name, pair in loaded.low_rank.items():
             if pair.gain is not None:
-                merged = unpacked(self._k, self._linear[name], self._dtype) + pair.scale * (
-                    pair.b.float() @ pair.a.float()
-                )
-                gain = pair.gain / torch.linalg.vector_norm(merged, dim=1)
+                gain = dora_gain(source, name, pair, unpacked(self._k, self._linear[name], self._dtype))
                 loaded.low_rank[name] = LowRank(pair.a, pair.b, pair.scale, pair.bias, gain)
         for name in (EMBEDDING, HEAD):
             # PEFT saves an adapted embedding whole; where it only repeats the base's, there is nothing to replace.

@@ -17,10 +17,10 @@ from torch.nn import functional
 
 from tunery.gateway.engine.adapter import AdapterShape, LowRank, TokenRows
 from tunery.gateway.engine.board import Board
-from tunery.gateway.engine.linear import base_product, fixed_forward, is_linear, is_transposed, weight_of
+from tunery.gateway.engine.linear import base_product, fixed_forward, is_linear, is_transposed
 from tunery.gateway.engine.step import Segment
 
-__all__ = ["adapter_shape", "dora_gain", "fit"]
+__all__ = ["adapter_shape", "fit"]
 
 _EXPERT = re.compile(r"\.experts\.\d+\.")
 """In the names of layers that are given the rows a router chose."""
@@ -61,15 +61,6 @@ def adapter_shape(model: nn.Module, served: Served) -> AdapterShape:
         parameters[name] = shapes
     tied = head.weight is embedding.weight
     return AdapterShape(parameters, names[embedding], names[head], tied, transposed, fixed)
-
-
-def dora_gain(module: nn.Module, pair: LowRank) -> torch.Tensor:
-    """DoRA's factor per output row, magnitude / ‖W + BA‖ (arXiv 2402.09353, equation 5): float32 [out]."""
-    if pair.gain is None:
-        raise ValueError("not a DoRA pair")
-    merged = weight_of(module).to(pair.b.device) + pair.scale * (pair.b.float() @ pair.a.float())
-    norm: torch.Tensor = torch.linalg.vector_norm(merged, dim=1)
-    return pair.gain / norm
 
 
 def _leaves(model: nn.Module) -> list[tuple[str, nn.Module]]:

@@ -15,15 +15,15 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from tunery.gateway.engine.adapter import AdapterShape, LoadedAdapter, LowRank, read_adapter
+from tunery.gateway.engine.adapter import AdapterShape, LoadedAdapter, LowRank, dora_gain, read_adapter
 from tunery.gateway.engine.attention import ATTENTION, PagedAttention, register_attention
 from tunery.gateway.engine.board import Board, SlotSpan
 from tunery.gateway.engine.config import EngineConfig
 from tunery.gateway.engine.experts import EXPERTS, register_experts
 from tunery.gateway.engine.kernels import Kernels
 from tunery.gateway.engine.kv_cache import KVCache
-from tunery.gateway.engine.layers import adapter_shape, dora_gain, fit
-from tunery.gateway.engine.linear import ROW_BLOCK, base_product, is_linear
+from tunery.gateway.engine.layers import adapter_shape, fit
+from tunery.gateway.engine.linear import ROW_BLOCK, base_product, is_linear, weight_of
 from tunery.gateway.engine.messages import AdapterSource
 from tunery.gateway.engine.model import DTYPES, cache_pages
 from tunery.gateway.engine.pages import PAGE
@@ -66,7 +66,7 @@ class TorchModel:
         loaded = read_adapter(source, self.shape, dtype=self.dtype, device=torch.device("cpu"))
         for name, pair in loaded.low_rank.items():
             if pair.gain is not None:
-                gain = dora_gain(self._modules[name], pair)
+                gain = dora_gain(source, name, pair, weight_of(self._modules[name]))
                 loaded.low_rank[name] = LowRank(pair.a, pair.b, pair.scale, pair.bias, gain)
         self._drop_copies(loaded)
         return loaded

@@ -102,7 +102,10 @@ def overflow(folder: Path) -> Path:
 
     path, config = folder / "adapter_model.safetensors", folder / "adapter_config.json"
     tensors = load_file(path)
-    save_file({key: tensor * 1e37 if "lora_" in key else tensor for key, tensor in tensors.items()}, path)
+    for key in tensors:
+        if "lora_" in key and "magnitude" not in key:
+            tensors[key] *= 1e37
+    save_file(tensors, path)
     config.write_text(json.dumps(json.loads(config.read_text()) | {"lora_alpha": 1e38}))
     return folder
 

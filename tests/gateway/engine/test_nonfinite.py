@@ -132,6 +132,14 @@ def test_embeddings_fail_likewise(
     assert all(torch.tensor(vector).isfinite().all() for vector in vectors.values())
 
 
+def test_a_dora_whose_norm_overflows_is_refused_when_it_is_loaded(
+    engine: Engine, world: tuple[Path, AdapterSource, list[AdapterSource]], tmp_path: Path
+) -> None:
+    make_adapter(world[0], tmp_path / "dora", use_dora=True)
+    _, failures = run(engine, [request("dora", prompt(5, seed=1), describe(overflow(tmp_path / "dora")))])
+    assert (failures["dora"].code, "merged weight of" in failures["dora"].message) == ("artifact_nonfinite", True)
+
+
 @pytest.mark.parametrize("kind", KERNELS)
 def test_a_broken_base_is_told_as_such_before_it_serves(tmp_path: Path, kind: str) -> None:
     base = make_base(tmp_path / "base", "llama")
