@@ -85,12 +85,12 @@ static void share(const float *scores, bf16 *to, int64_t seen, int64_t padded, f
     const __m512 top = _mm512_set1_ps(_mm512_reduce_max_ps(most));
     for (int64_t i = 0; i < seen; i += LANES) {
         __mmask16 m = lanes(i, seen);
-        sum = _mm512_mask_add_ps(sum, m, sum, exponential(_mm512_fmsub_ps(_mm512_maskz_loadu_ps(m, scores + i), factor, top)));
+        sum = _mm512_mask_add_ps(sum, m, sum, exp16(_mm512_fmsub_ps(_mm512_maskz_loadu_ps(m, scores + i), factor, top)));
     }
     const __m512 part = _mm512_set1_ps(1.0f / _mm512_reduce_add_ps(sum));
     for (int64_t i = 0; i < padded; i += LANES) {
         __mmask16 live = i < seen ? lanes(i, seen) : 0;
-        __m512 e = exponential(_mm512_fmsub_ps(_mm512_maskz_loadu_ps(live, scores + i), factor, top));
+        __m512 e = exp16(_mm512_fmsub_ps(_mm512_maskz_loadu_ps(live, scores + i), factor, top));
         store(to + i, 0xFFFF, _mm512_maskz_mul_ps(live, e, part));
     }
 }

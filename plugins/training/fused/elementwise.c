@@ -120,7 +120,7 @@ void tunery_cross_entropy(bf16 *logits, const int64_t *targets, float *losses, i
         __m512 sum = _mm512_setzero_ps();
         for (int64_t i = 0; i < size; i += LANES) {
             __mmask16 m = lanes(i, size);
-            sum = _mm512_mask_add_ps(sum, m, sum, exponential(_mm512_sub_ps(load(at + i, m), top)));
+            sum = _mm512_mask_add_ps(sum, m, sum, exp16(_mm512_sub_ps(load(at + i, m), top)));
         }
         const float total = _mm512_reduce_add_ps(sum), wanted = (float)_mm512_cvtss_f32(load(at + targets[row], 1));
         losses[row] = logf(total) + _mm512_cvtss_f32(top) - wanted;
@@ -128,7 +128,7 @@ void tunery_cross_entropy(bf16 *logits, const int64_t *targets, float *losses, i
         const __m512 share = _mm512_set1_ps(1.0f / total);
         for (int64_t i = 0; i < size; i += LANES) {
             __mmask16 m = lanes(i, size);
-            store(at + i, m, _mm512_mul_ps(exponential(_mm512_sub_ps(load(at + i, m), top)), share));
+            store(at + i, m, _mm512_mul_ps(exp16(_mm512_sub_ps(load(at + i, m), top)), share));
         }
         store(at + targets[row], 1, _mm512_set1_ps(expf(-losses[row]) - 1.0f));
     }

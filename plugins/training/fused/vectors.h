@@ -13,13 +13,10 @@ INLINE __m512 load(const bf16 *p, __mmask16 m) {
 
 INLINE void store(bf16 *p, __mmask16 m, __m512 v) { _mm256_mask_storeu_epi16(p, m, (__m256i)_mm512_cvtneps_pbh(v)); }
 
-/* e^x; what is no number stays none. */
-INLINE __m512 exponential(__m512 x) { return _mm512_mask_mov_ps(exp16(x), _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), x); }
-
 /* 1 / (1 + e^-x); the reciprocal is an estimate of 14 bits with one step of Newton's method. */
 INLINE __m512 logistic(__m512 x) {
     const __m512 one = _mm512_set1_ps(1.0f);
-    __m512 d = _mm512_add_ps(one, exponential(_mm512_sub_ps(_mm512_setzero_ps(), x)));
+    __m512 d = _mm512_add_ps(one, exp16(_mm512_sub_ps(_mm512_setzero_ps(), x)));
     __m512 r = _mm512_rcp14_ps(d);
     return _mm512_mul_ps(r, _mm512_fnmadd_ps(d, r, _mm512_set1_ps(2.0f)));
 }
