@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
 from importlib.metadata import version
@@ -65,6 +66,7 @@ def create_app(gateway: Gateway) -> ASGIApp:
         gateway.engine.on_stats(lambda stats: gateway.metrics.take(gateway.engine.ready, stats))
         gateway.engine.on_stats(preloading.take)
         await gateway.engine.start()
+        await asyncio.to_thread(gateway.renderer.prepare)
         try:
             yield
         finally:

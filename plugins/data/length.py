@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 from tokenizers import Tokenizer
 
-__all__ = ["least_tokens", "longest_token"]
+__all__ = ["TokenBytes", "byte_alphabet", "least_tokens", "token_bytes"]
+
+_STEP = 1 << 18
 
 _SHRINKING = {"NFC": 4, "NFKC": 12, "NFD": 1, "NFKD": 12, "Lowercase": 4, "Prepend": 1, "ByteLevel": 1, "Replace": 1}
 """How many bytes of a text a normalizer makes one of, at most."""
@@ -15,29 +18,45 @@ _KEEPING = {"ByteLevel", "Metaspace", "Split", "Digits", "UnicodeScripts"}
 """What splits a text without dropping any of it."""
 
 
-def least_tokens(text: str, longest: int | None) -> int:
-    """The fewest tokens that `text` can be where a token stands for `longest` bytes at most; 0 where nothing is known."""
-    if longest is None:
+class TokenBytes(msgspec.Struct, frozen=True):
+    """A token stands for `longest` bytes of a text at most; the bytes in `dropped` may be part of none."""
+
+    longest: int
+    dropped: bytes = b""
+
+
+def least_tokens(text: str, known: TokenBytes | None) -> int:
+    """The fewest tokens that `text` can be; 0 where nothing is known."""
+    if known is None:
         return 0
-    # A character is one to four bytes, which mostly decides; counting them needs a copy.
-    size = len(text) if text.isascii() else len(text.encode(errors="replace"))
-    return -(-size // longest)
+    # In steps, since each holds the interpreter's lock.
+    parts = (text[at : at + _STEP].encode(errors="replace") for at in range(0, len(text), _STEP))
+    size = sum(len(part.translate(None, known.dropped)) for part in parts)
+    return -(-size // known.longest)
 
 
-def longest_token(tokenizer: Tokenizer) -> int | None:
-    """The most bytes of a text that one token can stand for; None where a tokenizer may drop or merge any number of them."""
+def token_bytes(tokenizer: Tokenizer) -> TokenBytes | None:
+    """What a token can stand for; None where a tokenizer may drop or merge any number of bytes."""
     normal = _shrinking(_state(tokenizer.normalizer))
     if normal is None or not _keeps(_state(tokenizer.pre_tokenizer)) or _strips(tokenizer):
         return None
-    vocabulary = tokenizer.get_vocab(with_added_tokens=False)
     byte_level = _byte_level(_state(tokenizer.pre_tokenizer), _state(tokenizer.normalizer))
-    if byte_level and len({piece for piece in vocabulary if len(piece) == 1}) < 256:
-        return None
     if not byte_level and not getattr(tokenizer.model, "byte_fallback", False):
         return None
+    vocabulary = tokenizer.get_vocab(with_added_tokens=False)
+    dropped = bytes(byte for letter, byte in byte_alphabet().items() if letter not in vocabulary) if byte_level else b""
     pieces = max((len(piece) if byte_level else len(piece.encode()) for piece in vocabulary), default=1)
     added = (len(token.content.encode()) for token in tokenizer.get_added_tokens_decoder().values())
-    return max(pieces, *added, 1) * normal
+    if dropped and normal > 1:
+        return None  # what is normalized may become what is dropped
+    return TokenBytes(max(pieces, *added, 1) * normal, dropped)
+
+
+def byte_alphabet() -> dict[str, int]:
+    """Which byte each letter of GPT-2's alphabet is: printable bytes are themselves, the others follow from U+0100 on."""
+    themselves = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in themselves]
+    return {chr(byte): byte for byte in themselves} | {chr(256 + at): byte for at, byte in enumerate(others)}
 
 
 def _state(part: Any) -> list[dict[str, Any]]:

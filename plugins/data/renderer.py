@@ -108,6 +108,11 @@ class Renderer:
         """How the model is asked to write its calls."""
         return call_style(self.template.source) if self.template and self.takes_tools else "hermes"
 
+    def prepare(self) -> None:
+        """Work out now what the first prompt would wait for."""
+        self._tokens.least("")
+        _ = self.stop_ids, self.takes_tools
+
     def control_ids(self, texts: Iterable[str]) -> dict[str, int]:
         """Those of `texts` that are control tokens, with their ids."""
         found = ((text, self._tokens.id_of(text)) for text in texts)

@@ -17,7 +17,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
-from tunery.plugins.data.length import least_tokens, longest_token
+from tunery.plugins.data.length import TokenBytes, byte_alphabet, least_tokens, token_bytes
 from tunery.registry.errors import InvalidInput
 
 __all__ = ["Check", "Decoder", "Tokens", "read_json"]
@@ -155,12 +155,12 @@ class Tokens:
 
     def least(self, text: str) -> int:
         """How many tokens the text has at least."""
-        return least_tokens(text, self.longest)
+        return least_tokens(text, self.known)
 
     @cached_property
-    def longest(self) -> int | None:
-        """The most bytes that one token can stand for, if there is such a number."""
-        return longest_token(self._tokenizer)
+    def known(self) -> TokenBytes | None:
+        """What one token can stand for at most, if there is such a thing."""
+        return token_bytes(self._tokenizer)
 
     @cached_property
     def _around(self) -> tuple[list[int], list[int]]:
@@ -334,10 +334,7 @@ class Tokens:
         plain = any("\u00e9" in (self._tokenizer.id_to_token(number) or "") for number in probe)
         if plain or any(_BYTE.fullmatch(self._tokenizer.id_to_token(number) or "") for number in probe):
             return {}
-        # GPT-2's alphabet: printable bytes are themselves, the others follow from U+0100 on.
-        themselves = [*range(33, 127), *range(161, 173), *range(174, 256)]
-        others = [byte for byte in range(256) if byte not in themselves]
-        return {chr(byte): byte for byte in themselves} | {chr(256 + at): byte for at, byte in enumerate(others)}
+        return byte_alphabet()
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """Text of token ids; bytes that are not UTF-8 become U+FFFD."""

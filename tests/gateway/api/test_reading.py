@@ -17,7 +17,7 @@ from tests.gateway.api.conftest import Served
 from tests.plugins.data.templates import TEMPLATES, base_with
 from tunery.gateway.api.chat import MAX_MESSAGES
 from tunery.gateway.api.reading import MOST, Abandoned, Readers
-from tunery.plugins.data.length import longest_token
+from tunery.plugins.data.length import least_tokens, token_bytes
 from tunery.plugins.data.renderer import Renderer
 from tunery.plugins.data.template import ChatTemplate
 from tunery.plugins.data.tokens import Tokens
@@ -258,7 +258,8 @@ def test_a_text_in_pieces_has_the_ids_of_the_whole(
     assert told == sorted(told)
     if text.startswith("some") and name == "chatml":
         assert len(told) > 3
-    assert not tokens.longest or len(text.encode()) <= tokens.longest * len(ids)
+    assert tokens.known
+    assert 0 < tokens.least(text) <= len(ids)
 
 
 def test_what_a_token_stands_for_is_known_only_where_nothing_is_dropped(tiny_base_folder: Path) -> None:
@@ -266,7 +267,8 @@ def test_what_a_token_stands_for_is_known_only_where_nothing_is_dropped(tiny_bas
         tokenizer = Tokenizer.from_file(str(tiny_base_folder / "tokenizer.json"))
         for part, value in parts.items():
             setattr(tokenizer, part, value)
-        return longest_token(tokenizer)
+        found = token_bytes(tokenizer)
+        return found.longest if found else None
 
     plain = changed()
     assert plain is not None
@@ -276,6 +278,20 @@ def test_what_a_token_stands_for_is_known_only_where_nothing_is_dropped(tiny_bas
     assert changed(pre_tokenizer=pre_tokenizers.Whitespace()) is None
     vocabulary = json.loads((tiny_base_folder / "tokenizer.json").read_text())["model"]["vocab"]
     assert plain >= max(map(len, vocabulary))
+
+
+def test_bytes_that_a_tokenizer_drops_count_for_nothing(tiny_base_folder: Path) -> None:
+    described = json.loads((tiny_base_folder / "tokenizer.json").read_text())
+    model = described["model"]
+    gone = "\u0104"  # how the byte 4 is written
+    del model["vocab"][gone]
+    model["merges"] = [merge for merge in model["merges"] if gone not in "".join(merge)]
+    tokenizer = Tokenizer.from_str(json.dumps(described))
+    known = token_bytes(tokenizer)
+    assert known is not None
+    assert known.dropped == b"\x04"
+    for text in ("\x04" * 10_000, "a\x04" * 10_000, "word " * 100):
+        assert least_tokens(text, known) <= len(tokenizer.encode(text).ids)
 
 
 def test_every_template_is_among_those_of_the_test() -> None:
