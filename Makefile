@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export TQDM_DISABLE ?= 1
+# Processes that the tests run in; a file's tests run in one.
+WORKERS ?= 2
 
 .PHONY: setup demo test check format bench soak clean
 
@@ -26,7 +28,7 @@ demo: setup
 	$(BIN)/python examples/demo/run.py
 
 test: setup
-	$(BIN)/python -m pytest -m "not soak"
+	$(BIN)/python -m pytest -m "not soak" -n $(WORKERS) --dist loadfile
 
 check: setup
 	$(BIN)/ruff format --check .
