@@ -28,7 +28,7 @@ class Connection:
 
     A body that is not complete after `read_seconds`, and a second more for each SLOWEST_BODY bytes that have come, ends with 408.
     A client that makes its answer wait for `write_seconds` in all counts as gone: what is sent from then on is dropped, and
-    `receive` says `http.disconnect`.
+    `receive` says `http.disconnect`. A body that breaks off may also be one that is badly framed, whose sender is still there to be told.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Connection:
         self._receive, self._send, self._memory = receive, send, memory
         self._read_seconds, self._patience = read_seconds, write_seconds
         self._began, self._size = time.monotonic(), 0
-        self._body_read = False
+        self._body_read = self._broken_off = False
         self._gone = asyncio.Event()
         self._watch: asyncio.Task[None] | None = None
         self._closing = contextlib.AsyncExitStack()
@@ -80,13 +80,13 @@ class Connection:
             self._size += size
             self._body_read = not message.get("more_body")
         else:
-            self._body_read = True
+            self._body_read = self._broken_off = True
             self._gone.set()
         return message
 
     async def send(self, message: Message) -> None:
         """ASGI's send."""
-        if self._gone.is_set() and message["type"] == "http.response.body":
+        if self._gone.is_set() and not self._broken_off and message["type"] == "http.response.body":
             return
         started = time.monotonic()
         try:

@@ -14,8 +14,8 @@ __all__ = ["FUNCTION_NAME", "read_messages"]
 ROLES = ("system", "developer", "user", "assistant", "tool")
 FUNCTION_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 
-SILENT = ("weight", "parsed", "cache_control")
-"""What a message may have and no prompt shows: a training row's mark, what a client made of the content, a hint to a cache."""
+SILENT = ("weight", "parsed", "annotations", "cache_control")
+"""What a message may have and no prompt shows: a training row's mark, what a client made of the content, its citations, a hint to a cache."""
 
 Message = dict[str, Any]
 

@@ -18,7 +18,10 @@ from tunery.registry.registry import Registry
 
 ASK = [{"role": "user", "content": "Hi"}]
 CHAT, RAW, EMBED = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
-SHORT: dict[str, Any] = {"model": "tiny", "messages": ASK, "prompt": "Hi", "max_tokens": 3}
+SHORT: dict[str, dict[str, Any]] = {
+    CHAT: {"model": "tiny", "messages": ASK, "max_tokens": 3},
+    RAW: {"model": "tiny", "prompt": "Hi", "max_tokens": 3},
+}
 HUGE = (2**31, 2**31 - 1, 2**32, 2**63, 2**63 - 1, 2**64, 10**30, -1, -(2**31), -(2**63), -(10**30))
 NEAR_NOTHING = (5e-324, 1e-300, 1e-45, 1e-40, 1e-38, 1e-7)
 WHOLE = (
@@ -51,7 +54,7 @@ def client(server: Process) -> Iterator[httpx.Client]:
     engine = server.engine
     with httpx.Client(base_url=server.url, timeout=60) as client:
         yield client
-        assert client.post(RAW, json=SHORT).status_code == 200
+        assert client.post(RAW, json=SHORT[RAW]).status_code == 200
     assert server.engine == engine
     assert "Traceback" not in server.log.read_text()
 
@@ -63,7 +66,7 @@ def test_every_number_is_answered_or_refused_by_name(client: httpx.Client) -> No
     bodies += [{"stop_token_ids": [value]} for value in HUGE] + [{"prompt": [value]} for value in HUGE]
     for extra in bodies:
         for path in (RAW,) if "prompt" in extra else (CHAT, RAW):
-            response = client.post(path, json=SHORT | extra)
+            response = client.post(path, json=SHORT[path] | extra)
             assert response.status_code in (200, 400), (path, extra, response.text)
             if response.status_code == 400:
                 param = response.json()["error"]["param"]
@@ -135,4 +138,4 @@ def test_half_a_surrogate_in_what_the_engine_compiles(client: httpx.Client, path
         {"guided_regex": "\\x{d800}"},
         {"guided_grammar": 'start: "\\ud800"'},
     ):
-        assert client.post(path, json=SHORT | extra).status_code in (200, 400), extra
+        assert client.post(path, json=SHORT[path] | extra).status_code in (200, 400), extra

@@ -18,7 +18,7 @@ import pytest
 from huggingface_hub import constants
 
 from tests.hubserver import HubServer
-from tunery.plugins.bases import small
+from tunery.plugins.bases import architectures, small
 from tunery.plugins.bases.hub import reachable
 from tunery.plugins.bases.resolve import base_digest, resolve_base
 from tunery.plugins.hookspecs import BaseSource, hookimpl
@@ -309,11 +309,11 @@ def test_what_is_not_served_is_refused_before_it_is_downloaded(
 
 
 def test_a_base_that_is_no_longer_served_is_refused_where_it_is_used(
-    registry: Registry, plugins: Plugins, tiny_base: Base
+    registry: Registry, plugins: Plugins, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = Path(tiny_base.path) / "config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": "bloom"}))
-    with pytest.raises(ArtifactRefused, match=r"tiny is of the architecture 'bloom', which is not supported: .*ALiBi"):
+    monkeypatch.setattr(architectures, "EXACT", architectures.EXACT - {"llama"})
+    monkeypatch.setattr(architectures, "REFUSED", {**architectures.REFUSED, "llama": "it was found to be wrong"})
+    with pytest.raises(ArtifactRefused, match=r"tiny is of the architecture 'llama', which is not supported: it was"):
         resolve_base("tiny", registry=registry, plugins=plugins)
 
 

@@ -8,6 +8,7 @@ import json
 import logging
 import socket
 import struct
+from typing import Any
 
 import httpx
 import pytest
@@ -19,7 +20,12 @@ from tunery.registry.settings import ServeSettings
 CHAT, RAW, EMBED = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 LOAD, UNLOAD = "/v1/adapters/load", "/v1/adapters/unload"
 ASK = [{"role": "user", "content": "Hi"}]
-BODY = {"model": "tiny", "messages": ASK, "prompt": "x", "input": "x", "adapter": None}
+BODIES: dict[str, dict[str, Any]] = {
+    CHAT: {"model": "tiny", "messages": ASK},
+    RAW: {"model": "tiny", "prompt": "x"},
+    EMBED: {"model": "tiny", "input": "x"},
+}
+BODY = BODIES[CHAT]
 HALF = "\\ud800"
 
 
@@ -69,8 +75,8 @@ async def test_half_a_surrogate_is_refused_wherever_it_stands(served: Served) ->
     deep = [{"tools": [{"type": "function", "function": {"name": "HALF"}}]}, {"guided_choice": ["HALF"]}, {"HALF": 1}]
     for extra in [*({field: "HALF"} for field in fields), *deep]:
         for half in ("\\ud800", "x\\udfff", "\\ud800\\ud800"):
-            body = json.dumps({**BODY, **extra}).replace("HALF", half).encode()
             for path in (CHAT, RAW):
+                body = json.dumps({**BODIES[path], **extra}).replace("HALF", half).encode()
                 envelope(await send(served, path, body), 400)
 
 
@@ -82,7 +88,7 @@ async def test_half_a_surrogate_in_a_schema_that_is_a_text(served: Served) -> No
         {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}},
     ):
         for path in (CHAT, RAW):
-            envelope(await send(served, path, json.dumps({**BODY, **extra}).encode()), 400)
+            envelope(await send(served, path, json.dumps({**BODIES[path], **extra}).encode()), 400)
 
 
 async def test_a_version_no_integer_can_hold_does_not_exist(served: Served) -> None:
@@ -90,7 +96,7 @@ async def test_a_version_no_integer_can_hold_does_not_exist(served: Served) -> N
     for digits in (19, 20, 200, 5000):
         name = "acme/docs@" + "9" * digits
         models = (name, f"{name}:0.5+acme/docs")
-        bodies = [(path, {**BODY, "model": model}) for path in (CHAT, RAW, EMBED) for model in models]
+        bodies = [(path, {**body, "model": model}) for path, body in BODIES.items() for model in models]
         for path, body in [*bodies, (LOAD, {"adapter": name}), (UNLOAD, {"adapter": name})]:
             assert "does not exist" in envelope(await send(served, path, json.dumps(body).encode()), 404)
         async with httpx.AsyncClient(verify=False) as client:

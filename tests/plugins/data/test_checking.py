@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.peak import PEAK
 from tests.plugins.data.test_checks import PLUGINS, chat
 from tunery.plugins.data import checking, minhash
 from tunery.plugins.data.check import KEPT, Check, DataReport, Fault
@@ -233,13 +234,13 @@ def test_a_row_takes_bounded_work_and_memory_whatever_it_holds(tmp_path: Path) -
     """Checked one after another in a process of its own; what was quadratic took minutes, and one row 3.3 GB."""
     for name, row in HOSTILE.items():
         (tmp_path / f"{name}.jsonl").write_text(row + "\n")
-    code = (
-        "import resource, sys; from pathlib import Path; from tunery.plugins.data.checking import check_data\n"
+    code = PEAK + (
+        "import sys; from pathlib import Path; from tunery.plugins.data.checking import check_data\n"
         "from tunery.plugins.manager import load_plugins\n"
         "for path in sorted(Path(sys.argv[1]).glob('*.jsonl')):\n"
         "    report = check_data([path], None, plugins=load_plugins(allow=()), base_folder=None, max_length=8, processes=1)\n"
         "    assert sum(len(str(finding)) for finding in report.findings) < 20_000, path\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
+        "print(peak() // 1024)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

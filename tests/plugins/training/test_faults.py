@@ -135,18 +135,20 @@ def test_a_fault_in_the_data_is_caught_before_there_is_a_job(
 def test_a_template_that_never_ends_a_turn_is_caught(
     train: Train, registry: Registry, standing: Version, base_with: Callable[..., Base]
 ) -> None:
+    base = base_with(NO_END, eos_token=None)
     with caught(registry, "end_of_turn_not_trained", r"rows.jsonl:1: .*does not end in a token that stops"):
-        train("lora", base=base_with(NO_END, eos_token=None), max_steps=1)
+        train("lora", base=base, max_steps=1)
     assert registry.jobs() == []
 
 
 def test_a_parent_of_another_base_is_caught(
     train: Train, registry: Registry, standing: Version, base_with: Callable[..., Base]
 ) -> None:
+    other = base_with(CHATML + " ")
     with caught(
         registry, "wrong_base", r"acme/tiny@1 was trained on tiny .*, not on other .*continue on the same base"
     ):
-        train("lora", parent="acme/tiny@1", base=base_with(CHATML + " "), max_steps=1)
+        train("lora", parent="acme/tiny@1", base=other, max_steps=1)
     assert registry.jobs() == []
 
 

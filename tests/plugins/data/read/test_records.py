@@ -17,6 +17,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from tests.peak import PEAK
 from tunery.plugins.data.read import MAX_ROW, FileBroken, data_digest, data_size, iter_records
 from tunery.plugins.data.read import source as source_module
 from tunery.registry.errors import InvalidData, NotFound, TuneryError
@@ -237,11 +238,11 @@ def test_memory_is_that_of_a_row_not_of_the_file(tmp_path: Path) -> None:
         for _ in range(32_000):
             file.write(",\n" + row)
         file.write("]")
-    code = (
-        "import resource, sys; from pathlib import Path; from tunery.plugins.data.read import iter_records\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+    code = PEAK + (
+        "import sys; from tunery.plugins.data.read import iter_records\n"
+        "before = peak()\n"
         "count = sum(1 for _ in iter_records(Path(sys.argv[1])))\n"
-        "print(count, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+        "print(count, peak() - before)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
     count, kilobytes = map(int, done.stdout.split())
