@@ -95,6 +95,12 @@ def training() -> str:
     return table(_figures("train.json")["figures"], peer=True)
 
 
+def neighbours() -> str:
+    """What `tunery bench neighbours` measured, as it was kept."""
+    kept = _figures("neighbours.json")
+    return rows_table(read_rows(kept)) + "\n\n" + bars_table(read_bars(kept))
+
+
 def _figures(name: str = "serve.json") -> dict[str, Any]:
     found: dict[str, Any] = json.loads((DOCS / "figures" / name).read_text())
     return found
@@ -105,6 +111,7 @@ PARTS: dict[str, tuple[str, Callable[[], str]]] = {
     "serving bars": ("performance.md", serving_bars),
     "serving": ("../README.md", serving_bars),
     "training": ("performance.md", training),
+    "neighbours": ("performance.md", neighbours),
     "training figures": ("../README.md", training),
     "architectures": ("engine.md", architectures_table),
     "settings": ("operations.md", settings_table),

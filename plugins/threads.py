@@ -24,7 +24,7 @@ from tunery.plugins.native import limit_kernel_threads
 
 __all__ = ["Governor", "Sample", "apply_threads", "available_cores", "follow_governor"]
 
-SPIN_COUNT = 10_000
+SPIN_COUNT = 3_000
 """Turns of libgomp's waiting loop before a thread sleeps: tens of microseconds, about as long as the gap between two products."""
 
 _governor: Governor | None = None

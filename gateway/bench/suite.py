@@ -41,7 +41,7 @@ PAIRS = 5
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """One figure: `value` in `unit`; `least` and `goal` are the issue's bars (for seconds and ratios to stay under, the most).
+    """One figure: `value` in `unit`.
 
     `detail` holds what it was computed from.
     """

@@ -76,7 +76,7 @@ def settings(environment: dict[str, str], threads: int = 0) -> tuple[int, str, s
 
 
 def test_what_the_user_set_is_kept() -> None:
-    assert settings({}) == (available_cores(), str(available_cores()), "10000")
+    assert settings({}) == (available_cores(), str(available_cores()), "3000")
     assert settings({"OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "5"}) == (1, "1", "5")
     assert settings({"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"}, threads=1) == (1, "1", "None")
 
