@@ -210,7 +210,8 @@ def show_metrics(url: str) -> None:
     )
     with urllib.request.urlopen(f"{url}/metrics") as response:
         for line in response.read().decode().splitlines():
-            if line.startswith(wanted):
+            # Series that count nothing yet are left out.
+            if line.startswith(wanted) and not line.endswith(" 0.0"):
                 print(line)
 
 
