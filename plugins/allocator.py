@@ -59,5 +59,5 @@ def resident_bytes() -> int:
     """Memory that this process takes now; 0 where the system does not say."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
-    except OSError:
+    except (OSError, IndexError, ValueError):
         return 0

@@ -8,6 +8,7 @@ import msgspec
 
 from tunery.gateway.api.messages import FUNCTION_NAME
 from tunery.gateway.api.requests import ChatRequest
+from tunery.plugins.data.conversation import plain_tool
 from tunery.registry.errors import InvalidInput, near
 
 __all__ = ["Function", "Tooling", "read_tooling"]
@@ -45,7 +46,7 @@ def read_tooling(request: ChatRequest) -> Tooling:
         return Tooling()
     if not functions:
         raise InvalidInput("tool_choice needs tools to choose from", param="tool_choice")
-    offered = tuple(_without_nulls(tool) for tool in request.tools or ())
+    offered = tuple(plain_tool(tool) for tool in request.tools or ())
     parallel = request.parallel_tool_calls is not False
     if isinstance(choice, dict):
         return Tooling(offered, (_named(choice, functions),), required=True, parallel=False)
@@ -89,12 +90,6 @@ def _parameters(where: str, schema: Any) -> dict[str, Any]:
     if not isinstance(schema, dict) or schema.get("type", "object") != "object":
         raise _wrong(f"{where} must be the JSON schema of an object")
     return {"type": "object", **schema}
-
-
-def _without_nulls(tool: dict[str, Any]) -> dict[str, Any]:
-    """A tool as the template shows it. A null is left out; a schema's own nulls mean something."""
-    function = {key: value for key, value in tool["function"].items() if value is not None}
-    return {key: value for key, value in tool.items() if value is not None} | {"function": function}
 
 
 def _named(choice: dict[str, Any], functions: tuple[Function, ...]) -> Function:

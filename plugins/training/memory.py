@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from tunery.plugins.allocator import give_back
+from tunery.plugins.allocator import give_back, resident_bytes
 
 __all__ = ["available_memory", "forget_peak", "held_memory", "peak_memory", "release_memory"]
 
@@ -34,11 +34,7 @@ def held_memory(device: torch.device) -> int:
     """Bytes the process holds now."""
     if device.type == "cuda":
         return int(torch.cuda.memory_allocated(device))
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except (OSError, IndexError, ValueError):
-        return peak_memory(device)
-    return pages * resource.getpagesize()
+    return resident_bytes() or peak_memory(device)
 
 
 def peak_memory(device: torch.device) -> int:
