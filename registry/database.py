@@ -9,14 +9,16 @@ opened alone (locking_mode=EXCLUSIVE), which keeps it in the process instead; th
 
 from __future__ import annotations
 
+import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, StaticPool, create_engine, event, inspect, text
-from sqlalchemy.exc import DatabaseError, OperationalError
+from sqlalchemy.exc import DatabaseError
 
 from tunery.registry.disk import no_room
 from tunery.registry.errors import InvalidInput, StorageFailed
@@ -25,6 +27,7 @@ from tunery.registry.schema import HEAD
 __all__ = ["Database"]
 
 BUSY_SECONDS = 30
+BUSY_PAUSE = 0.01
 
 Created = Callable[[Connection], None]
 
@@ -63,23 +66,18 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """A consistent view."""
-        with self._engine.connect() as connection:
+        with self._connection("cannot be read") as connection:
             connection.exec_driver_sql("BEGIN")
             try:
                 yield connection
-            except DatabaseError as error:
-                raise _failure(self._path, error, "cannot be read") from error
             finally:
                 _roll_back(connection)
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """The only writer; committed when the block ends well, rolled back otherwise."""
-        with self._engine.connect() as connection:
-            try:
-                connection.exec_driver_sql("BEGIN IMMEDIATE")
-            except OperationalError as error:
-                raise _failure(self._path, error, "cannot be written") from error
+        with self._connection("cannot be written") as connection:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
             try:
                 if _identity(self._path) != self._file:
                     raise StorageFailed(
@@ -88,18 +86,27 @@ class Database:
                     )
                 yield connection
                 connection.exec_driver_sql("COMMIT")
-            except DatabaseError as error:
-                _roll_back(connection)
-                raise _failure(self._path, error, "cannot be written") from error
             except BaseException:
                 _roll_back(connection)
                 raise
 
+    @contextmanager
+    def _connection(self, what: str) -> Iterator[Connection]:
+        """A connection; an error of SQLite is named wherever it comes up, opening the file included."""
+        try:
+            with self._engine.connect() as connection:
+                yield connection
+        except DatabaseError as error:
+            raise _failure(self._path, error, what) from error
+
     def changes(self) -> int:
         """Differs from the last call's result when anybody, this process included, committed in between."""
         # A connection of its own: data_version does not count what the asking connection commits.
-        with self._lock:
-            version: int = self._watch.exec_driver_sql("PRAGMA data_version").scalar_one()
+        try:
+            with self._lock:
+                version: int = self._watch.exec_driver_sql("PRAGMA data_version").scalar_one()
+        except DatabaseError as error:
+            raise _failure(self._path, error, "cannot be read") from error
         return version
 
     def close(self) -> None:
@@ -148,12 +155,25 @@ def _engine(path: Path, *, alone: bool) -> Engine:
         sharing = ("locking_mode=EXCLUSIVE",) if alone else ()
         try:
             for pragma in (*sharing, "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-                connection.execute(f"PRAGMA {pragma}")
+                _set(connection, pragma)
         except BaseException:
             connection.close()
             raise
 
     return engine
+
+
+def _set(connection: sqlite3.Connection, pragma: str) -> None:
+    """Set a pragma; SQLite does not wait by itself where several processes turn a new database to WAL at once."""
+    give_up = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            connection.execute(f"PRAGMA {pragma}")
+            return
+        except sqlite3.OperationalError as error:
+            if not error.sqlite_errorname.startswith("SQLITE_BUSY") or time.monotonic() > give_up:
+                raise
+            time.sleep(BUSY_PAUSE)
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

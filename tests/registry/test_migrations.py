@@ -137,3 +137,18 @@ def test_processes_that_open_a_home_at_once_migrate_it_once(home: Home, revision
     assert [process.wait(timeout=60) for process in processes] == [0] * 6
     with Registry.open(home) as registry:
         assert registry.versions() == []
+
+
+def test_processes_that_make_new_databases_at_once_wait_for_each_other(tmp_path: Path) -> None:
+    making = (
+        "import sys; from pathlib import Path; from tunery.registry.database import Database; sys.stdin.readline()\n"
+        "for number in range(30): Database(Path(sys.argv[1]) / f'{number}.db').close()"
+    )
+    command = [sys.executable, "-c", making, str(tmp_path)]
+    makers = [subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    for maker in makers:
+        assert maker.stdin is not None
+        maker.stdin.write("\n")
+        maker.stdin.flush()
+    errors = [maker.communicate()[1] for maker in makers]
+    assert [maker.returncode for maker in makers] == [0] * 4, errors
