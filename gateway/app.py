@@ -19,12 +19,12 @@ from tunery.gateway.api.chat import chat_completions
 from tunery.gateway.api.completions import completions
 from tunery.gateway.api.docs import DocsPage
 from tunery.gateway.api.embeddings import embeddings
-from tunery.gateway.api.errors import EXCEPTION_HANDLERS
-from tunery.gateway.api.guards import Guard
 from tunery.gateway.api.health import live, metrics, ready
-from tunery.gateway.api.middleware import Around
+from tunery.gateway.api.http.errors import EXCEPTION_HANDLERS
+from tunery.gateway.api.http.guards import Guard
+from tunery.gateway.api.http.middleware import Around
+from tunery.gateway.api.http.openapi import describe
 from tunery.gateway.api.models import list_models, show_model
-from tunery.gateway.api.openapi import describe
 from tunery.gateway.api.state import Gateway
 from tunery.gateway.preload import Preloading
 

@@ -11,9 +11,9 @@ import msgspec
 from tunery.gateway.engine.messages import AdapterSource, Weighted, mix_digest, mix_title
 from tunery.gateway.metrics import MIX
 from tunery.registry import Base, Version
-from tunery.registry.artifacts import CONFIG, WEIGHTS
 from tunery.registry.errors import InvalidInput, NotFound, near
 from tunery.registry.names import MAX_PARTS, parse_composition, tenant_of
+from tunery.registry.peft.artifact import CONFIG, WEIGHTS
 from tunery.registry.registry import Registry
 
 __all__ = ["Resolver", "Target"]

@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from tunery.gateway.engine.config import EngineConfig
-from tunery.gateway.engine.heartbeat import EngineLimits
-from tunery.gateway.engine.supervisor import EngineProcess
+from tunery.gateway.engine.ipc.heartbeat import EngineLimits
+from tunery.gateway.engine.ipc.supervisor import EngineProcess
 from tunery.gateway.sockets import free_port, limit_connections, resolve_host
-from tunery.plugins.allocator import bound_allocator
 from tunery.plugins.bases.resolve import resolve_base
-from tunery.plugins.data.renderer import Renderer
+from tunery.plugins.data.render.renderer import Renderer
 from tunery.plugins.manager import Plugins
+from tunery.plugins.runtime.allocator import bound_allocator
 from tunery.registry import Base
 from tunery.registry.errors import Unavailable
 from tunery.registry.home import Home

@@ -187,14 +187,14 @@ class TrainerBench:
 
     def prompts(self) -> list[list[int]]:
         """Prompts that were not trained on, as token ids."""
-        from tunery.plugins.data.renderer import Renderer
+        from tunery.plugins.data.render.renderer import Renderer
 
         renderer = Renderer(Path(self.base.path))
         return [renderer.prompt_ids([{"role": "user", "content": f"item {n}"}]) for n in range(60, 68)]
 
     def stop_ids(self) -> tuple[int, ...]:
         """Tokens that end a turn."""
-        from tunery.plugins.data.renderer import Renderer
+        from tunery.plugins.data.render.renderer import Renderer
 
         return Renderer(Path(self.base.path)).stop_ids
 
@@ -215,8 +215,8 @@ class TrainerBench:
 
         from tunery.plugins.manager import load_entrypoint
         from tunery.plugins.training import load_base
-        from tunery.plugins.training.loss import mean_loss
-        from tunery.plugins.training.objective import Supervised, objective_of
+        from tunery.plugins.training.objectives.loss import mean_loss
+        from tunery.plugins.training.objectives.objective import Supervised, objective_of
 
         info = self.plugins.trainer(self.trainer)
         trainer = load_entrypoint(info.entrypoint)()
@@ -319,7 +319,7 @@ class TrainerConformance:
 
     def test_a_run_stops_when_it_is_told_to(self, bench: TrainerBench) -> None:
         """Asked to cancel, it ends long before its last step, and the registry stays as it was."""
-        from tunery.plugins.training.control import ask
+        from tunery.plugins.training.job.control import ask
 
         before, steps = len(bench.registry.versions()), 100_000
         done: list[int] = []
@@ -370,8 +370,8 @@ def _distributions(bench: TrainerBench, folder: Path) -> tuple[Any, Any, Any]:
 
     from tunery.plugins.manager import load_entrypoint
     from tunery.plugins.training import LoadContext, SaveContext, load_base
-    from tunery.plugins.training.loop import Loop
-    from tunery.plugins.training.objective import objective_of
+    from tunery.plugins.training.loop.loop import Loop
+    from tunery.plugins.training.objectives.objective import objective_of
     from tunery.plugins.training.trainer import load_trained
 
     kind = bench.plugins.trainer(bench.trainer).parameters
@@ -410,8 +410,8 @@ def _with_adapter(base: Any, folder: Path) -> Any:
 
 
 def _corpus(bench: TrainerBench, *, held_out: float = 0.0) -> Any:
-    from tunery.plugins.data.renderer import Renderer
-    from tunery.plugins.training.examples import read_corpus
+    from tunery.plugins.data.render.renderer import Renderer
+    from tunery.plugins.training.examples.corpus import read_corpus
 
     return read_corpus(
         [bench.rows], None, formats=bench.plugins.formats(), renderer=Renderer(Path(bench.base.path)), max_length=512,

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import msgspec
 
-from tunery.registry.digest import THREADS, file_digest
-from tunery.registry.disk import room_or_not, write_durably
 from tunery.registry.errors import StorageFailed
 from tunery.registry.home import Home
 from tunery.registry.records import Base
+from tunery.registry.storage.digest import THREADS, file_digest
+from tunery.registry.storage.disk import room_or_not, write_durably
 
 __all__ = ["base_digest", "changed_files", "damaged", "require_sound"]
 

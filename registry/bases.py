@@ -11,12 +11,12 @@ from pathlib import Path
 import msgspec
 from sqlalchemy import Connection, insert, select, update
 
-from tunery.registry import schema
 from tunery.registry.errors import Conflict
 from tunery.registry.home import Home
-from tunery.registry.mirror import Change
 from tunery.registry.records import Base
-from tunery.registry.rows import to_base
+from tunery.registry.storage import schema
+from tunery.registry.storage.mirror import Change
+from tunery.registry.storage.rows import to_base
 
 __all__ = ["add", "listed"]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import msgspec
 
-from tunery.registry.disk import disk_code
 from tunery.registry.errors import StorageFailed
+from tunery.registry.storage.disk import disk_code
 
 __all__ = ["Home"]
 

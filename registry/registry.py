@@ -10,21 +10,23 @@ from typing import Any, Self
 
 from sqlalchemy import Connection, and_, delete, func, insert, select, update
 
-from tunery.registry import aliases, bases, publish, schema, upkeep
-from tunery.registry.aliases import ANY, Expected
-from tunery.registry.blobs import BlobStore
-from tunery.registry.database import Database
-from tunery.registry.disk import keep_room, no_room
+from tunery.registry import bases
 from tunery.registry.errors import Conflict, NotFound, near
-from tunery.registry.export import export
 from tunery.registry.home import Home
-from tunery.registry.lineage import Ancestor, line_of, uses_of
-from tunery.registry.manifests import Manifests
-from tunery.registry.mirror import Mirror, check_empty, check_new
 from tunery.registry.names import PRODUCTION, Reference, check_adapter, parse_reference
 from tunery.registry.records import AliasMove, Base, DataUse, Job, Version
-from tunery.registry.rows import alias_map, to_job, to_versions
-from tunery.registry.upkeep import Collected, Problem
+from tunery.registry.storage import schema
+from tunery.registry.storage.blobs import BlobStore
+from tunery.registry.storage.database import Database
+from tunery.registry.storage.disk import keep_room, no_room
+from tunery.registry.storage.manifests import Manifests
+from tunery.registry.storage.mirror import Mirror, check_empty, check_new
+from tunery.registry.storage.rows import alias_map, to_job, to_versions
+from tunery.registry.versions import aliases, publish, upkeep
+from tunery.registry.versions.aliases import ANY, Expected
+from tunery.registry.versions.export import export
+from tunery.registry.versions.lineage import Ancestor, line_of, uses_of
+from tunery.registry.versions.upkeep import Collected, Problem
 
 __all__ = ["Registry"]
 

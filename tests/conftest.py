@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tunery.plugins.allocator import tune_allocator
+from tunery.plugins.runtime.allocator import tune_allocator
 from tunery.plugins.testing import make_tiny_base
 from tunery.registry import Base
 from tunery.registry.home import Home

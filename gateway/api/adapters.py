@@ -6,7 +6,8 @@ from litestar import get, post
 from litestar.di import NamedDependency
 from litestar.params import JSONBody
 
-from tunery.gateway.api.cards import (
+from tunery.gateway.api.http.errors import error_responses
+from tunery.gateway.api.schemas.models import (
     AdapterCard,
     AdapterList,
     AdapterReference,
@@ -14,7 +15,6 @@ from tunery.gateway.api.cards import (
     LoadRequest,
     ResidentVersion,
 )
-from tunery.gateway.api.errors import error_responses
 from tunery.gateway.api.state import Gateway
 from tunery.gateway.engine.messages import AdapterSource
 from tunery.registry.errors import InvalidInput

@@ -12,23 +12,23 @@ from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import JSONBody
 from litestar.response import Stream
 
-from tunery.gateway.api.answers import Answers, Wanted
-from tunery.gateway.api.call_grammar import call_constraint
-from tunery.gateway.api.call_parser import MARKS
-from tunery.gateway.api.chat_answer import ChatAnswer
-from tunery.gateway.api.constraints import constraint_of
-from tunery.gateway.api.errors import ERRORS
-from tunery.gateway.api.fields import check_chat, check_fields
-from tunery.gateway.api.messages import read_messages
-from tunery.gateway.api.requests import ChatRequest
-from tunery.gateway.api.responding import await_engine, event_stream, or_disconnect
-from tunery.gateway.api.sampling import length_check, output_room, sampling_of, shown_text, truncated
-from tunery.gateway.api.schemas import ChatCompletion
+from tunery.gateway.api.http.errors import ERRORS
+from tunery.gateway.api.http.trace import trace_of
+from tunery.gateway.api.request.fields import check_chat, check_fields
+from tunery.gateway.api.request.messages import read_messages
+from tunery.gateway.api.request.sampling import length_check, output_room, sampling_of, shown_text, truncated
+from tunery.gateway.api.request.structured_output import constraint_of
+from tunery.gateway.api.request.tool_call_grammar import call_constraint
+from tunery.gateway.api.request.tools import Tooling, read_tooling
+from tunery.gateway.api.response.chat import ChatAnswer
+from tunery.gateway.api.response.generation import Answers, Wanted
+from tunery.gateway.api.response.sending import await_engine, event_stream, or_disconnect
+from tunery.gateway.api.response.tool_call_parser import MARKS
+from tunery.gateway.api.schemas.requests import ChatRequest
+from tunery.gateway.api.schemas.responses import ChatCompletion
 from tunery.gateway.api.state import Gateway
-from tunery.gateway.api.tools import Tooling, read_tooling
-from tunery.gateway.api.trace import trace_of
 from tunery.gateway.engine.messages import Constraint
-from tunery.plugins.data.renderer import Renderer
+from tunery.plugins.data.render.renderer import Renderer
 from tunery.registry.errors import InvalidInput
 
 __all__ = ["chat_completions"]

@@ -10,20 +10,20 @@ from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import JSONBody
 from litestar.response import Stream
 
-from tunery.gateway.api.answers import Answers, Wanted
-from tunery.gateway.api.completion_answer import CompletionAnswer
-from tunery.gateway.api.constraints import constraint_of
-from tunery.gateway.api.errors import ERRORS
-from tunery.gateway.api.fields import check_fields
-from tunery.gateway.api.prompts import read_prompts
-from tunery.gateway.api.requests import CompletionRequest
-from tunery.gateway.api.responding import await_engine, event_stream, or_disconnect
-from tunery.gateway.api.sampling import output_room, sampling_of, shown_text, truncated
-from tunery.gateway.api.schemas import Completion
+from tunery.gateway.api.http.errors import ERRORS
+from tunery.gateway.api.http.trace import trace_of
+from tunery.gateway.api.request.fields import check_fields
+from tunery.gateway.api.request.prompts import read_prompts
+from tunery.gateway.api.request.sampling import output_room, sampling_of, shown_text, truncated
+from tunery.gateway.api.request.structured_output import constraint_of
+from tunery.gateway.api.response.completion import CompletionAnswer
+from tunery.gateway.api.response.generation import Answers, Wanted
+from tunery.gateway.api.response.sending import await_engine, event_stream, or_disconnect
+from tunery.gateway.api.schemas.requests import CompletionRequest
+from tunery.gateway.api.schemas.responses import Completion
 from tunery.gateway.api.state import Gateway
-from tunery.gateway.api.trace import trace_of
 from tunery.gateway.engine.messages import Constraint, Ready
-from tunery.plugins.data.renderer import Renderer
+from tunery.plugins.data.render.renderer import Renderer
 from tunery.registry.errors import InvalidInput
 
 __all__ = ["completions"]

@@ -15,15 +15,15 @@ from litestar import Request, Response, post
 from litestar.di import NamedDependency
 from litestar.params import JSONBody
 
-from tunery.gateway.api.errors import ERRORS
-from tunery.gateway.api.fields import check_fields
-from tunery.gateway.api.prompts import read_prompts
-from tunery.gateway.api.requests import EmbeddingRequest
-from tunery.gateway.api.responding import await_engine, or_disconnect
-from tunery.gateway.api.sampling import check_context, truncated
-from tunery.gateway.api.schemas import Embedding, EmbeddingList, EmbeddingUsage
+from tunery.gateway.api.http.errors import ERRORS
+from tunery.gateway.api.http.trace import Trace, trace_of
+from tunery.gateway.api.request.fields import check_fields
+from tunery.gateway.api.request.prompts import read_prompts
+from tunery.gateway.api.request.sampling import check_context, truncated
+from tunery.gateway.api.response.sending import await_engine, or_disconnect
+from tunery.gateway.api.schemas.requests import EmbeddingRequest
+from tunery.gateway.api.schemas.responses import Embedding, EmbeddingList, EmbeddingUsage
 from tunery.gateway.api.state import Gateway
-from tunery.gateway.api.trace import Trace, trace_of
 from tunery.gateway.engine.messages import Embed, Ready
 from tunery.gateway.resolver import Target
 from tunery.registry.errors import InvalidInput, TuneryError

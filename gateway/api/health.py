@@ -9,7 +9,7 @@ from litestar.di import NamedDependency
 from litestar.openapi.datastructures import ResponseSpec
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from tunery.gateway.api.errors import error_responses
+from tunery.gateway.api.http.errors import error_responses
 from tunery.gateway.api.state import Gateway
 
 __all__ = ["live", "metrics", "ready"]

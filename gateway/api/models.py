@@ -6,8 +6,8 @@ from litestar import get
 from litestar.di import NamedDependency
 from litestar.params import FromPath
 
-from tunery.gateway.api.cards import ModelCard, ModelList
-from tunery.gateway.api.errors import error_responses
+from tunery.gateway.api.http.errors import error_responses
+from tunery.gateway.api.schemas.models import ModelCard, ModelList
 from tunery.gateway.api.state import Gateway
 from tunery.registry import Base, Version
 from tunery.registry.names import tenant_of

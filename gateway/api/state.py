@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from tunery.gateway.api.admission import Admission
-from tunery.gateway.api.reading import Readers
+from tunery.gateway.api.http.admission import Admission
+from tunery.gateway.api.http.reading import Readers
 from tunery.gateway.engine.interface import Engine
 from tunery.gateway.engine.messages import Ready
 from tunery.gateway.metrics import Metrics
 from tunery.gateway.resolver import Resolver, Target
-from tunery.plugins.data.renderer import Renderer
+from tunery.plugins.data.render.renderer import Renderer
 from tunery.registry.errors import Overloaded, Unavailable
 from tunery.registry.registry import Registry
 from tunery.registry.settings import ServeSettings

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tunery.plugins.machine import describe_machine
+from tunery.plugins.runtime.machine import describe_machine
 
 __all__ = ["describe"]
 

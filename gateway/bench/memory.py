@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from tunery.plugins.compute import prepare_compute
+from tunery.plugins.runtime.compute import prepare_compute
 
 __all__ = ["main"]
 

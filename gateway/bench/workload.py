@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from tunery.gateway.bench.driver import Driver
-from tunery.gateway.engine.adapter import CONFIG, WEIGHTS, AdapterShape
+from tunery.gateway.engine.adapters.adapter import CONFIG, WEIGHTS, AdapterShape
 from tunery.gateway.engine.config import EngineConfig
 from tunery.gateway.engine.messages import AdapterSource
 

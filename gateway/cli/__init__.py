@@ -10,7 +10,7 @@ from importlib.metadata import version
 
 import click
 
-from tunery.gateway.cli.streams import check_arguments, take_any_text
+from tunery.gateway.cli.terminal.streams import check_arguments, take_any_text
 from tunery.registry.errors import TuneryError, near
 
 __all__ = ["COMMANDS", "cli", "main"]
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except TuneryError as error:
         if _debugging(given):
             raise
-        from tunery.gateway.cli.errors import exit_code
+        from tunery.gateway.cli.terminal.errors import exit_code
 
         sys.stderr.write(f"error: {error.args[0]}\n")
         sys.exit(exit_code(error))
@@ -104,6 +104,6 @@ def _debugging(arguments: Sequence[str]) -> bool:
 
 
 def _add_plugin_commands(group: click.Group) -> None:
-    from tunery.gateway.cli.context import plugins
+    from tunery.gateway.cli.terminal.context import plugins
 
     plugins().add_commands(group)

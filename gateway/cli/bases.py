@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import rich_click as click
 
-from tunery.gateway.cli.context import open_registry, plugins, print_json, say
-from tunery.gateway.cli.tables import print_table
+from tunery.gateway.cli.terminal.context import open_registry, plugins, print_json, say
+from tunery.gateway.cli.terminal.tables import print_table
 
 __all__ = ["bases"]
 

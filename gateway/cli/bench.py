@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import rich_click as click
 
-from tunery.gateway.cli.context import open_registry, plugins, print_json, say
+from tunery.gateway.cli.terminal.context import open_registry, plugins, print_json, say
 from tunery.gateway.cli.train import parse_settings
-from tunery.plugins.compute import prepare_compute
-from tunery.plugins.device import resolve_device
 from tunery.plugins.quantization import Quant
-from tunery.plugins.quiet import hush
+from tunery.plugins.runtime.compute import prepare_compute
+from tunery.plugins.runtime.device import resolve_device
+from tunery.plugins.runtime.logging import hush
 from tunery.registry.errors import InvalidInput
 from tunery.registry.home import Home
 

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import rich_click as click
 
-from tunery.gateway.cli.context import open_registry, plugins, print_json, say
-from tunery.gateway.cli.streams import is_utf8
-from tunery.gateway.cli.tables import print_table
-from tunery.plugins.data.check import KEPT
+from tunery.gateway.cli.terminal.context import open_registry, plugins, print_json, say
+from tunery.gateway.cli.terminal.streams import is_utf8
+from tunery.gateway.cli.terminal.tables import print_table
+from tunery.plugins.data.checks.finding import KEPT
 from tunery.registry.errors import InvalidData
 
 if TYPE_CHECKING:
-    from tunery.plugins.data.check import DataReport
+    from tunery.plugins.data.checks.finding import DataReport
     from tunery.plugins.data.preview import Preview
     from tunery.plugins.hookspecs import FormatInfo
 
@@ -65,7 +65,7 @@ def check(
     """Report everything that is wrong with files of rows; exit with 2 where anything is an error."""
     if as_json and as_html:
         raise click.UsageError("--json and --html exclude each other")
-    from tunery.plugins.data.checking import check_data
+    from tunery.plugins.data.checks.runner import check_data
 
     report = check_data(
         files,
@@ -79,7 +79,7 @@ def check(
     if as_json:
         print_json(msgspec.to_builtins(report) | {"errors": report.count("error")})
     elif as_html:
-        from tunery.plugins.data.page import to_html
+        from tunery.plugins.data.html_report import to_html
 
         page = to_html(report)
         # The page says that it is UTF-8; in ASCII it is that in any encoding.
@@ -99,7 +99,7 @@ def check(
 def preview(place: str, base: str, format_name: str | None, max_length: int, as_json: bool) -> None:
     """Show a row as the base sees it, what is trained in colour, or between {+ and +} where there is none."""
     from tunery.plugins.data.preview import preview_line, read_place
-    from tunery.plugins.data.renderer import Renderer
+    from tunery.plugins.data.render.renderer import Renderer
 
     path, number = read_place(place)
     renderer = Renderer(_base_folder(base))
@@ -137,7 +137,7 @@ def split(
     A file in which data check finds an error is not split.
     """
     from tunery.plugins.data.split import split_file
-    from tunery.plugins.training.checked import check_before_split
+    from tunery.plugins.training.job.data_check import check_before_split
 
     check_before_split(file, allow=allow, plugins=plugins(), format=format_name)
     done = split_file(

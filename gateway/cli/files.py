@@ -8,8 +8,8 @@ from pathlib import Path
 import msgspec
 import rich_click as click
 
-from tunery.gateway.cli.context import open_registry, print_json
-from tunery.gateway.cli.tables import print_table
+from tunery.gateway.cli.terminal.context import open_registry, print_json
+from tunery.gateway.cli.terminal.tables import print_table
 from tunery.registry.errors import NotFound
 
 __all__ = ["files"]

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import rich_click as click
 
-from tunery.gateway.cli.context import open_registry, print_json
-from tunery.gateway.cli.tables import print_table, when
+from tunery.gateway.cli.terminal.context import open_registry, print_json
+from tunery.gateway.cli.terminal.tables import print_table, when
 from tunery.registry.errors import Conflict
 
 if TYPE_CHECKING:
@@ -68,8 +68,8 @@ def cancel_job(job_id: str) -> None:
 
 
 def _ask(job_id: str, wish: Any) -> None:
-    from tunery.plugins.training.control import ask
-    from tunery.plugins.training.lock import is_running
+    from tunery.plugins.training.job.control import ask
+    from tunery.plugins.training.job.lock import is_running
 
     with open_registry() as registry:
         job = registry.job(job_id)
@@ -81,7 +81,7 @@ def _ask(job_id: str, wish: Any) -> None:
 
 def _state(registry: Registry, job: Job) -> str:
     """The job's state; one whose process is gone is interrupted, whatever was written last."""
-    from tunery.plugins.training.lock import is_running
+    from tunery.plugins.training.job.lock import is_running
 
     if job.state == "running" and not is_running(registry.home.jobs / job.id):
         return "interrupted"

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import rich_click as click
 
-from tunery.gateway.cli.context import open_registry, print_json
-from tunery.gateway.cli.tables import when
+from tunery.gateway.cli.terminal.context import open_registry, print_json
+from tunery.gateway.cli.terminal.tables import when
 
 if TYPE_CHECKING:
     from rich.tree import Tree
 
     from tunery.registry import Version
-    from tunery.registry.lineage import Ancestor, Origin
+    from tunery.registry.versions.lineage import Ancestor, Origin
 
 __all__ = ["lineage"]
 
@@ -45,7 +45,7 @@ def lineage(reference: str, full: bool, as_json: bool) -> None:
 
 
 def _told(each: Ancestor) -> dict[str, Any]:
-    from tunery.registry.lineage import origin_of
+    from tunery.registry.versions.lineage import origin_of
 
     told = {"version": each.name, "digest": each.digest, "here": each.version is not None, "again": each.again}
     if each.version is not None:
@@ -83,7 +83,7 @@ def _heading(each: Ancestor, full: bool) -> str:
 
 def _details(version: Version, full: bool) -> list[tuple[str, list[str]]]:
     """Lines, each with those that belong under it; what a manifest does not have is left out."""
-    from tunery.registry.lineage import origin_of
+    from tunery.registry.versions.lineage import origin_of
 
     origin = origin_of(version)
     cut = None if full else _SHORT

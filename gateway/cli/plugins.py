@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 import rich_click as click
 
-from tunery.gateway.cli.context import plugins as installed
-from tunery.gateway.cli.context import print_json
-from tunery.gateway.cli.tables import print_table
+from tunery.gateway.cli.terminal.context import plugins as installed
+from tunery.gateway.cli.terminal.context import print_json
+from tunery.gateway.cli.terminal.tables import print_table
 from tunery.plugins.hookspecs import TrainerInfo
 from tunery.plugins.parameters import describe_parameters
 

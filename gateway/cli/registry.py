@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import rich_click as click
 
-from tunery.gateway.cli.context import print_json, say
+from tunery.gateway.cli.terminal.context import print_json, say
 from tunery.registry.home import Home
 
 __all__ = ["registry"]
@@ -22,7 +22,7 @@ def rebuild_registry(as_json: bool) -> None:
 
     A database that is damaged is moved aside first, never deleted. Jobs are not made again.
     """
-    from tunery.registry.rebuild import rebuild
+    from tunery.registry.versions.rebuild import rebuild
 
     done = rebuild(Home.from_env())
     if as_json:

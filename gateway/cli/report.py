@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 from tunery.registry.errors import NotFound
-from tunery.registry.reports import claimed
+from tunery.registry.versions.reports import claimed
 
 if TYPE_CHECKING:
     from tunery.registry import Version

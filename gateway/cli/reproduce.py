@@ -7,7 +7,7 @@ from pathlib import Path
 
 import rich_click as click
 
-from tunery.gateway.cli.context import print_json
+from tunery.gateway.cli.terminal.context import print_json
 from tunery.gateway.cli.train import run_job, threads_option
 
 __all__ = ["reproduce"]

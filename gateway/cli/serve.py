@@ -6,8 +6,8 @@ from typing import Any
 
 import rich_click as click
 
-from tunery.gateway.cli.context import plugins, say
-from tunery.plugins.device import check_device
+from tunery.gateway.cli.terminal.context import plugins, say
+from tunery.plugins.runtime.device import check_device
 from tunery.registry.home import Home
 from tunery.registry.settings import read_settings
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import rich_click as click
 from click.core import ParameterSource
 
-from tunery.gateway.cli.context import actor, open_registry, plugins, print_json, say
-from tunery.plugins.device import resolve_device
-from tunery.plugins.training.phases import minutes_text
-from tunery.plugins.training.processes import is_first
+from tunery.gateway.cli.terminal.context import actor, open_registry, plugins, print_json, say
+from tunery.plugins.runtime.device import resolve_device
+from tunery.plugins.training.job.phases import minutes_text
+from tunery.plugins.training.loop.distributed import is_first
 from tunery.registry.errors import InvalidInput, JobCancelled
 from tunery.registry.home import Home
 from tunery.registry.losses import NATS, loss_unit
@@ -108,7 +108,7 @@ def train(
 
         def start(host: Any, loaded: Any, registry: Any, report: Report) -> Version:
             from tunery.plugins.bases.resolve import resolve_base
-            from tunery.plugins.training.processes import find_processes
+            from tunery.plugins.training.loop.distributed import find_processes
 
             where = resolve_device(device)
             known = find_processes(where).agree(lambda: resolve_base(base, registry=registry, plugins=loaded, say=say))
@@ -153,7 +153,7 @@ def parse_settings(settings: Sequence[str]) -> dict[str, str]:
 
 def run_job(work: Callable[[Any, Any, Any, Report], T], threads: int | None = None) -> T:
     """Run a job with allocator and threads set before torch is there, and progress on stderr."""
-    from tunery.plugins.compute import prepare_compute
+    from tunery.plugins.runtime.compute import prepare_compute
 
     home = Home.from_env()
     settings = read_settings(home.root, overrides={"training": {"threads": threads}}).training
@@ -182,7 +182,7 @@ def _is_given(context: click.Context, name: str) -> bool:
 
 def _asked(given: Mapping[str, Any]) -> Any:
     """The options beside --resume that must be the job's."""
-    from tunery.plugins.training.asked import Asked
+    from tunery.plugins.training.job.resume import Asked
 
     return Asked(
         trainer=given.get("method"),

@@ -9,12 +9,9 @@ from pathlib import Path
 
 import torch
 
-from tunery.gateway.engine.adapter import ServedAdapter
-from tunery.gateway.engine.compiling import Compiler
+from tunery.gateway.engine.adapters.adapter import ServedAdapter
+from tunery.gateway.engine.adapters.residency import Residency
 from tunery.gateway.engine.config import EngineConfig
-from tunery.gateway.engine.constraint import Grammars, Guide
-from tunery.gateway.engine.fairness import Fairness
-from tunery.gateway.engine.grammar_trial import Trials
 from tunery.gateway.engine.messages import (
     Cancel,
     Command,
@@ -34,14 +31,17 @@ from tunery.gateway.engine.messages import (
     Unloaded,
     mix_title,
 )
-from tunery.gateway.engine.model import Model, open_model
-from tunery.gateway.engine.pages import Pages
-from tunery.gateway.engine.residency import Residency
-from tunery.gateway.engine.sampler import sample, score
-from tunery.gateway.engine.scheduler import Scheduler
-from tunery.gateway.engine.sequence import Sequence
-from tunery.gateway.engine.step import Output, Scheduled, lay_out
-from tunery.plugins.threads import follow_governor
+from tunery.gateway.engine.models.model import Model, open_model
+from tunery.gateway.engine.sampling.grammar_compiler import Compiler
+from tunery.gateway.engine.sampling.grammar_trial import Trials
+from tunery.gateway.engine.sampling.sampler import sample, score
+from tunery.gateway.engine.sampling.structured_output import Grammars, Guide
+from tunery.gateway.engine.scheduling.fairness import Fairness
+from tunery.gateway.engine.scheduling.forward_batch import Output, Scheduled, lay_out
+from tunery.gateway.engine.scheduling.page_allocator import Pages
+from tunery.gateway.engine.scheduling.scheduler import Scheduler
+from tunery.gateway.engine.scheduling.sequence import Sequence
+from tunery.plugins.runtime.threads import follow_governor
 from tunery.registry.errors import ArtifactRefused, InvalidInput, StorageFailed, TuneryError
 
 __all__ = ["EngineCore"]

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from tunery.gateway.engine.config import EngineConfig
-from tunery.gateway.engine.heartbeat import Heartbeat
+from tunery.gateway.engine.ipc.heartbeat import Heartbeat
+from tunery.gateway.engine.ipc.wire import CommandReader, EventWriter
 from tunery.gateway.engine.messages import Command, Failed, Shutdown
-from tunery.gateway.engine.wire import CommandReader, EventWriter
-from tunery.plugins.allocator import give_back, resident_bytes
-from tunery.plugins.compute import prepare_compute
-from tunery.plugins.parent import die_with_parent
+from tunery.plugins.runtime.allocator import give_back, resident_bytes
+from tunery.plugins.runtime.compute import prepare_compute
+from tunery.plugins.runtime.parent_watch import die_with_parent
 from tunery.registry.errors import ArtifactRefused, TuneryError
 
 if TYPE_CHECKING:

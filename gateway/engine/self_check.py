@@ -20,8 +20,8 @@ import msgspec
 from tunery.gateway.engine.config import EngineConfig
 from tunery.gateway.engine.messages import Event, Failed, Generate, Sampling, Tokens
 from tunery.plugins.bases.architectures import refuse_folder
-from tunery.plugins.compute import prepare_compute
-from tunery.plugins.parent import die_with_parent
+from tunery.plugins.runtime.compute import prepare_compute
+from tunery.plugins.runtime.parent_watch import die_with_parent
 from tunery.registry.errors import ArtifactRefused
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def verify(core: EngineCore, expected: Expected, config: EngineConfig) -> None:
 
 def scores(config: EngineConfig) -> Expected:
     """What `expectation` asks for, in this process."""
-    from tunery.gateway.engine.torch_model import load_plain
+    from tunery.gateway.engine.models.torch.model import load_plain
 
     module: Any = load_plain(config)
     text = module.config.get_text_config()

@@ -8,7 +8,7 @@ from tunery.plugins.hookspecs import GateInfo, hookimpl
 
 __all__ = ["GATES", "register_gates"]
 
-_FILES, _SERVED = "tunery.plugins.training.gates.files", "tunery.gateway.gates.checks"
+_FILES, _SERVED = "tunery.plugins.training.gates.file_gates", "tunery.gateway.gates.engine_gates"
 
 GATES = (
     GateInfo(

@@ -1,7 +1,7 @@
 """Which architectures are served exactly, by `model_type`, and why the others are not.
 
 Exact means: the log-probabilities of transformers' own forward in float32, alone and in a batch, with and without the prefix cache, with a LoRA
-on attention; and a LoRA trained here is served as it was trained. tests/gateway/engine/test_matrix.py holds both lists
+on attention; and a LoRA trained here is served as it was trained. tests/gateway/engine/models/test_matrix.py holds both lists
 to the installed transformers. What is in neither is refused: nobody has looked at it.
 """
 

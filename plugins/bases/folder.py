@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from tunery.plugins.bases.checks import INDEX, SETTINGS, check_base, check_config, weight_files
+from tunery.plugins.bases.validation import INDEX, SETTINGS, check_base, check_config, weight_files
 from tunery.registry.errors import ArtifactRefused
 
 __all__ = ["fill", "take"]

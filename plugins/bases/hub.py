@@ -8,10 +8,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from tunery.plugins.bases.checks import SETTINGS, check_config
 from tunery.plugins.bases.folder import take
+from tunery.plugins.bases.validation import SETTINGS, check_config
 from tunery.registry.errors import ArtifactRefused, NotFound, Unavailable
-from tunery.registry.hub_client import no_revision, parse_hub
+from tunery.registry.hub.client import no_revision, parse_hub
 
 __all__ = ["fetch", "fill", "reachable"]
 

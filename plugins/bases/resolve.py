@@ -13,16 +13,16 @@ from math import prod
 from pathlib import Path
 
 from tunery.plugins.bases.architectures import refuse_folder
-from tunery.plugins.bases.checks import check_base
+from tunery.plugins.bases.validation import check_base
 from tunery.plugins.hookspecs import BaseSource
 from tunery.plugins.manager import Plugins, load_entrypoint
 from tunery.registry import Base
 from tunery.registry.base_files import base_digest, changed_files
-from tunery.registry.disk import disk_code
 from tunery.registry.errors import NotFound, StorageFailed, TuneryError, Unavailable, UnknownName
-from tunery.registry.leases import staged
+from tunery.registry.peft.safetensors_header import read_header
 from tunery.registry.registry import Registry
-from tunery.registry.safetensors_header import read_header
+from tunery.registry.storage.disk import disk_code
+from tunery.registry.storage.leases import staged
 
 __all__ = ["base_digest", "resolve_base"]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tunery.plugins.data.checks import CHECKS
-from tunery.plugins.data.formats import BUILT_IN, CHAT, PROMPT_COMPLETION
+from tunery.plugins.data.read.formats import BUILT_IN, CHAT, PROMPT_COMPLETION
 from tunery.plugins.hookspecs import CheckInfo, FormatInfo, hookimpl
 
 __all__ = ["CHAT", "PROMPT_COMPLETION", "register_checks", "register_formats"]

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import msgspec
 
-from tunery.plugins.data.line import Line, Place
+from tunery.plugins.data.checks.line import Line, Place
 from tunery.plugins.data.read import iter_records
-from tunery.plugins.data.renderer import Rendered, Renderer
+from tunery.plugins.data.render.renderer import Rendered, Renderer
 from tunery.plugins.hookspecs import FormatInfo
 from tunery.registry.errors import InvalidData, InvalidInput, NotFound
 

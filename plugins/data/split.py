@@ -12,10 +12,10 @@ from pathlib import Path
 
 import msgspec
 
-from tunery.plugins.data.line import Line, Place
-from tunery.plugins.data.minhash import SimilarIndex
+from tunery.plugins.data.checks.line import Line, Place
+from tunery.plugins.data.checks.minhash import SimilarIndex
 from tunery.plugins.data.read import iter_records
-from tunery.plugins.data.rows import Row
+from tunery.plugins.data.read.dataset import Row
 from tunery.plugins.hookspecs import FormatInfo
 from tunery.registry.errors import Conflict, InvalidData, InvalidInput, StorageFailed
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tunery.plugins.trainers import DpoParameters
 from tunery.plugins.trainers.lora import LoraTrainer
-from tunery.plugins.training.preference import Preference
+from tunery.plugins.training.objectives.preference import Preference
 
 __all__ = ["DpoTrainer"]
 

@@ -10,8 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tunery.plugins.training.host import Reproduction, reproduce, resume, train
-    from tunery.plugins.training.inputs import TrainRequest
+    from tunery.plugins.training.job.inputs import TrainRequest
+    from tunery.plugins.training.job.launcher import Reproduction, reproduce, resume, train
     from tunery.plugins.training.trainer import LoadContext, SaveContext, Trainer, load_base
 
 __all__ = [
@@ -29,13 +29,13 @@ __all__ = [
 _PLACES = {
     "LoadContext": "trainer",
     "SaveContext": "trainer",
-    "TrainRequest": "inputs",
+    "TrainRequest": "job.inputs",
     "Trainer": "trainer",
-    "Reproduction": "host",
+    "Reproduction": "job.launcher",
     "load_base": "trainer",
-    "reproduce": "host",
-    "resume": "host",
-    "train": "host",
+    "reproduce": "job.launcher",
+    "resume": "job.launcher",
+    "train": "job.launcher",
 }
 
 

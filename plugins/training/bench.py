@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from tunery.plugins.data.renderer import Renderer
+from tunery.plugins.data.render.renderer import Renderer
 from tunery.plugins.manager import Plugins, load_entrypoint
 from tunery.plugins.parameters import read_parameters
-from tunery.plugins.training.examples import read_corpus
-from tunery.plugins.training.loop import Loop
-from tunery.plugins.training.loss import mean_loss
-from tunery.plugins.training.memory import peak_memory
+from tunery.plugins.runtime.memory import peak_memory
+from tunery.plugins.training.examples.corpus import read_corpus
+from tunery.plugins.training.loop.loop import Loop
+from tunery.plugins.training.objectives.loss import mean_loss
 from tunery.plugins.training.trainer import (
     LoadContext,
     Trainer,

@@ -15,7 +15,7 @@ from torch import nn
 
 from tunery.plugins.parameters import TrainingParameters
 from tunery.plugins.quantization import Quant
-from tunery.plugins.training.memory import release_memory
+from tunery.plugins.runtime.memory import release_memory
 
 __all__ = [
     "LoadContext",

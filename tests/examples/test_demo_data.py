@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tunery.plugins.data import CHAT
-from tunery.plugins.data.rows import read_rows
+from tunery.plugins.data.read.dataset import read_rows
 
 DEMO = Path(__file__).parents[2] / "examples" / "demo"
 LABELS = {

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from tunery.gateway.engine.client import MOST_QUEUED, EngineClient
+from tunery.gateway.engine.ipc.client import MOST_QUEUED, EngineClient
+from tunery.gateway.engine.ipc.wire import CommandReader, EventWriter
 from tunery.gateway.engine.messages import (
     AdapterSource,
     Cancel,
@@ -26,7 +27,6 @@ from tunery.gateway.engine.messages import (
     Tokens,
     Weighted,
 )
-from tunery.gateway.engine.wire import CommandReader, EventWriter
 from tunery.registry.errors import ArtifactRefused, InvalidInput, Overloaded, TuneryError, Unavailable
 
 SOURCE = AdapterSource("d", "acme/tone", 1, {})

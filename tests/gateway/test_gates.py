@@ -18,7 +18,7 @@ from tunery.gateway.gates import GATES
 from tunery.plugins.manager import load_plugins
 from tunery.plugins.testing import TrainerBench
 from tunery.plugins.training import load_base, resume
-from tunery.plugins.training.batches import Example
+from tunery.plugins.training.examples.batches import Example
 from tunery.plugins.training.gates import GateRequest, GateResult, GatesFailed, run_gates
 from tunery.plugins.training.gates.reference import Reference
 from tunery.plugins.training.report.findings import bootstrap

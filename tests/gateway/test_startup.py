@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from tunery.gateway.engine.config import EngineConfig
-from tunery.gateway.engine.kernels import load_kernels
+from tunery.gateway.engine.models.native.kernels import load_kernels
 
 HEAVY = {"torch", "transformers", "peft", "bitsandbytes", "accelerate", "torch._dynamo", "torch._inductor", "sympy"}
 GATEWAY = "import sys; from tunery.gateway import serve, app"

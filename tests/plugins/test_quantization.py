@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tunery.gateway.engine.quantize import _NF4, nf4_codes
+from tunery.gateway.engine.models.quantize import _NF4, nf4_codes
 from tunery.plugins.quantization import unpacked
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from tests.hubserver import HubServer
+from tests.hub_server import HubServer
 from tests.registry.artifacts import make_adapter, make_base
 from tunery.registry import Base, Version
 from tunery.registry.registry import Registry

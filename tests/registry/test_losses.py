@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tunery.registry import Version
-from tunery.registry.card import model_card
+from tunery.registry.hub.card import model_card
 from tunery.registry.losses import loss_text, loss_unit
 
 

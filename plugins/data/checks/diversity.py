@@ -13,8 +13,8 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
-from tunery.plugins.data.check import Check, Context, Fault
-from tunery.plugins.data.line import Line, Place
+from tunery.plugins.data.checks.finding import Check, Context, Fault
+from tunery.plugins.data.checks.line import Line, Place
 from tunery.plugins.hookspecs import Severity
 
 __all__ = ["Diversity"]

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
-from tunery.plugins.data.check import Check, Context, Fault
+from tunery.plugins.data.checks.finding import Check, Context, Fault
+from tunery.plugins.data.checks.line import Line, Place
 from tunery.plugins.data.checks.schema import CUT, is_cut
-from tunery.plugins.data.line import Line, Place
 
 __all__ = ["Encoding"]
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
-from tunery.plugins.data.check import Check, Context, Fault
-from tunery.plugins.data.line import Line, Place
+from tunery.plugins.data.checks.finding import Check, Context, Fault
+from tunery.plugins.data.checks.line import Line, Place
 from tunery.registry.errors import InvalidInput
 
 __all__ = ["EndOfTurn", "NoTrainableToken", "Refused", "TokenLength", "Truncation"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tunery.plugins.data.check import Check, Context, Fault
-from tunery.plugins.data.line import Line, Place
+from tunery.plugins.data.checks.finding import Check, Context, Fault
+from tunery.plugins.data.checks.line import Line, Place
 from tunery.plugins.data.read import MAX_ROW
 
 __all__ = ["CUT", "Schema", "is_cut"]

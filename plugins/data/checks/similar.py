@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tunery.plugins.data.check import Check, Context, Fault
-from tunery.plugins.data.line import Line, Place
-from tunery.plugins.data.minhash import SimilarIndex
+from tunery.plugins.data.checks.finding import Check, Context, Fault
+from tunery.plugins.data.checks.line import Line, Place
+from tunery.plugins.data.checks.minhash import SimilarIndex
 
 __all__ = ["ConflictingAnswers", "Duplicate", "Leakage", "NearDuplicate"]
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from tunery.plugins.data.check import Check, Fault
-from tunery.plugins.data.line import Line
+from tunery.plugins.data.checks.finding import Check, Fault
+from tunery.plugins.data.checks.line import Line
 
 __all__ = ["SpecialTokens"]
 

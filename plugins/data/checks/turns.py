@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from tunery.plugins.data.check import Check, Fault
-from tunery.plugins.data.line import Line
+from tunery.plugins.data.checks.finding import Check, Fault
+from tunery.plugins.data.checks.line import Line
 
 __all__ = ["ToolCalls", "TurnOrder"]
 

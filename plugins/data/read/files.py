@@ -10,8 +10,8 @@ import re
 import stat
 from pathlib import Path
 
-from tunery.registry.digest import file_digest
 from tunery.registry.errors import InvalidData, NotFound
+from tunery.registry.storage.digest import file_digest
 
 __all__ = ["data_digest", "data_files", "data_size"]
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from tunery.plugins.native import open_kernels
+from tunery.plugins.runtime.native import open_kernels
 
 __all__ = ["Kernels", "PackedWeight", "RowsTable", "Term", "load_kernels", "native"]
 

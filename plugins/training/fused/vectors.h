@@ -1,5 +1,5 @@
 /* Owns the vectors of bfloat16 that every part of training's native kernels reads and writes. Elements are bfloat16, sums float32. */
-#include "../../native.h"
+#include "../../runtime/native.h"
 
 #ifdef NATIVE
 #define LANES 16

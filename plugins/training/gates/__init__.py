@@ -18,8 +18,8 @@ import msgspec
 
 from tunery.plugins.hookspecs import GateInfo
 from tunery.plugins.quantization import Quant
-from tunery.plugins.training.batches import Example
-from tunery.plugins.training.memory import release_memory
+from tunery.plugins.runtime.memory import release_memory
+from tunery.plugins.training.examples.batches import Example
 from tunery.registry.errors import TrainingFailed
 
 __all__ = [

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from tunery.plugins.compute import prepare_compute
-from tunery.plugins.parent import die_with_parent
+from tunery.plugins.runtime.compute import prepare_compute
+from tunery.plugins.runtime.parent_watch import die_with_parent
 from tunery.registry.errors import TuneryError
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ import msgspec
 import torch
 from torch import nn
 
-from tunery.plugins.training.batches import Example
-from tunery.plugins.training.loss import asking
+from tunery.plugins.training.examples.batches import Example
+from tunery.plugins.training.objectives.loss import asking
 
 __all__ = ["Reference", "read_reference", "record_reference"]
 

@@ -24,7 +24,7 @@ from tunery.plugins.training.report.findings import (
     suspicious,
 )
 from tunery.registry.losses import NATS
-from tunery.registry.reports import LIMITS
+from tunery.registry.versions.reports import LIMITS
 
 __all__ = ["General", "Outcomes", "Report", "Sample", "build", "read", "summary", "write"]
 
@@ -156,7 +156,7 @@ def write(
 
     `rates` are (step, learning rate) and `speeds` (step, tokens a second): they are in the picture alone, as no two runs are as fast.
     """
-    from tunery.plugins.training.report.page import page, samples_page
+    from tunery.plugins.training.report.markdown import page, samples_page
     from tunery.plugins.training.report.plots import draw
 
     folder.mkdir(parents=True, exist_ok=True)

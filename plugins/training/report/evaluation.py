@@ -17,10 +17,10 @@ import msgspec
 import torch
 from torch import nn
 
-from tunery.plugins.data.renderer import Renderer
-from tunery.plugins.training.batches import Example, collate
-from tunery.plugins.training.examples import Corpus
-from tunery.plugins.training.loss import asking, row_losses
+from tunery.plugins.data.render.renderer import Renderer
+from tunery.plugins.training.examples.batches import Example, collate
+from tunery.plugins.training.examples.corpus import Corpus
+from tunery.plugins.training.objectives.loss import asking, row_losses
 from tunery.registry.errors import InvalidInput
 
 __all__ = ["Examination", "Said", "Score", "answers", "general_examples", "score"]

@@ -20,7 +20,7 @@ from tunery.gateway.app import create_app
 from tunery.gateway.engine.fake import FakeEngine
 from tunery.gateway.metrics import Metrics
 from tunery.gateway.resolver import Resolver
-from tunery.plugins.data.renderer import Renderer
+from tunery.plugins.data.render.renderer import Renderer
 from tunery.registry import Base, Version
 from tunery.registry.registry import Registry
 from tunery.registry.settings import ServeSettings

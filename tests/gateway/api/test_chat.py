@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from tests.gateway.api.conftest import REPLY, Served
-from tunery.gateway.api import responding
+from tunery.gateway.api.response import sending as responding
 from tunery.gateway.engine.messages import Generate
 from tunery.registry.errors import Unavailable
 

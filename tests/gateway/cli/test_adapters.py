@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tests.hubserver import HubServer
+from tests.hub_server import HubServer
 from tests.registry.artifacts import make_adapter, make_base
 from tunery.plugins.training.report import Report
 from tunery.registry.home import Home

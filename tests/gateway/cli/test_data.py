@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.gateway.cli.test_adapters import tunery
-from tests.plugins.data.test_checks import chat
+from tests.plugins.data.checks.test_checks import chat
 from tunery.gateway.cli.data import visible
 from tunery.plugins.testing import write_rows
 from tunery.registry import Base

@@ -11,7 +11,7 @@ import click
 import pytest
 
 from tunery.gateway.cli import COMMANDS, cli, main
-from tunery.gateway.cli.errors import EXIT_CODES, exit_code
+from tunery.gateway.cli.terminal.errors import EXIT_CODES, exit_code
 from tunery.plugins.hookspecs import hookimpl
 from tunery.plugins.manager import Plugins
 from tunery.plugins.parameters import describe_parameters
@@ -103,7 +103,7 @@ def test_a_plugins_command_is_listed_suggested_and_run(
 
     plugins = Plugins()
     plugins.add(types.SimpleNamespace(register_commands=hookimpl(register_commands)), "greeter")
-    monkeypatch.setattr("tunery.gateway.cli.context.plugins", lambda: plugins)
+    monkeypatch.setattr("tunery.gateway.cli.terminal.context.plugins", lambda: plugins)
     monkeypatch.setattr(cli, "commands", {})
     with caplog.at_level(logging.WARNING):
         assert run("--help") == 0

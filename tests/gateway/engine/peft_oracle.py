@@ -28,8 +28,8 @@ from transformers import (
 
 from tunery.gateway.engine.config import EngineConfig
 from tunery.gateway.engine.core import EngineCore
-from tunery.gateway.engine.linear import weight_of
 from tunery.gateway.engine.messages import AdapterSource, Event, Failed, Generate, Sampling, Token, Tokens, Weighted
+from tunery.gateway.engine.models.torch.linear import weight_of
 from tunery.plugins.quantization import quantization_config
 
 VOCAB = 320

@@ -22,7 +22,6 @@ from tests.gateway.engine.peft_oracle import (
     request,
     with_adapter,
 )
-from tunery.gateway.engine.kernels import load_kernels
 from tunery.gateway.engine.messages import (
     AdapterSource,
     Cancel,
@@ -39,8 +38,9 @@ from tunery.gateway.engine.messages import (
     Unloaded,
     Weighted,
 )
-from tunery.gateway.engine.scheduler import SCORED
-from tunery.gateway.engine.step import Step
+from tunery.gateway.engine.models.native.kernels import load_kernels
+from tunery.gateway.engine.scheduling.forward_batch import Step
+from tunery.gateway.engine.scheduling.scheduler import SCORED
 
 KERNELS = ["auto", "torch"] if load_kernels() else ["torch"]
 

@@ -22,8 +22,8 @@ from tests.gateway.engine.peft_oracle import (
     request,
     with_adapter,
 )
-from tunery.gateway.engine.kernels import load_kernels
 from tunery.gateway.engine.messages import AdapterSource, Generate, Token, Weighted, mix_digest
+from tunery.gateway.engine.models.native.kernels import load_kernels
 from tunery.plugins.training.delta import save_delta
 
 KERNELS = ["auto", "torch"] if load_kernels() else ["torch"]

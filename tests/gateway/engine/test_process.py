@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tunery.gateway.engine.process import GROWTH, _tidied
-from tunery.plugins.allocator import resident_bytes, tune_allocator
+from tunery.plugins.runtime.allocator import resident_bytes, tune_allocator
 
 
 @pytest.mark.skipif(not tune_allocator(), reason="another allocator than glibc's")

@@ -21,8 +21,8 @@ from hypothesis import given, note
 from hypothesis import strategies as st
 from torch import nn
 
-from tests.gateway.engine.adapter_world import Lane
-from tests.gateway.engine.often import often
+from tests.gateway.engine.adapters.residency_harness import Lane
+from tests.gateway.engine.hypothesis_settings import often
 from tests.gateway.engine.peft_oracle import (
     TOLERANCE,
     Engine,
@@ -35,7 +35,6 @@ from tests.gateway.engine.peft_oracle import (
     request,
     with_adapter,
 )
-from tunery.gateway.engine.kernels import load_kernels
 from tunery.gateway.engine.messages import (
     AdapterSource,
     Cancel,
@@ -50,7 +49,8 @@ from tunery.gateway.engine.messages import (
     Weighted,
     mix_digest,
 )
-from tunery.gateway.engine.scheduler import STARVED_AFTER
+from tunery.gateway.engine.models.native.kernels import load_kernels
+from tunery.gateway.engine.scheduling.scheduler import STARVED_AFTER
 
 KINDS: list[dict[str, Any]] = [
     {"r": 1, "lora_alpha": 1},

@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 
-from tests.gateway.engine.matrix import make_any_base
+from tests.gateway.engine.models.random_bases import make_any_base
 from tests.gateway.engine.peft_oracle import make_base
-from tunery.gateway.engine import attention, self_check
+from tunery.gateway.engine import self_check
 from tunery.gateway.engine.config import EngineConfig
 from tunery.gateway.engine.core import EngineCore
-from tunery.gateway.engine.kernels import load_kernels
+from tunery.gateway.engine.ipc.supervisor import EngineProcess
+from tunery.gateway.engine.models.native.kernels import load_kernels
+from tunery.gateway.engine.models.torch import attention
 from tunery.gateway.engine.self_check import expectation, scores, verify
-from tunery.gateway.engine.supervisor import EngineProcess
 from tunery.registry.errors import ArtifactRefused, Unavailable
 
 

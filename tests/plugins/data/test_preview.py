@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.plugins.data.test_checks import chat
-from tunery.plugins.data.formats import BUILT_IN
+from tests.plugins.data.checks.test_checks import chat
 from tunery.plugins.data.preview import Preview, preview_line, read_place
-from tunery.plugins.data.renderer import Renderer
+from tunery.plugins.data.read.formats import BUILT_IN
+from tunery.plugins.data.render.renderer import Renderer
 from tunery.registry.errors import InvalidData, InvalidInput, NotFound
 
 

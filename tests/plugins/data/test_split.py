@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.plugins.data.test_checks import LONG, PLUGINS, chat
-from tunery.plugins.data.checking import check_data
-from tunery.plugins.data.formats import BUILT_IN
+from tests.plugins.data.checks.test_checks import LONG, PLUGINS, chat
+from tunery.plugins.data.checks.runner import check_data
+from tunery.plugins.data.read.formats import BUILT_IN
 from tunery.plugins.data.split import Split, split_file
 from tunery.registry.errors import Conflict, InvalidData, InvalidInput
 

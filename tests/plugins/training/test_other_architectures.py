@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.gateway.engine.matrix import make_any_base
+from tests.gateway.engine.models.random_bases import make_any_base
 from tunery.plugins.bases.resolve import resolve_base
 from tunery.plugins.manager import load_plugins
 from tunery.plugins.parameters import read_parameters

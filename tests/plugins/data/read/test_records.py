@@ -17,7 +17,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from tests.peak import PEAK
+from tests.peak_memory import PEAK
 from tunery.plugins.data.read import MAX_ROW, FileBroken, data_digest, data_size, iter_records
 from tunery.plugins.data.read import source as source_module
 from tunery.registry.errors import InvalidData, NotFound, TuneryError

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from tests.plugins.training.test_loss import gradients, make_batch, reference
-from tunery.plugins.training.fused import rows
+from tests.plugins.training.objectives.test_loss import gradients, make_batch, reference
+from tunery.plugins.training.fused import packed_rows as rows
 from tunery.plugins.training.fused.layer import layer_of
-from tunery.plugins.training.loss import row_losses
+from tunery.plugins.training.objectives.loss import row_losses
 
 SIZES = {
     "vocab_size": 320, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,

@@ -21,8 +21,7 @@ from tunery.plugins.manager import load_plugins
 from tunery.plugins.parameters import read_parameters
 from tunery.plugins.testing import TrainerBench
 from tunery.plugins.training import TrainRequest, train
-from tunery.plugins.training.batches import Example
-from tunery.plugins.training.control import ask
+from tunery.plugins.training.examples.batches import Example
 from tunery.plugins.training.gates import (
     Gate,
     GateCase,
@@ -33,8 +32,9 @@ from tunery.plugins.training.gates import (
     check_gates,
     run_gates,
 )
-from tunery.plugins.training.gates.files import changes_every_target, delta_is_faithful, is_finite
+from tunery.plugins.training.gates.file_gates import changes_every_target, delta_is_faithful, is_finite
 from tunery.plugins.training.gates.process import main
+from tunery.plugins.training.job.control import ask
 
 PAIR = "base_model.model.model.layers.0.self_attn.q_proj"
 OTHER = "base_model.model.model.layers.1.mlp.up_proj"

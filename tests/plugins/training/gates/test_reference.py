@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tunery.plugins.training import load_base
-from tunery.plugins.training.batches import Example
+from tunery.plugins.training.examples.batches import Example
 from tunery.plugins.training.gates.reference import read_reference, record_reference
 
 CPU = torch.device("cpu")

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from tunery.plugins.data.renderer import Renderer
+from tunery.plugins.data.render.renderer import Renderer
 from tunery.plugins.manager import load_plugins
 from tunery.plugins.testing import write_rows
 from tunery.plugins.training import load_base
-from tunery.plugins.training.batches import Example
-from tunery.plugins.training.examples import Corpus, read_corpus
-from tunery.plugins.training.loss import mean_loss
+from tunery.plugins.training.examples.batches import Example
+from tunery.plugins.training.examples.corpus import Corpus, read_corpus
+from tunery.plugins.training.objectives.loss import mean_loss
 from tunery.plugins.training.report.evaluation import (
     ASKED,
     LARGEST_SAMPLE,

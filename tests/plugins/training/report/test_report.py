@@ -15,19 +15,19 @@ import pytest
 import torch
 
 from tests.plugins.training.conftest import Train
-from tests.plugins.training.test_host import METHODS, Killed, kill_at
+from tests.plugins.training.job.test_launcher import METHODS, Killed, kill_at
 from tunery.plugins.manager import load_plugins
 from tunery.plugins.testing import CHATML, write_pairs
 from tunery.plugins.trainers import LoraParameters
 from tunery.plugins.training import TrainRequest, reproduce, resume
-from tunery.plugins.training.inputs import read_inputs
+from tunery.plugins.training.job.inputs import read_inputs
 from tunery.plugins.training.report import Report, Sample, build, read, summary, write
+from tunery.plugins.training.report.builder import Teller, history, speeds, steps_of
 from tunery.plugins.training.report.findings import RowLoss
-from tunery.plugins.training.report.page import page, samples_page
-from tunery.plugins.training.report.teller import Teller, history, speeds, steps_of
+from tunery.plugins.training.report.markdown import page, samples_page
 from tunery.registry import Base, Version
 from tunery.registry.registry import Registry
-from tunery.registry.reports import LIMITS, report_files
+from tunery.registry.versions.reports import LIMITS, report_files
 
 
 def chat(path: Path, rows: list[tuple[str, str]]) -> Path:

@@ -1,0 +1,1 @@
+"""What happens around every request: middleware, guards, limits, errors and documentation."""

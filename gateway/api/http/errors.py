@@ -1,0 +1,148 @@
+"""Owns how errors become HTTP: OpenAI's envelope, one status per kind. Refuses to show a client what a bug said."""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import Any
+
+from litestar import Request, Response
+from litestar.exceptions import HTTPException, SerializationException, ValidationException
+from litestar.openapi.datastructures import ResponseSpec
+
+from tunery.gateway.api.http.trace import trace_of
+from tunery.gateway.api.schemas.responses import ErrorBody, ErrorEnvelope
+from tunery.registry.errors import (
+    ArtifactRefused,
+    Conflict,
+    InvalidInput,
+    NotFound,
+    Overloaded,
+    StorageFailed,
+    TuneryError,
+    Unavailable,
+)
+
+__all__ = ["ERRORS", "EXCEPTION_HANDLERS", "Refused", "envelope", "error_responses", "status_of"]
+
+log = logging.getLogger("tunery.gateway")
+
+_STATUSES: tuple[tuple[type[TuneryError], int], ...] = (
+    (InvalidInput, 400),
+    (NotFound, 404),
+    (Conflict, 400),
+    (ArtifactRefused, 422),
+    (Overloaded, 429),
+    (Unavailable, 503),
+    (StorageFailed, 500),
+)
+"""A conflict is 400 and not 409: OpenAI's clients send a 409 again by themselves."""
+
+_TYPES = {429: "rate_limit_error", 500: "server_error", 503: "server_error"}
+
+
+class Refused(HTTPException):
+    """A request that is refused before it is parsed; `code` is a stable machine-readable word."""
+
+    def __init__(self, message: str, *, status: int, code: str) -> None:
+        super().__init__(detail=message, status_code=status)
+        self.code = code
+
+
+def status_of(error: TuneryError) -> int:
+    """The HTTP status of an error."""
+    return next((status for kind, status in _STATUSES if isinstance(error, kind)), 500)
+
+
+def envelope(message: str, *, status: int, code: str | None = None, param: str | None = None) -> ErrorEnvelope:
+    """OpenAI's error object."""
+    return ErrorEnvelope(ErrorBody(message, _TYPES.get(status, "invalid_request_error"), param, code))
+
+
+def _ours(request: Request[Any, Any, Any], error: TuneryError) -> Response[ErrorEnvelope]:
+    status = status_of(error)
+    headers = {"retry-after": str(error.retry_after)} if isinstance(error, Unavailable) else {}
+    body = envelope(error.args[0], status=status, code=error.code, param=error.param)
+    return Response(body, status_code=status, headers=headers)
+
+
+def _invalid(request: Request[Any, Any, Any], error: ValidationException) -> Response[ErrorEnvelope]:
+    """A body or parameter of the wrong shape; names the field."""
+    extra: Any = error.extra
+    first = extra[0] if isinstance(extra, list) and extra else {}
+    param = re.split(r"[.\[]", first.get("key") or "")[0] or None
+    if param == "data":
+        return Response(
+            envelope(f"the body is not a JSON object: {first['message']}", status=400, code="invalid_value"),
+            status_code=400,
+        )
+    message = first.get("message") or error.detail
+    text = f"{param}: {message}" if param and param not in message else message
+    return Response(envelope(text, status=400, code="invalid_value", param=param), status_code=400)
+
+
+def _http(request: Request[Any, Any, Any], error: HTTPException) -> Response[ErrorEnvelope]:
+    status = error.status_code
+    if status >= 500:
+        return _bug(request, error)
+    if isinstance(error, Refused):
+        return Response(envelope(error.detail, status=status, code=error.code), status_code=status)
+    if isinstance(error.__cause__, SerializationException):
+        return Response(envelope(_not_json(error.detail), status=status, code="invalid_json"), status_code=status)
+    message = {
+        404: f"there is nothing at {request.url.path}; see /docs",
+        405: f"{request.method} is not possible at {request.url.path}; see /docs",
+        413: "the request body is too large",
+    }.get(status, error.detail)
+    return Response(envelope(message, status=status), status_code=status, headers=dict(error.headers or {}))
+
+
+def _not_json(detail: str) -> str:
+    """What is wrong with a body. The parser takes half a surrogate pair, such as \\ud800 alone, for an early end."""
+    if "truncated" in detail:
+        return "the body is not JSON: it ends early, or a string has half of a surrogate pair"
+    return f"the body is not JSON: {detail}"
+
+
+def _too_deep(request: Request[Any, Any, Any], error: RecursionError) -> Response[ErrorEnvelope]:
+    log.warning("request %s to %s is nested too deeply", trace_of(request).request_id, request.url.path)
+    return Response(envelope("the request is nested too deeply", status=400, code="invalid_value"), status_code=400)
+
+
+def _bug(request: Request[Any, Any, Any], error: Exception) -> Response[ErrorEnvelope]:
+    log.error("request %s to %s failed", trace_of(request).request_id, request.url.path, exc_info=error)
+    message = f"something went wrong here; it has been logged under request {trace_of(request).request_id}"
+    return Response(envelope(message, status=500, code="internal_error"), status_code=500)
+
+
+_DESCRIPTIONS = {
+    400: "A field is wrong; `param` names it.",
+    403: "The request's Host or Origin is not allowed.",
+    404: "No such model; never answered by the base instead.",
+    413: "The body is too large.",
+    415: "The body is not application/json.",
+    422: "The adapter's weights cannot be served.",
+    429: "Too many requests wait; see Retry-After.",
+    500: "A bug; the log has it under the id in the message.",
+    503: "The engine is starting, or this server is about to end; see Retry-After.",
+}
+
+
+def error_responses(*statuses: int) -> dict[int, ResponseSpec]:
+    """These statuses as an operation's documentation has them; 403 is possible everywhere."""
+    return {
+        status: ResponseSpec(ErrorEnvelope, description=_DESCRIPTIONS[status], generate_examples=False)
+        for status in sorted({*statuses, 403})
+    }
+
+
+ERRORS = error_responses(*_DESCRIPTIONS)
+"""For the documentation of what runs on the engine."""
+
+EXCEPTION_HANDLERS: dict[Any, Any] = {
+    TuneryError: _ours,
+    ValidationException: _invalid,
+    HTTPException: _http,
+    RecursionError: _too_deep,
+    Exception: _bug,
+}

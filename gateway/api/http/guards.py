@@ -1,0 +1,128 @@
+"""What a request must be before it is parsed: sent to a name of this server, by a page that may, with a body of JSON in UTF-8.
+
+A page that a browser loads from elsewhere can send requests to a server on loopback, under a name of its own whose address it
+changes (DNS rebinding) or with a body of a type that browsers send without asking first. Neither gets past `Guard`.
+"""
+
+from __future__ import annotations
+
+import codecs
+from fnmatch import fnmatchcase
+from ipaddress import ip_address
+from typing import Any
+from urllib.parse import urlsplit
+
+from litestar import Request
+from litestar.exceptions import InternalServerException
+
+from tunery.gateway.api.http.errors import Refused
+from tunery.registry.settings import ServeSettings
+
+__all__ = ["Guard"]
+
+_GZIP = b"\x1f\x8b"
+_WITH_BODY = ("POST", "PUT", "PATCH")
+
+
+class Guard:
+    """Checks every request of one application; raises Refused."""
+
+    def __init__(self, settings: ServeSettings) -> None:
+        self._hosts = tuple(name.lower() for name in settings.allowed_hosts)
+        self._origins = frozenset(origin.rstrip("/").lower() for origin in settings.allowed_origins)
+        self._any_host = not self._hosts and not _is_loopback(settings.host)
+
+    async def check(self, request: Request[Any, Any, Any]) -> None:
+        """Raise Refused: 403 for a host or origin, 415 for a body's type, 400 for a body that is no text."""
+        host = request.headers.get("host")
+        self._check_host(host)
+        self._check_origin(request.headers.get("origin"), host)
+        if request.method in _WITH_BODY:
+            _check_type(request)
+            _check_text(await _body(request))
+
+    def _check_host(self, host: str | None) -> None:
+        """A browser always names the host, so whoever does not is no page."""
+        if not host or self._any_host:
+            return
+        name = _hostname(host)
+        if not (_is_loopback(name) or any(fnmatchcase(name, allowed) for allowed in self._hosts)):
+            raise Refused(
+                f"the request is for the host {host[:100]!r}, which this server does not answer to; "
+                "add it to serve.allowed_hosts",
+                status=403,
+                code="host_not_allowed",
+            )
+
+    def _check_origin(self, origin: str | None, host: str | None) -> None:
+        if origin is None or "*" in self._origins or origin.lower() in self._origins:
+            return
+        scheme, _, netloc = origin.lower().partition("://")
+        if scheme not in ("http", "https") or netloc != (host or "").lower():
+            raise Refused(
+                f"the page's origin {origin[:100]!r} may not use this server; add it to serve.allowed_origins",
+                status=403,
+                code="origin_not_allowed",
+            )
+
+
+def _hostname(host: str) -> str:
+    """The name in a Host header: without its port, brackets and final dot, in lower case."""
+    try:
+        return (urlsplit(f"//{host}").hostname or "").rstrip(".")
+    except ValueError:
+        return ""
+
+
+def _is_loopback(name: str) -> bool:
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        return ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+def _check_type(request: Request[Any, Any, Any]) -> None:
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
+        raise Refused(
+            f"the body's content-type is {kind[:100] or 'missing'}; send JSON as application/json",
+            status=415,
+            code="unsupported_media_type",
+        )
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding != "identity":
+        raise Refused(
+            f"the body is compressed ({encoding[:100]}); send it as it is, without content-encoding",
+            status=415,
+            code="unsupported_media_type",
+        )
+
+
+async def _body(request: Request[Any, Any, Any]) -> bytes:
+    """The whole body. Where its length was announced, only a client that leaves can end it early."""
+    try:
+        return await request.body()
+    except InternalServerException as error:
+        if "content-length" in request.headers:
+            raise Refused("the client left before its request was complete", status=499, code="cancelled") from error
+        raise _invalid("the body ended early, or its chunks are not framed as HTTP says; send it again") from error
+
+
+def _check_text(body: bytes) -> None:
+    if not body:
+        raise _invalid("the body is empty; send a JSON object")
+    if body.startswith(codecs.BOM_UTF8):
+        raise _invalid("the body begins with a byte order mark; send UTF-8 without one")
+    if body.startswith(_GZIP):
+        raise _invalid("the body is compressed with gzip; send it as it is")
+    try:
+        if not body.isascii():
+            body.decode()
+    except UnicodeDecodeError as error:
+        raise _invalid(f"the body is not UTF-8 (byte {error.start}); encode it as UTF-8") from error
+
+
+def _invalid(message: str) -> Refused:
+    return Refused(message, status=400, code="invalid_json")

@@ -1,0 +1,1 @@
+"""Turning a request body into what the engine is asked for."""

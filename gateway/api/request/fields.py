@@ -1,0 +1,104 @@
+"""Which fields a request may have beside those that are applied.
+
+One rule for every endpoint: a field that its type declares is applied, a null is absent, `IGNORED` changes no answer, and a value
+of `NEUTRAL` asks for what happens anyway. Everything else is refused by name, so that nothing is left undone without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from litestar import Request
+
+from tunery.gateway.api.schemas.requests import ChatRequest
+from tunery.registry.errors import InvalidInput, near
+
+__all__ = ["IGNORED", "NEUTRAL", "check_chat", "check_fields"]
+
+IGNORED = frozenset(
+    {
+        "user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "prompt_cache_options",
+        "request_id", "include_obfuscation",
+    }
+)  # fmt: skip
+"""Bookkeeping of the client's or of OpenAI's own service, whatever its value."""
+
+NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    "add_special_tokens": (False,),
+    "audio": (),
+    "cache_salt": (),
+    "chat_template": (),
+    "continuous_usage_stats": (False,),
+    "documents": ([],),
+    "echo": (False,),
+    "function_call": ("none",),
+    "functions": ([],),
+    "guided_decoding_backend": (),
+    "guided_whitespace_pattern": (),
+    "include_reasoning": (True,),
+    "kv_transfer_params": (),
+    "length_penalty": (1,),
+    "logits_processors": ([],),
+    "media_io_kwargs": ({},),
+    "mm_processor_kwargs": ({},),
+    "modalities": (["text"],),
+    "moderation": (),
+    "prediction": (),
+    "priority": (0,),
+    "return_token_ids": (False,),
+    "return_tokens_as_token_ids": (False,),
+    "service_tier": ("auto", "default"),
+    "spaces_between_special_tokens": (True,),
+    "store": (False,),
+    "thinking_token_budget": (),
+    "truncation_side": ("left",),
+    "use_beam_search": (False,),
+    "verbosity": ("medium",),
+    "vllm_xargs": ({},),
+    "web_search_options": (),
+}
+"""Fields of OpenAI's and vLLM's that are not supported, with the values that mean what happens without them."""
+
+HINTS = {
+    "add_special_tokens": "a chat's special tokens are those that its template writes",
+    "chat_template": "adapters are served under the template they were trained with; send the rendered text to /v1/completions",
+    "documents": "write them into a message",
+    "function_call": "use tool_choice",
+    "functions": "use tools",
+    "logits_processors": "use logit_bias, allowed_token_ids or bad_words",
+    "use_beam_search": "use n and choose among the answers",
+}
+
+
+async def check_fields(request: Request[Any, Any, Any], kind: type[msgspec.Struct]) -> None:
+    """Raise InvalidInput for the first field of the body that is neither applied, nor ignored, nor without effect."""
+    body = msgspec.json.decode(await request.body(), type=dict[str, msgspec.Raw])
+    _check(body, kind.__struct_fields__, "")
+    if (options := body.get("stream_options")) is not None and bytes(options) != b"null":
+        _check(msgspec.json.decode(options, type=dict[str, msgspec.Raw]), ("include_usage",), "stream_options.")
+
+
+def _check(given: Mapping[str, msgspec.Raw], known: tuple[str, ...], where: str) -> None:
+    for name, raw in given.items():
+        if name in known or name in IGNORED or bytes(raw) == b"null":
+            continue
+        # A long value is none of the neutral ones, and is not worth reading.
+        if name in NEUTRAL and len(raw) < 100 and msgspec.json.decode(raw) in NEUTRAL[name]:
+            continue
+        hint = HINTS.get(name, "leave it out") if name in NEUTRAL else f"{near(name[:80], known)} Or leave it out"
+        shown = f"{where}{name[:80]}"
+        param = where.rstrip(".") or shown
+        raise InvalidInput(f"{shown} is not supported; {hint}", code="unsupported_parameter", param=param)
+
+
+def check_chat(data: ChatRequest) -> None:
+    """Raise InvalidInput for fields of a chat request that say nothing together."""
+    if data.top_logprobs is not None and not data.logprobs:
+        raise InvalidInput("top_logprobs needs logprobs: true", param="top_logprobs")
+    if data.continue_final_message and data.add_generation_prompt:
+        raise InvalidInput(
+            "continue_final_message goes on with the last message, and add_generation_prompt begins a new one; send one of them",
+            param="continue_final_message",
+        )

@@ -1,0 +1,1 @@
+"""Turning the engine's tokens into response bodies and streams."""

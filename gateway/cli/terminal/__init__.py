@@ -1,0 +1,1 @@
+"""What every command shares: its context, errors, output streams and tables."""

@@ -1,0 +1,1 @@
+"""LoRA adapters in memory: reading, loading, eviction."""

@@ -1,0 +1,1 @@
+"""Base models in memory and their forward pass."""

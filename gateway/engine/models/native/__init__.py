@@ -1,0 +1,1 @@
+"""The CPU decoder on native kernels, for Llama-like bases."""

@@ -1,0 +1,1 @@
+"""Any base through transformers' modelling code, on CPUs and GPUs."""

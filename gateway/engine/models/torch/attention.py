@@ -1,0 +1,158 @@
+"""Owns attention over the paged cache, registered with transformers as `tunery_paged`; refuses what it cannot do exactly.
+
+Each sequence is computed on its own, so a row's result depends on its own context and on nothing else in the batch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn import functional
+from transformers import AttentionInterface
+
+from tunery.gateway.engine.models.torch.current_batch import Board, SlotSpan
+from tunery.gateway.engine.models.torch.kv_cache import KVCache
+from tunery.registry.errors import ArtifactRefused
+
+__all__ = ["ATTENTION", "PagedAttention", "register_attention"]
+
+ATTENTION = "tunery_paged"
+
+# What modelling code passes along that changes nothing here.
+_HARMLESS = frozenset(
+    {
+        "position_ids",
+        "cache_position",
+        "use_cache",
+        "is_causal",
+        "output_attentions",
+        "output_hidden_states",
+        "output_router_logits",
+        "return_dict",
+    }
+)
+
+
+def register_attention() -> None:
+    """Teach transformers the name ATTENTION; each model's layers find their own PagedAttention. Harmless when repeated."""
+    AttentionInterface.register(
+        ATTENTION, lambda module, *tensors, **options: module.paged(module, *tensors, **options)
+    )
+
+
+class PagedAttention:
+    """The attention function of one model: writes this step's keys and values, then attends span by span."""
+
+    def __init__(self, cache: KVCache, board: Board) -> None:
+        self._cache = cache
+        self._board = board
+
+    def fit(self, model: torch.nn.Module) -> None:
+        """Answer for every attention layer of `model`, which was loaded with `attn_implementation=ATTENTION`."""
+        layers: list[Any] = [module for module in model.modules() if hasattr(module, "layer_idx")]
+        for layer in layers:
+            layer.paged = self
+
+    def __call__(
+        self,
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        *,
+        scaling: float | None = None,
+        dropout: float = 0.0,
+        sliding_window: int | None = None,
+        softcap: float | None = None,
+        s_aux: torch.Tensor | None = None,
+        **extra: Any,
+    ) -> tuple[torch.Tensor, None]:
+        """Attend; `query` [1, heads, T, size], `key` and `value` [1, kv heads, T, size] → [1, T, heads, size].
+
+        `s_aux` [heads] are attention sinks: a score of each head that takes its share of the softmax and adds nothing.
+        """
+        unknown = {name for name, given in extra.items() if given is not None} - _HARMLESS
+        if unknown:
+            raise ArtifactRefused(
+                f"{type(module).__name__} asks attention for {', '.join(sorted(unknown))}, which the engine cannot do",
+                code="unsupported_base",
+            )
+        board = self._board
+        layer: int = module.layer_idx  # type: ignore[assignment]
+        if board.slots is None:
+            raise RuntimeError("attention outside a step")
+        scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+        self._cache.write(layer, board.slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
+        result = query.new_zeros((query.shape[2], query.shape[1], value.shape[-1]))
+        for span in board.spans:
+            rows = query[0, :, span.start : span.end]
+            result[span.start : span.end] = self._attend(layer, rows, span, scale, sliding_window, softcap, s_aux)
+        return result[None], None
+
+    def _attend(
+        self,
+        layer: int,
+        rows: torch.Tensor,
+        span: SlotSpan,
+        scale: float,
+        window: int | None,
+        softcap: float | None,
+        sinks: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Attention of one span: `rows` [heads, n, size] → [n, heads, size]."""
+        count = rows.shape[1]
+        slots = span.slots
+        if window is not None and span.context > window + count - 1:
+            slots = slots[span.context - (window + count - 1) :]
+        keys, values = self._cache.read(layer, slots)
+        windowed = window is not None and window < slots.shape[0]
+        if softcap is None and sinks is None and not windowed and count == slots.shape[0]:
+            whole = functional.scaled_dot_product_attention(
+                rows[None], keys[None], values[None], is_causal=True, scale=scale, enable_gqa=True
+            )
+            # Its softmax makes numbers out of scores that are none, which the other one does not.
+            lost = ~_largest_score(rows, keys).isfinite()
+            return whole[0].transpose(0, 1).masked_fill(lost, torch.nan)
+        return _grouped(rows, keys, values, scale, window if windowed else None, softcap, sinks)
+
+
+def _largest_score(rows: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """No product of a query and a key is larger; float32, NaN where one of them holds NaN."""
+    query, key = (torch.linalg.vector_norm(tensor, torch.inf, dtype=torch.float32) for tensor in (rows, keys))
+    largest: torch.Tensor = query * key * rows.shape[-1]
+    return largest
+
+
+def _grouped(
+    rows: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    sinks: torch.Tensor | None,
+) -> torch.Tensor:
+    """Grouped-query attention (arXiv 2305.13245) of the last n tokens over L: two products and a softmax in fp32."""
+    heads, count, size = rows.shape
+    kv_heads, length, _ = keys.shape
+    scores = rows.reshape(kv_heads, -1, size) @ keys.transpose(1, 2)
+    scores = scores.float().mul_(scale)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    if count > 1:
+        scores.view(kv_heads, -1, count, length).masked_fill_(_hidden(count, length, window, rows.device), -torch.inf)
+    if sinks is not None:
+        sink = sinks.float().view(kv_heads, -1, 1, 1).expand(-1, -1, count, -1).reshape(kv_heads, -1, 1)
+        scores = torch.cat((scores, sink), dim=-1)
+    weights = torch.softmax(scores, dim=-1)[..., :length].to(rows.dtype)
+    return (weights @ values).view(heads, count, -1).transpose(0, 1)
+
+
+def _hidden(count: int, length: int, window: int | None, device: torch.device) -> torch.Tensor:
+    """Bool [count, length]: what each of the last `count` tokens must not see (the future, and beyond its window)."""
+    own = torch.arange(length - count, length, device=device)[:, None]
+    other = torch.arange(length, device=device)[None]
+    hidden = other > own
+    return hidden if window is None else hidden | (other <= own - window)

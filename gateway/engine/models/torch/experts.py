@@ -1,0 +1,50 @@
+"""Products of a mixture's experts whose rows do not depend on one another, registered with transformers as `tunery_rows`.
+
+transformers' own forwards multiply all rows that chose an expert at once, and the library's kernels pick another order of summation for
+another number of rows. Here each product is taken over blocks of rows, as all others are (see linear.py), and what a row's
+experts say is added up in the order in which the router named them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+from tunery.gateway.engine.models.torch.linear import linear
+
+__all__ = ["EXPERTS", "register_experts"]
+
+EXPERTS = "tunery_rows"
+
+
+def register_experts() -> None:
+    """Teach transformers the name EXPERTS. Harmless when repeated."""
+    ALL_EXPERTS_FUNCTIONS.register(EXPERTS, experts_forward)
+
+
+def experts_forward(
+    module: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+) -> torch.Tensor:
+    """Each row of `hidden_states` [T, hidden] through its experts `top_k_index` [T, k], weighted by `top_k_weights` [T, k]."""
+    chosen = hidden_states.new_zeros((*top_k_index.shape, hidden_states.shape[-1]))
+    for expert in top_k_index.unique().tolist():
+        if expert < module.num_experts:
+            rows, places = torch.where(top_k_index == expert)
+            chosen[rows, places] = _one(module, hidden_states[rows], expert)
+    return (chosen * top_k_weights[..., None].to(chosen.dtype)).sum(dim=1)
+
+
+def _one(module: Any, rows: torch.Tensor, expert: int) -> torch.Tensor:
+    """What one expert makes of its rows, by the layout that its class declares."""
+    inner = _project(module, rows, "gate_up_proj" if module.has_gate else "up_proj", expert)
+    active = module._apply_gate(inner) if module.has_gate else module.act_fn(inner)
+    result = _project(module, active, "down_proj", expert)
+    return module.post_expert_norm(result) if module.has_post_expert_norm else result
+
+
+def _project(module: Any, rows: torch.Tensor, name: str, expert: int) -> torch.Tensor:
+    weight = getattr(module, name)[expert]
+    bias = getattr(module, f"{name}_bias")[expert] if module.has_bias else None
+    return linear(rows, weight.T if module.is_transposed else weight, bias)

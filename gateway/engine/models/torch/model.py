@@ -1,0 +1,199 @@
+"""Owns a base computed by transformers' modelling code, on any device; refuses to decide what to run.
+
+Any causal language model of transformers will do, as long as its attention goes through the attention interface and its
+parameters sit in linear layers, embeddings and norms. It is the model of GPUs, of kinds our own decoder does not compute, and of CPUs
+without the native kernels' instructions; the decoder is tested against it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
+
+from tunery.gateway.engine.adapters.adapter import AdapterShape, LoadedAdapter, LowRank, dora_gain, read_adapter
+from tunery.gateway.engine.config import EngineConfig
+from tunery.gateway.engine.messages import AdapterSource
+from tunery.gateway.engine.models.model import DTYPES, cache_pages
+from tunery.gateway.engine.models.native.kernels import Kernels
+from tunery.gateway.engine.models.torch.attention import ATTENTION, PagedAttention, register_attention
+from tunery.gateway.engine.models.torch.current_batch import Board, SlotSpan
+from tunery.gateway.engine.models.torch.experts import EXPERTS, register_experts
+from tunery.gateway.engine.models.torch.kv_cache import KVCache
+from tunery.gateway.engine.models.torch.linear import ROW_BLOCK, base_product, is_linear, weight_of
+from tunery.gateway.engine.models.torch.lora_layers import adapter_shape, fit
+from tunery.gateway.engine.scheduling.forward_batch import Span, Step
+from tunery.gateway.engine.scheduling.page_allocator import PAGE
+from tunery.plugins.bases.architectures import exact_context
+from tunery.plugins.quantization import quantization_config
+from tunery.registry.errors import ArtifactRefused
+
+__all__ = ["TorchModel", "load_plain"]
+
+
+class TorchModel:
+    """A Model; see model.py. The quantized base, fitted for adapters, with its key-value cache."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.kernels: Kernels | None = None
+        self.dtype = DTYPES[config.dtype]
+        self.device = torch.device(_device(config.device))
+        loaded: Any = _load(config, self.dtype, self.device)
+        self._module = loaded
+        text = loaded.config.get_text_config()
+        self.vocab_size = int(text.vocab_size)
+        longest = int(getattr(text, "max_position_embeddings", None) or 2048)
+        longest = min(longest, exact_context(text.to_dict()) or longest)
+        self.context_length = min(longest, config.context_length or longest)
+        self.base_bytes = sum(tensor.nbytes for tensor in (*self._module.parameters(), *self._module.buffers()))
+        self.kv_pages = cache_pages(config, self.context_length)
+        self._board = Board()
+        PagedAttention(KVCache((self.kv_pages + 1) * PAGE), self._board).fit(self._module)
+        self._modules = dict(self._module.named_modules())
+        self._multiple = 1
+        served = fit(self._module, self._board)
+        self._probe()
+        self.shape: AdapterShape = adapter_shape(self._module, served)
+        # Fixed blocks of rows only pay where their bits are promised.
+        self._multiple = ROW_BLOCK if self.dtype == torch.float32 and self.device.type == "cpu" else 1
+
+    def read_adapter(self, source: AdapterSource) -> LoadedAdapter:
+        """See Model.read_adapter."""
+        loaded = read_adapter(source, self.shape, dtype=self.dtype, device=torch.device("cpu"))
+        for name, pair in loaded.low_rank.items():
+            if pair.gain is not None:
+                gain = dora_gain(source, name, pair, weight_of(self._modules[name]))
+                loaded.low_rank[name] = LowRank(pair.a, pair.b, pair.scale, pair.bias, gain)
+        self._drop_copies(loaded)
+        return loaded
+
+    def place_adapter(self, adapter: LoadedAdapter) -> LoadedAdapter:
+        """See Model.place_adapter."""
+        return adapter if self.device.type == "cpu" else adapter.to(self.device)
+
+    def _probe(self) -> None:
+        """Run one step, in the page that nobody reads, of as many rows as no other axis of a layer's result is long."""
+        numbers = {
+            value for value in self._module.config.get_text_config().to_dict().values() if isinstance(value, int)
+        }
+        count = next(count for count in range(PAGE - 1, 2, -1) if count not in numbers)
+        own = np.arange(count, dtype=np.int64)
+        span = Span(0, count, count, np.zeros(1, dtype=np.int32))
+        self.run(Step(own * 0, own, own, (span,), (), (), (), ()))
+
+    def _drop_copies(self, loaded: LoadedAdapter) -> None:
+        """Forget whole parameters that only repeat the base's; PEFT saves the embedding so when it is adapted."""
+        for name, tensors in list(loaded.replaced.items()):
+            own = dict(self._modules[name].named_parameters(recurse=False))
+            kept = {leaf: tensor for leaf, tensor in tensors.items() if not _same(tensor, own[leaf])}
+            if kept:
+                loaded.replaced[name] = kept
+            else:
+                del loaded.replaced[name]
+
+    @torch.inference_mode()
+    def run(self, step: Step) -> tuple[torch.Tensor, torch.Tensor]:
+        """See Model.run."""
+        board, rows = self._board, step.rows
+        padding = -len(step.tokens) % self._multiple
+        # Never an empty head: a step may be all prompt.
+        short = -len(rows) % self._multiple or int(not len(rows))
+        board.slots = self._tensor(np.pad(step.slots, (0, padding)))
+        board.spans = tuple(self._span(span) for span in step.spans)
+        board.segments, board.output_segments = step.segments, step.output_segments
+        try:
+            result = self._module(
+                input_ids=self._tensor(np.pad(step.tokens, (0, padding)))[None],
+                position_ids=self._tensor(np.pad(step.positions, (0, padding)))[None],
+                use_cache=False,
+                logits_to_keep=self._tensor(np.pad(rows, (0, short), constant_values=len(step.tokens) - 1)),
+            )
+            hidden, before = board.head_input, board.norm_input
+        finally:
+            board.clear()
+        if hidden is None:
+            raise RuntimeError("the base's head was not called")
+        count, final = len(step.logits), hidden[0, : len(rows)].float()
+        broken = _vanished(final, before, self._tensor(rows))
+        return result.logits[0, :count].float().masked_fill(broken[:count], torch.nan), final[count:].masked_fill(
+            broken[count:], torch.nan
+        )
+
+    def _tensor(self, array: Any) -> torch.Tensor:
+        return torch.from_numpy(array).to(self.device, non_blocking=True)
+
+    def _span(self, span: Span) -> SlotSpan:
+        slots = (span.pages.astype(np.int64)[:, None] * PAGE + np.arange(PAGE)).ravel()[: span.length]
+        return SlotSpan(span.start, span.end, self._tensor(slots))
+
+
+def _vanished(final: torch.Tensor, before: torch.Tensor | None, rows: torch.Tensor) -> torch.Tensor:
+    """Which rows are zero though the last norm was given something, bool [R, 1]: the squares overflowed, and it divided by infinity."""
+    zero = ~final.any(dim=-1, keepdim=True)
+    if before is None or before.dim() != 3 or before.shape[-1] != final.shape[-1]:
+        return zero & False
+    return zero & before[0, rows].any(dim=-1, keepdim=True)
+
+
+def _same(tensor: torch.Tensor, other: torch.Tensor) -> bool:
+    return tensor.dtype == other.dtype and torch.equal(tensor, other.to(tensor.device))
+
+
+def _device(name: str) -> str:
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _load(config: EngineConfig, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """The base as transformers loads it, quantized, in evaluation mode, with the paged attention."""
+    register_attention()
+    register_experts()
+    options: dict[str, Any] = {"attn_implementation": ATTENTION}
+    if dtype == torch.float32 and device.type == "cpu":
+        options["experts_implementation"] = EXPERTS
+    return _from_pretrained(config, dtype, device, **options)
+
+
+def load_plain(config: EngineConfig) -> nn.Module:
+    """The same base with transformers' own attention, by its plainest code, to compare with; only the linear products are the engine's."""
+    dtype, device = DTYPES[config.dtype], torch.device(_device(config.device))
+    module = _from_pretrained(config, dtype, device, attn_implementation="eager")
+    for layer in module.modules():
+        if is_linear(layer):
+            layer.forward = base_product(layer)
+    return module
+
+
+def _from_pretrained(config: EngineConfig, dtype: torch.dtype, device: torch.device, **options: Any) -> nn.Module:
+    transformers_logging.disable_progress_bar()
+    quantization = quantization_config(config.quant, dtype)
+    if quantization is not None:
+        options["quantization_config"] = quantization
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            config.base_folder,
+            dtype=dtype,
+            device_map={"": str(device)},
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **options,
+        )
+    except (OSError, ValueError) as error:
+        raise ArtifactRefused(
+            f"the base {config.base_name!r} cannot be loaded: {error}", code="unsupported_base"
+        ) from error
+    module: nn.Module
+    module, told = loaded
+    if told["missing_keys"]:
+        raise ArtifactRefused(
+            f"the base {config.base_name!r} has no {min(told['missing_keys'])}; it is half a model, or one of another kind than its "
+            "config.json says: get it again",
+            code="unsupported_base",
+        )
+    return module.eval()

@@ -1,0 +1,1 @@
+"""Continuous batching: the scheduler, its sequences and queues, and the KV cache page allocator."""

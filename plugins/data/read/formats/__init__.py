@@ -1,0 +1,22 @@
+"""The built-in ways to write a training row; each refuses rows it would have to guess at."""
+
+from __future__ import annotations
+
+from tunery.plugins.data.read.formats.chat import CHAT
+from tunery.plugins.data.read.formats.faults import RowInvalid
+from tunery.plugins.data.read.formats.pairs import ALPACA, PROMPT_COMPLETION
+from tunery.plugins.data.read.formats.preference import OPENAI_PREFERENCE, PREFERENCE
+from tunery.plugins.data.read.formats.sharegpt import SHAREGPT
+
+__all__ = [
+    "ALPACA",
+    "BUILT_IN",
+    "CHAT",
+    "OPENAI_PREFERENCE",
+    "PREFERENCE",
+    "PROMPT_COMPLETION",
+    "SHAREGPT",
+    "RowInvalid",
+]
+
+BUILT_IN = (CHAT, PROMPT_COMPLETION, ALPACA, SHAREGPT, OPENAI_PREFERENCE, PREFERENCE)

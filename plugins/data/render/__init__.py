@@ -1,0 +1,1 @@
+"""The renderer that turns conversations into token ids, for training labels and for serving prompts alike."""

@@ -1,0 +1,156 @@
+"""Owns rendering messages through a base's Jinja chat template; refuses templates that reach outside their sandbox.
+
+The environment is the one published for chat templates by transformers (trimmed blocks, loop controls, `tojson`,
+`raise_exception`, `strftime_now`, an inert `generation` tag), so that a template renders here as it does there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension
+from jinja2.meta import find_undeclared_variables
+from jinja2.parser import Parser
+
+from tunery.plugins.data.render.sandbox import BoundedEnvironment, TemplateLimit
+from tunery.registry.errors import InvalidInput
+
+__all__ = ["ChatTemplate", "Message", "find_template"]
+
+Message = dict[str, Any]
+
+_GIVEN = {"messages", "tools", "documents", "add_generation_prompt", "raise_exception", "strftime_now"}
+_SHOWN = 500
+_TOKENS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+
+
+class _Generation(Extension):
+    """`{% generation %}` marks assistant text for other tools; the spans are found without it."""
+
+    tags = {"generation"}  # noqa: RUF012 - jinja2 declares it so
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+class ChatTemplate:
+    """One compiled template with the special tokens it may name."""
+
+    def __init__(self, source: str, *, tokens: Mapping[str, str], now: Callable[[], datetime] = datetime.now) -> None:
+        self.source = source
+        self._tokens = dict(tokens)
+        self._now = now
+        environment = self._environment = BoundedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
+        )
+        environment.filters["tojson"] = _tojson
+        environment.close_filters()
+        environment.globals.update(raise_exception=_raise, strftime_now=self._strftime)
+        try:
+            self._template = environment.from_string(environment.bounded(environment.parse(source)))
+            self._names = find_undeclared_variables(environment.parse(source))
+        except (jinja2.TemplateError, SyntaxError, RecursionError) as error:
+            raise InvalidInput(
+                f"the base's chat template does not compile: {_short(error)}", code="bad_template"
+            ) from error
+
+    @property
+    def sha256(self) -> str:
+        """The template's identity."""
+        return hashlib.sha256(self.source.encode()).hexdigest()
+
+    @property
+    def variables(self) -> frozenset[str]:
+        """What the template reads and a request may set: not the conversation, nor the names of tokens."""
+        return frozenset(self._names - _GIVEN - self._tokens.keys() - {f"{kind}_token" for kind in _TOKENS})
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The text of a conversation; raise InvalidInput with the template's own words when it refuses the messages."""
+        names = {**self._tokens, **(options or {})}
+        try:
+            with self._environment.budget():
+                return self._template.render(
+                    messages=list(messages),
+                    tools=list(tools) if tools else None,
+                    documents=None,
+                    add_generation_prompt=add_generation_prompt,
+                    **names,
+                )
+        except TemplateLimit as error:
+            raise InvalidInput(
+                f"the base's chat template ({self.sha256[:12]}) goes beyond {error} with these messages; send fewer or "
+                "shorter ones, or use a base with a simpler template",
+                code="template_limit",
+                param="messages",
+            ) from error
+        except (
+            jinja2.TemplateError,
+            TypeError,
+            ValueError,
+            LookupError,
+            ArithmeticError,
+            AttributeError,
+            RecursionError,
+        ) as error:
+            roles = _short(", ".join(str(message.get("role")) for message in messages) or "none")
+            raise InvalidInput(
+                f"the base's chat template refuses these messages (roles: {roles}): {_short(error)}",
+                code="template_refused",
+                param="messages",
+            ) from error
+
+    def _strftime(self, pattern: str) -> str:
+        if len(pattern) > _SHOWN:
+            raise TemplateLimit(f"{_SHOWN} characters of a date's format")
+        return self._now().strftime(pattern)
+
+
+def find_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
+    """The default chat template of a tokenizer folder, wherever its version of transformers wrote it, or None."""
+    single = folder / "chat_template.jinja"
+    if single.is_file():
+        return single.read_text(encoding="utf-8")
+    found = settings.get("chat_template")
+    legacy = folder / "chat_template.json"
+    if found is None and legacy.is_file():
+        found = json.loads(legacy.read_text(encoding="utf-8")).get("chat_template")
+    if isinstance(found, list):
+        named = {entry["name"]: entry["template"] for entry in found}
+        found = named.get("default")
+    return found if isinstance(found, str) else None
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    # Jinja's own filter escapes HTML characters, which would put different tokens before the model.
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _short(said: object) -> str:
+    """What a template says, as far as it fits an error message."""
+    text = str(said)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+
+
+def _raise(message: str) -> None:
+    raise jinja2.TemplateError(message)

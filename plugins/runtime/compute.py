@@ -1,0 +1,16 @@
+"""Set a process up for computing, before torch is imported: memory, threads, and what libraries may say."""
+
+from __future__ import annotations
+
+from tunery.plugins.runtime.allocator import tune_allocator
+from tunery.plugins.runtime.logging import hush
+from tunery.plugins.runtime.threads import apply_threads
+
+__all__ = ["prepare_compute"]
+
+
+def prepare_compute(threads: int = 0) -> None:
+    """Keep large buffers in the process, silence harmless warnings, and compute with `threads` threads, 0 for all usable cores."""
+    tune_allocator()
+    hush()
+    apply_threads(threads)

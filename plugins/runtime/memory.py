@@ -1,0 +1,81 @@
+"""Owns what memory a process holds, has held at most, may still have and gives back: the device's on a GPU, the machine's elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import resource
+import sys
+from pathlib import Path
+
+import torch
+
+from tunery.plugins.runtime.allocator import give_back, resident_bytes
+
+__all__ = ["available_memory", "forget_peak", "held_memory", "peak_memory", "release_memory"]
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes that are free for this process: the device's, or the machine's within its control group."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    free = [_meminfo()]
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        most, now = _number(Path(limit)), _number(Path(used))
+        if most is not None and now is not None:
+            free.append(most - now)
+    return max(min(free), 0)
+
+
+def held_memory(device: torch.device) -> int:
+    """Bytes the process holds now."""
+    if device.type == "cuda":
+        return int(torch.cuda.memory_allocated(device))
+    return resident_bytes() or peak_memory(device)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes the process has held at most; on a GPU and on Linux, since `forget_peak`."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def forget_peak(device: torch.device) -> None:
+    """Start measuring the peak anew, where that can be (proc(5), clear_refs)."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def release_memory() -> None:
+    """Give back what nothing uses any more, so that others find room."""
+    gc.collect()
+    give_back()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def _meminfo() -> int:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return sys.maxsize
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), sys.maxsize)
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None

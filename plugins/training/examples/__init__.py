@@ -1,0 +1,1 @@
+"""Rows of data files as tokenized examples, and examples as batches."""

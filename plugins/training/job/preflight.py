@@ -1,0 +1,143 @@
+"""Owns trying a run before it starts: the longest rows forward and backward, a quote, and smaller micro-batches where they must be.
+
+Memory is measured with one row first and foretold for a whole micro-batch, because a machine that is out of memory kills the
+process instead of raising an error. Nothing is changed: gradients are dropped and random states put back.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Sequence
+
+import msgspec
+import torch
+from torch import nn
+
+from tunery.plugins.parameters import TrainingParameters, step_count
+from tunery.plugins.runtime.memory import available_memory, forget_peak, held_memory, peak_memory
+from tunery.plugins.training.examples.batches import Example, collate
+from tunery.plugins.training.loop.distributed import Processes
+from tunery.plugins.training.objectives.objective import Objective
+from tunery.registry.errors import InvalidInput
+
+__all__ = ["Quote", "preflight"]
+
+SPARE = 0.9
+"""The share of what is free that a run may plan with."""
+
+
+class Quote(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run will take: tokens without padding, optimizer steps, minutes, bytes at most; rows at once, and why so many.
+
+    `parts` are the seconds of each phase, where more than the steps is quoted.
+    """
+
+    tokens: int
+    steps: int
+    minutes: float
+    peak_bytes: int
+    micro_batch_size: int
+    why: str
+    parts: dict[str, float] = {}
+
+
+def preflight(
+    model: nn.Module,
+    examples: Sequence[Example],
+    parameters: TrainingParameters,
+    *,
+    objective: Objective,
+    device: torch.device,
+    dtype: torch.dtype,
+    processes: Processes | None = None,
+) -> Quote:
+    """Try the longest rows; raise InvalidInput with code `out_of_memory` when not even one row fits.
+
+    Several processes try at the same time, and share the memory of the machine and the steps.
+    """
+    processes = processes or Processes()
+    ranked = sorted(examples, key=lambda example: example.tokens, reverse=True)
+    sharing = processes.neighbours if device.type == "cpu" else 1
+    budget = int(parameters.memory_gb * 1e9) or held_memory(device) + int(SPARE * available_memory(device) / sharing)
+    with _Undisturbed(model):
+        states = _states(model, dtype)
+        before = held_memory(device) + states
+        forget_peak(device)
+        _try(model, ranked[:1], objective, device, dtype)
+        one = max(peak_memory(device) + states - before, 1)
+        size = _fitting(parameters.micro_batch_size, one, before, budget)
+        if size == 0:
+            raise InvalidInput(
+                f"the longest row ({ranked[0].tokens} tokens, line {ranked[0].line}) needs {(before + one) / 1e9:.2f} GB and "
+                f"{budget / 1e9:.2f} GB may be used; lower max_length or choose qlora",
+                code="out_of_memory",
+            )
+        seconds, tokens = _try(model, ranked[:size], objective, device, dtype)
+    steps = step_count(parameters, len(examples))
+    each = sum(example.tokens for example in examples) / len(examples)
+    total = round(steps * parameters.batch_size * each)
+    why = f"{size} rows at once fit"
+    if size < parameters.micro_batch_size:
+        why = (
+            f"{parameters.micro_batch_size} of the longest rows would need "
+            f"{(before + one * parameters.micro_batch_size) / 1e9:.2f} GB of {budget / 1e9:.2f}; "
+            f"{size} at once, accumulated to the same batch"
+        )
+    return Quote(
+        tokens=total,
+        steps=steps,
+        minutes=total * seconds / tokens / 60 / processes.count,
+        peak_bytes=peak_memory(device) + states,
+        micro_batch_size=size,
+        why=why,
+    )
+
+
+def _states(model: nn.Module, dtype: torch.dtype) -> int:
+    """Bytes that the loop adds from its first step on: two moments of every trained weight, and a rounded copy for bfloat16."""
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return trained * (12 if dtype == torch.bfloat16 else 8)
+
+
+def _fitting(wanted: int, one: int, before: int, budget: int) -> int:
+    """The largest of wanted, wanted/2, wanted/4 … rows that fit; 0 when not even one does."""
+    size = wanted
+    while size > 1 and before + one * size > budget:
+        size //= 2
+    return size if before + one * size <= budget else 0
+
+
+def _try(
+    model: nn.Module, rows: Sequence[Example], objective: Objective, device: torch.device, dtype: torch.dtype
+) -> tuple[float, int]:
+    """One micro-batch forward and backward: seconds and tokens."""
+    began = time.perf_counter()
+    batch = collate(rows, device=device)
+    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        loss = objective.loss(model, batch) / max(objective.terms(rows), 1)
+    loss.backward()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - began, batch.tokens
+
+
+class _Undisturbed:
+    """While it is open the model may be tried; afterwards nothing of it is left."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    def __enter__(self) -> None:
+        self._training = self._model.training
+        self._random = torch.get_rng_state()
+        self._devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        self._model.train()
+
+    def __exit__(self, *error: object) -> None:
+        self._model.zero_grad(set_to_none=True)
+        self._model.train(self._training)
+        torch.set_rng_state(self._random)
+        if self._devices:
+            torch.cuda.set_rng_state_all(self._devices)
+        gc.collect()

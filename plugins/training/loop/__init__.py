@@ -1,0 +1,1 @@
+"""The training loop, its checkpoints, and several processes training one model."""

@@ -1,0 +1,1 @@
+"""What a training step minimises: supervised cross-entropy and direct preference optimization."""

@@ -1,0 +1,93 @@
+"""Owns the loss: cross-entropy of the trained tokens, summed, with logits only where there is something to predict.
+
+Rows are laid end to end where the model is known to allow it, what they begin with alike only once, and padded where it is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from tunery.plugins.training.examples.batches import Batch, Example, micro_batches
+from tunery.plugins.training.fused.head import fusable, token_losses
+from tunery.plugins.training.fused.layout import lay
+from tunery.plugins.training.fused.packed_rows import decoder_of, drops, layers_of, packable, run_rows
+
+__all__ = ["asking", "mean_loss", "row_losses", "summed_loss"]
+
+
+def row_losses(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """Of each row the sum over its trained tokens of their negative log-likelihood in nats, float32 [rows], differentiable."""
+    inner = decoder_of(model)
+    if inner is None or not packable(inner):
+        return _padded(model, batch)
+    following = functional.pad(batch.labels[:, 1:], (0, 1), value=-100)
+    predicting = following != -100
+    kept, layers = _until_the_last(predicting) & batch.mask.bool(), layers_of(inner)
+    # What is before the first token that predicts a trained one may be another row's as well.
+    own = predicting.int().argmax(dim=1).tolist() if layers or not drops(inner) else [0] * len(kept)
+    layout, computed = lay(batch.ids, kept, own)
+    hidden, wanted = run_rows(inner, layers, batch.ids, layout, computed, predicting), following[predicting]
+    head = inner.get_output_embeddings()
+    if fusable(head):
+        losses = token_losses(hidden, head.weight, wanted)
+    else:
+        losses = functional.cross_entropy(head(hidden).float(), wanted, reduction="none")
+    return _per_row(losses, predicting)
+
+
+def summed_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """Sum over the batch's trained tokens of their negative log-likelihood in nats, float32 []."""
+    return row_losses(model, batch).sum()
+
+
+@contextmanager
+def asking(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """Within, the model computes as it does between steps, without gradients; its mode is restored."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            yield
+    finally:
+        model.train(training)
+
+
+def mean_loss(
+    model: nn.Module, examples: Iterable[Example], *, batch_size: int, device: torch.device, dtype: torch.dtype
+) -> float:
+    """Mean negative log-likelihood per trained token in nats, over all examples; the model's mode is restored."""
+    ordered = sorted(examples, key=lambda example: len(example.ids))
+    total, count = 0.0, 0
+    with asking(model, device, dtype):
+        for batch in micro_batches(ordered, batch_size, device=device):
+            total += float(summed_loss(model, batch))
+            count += batch.targets
+    return total / max(count, 1)
+
+
+def _until_the_last(predicting: torch.Tensor) -> torch.Tensor:
+    """Of each row [rows, L] the tokens up to the last that predicts a trained one: nobody looks at the others. The first always."""
+    kept = predicting.flip(1).cummax(dim=1).values.flip(1)
+    kept[:, 0] = True
+    return kept
+
+
+def _padded(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """The same through the model's own forward, padding and all."""
+    targets = batch.labels[:, 1:]
+    # A vocabulary of tens of thousands makes the head as dear as many layers: compute it for the columns that need it.
+    columns = (targets != -100).any(dim=0).nonzero()[:, 0]
+    logits = model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False, logits_to_keep=columns).logits
+    wanted = targets[:, columns]
+    chosen = wanted != -100
+    return _per_row(functional.cross_entropy(logits[chosen].float(), wanted[chosen], reduction="none"), chosen)
+
+
+def _per_row(losses: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """Sums of the `losses` [n] of the tokens `chosen` [rows, L], row by row; in one order, so that they are the same every time."""
+    return torch.stack([piece.sum() for piece in losses.split(chosen.sum(dim=1).tolist())])

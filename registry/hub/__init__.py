@@ -1,0 +1,1 @@
+"""Publishing to and importing from the Hugging Face Hub."""

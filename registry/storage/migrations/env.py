@@ -1,0 +1,10 @@
+"""Owns running the migrations on the connection that the registry hands over; refuses to open one itself."""
+
+from __future__ import annotations
+
+from alembic import context
+
+from tunery.registry.storage.schema import metadata
+
+context.configure(connection=context.config.attributes["connection"], target_metadata=metadata, render_as_batch=True)
+context.run_migrations()

@@ -1,0 +1,1 @@
+"""What happens to versions: publishing, aliases, lineage, reports, verification and garbage collection."""

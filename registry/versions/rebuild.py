@@ -1,0 +1,183 @@
+"""Make a lost or outdated database again from the manifests beside the blobs.
+
+What the database knows stays as it is; what only the manifests know is added: versions, bases, and the moves of aliases, from which
+follows where each alias points. Jobs and their states are kept nowhere else and are not made again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import msgspec
+from sqlalchemy import Connection, delete, insert, select, update
+
+from tunery.registry.errors import Conflict, NotFound, StorageFailed
+from tunery.registry.home import Home
+from tunery.registry.storage import schema
+from tunery.registry.storage.blobs import BlobStore
+from tunery.registry.storage.database import Database
+from tunery.registry.storage.manifests import Manifests, Move
+from tunery.registry.storage.mirror import Mirror, moves_after
+from tunery.registry.versions.publish import insert_version
+
+__all__ = ["Rebuilt", "rebuild"]
+
+
+class Rebuilt(msgspec.Struct, kw_only=True):
+    """What a rebuild took in.
+
+    `moved_aside` is where a damaged database lies now; `unreadable` names manifests that could not be used, `unfinished` versions whose
+    publication may not have come to its end.
+    """
+
+    versions: int = 0
+    bases: int = 0
+    moves: int = 0
+    moved_aside: str | None = None
+    unreadable: list[str] = []
+    unfinished: list[str] = []
+
+
+def rebuild(home: Home) -> Rebuilt:
+    """Take in what the manifests of `home` know and its database does not."""
+    home.ensure()
+    manifests, blobs = Manifests(home.manifests), BlobStore(home.blobs, home.staging)
+    done = Rebuilt(moved_aside=_set_aside(home.database))
+    if not home.database.exists():
+        _check_something(home, manifests, blobs)
+    # Where there is no database, it appears with everything in it or not at all.
+    database = Database(home.database, on_create=lambda connection: _merge(connection, manifests, done))
+    try:
+        mirror = Mirror(database, manifests, blobs)
+        with database.write() as connection:
+            _check_own(connection, manifests)
+            _merge(connection, manifests, done)
+            mirror.sync(connection)
+            _rewrite_moves(connection, manifests)
+        mirror.introduce()
+    finally:
+        database.close()
+    return done
+
+
+def _set_aside(path: Path) -> str | None:
+    """Move a database away that cannot be read; where it went."""
+    if not path.exists() or not path.stat().st_size:
+        return None
+    try:
+        database = Database(path)
+        with contextlib.closing(database), database.read() as connection:
+            if connection.exec_driver_sql("PRAGMA quick_check").scalar() == "ok":
+                return None
+    except StorageFailed as error:
+        if error.code != "registry_damaged":
+            raise
+    number = 1
+    while (aside := path.with_name(f"{path.name}.damaged-{number}")).exists():
+        number += 1
+    for suffix in ("-wal", "-shm"):
+        with contextlib.suppress(FileNotFoundError):
+            path.with_name(path.name + suffix).rename(aside.with_name(aside.name + suffix))
+    path.rename(aside)
+    return str(aside)
+
+
+def _check_something(home: Home, manifests: Manifests, blobs: BlobStore) -> None:
+    if next(manifests.numbers(), None) is None and not manifests.bases() and blobs.count():
+        raise NotFound(
+            f"{home.manifests} has no manifests to make {home.database.name} from: look whether the right volume is mounted, or put back "
+            f"a backup of {home.database.name}. When none of the {blobs.count()} files in {home.blobs} is needed, move them away",
+            code="nothing_to_rebuild",
+        )
+
+
+def _check_own(connection: Connection, manifests: Manifests) -> None:
+    ours, theirs = connection.scalar(select(schema.identity.c.id)), manifests.id()
+    if ours is not None and theirs is not None and ours != theirs:
+        raise Conflict(
+            f"registry.db is of the registry {ours}, and blobs/ belongs to {theirs}; nothing was changed: move registry.db away and "
+            "rebuild again, or put it together with its own blobs",
+            code="registry_mismatch",
+        )
+
+
+def _merge(connection: Connection, manifests: Manifests, done: Rebuilt) -> None:
+    if connection.scalar(select(schema.identity.c.id)) is None and (theirs := manifests.id()) is not None:
+        connection.execute(insert(schema.identity).values(id=theirs))
+    _take_versions(connection, manifests, done)
+    _take_bases(connection, manifests, done)
+    _take_moves(connection, manifests, done)
+
+
+def _take_versions(connection: Connection, manifests: Manifests, done: Rebuilt) -> None:
+    found = schema.versions.c
+    known = {(row.adapter, row.number) for row in connection.execute(select(found.adapter, found.number))}
+    unfinished = set(manifests.unfinished())
+    for adapter, number in sorted({*manifests.numbers(), *unfinished} - known):
+        version = manifests.version(adapter, number)
+        if version is None:
+            if f"{adapter}@{number}" not in done.unreadable:
+                done.unreadable.append(f"{adapter}@{number}")
+            continue
+        _number(connection, adapter, number, version.created_at)
+        insert_version(connection, version)
+        done.versions += 1
+        if (adapter, number) in unfinished:
+            done.unfinished.append(version.name)
+    for adapter, number in manifests.highest().items():
+        if f"{adapter}@{number}" not in done.unreadable:
+            _number(connection, adapter, number, 0.0)
+
+
+def _number(connection: Connection, adapter: str, number: int, at: float) -> None:
+    """An adapter has been given this number, so that it is not given again."""
+    found = schema.adapters.c
+    last = connection.scalar(select(found.last_number).where(found.name == adapter))
+    if last is None:
+        connection.execute(insert(schema.adapters).values(name=adapter, last_number=number, created_at=at))
+    elif last < number:
+        connection.execute(update(schema.adapters).where(found.name == adapter).values(last_number=number))
+
+
+def _take_bases(connection: Connection, manifests: Manifests, done: Rebuilt) -> None:
+    found = schema.bases.c
+    known = {row.digest: row.name for row in connection.execute(select(found.digest, found.name))}
+    for base in manifests.bases():
+        if base.digest in known:
+            continue
+        name = base.name if base.name not in known.values() else f"{base.name}-{base.digest[:8]}"
+        known[base.digest] = name
+        connection.execute(insert(schema.bases).values(**msgspec.structs.asdict(base) | {"name": name}))
+        done.bases += 1
+
+
+def _take_moves(connection: Connection, manifests: Manifests, done: Rebuilt) -> None:
+    """All moves of both, each once and in order of time; an alias points where the last one of it went."""
+    adapters = set(connection.scalars(select(schema.adapters.c.name)))
+    told = {_content(move): move for move in manifests.moves() if move.adapter in adapters}
+    known = {_content(move): move for adapter in adapters for move in moves_after(connection, adapter, 0)}
+    if not (told.keys() - known.keys() or done.versions):
+        return
+    moves = sorted((told | known).values(), key=lambda move: (move.moved_at, move.id))
+    done.moves += len(moves) - len(known)
+    connection.execute(delete(schema.alias_moves))
+    rows = [msgspec.structs.asdict(move) | {"id": number} for number, move in enumerate(moves, 1)]
+    if rows:
+        connection.execute(insert(schema.alias_moves), rows)
+    connection.execute(delete(schema.aliases))
+    pointing = {(move.adapter, move.alias): move.after for move in moves}
+    versions = {(row.adapter, row.number) for row in connection.execute(select(schema.versions))}
+    for (adapter, alias), number in pointing.items():
+        if number is not None and (adapter, number) in versions:
+            connection.execute(insert(schema.aliases).values(adapter=adapter, alias=alias, number=number))
+
+
+def _content(move: Move) -> tuple[object, ...]:
+    return (move.adapter, move.alias, move.before, move.after, move.moved_at, move.actor, move.kind)
+
+
+def _rewrite_moves(connection: Connection, manifests: Manifests) -> None:
+    """The numbers of moves may be others now."""
+    for adapter in connection.scalars(select(schema.alias_moves.c.adapter).distinct()).all():
+        manifests.write_moves(adapter, moves_after(connection, adapter, 0))

@@ -1,0 +1,164 @@
+"""A null is an absent field: of every request, one optional field at a time; and what the OpenAI client writes into messages."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+from msgspec.inspect import StructType, UnionType, type_info
+from pydantic import BaseModel
+
+from tests.gateway.api.conftest import REPLY, Served
+from tunery.gateway.api.schemas.models import LoadRequest
+from tunery.gateway.api.schemas.requests import ChatRequest, CompletionRequest, EmbeddingRequest
+
+ASK = [{"role": "user", "content": "Hi"}]
+TOOL = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object", "properties": {}}}}
+CALL = {"id": "c1", "function": {"name": "look_up", "arguments": "{}"}}
+HISTORY = [
+    *ASK,
+    {"role": "assistant", "tool_calls": [CALL]},
+    {"role": "tool", "tool_call_id": "c1", "content": "x"},
+    *ASK,
+]
+SCHEMA = {"type": "object", "properties": {}}
+CHAT, RAW, EMBED, LOAD = "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/adapters/load"
+REQUESTS: dict[str, tuple[Any, dict[str, Any]]] = {
+    CHAT: (ChatRequest, {"model": "tiny", "messages": ASK}),
+    RAW: (CompletionRequest, {"model": "tiny", "prompt": "Hi"}),
+    EMBED: (EmbeddingRequest, {"model": "tiny", "input": "Hi"}),
+    LOAD: (LoadRequest, {"adapter": "acme/docs"}),
+}
+
+
+def optional(kind: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The path of every field that may be left out, of nested types too."""
+    for field in kind.fields:
+        if not field.required:
+            yield (*path, field.encode_name)
+        kinds = field.type.types if isinstance(field.type, UnionType) else (field.type,)
+        for nested in kinds:
+            if isinstance(nested, StructType):
+                yield from optional(nested, (*path, field.encode_name))
+
+
+async def answer(served: Served, path: str, body: dict[str, Any]) -> tuple[int, Any, Any]:
+    """The status, what the engine was asked, and the answer, without what differs every time."""
+    served.engine.requests.clear()
+    served.engine.embeds.clear()
+    async with httpx.AsyncClient(verify=False) as client:
+        response = await client.post(served.url + path, json=body)
+    asked = [msgspec.structs.replace(one, id="") for one in [*served.engine.requests, *served.engine.embeds]]
+    if response.headers["content-type"].startswith("text/event-stream"):
+        return response.status_code, asked, response.text.count("data: ")
+    said = response.json()
+    return response.status_code, asked, {key: value for key, value in said.items() if key not in ("id", "created")}
+
+
+@pytest.mark.parametrize("path", REQUESTS)
+async def test_every_optional_field_may_be_null(served: Served, path: str) -> None:
+    served.publish("acme/docs")
+    kind, good = REQUESTS[path]
+    fields = list(optional(type_info(kind)))
+    assert len(fields) > len(good) - 2
+    for field in fields:
+        outer: dict[str, Any] = {}
+        inner = outer
+        for name in field[:-1]:
+            inner[name] = inner = {}
+        # Options of a stream need a stream.
+        without = {
+            **good,
+            **({"stream": True} if field[0] == "stream_options" else {}),
+            **json.loads(json.dumps(outer)),
+        }
+        inner[field[-1]] = None
+        with_null = {**without, **outer}
+        expected = await answer(served, path, without)
+        assert expected[0] == 200, (field, expected)
+        assert await answer(served, path, with_null) == expected, field
+
+
+NESTED: list[tuple[dict[str, Any], list[tuple[str | int, ...]]]] = [
+    ({"response_format": {}}, [("response_format", "type")]),
+    ({"response_format": {"type": "json_object"}}, [("response_format", "json_schema")]),
+    (
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}},
+        [("response_format", "json_schema", key) for key in ("name", "strict", "description")],
+    ),
+    (
+        {"structured_outputs": {"regex": "a"}},
+        [
+            ("structured_outputs", key)
+            for key in ("json", "choice", "grammar", "json_object", "structural_tag", "whitespace_pattern", "backend")
+        ],
+    ),
+    (
+        {"tools": [TOOL], "messages": HISTORY},
+        [("tools", 0, "function", key) for key in ("description", "strict")]
+        + [("messages", 1, key) for key in ("content", "name", "refusal", "audio", "annotations", "function_call")]
+        + [("messages", 1, "tool_calls", 0, key) for key in ("type", "index")]
+        + [("messages", at, key) for at in (0, 2) for key in ("name", "tool_calls", "function_call")]
+        + [("messages", 0, "tool_call_id")],
+    ),
+    ({"tools": [{"type": "function", "function": {"name": "f"}}]}, [("tools", 0, "function", "parameters")]),
+]
+
+
+async def test_fields_of_dictionaries_may_be_null(served: Served) -> None:
+    for extra, paths in NESTED:
+        without = {"model": "tiny", "messages": ASK, **extra}
+        expected = await answer(served, CHAT, without)
+        assert expected[0] == 200, (extra, expected)
+        for path in paths:
+            body = json.loads(json.dumps(without))
+            inner = body
+            for key in path[:-1]:
+                inner = inner[key]
+            assert isinstance(inner, dict)
+            inner.pop(path[-1], None)
+            inner[path[-1]] = None
+            assert await answer(served, CHAT, body) == expected, path
+
+
+class Answer(BaseModel):
+    text: str
+
+
+async def test_what_the_openai_client_dumps_is_a_message_again(served: Served) -> None:
+    ask, chat = served.client.chat.completions, [*ASK]
+    call = '<tool_call>{"name": "look_up", "arguments": {"x": 1}}</tool_call>'
+    for said, options in ((REPLY, {}), (call, {"tools": [TOOL]}), (f"Let me see. {call}", {"tools": [TOOL]})):
+        served.says(said)
+        response = await ask.create(model="tiny", messages=chat, **options)  # type: ignore[call-overload]
+        message = response.choices[0].message
+        for dumped in (message.model_dump(), message.to_dict(), json.loads(message.model_dump_json())):
+            answers = [{"role": "tool", "tool_call_id": one.id, "content": "found"} for one in message.tool_calls or ()]
+            again = await ask.create(model="tiny", messages=[*chat, dumped, *answers, *ASK])
+            assert again.choices[0].finish_reason in ("stop", "tool_calls")
+    served.says('{"text": "x"}')
+    parsed = await ask.parse(model="tiny", messages=chat, response_format=Answer)
+    with warnings.catch_warnings(action="ignore"):  # of pydantic, for what the client itself put there
+        dumped = parsed.choices[0].message.model_dump()
+    assert "parsed" in dumped
+    await ask.create(model="tiny", messages=[*chat, dumped, *ASK])
+    async with ask.stream(model="tiny", messages=chat) as stream:
+        final = await stream.get_final_completion()
+    await ask.create(model="tiny", messages=[*chat, final.choices[0].message.model_dump(), *ASK])
+
+
+async def test_keys_of_a_clients_assistant_messages_change_nothing(served: Served) -> None:
+    said = {"role": "assistant", "content": "Yes."}
+    expected = await answer(served, CHAT, {"model": "tiny", "messages": [*ASK, said, *ASK]})
+    for extra in (
+        {"refusal": None, "annotations": [], "audio": None, "function_call": None, "tool_calls": None},
+        {"annotations": [{"type": "url_citation"}], "tool_calls": []},
+    ):
+        assert await answer(served, CHAT, {"model": "tiny", "messages": [*ASK, said | extra, *ASK]}) == expected
+    refused = {"role": "assistant", "content": None, "refusal": "Yes."}
+    assert await answer(served, CHAT, {"model": "tiny", "messages": [*ASK, refused, *ASK]}) == expected

@@ -1,0 +1,100 @@
+"""Whose adapter is loaded next is decided by turns between tenants, not by who came first with many; waiting for it starves nobody."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from tests.gateway.engine.adapters.residency_harness import SIZE, World
+from tunery.gateway.engine.adapters.loader import MOST_LOADS
+from tunery.gateway.engine.messages import Generate, Sampling, Weighted
+from tunery.gateway.engine.scheduling.page_allocator import Pages
+from tunery.gateway.engine.scheduling.scheduler import STARVED_AFTER, Scheduler
+from tunery.gateway.engine.scheduling.sequence import Sequence
+
+COLD = 200
+
+
+class Line:
+    """A scheduler over adapters that are loaded when they are told to."""
+
+    def __init__(self, folder: Path, budget: int) -> None:
+        self.w = World(folder, budget)
+        residency = cast(Any, self.w.residency)
+        self.scheduler = Scheduler(Pages(1000, reuse=False), residency, max_batch=2 * COLD, token_budget=16 * COLD)
+        self.ids = iter(range(10 * COLD))
+
+    def ask(self, tenant: str, *numbers: int) -> Sequence:
+        mix = tuple(Weighted(self.w.source(number)) for number in numbers)
+        sampling = Sampling(max_tokens=4)
+        request = Generate(id=str(next(self.ids)), prompt=(1,) * 8, sampling=sampling, mix=mix, tenant=tenant)
+        sequence = Sequence(request, eos_ids=frozenset(), now=self.w.now)
+        self.scheduler.add(sequence)
+        return sequence
+
+    def step(self, seconds: float = 0.01) -> None:
+        """What the engine does in a step, and a load beside it."""
+        self.w.residency.poll()
+        assert self.scheduler.admit(self.w.now) == []
+        if self.w.lane.tasks:
+            self.w.lane.run()
+        self.w.now += seconds
+
+
+@pytest.fixture
+def line(tmp_path: Path) -> Line:
+    return Line(tmp_path, 2 * COLD * SIZE)
+
+
+def test_one_tenants_cold_adapters_delay_anothers_by_the_few_loads_that_had_begun(line: Line) -> None:
+    for number in range(COLD):
+        line.ask("flood", number)
+    line.step()
+    other = line.ask("other", COLD)
+    steps = 0
+    while other not in line.scheduler.running:
+        line.step()
+        steps += 1
+    assert steps <= MOST_LOADS + 2  # its own, and one step to see that
+    while line.scheduler.waiting:
+        line.step()
+    assert Counter(line.w.reads) == dict.fromkeys(range(COLD + 1), 1)
+
+
+def test_two_floods_take_turns(line: Line) -> None:
+    for number in range(COLD // 2):
+        line.ask("one", number)
+    for number in range(COLD // 2, COLD):
+        line.ask("two", number)
+    for _ in range(COLD // 2):
+        line.step()
+    served = Counter(sequence.tenant for sequence in line.scheduler.running)
+    assert abs(served["one"] - served["two"]) <= MOST_LOADS
+
+
+def test_nobody_is_taken_out_for_those_who_wait_for_their_turn(line: Line) -> None:
+    running = line.ask("early", 2 * COLD - 1)
+    while running not in line.scheduler.running:
+        line.step()
+    for number in range(COLD):
+        line.ask("flood", number)
+    while line.scheduler.waiting:
+        line.step(STARVED_AFTER)
+    assert line.scheduler.preemptions == 0
+
+
+def test_a_composition_that_lacks_room_for_both_gets_it(tmp_path: Path) -> None:
+    line = Line(tmp_path, 2 * SIZE)
+    running = line.ask("early", 1)
+    while running not in line.scheduler.running:
+        line.step()
+    running.append(5)  # who has not said a word yet is left alone
+    both = line.ask("late", 2, 3)
+    while both not in line.scheduler.running:
+        assert line.w.now < 3 * STARVED_AFTER
+        line.step()
+    assert line.scheduler.running == [both]
+    assert line.scheduler.preemptions == 1

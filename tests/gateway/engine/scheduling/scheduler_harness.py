@@ -1,0 +1,197 @@
+"""A scheduler at work without a model: its steps are laid out and computed by a toy that checks every page it reads.
+
+The toy's next token is a hash of the adapters and of all tokens before it, read from the pages, where each token was written with
+the adapters it was computed on. So whatever is shared, cut, evicted or computed again must be right, or the text changes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence as Rows
+from dataclasses import dataclass, field
+
+from tests.gateway.engine.adapters.residency_harness import Lane
+from tunery.gateway.engine.adapters.residency import Residency
+from tunery.gateway.engine.messages import AdapterSource, Generate, Sampling, Weighted, mix_digest
+from tunery.gateway.engine.scheduling.fairness import Fairness
+from tunery.gateway.engine.scheduling.forward_batch import Step, lay_out
+from tunery.gateway.engine.scheduling.page_allocator import PAGE, Pages
+from tunery.gateway.engine.scheduling.scheduler import Scheduler
+from tunery.gateway.engine.scheduling.sequence import Sequence
+
+VOCAB = 50
+
+
+@dataclass(eq=False)
+class Adapter:
+    """An adapter without weights."""
+
+    source: AdapterSource
+    bytes: int
+    plain: bool = True
+
+
+def mix(*numbers: int, weight: float = 1.0) -> tuple[Weighted, ...]:
+    """Adapters by number, composed at `weight` each."""
+    return tuple(Weighted(AdapterSource(f"d{n}", f"acme/a{n}", 1, {}), weight) for n in numbers)
+
+
+def next_token(who: Rows[tuple[str, float]], tokens: Rows[int]) -> int:
+    """The toy model: what follows `tokens` on the adapters `who`, given as digest and weight."""
+    said = hashlib.sha256(repr((tuple(who), tuple(tokens))).encode()).digest()
+    return int.from_bytes(said[:4], "little") % VOCAB
+
+
+def alone(prompt: Rows[int], parts: Rows[Weighted], count: int) -> list[int]:
+    """What the toy model generates for a request that nothing happens to."""
+    who, tokens = [(part.source.digest, part.weight) for part in parts], list(prompt)
+    for _ in range(count):
+        tokens.append(next_token(who, tokens))
+    return tokens[len(prompt) :]
+
+
+@dataclass
+class Hall:
+    """Drives a Scheduler. Adapters have one byte, or as many as `sizes` says by digest, and `adapters` bytes fit in memory.
+
+    Loads end by themselves, one a step, unless the disk is `slow`.
+    """
+
+    pages: int = 64
+    reuse: bool = True
+    max_batch: int = 8
+    token_budget: int = 64
+    adapters: int = 100
+    weights: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.01
+    slow: bool = False
+    sizes: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.now = 0.0
+        self.steps = 0
+        self.lane = Lane()
+        self.cache = Pages(self.pages, reuse=self.reuse)
+        self.residency: Residency[Adapter] = Residency(
+            self.adapters, self._read, clock=lambda: self.now, executor=self.lane
+        )
+        self.scheduler = Scheduler(
+            self.cache,
+            self.residency,  # type: ignore[arg-type]
+            max_batch=self.max_batch,
+            token_budget=self.token_budget,
+            fairness=Fairness(self.weights),
+        )
+        self.memory: dict[int, tuple[tuple[tuple[str, float], ...], int, int]] = {}
+        self.said: dict[str, list[int]] = {}
+        self.finished: dict[str, int] = {}  # by id, the step
+        self.failed: dict[str, str] = {}  # the error's code
+        self.first: dict[str, int] = {}  # the step of the first token
+        self.started: list[str] = []  # ids in the order of their first admission
+        self.served: dict[str, int] = {}  # tokens computed by tenant
+        self.expected: dict[str, list[int]] = {}
+
+    def submit(
+        self, name: str, prompt: Rows[int], count: int, *, tenant: str = "", parts: tuple[Weighted, ...] = ()
+    ) -> Sequence:
+        """Queue a request for `count` tokens."""
+        sampling = Sampling(max_tokens=count, temperature=0.0, ignore_eos=True)
+        asked = Generate(id=name, prompt=tuple(prompt), sampling=sampling, mix=parts, tenant=tenant)
+        made = Sequence(asked, eos_ids=frozenset(), now=self.now)
+        self.expected[name] = alone(prompt, parts, count)
+        self.said[name] = []
+        self.scheduler.add(made)
+        return made
+
+    def cancel(self, name: str) -> None:
+        """Stop a request and forget it."""
+        found = self.scheduler.find(name)
+        if found is not None:
+            self.scheduler.finish(found)
+            del self.expected[name]
+
+    def step(self) -> None:
+        """One turn of the engine's loop."""
+        self.now += self.seconds
+        self.steps += 1
+        if self.lane.tasks and not self.slow:
+            self.lane.run()
+        self.residency.poll()
+        for sequence, error in self.scheduler.admit(self.now):
+            self.failed[sequence.id] = error.code
+            del self.expected[sequence.id]
+        self.started += [s.id for s in self.scheduler.running if s.id not in self.started]
+        scheduled = self.scheduler.plan(self.now)
+        self._check_limits()
+        if not scheduled:
+            return
+        assert len({id(item.sequence) for item in scheduled}) == len(scheduled)
+        assert sum(item.count for item in scheduled) <= self.token_budget
+        assert all(item.sequence in self.scheduler.running and item.count > 0 for item in scheduled)
+        step = lay_out(scheduled)
+        tokens = self._compute(step)
+        for item in scheduled:
+            self.served[item.sequence.tenant] = self.served.get(item.sequence.tenant, 0) + item.count
+            self.scheduler.advance(item)
+        for output in step.logits:
+            assert output.sample
+            self._append(output.sequence, tokens[output.row])
+
+    def run(self, most: int = 2000) -> None:
+        """Step until all is done; every request said what it says alone."""
+        for _ in range(most):
+            if not (self.scheduler.running or self.scheduler.waiting):
+                break
+            self.step()
+        self.check_done()
+
+    def check_done(self) -> None:
+        """Everything is finished, right, and freed."""
+        assert set(self.finished) >= set(self.expected)
+        assert {name: self.said[name] for name in self.expected} == self.expected
+        assert (self.scheduler.running, self.scheduler.waiting, self.cache.used) == ([], 0, 0)
+        assert not any(one.running for one in self.residency.resident())
+
+    def _read(self, source: AdapterSource) -> Adapter:
+        return Adapter(source, self.sizes.get(source.digest, 1))
+
+    def _append(self, sequence: Sequence, token: int) -> None:
+        self.said[sequence.id].append(token)
+        self.first.setdefault(sequence.id, self.steps)
+        if sequence.append(token) is not None:
+            assert sequence.id not in self.finished
+            self.finished[sequence.id] = self.steps
+            self.scheduler.finish(sequence)
+
+    def _check_limits(self) -> None:
+        running = self.scheduler.running
+        assert len(running) <= self.max_batch
+        assert len({id(one) for one in running}) == len(running)
+        held = [page for one in running for page in one.pages]
+        assert self.cache.available == self.pages - len(set(held))
+        assert self.residency.bytes <= self.adapters
+        assert [mix_digest(one.mix) for one in running] == [one.digest for one in running]
+        for one in running:
+            assert [adapter.source.digest for adapter, _ in one.adapters] == [part.source.digest for part in one.mix]
+
+    def _compute(self, step: Step) -> list[int]:
+        """The next token after each row."""
+        who: list[list[tuple[str, float]]] = [[] for _ in step.tokens]
+        for segment in step.segments:
+            for row in range(segment.start, segment.end):
+                who[row].append((segment.adapter.source.digest, segment.weight))
+        rows = [tuple(parts) for parts in who]
+        written = step.slots.tolist()
+        assert len(set(written)) == len(written)
+        assert min(written) >= PAGE  # nobody owns page 0
+        for row, slot in enumerate(written):
+            self.memory[slot] = (rows[row], int(step.positions[row]), int(step.tokens[row]))
+        tokens = [-1] * len(rows)
+        for span in step.spans:
+            slots = [int(span.pages[at // PAGE]) * PAGE + at % PAGE for at in range(span.length)]
+            context = [self.memory[slot] for slot in slots]
+            assert [(parts, at) for parts, at, _ in context] == [(rows[span.start], at) for at in range(span.length)]
+            for row in range(span.start, span.end):
+                seen = span.length - (span.end - row) + 1
+                tokens[row] = next_token(rows[row], [token for _, _, token in context[:seen]])
+        return tokens

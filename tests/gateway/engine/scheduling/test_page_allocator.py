@@ -1,0 +1,157 @@
+"""Pages of the cache: whose they are, what they are found by, and that none is lost, whatever the order of calls."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from tests.gateway.engine.hypothesis_settings import often
+from tunery.gateway.engine.scheduling.page_allocator import PAGE, Pages, next_key, pages_for, prefix_keys
+
+
+def text(letters: str) -> list[int]:
+    """A page of tokens per letter."""
+    return [ord(letter) for letter in letters for _ in range(PAGE)]
+
+
+@pytest.mark.parametrize(("tokens", "count"), [(0, 0), (1, 1), (PAGE, 1), (PAGE + 1, 2), (10 * PAGE, 10)])
+def test_tokens_need_whole_pages(tokens: int, count: int) -> None:
+    assert pages_for(tokens) == count
+
+
+def test_a_key_stands_for_the_adapter_and_every_token_up_to_its_page() -> None:
+    keys = prefix_keys("digest", text("abc"))
+    assert len(set(keys)) == 3
+    assert prefix_keys("digest", text("abc") + [1] * (PAGE - 1)) == keys  # the last page is not whole
+    assert prefix_keys("digest", text("abd"))[:2] == keys[:2]
+    assert next_key(keys[1], text("c")) == keys[2]
+    for other in (prefix_keys("other", text("abc")), prefix_keys("", text("abc")), prefix_keys("digest", text("xbc"))):
+        assert not set(other) & set(keys)
+
+
+def test_one_token_that_differs_makes_another_page() -> None:
+    tokens = text("a")
+    changed = [*tokens[:-1], tokens[-1] + 1]
+    assert prefix_keys("", tokens) != prefix_keys("", changed)
+
+
+def test_what_nobody_holds_is_found_until_its_room_is_needed() -> None:
+    pages = Pages(4)
+    keys = prefix_keys("d", text("abc"))
+    mine = pages.take(3)
+    for page, key in zip(mine, keys, strict=True):
+        pages.publish(page, key)
+    pages.release(mine)
+    assert (pages.available, pages.used) == (4, 0)
+    assert pages.find(keys) == mine
+    pages.take(1)  # the one that was never used
+    assert pages.find(keys) == mine
+    pages.take(1)  # the end of a prefix goes before its beginning
+    assert pages.find(keys) == mine[:2]
+
+
+def test_without_reuse_nothing_is_found() -> None:
+    pages = Pages(4, reuse=False)
+    mine = pages.take(1)
+    pages.publish(mine[0], b"key")
+    assert pages.find([b"key"]) == []
+    pages.release(mine)
+    assert pages.find([b"key"]) == []
+    assert pages.available == 4
+
+
+class Holders(RuleBasedStateMachine):
+    """Sequences that take, share, publish and give back pages, against a model that knows what each page contains."""
+
+    @initialize(count=st.integers(1, 12))
+    def begin(self, count: int) -> None:
+        self.pages = Pages(count)
+        self.held: list[tuple[list[int], list[bytes]]] = []  # pages and their keys
+        self.contents: dict[int, bytes] = {}  # of published pages, by number
+        self.kept: list[int] = []  # published and held by nobody, longest ago first
+
+    def holders(self, page: int) -> int:
+        return sum(page in pages for pages, _ in self.held)
+
+    @rule(identity=st.sampled_from(["", "d"]), letters=st.text("ab", min_size=1, max_size=5))
+    def start(self, identity: str, letters: str) -> None:
+        keys = prefix_keys(identity, text(letters))
+        found = self.pages.find(keys)
+        assert [self.contents[page] for page in found] == keys[: len(found)]
+        assert len(found) == len(keys) or keys[len(found)] not in self.contents.values()
+        idle = [page for page in found if not self.holders(page)]
+        assert self.pages.idle(found) == len(idle)
+        missing = len(keys) - len(found)
+        if missing + len(idle) > self.pages.available:
+            return
+        self.pages.share(found)
+        self.kept = [page for page in self.kept if page not in found]
+        self.held.append((found, keys))
+        taken = self.pages.take(missing)
+        assert len({*taken, *found}) == len(keys)
+        assert all(0 < page <= self.pages.count and not self.holders(page) for page in taken)
+        self.forget(taken)
+        self.held[-1][0].extend(taken)
+
+    def forget(self, taken: list[int]) -> None:
+        """Kept pages are taken last, and the longest unused first."""
+        forgotten = [page for page in taken if page in self.contents]
+        assert forgotten == self.kept[: len(forgotten)]
+        free = self.pages.count - len({page for pages, _ in self.held for page in pages}) - len(self.kept)
+        assert len(forgotten) == max(0, len(taken) - free)
+        self.kept = self.kept[len(forgotten) :]
+        for page in forgotten:
+            del self.contents[page]
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data())
+    def publish(self, data: st.DataObject) -> None:
+        for page, key in zip(*data.draw(st.sampled_from(self.held)), strict=True):
+            if page not in self.contents and key not in self.contents.values():
+                self.contents[page] = key
+            self.pages.publish(page, key)
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data())
+    def release(self, data: st.DataObject) -> None:
+        pages, _ = self.held[index := data.draw(st.integers(0, len(self.held) - 1))]
+        alone = [page for page in pages if self.holders(page) == 1]
+        assert self.pages.sole(pages) == len(alone)
+        before = self.pages.available
+        del self.held[index]
+        self.pages.release(pages)
+        assert self.pages.available == before + len(alone)
+        self.kept += [page for page in reversed(alone) if page in self.contents]
+
+    @invariant()
+    def none_is_lost(self) -> None:
+        if hasattr(self, "pages"):
+            held = {page for pages, _ in self.held for page in pages}
+            assert self.pages.available == self.pages.count - len(held)
+            assert self.pages.used == pytest.approx(len(held) / self.pages.count)
+
+    @invariant()
+    def keys_are_exact(self) -> None:
+        if hasattr(self, "pages"):
+            for page, key in self.contents.items():
+                assert self.pages.find([key]) == [page]
+
+    @invariant()
+    def strangers_share_only_what_is_the_same(self) -> None:
+        if hasattr(self, "pages"):
+            keys: dict[int, bytes] = {}
+            for pages, own in self.held:
+                for page, key in zip(pages, own, strict=True):
+                    assert keys.setdefault(page, key) == key
+
+    def teardown(self) -> None:
+        while hasattr(self, "held") and self.held:
+            self.pages.release(self.held.pop()[0])
+        if hasattr(self, "pages"):
+            assert self.pages.available == self.pages.count
+            assert len(set(self.pages.take(self.pages.count))) == self.pages.count
+
+
+Holders.TestCase.settings = often(100, steps=40)
+TestHolders = Holders.TestCase
