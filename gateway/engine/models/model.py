@@ -12,12 +12,13 @@ import torch
 
 from tunery.gateway.engine.config import EngineConfig
 from tunery.gateway.engine.models.native.kernels import Kernels, load_kernels, why_no_kernels
-from tunery.gateway.engine.scheduling.forward_batch import Step
+from tunery.gateway.engine.scheduling.forward_batch import ForwardBatch
 from tunery.gateway.engine.scheduling.page_allocator import pages_for
 from tunery.plugins.bases.architectures import refuse_folder
 
 if TYPE_CHECKING:
-    from tunery.gateway.engine.adapters.adapter import AdapterShape, ServedAdapter
+    from tunery.gateway.engine.adapters.adapter import AdapterShape
+    from tunery.gateway.engine.adapters.interface import ServedAdapter
     from tunery.gateway.engine.messages import AdapterSource
 
 __all__ = ["DTYPES", "Model", "cache_pages", "open_model"]
@@ -27,7 +28,7 @@ LONGEST_DEFAULT = 2048
 
 
 class Model(Protocol):
-    """A base in memory with its key-value cache, ready for adapters. `kernels` are the native ones where it uses them."""
+    """A base in memory with its key-value cache, ready for adapters."""
 
     device: torch.device
     shape: AdapterShape
@@ -35,7 +36,6 @@ class Model(Protocol):
     context_length: int
     base_bytes: int
     kv_pages: int
-    kernels: Kernels | None
 
     def read_adapter(self, source: AdapterSource) -> ServedAdapter:
         """Read an adapter's weights for this base into main memory; called on another thread than `run`."""
@@ -43,11 +43,14 @@ class Model(Protocol):
     def place_adapter(self, adapter: Any) -> ServedAdapter:
         """The same adapter where the model computes; the same object when that is main memory."""
 
-    def run(self, step: Step) -> tuple[torch.Tensor, torch.Tensor]:
+    def run(self, batch: ForwardBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Compute a step: logits float32 [len(step.logits), vocabulary] and final hidden states [len(step.hidden), size].
 
         What is returned is overwritten by the next call.
         """
+
+    def argmax_logsumexp(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The index of the largest logit (int64 [R]) and the log of the sum of exponentials [R] of each row of `logits` [R, n]."""
 
 
 def open_model(config: EngineConfig, *, clock: Callable[[], float] = time.monotonic) -> tuple[Model, float]:
