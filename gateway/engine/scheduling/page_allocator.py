@@ -12,9 +12,10 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from tunery.gateway.engine.models.native.kernels import PAGE
-
 __all__ = ["PAGE", "Pages", "next_key", "pages_for", "prefix_keys"]
+
+PAGE = 16
+"""Tokens of a page; the native kernels are compiled for this many (PAGE in their C sources)."""
 
 
 def pages_for(tokens: int) -> int:

@@ -16,14 +16,15 @@ from torch.nn import functional
 from tunery.gateway.engine.adapters.adapter import AdapterShape, LowRank, dora_gain, read_adapter
 from tunery.gateway.engine.config import EngineConfig
 from tunery.gateway.engine.messages import AdapterSource
-from tunery.gateway.engine.models.model import DTYPES, cache_pages
+from tunery.gateway.engine.models.interface import DTYPES, kv_cache_pages
 from tunery.gateway.engine.models.native.architecture import Architecture, read_architecture
 from tunery.gateway.engine.models.native.batch_arrays import Segments, Special, spans_of
-from tunery.gateway.engine.models.native.kernels import PAGE, Kernels, SpanRow, WeightRow
+from tunery.gateway.engine.models.native.kernels import Kernels, SpanRow, WeightRow
 from tunery.gateway.engine.models.native.packed_adapter import PackedAdapter, pack_adapter
 from tunery.gateway.engine.models.native.packing import dense, rows_of, unpacked, zeros
 from tunery.gateway.engine.models.native.weights import EMBEDDING, HEAD, NORM, layer_targets, load_weights
 from tunery.gateway.engine.scheduling.forward_batch import Step
+from tunery.gateway.engine.scheduling.page_allocator import PAGE
 
 __all__ = ["Decoder", "supports"]
 
@@ -78,13 +79,13 @@ class _Buffers:
 
 
 class Decoder:
-    """A Model; see model.py."""
+    """A Model; see models/interface.py."""
 
     def __init__(self, config: EngineConfig, kernels: Kernels) -> None:
         architecture = read_architecture(Path(config.base_folder))
         if architecture is None:
             raise ValueError("not a base of the Llama kind")
-        self.kernels: Kernels | None = kernels
+        self.argmax_logsumexp = kernels.argmax_logsumexp
         self._k, self._a = kernels, architecture
         self._dtype = DTYPES[config.dtype]
         self._wide = int(self._dtype == torch.float32)
@@ -98,7 +99,7 @@ class Decoder:
         self._head = self._group(HEAD)
         self._norm = self._other[f"{NORM}.weight"]
         self._cosine, self._sine = self._rotations()
-        self.kv_pages = cache_pages(config, self.context_length)
+        self.kv_pages = kv_cache_pages(config, self.context_length)
         self._keys, self._values = (self._cache() for _ in range(2))
         widest = max(max(g.width for g in (x.qkv, x.o, x.gate_up, x.down)) for x in self._layers)
         self._widest = widest
