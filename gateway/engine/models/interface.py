@@ -15,18 +15,21 @@ if TYPE_CHECKING:
     from tunery.gateway.engine.messages import AdapterSource
     from tunery.gateway.engine.scheduling.forward_batch import Step
 
-__all__ = ["DTYPES", "Model", "kv_cache_pages"]
+__all__ = ["DTYPES", "Model", "Reduction", "kv_cache_pages"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 TYPICAL_CONTEXT = 2048
 """Tokens of a request that the KV cache has room for by default, for each request of a full batch."""
 
 
+Reduction = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""Of each row of float32 [R, n], the index of its largest, int64 [R], and the log of its sum of exponentials, float32 [R]."""
+
+
 class Model(Protocol):
     """A base model in memory with its KV cache, ready for adapters.
 
-    `argmax_logsumexp` is the model's own way to reduce rows of logits for the sampler, where it has a faster one than torch:
-    from float32 [R, n] to the index of each row's largest, int64 [R], and the log of its sum of exponentials, float32 [R].
+    `argmax_logsumexp` is the model's own way to reduce rows of logits for the sampler, where it has a faster one than torch.
     """
 
     device: torch.device
@@ -35,7 +38,7 @@ class Model(Protocol):
     context_length: int
     base_bytes: int
     kv_pages: int
-    argmax_logsumexp: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]] | None
+    argmax_logsumexp: Reduction | None
 
     def read_adapter(self, source: AdapterSource) -> ServedAdapter:
         """Read an adapter's weights for this base into main memory; called on another thread than `run`."""

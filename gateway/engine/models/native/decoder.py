@@ -16,7 +16,7 @@ from torch.nn import functional
 from tunery.gateway.engine.adapters.adapter import AdapterShape, LowRank, dora_gain, read_adapter
 from tunery.gateway.engine.config import EngineConfig
 from tunery.gateway.engine.messages import AdapterSource
-from tunery.gateway.engine.models.interface import DTYPES, kv_cache_pages
+from tunery.gateway.engine.models.interface import DTYPES, Reduction, kv_cache_pages
 from tunery.gateway.engine.models.native.architecture import Architecture, read_architecture
 from tunery.gateway.engine.models.native.batch_arrays import Segments, Special, spans_of
 from tunery.gateway.engine.models.native.kernels import Kernels, SpanRow, WeightRow
@@ -85,7 +85,7 @@ class Decoder:
         architecture = read_architecture(Path(config.base_folder))
         if architecture is None:
             raise ValueError("not a base of the Llama kind")
-        self.argmax_logsumexp = kernels.argmax_logsumexp
+        self.argmax_logsumexp: Reduction | None = kernels.argmax_logsumexp
         self._k, self._a = kernels, architecture
         self._dtype = DTYPES[config.dtype]
         self._wide = int(self._dtype == torch.float32)

@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 from tunery.gateway.engine.adapters.adapter import AdapterShape, LoadedAdapter, LowRank, dora_gain, read_adapter
 from tunery.gateway.engine.config import EngineConfig
 from tunery.gateway.engine.messages import AdapterSource
-from tunery.gateway.engine.models.interface import DTYPES, kv_cache_pages
+from tunery.gateway.engine.models.interface import DTYPES, Reduction, kv_cache_pages
 from tunery.gateway.engine.models.torch.attention import ATTENTION, PagedAttention, register_attention
 from tunery.gateway.engine.models.torch.experts import EXPERTS, register_experts
 from tunery.gateway.engine.models.torch.forward_context import ForwardContext, SlotSpan
@@ -38,7 +38,7 @@ class TorchModel:
     """A Model; see models/interface.py. The quantized base, fitted for adapters, with its key-value cache."""
 
     def __init__(self, config: EngineConfig) -> None:
-        self.argmax_logsumexp = None
+        self.argmax_logsumexp: Reduction | None = None
         self.dtype = DTYPES[config.dtype]
         self.device = torch.device(_device(config.device))
         loaded: Any = _load(config, self.dtype, self.device)
