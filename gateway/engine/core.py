@@ -31,8 +31,9 @@ from tunery.gateway.engine.messages import (
     Unloaded,
     composition_title,
 )
-from tunery.gateway.engine.models.model import Model, open_model
-from tunery.gateway.engine.sampling.sampler import sample, score
+from tunery.gateway.engine.models.interface import Model
+from tunery.gateway.engine.models.open_model import open_model
+from tunery.gateway.engine.sampling.sampler import argmax_logsumexp, sample, score
 from tunery.gateway.engine.scheduling.fairness import VirtualTokenCounter
 from tunery.gateway.engine.scheduling.forward_batch import OutputRow, ScheduledTokens, build_forward_batch
 from tunery.gateway.engine.scheduling.page_allocator import PageAllocator
@@ -65,6 +66,7 @@ class EngineCore:
         self._clock = clock
         self.model, self._load_seconds = open_model(config, clock=clock)
         model: Model = self.model
+        self._reduce = model.argmax_logsumexp or argmax_logsumexp
         self.pages = PageAllocator(model.kv_pages, reuse=config.prefix_cache)
         self.residency: Residency[ServedAdapter] = Residency(
             config.adapter_budget,
@@ -281,9 +283,7 @@ class EngineCore:
             return
         tokens = [output.sequence.tokens[output.position + 1] for output in wanted]
         counts = [output.sequence.sampling.prompt_logprobs for output in wanted]
-        for output, one in zip(
-            wanted, score(_of(wanted, outputs, logits), tokens, counts, self.model.argmax_logsumexp), strict=True
-        ):
+        for output, one in zip(wanted, score(_of(wanted, outputs, logits), tokens, counts, self._reduce), strict=True):
             if one is not None:
                 output.sequence.scores.append(one)
             elif self._runs(output):
@@ -293,7 +293,7 @@ class EngineCore:
         if not wanted:
             return
         sequences = [output.sequence for output in wanted]
-        choices = sample(_of(wanted, outputs, logits), sequences, self.model.argmax_logsumexp)
+        choices = sample(_of(wanted, outputs, logits), sequences, self._reduce)
         tokens = []
         for sequence, choice in zip(sequences, choices, strict=True):
             if choice is None:

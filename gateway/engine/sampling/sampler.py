@@ -16,12 +16,12 @@ from tunery.gateway.engine.messages import Sampling, Score, TopToken
 from tunery.gateway.engine.scheduling.sequence import Sequence
 from tunery.gateway.engine.structured_output.grammars import apply_masks
 
-__all__ = ["Choice", "Reduction", "sample", "score"]
+__all__ = ["Choice", "Reduction", "argmax_logsumexp", "sample", "score"]
 
 R = TypeVar("R")
 
 Reduction = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-"""From logits [R, n], each row's index of the largest and log of the sum of exponentials; see Model.argmax_logsumexp."""
+"""What `argmax_logsumexp` computes; a model may have a faster one, whose rows do not depend on each other either."""
 
 FORBIDDEN = -1e30
 """The logit of what must not be said while anything else may."""
@@ -36,7 +36,15 @@ class Choice:
     top: tuple[TopToken, ...]
 
 
-def sample(logits: torch.Tensor, sequences: Rows[Sequence], reduce: Reduction) -> list[Choice | None]:
+def argmax_logsumexp(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of each row of `logits` [R, n], the index of the largest and the log of the sum of exponentials; both [R]."""
+    # Row by row: over all rows at once, the way the sum is split among threads depends on the number of rows.
+    return logits.argmax(dim=-1), torch.stack([row.logsumexp(dim=0) for row in logits])
+
+
+def sample(
+    logits: torch.Tensor, sequences: Rows[Sequence], reduce: Reduction = argmax_logsumexp
+) -> list[Choice | None]:
     """Choose one token per row of `logits` float32 [R, vocabulary], row i for `sequences[i]`; None where a row is not finite."""
     best, log_z = reduce(logits)
     tokens = best.clone()
@@ -50,7 +58,9 @@ def sample(logits: torch.Tensor, sequences: Rows[Sequence], reduce: Reduction) -
     return _where_finite(log_z, choices)
 
 
-def score(logits: torch.Tensor, tokens: Rows[int], counts: Rows[int | None], reduce: Reduction) -> list[Score | None]:
+def score(
+    logits: torch.Tensor, tokens: Rows[int], counts: Rows[int | None], reduce: Reduction = argmax_logsumexp
+) -> list[Score | None]:
     """How likely `tokens[i]` is after row i of `logits` float32 [R, vocabulary], with `counts[i]` alternatives; None as in `sample`."""
     _, log_z = reduce(logits)
     chosen = logits.gather(1, torch.tensor(tokens, device=logits.device)[:, None])[:, 0] - log_z

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 __all__ = ["PAGE_SIZE", "PageAllocator", "next_key", "pages_for", "prefix_keys"]
 
 PAGE_SIZE = 16
-"""Tokens of a page."""
+"""Tokens of a page; the native kernels are compiled for this many (PAGE in their C sources)."""
 
 
 def pages_for(tokens: int) -> int:

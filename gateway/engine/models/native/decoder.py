@@ -16,7 +16,7 @@ from torch.nn import functional
 from tunery.gateway.engine.adapters.adapter import AdapterShape, LowRank, dora_gain, read_adapter
 from tunery.gateway.engine.config import EngineConfig
 from tunery.gateway.engine.messages import AdapterSource
-from tunery.gateway.engine.models.model import DTYPES, cache_pages
+from tunery.gateway.engine.models.interface import DTYPES, Reduction, kv_cache_pages
 from tunery.gateway.engine.models.native.architecture import Architecture, read_architecture
 from tunery.gateway.engine.models.native.batch_arrays import Segments, Special, spans_of
 from tunery.gateway.engine.models.native.kernels import Kernels, SpanRow, WeightRow
@@ -79,14 +79,14 @@ class _Buffers:
 
 
 class Decoder:
-    """A Model; see model.py."""
+    """A Model; see models/interface.py."""
 
     def __init__(self, config: EngineConfig, kernels: Kernels) -> None:
         architecture = read_architecture(Path(config.base_folder))
         if architecture is None:
             raise ValueError("not a base of the Llama kind")
+        self.argmax_logsumexp: Reduction | None = kernels.argmax_logsumexp
         self._k, self._a = kernels, architecture
-        self.argmax_logsumexp = kernels.argmax_logsumexp
         self._dtype = DTYPES[config.dtype]
         self._wide = int(self._dtype == torch.float32)
         self.device = torch.device("cpu")
@@ -99,7 +99,7 @@ class Decoder:
         self._head = self._group(HEAD)
         self._norm = self._other[f"{NORM}.weight"]
         self._cosine, self._sine = self._rotations()
-        self.kv_pages = cache_pages(config, self.context_length)
+        self.kv_pages = kv_cache_pages(config, self.context_length)
         self._keys, self._values = (self._cache() for _ in range(2))
         widest = max(max(g.width for g in (x.qkv, x.o, x.gate_up, x.down)) for x in self._layers)
         self._widest = widest

@@ -101,7 +101,7 @@ class Kernels:
         self._peaks = library.tunery_peaks
 
     def argmax_logsumexp(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of each row of `logits` float32 [R, n], the index of the largest (int64 [R]) and the log of the sum of exponentials [R]."""
+        """Of each row of `logits` float32 [R, n], the index of the largest, int64 [R], and the log of the sum of exponentials, float32 [R]."""
         import torch
 
         rows, size = logits.shape

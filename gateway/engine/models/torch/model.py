@@ -18,13 +18,12 @@ from transformers.utils import logging as transformers_logging
 from tunery.gateway.engine.adapters.adapter import AdapterShape, LoadedAdapter, LowRank, dora_gain, read_adapter
 from tunery.gateway.engine.config import EngineConfig
 from tunery.gateway.engine.messages import AdapterSource
-from tunery.gateway.engine.models.model import DTYPES, cache_pages
+from tunery.gateway.engine.models.interface import DTYPES, Reduction, kv_cache_pages
 from tunery.gateway.engine.models.torch.attention import ATTENTION, PagedAttention, register_attention
-from tunery.gateway.engine.models.torch.current_batch import Board, SlotSpan
 from tunery.gateway.engine.models.torch.experts import EXPERTS, register_experts
+from tunery.gateway.engine.models.torch.forward_context import ForwardContext, SlotSpan
 from tunery.gateway.engine.models.torch.kv_cache import KVCache
 from tunery.gateway.engine.models.torch.linear import ROW_BLOCK, base_product, is_linear, weight_of
-from tunery.gateway.engine.models.torch.logits import argmax_logsumexp
 from tunery.gateway.engine.models.torch.lora_layers import adapter_shape, fit
 from tunery.gateway.engine.scheduling.forward_batch import ForwardBatch, Span
 from tunery.gateway.engine.scheduling.page_allocator import PAGE_SIZE
@@ -36,10 +35,10 @@ __all__ = ["TorchModel", "load_plain"]
 
 
 class TorchModel:
-    """A Model; see model.py. The quantized base, fitted for adapters, with its key-value cache."""
+    """A Model; see models/interface.py. The quantized base, fitted for adapters, with its key-value cache."""
 
     def __init__(self, config: EngineConfig) -> None:
-        self.argmax_logsumexp = argmax_logsumexp
+        self.argmax_logsumexp: Reduction | None = None
         self.dtype = DTYPES[config.dtype]
         self.device = torch.device(_device(config.device))
         loaded: Any = _load(config, self.dtype, self.device)
@@ -50,12 +49,12 @@ class TorchModel:
         longest = min(longest, exact_context(text.to_dict()) or longest)
         self.context_length = min(longest, config.context_length or longest)
         self.base_bytes = sum(tensor.nbytes for tensor in (*self._module.parameters(), *self._module.buffers()))
-        self.kv_pages = cache_pages(config, self.context_length)
-        self._board = Board()
-        PagedAttention(KVCache((self.kv_pages + 1) * PAGE_SIZE), self._board).fit(self._module)
+        self.kv_pages = kv_cache_pages(config, self.context_length)
+        self._context = ForwardContext()
+        PagedAttention(KVCache((self.kv_pages + 1) * PAGE_SIZE), self._context).fit(self._module)
         self._modules = dict(self._module.named_modules())
         self._multiple = 1
-        served = fit(self._module, self._board)
+        served = fit(self._module, self._context)
         self._probe()
         self.shape: AdapterShape = adapter_shape(self._module, served)
         # Fixed blocks of rows only pay where their bits are promised.
@@ -98,13 +97,13 @@ class TorchModel:
     @torch.inference_mode()
     def run(self, batch: ForwardBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """See Model.run."""
-        board, rows = self._board, batch.rows
+        context, rows = self._context, batch.rows
         padding = -len(batch.tokens) % self._multiple
         # Never an empty head: a step may be all prompt.
         short = -len(rows) % self._multiple or int(not len(rows))
-        board.slots = self._tensor(np.pad(batch.slots, (0, padding)))
-        board.spans = tuple(self._span(span) for span in batch.spans)
-        board.segments, board.output_segments = batch.segments, batch.output_segments
+        context.slots = self._tensor(np.pad(batch.slots, (0, padding)))
+        context.spans = tuple(self._span(span) for span in batch.spans)
+        context.segments, context.output_segments = batch.segments, batch.output_segments
         try:
             result = self._module(
                 input_ids=self._tensor(np.pad(batch.tokens, (0, padding)))[None],
@@ -112,9 +111,9 @@ class TorchModel:
                 use_cache=False,
                 logits_to_keep=self._tensor(np.pad(rows, (0, short), constant_values=len(batch.tokens) - 1)),
             )
-            hidden, before = board.head_input, board.norm_input
+            hidden, before = context.head_input, context.norm_input
         finally:
-            board.clear()
+            context.clear()
         if hidden is None:
             raise RuntimeError("the base's head was not called")
         count, final = len(batch.logits), hidden[0, : len(rows)].float()

@@ -16,12 +16,12 @@ from tests.gateway.server import overflow
 from tunery.gateway.engine.messages import AdapterSource, Embed, Embedded, Failed, Generate, Token, WeightedAdapter
 from tunery.gateway.engine.models.native.decoder import Decoder
 from tunery.gateway.engine.models.native.kernels import load_kernels
-from tunery.gateway.engine.models.torch.logits import argmax_logsumexp
-from tunery.gateway.engine.sampling.sampler import Reduction, sample
+from tunery.gateway.engine.sampling.sampler import Reduction, argmax_logsumexp, sample
 from tunery.registry.errors import StorageFailed
 
 NATIVE = load_kernels()
 KERNELS = ["auto", "torch"] if NATIVE else ["torch"]
+REDUCTIONS = [argmax_logsumexp, NATIVE.argmax_logsumexp] if NATIVE else [argmax_logsumexp]
 TARGETS = (["q_proj"], ["k_proj"], ["v_proj"], ["up_proj", "down_proj"], ["lm_head"], ["embed_tokens"])
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Setting `save_embedding_layers`:UserWarning", "ignore:.*(tied|tying).*:UserWarning"
@@ -162,7 +162,7 @@ def test_a_broken_base_is_told_as_such_before_it_serves(tmp_path: Path, kind: st
     assert failures["one"].code == "base_nonfinite"
 
 
-@pytest.mark.parametrize("reduce", [argmax_logsumexp, *([NATIVE.argmax_logsumexp] if NATIVE else [])])
+@pytest.mark.parametrize("reduce", REDUCTIONS)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("place", [0, 17, 299])
 def test_one_wrong_logit_is_found_wherever_it_is(reduce: Reduction, bad: float, place: int) -> None:

@@ -10,13 +10,11 @@ import torch
 
 from tests.gateway.engine.peft_oracle import request
 from tunery.gateway.engine.models.native.kernels import load_kernels
-from tunery.gateway.engine.models.torch.logits import argmax_logsumexp
-from tunery.gateway.engine.sampling import sampler
-from tunery.gateway.engine.sampling.sampler import Choice, Reduction, score
+from tunery.gateway.engine.sampling.sampler import Choice, Reduction, argmax_logsumexp, sample, score
 from tunery.gateway.engine.scheduling.sequence import Sequence
 
 KERNELS = load_kernels()
-REDUCTIONS: list[Reduction] = [argmax_logsumexp, *([KERNELS.argmax_logsumexp] if KERNELS else [])]
+REDUCTIONS = [argmax_logsumexp, KERNELS.argmax_logsumexp] if KERNELS else [argmax_logsumexp]
 DRAWS = 4000
 
 
@@ -24,12 +22,6 @@ def sequence(prompt: tuple[int, ...] = (1, 2), *, output: tuple[int, ...] = (), 
     made = Sequence(request("r", prompt, **{"max_tokens": 10_000, **sampling}), eos_ids=frozenset({0}), now=0.0)
     made.tokens += output
     return made
-
-
-def sample(
-    logits: torch.Tensor, sequences: list[Sequence], reduce: Reduction = argmax_logsumexp
-) -> list[Choice | None]:
-    return sampler.sample(logits, sequences, reduce)
 
 
 def draw(logits: list[float], one: Sequence | None = None, **sampling: object) -> Counter[int]:

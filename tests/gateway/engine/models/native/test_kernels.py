@@ -196,16 +196,16 @@ def test_gated_units_equal_torch(kernels: Kernels, threads: int, dtype: torch.dt
 
 
 @pytest.mark.parametrize("size", [1, 17, 320, 49152])
-def test_peaks_equal_torch(kernels: Kernels, threads: int, size: int) -> None:
+def test_argmax_and_logsumexp_equal_torch(kernels: Kernels, threads: int, size: int) -> None:
     logits = noise(7, size + 5, seed=5)[:, :size] * 8 + 3
     if size > 300:
         logits[1, 100:] = -torch.inf
         logits[2, [7, 40, 300]] = 99.0  # the first of equals
-    best, log_z = kernels.peaks(logits)
+    best, log_z = kernels.argmax_logsumexp(logits)
     assert best.tolist() == [int((row == row.max()).nonzero()[0]) for row in logits]
     torch.testing.assert_close(log_z.double(), logits.double().logsumexp(1), rtol=1e-6, atol=1e-6)
     for row in range(7):
-        alone = kernels.peaks(logits[row : row + 1])
+        alone = kernels.argmax_logsumexp(logits[row : row + 1])
         assert torch.equal(alone[0], best[row : row + 1])
         assert same(alone[1], log_z[row : row + 1])
 
