@@ -114,7 +114,7 @@ def test_there_is_more_time_to_stop_than_to_drain(tmp_path: Path) -> None:
 def test_the_image_has_the_native_kernels_and_no_compiler() -> None:
     _, build, final = (DEPLOY / "Dockerfile").read_text().split("\nFROM ")
     assert "build-essential" in build
-    for kernels in ("engine/_kernels*.so", "fused/_kernels*.so"):
+    for kernels in ("native/_kernels*.so", "fused/_kernels*.so"):
         assert kernels in build  # or the build fails
     assert not re.search(r"build-essential|gcc", final)
     assert "COPY --from=build" in final
