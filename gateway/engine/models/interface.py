@@ -10,10 +10,11 @@ import torch
 from tunery.gateway.engine.scheduling.page_allocator import pages_for
 
 if TYPE_CHECKING:
-    from tunery.gateway.engine.adapters.adapter import AdapterShape, ServedAdapter
+    from tunery.gateway.engine.adapters.adapter import AdapterShape
+    from tunery.gateway.engine.adapters.interface import ServedAdapter
     from tunery.gateway.engine.config import EngineConfig
     from tunery.gateway.engine.messages import AdapterSource
-    from tunery.gateway.engine.scheduling.forward_batch import Step
+    from tunery.gateway.engine.scheduling.forward_batch import ForwardBatch
 
 __all__ = ["DTYPES", "Model", "Reduction", "kv_cache_pages"]
 
@@ -46,8 +47,8 @@ class Model(Protocol):
     def place_adapter(self, adapter: Any) -> ServedAdapter:
         """The same adapter on the model's device; the same object when that is main memory."""
 
-    def run(self, step: Step) -> tuple[torch.Tensor, torch.Tensor]:
-        """Run a batch: logits float32 [len(step.logits), vocabulary] and final hidden states float32 [len(step.hidden), hidden].
+    def run(self, batch: ForwardBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run a batch: logits float32 [len(batch.logits), vocabulary] and final hidden states float32 [len(batch.hidden), hidden].
 
         The next call overwrites what is returned.
         """

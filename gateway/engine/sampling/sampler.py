@@ -13,8 +13,8 @@ from typing import TypeVar
 import torch
 
 from tunery.gateway.engine.messages import Sampling, Score, TopToken
-from tunery.gateway.engine.sampling.structured_output import apply
 from tunery.gateway.engine.scheduling.sequence import Sequence
+from tunery.gateway.engine.structured_output.grammars import apply_masks
 
 __all__ = ["Choice", "Reduction", "argmax_logsumexp", "sample", "score"]
 
@@ -90,7 +90,7 @@ def _choose(logits: torch.Tensor, sequences: Rows[Sequence]) -> torch.Tensor:
     """The next token of each sequence, int64 [R], from a copy of its logits that may be changed."""
     for row, sequence in zip(logits, sequences, strict=True):
         _adjust(row, sequence)
-    apply([sequence.guide for sequence in sequences], logits)
+    apply_masks([sequence.guide for sequence in sequences], logits)
     heat = torch.tensor([sequence.sampling.temperature for sequence in sequences], device=logits.device)
     greedy = heat == 0
     # From the largest down, so that hardly any temperature does not make everything infinite.

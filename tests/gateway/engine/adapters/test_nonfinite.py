@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.gateway.engine.peft_oracle import Engine, describe, make_adapter, make_base, prompt, request
 from tests.gateway.server import overflow
-from tunery.gateway.engine.messages import AdapterSource, Embed, Embedded, Failed, Generate, Token, Weighted
+from tunery.gateway.engine.messages import AdapterSource, Embed, Embedded, Failed, Generate, Token, WeightedAdapter
 from tunery.gateway.engine.models.native.decoder import Decoder
 from tunery.gateway.engine.models.native.kernels import load_kernels
 from tunery.gateway.engine.sampling.sampler import Reduction, argmax_logsumexp, sample
@@ -85,8 +85,8 @@ def assert_untouched(engine: Engine, after: dict[str, list[Token]], before: dict
 
 
 def composed(name: str, *parts: tuple[AdapterSource, float]) -> Generate:
-    mix = tuple(Weighted(source, weight) for source, weight in parts)
-    return msgspec.structs.replace(request(name, prompt(6, seed=5)), mix=mix)
+    composition = tuple(WeightedAdapter(source, weight) for source, weight in parts)
+    return msgspec.structs.replace(request(name, prompt(6, seed=5)), composition=composition)
 
 
 def test_a_broken_adapter_fails_and_its_neighbours_keep_every_bit(
@@ -125,8 +125,12 @@ def test_embeddings_fail_likewise(
 ) -> None:
     _, sound, broken = world
     ask: list[Generate | Embed] = [
-        Embed(id=name, prompt=prompt(9, seed=1), pooling=pooling, mix=mix)
-        for name, mix in {"broken": (Weighted(broken[3]),), "sound": (Weighted(sound),), "base": ()}.items()
+        Embed(id=name, prompt=prompt(9, seed=1), pooling=pooling, composition=composition)
+        for name, composition in {
+            "broken": (WeightedAdapter(broken[3]),),
+            "sound": (WeightedAdapter(sound),),
+            "base": (),
+        }.items()
     ]
     _, failures = run(engine, ask)
     assert [(event.id, event.code) for event in failures.values()] == [("broken", "nonfinite_output")]

@@ -18,7 +18,7 @@ from tests.gateway.engine.hypothesis_settings import often
 from tests.gateway.engine.models.native.kernel_calls import Layer, Part, random_adapter, random_layer
 from tunery.gateway.engine.models.native.kernels import PANEL, Kernels, SpanRow, load_kernels
 from tunery.gateway.engine.models.native.packing import dense, rows_of, unpacked
-from tunery.gateway.engine.scheduling.page_allocator import PAGE
+from tunery.gateway.engine.scheduling.page_allocator import PAGE_SIZE
 
 KERNELS = load_kernels()
 pytestmark = pytest.mark.skipif(
@@ -276,11 +276,11 @@ class Cache:
 
     def __init__(self, kernels: Kernels, attention: Attention, sequences: Sequence[torch.Tensor], *, seed: int) -> None:
         self.kernels, self.attention, self.sequences = kernels, attention, sequences
-        counts = [math.ceil(len(y) / PAGE) for y in sequences]
+        counts = [math.ceil(len(y) / PAGE_SIZE) for y in sequences]
         order = np.random.default_rng(seed).permutation(sum(counts)).astype(np.int32)
         self.pages = [pages.copy() for pages in np.split(order, np.cumsum(counts)[:-1])]
         # What nobody wrote must not matter.
-        size = sum(counts) * PAGE * attention.kv_heads * attention.size
+        size = sum(counts) * PAGE_SIZE * attention.kv_heads * attention.size
         self.keys, self.values = (torch.full((size,), torch.nan, dtype=attention.dtype) for _ in range(2))
 
     def step(self, pieces: Sequence[tuple[int, int, int]]) -> list[torch.Tensor]:
@@ -288,7 +288,10 @@ class Cache:
         a, wide = self.attention, int(self.attention.dtype == torch.float32)
         y = torch.cat([self.sequences[number][begin:end] for number, begin, end in pieces])
         places = [np.arange(begin, end) for _, begin, end in pieces]
-        slots = [self.pages[n][at // PAGE] * PAGE + at % PAGE for (n, _, _), at in zip(pieces, places, strict=True)]
+        slots = [
+            self.pages[n][at // PAGE_SIZE] * PAGE_SIZE + at % PAGE_SIZE
+            for (n, _, _), at in zip(pieces, places, strict=True)
+        ]
         positions, slots_of = np.concatenate(places), np.concatenate(slots).astype(np.int64)
         cosine, sine = a.rotations(max(len(s) for s in self.sequences))
         q, out = (torch.full((len(y), a.heads * a.size), torch.nan, dtype=a.dtype) for _ in range(2))
