@@ -10,7 +10,8 @@ import rich_click as click
 from click.core import ParameterSource
 
 from tunery.gateway.cli.terminal.context import actor, open_registry, plugins, print_json, say
-from tunery.gateway.cli.terminal.progress import Report, show_progress
+from tunery.gateway.cli.terminal.progress import show_progress
+from tunery.plugins.events import EventSink
 from tunery.plugins.runtime.device import resolve_device
 from tunery.plugins.training.loop.distributed import is_first
 from tunery.registry.errors import InvalidInput, JobCancelled
@@ -79,11 +80,11 @@ def train(
     if job is not None:
         given = {name: value for name, value in context.params.items() if _is_given(context, name)}
         version = run_job(
-            lambda host, loaded, registry, report: host.resume(
+            lambda host, loaded, registry, on_event: host.resume(
                 job,
                 registry=registry,
                 plugins=loaded,
-                report=report,
+                on_event=on_event,
                 forced_by=actor() if force else None,
                 asked=_asked(given),
             ),
@@ -103,7 +104,7 @@ def train(
         if (size := sum(map(data_size, files))) > _LARGE:
             say(f"checking {size / 1e6:.0f} MB of rows")
 
-        def start(host: Any, loaded: Any, registry: Any, report: Report) -> Version:
+        def start(host: Any, loaded: Any, registry: Any, on_event: EventSink) -> Version:
             from tunery.plugins.bases.resolve import resolve_base
             from tunery.plugins.training.loop.distributed import find_processes
 
@@ -123,7 +124,7 @@ def train(
                 force=force,
                 actor=actor(),
             )
-            version: Version = host.train(request, parameters, registry=registry, plugins=loaded, report=report)
+            version: Version = host.train(request, parameters, registry=registry, plugins=loaded, on_event=on_event)
             return version
 
         version = run_job(start, threads)
@@ -148,7 +149,7 @@ def parse_settings(settings: Sequence[str]) -> dict[str, str]:
     return values
 
 
-def run_job(work: Callable[[Any, Any, Any, Report], T], threads: int | None = None) -> T:
+def run_job(work: Callable[[Any, Any, Any, EventSink], T], threads: int | None = None) -> T:
     """Run a job with allocator and threads set before torch is there, and progress on stderr."""
     from tunery.plugins.runtime.compute import prepare_compute
 
@@ -158,8 +159,8 @@ def run_job(work: Callable[[Any, Any, Any, Report], T], threads: int | None = No
     from tunery.plugins import training
 
     try:
-        with open_registry() as registry, show_progress() as report:
-            return work(training, plugins(), registry, report)
+        with open_registry() as registry, show_progress() as on_event:
+            return work(training, plugins(), registry, on_event)
     except KeyboardInterrupt as stop:
         early = "interrupted before there was a job; nothing was changed"
         raise JobCancelled(

@@ -3,24 +3,40 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from tunery.gateway.cli.terminal.context import say
 from tunery.gateway.cli.terminal.text import visible
+from tunery.plugins.events import (
+    Cancelled,
+    CheckpointChosen,
+    Evaluated,
+    EventSink,
+    Failed,
+    GateAnswered,
+    JobEvent,
+    Paused,
+    PhasesTimed,
+    Quoted,
+    ReportWritten,
+    Started,
+    StepCompleted,
+    event_fields,
+)
 from tunery.plugins.training.job.phases import minutes_text
 
-__all__ = ["Report", "show_progress"]
+__all__ = ["show_progress"]
 
-Report = Callable[[dict[str, Any]], None]
+_NOT_A_LOSS = {"kind", "step", "unit"}
 
 
 @contextmanager
-def show_progress() -> Iterator[Report]:
+def show_progress() -> Iterator[EventSink]:
     """A bar on a terminal; a line now and then elsewhere."""
     if not sys.stderr.isatty():
-        yield _ProgressLines()
+        yield _print_lines
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -35,79 +51,76 @@ def show_progress() -> Iterator[Report]:
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("", total=None)
 
-        def report(event: dict[str, Any]) -> None:
-            if event["kind"] == "step":
-                rate = event["tokens"] / max(event["seconds"], 1e-9)
-                text = f"{event.get('unit', 'loss')} {event['loss']:.3f}  {rate:.0f} tok/s"
-                progress.update(task, completed=event["step"], total=event["steps"], description=text)
+        def show(event: JobEvent) -> None:
+            if isinstance(event, StepCompleted):
+                progress.update(task, completed=event.step, total=event.steps, description=_step(event))
             elif (line := _line(event)) is not None:
                 progress.console.print(line, highlight=False)
 
-        yield report
+        yield show
 
 
-class _ProgressLines:
-    """Every tenth of the steps, and everything that is not a step."""
+def _print_lines(event: JobEvent) -> None:
+    """Every tenth of the steps, and every other event."""
+    if isinstance(event, StepCompleted):
+        if event.step % max(1, event.steps // 10) == 0:
+            say(f"step {event.step}/{event.steps}  {_step(event)}")
+    elif (line := _line(event)) is not None:
+        say(line)
 
-    def __call__(self, event: dict[str, Any]) -> None:
-        every = max(1, event.get("steps", 1) // 10)
-        if event["kind"] == "step" and event["step"] % every == 0:
-            rate = event["tokens"] / max(event["seconds"], 1e-9)
-            say(
-                f"step {event['step']}/{event['steps']}  {event.get('unit', 'loss')} {event['loss']:.3f}  {rate:.0f} tok/s"
+
+def _step(event: StepCompleted) -> str:
+    """Loss and throughput."""
+    return f"{event.unit or 'loss'} {event.loss:.3f}  {event.tokens / max(event.seconds, 1e-9):.0f} tok/s"
+
+
+def _line(event: JobEvent) -> str | None:
+    """The text for an event other than a step; None when there is nothing to print."""
+    match event:
+        case Started():
+            return _started(event)
+        case Quoted():
+            return (
+                f"quote: {event.tokens} tokens in {event.steps} steps, about {minutes_text(event.parts)}, "
+                f"{event.peak_bytes / 1e9:.2f} GB at most; {event.why}"
             )
-        elif (line := _line(event)) is not None:
-            say(line)
-
-
-def _line(event: dict[str, Any]) -> str | None:
-    """What to say of an event that is no step."""
-    kind = event["kind"]
-    if kind == "started":
-        chosen = "".join(f"\n  {c['name']} = {c['value']:g}: {c['reason']} ({c['source']})" for c in event["choices"])
-        measured = f", losses in {event['measured_in']}" if event["measured_in"] != event["precision"] else ""
-        cut = f", {event['cut']} cut to max_length" if event["cut"] else ""
-        return (
-            f"{event['job']}: {event['rows']} rows ({event['tokens']} tokens{cut}), {event['held_out']} held out, "
-            f"{event['steps']} steps in {event['precision']}{measured}{chosen}{_found(event.get('data_check'))}"
-        )
-    if kind == "quote":
-        return (
-            f"quote: {event['tokens']} tokens in {event['steps']} steps, about {minutes_text(event['parts'])}, "
-            f"{event['peak_bytes'] / 1e9:.2f} GB at most; {event['why']}"
-        )
-    if kind == "times":
-        quoted = event["quoted_minutes"]
-        return f"took {minutes_text(event['seconds'])}" + (f"; {quoted:.1f} were quoted" if quoted else "")
-    if kind == "gate":
-        state = "passed" if event["passed"] else "skipped" if event["skipped"] else f"FAILED ({event['code']})"
-        return f"gate {event['name']} {state}: {event['message']}"
-    if kind == "chosen":
-        return f"chosen: {event['why']}"
-    if kind == "report":
-        return "\n  ".join(["report:", *event["lines"]])
-    if kind == "evaluated":
-        figures = [
-            f"{name.replace('_', ' ')} {event[name]:.4f}" for name in event if name not in ("kind", "step", "unit")
-        ]
-        return f"held out{_in(event)}: {', '.join(figures)}"
-    if kind in ("failed", "cancelled", "paused"):
-        return f"{kind}"
+        case PhasesTimed():
+            quoted = f"; {event.quoted_minutes:.1f} were quoted" if event.quoted_minutes else ""
+            return f"took {minutes_text(event.seconds)}{quoted}"
+        case GateAnswered():
+            state = "passed" if event.passed else "skipped" if event.skipped else f"FAILED ({event.code})"
+            return f"gate {event.name} {state}: {event.message}"
+        case CheckpointChosen():
+            return f"chosen: {event.why}"
+        case ReportWritten():
+            return "\n  ".join(["report:", *event.lines])
+        case Evaluated():
+            losses = event_fields(event).items()
+            shown = [f"{name.replace('_', ' ')} {loss:.4f}" for name, loss in losses if name not in _NOT_A_LOSS]
+            return f"held out{f' ({event.unit})' if event.unit else ''}: {', '.join(shown)}"
+        case Failed() | Cancelled() | Paused():
+            return event.kind
     return None
 
 
-def _in(event: dict[str, Any]) -> str:
-    """What losses are in, where it is not nats."""
-    return f" ({event['unit']})" if "unit" in event else ""
+def _started(event: Started) -> str:
+    """The rows, the choices, and what the data check found."""
+    chosen = "".join(f"\n  {c.name} = {c.value:g}: {c.reason} ({c.source})" for c in event.choices)
+    measured = f", losses in {event.measured_in}" if event.measured_in != event.precision else ""
+    cut = f", {event.cut} cut to max_length" if event.cut else ""
+    return (
+        f"{event.job}: {event.rows} rows ({event.tokens} tokens{cut}), {event.held_out} held out, "
+        f"{event.steps} steps in {event.precision}{measured}{chosen}{_findings(event.data_check)}"
+    )
 
 
-def _found(data_check: dict[str, Any] | None) -> str:
-    """A line for every rule that found something and let it pass."""
+def _findings(data_check: dict[str, Any] | None) -> str:
+    """A line for every rule of the data check that found something which did not stop the run."""
     lines = ""
     if data_check is not None:
-        first = {finding["rule"]: finding for finding in reversed(data_check["warnings"])}
+        examples = {finding["rule"]: finding for finding in reversed(data_check["warnings"])}
         for rule, count in data_check["findings"].items():
-            found, passed = first[rule], " (allowed)" if rule in data_check["allowed"] else ""
-            place = f"{found['file']}:{found['line']}" if found["line"] else found["file"]
-            lines += visible(f"\n  {rule}{passed}: {count}, first {place} {found['message']}; {found['fix']}")
+            example, allowed = examples[rule], " (allowed)" if rule in data_check["allowed"] else ""
+            place = f"{example['file']}:{example['line']}" if example["line"] else example["file"]
+            lines += visible(f"\n  {rule}{allowed}: {count}, first {place} {example['message']}; {example['fix']}")
     return lines
