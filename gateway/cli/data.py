@@ -13,11 +13,11 @@ import rich_click as click
 from tunery.gateway.cli.terminal.context import open_registry, plugins, print_json, say
 from tunery.gateway.cli.terminal.streams import is_utf8
 from tunery.gateway.cli.terminal.tables import print_table
-from tunery.plugins.data.checks.finding import KEPT
+from tunery.plugins.data.checks.report import KEPT
 from tunery.registry.errors import InvalidData
 
 if TYPE_CHECKING:
-    from tunery.plugins.data.checks.finding import DataReport
+    from tunery.plugins.data.checks.report import DataReport
     from tunery.plugins.data.preview import Preview
     from tunery.plugins.hookspecs import FormatInfo
 
