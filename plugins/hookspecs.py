@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 import pluggy
 
+from tunery.plugins.events import JobEvent
 from tunery.plugins.parameters import TrainingParameters
 
 if TYPE_CHECKING:
@@ -180,8 +181,8 @@ def register_commands(cli: click.Group) -> None:
 
 
 @hookspec
-def job_event(job: Job, event: dict[str, Any]) -> None:
-    """A job did something: `event["kind"]` is started, step, evaluated, checkpoint, gate, succeeded, failed or cancelled."""
+def job_event(job: Job, event: JobEvent) -> None:
+    """A training job reports progress; `event` is one of the structs in `tunery.plugins.events` (`event.kind` names it)."""
 
 
 @hookspec

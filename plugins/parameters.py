@@ -19,6 +19,7 @@ from tunery.registry.values import read_value, type_text
 __all__ = [
     "AUTO",
     "CHOSEN",
+    "Choice",
     "ParameterDescription",
     "TrainingParameters",
     "about",
@@ -97,6 +98,15 @@ class TrainingParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
 
 
 P = TypeVar("P", bound=TrainingParameters)
+
+
+class Choice(msgspec.Struct, frozen=True, kw_only=True):
+    """A parameter that was not given, the value chosen for it, the reason, and the source of the rule."""
+
+    name: str
+    value: float | int
+    reason: str
+    source: str
 
 
 def read_parameters(kind: type[P], values: Mapping[str, Any]) -> P:

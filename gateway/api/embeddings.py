@@ -78,7 +78,13 @@ async def _vectors(
     trace.adapter, trace.version = target.title, target.version.number if target.version else None
     trace.prompt_tokens = sum(map(len, inputs))
     ask = [
-        Embed(id=uuid.uuid4().hex, prompt=prompt, pooling=data.pooling or "mean", mix=target.mix, tenant=target.tenant)
+        Embed(
+            id=uuid.uuid4().hex,
+            prompt=prompt,
+            pooling=data.pooling or "mean",
+            composition=target.composition,
+            tenant=target.tenant,
+        )
         for prompt in inputs
     ]
     with gateway.hold(len(ask), target, param="input"):

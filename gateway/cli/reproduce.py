@@ -26,8 +26,8 @@ __all__ = ["reproduce"]
 def reproduce(reference: str, data: tuple[Path, ...], threads: int | None, as_json: bool) -> None:
     """Train REFERENCE again from its manifest, publish nothing, and say whether the digest is the same; if not, exit with 10."""
     found = run_job(
-        lambda host, loaded, registry, report: host.reproduce(
-            registry.resolve(reference), data=data, registry=registry, plugins=loaded, report=report
+        lambda host, loaded, registry, on_event: host.reproduce(
+            registry.resolve(reference), data=data, registry=registry, plugins=loaded, on_event=on_event
         ),
         threads,
     )

@@ -12,6 +12,22 @@ import rich_click as click
 from click.core import ParameterSource
 
 from tunery.gateway.cli.terminal.context import actor, open_registry, plugins, print_json, say
+from tunery.plugins.events import (
+    Cancelled,
+    CheckpointChosen,
+    Evaluated,
+    EventSink,
+    Failed,
+    GateAnswered,
+    JobEvent,
+    Paused,
+    PhasesTimed,
+    Quoted,
+    ReportWritten,
+    Started,
+    StepCompleted,
+    event_fields,
+)
 from tunery.plugins.runtime.device import resolve_device
 from tunery.plugins.training.job.phases import minutes_text
 from tunery.plugins.training.loop.distributed import is_first
@@ -26,10 +42,10 @@ if TYPE_CHECKING:
 
 __all__ = ["parse_settings", "run_job", "threads_option", "train"]
 
+_NOT_A_LOSS = {"kind", "step", "unit"}
 _LARGE = 10_000_000
 """Bytes of rows whose check takes seconds."""
 
-Report = Callable[[dict[str, Any]], None]
 T = TypeVar("T")
 
 threads_option = click.option(
@@ -82,11 +98,11 @@ def train(
     if job is not None:
         given = {name: value for name, value in context.params.items() if _is_given(context, name)}
         version = run_job(
-            lambda host, loaded, registry, report: host.resume(
+            lambda host, loaded, registry, on_event: host.resume(
                 job,
                 registry=registry,
                 plugins=loaded,
-                report=report,
+                on_event=on_event,
                 forced_by=actor() if force else None,
                 asked=_asked(given),
             ),
@@ -106,7 +122,7 @@ def train(
         if (size := sum(map(data_size, files))) > _LARGE:
             say(f"checking {size / 1e6:.0f} MB of rows")
 
-        def start(host: Any, loaded: Any, registry: Any, report: Report) -> Version:
+        def start(host: Any, loaded: Any, registry: Any, on_event: EventSink) -> Version:
             from tunery.plugins.bases.resolve import resolve_base
             from tunery.plugins.training.loop.distributed import find_processes
 
@@ -126,7 +142,7 @@ def train(
                 force=force,
                 actor=actor(),
             )
-            version: Version = host.train(request, parameters, registry=registry, plugins=loaded, report=report)
+            version: Version = host.train(request, parameters, registry=registry, plugins=loaded, on_event=on_event)
             return version
 
         version = run_job(start, threads)
@@ -151,7 +167,7 @@ def parse_settings(settings: Sequence[str]) -> dict[str, str]:
     return values
 
 
-def run_job(work: Callable[[Any, Any, Any, Report], T], threads: int | None = None) -> T:
+def run_job(work: Callable[[Any, Any, Any, EventSink], T], threads: int | None = None) -> T:
     """Run a job with allocator and threads set before torch is there, and progress on stderr."""
     from tunery.plugins.runtime.compute import prepare_compute
 
@@ -161,8 +177,8 @@ def run_job(work: Callable[[Any, Any, Any, Report], T], threads: int | None = No
     from tunery.plugins import training
 
     try:
-        with open_registry() as registry, _progress() as report:
-            return work(training, plugins(), registry, report)
+        with open_registry() as registry, _progress() as on_event:
+            return work(training, plugins(), registry, on_event)
     except KeyboardInterrupt as stop:
         early = "interrupted before there was a job; nothing was changed"
         raise JobCancelled(
@@ -199,10 +215,10 @@ def _asked(given: Mapping[str, Any]) -> Any:
 
 
 @contextmanager
-def _progress() -> Iterator[Report]:
+def _progress() -> Iterator[EventSink]:
     """A bar on a terminal; a line now and then elsewhere."""
     if not sys.stderr.isatty():
-        yield _Lines()
+        yield _print_lines
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -217,83 +233,80 @@ def _progress() -> Iterator[Report]:
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("", total=None)
 
-        def report(event: dict[str, Any]) -> None:
-            if event["kind"] == "step":
-                rate = event["tokens"] / max(event["seconds"], 1e-9)
-                text = f"{event.get('unit', 'loss')} {event['loss']:.3f}  {rate:.0f} tok/s"
-                progress.update(task, completed=event["step"], total=event["steps"], description=text)
+        def show(event: JobEvent) -> None:
+            if isinstance(event, StepCompleted):
+                progress.update(task, completed=event.step, total=event.steps, description=_step(event))
             elif (line := _line(event)) is not None:
                 progress.console.print(line, highlight=False)
 
-        yield report
+        yield show
 
 
-class _Lines:
-    """Every tenth of the steps, and everything that is not a step."""
+def _print_lines(event: JobEvent) -> None:
+    """Every tenth of the steps, and every other event."""
+    if isinstance(event, StepCompleted):
+        if event.step % max(1, event.steps // 10) == 0:
+            say(f"step {event.step}/{event.steps}  {_step(event)}")
+    elif (line := _line(event)) is not None:
+        say(line)
 
-    def __call__(self, event: dict[str, Any]) -> None:
-        every = max(1, event.get("steps", 1) // 10)
-        if event["kind"] == "step" and event["step"] % every == 0:
-            rate = event["tokens"] / max(event["seconds"], 1e-9)
-            say(
-                f"step {event['step']}/{event['steps']}  {event.get('unit', 'loss')} {event['loss']:.3f}  {rate:.0f} tok/s"
+
+def _step(event: StepCompleted) -> str:
+    """Loss and throughput."""
+    return f"{event.unit or 'loss'} {event.loss:.3f}  {event.tokens / max(event.seconds, 1e-9):.0f} tok/s"
+
+
+def _line(event: JobEvent) -> str | None:
+    """The text for an event other than a step; None when there is nothing to print."""
+    match event:
+        case Started():
+            return _started(event)
+        case Quoted():
+            return (
+                f"quote: {event.tokens} tokens in {event.steps} steps, about {minutes_text(event.parts)}, "
+                f"{event.peak_bytes / 1e9:.2f} GB at most; {event.why}"
             )
-        elif (line := _line(event)) is not None:
-            say(line)
-
-
-def _line(event: dict[str, Any]) -> str | None:
-    """What to say of an event that is no step."""
-    kind = event["kind"]
-    if kind == "started":
-        chosen = "".join(f"\n  {c['name']} = {c['value']:g}: {c['reason']} ({c['source']})" for c in event["choices"])
-        measured = f", losses in {event['measured_in']}" if event["measured_in"] != event["precision"] else ""
-        cut = f", {event['cut']} cut to max_length" if event["cut"] else ""
-        return (
-            f"{event['job']}: {event['rows']} rows ({event['tokens']} tokens{cut}), {event['held_out']} held out, "
-            f"{event['steps']} steps in {event['precision']}{measured}{chosen}{_found(event.get('data_check'))}"
-        )
-    if kind == "quote":
-        return (
-            f"quote: {event['tokens']} tokens in {event['steps']} steps, about {minutes_text(event['parts'])}, "
-            f"{event['peak_bytes'] / 1e9:.2f} GB at most; {event['why']}"
-        )
-    if kind == "times":
-        quoted = event["quoted_minutes"]
-        return f"took {minutes_text(event['seconds'])}" + (f"; {quoted:.1f} were quoted" if quoted else "")
-    if kind == "gate":
-        state = "passed" if event["passed"] else "skipped" if event["skipped"] else f"FAILED ({event['code']})"
-        return f"gate {event['name']} {state}: {event['message']}"
-    if kind == "chosen":
-        return f"chosen: {event['why']}"
-    if kind == "report":
-        return "\n  ".join(["report:", *event["lines"]])
-    if kind == "evaluated":
-        figures = [
-            f"{name.replace('_', ' ')} {event[name]:.4f}" for name in event if name not in ("kind", "step", "unit")
-        ]
-        return f"held out{_in(event)}: {', '.join(figures)}"
-    if kind in ("failed", "cancelled", "paused"):
-        return f"{kind}"
+        case PhasesTimed():
+            quoted = f"; {event.quoted_minutes:.1f} were quoted" if event.quoted_minutes else ""
+            return f"took {minutes_text(event.seconds)}{quoted}"
+        case GateAnswered():
+            state = "passed" if event.passed else "skipped" if event.skipped else f"FAILED ({event.code})"
+            return f"gate {event.name} {state}: {event.message}"
+        case CheckpointChosen():
+            return f"chosen: {event.why}"
+        case ReportWritten():
+            return "\n  ".join(["report:", *event.lines])
+        case Evaluated():
+            losses = event_fields(event).items()
+            shown = [f"{name.replace('_', ' ')} {loss:.4f}" for name, loss in losses if name not in _NOT_A_LOSS]
+            return f"held out{f' ({event.unit})' if event.unit else ''}: {', '.join(shown)}"
+        case Failed() | Cancelled() | Paused():
+            return event.kind
     return None
 
 
-def _in(event: dict[str, Any]) -> str:
-    """What losses are in, where it is not nats."""
-    return f" ({event['unit']})" if "unit" in event else ""
+def _started(event: Started) -> str:
+    """The rows, the choices, and what the data check found."""
+    chosen = "".join(f"\n  {c.name} = {c.value:g}: {c.reason} ({c.source})" for c in event.choices)
+    measured = f", losses in {event.measured_in}" if event.measured_in != event.precision else ""
+    cut = f", {event.cut} cut to max_length" if event.cut else ""
+    return (
+        f"{event.job}: {event.rows} rows ({event.tokens} tokens{cut}), {event.held_out} held out, "
+        f"{event.steps} steps in {event.precision}{measured}{chosen}{_findings(event.data_check)}"
+    )
 
 
-def _found(data_check: dict[str, Any] | None) -> str:
-    """A line for every rule that found something and let it pass."""
+def _findings(data_check: dict[str, Any] | None) -> str:
+    """A line for every rule of the data check that found something which did not stop the run."""
     from tunery.gateway.cli.data import visible
 
     lines = ""
     if data_check is not None:
-        first = {finding["rule"]: finding for finding in reversed(data_check["warnings"])}
+        examples = {finding["rule"]: finding for finding in reversed(data_check["warnings"])}
         for rule, count in data_check["findings"].items():
-            found, passed = first[rule], " (allowed)" if rule in data_check["allowed"] else ""
-            place = f"{found['file']}:{found['line']}" if found["line"] else found["file"]
-            lines += visible(f"\n  {rule}{passed}: {count}, first {place} {found['message']}; {found['fix']}")
+            example, allowed = examples[rule], " (allowed)" if rule in data_check["allowed"] else ""
+            place = f"{example['file']}:{example['line']}" if example["line"] else example["file"]
+            lines += visible(f"\n  {rule}{allowed}: {count}, first {place} {example['message']}; {example['fix']}")
     return lines
 
 

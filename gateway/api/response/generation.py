@@ -116,7 +116,7 @@ class Answers:
             id=f"{self.id}-{index}",
             prompt=wanted.prompt,
             sampling=wanted.sampling,
-            mix=self.target.mix,
+            composition=self.target.composition,
             tenant=self.target.tenant,
         )
         text = TextStream(self.gateway.renderer, self.shown, self.marks)

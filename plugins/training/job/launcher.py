@@ -6,7 +6,7 @@ The manifest is on disk before anything is trained. Whatever fails, the registry
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,11 @@ import msgspec
 
 from tunery.plugins.data.read import data_digest
 from tunery.plugins.data.render.tokenizer import read_json
+from tunery.plugins.events import EventSink
 from tunery.plugins.manager import Plugins, load_entrypoint
-from tunery.plugins.parameters import TrainingParameters, given_names, read_parameters
+from tunery.plugins.parameters import Choice, TrainingParameters, given_names, read_parameters
 from tunery.plugins.runtime.device import resolve_device
-from tunery.plugins.training.defaults import Choice, Facts, choose
+from tunery.plugins.training.defaults import Facts, choose
 from tunery.plugins.training.job.disk_errors import full_disk_told
 from tunery.plugins.training.job.inputs import Inputs, TrainRequest, adapter_config, read_inputs
 from tunery.plugins.training.job.manifest import IDENTITY, build_manifest, changed_files, differences, rendered_at
@@ -33,8 +34,6 @@ from tunery.registry.registry import Registry
 
 __all__ = ["Reproduction", "reproduce", "resume", "train"]
 
-Report = Callable[[dict[str, Any]], None]
-
 FALLBACK_WIDTH = 2048
 
 
@@ -44,9 +43,9 @@ def train(
     *,
     registry: Registry,
     plugins: Plugins,
-    report: Report,
+    on_event: EventSink,
 ) -> Version:
-    """Train a version of `request.adapter` and publish it. `report` hears of every step, evaluation and ending.
+    """Train a version of `request.adapter` and publish it. `on_event` is given every event of the job.
 
     Parameters that `request.parameters` does not name (or names as "auto") are chosen from the data, the base and the method.
     """
@@ -71,7 +70,7 @@ def train(
         return job, _manifest(inputs, parameters, choices, plugins=plugins, job=job, processes=processes)
 
     job, manifest = processes.agree(start)
-    run = _run(inputs, parameters, manifest, processes, registry=registry, plugins=plugins, job=job, report=report)
+    run = _run(inputs, parameters, manifest, processes, registry=registry, plugins=plugins, job=job, on_event=on_event)
     return run.publish()
 
 
@@ -80,7 +79,7 @@ def resume(
     *,
     registry: Registry,
     plugins: Plugins,
-    report: Report,
+    on_event: EventSink,
     forced_by: str | None = None,
     asked: Asked | None = None,
 ) -> Version:
@@ -119,7 +118,7 @@ def resume(
     _refuse(
         job_id, differences(before, _manifest(inputs, parameters, (), plugins=plugins, job=job, processes=processes))
     )
-    run = _run(inputs, parameters, before, processes, registry=registry, plugins=plugins, job=job, report=report)
+    run = _run(inputs, parameters, before, processes, registry=registry, plugins=plugins, job=job, on_event=on_event)
     return run.publish()
 
 
@@ -142,7 +141,7 @@ class Reproduction(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def reproduce(
-    version: Version, *, data: Sequence[Path], registry: Registry, plugins: Plugins, report: Report
+    version: Version, *, data: Sequence[Path], registry: Registry, plugins: Plugins, on_event: EventSink
 ) -> Reproduction:
     """Train from a version's manifest and compare; `data` are files to use instead of those the job remembers.
 
@@ -162,7 +161,7 @@ def reproduce(
     now = _manifest(inputs, parameters, (), plugins=plugins, job=job, processes=processes)
     # The quote decided how many rows go through the model at once, and sums depend on that.
     now |= {"quote": manifest["quote"], "repeats": version.name} if "quote" in manifest else {"repeats": version.name}
-    run = _run(inputs, parameters, now, processes, registry=registry, plugins=plugins, job=job, report=report)
+    run = _run(inputs, parameters, now, processes, registry=registry, plugins=plugins, job=job, on_event=on_event)
     again, files = run.repeat()
     changed = differences(manifest, now, names=(*IDENTITY, "plugins", "packages", "hardware"))
     before = {entry.path: entry.sha256 for entry in version.files}
@@ -245,7 +244,7 @@ def _run(
     registry: Registry,
     plugins: Plugins,
     job: Job,
-    report: Report,
+    on_event: EventSink,
 ) -> Run:
     return Run(
         inputs=inputs,
@@ -256,7 +255,7 @@ def _run(
         job=job,
         folder=registry.home.jobs / job.id,
         manifest=manifest,
-        report=report,
+        on_event=on_event,
         processes=processes,
     )
 

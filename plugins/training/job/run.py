@@ -14,8 +14,25 @@ import msgspec
 import torch
 from torch import nn
 
+from tunery.plugins.events import (
+    Cancelled,
+    CheckpointChosen,
+    Evaluated,
+    EventSink,
+    Failed,
+    JobEvent,
+    Paused,
+    PhasesTimed,
+    Quoted,
+    ReportWritten,
+    Reproduced,
+    Started,
+    StepCompleted,
+    Succeeded,
+    encode_event,
+)
 from tunery.plugins.manager import Plugins
-from tunery.plugins.parameters import TrainingParameters, step_count
+from tunery.plugins.parameters import Choice, TrainingParameters, step_count
 from tunery.plugins.training.examples.batches import Example
 from tunery.plugins.training.gates.gatekeeper import Gatekeeper
 from tunery.plugins.training.job.control import Control, how_to_go_on, watch
@@ -50,7 +67,6 @@ from tunery.registry.versions.publish import digest_of
 
 __all__ = ["Run"]
 
-Report = Callable[[dict[str, Any]], None]
 T = TypeVar("T")
 
 REFERENCE = "reference.json"
@@ -71,12 +87,12 @@ class Run:
         job: Job,
         folder: Path,
         manifest: dict[str, Any],
-        report: Report,
+        on_event: EventSink,
         processes: Processes | None = None,
     ) -> None:
         self.request, self.base, self.parent, self.corpus = inputs.request, inputs.base, inputs.parent, inputs.corpus
         self.parameters, self.registry, self.plugins, self.trainer = parameters, registry, plugins, trainer
-        self.job, self.folder, self.manifest, self._report = job, folder, manifest, report
+        self.job, self.folder, self.manifest, self._on_event = job, folder, manifest, on_event
         self.processes = processes or Processes()
         self.phases, self._at = Phases(), "before its first step"
         self.device = torch.device(self.processes.device or self.request.device)
@@ -138,43 +154,51 @@ class Run:
         if self.registry.job(self.job.id).version is not None:
             return  # what came after a version was published takes nothing back
         if isinstance(error, JobPaused):
-            self._end("paused", str(error))
+            self._end(Paused(error=str(error)))
         elif self.control.cancelled or isinstance(error, KeyboardInterrupt):
-            self._end("cancelled", "asked to stop" if self.control.cancelled else "interrupted")
+            self._end(Cancelled(error="asked to stop" if self.control.cancelled else "interrupted"))
             raise KeyboardInterrupt(
                 how_to_go_on(self.job.id, self.folder, self._at, self.manifest.get("repeats"))
             ) from error
         else:
-            self._end("failed", str(error), code=getattr(error, "code", None))
+            code = getattr(error, "code", None)
+            self._end(Failed(error=str(error), code=code if isinstance(code, str) else msgspec.UNSET))
 
     def _finished(self, finish: Callable[[Path, dict[str, float], Fit], T]) -> T:
         trained = [self._train()]
         # Nobody keeps the model once it is saved: the gates' process needs the memory.
         return self.processes.agree(lambda: finish(*self._save(*trained.pop())))
 
-    def report(self, event: dict[str, Any]) -> None:
-        """Tell the caller, the job's file, and every plugin that observes jobs."""
+    def emit(self, event: JobEvent) -> None:
+        """Send an event to the caller, the job's file, and every plugin that observes jobs."""
         if not self.processes.first:
             return
-        if event["kind"] in ("step", "evaluated") and self.manifest["loss_unit"] != NATS:
-            event = event | {"unit": self.manifest["loss_unit"]}
-        if event["kind"] == "step":
-            self._at = f"after step {event['step']} of {event['steps']}"
-        self.metrics_file.write(msgspec.json.encode(event) + b"\n")
+        if isinstance(event, StepCompleted | Evaluated) and self.manifest["loss_unit"] != NATS:
+            event = msgspec.structs.replace(event, unit=self.manifest["loss_unit"])
+        if isinstance(event, StepCompleted):
+            self._at = f"after step {event.step} of {event.steps}"
+        self.metrics_file.write(encode_event(event) + b"\n")
         self.metrics_file.flush()
-        self._report(event)
+        self._on_event(event)
         self.plugins.job_event(self.job, event)
 
     def _train(self) -> tuple[SaveContext[Any], nn.Module, Fit]:
         """Everything up to the trained model, with what its trainer may use to save it, and what the run did."""
         corpus = self.corpus
-        self.report({
-            "kind": "started", "job": self.job.id, "rows": len(corpus.train), "held_out": len(corpus.held_out),
-            "tokens": sum(example.tokens for example in corpus.train), "cut": corpus.cut,
-            "steps": step_count(self.parameters, len(corpus.train)),
-            "precision": dtype_name(self.dtype), "measured_in": dtype_name(self.measured),
-            "choices": self.manifest["choices"], "data_check": self.manifest.get("data_check"),
-        })  # fmt: skip
+        self.emit(
+            Started(
+                job=self.job.id,
+                rows=len(corpus.train),
+                held_out=len(corpus.held_out),
+                tokens=sum(example.tokens for example in corpus.train),
+                cut=corpus.cut,
+                steps=step_count(self.parameters, len(corpus.train)),
+                precision=dtype_name(self.dtype),
+                measured_in=dtype_name(self.measured),
+                choices=msgspec.convert(self.manifest["choices"], list[Choice]),
+                data_check=self.manifest.get("data_check"),
+            )
+        )
         agree = self.processes.agree
         base_loss = None if self.objective.relative else agree(lambda: self._base_loss(self._base))
         # Before the trainer makes its weights: the same seed gives the same adapter.
@@ -202,7 +226,7 @@ class Run:
             dtype=self.dtype,
             checkpoint=self.folder / "checkpoint",
             fingerprint=fingerprint(self.manifest),
-            report=self.report,
+            on_event=self.emit,
             evaluate=self._shared_figures if corpus.held_out else None,
             objective=self.objective,
             control=self.control,
@@ -212,8 +236,7 @@ class Run:
             done = loop.run()
         eval_loss = min((loss for _, loss in done.evaluations), default=None)
         if eval_loss is not None:
-            self.report({"kind": "chosen", "step": done.chosen, "why": done.why, "eval_loss": eval_loss,
-                         "base_loss": base_loss})  # fmt: skip
+            self.emit(CheckpointChosen(step=done.chosen, why=done.why, eval_loss=eval_loss, base_loss=base_loss))
         saving = SaveContext(
             load=context,
             evaluate=(lambda tuned: self._figures(tuned)["loss"]) if corpus.held_out else None,
@@ -244,7 +267,7 @@ class Run:
         if self.teller is not None:
             report = self.teller.tell(model, done, self.manifest)
             path = str(self.teller.folder / "report.md")
-            self.report({"kind": "report", "path": path, "lines": summary(report, chosen=False)})
+            self.emit(ReportWritten(path=path, lines=summary(report, chosen=False)))
 
     def _prepare(self, model: nn.Module) -> None:
         """Let the objective ask the untrained model what it needs to know."""
@@ -278,7 +301,7 @@ class Run:
             self.manifest["quote"] = msgspec.to_builtins(quote)
             self.manifest["parameters"]["micro_batch_size"] = quote.micro_batch_size
             self._write_manifest()
-            self.report({"kind": "quote", **self.manifest["quote"]})
+            self.emit(msgspec.convert(self.manifest["quote"], Quoted))
         self.parameters = msgspec.structs.replace(
             self.parameters, micro_batch_size=self.manifest["parameters"]["micro_batch_size"]
         )
@@ -287,19 +310,19 @@ class Run:
         """Tell and keep what each phase took."""
         self.manifest["phases"] = {name: round(seconds, 1) for name, seconds in self.phases.seconds.items()}
         quoted = self.manifest.get("quote", {}).get("minutes")
-        self.report({"kind": "times", "seconds": self.manifest["phases"], "quoted_minutes": quoted})
+        self.emit(PhasesTimed(seconds=self.manifest["phases"], quoted_minutes=quoted))
 
     def _digest(self, output: Path, metrics: dict[str, float], done: Fit) -> tuple[str, tuple[FileEntry, ...]]:
         digest, files = digest_of(output, base=self.base)
         self.registry.update_job(self.job.id, state="succeeded")
         self._times()
-        self.report({"kind": "repeated", "digest": digest})
+        self.emit(Reproduced(digest=digest))
         self._clear()
         return digest, files
 
     def _publish(self, output: Path, metrics: dict[str, float], done: Fit) -> Version:
         with self.phases.of("gates"):
-            self.manifest |= self.gatekeeper.ask(output, metrics, self.parameters, self.report)
+            self.manifest |= self.gatekeeper.ask(output, metrics, self.parameters, self.emit)
         self._times()
         self._write_manifest()
         self.gatekeeper.check(self.manifest, output)
@@ -321,7 +344,7 @@ class Run:
         self.registry.update_job(self.job.id, state="succeeded", version=version.number)
         self.manifest = finished
         self._write_manifest()
-        self.report({"kind": "succeeded", "version": version.name, "digest": version.digest})
+        self.emit(Succeeded(version=version.name, digest=version.digest))
         self.plugins.version_published(version, output)
         self._clear()
         return version
@@ -352,7 +375,7 @@ class Run:
             self.manifest["base_loss"] = figures.pop("loss")
             self._write_manifest()
         loss: float = self.manifest["base_loss"]
-        self.report({"kind": "evaluated", "step": 0, "base_loss": loss, **self.manifest.get("base_figures", {})})
+        self.emit(Evaluated(step=0, base_loss=loss, figures=self.manifest.get("base_figures", {})))
         return loss
 
     def _figures(self, model: nn.Module, rows: Sequence[Example] | None = None) -> dict[str, float]:
@@ -390,9 +413,9 @@ class Run:
         staged.write_bytes(msgspec.json.format(msgspec.json.encode(self.manifest), indent=2))
         staged.replace(self.folder / "manifest.json")
 
-    def _end(self, state: str, why: str, *, code: object = None) -> None:
+    def _end(self, event: Paused | Cancelled | Failed) -> None:
         # Where the disk is full this cannot be written either; why the run ended says more than that.
         with suppress(OSError):
-            self.registry.update_job(self.job.id, state=state, error=why)
+            self.registry.update_job(self.job.id, state=event.kind, error=event.error)
         with suppress(OSError):
-            self.report({"kind": state, "error": why} | ({"code": code} if isinstance(code, str) else {}))
+            self.emit(event)

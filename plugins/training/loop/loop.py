@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from tunery.plugins.events import CheckpointSaved, Evaluated, EventSink, StepCompleted
 from tunery.plugins.parameters import TrainingParameters, step_count
 from tunery.plugins.training.examples.batches import Example, epoch_batches, micro_batches
 from tunery.plugins.training.job.control import Control
@@ -28,7 +29,6 @@ from tunery.registry.losses import NATS
 
 __all__ = ["Fit", "Loop"]
 
-Report = Callable[[dict[str, Any]], None]
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
 """Figures of the held-out rows by name, `loss` among them."""
 
@@ -58,7 +58,7 @@ class Fit(msgspec.Struct, frozen=True):
 
 
 class Loop:
-    """One run: what it trains, and how far it is. `report` hears of every step."""
+    """One run: what it trains, and how far it is. `on_event` is given every step, evaluation and checkpoint."""
 
     def __init__(
         self,
@@ -70,14 +70,14 @@ class Loop:
         dtype: torch.dtype,
         checkpoint: Path,
         fingerprint: str,
-        report: Report,
+        on_event: EventSink,
         evaluate: Evaluate | None,
         objective: Objective | None = None,
         control: Control | None = None,
         processes: Processes | None = None,
     ) -> None:
         self.model, self.examples, self.parameters, self.device = model, examples, parameters, device
-        self.checkpoint, self.fingerprint, self.report, self.evaluate = checkpoint, fingerprint, report, evaluate
+        self.checkpoint, self.fingerprint, self.on_event, self.evaluate = checkpoint, fingerprint, on_event, evaluate
         self.objective, self.control = objective or Supervised(), control or Control()
         self.processes = processes or Processes()
         self.best = checkpoint.with_name("best.safetensors")
@@ -107,14 +107,22 @@ class Loop:
         began, stopped = time.perf_counter() - self.progress.seconds, False
         for rows in _steps(self.examples, self.parameters, skip=self.progress.step, total=self.total):
             loss, norm, tokens = self._optimize(optimizer, rows)
-            rate = self.scheduler.get_last_lr()[0]
+            rate = float(self.scheduler.get_last_lr()[0])
             self.scheduler.step()
             self._advance(loss, tokens, time.perf_counter() - began)
             step = self.progress.step
             _check(loss, norm, step, rows, self.objective.ceiling(self.vocabulary, self.progress.first or 0.0))
-            self.report({"kind": "step", "step": step, "steps": self.total, "loss": loss, "learning_rate": rate,
-                         "grad_norm": norm, "tokens": self.progress.tokens,
-                         "seconds": round(self.progress.seconds, 3)})  # fmt: skip
+            self.on_event(
+                StepCompleted(
+                    step=step,
+                    steps=self.total,
+                    loss=loss,
+                    learning_rate=rate,
+                    grad_norm=norm,
+                    tokens=self.progress.tokens,
+                    seconds=round(self.progress.seconds, 3),
+                )
+            )
             stopped = self._evaluated(step) and self._stale() and step < self.total
             self._keep(step, stopped)
             if stopped:
@@ -167,7 +175,7 @@ class Loop:
             return False
         figures = dict(self.evaluate(self.model))
         loss = figures.pop("loss")
-        self.report({"kind": "evaluated", "step": step, "eval_loss": loss, **figures})
+        self.on_event(Evaluated(step=step, eval_loss=loss, figures=figures))
         before = [other for _, other in self.progress.evaluations]
         if all(loss < other for other in before):
             self.processes.agree(lambda: save_weights(self.model, self.best))
@@ -188,7 +196,7 @@ class Loop:
         if not pausing and not _due(step, self.parameters.checkpoint_every):
             return
         self.processes.agree(self._save)
-        self.report({"kind": "checkpoint", "step": step})
+        self.on_event(CheckpointSaved(step=step))
         if pausing:
             raise JobPaused(f"paused after step {step} of {self.total}; go on with tunery train --resume JOB")
 

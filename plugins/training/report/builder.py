@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import msgspec
 import torch
 from torch import nn
 
 from tunery.plugins.data.render.renderer import Renderer
+from tunery.plugins.events import StepCompleted, read_events
 from tunery.plugins.parameters import TrainingParameters, step_count
 from tunery.plugins.training.examples.batches import Example
 from tunery.plugins.training.job.inputs import Inputs
@@ -125,32 +124,26 @@ def samples(examination: Examination, before: Said, after: Said, rows: Sequence[
     return found
 
 
-def steps_of(metrics: Path) -> list[dict[str, Any]]:
-    """What was reported of every step; of a step that was done again after a crash, the last."""
-    found: dict[int, dict[str, Any]] = {}
-    for line in metrics.read_bytes().splitlines():
-        # A crash may cut a line short.
-        with suppress(msgspec.DecodeError):
-            event = msgspec.json.decode(line, type=dict[str, Any])
-            if event["kind"] == "step":
-                found[event["step"]] = event
-    return [found[step] for step in sorted(found)]
+def steps_of(metrics: Path) -> list[StepCompleted]:
+    """The steps in a job's events, in order; the last one where a step was repeated after a crash."""
+    steps = {event.step: event for event in read_events(metrics) if isinstance(event, StepCompleted)}
+    return [steps[number] for number in sorted(steps)]
 
 
-def history(steps: Sequence[Mapping[str, Any]], name: str) -> list[tuple[int, float]]:
-    """One figure of every step that has it."""
-    return [(step["step"], step[name]) for step in steps if name in step]
+def history(steps: Sequence[StepCompleted], name: Literal["loss", "learning_rate"]) -> list[tuple[int, float]]:
+    """One figure of every step, as (step, figure)."""
+    return [(step.step, getattr(step, name)) for step in steps]
 
 
-def speeds(steps: Sequence[Mapping[str, Any]]) -> list[tuple[int, float]]:
-    """Tokens a second by step, over the last twentieth of the run each time."""
-    window, found = max(1, len(steps) // 20), []
-    for at in range(window, len(steps)):
-        first, last = steps[at - window], steps[at]
-        seconds = last.get("seconds", 0) - first.get("seconds", 0)
-        if seconds > 0:
-            found.append((int(last["step"]), (last["tokens"] - first["tokens"]) / seconds))
-    return found
+def speeds(steps: Sequence[StepCompleted]) -> list[tuple[int, float]]:
+    """(step, tokens per second), each over the last twentieth of the run."""
+    window = max(1, len(steps) // 20)
+    pairs = zip(steps, steps[window:], strict=False)
+    return [
+        (last.step, (last.tokens - first.tokens) / seconds)
+        for first, last in pairs
+        if (seconds := last.seconds - first.seconds) > 0
+    ]
 
 
 def _rows(split: Split, examples: Sequence[Example], before: Sequence[Score], after: Sequence[Score]) -> list[RowLoss]:

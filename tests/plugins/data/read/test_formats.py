@@ -138,7 +138,7 @@ def test_everything_wrong_with_a_row_is_said_at_its_place(
 ) -> None:
     with pytest.raises(InvalidRow) as caught:
         read(row, (form,))
-    assert [path for path, _ in caught.value.faults] == paths
+    assert [path for path, _ in caught.value.errors] == paths
 
 
 def test_a_format_by_name_says_what_it_misses_rather_than_that_nothing_fits(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_any_object_is_a_conversation_or_faults_at_paths(row: dict[str, Any], fo
     try:
         found = read(row, (form,))
     except InvalidRow as error:
-        faults = error.faults
+        faults = error.errors
         found = Row(1, form.name, [{"role": "assistant", "content": "-"}])
     assert all(path.startswith("$") and text for path, text in faults)
     assert all(isinstance(message["content"], str) for message in [*found.messages, *(found.rejected or [])])
@@ -238,7 +238,7 @@ def test_a_longer_prompt_is_taken_off_and_later_turns_stay() -> None:
 def test_answers_that_repeat_a_part_of_the_prompt_are_refused(row: dict[str, Any], path: str) -> None:
     with pytest.raises(InvalidRow) as caught:
         read(row)
-    assert [path for path, _ in caught.value.faults] == [path]
+    assert [path for path, _ in caught.value.errors] == [path]
 
 
 def test_sharegpt_has_one_system_message() -> None:
@@ -322,6 +322,6 @@ def test_a_row_has_a_bounded_number_of_faults_whatever_it_holds() -> None:
     ):
         with pytest.raises(InvalidRow) as caught:
             read(row)
-        assert 0 < len(caught.value.faults) < 30
+        assert 0 < len(caught.value.errors) < 30
     with pytest.raises(InvalidRow, match="2001 items"):
         read({"messages": [USER, GOOD] * 1000 + [USER]})

@@ -18,8 +18,7 @@ import pytest
 from pyarrow import parquet
 
 from tests.peak_memory import PEAK
-from tunery.plugins.data.read import MAX_ROW, FileBroken, data_digest, data_size, iter_records
-from tunery.plugins.data.read import text_stream
+from tunery.plugins.data.read import MAX_ROW, FileBroken, data_digest, data_size, iter_records, text_stream
 from tunery.registry.errors import InvalidData, NotFound, TuneryError
 
 ROWS = [{"prompt": f'Größe {n}, "of"\nit; {{[', "completion": f"世界 👩‍👩‍👧 {n}"} for n in range(3)]

@@ -13,6 +13,7 @@ import pytest
 
 from tests.plugins.training.conftest import Train
 from tunery.plugins.data.checks.runner import _POOL_MIN_BYTES
+from tunery.plugins.events import JobEvent, Started, StepCompleted
 from tunery.plugins.manager import load_plugins
 from tunery.plugins.training import resume
 from tunery.plugins.training.job.data_check import UNREADABLE, check_rows
@@ -46,7 +47,7 @@ def test_an_error_stops_the_run_before_there_is_a_job(train: Train, data: Path, 
 
 
 def test_what_was_allowed_and_what_was_only_a_warning_are_in_the_manifest(
-    train: Train, data: Path, events: list[dict[str, Any]]
+    train: Train, data: Path, events: list[JobEvent]
 ) -> None:
     repeat_last(data, 4)
     with data.open("a") as file:
@@ -57,7 +58,8 @@ def test_what_was_allowed_and_what_was_only_a_warning_are_in_the_manifest(
     assert [(w["rule"], w["line"]) for w in found["warnings"]] == [("duplicate", n) for n in (41, 42, 43)] + [
         ("pii", 45)
     ]
-    assert events[0]["data_check"] == found
+    (started,) = (event for event in events if isinstance(event, Started))
+    assert started.data_check == found
     assert "ann@example.com" not in json.dumps(found)
 
 
@@ -68,15 +70,15 @@ def test_rows_without_faults_are_recorded_as_such(train: Train) -> None:
 def test_a_resumed_job_keeps_what_was_recorded(train: Train, data: Path, registry: Registry) -> None:
     repeat_last(data, 1)
 
-    def die(event: dict[str, Any]) -> None:
-        if event["kind"] == "step" and event["step"] == 2:
+    def die(event: JobEvent) -> None:
+        if isinstance(event, StepCompleted) and event.step == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train("lora", max_steps=3, checkpoint_every=1, allow=("duplicate",), report=die)
+        train("lora", max_steps=3, checkpoint_every=1, allow=("duplicate",), on_event=die)
     (job,) = registry.jobs()
     plugins = load_plugins(allow=(), without=("gates",))
-    version = resume(job.id, registry=registry, plugins=plugins, report=lambda event: None)
+    version = resume(job.id, registry=registry, plugins=plugins, on_event=lambda event: None)
     assert version.manifest["data_check"]["findings"] == {"duplicate": 1}
 
 

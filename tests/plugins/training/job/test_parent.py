@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.plugins.training.conftest import Train
+from tunery.plugins.events import JobEvent, StepCompleted
 from tunery.plugins.manager import load_plugins
 from tunery.plugins.parameters import read_parameters
 from tunery.plugins.testing import write_pairs, write_rows
@@ -36,12 +37,12 @@ def weights(registry: Registry, version: Version, folder: Path) -> dict[str, tor
     return dict(load_file(folder / "adapter_model.safetensors"))
 
 
-def first_step(events: list[dict[str, Any]]) -> float:
-    return float(next(event["loss"] for event in events if event["kind"] == "step"))
+def first_step(events: list[JobEvent]) -> float:
+    return float(next(event.loss for event in events if isinstance(event, StepCompleted)))
 
 
 def test_a_pair_is_continued_and_not_stacked(
-    train: Train, parent: Version, registry: Registry, tmp_path: Path, events: list[dict[str, Any]]
+    train: Train, parent: Version, registry: Registry, tmp_path: Path, events: list[JobEvent]
 ) -> None:
     events.clear()
     child = train("lora", adapter="acme/child", parent="acme/parent@1", **TINY_STEP)
@@ -54,7 +55,7 @@ def test_a_pair_is_continued_and_not_stacked(
     assert first_step(events) < 0.5 * parent.metrics["base_loss"]
 
 
-def test_a_pair_is_continued_on_the_four_bit_base(train: Train, parent: Version, events: list[dict[str, Any]]) -> None:
+def test_a_pair_is_continued_on_the_four_bit_base(train: Train, parent: Version, events: list[JobEvent]) -> None:
     events.clear()
     child = train("qlora", adapter="acme/child", parent="acme/parent@1", epochs=1, learning_rate=1e-3)
     assert first_step(events) < 0.5 * parent.metrics["base_loss"]
@@ -63,7 +64,7 @@ def test_a_pair_is_continued_on_the_four_bit_base(train: Train, parent: Version,
 
 
 def test_preferences_after_answers_begin_where_the_answers_ended(
-    train: Train, parent: Version, tmp_path: Path, events: list[dict[str, Any]], registry: Registry
+    train: Train, parent: Version, tmp_path: Path, events: list[JobEvent], registry: Registry
 ) -> None:
     events.clear()
     pairs = write_pairs(tmp_path / "pairs.jsonl", 40)
@@ -77,7 +78,7 @@ def test_preferences_after_answers_begin_where_the_answers_ended(
     assert before.keys() == after.keys()
 
 
-def test_every_weight_goes_on_from_a_pair(train: Train, parent: Version, events: list[dict[str, Any]]) -> None:
+def test_every_weight_goes_on_from_a_pair(train: Train, parent: Version, events: list[JobEvent]) -> None:
     events.clear()
     child = train("full", adapter="acme/child", parent="acme/parent@1", max_steps=2, learning_rate=1e-6)
     assert first_step(events) < 0.5 * parent.metrics["base_loss"]
@@ -141,6 +142,6 @@ def test_a_parent_of_another_base_is_refused(
     )  # fmt: skip
     with pytest.raises(InvalidInput, match="continue on the same base") as caught:
         run(request, read_parameters(plugins.trainer("lora").parameters, {}), registry=registry, plugins=plugins,
-            report=lambda event: None)  # fmt: skip
+            on_event=lambda event: None)  # fmt: skip
     assert caught.value.code == "wrong_base"
     assert [job.adapter for job in registry.jobs()] == ["acme/parent"]

@@ -16,6 +16,7 @@ import torch
 
 from tests.plugins.training.conftest import Train
 from tests.plugins.training.job.test_launcher import METHODS, Killed, kill_at
+from tunery.plugins.events import JobEvent, ReportWritten, StepCompleted, encode_event
 from tunery.plugins.manager import load_plugins
 from tunery.plugins.testing import CHATML, write_pairs
 from tunery.plugins.trainers import LoraParameters
@@ -46,7 +47,7 @@ def report_of(version: Version, registry: Registry) -> Report:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_job_stores_its_report_with_the_version(
-    method: str, train: Train, registry: Registry, events: list[dict[str, Any]]
+    method: str, train: Train, registry: Registry, events: list[JobEvent]
 ) -> None:
     version = train(method, epochs=6, eval_every=16)
     report = report_of(version, registry)
@@ -64,8 +65,8 @@ def test_a_job_stores_its_report_with_the_version(
     assert [step for step, _ in report.curve] == list(range(1, int(version.metrics["steps"]) + 1))
     assert report.curve[-1][1] == version.metrics["train_loss"]
     assert [list(pair) for pair in report.evaluations] == version.manifest["checkpoint"]["evaluations"]
-    (event,) = [event for event in events if event["kind"] == "report"]
-    assert event["lines"] == summary(report, chosen=False)
+    (event,) = [event for event in events if isinstance(event, ReportWritten)]
+    assert event.lines == summary(report, chosen=False)
 
 
 def test_rows_and_samples_are_named_and_shown(train: Train, registry: Registry, data: Path) -> None:
@@ -208,8 +209,10 @@ def test_a_resumed_job_gives_the_same_report(train: Train, registry: Registry) -
     settings: dict[str, Any] = {"epochs": 2, "checkpoint_every": 3, "dropout": 0.1}
     whole = train("lora", **settings)
     with pytest.raises(Killed):
-        train("lora", report=kill_at(8), **settings)
-    again = resume(registry.jobs()[0].id, registry=registry, plugins=load_plugins(allow=()), report=lambda event: None)
+        train("lora", on_event=kill_at(8), **settings)
+    again = resume(
+        registry.jobs()[0].id, registry=registry, plugins=load_plugins(allow=()), on_event=lambda event: None
+    )
     reports = [
         {entry.path: entry.sha256 for entry in version.files if entry.path.startswith("report/")}
         for version in (whole, again)
@@ -227,7 +230,7 @@ def test_a_report_changes_nothing_that_is_trained(train: Train, registry: Regist
     # Repeating a run tells nothing, and asks nobody.
     again = reproduce(
         version, data=(), registry=registry, plugins=load_plugins(allow=()),
-        report=lambda event: kinds.append(event["kind"]),
+        on_event=lambda event: kinds.append(event.kind),
     )  # fmt: skip
     assert "report" not in kinds
     assert not (registry.home.jobs / registry.jobs()[0].id / "base.json").exists()
@@ -254,18 +257,25 @@ def test_nothing_held_out_is_said(train: Train, registry: Registry) -> None:
     assert "Nothing was held out" in report.notes[0]
 
 
+def step(number: int, *, loss: float = 2.0, tokens: int = 0, seconds: float = 0.0) -> StepCompleted:
+    return StepCompleted(
+        step=number, steps=41, loss=loss, learning_rate=1e-3, grad_norm=1.0, tokens=tokens, seconds=seconds
+    )
+
+
 def test_a_line_that_a_crash_cut_short_is_passed_over(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    lines = ['{"kind":"step","step":1,"loss":3.0}', '{"kind":"step","st{"kind":"started"}', "", "[]"]
-    lines += ['{"kind":"step","step":2,"loss":2.0}', '{"kind":"step","step":2,"loss":2.5}', '{"kind":"ste']
-    path.write_text("\n".join(lines))
+    whole = [encode_event(step(number, loss=loss)) for number, loss in ((1, 3.0), (2, 2.0), (2, 2.5))]
+    path.write_bytes(
+        b"\n".join([whole[0], b'{"kind":"step","st{"kind":"started"}', b"", b"[]", *whole[1:], b'{"kind":"ste'])
+    )
     assert history(steps_of(path), "loss") == [(1, 3.0), (2, 2.5)]
 
 
 def test_speeds_are_of_a_stretch_of_steps() -> None:
-    steps = [{"step": 1 + n, "tokens": 100 * n, "seconds": 0.5 * n} for n in range(41)]
+    steps = [step(1 + n, tokens=100 * n, seconds=0.5 * n) for n in range(41)]
     assert speeds(steps) == [(step, 200.0) for step in range(3, 42)]
-    assert speeds(steps[:1]) == speeds([{"step": 1, "loss": 2.0}] * 3) == []
+    assert speeds(steps[:1]) == speeds([step(1)] * 3) == []
 
 
 def test_texts_cannot_break_out_of_the_samples_page() -> None:

@@ -10,11 +10,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from tunery.gateway.engine.messages import Constraint
-from tunery.gateway.engine.sampling.grammar_trial import Trial, Trials
-from tunery.gateway.engine.sampling.structured_output import Grammars, Guide
+from tunery.gateway.engine.structured_output.grammars import Grammars, Guide
+from tunery.gateway.engine.structured_output.trial import Trial, TrialProcess
 from tunery.registry.errors import InvalidInput, TuneryError, Unavailable
 
-__all__ = ["Compiler"]
+__all__ = ["GrammarCompiler"]
 
 log = logging.getLogger("tunery.engine")
 
@@ -40,10 +40,10 @@ class _Job:
         return any(not future.cancelled() for future in self.waiting)
 
 
-class Compiler:
+class GrammarCompiler:
     """Turns constraints into guides. Its methods may be called from any thread."""
 
-    def __init__(self, grammars: Grammars, trials: Trials) -> None:
+    def __init__(self, grammars: Grammars, trials: TrialProcess) -> None:
         self._grammars, self._trials = grammars, trials
         self._threads = ThreadPoolExecutor(max_workers=WORKERS, thread_name_prefix="grammars")
         self._lock = threading.Lock()

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from tunery.gateway.engine.messages import Constraint
-from tunery.gateway.engine.sampling.structured_output import MAX_BYTES, Grammars, Guide, apply
+from tunery.gateway.engine.structured_output.grammars import MAX_BYTES, Grammars, Guide, apply_masks
 from tunery.registry.errors import InvalidInput
 
 EOS, OTHER_EOS = 2, 1
@@ -74,7 +74,7 @@ def write(grammars: Grammars, tokenizer: Tokenizer) -> Callable[..., str]:
         guide, generator, tokens = grammars.start(constraint), torch.Generator().manual_seed(seed), list[int]()
         while len(tokens) < most:
             logits = torch.randn(1, WIDTH, generator=generator)
-            apply([guide], logits)
+            apply_masks([guide], logits)
             token = int(logits.argmax())
             guide.accept(token)
             assert guide.failure == ""
@@ -88,7 +88,7 @@ def write(grammars: Grammars, tokenizer: Tokenizer) -> Callable[..., str]:
 
 def allowed(guide: Guide) -> set[int]:
     logits = torch.zeros(1, WIDTH)
-    apply([guide], logits)
+    apply_masks([guide], logits)
     return set(logits[0].isfinite().nonzero()[:, 0].tolist())
 
 
@@ -245,7 +245,7 @@ def test_a_token_that_was_not_allowed_fails_the_guide_and_not_its_neighbours(
     bad, good = (grammars.start(Constraint("regex", "abc")) for _ in range(2))
     bad.accept(tokenizer.encode("c").ids[0])
     logits = torch.zeros(2, WIDTH)
-    apply([bad, good], logits)
+    apply_masks([bad, good], logits)
     assert bad.finished
     assert "doesn't satisfy the grammar" in bad.failure
     assert "\n" not in bad.failure
@@ -269,10 +269,10 @@ def test_rows_without_a_guide_keep_every_bit_and_others_are_as_alone(
     before = torch.randn(len(rows), WIDTH, generator=torch.Generator().manual_seed(seed))
     before[:, 5], before[:, 6], before[:, 7] = -0.0, torch.nan, torch.inf
     together = before.clone()
-    apply(started(), together)
+    apply_masks(started(), together)
     for i, (row, guide) in enumerate(zip(rows, started(), strict=True)):
         alone = before[i : i + 1].clone()
-        apply([guide], alone)
+        apply_masks([guide], alone)
         assert torch.equal(together[i].view(torch.int32), alone[0].view(torch.int32))
         kept = together[i].view(torch.int32) == before[i].view(torch.int32)
         assert kept.all() if row is None else 0 < kept.sum() < WIDTH
@@ -285,7 +285,7 @@ def test_the_packed_mask_says_what_apply_does(grammars: Grammars, dtype: torch.d
     mask = guide.mask()
     assert mask.shape == (-(-WIDTH // 32),)
     logits = torch.zeros(1, WIDTH, dtype=dtype)
-    apply([guide], logits)
+    apply_masks([guide], logits)
     says = [bool(mask[i // 32] >> (i % 32) & 1) for i in range(WIDTH)]
     assert says == logits[0].isfinite().tolist()
     assert any(says)
@@ -297,7 +297,7 @@ def test_the_model_may_have_more_or_fewer_tokens_than_the_tokenizer(
 ) -> None:
     guide = Grammars(tiny_base_folder, width, EOS_IDS).start(Constraint("regex", "(?s:.*)"))
     logits = torch.zeros(1, width)
-    apply([guide], logits)
+    apply_masks([guide], logits)
     assert logits[0, 3 : min(width, KNOWN)].isfinite().any()
     assert not logits[0, KNOWN:].isfinite().any()
 
@@ -370,7 +370,7 @@ def test_the_tokenizer_is_read_only_when_a_constraint_comes(tmp_path: Path) -> N
 
 def test_a_compiled_constraint_is_kept(grammars: Grammars, monkeypatch: pytest.MonkeyPatch) -> None:
     grammars.compile(Constraint("regex", "kept"))
-    monkeypatch.setattr("tunery.gateway.engine.sampling.structured_output._grammar", None)
+    monkeypatch.setattr("tunery.gateway.engine.structured_output.grammars._grammar", None)
     grammars.start(Constraint("regex", "kept"))
     with pytest.raises(TypeError):
         grammars.start(Constraint("regex", "another"))

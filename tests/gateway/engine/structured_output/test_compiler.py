@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from tunery.gateway.engine.messages import Constraint
-from tunery.gateway.engine.sampling import grammar_compiler as compiling
-from tunery.gateway.engine.sampling.grammar_compiler import Compiler
-from tunery.gateway.engine.sampling.grammar_trial import Trial, Trials
-from tunery.gateway.engine.sampling.structured_output import Grammars
+from tunery.gateway.engine.structured_output import compiler as compiling
+from tunery.gateway.engine.structured_output.compiler import GrammarCompiler
+from tunery.gateway.engine.structured_output.grammars import Grammars
+from tunery.gateway.engine.structured_output.trial import Trial, TrialProcess
 from tunery.registry.errors import InvalidInput, Unavailable
 
 VOCAB, EOS = 384, [2]
@@ -28,7 +28,7 @@ def hostile(number: int) -> Constraint:
     return Constraint("json_schema", json.dumps({"title": str(number), "allOf": factors}))
 
 
-class Counted(Trials):
+class Counted(TrialProcess):
     """Trials that are remembered."""
 
     def __init__(self, folder: Path) -> None:
@@ -48,10 +48,10 @@ def trials(tiny_base_folder: Path) -> Iterator[Counted]:
 
 
 @pytest.fixture
-def compiler(trials: Counted, tiny_base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Compiler:
+def compiler(trials: Counted, tiny_base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> GrammarCompiler:
     monkeypatch.setattr(compiling, "PER_TENANT", PER_TENANT)
     trials.begun.clear()
-    return Compiler(Grammars(tiny_base_folder, VOCAB, EOS), trials)
+    return GrammarCompiler(Grammars(tiny_base_folder, VOCAB, EOS), trials)
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -61,7 +61,9 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def test_a_hostile_grammar_is_ended_and_another_tenants_is_not_held_up(compiler: Compiler, trials: Counted) -> None:
+def test_a_hostile_grammar_is_ended_and_another_tenants_is_not_held_up(
+    compiler: GrammarCompiler, trials: Counted
+) -> None:
     bad = [compiler.submit("mallory", hostile(number)) for number in range(PER_TENANT + 1)]
     good = compiler.submit("acme", SIMPLE)
     assert good.result(WAIT).mask().any()
@@ -77,7 +79,7 @@ def test_a_hostile_grammar_is_ended_and_another_tenants_is_not_held_up(compiler:
     assert len(trials.begun) == before, "it is remembered"
 
 
-def test_what_nobody_waits_for_any_more_is_killed_and_makes_room(compiler: Compiler, trials: Counted) -> None:
+def test_what_nobody_waits_for_any_more_is_killed_and_makes_room(compiler: GrammarCompiler, trials: Counted) -> None:
     gone = [compiler.submit("mallory", hostile(number)) for number in range(10, 14)]
     shared = compiler.submit("mallory", hostile(10))
     until(lambda: len(trials.begun) == PER_TENANT and all(trial._pid for trial in trials.begun))
@@ -94,7 +96,7 @@ def test_what_nobody_waits_for_any_more_is_killed_and_makes_room(compiler: Compi
     until(lambda: not processes[0].exists())
 
 
-def test_equal_grammars_are_tried_once(compiler: Compiler, trials: Counted) -> None:
+def test_equal_grammars_are_tried_once(compiler: GrammarCompiler, trials: Counted) -> None:
     futures = [compiler.submit(tenant, SIMPLE) for tenant in ("acme", "globex") for _ in range(8)]
     assert all(future.result(WAIT).mask().any() for future in futures)
     assert len({id(future.result()) for future in futures}) == 16
@@ -102,13 +104,13 @@ def test_equal_grammars_are_tried_once(compiler: Compiler, trials: Counted) -> N
     assert len(trials.begun) == 1
 
 
-def test_a_refusal_is_what_the_grammar_says(compiler: Compiler) -> None:
+def test_a_refusal_is_what_the_grammar_says(compiler: GrammarCompiler) -> None:
     for text, said in (("(", "unclosed group"), ("\ud800", "cannot be read")):
         with pytest.raises(InvalidInput, match=said):
             compiler.submit("acme", Constraint("regex", text)).result(WAIT)
 
 
-def test_a_process_that_was_killed_is_started_again(compiler: Compiler, trials: Counted) -> None:
+def test_a_process_that_was_killed_is_started_again(compiler: GrammarCompiler, trials: Counted) -> None:
     compiler.submit("acme", Constraint("regex", "one")).result(WAIT)
     process = trials._end.peek()[2][0]  # type: ignore[attr-defined]
     process.kill()
@@ -117,8 +119,8 @@ def test_a_process_that_was_killed_is_started_again(compiler: Compiler, trials: 
 
 
 def test_a_process_that_cannot_run_is_an_error_and_no_verdict(tiny_base_folder: Path) -> None:
-    trials = Trials(tiny_base_folder, VOCAB, EOS)
+    trials = TrialProcess(tiny_base_folder, VOCAB, EOS)
     trials._command = ["/bin/false"]
     with pytest.raises(Unavailable, match="does not run"):
-        Compiler(Grammars(tiny_base_folder, VOCAB, EOS), trials).submit("acme", SIMPLE).result(WAIT)
+        GrammarCompiler(Grammars(tiny_base_folder, VOCAB, EOS), trials).submit("acme", SIMPLE).result(WAIT)
     trials.close()

@@ -22,13 +22,13 @@ from llguidance.numpy import fill_next_token_bitmask_par
 from numpy.typing import NDArray
 
 from tunery.gateway.engine.messages import Constraint
-from tunery.gateway.engine.sampling.json_schema import prepare
+from tunery.gateway.engine.structured_output.json_schema import prepare
 from tunery.registry.errors import InvalidInput
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["MAX_BYTES", "Grammars", "Guide", "apply"]
+__all__ = ["MAX_BYTES", "Grammars", "Guide", "apply_masks"]
 
 MAX_BYTES = 256 * 1024
 _CACHED, _CACHED_BYTES = 64, 256 * 2**20
@@ -158,7 +158,7 @@ class Guide:
         return _plain(self._matcher.get_error()) if self._matcher.is_error() else ""
 
 
-def apply(guides: Sequence[Guide | None], logits: torch.Tensor) -> None:
+def apply_masks(guides: Sequence[Guide | None], logits: torch.Tensor) -> None:
     """Set to -inf, in place, what the guides do not allow in `logits` [R, vocab_size], on any device; row i is guides[i]'s.
 
     Rows without a guide are not touched. In every other row at least one token stays: once a guide is finished, each of the

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from tunery.gateway.engine.messages import Constraint
-from tunery.gateway.engine.sampling import json_schema
-from tunery.gateway.engine.sampling.json_schema import FORMATS, prepare
-from tunery.gateway.engine.sampling.structured_output import Grammars
+from tunery.gateway.engine.structured_output import json_schema
+from tunery.gateway.engine.structured_output.grammars import Grammars
+from tunery.gateway.engine.structured_output.json_schema import FORMATS, prepare
 
 ANNOTATIONS = [
     "password",

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from tunery.gateway.engine.scheduling.forward_batch import Segment
 
-__all__ = ["Board", "SlotSpan"]
+__all__ = ["ForwardContext", "SlotSpan"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class SlotSpan:
 
 
 @dataclass(slots=True)
-class Board:
+class ForwardContext:
     """The running step: where each row's key and value go (`slots` int64 [T]), who attends to what, and which rows are whose.
 
     `head_input` is what the output head was given last, [1, R, hidden], and `norm_input` what the last norm was given, [1, T, hidden].

@@ -6,16 +6,16 @@ import heapq
 from collections import deque
 from collections.abc import Container, Iterator, Mapping
 
-from tunery.gateway.engine.scheduling.fairness import Fairness
+from tunery.gateway.engine.scheduling.fairness import VirtualTokenCounter
 from tunery.gateway.engine.scheduling.sequence import Sequence
 
-__all__ = ["Waiting"]
+__all__ = ["WaitingQueue"]
 
 
-class Waiting:
+class WaitingQueue:
     """A line per tenant: within one, the first comes first; between them, `fairness` decides."""
 
-    def __init__(self, fairness: Fairness) -> None:
+    def __init__(self, fairness: VirtualTokenCounter) -> None:
         self._fairness = fairness
         self._lines: dict[str, deque[Sequence]] = {}
 

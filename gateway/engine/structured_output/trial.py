@@ -1,4 +1,4 @@
-"""A process in which grammars are compiled for trial: `python -m tunery.gateway.engine.sampling.grammar_trial`, started by Trials.
+"""A process in which grammars are compiled for trial: `python -m tunery.gateway.engine.structured_output.trial`, started by Trials.
 
 llguidance compiles in native code that nothing can interrupt, and its limits bound neither time nor memory: a schema of 100 bytes
 can take minutes and gigabytes. So each grammar is first compiled in a child of this process, which has read the tokenizer and has
@@ -24,10 +24,10 @@ from subprocess import Popen
 import msgspec
 
 from tunery.gateway.engine.messages import Constraint
-from tunery.gateway.engine.sampling.structured_output import Grammars
+from tunery.gateway.engine.structured_output.grammars import Grammars
 from tunery.registry.errors import InvalidInput, TuneryError, Unavailable
 
-__all__ = ["MEMORY", "SECONDS", "Trial", "Trials", "Verdict"]
+__all__ = ["MEMORY", "SECONDS", "Trial", "TrialProcess", "TrialResult"]
 
 SECONDS = 2
 """Processor time of one grammar."""
@@ -38,7 +38,7 @@ NICENESS = 5
 _NUMBER = struct.Struct("<Q")
 
 
-class Verdict(msgspec.Struct, frozen=True):
+class TrialResult(msgspec.Struct, frozen=True):
     """What a trial found: that the grammar takes `bytes` of memory, or the error of it (a code, and a message)."""
 
     bytes: int = 0
@@ -73,7 +73,7 @@ class Trial:
                 f"this grammar takes more than {SECONDS} s or {MEMORY // 2**20} MB to compile; simplify it",
                 code="invalid_constraint",
             )
-        verdict = msgspec.msgpack.decode(answer, type=Verdict)
+        verdict = msgspec.msgpack.decode(answer, type=TrialResult)
         if verdict.code:
             raise InvalidInput(verdict.message, code=verdict.code)
         return verdict.bytes
@@ -86,14 +86,14 @@ class Trial:
                 os.kill(self._pid, signal.SIGKILL)
 
 
-class Trials:
+class TrialProcess:
     """Begins trials, in a process that is started with the first of them and again when it has ended."""
 
     def __init__(self, folder: Path, vocab_size: int, eos_ids: list[int]) -> None:
         self._command = [
             sys.executable,
             "-m",
-            "tunery.gateway.engine.sampling.grammar_trial",
+            "tunery.gateway.engine.structured_output.trial",
             str(folder),
             str(vocab_size),
         ]
@@ -193,12 +193,12 @@ def _child(grammars: Grammars, connection: socket.socket) -> None:
         os._exit(0)
 
 
-def _tried(grammars: Grammars, constraint: Constraint, resident: int) -> Verdict:
+def _tried(grammars: Grammars, constraint: Constraint, resident: int) -> TrialResult:
     try:
         grammars.compile(constraint)
     except TuneryError as error:
-        return Verdict(code=error.code, message=error.message)
-    return Verdict(bytes=max(0, _memory()[1] - resident))
+        return TrialResult(code=error.code, message=error.message)
+    return TrialResult(bytes=max(0, _memory()[1] - resident))
 
 
 def _memory() -> tuple[int, int]:

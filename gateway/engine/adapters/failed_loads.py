@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from tunery.gateway.engine.messages import AdapterSource
 from tunery.registry.errors import ArtifactRefused, TuneryError, Unavailable
 
-__all__ = ["Refusals"]
+__all__ = ["FailedLoads"]
 
 log = logging.getLogger("tunery.engine")
 
@@ -33,7 +33,7 @@ class _Refusal:
     until: float
 
 
-class Refusals:
+class FailedLoads:
     """The last error of a digest's loading, while it counts."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -54,10 +54,9 @@ class Refusals:
         What nobody raised on purpose is logged, and told to callers as Unavailable without its text.
         """
         if not isinstance(error, TuneryError):
-            title = f"{source.name}@{source.number}"
-            log.error("loading %s failed", title, exc_info=error)
+            log.error("loading %s failed", source.title, exc_info=error)
             error = Unavailable(
-                f"loading {title} failed ({type(error).__name__}): see the engine's log, or try again later"
+                f"loading {source.title} failed ({type(error).__name__}): see the engine's log, or try again later"
             )
         before = self._known.pop(source.digest, None)
         delay = FIRST if before is None else min(2 * before.delay, LONGEST)
