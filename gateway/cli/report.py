@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 from tunery.registry.errors import NotFound
-from tunery.registry.versions.reports import claimed
+from tunery.registry.versions.reports import is_imported
 
 if TYPE_CHECKING:
     from tunery.registry import Version
@@ -30,14 +30,14 @@ def report_lines(version: Version, files: Files) -> list[str]:
         return []
     report = read(path)
     told = ["the report is of another Tunery: --report prints it"] if report is None else summary(report)
-    return [_plain(line) for line in [*([CLAIMED] if claimed(version) else []), *told]]
+    return [_plain(line) for line in [*([CLAIMED] if is_imported(version) else []), *told]]
 
 
 def print_report(version: Version, files: Files) -> None:
     """The report and the samples, as they are stored; raise NotFound where there is none."""
     if "report/report.md" not in files:
         raise NotFound(f"{version.name} has no report: it was imported, or trained before there were any")
-    if claimed(version):
+    if is_imported(version):
         click.echo(f"> {CLAIMED[0].upper()}{CLAIMED[1:]}.\n")
     for name in ("report/report.md", "report/samples.md"):
         if name in files:

@@ -1,12 +1,12 @@
-/* Owns sums of products with weights that lie as the model holds them: out = onto + a1 b1 + a2 b2 + ..., rounded once. torch has a plain way
- * beside it (products.py).
+/* Sums of matrix products, rounded once: out = onto + a1 b1 + a2 b2 + ..., with weights in whatever layout the model
+ * holds them, NF4 included; matmul.py has the torch version.
  *
- * Weights are turned into panels of a few columns that stay in the second-level cache, and all rows pass over each panel. Every element is
- * summed by one thread in one order, so results do not depend on the number of threads.
+ * Weights are packed into panels of a few columns that stay in the second-level cache, and all rows pass over each
+ * panel. Every element is summed by one thread in one order, so results do not depend on the number of threads.
  */
 #include "vectors.h"
 
-/* Whether this CPU multiplies tiles of bfloat16 (AMX), at which libraries are faster than what follows. */
+/* Whether this CPU has AMX, with which torch's own products of bfloat16 are faster than what follows. */
 int tunery_has_tiles(void) {
 #if defined(__x86_64__) && defined(__GNUC__)
     unsigned a, b, c, d;
@@ -17,9 +17,10 @@ int tunery_has_tiles(void) {
 }
 
 #ifdef NATIVE
-/* A weight that bitsandbytes keeps in four bits (NF4): two elements a byte, the first in the upper half, which stand for `values`; each BLOCK
- * of elements is scaled, and the scales are themselves eight bits wide: steps[scale] * levels[block / group] + offset. */
-struct packed {
+/* A weight as bitsandbytes keeps it in NF4 with double quantization: two elements a byte, the first in the upper half,
+ * each an index into `values`; each BLOCK of elements has a scale, itself 8 bits wide: steps[scale] * levels[block /
+ * group] + offset. */
+struct nf4_weight {
     const uint8_t *elements, *scales;
     const float *values, *steps, *levels;
     double offset;
@@ -28,61 +29,66 @@ struct packed {
 
 #define BLOCK 64
 
-/* a [rows][depth], and b [depth][columns], or with `turned` [columns][depth]; `a_row` and `b_row` are their strides. Depth is even. If b is
- * `packed`, its elements are from the `start`-th on, and its rows are whole blocks. */
+/* a [rows][depth] and b [depth][columns], or b [columns][depth] if `turned`; `a_row` and `b_row` are their strides.
+ * Depth is even. If `packed` is not null it is b: its elements from the `start`-th on, with rows of whole blocks. */
 struct term {
     const bf16 *a, *b;
-    const struct packed *packed;
+    const struct nf4_weight *packed;
     int64_t a_row, b_row, depth, turned, start;
 };
 
-#define DEEP 2048 /* pairs of a panel's columns: 48 x 2048 of them are 384 KiB */
-#define ITEMS 16  /* into how many the work is divided at least, where there are rows enough */
-#define AHEAD 16  /* rows of a weight that are asked for before they are read */
-#define TALL 24   /* rows of the tallest tile */
+#define DEEP   2048 /* pairs in a panel's columns: 48 x 2048 of them are 384 KiB */
+#define ITEMS  16   /* work items to divide a call into at least, where there are enough rows */
+#define AHEAD  16   /* rows of a weight that are prefetched before they are read */
+#define TALL   24   /* rows of the tallest tile */
 #define UNROLL _Pragma("GCC unroll 24")
+#define EACH(i, n)                                                                                                     \
+    UNROLL                                                                                                             \
+    for (int i = 0; i < (n); i++)
 
-/* Sixteen rows of sixteen pairs become columns. */
-INLINE void turn(__m512i *r) {
+/* Transpose sixteen rows of sixteen pairs. */
+INLINE void transpose(__m512i *r) {
     __m512i t[16];
-    UNROLL for (int i = 0; i < 16; i += 2) {
+    UNROLL
+    for (int i = 0; i < 16; i += 2) {
         t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
         t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
     }
-    UNROLL for (int i = 0; i < 16; i += 4) {
+    UNROLL
+    for (int i = 0; i < 16; i += 4) {
         r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
         r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
         r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
         r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
     }
-    UNROLL for (int j = 0; j < 4; j++) {
+    EACH(j, 4) {
         t[j] = _mm512_shuffle_i32x4(r[j], r[j + 4], 0x88);
         t[j + 4] = _mm512_shuffle_i32x4(r[j], r[j + 4], 0xdd);
         t[j + 8] = _mm512_shuffle_i32x4(r[j + 8], r[j + 12], 0x88);
         t[j + 12] = _mm512_shuffle_i32x4(r[j + 8], r[j + 12], 0xdd);
     }
-    UNROLL for (int j = 0; j < 8; j++) {
+    EACH(j, 8) {
         r[j] = _mm512_shuffle_i32x4(t[j], t[j + 8], 0x88);
         r[j + 8] = _mm512_shuffle_i32x4(t[j], t[j + 8], 0xdd);
     }
 }
 
 /* The scale of the block of element `at`, rounded as torch does: after the product, and after the sum. */
-INLINE __m512 scale_of(const struct packed *b, int64_t at) {
+INLINE __m512 scale_of(const struct nf4_weight *b, int64_t at) {
     const int64_t block = at / BLOCK;
     float scale = b->steps[b->scales[block]] * b->levels[block / b->group];
     __asm__("" : "+x"(scale));
     return _mm512_set1_ps(scale + (float)b->offset);
 }
 
-/* The elements that 16 indices stand for, as bfloat16 in the lower halves of lanes. */
+/* The elements of 16 indices, as bfloat16 in the lower halves of lanes. */
 INLINE __m512i element(__m512i index, __m512 values, __m512 scale) {
     const __m512 found = _mm512_mul_ps(_mm512_permutexvar_ps(index, values), scale);
     return _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(found));
 }
 
-/* Sixteen pairs from an element of a packed weight on, side by side. */
-INLINE __m512i pairs_at(const struct packed *b, int64_t at, __m512 values) {
+/* Sixteen consecutive pairs of an NF4 weight from element `at`. */
+INLINE __m512i pairs_at(const struct nf4_weight *b, int64_t at, __m512 values) {
     const __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const void *)(b->elements + at / 2)));
     const __m512 scale = scale_of(b, at);
     const __m512i first = element(_mm512_srli_epi32(bytes, 4), values, scale);
@@ -90,14 +96,14 @@ INLINE __m512i pairs_at(const struct packed *b, int64_t at, __m512 values) {
     return _mm512_or_si512(first, _mm512_slli_epi32(second, 16));
 }
 
-/* Sixteen elements from one of a packed weight on. */
-INLINE __m512i elements_at(const struct packed *b, int64_t at, __m512 values) {
+/* Sixteen consecutive elements of an NF4 weight from element `at`. */
+INLINE __m512i elements_at(const struct nf4_weight *b, int64_t at, __m512 values) {
     const __m128i bytes = _mm_loadl_epi64((const void *)(b->elements + at / 2));
     const __m512i twice = _mm512_cvtepu8_epi32(_mm_unpacklo_epi8(bytes, bytes)), shift = _mm512_set1_epi64(4);
     return element(_mm512_and_si512(_mm512_srlv_epi32(twice, shift), _mm512_set1_epi32(15)), values, scale_of(b, at));
 }
 
-/* `pack` of a packed weight. */
+/* `pack` of an NF4 weight. */
 static void unpack(const struct term *term, int64_t column, int64_t columns, int64_t vectors, uint32_t *panel) {
     const int64_t pairs = term->depth / 2, width = LANES * vectors;
     const __m512 values = _mm512_loadu_ps(term->packed->values);
@@ -106,10 +112,11 @@ static void unpack(const struct term *term, int64_t column, int64_t columns, int
             for (int64_t p = 0; p < pairs; p += LANES) {
                 const int64_t at = term->start + (column + v) * term->b_row + 2 * p;
                 __m512i r[16];
-                UNROLL for (int i = 0; i < 16; i++)
-                    r[i] = column + v + i < columns ? pairs_at(term->packed, at + i * term->b_row, values) : _mm512_setzero_si512();
-                turn(r);
-                UNROLL for (int i = 0; i < 16; i++) _mm512_store_si512(panel + (p + i) * width + v, r[i]);
+                EACH(i, 16)
+                    r[i] = column + v + i < columns ? pairs_at(term->packed, at + i * term->b_row, values)
+                                                    : _mm512_setzero_si512();
+                transpose(r);
+                EACH(i, 16) _mm512_store_si512(panel + (p + i) * width + v, r[i]);
             }
         return;
     }
@@ -118,14 +125,16 @@ static void unpack(const struct term *term, int64_t column, int64_t columns, int
             const int64_t at = term->start + 2 * p * term->b_row + column + v;
             __m512i pair = _mm512_setzero_si512();
             if (column + v < columns) {
-                const __m512i low = elements_at(term->packed, at, values), high = elements_at(term->packed, at + term->b_row, values);
+                const __m512i low = elements_at(term->packed, at, values),
+                              high = elements_at(term->packed, at + term->b_row, values);
                 pair = _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
             }
             _mm512_store_si512(panel + p * width + v, pair);
         }
 }
 
-/* panel[p][i] = elements 2p and 2p + 1 of column `column` + i of b, for 16 * `vectors` columns; what is outside is zero. */
+/* panel[p][i] = elements 2p and 2p + 1 of column `column` + i of b, for 16 * `vectors` columns; what is outside is
+ * zero. */
 static void pack(const struct term *term, int64_t column, int64_t columns, int64_t vectors, uint32_t *panel) {
     const int64_t pairs = term->depth / 2, width = LANES * vectors;
     if (term->packed) return unpack(term, column, columns, vectors, panel);
@@ -134,11 +143,14 @@ static void pack(const struct term *term, int64_t column, int64_t columns, int64
             for (int64_t p = 0; p < pairs; p += LANES) {
                 const __mmask16 some = lanes(p, pairs);
                 __m512i r[16];
-                UNROLL for (int i = 0; i < 16; i++)
-                    r[i] = _mm512_maskz_loadu_epi32(column + v + i < columns ? some : 0, term->b + (column + v + i) * term->b_row + 2 * p);
-                UNROLL for (int i = 0; i < 16; i++) _mm_prefetch((const char *)(term->b + (column + v + i + LANES) * term->b_row + 2 * p), _MM_HINT_T0);
-                turn(r);
-                UNROLL for (int i = 0; i < 16; i++) if (p + i < pairs) _mm512_store_si512(panel + (p + i) * width + v, r[i]);
+                EACH(i, 16)
+                    r[i] = _mm512_maskz_loadu_epi32(column + v + i < columns ? some : 0,
+                                                    term->b + (column + v + i) * term->b_row + 2 * p);
+                EACH(i, 16)
+                    _mm_prefetch((const char *)(term->b + (column + v + i + LANES) * term->b_row + 2 * p), _MM_HINT_T0);
+                transpose(r);
+                EACH(i, 16)
+                    if (p + i < pairs) _mm512_store_si512(panel + (p + i) * width + v, r[i]);
             }
         return;
     }
@@ -157,54 +169,55 @@ static void pack(const struct term *term, int64_t column, int64_t columns, int64
     }
 }
 
-/* Where results go: out and onto, which may be NULL, [rows][columns] at their strides. */
+/* Where results go: out, and onto unless null, [rows][columns] with their strides. */
 struct target {
     bf16 *out;
     const bf16 *onto;
     int64_t out_row, onto_row, columns;
 };
 
-/* The sums of 16 columns from `column` of a row, and what they are added to, go to the target. */
+/* Store the sums of 16 columns from `column` of a row, added to `onto`. */
 INLINE void put(const struct target *to, int64_t row, int64_t column, __m512 sum) {
     const __mmask16 live = lanes(column, to->columns);
     if (to->onto) sum = _mm512_add_ps(sum, load(to->onto + row * to->onto_row + column, live));
     store(to->out + row * to->out_row + column, live, sum);
 }
 
-/* A tile of `tall` rows from `row`, of which the first `some` exist, and `vectors` of columns: adds the terms' products to `sums`
- * [tall][16 * vectors], which are not read if this is the `first` group of terms, and written to the target if it is the `last`. */
-INLINE void tile(const struct term *terms, int64_t count, const uint32_t *panel, int64_t row, int64_t some, const int tall, const int vectors,
-                 float *sums, int first, int last, const struct target *to, int64_t column) {
+/* A tile of `tall` rows from `row`, of which the first `some` exist, and 16 * `vectors` columns: add the terms'
+ * products to `sums` [tall][16 * vectors], which are not read for the `first` group of terms, and go to the target
+ * after the `last`. */
+INLINE void tile(const struct term *terms, int64_t count, const uint32_t *panel, int64_t row, int64_t some,
+                 const int tall, const int vectors, float *sums, int first, int last, const struct target *to,
+                 int64_t column) {
     __m512 sum[TALL][3];
-    UNROLL for (int r = 0; r < tall; r++)
-        UNROLL for (int v = 0; v < vectors; v++)
-            sum[r][v] = first ? _mm512_setzero_ps() : _mm512_load_ps(sums + (r * vectors + v) * LANES);
+    EACH(r, tall)
+        EACH(v, vectors) sum[r][v] = first ? _mm512_setzero_ps() : _mm512_load_ps(sums + (r * vectors + v) * LANES);
     for (const struct term *term = terms; term < terms + count; term++) {
         const bf16 *at[TALL];
-        UNROLL for (int r = 0; r < tall; r++) at[r] = term->a + (row + (r < some ? r : some - 1)) * term->a_row;
-        const bf16 *next = term->a + (row + tall) * term->a_row; /* the next tile's rows, asked for meanwhile */
+        EACH(r, tall) at[r] = term->a + (row + (r < some ? r : some - 1)) * term->a_row;
+        const bf16 *next = term->a + (row + tall) * term->a_row; /* the next tile's rows, prefetched meanwhile */
         for (int64_t p = 0; p < term->depth; p += 2, panel += LANES * vectors) {
             _mm_prefetch((const char *)(next + p * tall), _MM_HINT_T0);
             __m512bh right[3];
-            UNROLL for (int v = 0; v < vectors; v++) right[v] = (__m512bh)_mm512_load_si512(panel + LANES * v);
-            UNROLL for (int r = 0; r < tall; r++) {
+            EACH(v, vectors) right[v] = (__m512bh)_mm512_load_si512(panel + LANES * v);
+            EACH(r, tall) {
                 int pair;
                 memcpy(&pair, at[r] + p, sizeof pair);
                 const __m512bh left = (__m512bh)_mm512_set1_epi32(pair);
-                UNROLL for (int v = 0; v < vectors; v++) sum[r][v] = _mm512_dpbf16_ps(sum[r][v], left, right[v]);
+                EACH(v, vectors) sum[r][v] = _mm512_dpbf16_ps(sum[r][v], left, right[v]);
             }
         }
     }
-    UNROLL for (int r = 0; r < tall; r++)
-        UNROLL for (int v = 0; v < vectors; v++) {
+    EACH(r, tall)
+        EACH(v, vectors) {
             if (!last) _mm512_store_ps(sums + (r * vectors + v) * LANES, sum[r][v]);
             else if (r < some) put(to, row + r, column + LANES * v, sum[r][v]);
         }
 }
 
-/* All rows from `from` to `until` over one panel: as many rows at once as registers hold sums of. */
-static void pass(const struct term *terms, int64_t count, const uint32_t *panel, int64_t from, int64_t until, int64_t vectors, float *sums,
-                 int first, int last, const struct target *to, int64_t column) {
+/* Rows [from, until) over one panel, as many at once as the registers hold sums of. */
+static void pass(const struct term *terms, int64_t count, const uint32_t *panel, int64_t from, int64_t until,
+                 int64_t vectors, float *sums, int first, int last, const struct target *to, int64_t column) {
     const int64_t tall = TALL / vectors;
     for (int64_t row = from; row < until; row += tall) {
         const int64_t some = until - row < tall ? until - row : tall;
@@ -215,7 +228,7 @@ static void pass(const struct term *terms, int64_t count, const uint32_t *panel,
     }
 }
 
-/* Terms cut to at most DEEP pairs each: to `pieces` where it is given; how many there are. */
+/* Cut terms to at most DEEP pairs each, to `pieces` unless null; return how many there are. */
 static int64_t cut(const struct term *terms, int64_t count, struct term *pieces) {
     int64_t n = 0;
     for (const struct term *term = terms; term < terms + count; term++)
@@ -231,13 +244,18 @@ static int64_t cut(const struct term *terms, int64_t count, struct term *pieces)
     return n;
 }
 
-/* out [rows][columns] = the sum of `count` terms, and of `onto` where it is given. */
-void tunery_product(const struct term *terms, int64_t count, const bf16 *onto, int64_t onto_row, bf16 *out, int64_t out_row, int64_t rows,
-                    int64_t columns) {
+/* out [rows][columns] = the sum of `count` terms, plus `onto` unless null. */
+void tunery_product(const struct term *terms, int64_t count, const bf16 *onto, int64_t onto_row, bf16 *out,
+                    int64_t out_row, int64_t rows, int64_t columns) {
     const struct target to = {out, onto, out_row, onto_row, columns};
-    const int64_t vectors = columns > 2 * LANES ? 3 : columns > LANES ? 2 : 1, width = LANES * vectors, tall = TALL / vectors;
-    const int64_t panels = (columns + width - 1) / width, tiles = (rows + tall - 1) / tall, all = cut(terms, count, NULL);
-    const int64_t strips = panels < ITEMS ? (ITEMS + panels - 1) / panels : 1, share = (tiles / strips + 1) * TALL * LANES;
+    const int64_t vectors = columns > 2 * LANES ? 3
+                            : columns > LANES   ? 2
+                                                : 1,
+                  width = LANES * vectors, tall = TALL / vectors;
+    const int64_t panels = (columns + width - 1) / width, tiles = (rows + tall - 1) / tall,
+                  all = cut(terms, count, NULL);
+    const int64_t strips = panels < ITEMS ? (ITEMS + panels - 1) / panels : 1,
+                  share = (tiles / strips + 1) * TALL * LANES;
     struct term *pieces = malloc((size_t)(all + 1) * sizeof *pieces);
     cut(terms, count, pieces);
     float *sums = NULL;
@@ -251,11 +269,14 @@ void tunery_product(const struct term *terms, int64_t count, const bf16 *onto, i
 #pragma omp for schedule(dynamic, 2)
             for (int64_t item = 0; item < panels * strips; item++) {
                 const int64_t column = item / strips * width, strip = item % strips;
-                const int64_t from = tiles * strip / strips * tall, end = tiles * (strip + 1) / strips * tall, until = end < rows ? end : rows;
+                const int64_t from = tiles * strip / strips * tall, end = tiles * (strip + 1) / strips * tall,
+                              until = end < rows ? end : rows;
                 if (from == end) continue;
                 uint32_t *at = panel;
-                for (int64_t i = piece; i < next; at += pieces[i++].depth / 2 * width) pack(pieces + i, column, columns, vectors, at);
-                pass(pieces + piece, next - piece, panel, from, until, vectors, sums ? sums + item * share : NULL, piece == 0, next == all, &to, column);
+                for (int64_t i = piece; i < next; at += pieces[i++].depth / 2 * width)
+                    pack(pieces + i, column, columns, vectors, at);
+                pass(pieces + piece, next - piece, panel, from, until, vectors, sums ? sums + item * share : NULL,
+                     piece == 0, next == all, &to, column);
             }
             free(panel);
         }

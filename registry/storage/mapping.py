@@ -1,4 +1,4 @@
-"""Owns turning table rows into records."""
+"""Map table rows to records."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _Key = tuple[str, int]
 
 
 def to_versions(connection: Connection, query: Select[Any]) -> list[Version]:
-    """The versions that a query of their rows finds, in its order: three queries, however many there are."""
+    """The versions that a query selects, in its order; takes three queries, however many versions there are."""
     version = schema.versions.c
     wanted = query.with_only_columns(version.adapter, version.number).subquery()
     entries = _files(connection, wanted)
@@ -59,22 +59,22 @@ def _pointing(connection: Connection, wanted: Subquery) -> dict[_Key, list[str]]
 
 
 def alias_map(connection: Connection, adapter: str) -> dict[str, int]:
-    """An adapter's aliases, by name."""
-    found = schema.aliases.c
-    rows = connection.execute(select(found.alias, found.number).where(found.adapter == adapter).order_by(found.alias))
+    """The version number that each alias of an adapter points to, by alias."""
+    alias = schema.aliases.c
+    rows = connection.execute(select(alias.alias, alias.number).where(alias.adapter == adapter).order_by(alias.alias))
     return {row.alias: row.number for row in rows}
 
 
 def to_base(row: Row[tuple[object, ...]]) -> Base:
-    """A base."""
+    """A row of `bases` as a record; its path as stored."""
     return Base(**row._mapping)
 
 
 def to_move(row: Row[tuple[object, ...]]) -> AliasMove:
-    """A move of an alias."""
+    """A row of `alias_moves` as a record."""
     return AliasMove(**{name: value for name, value in row._mapping.items() if name != "id"})
 
 
 def to_job(row: Row[tuple[object, ...]]) -> Job:
-    """A job."""
+    """A row of `jobs` as a record."""
     return Job(**row._mapping)

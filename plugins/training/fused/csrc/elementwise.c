@@ -1,11 +1,11 @@
-/* Owns the arithmetic of training that is neither product nor attention, on CPUs with AVX-512 and its bfloat16 products: norms, rotary
- * positions, gated activations and cross-entropy, each forward and backward. torch has a plain way beside each (operations.py).
+/* RMS norm, rotary positions, SwiGLU and cross-entropy, each forward and backward; operations.py has the torch version
+ * of each.
  *
  * Every row is computed by one thread in one order, so results do not depend on the number of threads.
  */
 #include "vectors.h"
 
-/* Whether this CPU has the instructions that the kernels are compiled to. */
+/* Whether this CPU has the instructions that the kernels are compiled for. */
 int tunery_supported(void) { return supported(); }
 
 int tunery_thread_limit = 0;
@@ -13,7 +13,8 @@ int tunery_thread_limit = 0;
 void tunery_limit_threads(int limit) { __atomic_store_n(&tunery_thread_limit, limit, __ATOMIC_RELAXED); }
 
 #ifdef NATIVE
-/* y = weight * x / root(mean(x^2) + eps). x, y [rows][width]; weight float32 [width]; scale float32 [rows] keeps the inverse root. */
+/* y = weight * x / sqrt(mean(x^2) + eps) (RMSNorm, arXiv 1910.07467). x, y [rows][width]; weight float32 [width]; scale
+ * float32 [rows] receives 1 / sqrt(...) for the backward pass. */
 void tunery_norm(const bf16 *x, const float *weight, bf16 *y, float *scale, int64_t rows, int64_t width, double eps) {
 #pragma omp parallel for num_threads(team()) schedule(static)
     for (int64_t row = 0; row < rows; row++) {
@@ -33,9 +34,10 @@ void tunery_norm(const bf16 *x, const float *weight, bf16 *y, float *scale, int6
     }
 }
 
-/* The gradient of tunery_norm, added to `carried` (which may be `out`): slope is that of y. y is written again for who needs it. */
-void tunery_norm_backward(const bf16 *slope, const bf16 *x, const float *weight, const float *scale, const bf16 *carried, bf16 *out, bf16 *y,
-                          int64_t rows, int64_t width) {
+/* The gradient of tunery_norm by x, where `slope` is the gradient by y, plus `carried` (which may be `out`), to `out`;
+ * y is computed again. */
+void tunery_norm_backward(const bf16 *slope, const bf16 *x, const float *weight, const float *scale,
+                          const bf16 *carried, bf16 *out, bf16 *y, int64_t rows, int64_t width) {
 #pragma omp parallel for num_threads(team()) schedule(static)
     for (int64_t row = 0; row < rows; row++) {
         const int64_t at = row * width;
@@ -59,8 +61,10 @@ void tunery_norm_backward(const bf16 *slope, const bf16 *x, const float *weight,
     }
 }
 
-/* Rotary positions in place: x [rows][heads][2 * half]; cosine, sine float32 [rows][2 * half], of which the first half counts; `sign` -1 undoes. */
-void tunery_rotate(bf16 *x, const float *cosine, const float *sine, int64_t rows, int64_t heads, int64_t half, double sign) {
+/* Rotary positions (arXiv 2104.09864) in place: x [rows][heads][2 * half]; cosine, sine float32 [rows][2 * half], of
+ * which the first half is read; `sign` -1 rotates back. */
+void tunery_rotate(bf16 *x, const float *cosine, const float *sine, int64_t rows, int64_t heads, int64_t half,
+                   double sign) {
     const __m512 way = _mm512_set1_ps((float)sign);
 #pragma omp parallel for num_threads(team()) schedule(static)
     for (int64_t row = 0; row < rows; row++)
@@ -77,9 +81,9 @@ void tunery_rotate(bf16 *x, const float *cosine, const float *sine, int64_t rows
         }
 }
 
-#define STRIP 4096 /* elements of a strip that one thread computes */
+#define STRIP 4096 /* elements that one thread computes at a time */
 
-/* out = silu(gate) * up, n elements each. */
+/* out = silu(gate) * up (SwiGLU, arXiv 2002.05202), n elements each. */
 void tunery_swiglu(const bf16 *gate, const bf16 *up, bf16 *out, int64_t n) {
 #pragma omp parallel for num_threads(team()) schedule(static)
     for (int64_t strip = 0; strip < n; strip += STRIP)
@@ -90,7 +94,8 @@ void tunery_swiglu(const bf16 *gate, const bf16 *up, bf16 *out, int64_t n) {
         }
 }
 
-/* The gradients of tunery_swiglu; `slope` is that of its output and is overwritten with the output itself. */
+/* The gradients of tunery_swiglu by gate and up; `slope` is the gradient by its output and is overwritten with the
+ * output itself. */
 void tunery_swiglu_backward(bf16 *slope, const bf16 *gate, const bf16 *up, bf16 *of_gate, bf16 *of_up, int64_t n) {
     const __m512 one = _mm512_set1_ps(1.0f);
 #pragma omp parallel for num_threads(team()) schedule(static)
@@ -106,8 +111,10 @@ void tunery_swiglu_backward(bf16 *slope, const bf16 *gate, const bf16 *up, bf16 
         }
 }
 
-/* Cross-entropy of logits [rows][size] with int64 `targets`, in nats, to float32 `losses`. With `slope`, logits become its gradient. */
-void tunery_cross_entropy(bf16 *logits, const int64_t *targets, float *losses, int64_t rows, int64_t size, int64_t slope) {
+/* Cross-entropy in nats of logits [rows][size] with int64 targets [rows], to float32 losses [rows]. With `slope`, the
+ * logits are overwritten with the gradient. */
+void tunery_cross_entropy(bf16 *logits, const int64_t *targets, float *losses, int64_t rows, int64_t size,
+                          int64_t slope) {
 #pragma omp parallel for num_threads(team()) schedule(static)
     for (int64_t row = 0; row < rows; row++) {
         bf16 *at = logits + row * size;
