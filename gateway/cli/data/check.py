@@ -16,11 +16,11 @@ from tunery.gateway.cli.terminal.options import as_json
 from tunery.gateway.cli.terminal.streams import is_utf8
 from tunery.gateway.cli.terminal.tables import print_table
 from tunery.gateway.cli.terminal.text import visible
-from tunery.plugins.data.checks.finding import KEPT
+from tunery.plugins.data.checks.report import KEPT
 from tunery.registry.errors import InvalidData
 
 if TYPE_CHECKING:
-    from tunery.plugins.data.checks.finding import DataReport
+    from tunery.plugins.data.checks.report import DataReport
 
 __all__ = ["check"]
 

@@ -1,6 +1,6 @@
-"""Owns the rule `diversity`: whether answers differ enough to learn more than a phrase from; measured on a sample.
+"""The rule `diversity`: whether the answers differ enough to learn more than a phrase from; measured on a sample.
 
-distinct-n: the share of different runs of n words among all runs (Li et al., "A diversity-promoting objective function", 2016).
+distinct-n is the share of distinct n-grams of words among all of them (Li et al., "A diversity-promoting objective function", 2016).
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
-from tunery.plugins.data.checks.finding import Check, Context, Fault
-from tunery.plugins.data.checks.line import Line, Place
+from tunery.plugins.data.checks.check import Check, CheckContext, Fault
+from tunery.plugins.data.checks.parsed_record import Location, ParsedRecord
 from tunery.plugins.hookspecs import Severity
 
 __all__ = ["Diversity"]
@@ -28,27 +28,27 @@ _REFUSAL = re.compile(
 _FEW_ROWS = 50
 _OPENING_SHARE, _ANSWER_SHARE, _REFUSAL_SHARE, _COMPRESSION = 0.3, 0.1, 0.1, 10.0
 _SENTENCE = 4
-"""Words from which an answer is no label."""
+"""Words from which an answer is a sentence rather than a label."""
 
 
 class Diversity(Check):
-    """A uniform sample of answers, the same for the same files."""
+    """Keeps a uniform sample of the answers (reservoir sampling), the same for the same files."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: CheckContext) -> None:
         super().__init__(context)
         self._random = random.Random(0)  # noqa: S311 - a sample, not a secret
         self._sample: list[str] = []
         self._rows = 0
 
-    def note(self, line: Line) -> str | None:
-        return line.answer[:CLIP] or None if not line.place.validation else None
+    def summarize(self, record: ParsedRecord) -> str | None:
+        return record.answer[:CLIP] or None if not record.location.held_out else None
 
-    def gather(self, place: Place, note: str) -> Iterable[Fault]:
+    def compare(self, location: Location, summary: str) -> Iterable[Fault]:
         self._rows += 1
         if len(self._sample) < SAMPLE:
-            self._sample.append(note)
+            self._sample.append(summary)
         elif (at := self._random.randrange(self._rows)) < SAMPLE:
-            self._sample[at] = note
+            self._sample[at] = summary
         return ()
 
     def statistics(self) -> dict[str, Any]:
@@ -56,7 +56,7 @@ class Diversity(Check):
 
     @cached_property
     def _figures(self) -> dict[str, Any]:
-        """Of the sample, worked out once: when the last line was gathered."""
+        """Figures of the sample, computed once, after the last record."""
         words = [answer.split() for answer in self._sample]
         whole = "\n".join(self._sample).encode("utf-8", "surrogatepass")
         whole_answers = Counter(" ".join(each) for each in words)
@@ -78,31 +78,31 @@ class Diversity(Check):
             "refusals": round(sum(map(_is_refusal, self._sample)) / len(self._sample), 4),
         }
 
-    def of_whole(self) -> Iterable[Fault]:
+    def check_dataset(self) -> Iterable[Fault]:
         if len(self._sample) < _FEW_ROWS:
             return
-        found = self._figures
-        for top in found["top_openings"][:1]:
+        figures = self._figures
+        for top in figures["top_openings"][:1]:
             if top["share"] > _OPENING_SHARE:
                 message = f"{top['share']:.0%} of the answers begin with {top['text']!r}"
-                yield Fault("$", message, "vary them, unless it is meant")
-        for top in found["top_answers"][:1]:
+                yield Fault("$", message, "vary them, unless this is intended")
+        for top in figures["top_answers"][:1]:
             if top["share"] > _ANSWER_SHARE:
                 message = f"{top['share']:.0%} of the answers are {top['text']!r}"
                 # Labels are few by nature; whole sentences are not.
                 severity: Severity = "info" if top["words"] < _SENTENCE else "warning"
                 yield Fault("$", message, "vary them, or keep fewer, unless it is a label", severity)
-        if found["refusals"] > _REFUSAL_SHARE:
+        if figures["refusals"] > _REFUSAL_SHARE:
             yield Fault(
                 "$",
-                f"{found['refusals']:.0%} of the answers refuse",
+                f"{figures['refusals']:.0%} of the answers refuse",
                 "drop some, or the model will refuse too",
                 "warning",
             )
-        if found["compression_ratio"] > _COMPRESSION:
+        if figures["compression_ratio"] > _COMPRESSION:
             yield Fault(
                 "$",
-                f"the answers compress {found['compression_ratio']:.0f} to 1: they say much the same",
+                f"the answers compress {figures['compression_ratio']:.0f} to 1: they say much the same",
                 "add other examples; quality and diversity matter more than quantity",
                 "warning",
             )

@@ -1,4 +1,4 @@
-"""Owns the rules that take a base: what of a row is trained, whether it ends, and how long it is in tokens."""
+"""The rules that need a base: which tokens of a row are trained, whether its answers end, and how long it is in tokens."""
 
 from __future__ import annotations
 
@@ -7,34 +7,34 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
-from tunery.plugins.data.checks.finding import Check, Context, Fault
-from tunery.plugins.data.checks.line import Line, Place
+from tunery.plugins.data.checks.check import Check, CheckContext, Fault
+from tunery.plugins.data.checks.parsed_record import Location, ParsedRecord
 from tunery.registry.errors import InvalidInput
 
-__all__ = ["EndOfTurn", "NoTrainableToken", "Refused", "TokenLength", "Truncation"]
+__all__ = ["EndOfTurn", "NoTrainableToken", "TemplateRefused", "TokenLength", "Truncation"]
 
 _UNTRAINABLE = "no_trainable_token"
 
 
-class Refused(Check):
-    """Rows that the template refuses, for another reason than that there is nothing to train."""
+class TemplateRefused(Check):
+    """Rows that the chat template refuses, for any reason but that there is nothing to train."""
 
-    def of_line(self, line: Line) -> Iterable[Fault]:
-        error = line.rendered
+    def check_record(self, record: ParsedRecord) -> Iterable[Fault]:
+        error = record.rendered
         if isinstance(error, InvalidInput) and error.code != _UNTRAINABLE:
             yield Fault("$", error.message, "change the row, or train another base")
 
 
 class NoTrainableToken(Check):
-    """Rows of which nothing is trained, or nothing within max_length."""
+    """Rows with no trained token, or none within max_length."""
 
-    def of_line(self, line: Line) -> Iterable[Fault]:
-        row = line.row
+    def check_record(self, record: ParsedRecord) -> Iterable[Fault]:
+        row = record.row
         if row is not None and all(message.get("weight") == 0 for message in _answers(row.messages)):
             yield Fault("$", "has no answer with a weight above 0", "drop the row, or set a weight to 1")
             return
         limit = self.context.max_length
-        if any(not any(example.trained[:limit]) for example in line.examples):
+        if any(not any(example.trained[:limit]) for example in record.examples):
             yield Fault(
                 "$",
                 f"has nothing to train on within max_length={limit} tokens",
@@ -45,9 +45,9 @@ class NoTrainableToken(Check):
 class EndOfTurn(Check):
     """Answers that do not end in a token that stops generation: the model would never learn to stop."""
 
-    def of_line(self, line: Line) -> Iterable[Fault]:
-        for example in line.examples:
-            stops = line.renderer.stop_ids if line.renderer else ()
+    def check_record(self, record: ParsedRecord) -> Iterable[Fault]:
+        for example in record.examples:
+            stops = record.renderer.stop_ids if record.renderer else ()
             ends = [example.ids[end - 1] in stops for _, end in _spans(example.trained)]
             if ends and not ends[-1]:
                 yield Fault(
@@ -62,11 +62,11 @@ class EndOfTurn(Check):
 
 
 class Truncation(Check):
-    """Rows that lose their end."""
+    """Rows longer than max_length, whose end is cut off."""
 
-    def of_line(self, line: Line) -> Iterable[Fault]:
+    def check_record(self, record: ParsedRecord) -> Iterable[Fault]:
         limit = self.context.max_length
-        for example in line.examples:
+        for example in record.examples:
             length, lost = len(example.ids), sum(example.trained[limit:])
             if length > limit:
                 yield Fault(
@@ -77,18 +77,18 @@ class Truncation(Check):
 
 
 class TokenLength(Check):
-    """Figures only: `tokens`."""
+    """Reports no faults, only the figures `tokens`."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: CheckContext) -> None:
         super().__init__(context)
         self._total: Counter[int] = Counter()
         self._trained: Counter[int] = Counter()
 
-    def note(self, line: Line) -> list[tuple[int, int]] | None:
-        return [(len(example.ids), sum(example.trained)) for example in line.examples] or None
+    def summarize(self, record: ParsedRecord) -> list[tuple[int, int]] | None:
+        return [(len(example.ids), sum(example.trained)) for example in record.examples] or None
 
-    def gather(self, place: Place, note: list[tuple[int, int]]) -> Iterable[Fault]:
-        for total, trained in note:
+    def compare(self, location: Location, summary: list[tuple[int, int]]) -> Iterable[Fault]:
+        for total, trained in summary:
             self._total[total] += 1
             self._trained[trained] += 1
         return ()
@@ -115,7 +115,7 @@ def _answers(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _spans(trained: Sequence[bool]) -> Iterator[tuple[int, int]]:
-    """Where runs of trained tokens begin and end."""
+    """Start and end of each run of trained tokens."""
     at = 0
     for is_trained, run in groupby(trained):
         start, at = at, at + sum(1 for _ in run)
@@ -124,7 +124,7 @@ def _spans(trained: Sequence[bool]) -> Iterator[tuple[int, int]]:
 
 
 def _quantiles(counts: Counter[int]) -> dict[str, int]:
-    """Of examples: the shortest, the median, the 95th of a hundred, the longest; and the sum of all."""
+    """Minimum, median, 95th percentile, maximum and sum of lengths that occur `counts[length]` times."""
     number, passed = sum(counts.values()), 0
     wanted = {"min": 0, "p50": (number - 1) // 2, "p95": (number - 1) * 95 // 100, "max": number - 1}
     found: dict[str, int] = {}

@@ -17,10 +17,10 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
-from tunery.plugins.data.render.length import TokenBytes, byte_alphabet, least_tokens, token_bytes
+from tunery.plugins.data.render.token_bounds import TokenBound, byte_alphabet, min_token_count, token_bytes
 from tunery.registry.errors import InvalidInput
 
-__all__ = ["Check", "Decoder", "Tokens", "read_json"]
+__all__ = ["Check", "Decoder", "BaseTokenizer", "read_json"]
 
 Check = Callable[[int], None]
 """Told how many tokens a text has at least; raises to end the reading of it."""
@@ -55,7 +55,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-class Tokens:
+class BaseTokenizer:
     """A base's tokenizer: `special` are the texts of its control tokens, longest first; `named` are bos_token and so on."""
 
     def __init__(self, folder: Path) -> None:
@@ -155,10 +155,10 @@ class Tokens:
 
     def least(self, text: str) -> int:
         """How many tokens the text has at least."""
-        return least_tokens(text, self.known)
+        return min_token_count(text, self.known)
 
     @cached_property
-    def known(self) -> TokenBytes | None:
+    def known(self) -> TokenBound | None:
         """What one token can stand for at most, if there is such a thing."""
         return token_bytes(self._tokenizer)
 
@@ -348,7 +348,7 @@ class Decoder:
     # A UTF-8 character has at most four bytes, so more waiting tokens than this are not the start of one.
     _PATIENCE = 8
 
-    def __init__(self, tokens: Tokens, *, skip_special: bool = True) -> None:
+    def __init__(self, tokens: BaseTokenizer, *, skip_special: bool = True) -> None:
         self._tokens, self._skip = tokens, skip_special
         self._ids: list[int] = []
         self._shown = 0

@@ -1,12 +1,12 @@
-"""The rules `placeholder`, `cut_answer` and `repeated_prompt`: texts that are not what somebody would have written."""
+"""The rules `placeholder`, `cut_answer` and `repeated_prompt`: texts that nobody would have written on purpose."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
 
-from tunery.plugins.data.checks.finding import Check, Fault
-from tunery.plugins.data.checks.line import Line
+from tunery.plugins.data.checks.check import Check, Fault
+from tunery.plugins.data.checks.parsed_record import ParsedRecord
 
 __all__ = ["CutAnswer", "Placeholder", "RepeatedPrompt"]
 
@@ -24,36 +24,37 @@ _ENDED = re.compile(r"[.!?:;\u2026][\"'\u201d\u2019)\]*_]{0,3}\s")
 _DANGLING = re.compile(
     r"(?:,|\b(?:a|an|the|and|or|but|of|to|in|on|at|for|with|from|by|as|that|which|because|if|when|your|is|are|was|were|will|can))$"
 )
-_MIN_WORDS, _ASKED_WORDS = 8, 4
+_MIN_WORDS, _PROMPT_WORDS = 8, 4
 _TAIL = 400
 _ADDRESS = re.compile(r"[/@_.:\\=]")
 _LIST_ITEM = re.compile(r"\s*(?:[-*\u2022+#>|]|\d{1,3}[.)])")
+_CUT = "write its end, generate it again with more tokens, or drop the row"
 
 
 class Placeholder(Check):
-    """Places of a template that nobody filled in."""
+    """Placeholders of a template that were not filled in."""
 
-    def of_line(self, line: Line) -> Iterable[Fault]:
-        for path, text in line.texts:
+    def check_record(self, record: ParsedRecord) -> Iterable[Fault]:
+        for path, text in record.texts:
             if (
                 ("{{" in text or "[" in text or "<" in text)
                 and "```" not in text
-                and (found := _PLACEHOLDER.search(text))
+                and (match := _PLACEHOLDER.search(text))
             ):
                 yield Fault(
                     path,
-                    f"holds {found[0]!r}, which looks like a template that was not filled in",
+                    f"holds {match[0]!r}, which looks like a template that was not filled in",
                     "fill it in, or drop the row",
                 )
 
 
 class CutAnswer(Check):
-    """Last answers that end in the middle of a sentence or of a block of code, as those do that met a limit of tokens."""
+    """Last answers that end in the middle of a sentence or code block, as when generation ran into a token limit."""
 
-    def of_line(self, line: Line) -> Iterable[Fault]:
-        if line.row is None or line.row.messages[-1].get("tool_calls"):
+    def check_record(self, record: ParsedRecord) -> Iterable[Fault]:
+        if record.row is None or record.row.messages[-1].get("tool_calls"):
             return
-        answer = line.answer.rstrip()
+        answer = record.answer.rstrip()
         if answer.count("```") % 2:
             yield Fault("$", "has an answer that ends inside a block of code", _CUT)
         elif _is_cut(answer):
@@ -61,16 +62,16 @@ class CutAnswer(Check):
 
 
 class RepeatedPrompt(Check):
-    """Answers that begin with the whole prompt, which would be trained with the prompt twice."""
+    """Answers that begin with the whole prompt, so that training would see the prompt twice."""
 
-    def of_line(self, line: Line) -> Iterable[Fault]:
-        row = line.row
+    def check_record(self, record: ParsedRecord) -> Iterable[Fault]:
+        row = record.row
         if row is None or len(row.messages) < 2 or row.messages[-2]["role"] != "user":
             return
-        asked = row.messages[-2]["content"].strip()
+        prompt = row.messages[-2]["content"].strip()
         answers = [row.messages[-1]["content"], *(message["content"] for message in (row.rejected or [])[:1])]
-        repeated = [answer.lstrip().startswith(asked) for answer in answers]
-        if len(asked.split(None, _ASKED_WORDS)) >= _ASKED_WORDS and any(repeated):
+        repeated = [answer.lstrip().startswith(prompt) for answer in answers]
+        if len(prompt.split(None, _PROMPT_WORDS)) >= _PROMPT_WORDS and any(repeated):
             one = "" if all(repeated) else "one "
             yield Fault(
                 "$",
@@ -81,7 +82,7 @@ class RepeatedPrompt(Check):
 
 
 def _is_cut(answer: str) -> bool:
-    """Whether a text of several sentences, or of one that leads on, has no end. Lists, links, code and labels need none."""
+    """Whether a text of several sentences, or one that leads on, stops short. Lists, links, code and labels need no end."""
     if not _OPEN_END.search(answer) or len(answer.split(None, _MIN_WORDS)) <= _MIN_WORDS:
         return False
     tail = answer[-_TAIL:]
@@ -90,9 +91,6 @@ def _is_cut(answer: str) -> bool:
         return False
     if _DANGLING.search(tail):
         return True
-    # Something of this line is a sentence with an end, and its rest is several words without one.
+    # The line has a complete sentence, followed by several words without an end.
     ended = list(_ENDED.finditer(last))
     return bool(ended) and len(last[ended[-1].end() :].split()) > 2
-
-
-_CUT = "write its end, generate it again with more tokens, or drop the row"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 
-from tunery.plugins.data.read.source import MAX_ROW, Record
+from tunery.plugins.data.read.record import MAX_ROW, Record
 
 __all__ = ["read_lines"]
 

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from tokenizers import Tokenizer
 
-__all__ = ["TokenBytes", "byte_alphabet", "least_tokens", "token_bytes"]
+__all__ = ["TokenBound", "byte_alphabet", "min_token_count", "token_bytes"]
 
 _STEP = 1 << 18
 
@@ -18,14 +18,14 @@ _KEEPING = {"ByteLevel", "Metaspace", "Split", "Digits", "UnicodeScripts"}
 """What splits a text without dropping any of it."""
 
 
-class TokenBytes(msgspec.Struct, frozen=True):
+class TokenBound(msgspec.Struct, frozen=True):
     """A token stands for `longest` bytes of a text at most; the bytes in `dropped` may be part of none."""
 
     longest: int
     dropped: bytes = b""
 
 
-def least_tokens(text: str, known: TokenBytes | None) -> int:
+def min_token_count(text: str, known: TokenBound | None) -> int:
     """The fewest tokens that `text` can be; 0 where nothing is known."""
     if known is None:
         return 0
@@ -35,7 +35,7 @@ def least_tokens(text: str, known: TokenBytes | None) -> int:
     return -(-size // known.longest)
 
 
-def token_bytes(tokenizer: Tokenizer) -> TokenBytes | None:
+def token_bytes(tokenizer: Tokenizer) -> TokenBound | None:
     """What a token can stand for; None where a tokenizer may drop or merge any number of bytes."""
     normal = _shrinking(_state(tokenizer.normalizer))
     if normal is None or not _keeps(_state(tokenizer.pre_tokenizer)) or _strips(tokenizer):
@@ -49,7 +49,7 @@ def token_bytes(tokenizer: Tokenizer) -> TokenBytes | None:
     added = (len(token.content.encode()) for token in tokenizer.get_added_tokens_decoder().values())
     if dropped and normal > 1:
         return None  # what is normalized may become what is dropped
-    return TokenBytes(max(pieces, *added, 1) * normal, dropped)
+    return TokenBound(max(pieces, *added, 1) * normal, dropped)
 
 
 def byte_alphabet() -> dict[str, int]:

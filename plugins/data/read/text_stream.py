@@ -14,12 +14,9 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
-from tunery.registry.errors import InvalidData
+from tunery.plugins.data.read.record import FileBroken
 
-__all__ = ["MAX_ROW", "FileBroken", "Record", "check_expansion", "open_text"]
-
-MAX_ROW = 4 * 2**20
-"""Bytes of the longest row accepted, about a million tokens; a longer one is not an example but a broken file."""
+__all__ = ["HEAD", "check_expansion", "open_text"]
 
 HEAD = 256 * 2**10
 """Bytes from which a file's kind is recognised."""
@@ -35,14 +32,7 @@ _ENCODINGS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 
-Record = tuple[int, bytes]
-"""A row's number in its file, from 1, and the bytes of its JSON object with a line end."""
-
 Blocks = Iterable[bytes]
-
-
-class FileBroken(InvalidData):
-    """A file of which no more rows can be read, whatever was read before."""
 
 
 def open_text(path: Path) -> tuple[bytes, io.BufferedReader]:

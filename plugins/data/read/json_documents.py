@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from tunery.plugins.data.read.source import MAX_ROW, FileBroken, Record
+from tunery.plugins.data.read.record import MAX_ROW, FileBroken, Record
 
 __all__ = ["read_documents"]
 
