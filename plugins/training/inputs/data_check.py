@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from tunery.plugins.data.checks.finding import Finding
+from tunery.plugins.data.checks.report import Finding
 from tunery.plugins.data.checks.runner import check_data
 from tunery.plugins.manager import Plugins
 from tunery.registry import Base

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from tunery.plugins.data.read import data_digest
-from tunery.plugins.data.render.tokens import read_json
+from tunery.plugins.data.render.tokenizer import read_json
 from tunery.plugins.events import EventSink
 from tunery.plugins.manager import Plugins, load_entrypoint
 from tunery.plugins.parameters import Choice, TrainingParameters, given_names, read_parameters

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from tunery.plugins.parameters import TrainingParameters, step_count
-from tunery.plugins.runtime.memory import available_memory, forget_peak, held_memory, peak_memory
+from tunery.plugins.runtime.memory import available_memory, current_memory, peak_memory, reset_peak_memory
 from tunery.plugins.training.examples.batches import Example, collate
 from tunery.plugins.training.loop.distributed import ProcessGroup
 from tunery.plugins.training.objectives.objective import Objective
@@ -59,11 +59,11 @@ def preflight(
     processes = processes or ProcessGroup()
     ranked = sorted(examples, key=lambda example: example.tokens, reverse=True)
     sharing = processes.local_size if device.type == "cpu" else 1
-    budget = int(parameters.memory_gb * 1e9) or held_memory(device) + int(SPARE * available_memory(device) / sharing)
+    budget = int(parameters.memory_gb * 1e9) or current_memory(device) + int(SPARE * available_memory(device) / sharing)
     with _Undisturbed(model):
         states = _states(model, dtype)
-        before = held_memory(device) + states
-        forget_peak(device)
+        before = current_memory(device) + states
+        reset_peak_memory(device)
         _try(model, ranked[:1], objective, device, dtype)
         one = max(peak_memory(device) + states - before, 1)
         size = _fitting(parameters.micro_batch_size, one, before, budget)

@@ -58,7 +58,7 @@ from tunery.plugins.training.trainer import (
     load_trained,
     measuring_dtype,
 )
-from tunery.registry import Job, Version
+from tunery.registry import Job, NewVersion, Version
 from tunery.registry.errors import JobPaused
 from tunery.registry.losses import NATS
 from tunery.registry.records import FileEntry
@@ -335,15 +335,17 @@ class Run:
         finished["finished_at"] = time.time()
         self.control.end()
         version = self.registry.publish(
-            self.request.adapter,
-            output,
-            base=self.base,
-            method=self.request.trainer,
-            manifest=finished,
-            metrics=metrics,
-            actor=self.request.actor,
-            alias=self.request.alias,
-            report=self.teller.folder if self.teller else None,
+            NewVersion(
+                adapter=self.request.adapter,
+                folder=output,
+                base=self.base,
+                method=self.request.trainer,
+                manifest=finished,
+                metrics=metrics,
+                actor=self.request.actor,
+                alias=self.request.alias,
+                report=self.teller.folder if self.teller else None,
+            )
         )
         self.registry.update_job(self.job.id, state="succeeded", version=version.number)
         self.manifest = finished

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.plugins.training.conftest import Train
-from tunery.plugins.data.checks.runner import _WORTH_A_POOL
+from tunery.plugins.data.checks.runner import _POOL_MIN_BYTES
 from tunery.plugins.events import JobEvent, Started, StepCompleted
 from tunery.plugins.manager import load_plugins
 from tunery.plugins.training import resume
@@ -131,7 +131,7 @@ def test_a_script_may_check_a_file_that_takes_several_processes(
             texts = [f"{number} {word} {number * 7} " * 90 for word in ("spring", "autumn")]
             file.write(json.dumps({"prompt": texts[0], "completion": texts[1]}) + "\n")
         file.write('{"prompt": "card", "completion": "4111 1111 1111 1111"}\n')
-    assert data.stat().st_size > _WORTH_A_POOL
+    assert data.stat().st_size > _POOL_MIN_BYTES
     script = tmp_path / "script.py"
     script.write_text(SCRIPT + call)
     done = subprocess.run(

@@ -24,7 +24,7 @@ from tunery.plugins.manager import load_plugins
 from tunery.plugins.testing import CHATML, write_rows
 from tunery.plugins.training import resume
 from tunery.plugins.training.objectives.objective import Supervised
-from tunery.registry import Base, Version
+from tunery.registry import Base, NewVersion, Version
 from tunery.registry.errors import TuneryError
 from tunery.registry.registry import Registry
 
@@ -89,7 +89,16 @@ def _publish(registry: Registry, base: Base, folder: Path, adapter: str = "acme/
     config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}
     (folder / "adapter_config.json").write_text(json.dumps(config))
     return registry.publish(
-        adapter, folder, base=base, method="lora", manifest={}, metrics={}, actor="test", alias="production"
+        NewVersion(
+            adapter=adapter,
+            folder=folder,
+            base=base,
+            method="lora",
+            manifest={},
+            metrics={},
+            actor="test",
+            alias="production",
+        )
     )
 
 
