@@ -11,7 +11,7 @@ setup: .venv/stamp build/typing/tunery
 
 # torch first and pinned: with it there, nothing else pulls in another build. The native kernels are built by the way; where that
 # fails, none are better than old ones.
-.venv/stamp: pyproject.toml constraints.txt plugins/runtime/native.h gateway/engine/models/native/kernels.c $(wildcard plugins/training/fused/*.[ch])
+.venv/stamp: pyproject.toml constraints.txt plugins/runtime/native.h $(wildcard gateway/engine/models/native/csrc/*.[ch] plugins/training/fused/csrc/*.[ch])
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	rm -f gateway/engine/models/native/_kernels*.so plugins/training/fused/_kernels*.so
 	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"

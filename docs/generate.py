@@ -10,6 +10,8 @@ import inspect
 import json
 import re
 import sys
+import types
+import typing
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from tunery.gateway.bench.report import bars_table, read_bars, read_rows, rows_t
 from tunery.gateway.bench.training import table
 from tunery.plugins import hookspecs
 from tunery.plugins.bases.architectures import EXACT, REFUSED
+from tunery.plugins.events import EVENTS
 from tunery.plugins.manager import load_plugins
 from tunery.plugins.parameters import describe_parameters
 from tunery.registry.settings import Settings
@@ -61,6 +64,28 @@ def parameters_table() -> str:
         cells = [f"`{own[name].default}`" if name in own else "" for own in described.values()]
         rows.append(f"| `{name}` | {' | '.join(cells)} | {every[name].type} | {every[name].description} |")
     return "\n".join(rows)
+
+
+def events_table() -> str:
+    """Every kind of job event: when it is sent, and its fields."""
+    rows = ["| `kind` | struct | sent when | fields |", "|---|---|---|---|"]
+    for event in EVENTS:
+        fields = []
+        for field in msgspec.structs.fields(event):
+            kind, *notes = typing.get_args(field.type)
+            optional = ", may be absent" if field.default is msgspec.UNSET else ""
+            fields.append(f"`{field.name}` ({_type_name(kind)}{optional}): {notes[0].description}")
+        when = " ".join((event.__doc__ or "").split())
+        rows.append(f"| `{event.__struct_config__.tag}` | `{event.__name__}` | {when} | {'<br>'.join(fields)} |")
+    return "\n".join(rows)
+
+
+def _type_name(kind: Any) -> str:
+    """A type as Python writes it, without the modules of its names."""
+    names = [_type_name(each) for each in typing.get_args(kind) if each is not msgspec.UnsetType]
+    if isinstance(kind, types.UnionType):
+        return " or ".join("null" if name == "NoneType" else name for name in names)
+    return f"{kind.__name__}[{', '.join(names)}]" if names else str(kind.__name__)
 
 
 def architectures_table() -> str:
@@ -117,6 +142,7 @@ PARTS: dict[str, tuple[str, Callable[[], str]]] = {
     "settings": ("operations.md", settings_table),
     "hooks": ("plugins.md", hooks_table),
     "parameters": ("plugins.md", parameters_table),
+    "events": ("training.md", events_table),
 }
 
 

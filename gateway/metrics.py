@@ -17,9 +17,9 @@ from prometheus_client.registry import Collector
 
 from tunery.gateway.engine.messages import Ready, Stats
 
-__all__ = ["BASE", "MAX_ADAPTERS", "MIX", "OTHER", "Metrics"]
+__all__ = ["BASE", "COMPOSITION", "MAX_ADAPTERS", "OTHER", "Metrics"]
 
-BASE, MIX, OTHER = "base", "mix", "other"
+BASE, COMPOSITION, OTHER = "base", "mix", "other"
 MAX_ADAPTERS = 200
 
 FIRST_TOKEN = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 30.0)
@@ -58,14 +58,14 @@ class Metrics:
         self.registry.register(_LoraInfo(lambda: (self._ready, self._stats)))
 
     def label(self, adapter: str | None) -> str:
-        """The label of a registered adapter; None is the bare base, and MIX any composition."""
+        """The label of a registered adapter; None is the bare base, and COMPOSITION any composition."""
         if adapter is None:
             return BASE
-        known = adapter == MIX or adapter in self._adapters or len(self._adapters) < MAX_ADAPTERS
+        known = adapter == COMPOSITION or adapter in self._adapters or len(self._adapters) < MAX_ADAPTERS
         label = adapter if known else OTHER
         if label not in self._begun:
             self._begin(label)
-        if label not in (MIX, OTHER):
+        if label not in (COMPOSITION, OTHER):
             self._adapters.add(label)
         return label
 
@@ -87,7 +87,7 @@ class Metrics:
             self.requests.labels(label, outcome)
         for counter in (self.prompt_tokens, self.generated_tokens):
             counter.labels(label)
-        if label not in (BASE, MIX):
+        if label not in (BASE, COMPOSITION):
             for counter in self._residency_counters.values():
                 counter.labels(label)
             self.load_seconds.labels(label)

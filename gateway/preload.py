@@ -52,7 +52,7 @@ class Preloading:
                 log.exception("%s is not preloaded", reference)
 
     async def _load(self, reference: str) -> None:
-        mix = self._resolver.resolve_one(reference).mix
-        if not mix:
+        composition = self._resolver.resolve_one(reference).composition
+        if not composition:
             raise InvalidInput("it is the base, which is always in memory")
-        await self._engine.load(mix[0].source, pin=True)
+        await self._engine.load(composition[0].source, pin=True)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import msgspec
 
-from tunery.gateway.engine.messages import AdapterSource, Weighted, mix_digest, mix_title
-from tunery.gateway.metrics import MIX
+from tunery.gateway.engine.messages import AdapterSource, WeightedAdapter, composition_digest, composition_title
+from tunery.gateway.metrics import COMPOSITION
 from tunery.registry import Base, Version
 from tunery.registry.errors import InvalidInput, NotFound, near
 from tunery.registry.names import MAX_PARTS, parse_composition, tenant_of
@@ -22,11 +22,11 @@ LONGEST_NAME = 256
 
 
 class Target(msgspec.Struct, frozen=True):
-    """What answers a request: the versions of `mix` on the base, each with its weight; the bare base when there are none."""
+    """What answers a request: the versions of `composition` on the base, each with its weight; the bare base when there are none."""
 
     base: Base
     versions: tuple[Version, ...] = ()
-    mix: tuple[Weighted, ...] = ()
+    composition: tuple[WeightedAdapter, ...] = ()
 
     @property
     def version(self) -> Version | None:
@@ -41,17 +41,17 @@ class Target(msgspec.Struct, frozen=True):
     @property
     def label(self) -> str | None:
         """What metrics call it: the adapter, `mix` for several, None for the bare base."""
-        return self.version.adapter if self.version else MIX if self.versions else None
+        return self.version.adapter if self.version else COMPOSITION if self.versions else None
 
     @property
     def title(self) -> str | None:
         """What the access log calls it: the adapter, or all parts of a composition."""
-        return self.version.adapter if self.version else mix_title(self.mix) or None
+        return self.version.adapter if self.version else composition_title(self.composition) or None
 
     @property
     def fingerprint(self) -> str:
         """`system_fingerprint`: the identity of the base and of what is on it."""
-        return f"tunery-{self.base.digest[:10]}-{mix_digest(self.mix)[:10] or 'base'}"
+        return f"tunery-{self.base.digest[:10]}-{composition_digest(self.composition)[:10] or 'base'}"
 
     def headers(self) -> dict[str, str]:
         """What the response says of who answered; the parts of a composition are joined by commas."""
@@ -62,8 +62,8 @@ class Target(msgspec.Struct, frozen=True):
                 "x-tunery-version": ",".join(str(version.number) for version in self.versions),
                 "x-tunery-digest": ",".join(version.digest for version in self.versions),
             }
-        if any(part.weight != 1.0 for part in self.mix):
-            headers["x-tunery-weight"] = ",".join(f"{part.weight:g}" for part in self.mix)
+        if any(part.weight != 1.0 for part in self.composition):
+            headers["x-tunery-weight"] = ",".join(f"{part.weight:g}" for part in self.composition)
         return headers
 
 
@@ -119,8 +119,11 @@ class Resolver:
                 code="invalid_composition",
                 param=param,
             )
-        mix = [Weighted(target.mix[0].source, part.weight) for target, part in zip(targets, parts, strict=True)]
-        return Target(self.base, versions, tuple(mix))
+        composition = [
+            WeightedAdapter(target.composition[0].source, part.weight)
+            for target, part in zip(targets, parts, strict=True)
+        ]
+        return Target(self.base, versions, tuple(composition))
 
     def _is_base(self, name: str) -> bool:
         # A Hub id looks like an adapter's name; where there is such an adapter, that is what is meant.
@@ -165,7 +168,7 @@ class Resolver:
         served = {name: str(files[name]) for name in (CONFIG, WEIGHTS)}
         digests = {entry.path: entry.sha256 for entry in version.files if entry.path in served}
         source = AdapterSource(version.digest, version.adapter, version.number, served, digests)
-        return Target(self.base, (version,), (Weighted(source),))
+        return Target(self.base, (version,), (WeightedAdapter(source),))
 
     def names(self) -> list[str]:
         """Every model name there is: the base's and the adapters'."""

@@ -20,6 +20,7 @@ import msgspec
 import pluggy
 
 from tunery.plugins import hookspecs
+from tunery.plugins.events import JobEvent
 from tunery.plugins.hookspecs import API_VERSION, BaseSource, CheckInfo, FormatInfo, GateInfo, TrainerInfo
 from tunery.registry.errors import InvalidInput, UnknownName, near
 
@@ -197,7 +198,7 @@ class Plugins:
                 else:
                     cli.add_command(command, name)
 
-    def job_event(self, job: Job, event: dict[str, Any]) -> None:
+    def job_event(self, job: Job, event: JobEvent) -> None:
         """Tell every observer that a job did something."""
         self._observe("job_event", {"job": job, "event": event})
 

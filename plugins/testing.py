@@ -25,6 +25,7 @@ from typing import Any, ClassVar
 
 import pytest
 
+from tunery.plugins.events import EventSink, JobEvent, StepCompleted
 from tunery.plugins.manager import Plugins, load_plugins
 from tunery.plugins.parameters import read_parameters
 from tunery.registry import Base, Version
@@ -143,16 +144,16 @@ class TrainerBench:
             answers = write_rows(folder / "answers.jsonl", 40)
             self.parent = self._train(teacher, answers, {"epochs": LONG}, lambda event: None, None)
 
-    def train(self, *, report: Callable[[dict[str, Any]], None] = lambda event: None, **parameters: Any) -> Version:
+    def train(self, *, on_event: EventSink = lambda event: None, **parameters: Any) -> Version:
         """A version of `acme/tiny`."""
-        return self._train(self.trainer, self.rows, self.values | parameters, report, self.parent)
+        return self._train(self.trainer, self.rows, self.values | parameters, on_event, self.parent)
 
     def _train(
         self,
         trainer: str,
         rows: Path,
         parameters: dict[str, Any],
-        report: Callable[[dict[str, Any]], None],
+        on_event: EventSink,
         parent: Version | None,
     ) -> Version:
         from tunery.plugins.training import TrainRequest, train
@@ -165,7 +166,7 @@ class TrainerBench:
         )  # fmt: skip
         kind = self.plugins.trainer(trainer).parameters
         chosen = read_parameters(kind, values)
-        return train(request, chosen, registry=self.registry, plugins=self.plugins, report=report)
+        return train(request, chosen, registry=self.registry, plugins=self.plugins, on_event=on_event)
 
     def train_well(self) -> Version:
         """A version that has learned to end its answers: by itself, or from its parent."""
@@ -270,14 +271,14 @@ class TrainerConformance:
 
         step = random.randint(4, 40)
 
-        def die(event: dict[str, Any]) -> None:
-            if event["kind"] == "step" and event["step"] == step:
+        def die(event: JobEvent) -> None:
+            if isinstance(event, StepCompleted) and event.step == step:
                 raise _Killed
 
         with pytest.raises(_Killed):
-            bench.train(report=die)
+            bench.train(on_event=die)
         job = bench.registry.jobs()[0]
-        again = resume(job.id, registry=bench.registry, plugins=bench.plugins, report=lambda event: None)
+        again = resume(job.id, registry=bench.registry, plugins=bench.plugins, on_event=lambda event: None)
         assert again.digest == bench.version.digest, f"killed at step {step}"
 
     def test_the_end_of_a_turn_is_learned(self, bench: TrainerBench) -> None:
@@ -324,14 +325,14 @@ class TrainerConformance:
         before, steps = len(bench.registry.versions()), 100_000
         done: list[int] = []
 
-        def step(event: dict[str, Any]) -> None:
-            if event["kind"] == "step":
-                done.append(event["step"])
+        def step(event: JobEvent) -> None:
+            if isinstance(event, StepCompleted):
+                done.append(event.step)
                 if len(done) == 1:
                     ask(bench.registry.home.jobs / bench.registry.jobs()[0].id, "cancel")
 
         with pytest.raises(KeyboardInterrupt, match="was cancelled"):
-            bench.train(report=step, max_steps=steps, eval_every=0, checkpoint_every=0)
+            bench.train(on_event=step, max_steps=steps, eval_every=0, checkpoint_every=0)
         assert done[-1] < steps // 10
         assert bench.registry.jobs()[0].state == "cancelled"
         assert len(bench.registry.versions()) == before
@@ -387,7 +388,7 @@ def _distributions(bench: TrainerBench, folder: Path) -> tuple[Any, Any, Any]:
     objective.prepare(model, (rows, ()), path=folder / "reference.json", device=cpu, dtype=torch.float32)
     Loop(
         model, rows, parameters, device=cpu, dtype=torch.float32, checkpoint=folder / "checkpoint",
-        fingerprint="", report=lambda event: None, evaluate=None, objective=objective,
+        fingerprint="", on_event=lambda event: None, evaluate=None, objective=objective,
     ).run()  # fmt: skip
     live = _log_probabilities(model, bench.prompts())
     output = folder / "output"

@@ -90,10 +90,10 @@ async def unload_adapter(data: JSONBody[AdapterReference], gateway: NamedDepende
 
 
 def _source(data: AdapterReference, gateway: Gateway) -> AdapterSource:
-    mix = gateway.resolver.resolve_one(data.adapter, param="adapter").mix
-    if not mix:
+    composition = gateway.resolver.resolve_one(data.adapter, param="adapter").composition
+    if not composition:
         raise InvalidInput(f"{data.adapter!r} is the base, which is always in memory; name an adapter", param="adapter")
-    return mix[0].source
+    return composition[0].source
 
 
 def _state(source: AdapterSource, size: int, *, resident: bool, pinned: bool) -> AdapterState:

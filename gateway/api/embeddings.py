@@ -79,7 +79,9 @@ async def _embed(
     label, pooling = gateway.metrics.label(target.label), data.pooling or "mean"
 
     async def embed(prompt: tuple[int, ...]) -> Vector:
-        command = Embed(id=uuid.uuid4().hex, prompt=prompt, pooling=pooling, mix=target.mix, tenant=target.tenant)
+        command = Embed(
+            id=uuid.uuid4().hex, prompt=prompt, pooling=pooling, composition=target.composition, tenant=target.tenant
+        )
         return format_vector(await _measured(gateway, command, label, trace), data)
 
     with gateway.hold(len(inputs), target, param="input"):

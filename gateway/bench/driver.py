@@ -9,7 +9,16 @@ from types import TracebackType
 
 from tunery.gateway.engine.config import EngineConfig
 from tunery.gateway.engine.core import EngineCore
-from tunery.gateway.engine.messages import AdapterSource, Event, Failed, Generate, Load, Sampling, Tokens, Weighted
+from tunery.gateway.engine.messages import (
+    AdapterSource,
+    Event,
+    Failed,
+    Generate,
+    Load,
+    Sampling,
+    Tokens,
+    WeightedAdapter,
+)
 from tunery.registry.errors import Unavailable
 
 __all__ = ["Driver", "Times"]
@@ -75,10 +84,10 @@ class Driver:
     def ask(self, name: str, prompt: tuple[int, ...], new: int, source: AdapterSource | None) -> None:
         """Queue a greedy request of exactly `new` tokens."""
         sampling = Sampling(max_tokens=new, temperature=0.0, ignore_eos=True)
-        mix = (Weighted(source),) if source else ()
+        composition = (WeightedAdapter(source),) if source else ()
         self._times[name] = Times(self.now())
         tenant = source.name.partition("/")[0] if source else ""
-        self.core.handle(Generate(id=name, prompt=prompt, sampling=sampling, mix=mix, tenant=tenant))
+        self.core.handle(Generate(id=name, prompt=prompt, sampling=sampling, composition=composition, tenant=tenant))
 
     def step(self) -> None:
         """One step of the engine, its tokens noted."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from tunery.gateway.engine.adapters.adapter import ServedAdapter
+from tunery.gateway.engine.adapters.interface import ServedAdapter
 from tunery.gateway.engine.adapters.residency import Residency
 from tunery.gateway.engine.config import EngineConfig
 from tunery.gateway.engine.messages import (
@@ -29,18 +29,19 @@ from tunery.gateway.engine.messages import (
     Tokens,
     Unload,
     Unloaded,
-    mix_title,
+    composition_title,
 )
-from tunery.gateway.engine.models.model import Model, open_model
-from tunery.gateway.engine.sampling.grammar_compiler import Compiler
-from tunery.gateway.engine.sampling.grammar_trial import Trials
-from tunery.gateway.engine.sampling.sampler import sample, score
-from tunery.gateway.engine.sampling.structured_output import Grammars, Guide
-from tunery.gateway.engine.scheduling.fairness import Fairness
-from tunery.gateway.engine.scheduling.forward_batch import Output, Scheduled, lay_out
-from tunery.gateway.engine.scheduling.page_allocator import Pages
+from tunery.gateway.engine.models.interface import Model
+from tunery.gateway.engine.models.open_model import open_model
+from tunery.gateway.engine.sampling.sampler import argmax_logsumexp, sample, score
+from tunery.gateway.engine.scheduling.fairness import VirtualTokenCounter
+from tunery.gateway.engine.scheduling.forward_batch import OutputRow, ScheduledTokens, build_forward_batch
+from tunery.gateway.engine.scheduling.page_allocator import PageAllocator
 from tunery.gateway.engine.scheduling.scheduler import Scheduler
 from tunery.gateway.engine.scheduling.sequence import Sequence
+from tunery.gateway.engine.structured_output.compiler import GrammarCompiler
+from tunery.gateway.engine.structured_output.grammars import Grammars, Guide
+from tunery.gateway.engine.structured_output.trial import TrialProcess
 from tunery.plugins.runtime.threads import follow_governor
 from tunery.registry.errors import ArtifactRefused, InvalidInput, StorageFailed, TuneryError
 
@@ -65,7 +66,8 @@ class EngineCore:
         self._clock = clock
         self.model, self._load_seconds = open_model(config, clock=clock)
         model: Model = self.model
-        self.pages = Pages(model.kv_pages, reuse=config.prefix_cache)
+        self._reduce = model.argmax_logsumexp or argmax_logsumexp
+        self.pages = PageAllocator(model.kv_pages, reuse=config.prefix_cache)
         self.residency: Residency[ServedAdapter] = Residency(
             config.adapter_budget,
             model.read_adapter,
@@ -78,12 +80,12 @@ class EngineCore:
             self.residency,
             max_batch=config.max_batch,
             token_budget=config.token_budget or TOKEN_BUDGET.get(model.device.type, TOKEN_BUDGET["cuda"]),
-            fairness=Fairness(config.tenant_weights),
+            fairness=VirtualTokenCounter(config.tenant_weights),
         )
         self._eos_ids = frozenset(config.eos_ids)
         self._grammars = Grammars(Path(config.base_folder), model.vocab_size, config.eos_ids)
-        trials = Trials(Path(config.base_folder), model.vocab_size, sorted(set(config.eos_ids)))
-        self._compiler = Compiler(self._grammars, trials)
+        trials = TrialProcess(Path(config.base_folder), model.vocab_size, sorted(set(config.eos_ids)))
+        self._compiler = GrammarCompiler(self._grammars, trials)
         self._compiling: dict[str, tuple[Sequence, Future[Guide]]] = {}
         self._preloads: list[Load] = []
         self._steps = 0
@@ -264,9 +266,9 @@ class EngineCore:
 
     # -- a step -----------------------------------------------------------------------------------------------------------
 
-    def _run(self, scheduled: list[Scheduled]) -> None:
+    def _run(self, scheduled: list[ScheduledTokens]) -> None:
         """Run the model on the scheduled tokens, and make tokens, scores and vectors of what comes out."""
-        step = lay_out(scheduled)
+        step = build_forward_batch(scheduled)
         logits, hidden = self.model.run(step)
         self._steps += 1
         self._step_tokens += len(step.tokens)
@@ -276,24 +278,22 @@ class EngineCore:
         self._sample([output for output in step.logits if output.sample and self._runs(output)], step.logits, logits)
         self._pool(scheduled, step.hidden, hidden)
 
-    def _score(self, wanted: list[Output], outputs: tuple[Output, ...], logits: torch.Tensor) -> None:
+    def _score(self, wanted: list[OutputRow], outputs: tuple[OutputRow, ...], logits: torch.Tensor) -> None:
         if not wanted:
             return
         tokens = [output.sequence.tokens[output.position + 1] for output in wanted]
         counts = [output.sequence.sampling.prompt_logprobs for output in wanted]
-        for output, one in zip(
-            wanted, score(_of(wanted, outputs, logits), tokens, counts, self.model.kernels), strict=True
-        ):
+        for output, one in zip(wanted, score(_of(wanted, outputs, logits), tokens, counts, self._reduce), strict=True):
             if one is not None:
                 output.sequence.scores.append(one)
             elif self._runs(output):
                 self._fail(output.sequence)
 
-    def _sample(self, wanted: list[Output], outputs: tuple[Output, ...], logits: torch.Tensor) -> None:
+    def _sample(self, wanted: list[OutputRow], outputs: tuple[OutputRow, ...], logits: torch.Tensor) -> None:
         if not wanted:
             return
         sequences = [output.sequence for output in wanted]
-        choices = sample(_of(wanted, outputs, logits), sequences, self.model.kernels)
+        choices = sample(_of(wanted, outputs, logits), sequences, self._reduce)
         tokens = []
         for sequence, choice in zip(sequences, choices, strict=True):
             if choice is None:
@@ -311,7 +311,7 @@ class EngineCore:
                 self.scheduler.finish(sequence)
         self._emit(Tokens(tokens))
 
-    def _pool(self, scheduled: list[Scheduled], outputs: tuple[Output, ...], hidden: torch.Tensor) -> None:
+    def _pool(self, scheduled: list[ScheduledTokens], outputs: tuple[OutputRow, ...], hidden: torch.Tensor) -> None:
         """Add the hidden states up, and answer the embeddings that are complete."""
         for output, row in zip(outputs, hidden, strict=True):
             before = output.sequence.pooled
@@ -327,13 +327,13 @@ class EngineCore:
             self._emit(Embedded(sequence.id, (sequence.pooled / count).tolist()))
             self.scheduler.finish(sequence)
 
-    def _runs(self, output: Output) -> bool:
+    def _runs(self, output: OutputRow) -> bool:
         """Whether an output's sequence has not ended in this step."""
         return self.scheduler.find(output.sequence.id) is output.sequence
 
     def _fail(self, sequence: Sequence) -> None:
         """End a sequence whose numbers are not finite: its adapters', or else the base's own fault."""
-        error = _not_finite(mix_title(sequence.mix), self._config)
+        error = _not_finite(composition_title(sequence.composition), self._config)
         self._emit(Failed(sequence.id, error.code, error.message))
         self.scheduler.finish(sequence)
 
@@ -353,7 +353,7 @@ def _not_finite(adapters: str, config: EngineConfig) -> TuneryError:
     )
 
 
-def _of(wanted: list[Output], outputs: tuple[Output, ...], logits: torch.Tensor) -> torch.Tensor:
+def _of(wanted: list[OutputRow], outputs: tuple[OutputRow, ...], logits: torch.Tensor) -> torch.Tensor:
     """The rows of `logits`, one per element of `outputs`, that belong to `wanted`."""
     if len(wanted) == len(outputs):
         return logits

@@ -35,9 +35,9 @@ __all__ = [
     "TopToken",
     "Unload",
     "Unloaded",
-    "Weighted",
-    "mix_digest",
-    "mix_title",
+    "WeightedAdapter",
+    "composition_digest",
+    "composition_title",
 ]
 
 
@@ -55,27 +55,31 @@ class AdapterSource(msgspec.Struct, frozen=True):
     files: dict[str, str]
     sha256: dict[str, str] = {}
 
+    @property
+    def title(self) -> str:
+        """How messages name it: `acme/support@3`."""
+        return f"{self.name}@{self.number}"
 
-class Weighted(msgspec.Struct, frozen=True):
+
+class WeightedAdapter(msgspec.Struct, frozen=True):
     """An adapter with the weight its correction has in a composition; alone, it has weight 1."""
 
     source: AdapterSource
     weight: float = 1.0
 
 
-def mix_digest(mix: Sequence[Weighted]) -> str:
+def composition_digest(composition: Sequence[WeightedAdapter]) -> str:
     """The identity of what answers: empty for the bare base, the version's own digest for one adapter at weight 1."""
-    if len(mix) == 1 and mix[0].weight == 1.0:
-        return mix[0].source.digest
-    spelled = "+".join(f"{part.source.digest}:{part.weight!r}" for part in mix)
-    return hashlib.sha256(spelled.encode()).hexdigest() if mix else ""
+    if len(composition) == 1 and composition[0].weight == 1.0:
+        return composition[0].source.digest
+    spelled = "+".join(f"{part.source.digest}:{part.weight!r}" for part in composition)
+    return hashlib.sha256(spelled.encode()).hexdigest() if composition else ""
 
 
-def mix_title(mix: Sequence[Weighted]) -> str:
+def composition_title(composition: Sequence[WeightedAdapter]) -> str:
     """How a composition is written: `acme/tone@1:0.5+acme/facts@2`."""
-    named = (f"{part.source.name}@{part.source.number}" for part in mix)
     return "+".join(
-        name if part.weight == 1.0 else f"{name}:{part.weight:g}" for name, part in zip(named, mix, strict=True)
+        part.source.title if part.weight == 1.0 else f"{part.source.title}:{part.weight:g}" for part in composition
     )
 
 
@@ -121,7 +125,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Generate(msgspec.Struct, frozen=True, kw_only=True, tag="generate"):
-    """Continue `prompt` (token ids) on the adapters of `mix`, or on the bare base when it is empty.
+    """Continue `prompt` (token ids) on the adapters of `composition`, or on the bare base when it is empty.
 
     `id` is unique per request; `tenant` is who is charged for it in the engine's fairness.
     """
@@ -129,7 +133,7 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag="generate"):
     id: str
     prompt: tuple[int, ...]
     sampling: Sampling
-    mix: tuple[Weighted, ...] = ()
+    composition: tuple[WeightedAdapter, ...] = ()
     tenant: str = ""
 
 
@@ -139,7 +143,7 @@ class Embed(msgspec.Struct, frozen=True, kw_only=True, tag="embed"):
     id: str
     prompt: tuple[int, ...]
     pooling: Literal["mean", "last"] = "mean"
-    mix: tuple[Weighted, ...] = ()
+    composition: tuple[WeightedAdapter, ...] = ()
     tenant: str = ""
 
 

@@ -13,7 +13,16 @@ import msgspec
 
 from tunery.gateway.engine.config import EngineConfig
 from tunery.gateway.engine.core import EngineCore
-from tunery.gateway.engine.messages import AdapterSource, Event, Failed, Generate, Sampling, Token, Tokens, Weighted
+from tunery.gateway.engine.messages import (
+    AdapterSource,
+    Event,
+    Failed,
+    Generate,
+    Sampling,
+    Token,
+    Tokens,
+    WeightedAdapter,
+)
 from tunery.plugins.data.render.renderer import Renderer
 from tunery.plugins.training.examples.batches import Example
 from tunery.plugins.training.gates import GateCase, GateRequest, Precision
@@ -49,7 +58,7 @@ class Served:
     def __init__(self, request: GateRequest, precision: Precision) -> None:
         folder = Path(request.folder)
         files = {name: str(folder / name) for name in (CONFIG, WEIGHTS)}
-        self._adapter = (Weighted(AdapterSource("candidate", request.adapter, 0, files)),)
+        self._adapter = (WeightedAdapter(AdapterSource("candidate", request.adapter, 0, files)),)
         self._events: list[Event] = []
         longest = max((len(row.ids) for row in (*request.held_out, *request.trained)), default=0) + ROOM
         self._core = EngineCore(
@@ -95,9 +104,9 @@ class Served:
     def _run(self, prompts: Sequence[Sequence[int]], sampling: Sequence[Sampling], *, tuned: bool) -> list[list[Token]]:
         """Run requests together to their ends; each one's tokens. Raise ArtifactRefused when the engine refuses one."""
         self._events.clear()
-        mix = self._adapter if tuned else ()
+        composition = self._adapter if tuned else ()
         for number, (prompt, how) in enumerate(zip(prompts, sampling, strict=True)):
-            self._core.handle(Generate(id=str(number), prompt=tuple(prompt), sampling=how, mix=mix))
+            self._core.handle(Generate(id=str(number), prompt=tuple(prompt), sampling=how, composition=composition))
         while not self._core.idle:
             self._core.step()
             if self._core.blocked:

@@ -25,12 +25,12 @@ from tunery.gateway.engine.messages import (
     Sampling,
     Token,
     Tokens,
-    Weighted,
+    WeightedAdapter,
 )
 from tunery.registry.errors import ArtifactRefused, InvalidInput, Overloaded, TuneryError, Unavailable
 
 SOURCE = AdapterSource("d", "acme/tone", 1, {})
-EMBED = Embed(id="e", prompt=(1, 2), mix=(Weighted(SOURCE, 0.5),), tenant="acme")
+EMBED = Embed(id="e", prompt=(1, 2), composition=(WeightedAdapter(SOURCE, 0.5),), tenant="acme")
 
 
 @dataclass

@@ -9,7 +9,7 @@ import pytest
 
 from tests.registry.artifacts import make_adapter, make_base
 from tunery.gateway.resolver import Resolver
-from tunery.registry import Base, Version
+from tunery.registry import Base, NewVersion, Version
 from tunery.registry.errors import InvalidInput, NotFound
 from tunery.registry.home import Home
 from tunery.registry.registry import Registry
@@ -29,7 +29,11 @@ def publish(
     registry: Registry, base: Base, folder: Path, adapter: str, seed: int = 0, alias: str | None = None
 ) -> Version:
     made = make_adapter(folder / f"{adapter.replace('/', '-')}-{seed}", seed=seed)
-    return registry.publish(adapter, made, base=base, method="lora", manifest={}, metrics={}, actor="test", alias=alias)
+    return registry.publish(
+        NewVersion(
+            adapter=adapter, folder=made, base=base, method="lora", manifest={}, metrics={}, actor="test", alias=alias
+        )
+    )
 
 
 def test_every_way_to_write_a_version(registry: Registry, base: Base, resolver: Resolver, tmp_path: Path) -> None:
@@ -96,7 +100,7 @@ def test_what_was_resolved_is_kept_until_somebody_commits(
         publish(other, base, tmp_path, "acme/support", 2)
     second = resolver.resolve("acme/support")
     assert second.version is not None
-    assert (second.version.number, second.mix[0].source.number) == (2, 2)
+    assert (second.version.number, second.composition[0].source.number) == (2, 2)
     assert first.version is not None
     assert first.version.number == 1, "who was accepted before keeps what it got"
 
@@ -105,7 +109,7 @@ def test_the_source_names_files_that_are_there(
     registry: Registry, base: Base, resolver: Resolver, tmp_path: Path
 ) -> None:
     version = publish(registry, base, tmp_path, "acme/support")
-    source = resolver.resolve("acme/support").mix[0].source
+    source = resolver.resolve("acme/support").composition[0].source
     assert (source.digest, source.name) == (version.digest, "acme/support")
     assert all(Path(path).is_file() and Path(path).is_absolute() for path in source.files.values())
 
@@ -118,7 +122,10 @@ def test_a_composition_is_its_versions_with_their_weights(
     )
     target = resolver.resolve("acme/tone:0.5+globex/facts@1")
     assert target.versions == (tone, facts)
-    assert [(part.source.digest, part.weight) for part in target.mix] == [(tone.digest, 0.5), (facts.digest, 1.0)]
+    assert [(part.source.digest, part.weight) for part in target.composition] == [
+        (tone.digest, 0.5),
+        (facts.digest, 1.0),
+    ]
     assert (target.version, target.tenant, target.label) == (None, "acme", "mix")
     assert target.title == "acme/tone@1:0.5+globex/facts@1"
     assert target.headers() == {
@@ -169,4 +176,4 @@ def test_a_composition_is_not_one_version(registry: Registry, base: Base, resolv
         with pytest.raises(InvalidInput, match="only inference endpoints take"):
             resolver.resolve_one(name)
     assert resolver.resolve_one("acme/tone").version is not None
-    assert resolver.resolve_one("tiny").mix == ()
+    assert resolver.resolve_one("tiny").composition == ()

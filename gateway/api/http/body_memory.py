@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 
-from tunery.plugins.runtime.allocator import give_back
+from tunery.plugins.runtime.allocator import trim_memory
 from tunery.registry.errors import Overloaded
 
 __all__ = ["MAX_BODIES", "BodyMemory"]
@@ -44,4 +44,4 @@ async def _tidy() -> None:
     await asyncio.sleep(TIDY_AFTER)
     # Exceptions keep their frames alive, and with them bodies, in reference cycles.
     gc.collect()
-    await asyncio.to_thread(give_back)
+    await asyncio.to_thread(trim_memory)

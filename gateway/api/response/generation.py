@@ -113,7 +113,7 @@ class Generation:
             id=f"{self.id}-{index}",
             prompt=choice.prompt,
             sampling=choice.sampling,
-            mix=self.target.mix,
+            composition=self.target.composition,
             tenant=self.target.tenant,
         )
         detokenizer = Detokenizer(self.gateway.renderer, self.text_options, self._shown_controls)

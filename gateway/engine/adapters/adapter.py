@@ -11,26 +11,24 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 
 from tunery.gateway.engine.messages import AdapterSource
-from tunery.registry.errors import ArtifactRefused, InvalidInput, StorageFailed, TuneryError
+from tunery.registry.errors import ArtifactRefused, StorageFailed, TuneryError
 from tunery.registry.peft.config import check_settings, scale_of
 
 __all__ = [
     "AdapterShape",
     "LoadedAdapter",
     "LowRank",
-    "ServedAdapter",
     "TokenRows",
-    "check_composition",
     "dora_gain",
     "read_adapter",
     "read_config",
@@ -119,33 +117,6 @@ class LoadedAdapter:
         )
 
 
-class ServedAdapter(Protocol):
-    """What every model's kind of adapter says of itself; see LoadedAdapter."""
-
-    @property
-    def source(self) -> AdapterSource:
-        """The version it is."""
-
-    @property
-    def bytes(self) -> int:
-        """Memory of all tensors in bytes, at their true rank."""
-
-    @property
-    def plain(self) -> bool:
-        """Whether it can be added to others."""
-
-
-def check_composition(adapters: Iterable[ServedAdapter]) -> None:
-    """Raise InvalidInput naming the first of several adapters that cannot be added to others."""
-    for adapter in adapters:
-        if not adapter.plain:
-            raise InvalidInput(
-                f"{_title(adapter.source)} replaces parameters of the base (DoRA, biases, whole modules or token rows), so it "
-                "cannot be composed with other adapters or weighted; name it alone",
-                code="unsupported_composition",
-            )
-
-
 def dora_gain(source: AdapterSource, module: str, pair: LowRank, weight: torch.Tensor) -> torch.Tensor:
     """DoRA's factor per output row, magnitude / ‖W + BA‖ (arXiv 2402.09353, equation 5): float32 [out]; `weight` is W.
 
@@ -157,7 +128,7 @@ def dora_gain(source: AdapterSource, module: str, pair: LowRank, weight: torch.T
     norm: torch.Tensor = torch.linalg.vector_norm(merged, dim=1)
     if not norm.isfinite().all():
         raise ArtifactRefused(
-            f"{_title(source)}: the merged weight of {module} is not finite, as its pair or its alpha is too large; train it again",
+            f"{source.title}: the merged weight of {module} is not finite, as its pair or its alpha is too large; train it again",
             code="artifact_nonfinite",
         )
     return pair.gain / norm
@@ -186,11 +157,11 @@ def read_config(source: AdapterSource) -> dict[str, Any]:
     except TuneryError:
         raise
     except (OSError, ValueError, RecursionError) as error:
-        raise StorageFailed(f"{_title(source)}: {CONFIG} cannot be read ({type(error).__name__})") from error
+        raise StorageFailed(f"{source.title}: {CONFIG} cannot be read ({type(error).__name__})") from error
     try:
         check_settings(config)
     except ArtifactRefused as error:
-        raise ArtifactRefused(f"{_title(source)}: {error.message}", code=error.code) from error
+        raise ArtifactRefused(f"{source.title}: {error.message}", code=error.code) from error
     return config
 
 
@@ -205,7 +176,7 @@ def read_adapter(
     except TuneryError:
         raise
     except (OSError, SafetensorError) as error:
-        raise StorageFailed(f"{_title(source)}: {WEIGHTS} cannot be read ({error})") from error
+        raise StorageFailed(f"{source.title}: {WEIGHTS} cannot be read ({error})") from error
     parts, whole = _sort(source, tensors)
     loaded = LoadedAdapter(source)
     _take_rows(loaded, whole, config, shape, dtype, device)
@@ -235,7 +206,7 @@ def _tie_pairs(loaded: LoadedAdapter, config: Mapping[str, Any], shape: AdapterS
     saved = loaded.low_rank.get(shape.head)
     if saved is not None and not (torch.equal(saved.a, tied.a) and torch.equal(saved.b, tied.b)):
         raise ArtifactRefused(
-            f"{_title(loaded.source)} says ensure_weight_tying, and the pairs of {shape.embedding} and {shape.head} differ; "
+            f"{loaded.source.title} says ensure_weight_tying, and the pairs of {shape.embedding} and {shape.head} differ; "
             "save the adapter again",
             code="artifact_incomplete",
         )
@@ -260,13 +231,13 @@ def _take_rows(
         expected = shape.parameters.get(module, {}).get("weight")
         if ids is None or expected is None or tuple(values.shape) != (len(ids), expected[1]) or max(ids) >= expected[0]:
             raise ArtifactRefused(
-                f"{_title(loaded.source)}: the token rows of {module!r} do not fit the base or the configuration",
+                f"{loaded.source.title}: the token rows of {module!r} do not fit the base or the configuration",
                 code="wrong_base",
             )
         loaded.rows[module] = TokenRows(torch.tensor(ids, device=device), values.to(device, dtype).contiguous())
     if indices and not loaded.rows:
         raise ArtifactRefused(
-            f"{_title(loaded.source)} was configured with trainable_token_indices, and {WEIGHTS} has no such rows",
+            f"{loaded.source.title} was configured with trainable_token_indices, and {WEIGHTS} has no such rows",
             code="artifact_truncated",
         )
     if shape.tied and shape.embedding in loaded.rows:
@@ -299,7 +270,7 @@ def _check_finite(source: AdapterSource, tensors: Mapping[str, torch.Tensor]) ->
     sums = torch.stack([tensor.sum(dtype=torch.float64) for tensor in tensors.values()]) if tensors else torch.empty(0)
     wrong = [key for key, finite in zip(tensors, sums.isfinite().tolist(), strict=True) if not finite]
     if wrong:
-        raise ArtifactRefused(f"{_title(source)}: {wrong[0]} is not finite; train it again", code="artifact_nonfinite")
+        raise ArtifactRefused(f"{source.title}: {wrong[0]} is not finite; train it again", code="artifact_nonfinite")
 
 
 def _low_rank(
@@ -313,15 +284,15 @@ def _low_rank(
     a, b = roles.get("lora_A"), roles.get("lora_B")
     weight = shape.parameters.get(module, {}).get("weight")
     if weight is None:
-        raise ArtifactRefused(f"{_title(source)}: the base has no module {module!r}", code="wrong_base")
+        raise ArtifactRefused(f"{source.title}: the base has no module {module!r}", code="wrong_base")
     if module in shape.fixed:
         raise _unsupported(source, f"a low-rank pair on {module} (an expert's or a router's weights)")
     if a is None or b is None:
-        raise ArtifactRefused(f"{_title(source)}: {module} has only one half of its pair", code="artifact_truncated")
+        raise ArtifactRefused(f"{source.title}: {module} has only one half of its pair", code="artifact_truncated")
     fan_in, fan_out = (weight[0], weight[1]) if module == shape.embedding else (weight[1], weight[0])
     if a.shape[1] != fan_in or b.shape[0] != fan_out or a.shape[0] != b.shape[1]:
         raise ArtifactRefused(
-            f"{_title(source)}: {module} is {tuple(b.shape)} x {tuple(a.shape)}, the base's is {weight}",
+            f"{source.title}: {module} is {tuple(b.shape)} x {tuple(a.shape)}, the base's is {weight}",
             code="wrong_base",
         )
     bias = roles.get("lora_B.bias")
@@ -330,7 +301,7 @@ def _low_rank(
         raise _unsupported(source, f"DoRA on the embedding ({module})")
     if magnitude is None and config.get("use_dora"):
         raise ArtifactRefused(
-            f"{_title(source)}: {module} has no magnitudes, and it is a DoRA", code="artifact_truncated"
+            f"{source.title}: {module} has no magnitudes, and it is a DoRA", code="artifact_truncated"
         )
     return LowRank(a, b, scale_of(module, config), bias, None if magnitude is None else magnitude.float().flatten())
 
@@ -338,14 +309,14 @@ def _low_rank(
 def _check_whole(source: AdapterSource, module: str, leaf: str, tensor: torch.Tensor, shape: AdapterShape) -> None:
     expected = shape.parameters.get(module, {}).get(leaf)
     if expected is None:
-        raise ArtifactRefused(f"{_title(source)}: the base has no parameter {module}.{leaf}", code="wrong_base")
+        raise ArtifactRefused(f"{source.title}: the base has no parameter {module}.{leaf}", code="wrong_base")
     if module in shape.fixed:
         raise _unsupported(source, f"weights of its own for {module} (an expert, a router or an attention layer)")
     if leaf == "weight" and module in shape.transposed:
         expected = expected[::-1]
     if tuple(tensor.shape) != tuple(expected):
         raise ArtifactRefused(
-            f"{_title(source)}: {module}.{leaf} is {tuple(tensor.shape)}, the base's is {tuple(expected)}",
+            f"{source.title}: {module}.{leaf} is {tuple(tensor.shape)}, the base's is {tuple(expected)}",
             code="wrong_base",
         )
 
@@ -364,7 +335,7 @@ def _placed(pair: LowRank, dtype: torch.dtype, device: torch.device) -> LowRank:
 def _file(source: AdapterSource, name: str) -> str:
     if name not in source.files:
         raise ArtifactRefused(
-            f"{_title(source)} has no {name}; publish it again as PEFT saves it", code="artifact_truncated"
+            f"{source.title} has no {name}; publish it again as PEFT saves it", code="artifact_truncated"
         )
     return source.files[name]
 
@@ -374,7 +345,7 @@ def _content(source: AdapterSource, name: str) -> bytes:
     data = Path(_file(source, name)).read_bytes()
     recorded = source.sha256.get(name)
     if recorded is not None and hashlib.sha256(data).hexdigest() != recorded:
-        title = _title(source)
+        title = source.title
         log.error("%s is not served: the bytes of %s do not match its digest", title, _file(source, name))
         raise StorageFailed(
             f"{title} is not served: its {name} is damaged in this server's store. `tunery adapters verify {title}` shows what is; "
@@ -385,8 +356,4 @@ def _content(source: AdapterSource, name: str) -> bytes:
 
 
 def _unsupported(source: AdapterSource, what: str) -> ArtifactRefused:
-    return ArtifactRefused(f"{_title(source)} uses {what}, which the engine does not serve", code="unsupported_adapter")
-
-
-def _title(source: AdapterSource) -> str:
-    return f"{source.name}@{source.number}"
+    return ArtifactRefused(f"{source.title} uses {what}, which the engine does not serve", code="unsupported_adapter")

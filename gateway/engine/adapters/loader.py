@@ -14,7 +14,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Generic
 
-from tunery.gateway.engine.adapters.ram_tier import H
+from tunery.gateway.engine.adapters.interface import AdapterT
 from tunery.gateway.engine.messages import AdapterSource
 
 __all__ = ["MOST_LOADS", "Load", "Loader"]
@@ -24,7 +24,7 @@ MOST_LOADS = 4
 
 
 @dataclass(slots=True)
-class Load(Generic[H]):
+class Load(Generic[AdapterT]):
     """A load under way.
 
     `reserved` bytes are set aside for it; it may not evict what was wanted later than tick `since`; `unwanted` says that it
@@ -35,19 +35,22 @@ class Load(Generic[H]):
     started: float
     since: float
     reserved: int
-    future: Future[tuple[H, H | None]]
+    future: Future[tuple[AdapterT, AdapterT | None]]
     unwanted: bool = False
 
 
-class Loader(Generic[H]):
+class Loader(Generic[AdapterT]):
     """Loads by digest. `executor` runs them, in order, in place of a thread of low priority."""
 
     def __init__(
-        self, read: Callable[[AdapterSource], H], place: Callable[[H], H], executor: Executor | None = None
+        self,
+        read: Callable[[AdapterSource], AdapterT],
+        place: Callable[[AdapterT], AdapterT],
+        executor: Executor | None = None,
     ) -> None:
         self.reserved = 0
         self._read, self._place = read, place
-        self._loads: dict[str, Load[H]] = {}
+        self._loads: dict[str, Load[AdapterT]] = {}
         self._executor = executor or ThreadPoolExecutor(1, "adapter-load", initializer=_lower_priority)
 
     @property
@@ -60,17 +63,19 @@ class Loader(Generic[H]):
         """Whether as many loads are under way, or done and not taken yet, as may be."""
         return len(self._loads) >= MOST_LOADS
 
-    def find(self, digest: str) -> Load[H] | None:
+    def find(self, digest: str) -> Load[AdapterT] | None:
         """The load of `digest` that is under way."""
         return self._loads.get(digest)
 
-    def begin(self, source: AdapterSource, host: H | None, reserved: int, *, started: float, since: float) -> None:
+    def begin(
+        self, source: AdapterSource, host: AdapterT | None, reserved: int, *, started: float, since: float
+    ) -> None:
         """Load from the host copy, or else from disk, what is not being loaded yet; not to be called when it is full."""
         future = self._executor.submit(self._load, source, host, reserved)
         self._loads[source.digest] = Load(source, started, since, reserved, future)
         self.reserved += reserved
 
-    def take(self) -> Load[H] | None:
+    def take(self) -> Load[AdapterT] | None:
         """The next load that has finished, its reservation given back; they finish in the order they began."""
         load = next(iter(self._loads.values()), None)
         if load is None or not load.future.done():
@@ -83,7 +88,7 @@ class Loader(Generic[H]):
         """Start no more loads."""
         self._executor.shutdown(wait=False, cancel_futures=True)
 
-    def _load(self, source: AdapterSource, host: H | None, reserved: int) -> tuple[H, H | None]:
+    def _load(self, source: AdapterSource, host: AdapterT | None, reserved: int) -> tuple[AdapterT, AdapterT | None]:
         if host is None:
             host = self._read(source)
         return host, self._place(host) if host.bytes <= reserved else None

@@ -3,37 +3,22 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Generic, Protocol, TypeVar
+from typing import Generic
 
-from tunery.gateway.engine.messages import AdapterSource
+from tunery.gateway.engine.adapters.interface import AdapterT
 
-__all__ = ["H", "Held", "RamTier"]
-
-
-class Held(Protocol):
-    """An adapter's weights, in whichever memory."""
-
-    @property
-    def source(self) -> AdapterSource:
-        """The version they are of."""
-
-    @property
-    def bytes(self) -> int:
-        """Memory of all its tensors, at their true rank."""
+__all__ = ["RamTier"]
 
 
-H = TypeVar("H", bound=Held)
-
-
-class RamTier(Generic[H]):
+class RamTier(Generic[AdapterT]):
     """Host copies by digest."""
 
     def __init__(self, budget: int) -> None:
         self.budget = budget
         self.bytes = 0
-        self._copies: OrderedDict[str, tuple[H, int]] = OrderedDict()
+        self._copies: OrderedDict[str, tuple[AdapterT, int]] = OrderedDict()
 
-    def get(self, digest: str) -> H | None:
+    def get(self, digest: str) -> AdapterT | None:
         """The copy, which now counts as just used."""
         copy = self._copies.get(digest)
         if copy is None:
@@ -41,7 +26,7 @@ class RamTier(Generic[H]):
         self._copies.move_to_end(digest)
         return copy[0]
 
-    def put(self, digest: str, held: H) -> None:
+    def put(self, digest: str, held: AdapterT) -> None:
         """Keep a copy, in the place of the least recently used ones; one that is larger than the budget is not kept."""
         self.drop(digest)
         size = held.bytes

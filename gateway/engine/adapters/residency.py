@@ -22,24 +22,25 @@ from pathlib import Path
 from typing import Generic
 
 from tunery.gateway.engine.adapters.adapter import WEIGHTS
+from tunery.gateway.engine.adapters.failed_loads import FailedLoads
+from tunery.gateway.engine.adapters.interface import AdapterT
 from tunery.gateway.engine.adapters.loader import Load, Loader
-from tunery.gateway.engine.adapters.ram_tier import H, Held, RamTier
-from tunery.gateway.engine.adapters.refusals import Refusals
+from tunery.gateway.engine.adapters.ram_tier import RamTier
 from tunery.gateway.engine.adapters.resident_tier import ResidentTier
 from tunery.gateway.engine.messages import AdapterSource, Resident
 from tunery.registry.errors import NotFound, TuneryError, Unavailable
 
-__all__ = ["Held", "Residency"]
+__all__ = ["Residency"]
 
 MOST_NOTES = 10_000
 """Digests whose size, and whose last want, is remembered; forgetting one costs a look at its file."""
 
 
-def _unmoved(held: H) -> H:
+def _unmoved(held: AdapterT) -> AdapterT:
     return held
 
 
-class Residency(Generic[H]):
+class Residency(Generic[AdapterT]):
     """Adapters by digest: resident, loading, in RAM, or only on disk.
 
     `budget` bounds the bytes of what is resident or being loaded, `ram_budget` those of the host copies kept for adapters
@@ -54,9 +55,9 @@ class Residency(Generic[H]):
     def __init__(
         self,
         budget: int,
-        read: Callable[[AdapterSource], H],
+        read: Callable[[AdapterSource], AdapterT],
         *,
-        place: Callable[[H], H] = _unmoved,
+        place: Callable[[AdapterT], AdapterT] = _unmoved,
         ram_budget: int = 0,
         clock: Callable[[], float] = time.monotonic,
         stretch: float = 1.0,
@@ -64,10 +65,10 @@ class Residency(Generic[H]):
     ) -> None:
         self.budget = budget
         self._clock, self._stretch = clock, stretch
-        self._loader: Loader[H] = Loader(read, place, executor)
-        self._tier: ResidentTier[H] = ResidentTier()
-        self._ram: RamTier[H] = RamTier(ram_budget)
-        self._refusals = Refusals(clock)
+        self._loader: Loader[AdapterT] = Loader(read, place, executor)
+        self._tier: ResidentTier[AdapterT] = ResidentTier()
+        self._ram: RamTier[AdapterT] = RamTier(ram_budget)
+        self._refusals = FailedLoads(clock)
         self._sizes: dict[str, int] = {}
         self._wanted: dict[str, int] = {}
         self._turns: dict[str, int] = {}
@@ -105,11 +106,11 @@ class Residency(Generic[H]):
         """What is in memory, least recently used first."""
         return self._tier.resident()
 
-    def hold(self, source: AdapterSource, *, hit: bool = True) -> H | None:
+    def hold(self, source: AdapterSource, *, hit: bool = True) -> AdapterT | None:
         """Take the adapter for a request that starts now, or see to its loading and return None: call again after `poll`.
 
         `hit` says that the caller has not waited for it before. Raises what its loading ended with, to everybody who asks
-        while that counts (see `Refusals`), and Unavailable (adapter_too_large) when it can never fit beside what is pinned.
+        while that counts (see `FailedLoads`), and Unavailable (adapter_too_large) when it can never fit beside what is pinned.
         """
         held = self._tier.hold(source.digest)
         if held is not None:
@@ -181,7 +182,7 @@ class Residency(Generic[H]):
         else:
             load.since, load.unwanted = max(load.since, since), False
 
-    def _start(self, source: AdapterSource, since: float, host: H | None, started: float) -> None:
+    def _start(self, source: AdapterSource, since: float, host: AdapterT | None, started: float) -> None:
         needed = self._size(source)
         if needed > self.budget - self._tier.pinned_bytes:
             raise self._too_large(source, needed)
@@ -205,7 +206,7 @@ class Residency(Generic[H]):
             (f", of which {pinned:,} are pinned", "unload one of those, or ") if needed <= self.budget else ("", "")
         )
         return Unavailable(
-            f"{source.name}@{source.number} needs {needed:,} bytes and the adapter budget is {self.budget:,}{but}: "
+            f"{source.title} needs {needed:,} bytes and the adapter budget is {self.budget:,}{but}: "
             f"{advice}raise adapter_budget_mb",
             code="adapter_too_large",
         )
@@ -225,7 +226,7 @@ class Residency(Generic[H]):
             self._ram.get(digest)  # its host copy counts as used until now
         return bool(victims)
 
-    def _finish(self, load: Load[H]) -> None:
+    def _finish(self, load: Load[AdapterT]) -> None:
         """Take in what a load came to."""
         source = load.source
         try:
@@ -236,7 +237,7 @@ class Residency(Generic[H]):
             self.load_failures[source.name] += 1
             self._refusals.add(source, error)
 
-    def _take_in(self, load: Load[H], host: H, placed: H | None) -> None:
+    def _take_in(self, load: Load[AdapterT], host: AdapterT, placed: AdapterT | None) -> None:
         source = load.source
         _note(self._sizes, source.digest, max(host.bytes, 0 if placed is None else placed.bytes))
         if placed is None or placed.bytes > load.reserved:

@@ -7,29 +7,29 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic
 
-from tunery.gateway.engine.adapters.ram_tier import H
+from tunery.gateway.engine.adapters.interface import AdapterT
 from tunery.gateway.engine.messages import Resident
 
 __all__ = ["ResidentTier"]
 
 
 @dataclass(slots=True)
-class _Entry(Generic[H]):
-    held: H
+class _Entry(Generic[AdapterT]):
+    held: AdapterT
     bytes: int
     holders: int = 0
     pinned: bool = False
     leaving: bool = False  # with its last holder
 
 
-class ResidentTier(Generic[H]):
+class ResidentTier(Generic[AdapterT]):
     """Adapters by digest, least recently used first. `bytes` is the memory of all, `idle_bytes` of what may be evicted, `pinned_bytes` of what may not."""
 
     def __init__(self) -> None:
         self.bytes = 0
         self.idle_bytes = self.pinned_bytes = 0
-        self._entries: OrderedDict[str, _Entry[H]] = OrderedDict()
-        self._idle: OrderedDict[str, _Entry[H]] = OrderedDict()
+        self._entries: OrderedDict[str, _Entry[AdapterT]] = OrderedDict()
+        self._idle: OrderedDict[str, _Entry[AdapterT]] = OrderedDict()
 
     def __contains__(self, digest: str) -> bool:
         return digest in self._entries
@@ -41,13 +41,13 @@ class ResidentTier(Generic[H]):
             for digest, one in self._entries.items()
         ]
 
-    def put(self, digest: str, held: H) -> None:
+    def put(self, digest: str, held: AdapterT) -> None:
         """Take in an adapter that is not there yet; it counts as used now."""
         entry = self._entries[digest] = _Entry(held, held.bytes)
         self.bytes += entry.bytes
         self._used(digest, entry)
 
-    def hold(self, digest: str) -> H | None:
+    def hold(self, digest: str) -> AdapterT | None:
         """The adapter, for one more holder; None when it is not here."""
         entry = self._entries.get(digest)
         if entry is None:
@@ -104,7 +104,7 @@ class ResidentTier(Generic[H]):
                 needed -= entry.bytes
         return found if needed <= 0 else []
 
-    def remove(self, digest: str) -> H:
+    def remove(self, digest: str) -> AdapterT:
         """Take an adapter out; its memory is free when the caller lets go of it."""
         entry = self._entries.pop(digest)
         self.bytes -= entry.bytes
@@ -112,7 +112,7 @@ class ResidentTier(Generic[H]):
             self.idle_bytes -= entry.bytes
         return entry.held
 
-    def _used(self, digest: str, entry: _Entry[H]) -> None:
+    def _used(self, digest: str, entry: _Entry[AdapterT]) -> None:
         """Count an adapter as used just now, and as idle or not."""
         self._entries.move_to_end(digest)
         if self._idle.pop(digest, None) is not None:

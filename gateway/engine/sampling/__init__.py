@@ -1,1 +1,1 @@
-"""Choosing the next token: the sampler and structured output."""
+"""Choosing the next token from logits: penalties, temperature, top-k, top-p and min-p."""

@@ -5,6 +5,7 @@ A request's noise is one uniform number a token from its own generator, so a see
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 from typing import TypeVar
@@ -12,13 +13,15 @@ from typing import TypeVar
 import torch
 
 from tunery.gateway.engine.messages import Sampling, Score, TopToken
-from tunery.gateway.engine.models.native.kernels import Kernels
-from tunery.gateway.engine.sampling.structured_output import apply
 from tunery.gateway.engine.scheduling.sequence import Sequence
+from tunery.gateway.engine.structured_output.grammars import apply_masks
 
-__all__ = ["Choice", "peaks", "sample", "score"]
+__all__ = ["Choice", "Reduction", "argmax_logsumexp", "sample", "score"]
 
 R = TypeVar("R")
+
+Reduction = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""What `argmax_logsumexp` computes; a model may have a faster one, whose rows do not depend on each other either."""
 
 FORBIDDEN = -1e30
 """The logit of what must not be said while anything else may."""
@@ -33,9 +36,17 @@ class Choice:
     top: tuple[TopToken, ...]
 
 
-def sample(logits: torch.Tensor, sequences: Rows[Sequence], kernels: Kernels | None = None) -> list[Choice | None]:
+def argmax_logsumexp(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of each row of `logits` [R, n], the index of the largest and the log of the sum of exponentials; both [R]."""
+    # Row by row: over all rows at once, the way the sum is split among threads depends on the number of rows.
+    return logits.argmax(dim=-1), torch.stack([row.logsumexp(dim=0) for row in logits])
+
+
+def sample(
+    logits: torch.Tensor, sequences: Rows[Sequence], reduce: Reduction = argmax_logsumexp
+) -> list[Choice | None]:
     """Choose one token per row of `logits` float32 [R, vocabulary], row i for `sequences[i]`; None where a row is not finite."""
-    best, log_z = peaks(logits, kernels)
+    best, log_z = reduce(logits)
     tokens = best.clone()
     changed = [index for index, sequence in enumerate(sequences) if not _takes_the_best(sequence)]
     if changed:
@@ -48,21 +59,13 @@ def sample(logits: torch.Tensor, sequences: Rows[Sequence], kernels: Kernels | N
 
 
 def score(
-    logits: torch.Tensor, tokens: Rows[int], counts: Rows[int | None], kernels: Kernels | None = None
+    logits: torch.Tensor, tokens: Rows[int], counts: Rows[int | None], reduce: Reduction = argmax_logsumexp
 ) -> list[Score | None]:
     """How likely `tokens[i]` is after row i of `logits` float32 [R, vocabulary], with `counts[i]` alternatives; None as in `sample`."""
-    _, log_z = peaks(logits, kernels)
+    _, log_z = reduce(logits)
     chosen = logits.gather(1, torch.tensor(tokens, device=logits.device)[:, None])[:, 0] - log_z
     tops = (_alternatives(logits[i], log_z[i], count) for i, count in enumerate(counts))
     return _where_finite(log_z, [Score(*row) for row in zip(chosen.tolist(), tops, strict=True)])
-
-
-def peaks(logits: torch.Tensor, kernels: Kernels | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of each row of `logits` [R, n], the index of the largest and the log of the sum of exponentials; both [R]."""
-    if kernels is not None:
-        return kernels.peaks(logits)
-    # Row by row: over all rows at once the sum is split among threads in another way for another number of rows.
-    return logits.argmax(dim=-1), torch.stack([row.logsumexp(dim=0) for row in logits])
 
 
 def _where_finite(log_z: torch.Tensor, results: list[R]) -> list[R | None]:
@@ -87,7 +90,7 @@ def _choose(logits: torch.Tensor, sequences: Rows[Sequence]) -> torch.Tensor:
     """The next token of each sequence, int64 [R], from a copy of its logits that may be changed."""
     for row, sequence in zip(logits, sequences, strict=True):
         _adjust(row, sequence)
-    apply([sequence.guide for sequence in sequences], logits)
+    apply_masks([sequence.guide for sequence in sequences], logits)
     heat = torch.tensor([sequence.sampling.temperature for sequence in sequences], device=logits.device)
     greedy = heat == 0
     # From the largest down, so that hardly any temperature does not make everything infinite.

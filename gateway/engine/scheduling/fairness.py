@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-__all__ = ["Fairness"]
+__all__ = ["VirtualTokenCounter"]
 
 PROMPT_TOKEN, OUTPUT_TOKEN = 1.0, 2.0
 """What a token costs: an output token takes a step of its own."""
@@ -18,7 +18,7 @@ AGEING = 20.0
 """Tokens by which a second of waiting brings a request forward."""
 
 
-class Fairness:
+class VirtualTokenCounter:
     """The counters, in virtual tokens. A tenant without an entry in `weights` has weight 1."""
 
     def __init__(self, weights: Mapping[str, float] | None = None) -> None:

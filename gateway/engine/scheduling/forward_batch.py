@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tunery.gateway.engine.scheduling.page_allocator import PAGE
+from tunery.gateway.engine.scheduling.page_allocator import PAGE_SIZE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from tunery.gateway.engine.scheduling.sequence import Sequence
 
-__all__ = ["Output", "Scheduled", "Segment", "Span", "Step", "lay_out"]
+__all__ = ["OutputRow", "ScheduledTokens", "Segment", "Span", "ForwardBatch", "build_forward_batch"]
 
 
 @dataclass(frozen=True, slots=True)
-class Scheduled:
+class ScheduledTokens:
     """`count` more tokens of a running sequence go through the model in the next step."""
 
     sequence: Sequence
@@ -59,7 +59,7 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
-class Output:
+class OutputRow:
     """What is made of output row `row` (of T): the logits after token `position` of the sequence, or its hidden state.
 
     `sample` rows choose the next token; the others with logits score the prompt's token at `position + 1`.
@@ -72,7 +72,7 @@ class Output:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class ForwardBatch:
     """One forward pass over T rows.
 
     `tokens`, `positions` and `slots` (where each row's key and value go) are int64 [T]. `logits` are the rows whose logits are
@@ -85,8 +85,8 @@ class Step:
     slots: NDArray[np.int64]
     spans: tuple[Span, ...]
     segments: tuple[Segment, ...]
-    logits: tuple[Output, ...]
-    hidden: tuple[Output, ...]
+    logits: tuple[OutputRow, ...]
+    hidden: tuple[OutputRow, ...]
     output_segments: tuple[Segment, ...]
 
     @property
@@ -95,13 +95,13 @@ class Step:
         return np.array([output.row for output in (*self.logits, *self.hidden)], dtype=np.int64)
 
 
-def lay_out(scheduled: list[Scheduled]) -> Step:
+def build_forward_batch(scheduled: list[ScheduledTokens]) -> ForwardBatch:
     """The step over `scheduled`, which is sorted by digest."""
     tokens: list[int] = []
     spans: list[Span] = []
     positions, slots = [], []
-    logits: list[Output] = []
-    hidden: list[Output] = []
+    logits: list[OutputRow] = []
+    hidden: list[OutputRow] = []
     for item in scheduled:
         sequence, start = item.sequence, len(tokens)
         begin, end = sequence.computed, sequence.computed + item.count
@@ -109,11 +109,11 @@ def lay_out(scheduled: list[Scheduled]) -> Step:
         own = np.arange(begin, end, dtype=np.int64)
         tokens += sequence.tokens[begin:end]
         positions.append(own)
-        slots.append(pages[own // PAGE].astype(np.int64) * PAGE + own % PAGE)
+        slots.append(pages[own // PAGE_SIZE].astype(np.int64) * PAGE_SIZE + own % PAGE_SIZE)
         spans.append(Span(start, len(tokens), end, pages))
         outputs = hidden if sequence.pooling else logits
         outputs += _outputs(item, start, begin, end)
-    return Step(
+    return ForwardBatch(
         tokens=np.array(tokens, dtype=np.int64),
         positions=np.concatenate(positions),
         slots=np.concatenate(slots),
@@ -125,7 +125,7 @@ def lay_out(scheduled: list[Scheduled]) -> Step:
     )
 
 
-def _outputs(item: Scheduled, start: int, begin: int, end: int) -> list[Output]:
+def _outputs(item: ScheduledTokens, start: int, begin: int, end: int) -> list[OutputRow]:
     """The rows of one sequence that something is made of."""
     sequence = item.sequence
     if sequence.pooling == "mean":
@@ -134,9 +134,9 @@ def _outputs(item: Scheduled, start: int, begin: int, end: int) -> list[Output]:
         wanted = range(max(begin, len(sequence.scores)), min(end, sequence.prompt_length - 1))
     else:
         wanted = ()
-    rows = [Output(sequence, start + position - begin, position, sample=False) for position in wanted]
+    rows = [OutputRow(sequence, start + position - begin, position, sample=False) for position in wanted]
     if item.completes and sequence.pooling != "mean":
-        rows.append(Output(sequence, start + item.count - 1, end - 1, sample=True))
+        rows.append(OutputRow(sequence, start + item.count - 1, end - 1, sample=True))
     return rows
 
 

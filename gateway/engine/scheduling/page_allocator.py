@@ -1,6 +1,6 @@
 """Owns which pages of the key-value memory are free, used, or kept for their prefix; refuses to know what is stored in them.
 
-Pages of PAGE tokens, as in PagedAttention (arXiv 2309.06180). A page whose tokens are all known has a key: a digest of the adapter's
+Pages of PAGE_SIZE tokens, as in PagedAttention (arXiv 2309.06180). A page whose tokens are all known has a key: a digest of the adapter's
 identity and of every token up to its end. Nobody's page with a key stays until its room is needed, so that whoever comes with the same
 beginning on the same adapter shares it. Page 0 is a scratch page that nobody owns.
 """
@@ -12,14 +12,15 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from tunery.gateway.engine.models.native.kernels import PAGE
+__all__ = ["PAGE_SIZE", "PageAllocator", "next_key", "pages_for", "prefix_keys"]
 
-__all__ = ["PAGE", "Pages", "next_key", "pages_for", "prefix_keys"]
+PAGE_SIZE = 16
+"""Tokens of a page; the native kernels are compiled for this many (PAGE in their C sources)."""
 
 
 def pages_for(tokens: int) -> int:
     """How many pages `tokens` need."""
-    return -(-tokens // PAGE)
+    return -(-tokens // PAGE_SIZE)
 
 
 def next_key(before: bytes, tokens: Sequence[int]) -> bytes:
@@ -31,13 +32,13 @@ def prefix_keys(identity: str, tokens: Sequence[int]) -> list[bytes]:
     """The keys of all whole pages of `tokens`, computed on the adapters that `identity` stands for."""
     keys: list[bytes] = []
     before = identity.encode()
-    for start in range(0, len(tokens) - PAGE + 1, PAGE):
-        before = next_key(before, tokens[start : start + PAGE])
+    for start in range(0, len(tokens) - PAGE_SIZE + 1, PAGE_SIZE):
+        before = next_key(before, tokens[start : start + PAGE_SIZE])
         keys.append(before)
     return keys
 
 
-class Pages:
+class PageAllocator:
     """`count` pages, numbered from 1. `reuse` False forgets every page when its last holder leaves."""
 
     def __init__(self, count: int, *, reuse: bool = True) -> None:
@@ -52,7 +53,7 @@ class Pages:
     @property
     def capacity(self) -> int:
         """Tokens that fit in all."""
-        return self.count * PAGE
+        return self.count * PAGE_SIZE
 
     @property
     def used(self) -> float:

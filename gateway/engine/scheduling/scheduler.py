@@ -14,14 +14,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tunery.gateway.engine.adapters.adapter import ServedAdapter, check_composition
+from tunery.gateway.engine.adapters.interface import ServedAdapter, check_composition
 from tunery.gateway.engine.adapters.residency import Residency
-from tunery.gateway.engine.messages import Weighted, mix_title
-from tunery.gateway.engine.scheduling.fairness import Fairness
-from tunery.gateway.engine.scheduling.forward_batch import Scheduled
-from tunery.gateway.engine.scheduling.page_allocator import PAGE, Pages, pages_for
+from tunery.gateway.engine.messages import WeightedAdapter, composition_title
+from tunery.gateway.engine.scheduling.fairness import VirtualTokenCounter
+from tunery.gateway.engine.scheduling.forward_batch import ScheduledTokens
+from tunery.gateway.engine.scheduling.page_allocator import PAGE_SIZE, PageAllocator, pages_for
 from tunery.gateway.engine.scheduling.sequence import Sequence
-from tunery.gateway.engine.scheduling.waiting import Waiting
+from tunery.gateway.engine.scheduling.waiting_queue import WaitingQueue
 from tunery.registry.errors import TuneryError, Unavailable
 
 __all__ = ["SCORED", "STARVED_AFTER", "Scheduler"]
@@ -57,19 +57,19 @@ class Scheduler:
 
     def __init__(
         self,
-        pages: Pages,
+        pages: PageAllocator,
         residency: Residency[ServedAdapter],
         *,
         max_batch: int,
         token_budget: int,
-        fairness: Fairness | None = None,
+        fairness: VirtualTokenCounter | None = None,
     ) -> None:
         self._pages = pages
         self._residency = residency
         self._max_batch = max_batch
         self._token_budget = token_budget
-        self._fairness = fairness or Fairness()
-        self._waiting = Waiting(self._fairness)
+        self._fairness = fairness or VirtualTokenCounter()
+        self._waiting = WaitingQueue(self._fairness)
         self._by_id: dict[str, Sequence] = {}
         self._active: Counter[str] = Counter()
         self._begun: dict[bytes, Sequence] = {}
@@ -98,7 +98,7 @@ class Scheduler:
         self._by_id[sequence.id] = sequence
         self._waiting.add(sequence)
         if self._starved is None:
-            for part in sequence.mix:
+            for part in sequence.composition:
                 self._residency.want(part.source)
 
     def admit(self, now: float) -> list[tuple[Sequence, TuneryError]]:
@@ -108,30 +108,30 @@ class Scheduler:
         starved = self._starved
         room = starved is None or self._relieve(starved, here)
         for sequence in self._waiting.in_turn(now, here.ahead, here.closed):
-            if sequence is not starved and (room or not sequence.mix):
+            if sequence is not starved and (room or not sequence.composition):
                 self._try(sequence, here)
         for adapter in here.kept:
             self._residency.release(adapter.source.digest)
             self._residency.want(adapter.source)
         return here.failed
 
-    def plan(self, now: float) -> list[Scheduled]:
+    def plan(self, now: float) -> list[ScheduledTokens]:
         """Choose the next step's tokens, sorted by adapter so that each adapter's rows are neighbours."""
         budget, scored = self._token_budget, SCORED
-        chosen: list[Scheduled] = []
+        chosen: list[ScheduledTokens] = []
         turns = {tenant: self._fairness.paid(tenant) for tenant in {s.tenant for s in self.running}}
         for sequence in sorted(self.running, key=lambda s: (not s.decoding, turns[s.tenant], s.started)):
             if sequence not in self.running:
                 continue  # taken out for one before it
             count = min(sequence.left, budget, scored if sequence.scoring else budget)
             if count > 0 and self._grow(sequence, sequence.computed + count, now):
-                chosen.append(Scheduled(sequence, count))
+                chosen.append(ScheduledTokens(sequence, count))
                 budget -= count
                 scored -= count if sequence.scoring else 0
         chosen = [item for item in chosen if item.sequence.pages]
         return sorted(chosen, key=lambda item: item.sequence.digest)
 
-    def advance(self, item: Scheduled) -> None:
+    def advance(self, item: ScheduledTokens) -> None:
         """Note that a scheduled piece has been computed."""
         sequence, end = item.sequence, item.sequence.computed + item.count
         if sequence.decoding:
@@ -224,8 +224,8 @@ class Scheduler:
         self._try(starved, here)
         if starved is not self._starved or self._coming(starved):
             return True
-        own = {part.source.digest for part in starved.mix}
-        users = [s for s in self.running if {part.source.digest for part in s.mix} - own]
+        own = {part.source.digest for part in starved.composition}
+        users = [s for s in self.running if {part.source.digest for part in s.composition} - own]
         # Whoever has hardly begun, or has not said a word yet, would have run for nothing, and perhaps again and again.
         ready = [s for s in users if here.now - s.since > STARVED_AFTER and len(s.tokens) > s.resumed]
         if ready:
@@ -238,7 +238,7 @@ class Scheduler:
 
     def _coming(self, sequence: Sequence) -> bool:
         """Whether all adapters of a sequence are in memory or being loaded."""
-        return all(self._residency.is_coming(part.source.digest) for part in sequence.mix)
+        return all(self._residency.is_coming(part.source.digest) for part in sequence.composition)
 
     # -- starting ---------------------------------------------------------------------------------------------------------
 
@@ -264,13 +264,15 @@ class Scheduler:
         held: dict[int, ServedAdapter] = {}
         try:
             # Those in memory first, so that loading the others cannot cost them.
-            for index in sorted(range(len(sequence.mix)), key=lambda i: not self._resident(sequence.mix[i])):
-                adapter = self._residency.hold(sequence.mix[index].source, hit=not sequence.asked)
+            for index in sorted(
+                range(len(sequence.composition)), key=lambda i: not self._resident(sequence.composition[i])
+            ):
+                adapter = self._residency.hold(sequence.composition[index].source, hit=not sequence.asked)
                 if adapter is not None:
                     held[index] = adapter
             sequence.asked = True
-            if len(held) == len(sequence.mix):
-                adapters = tuple((held[index], part.weight) for index, part in enumerate(sequence.mix))
+            if len(held) == len(sequence.composition):
+                adapters = tuple((held[index], part.weight) for index, part in enumerate(sequence.composition))
                 if len(adapters) > 1 or any(weight != 1.0 for _, weight in adapters):
                     check_composition(held.values())
                 return adapters
@@ -281,7 +283,7 @@ class Scheduler:
         here.kept += held.values()
         return None
 
-    def _resident(self, part: Weighted) -> bool:
+    def _resident(self, part: WeightedAdapter) -> bool:
         return self._residency.is_resident(part.source.digest)
 
     def _place(self, sequence: Sequence, now: float) -> Obstacle | None:
@@ -299,7 +301,7 @@ class Scheduler:
             self._preempt(victim, now)
         self._pages.share(found)
         sequence.pages = found + self._pages.take(total - len(found))
-        sequence.computed = len(found) * PAGE
+        sequence.computed = len(found) * PAGE_SIZE
         sequence.paid = max(sequence.paid, sequence.computed)
         if not sequence.started:
             sequence.cached = sequence.computed
@@ -368,12 +370,12 @@ class Scheduler:
 
 
 def _named(sequences: Iterable[Sequence]) -> dict[str, int]:
-    return dict(Counter(name for s in sequences for name in {part.source.name for part in s.mix}))
+    return dict(Counter(name for s in sequences for name in {part.source.name for part in s.composition}))
 
 
 def _too_much(sequence: Sequence) -> Unavailable:
     return Unavailable(
-        f"{mix_title(sequence.mix)} does not fit into memory beside the adapters that are pinned: unload one of them, or raise "
+        f"{composition_title(sequence.composition)} does not fit into memory beside the adapters that are pinned: unload one of them, or raise "
         "adapter_budget_mb",
         code="adapter_too_large",
     )

@@ -5,14 +5,14 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING, Literal
 
-from tunery.gateway.engine.messages import Embed, Generate, Sampling, Score, Weighted, mix_digest
-from tunery.gateway.engine.scheduling.page_allocator import PAGE, next_key, prefix_keys
+from tunery.gateway.engine.messages import Embed, Generate, Sampling, Score, WeightedAdapter, composition_digest
+from tunery.gateway.engine.scheduling.page_allocator import PAGE_SIZE, next_key, prefix_keys
 
 if TYPE_CHECKING:
     import torch
 
-    from tunery.gateway.engine.adapters.adapter import ServedAdapter
-    from tunery.gateway.engine.sampling.structured_output import Guide
+    from tunery.gateway.engine.adapters.interface import ServedAdapter
+    from tunery.gateway.engine.structured_output.grammars import Guide
 
 __all__ = ["Sequence"]
 
@@ -29,11 +29,11 @@ class Sequence:
 
     def __init__(self, request: Generate | Embed, *, eos_ids: frozenset[int], now: float) -> None:
         self.id = request.id
-        self.mix: tuple[Weighted, ...] = request.mix
+        self.composition: tuple[WeightedAdapter, ...] = request.composition
         self.tenant = request.tenant
         self.sampling = request.sampling if isinstance(request, Generate) else Sampling(max_tokens=1)
         self.pooling: Literal["mean", "last"] | None = request.pooling if isinstance(request, Embed) else None
-        self.digest = mix_digest(request.mix)
+        self.digest = composition_digest(request.composition)
         self.prompt_length = len(request.prompt)
         self.tokens = list(request.prompt)
         self.keys = prefix_keys(self.digest, self.tokens)
@@ -87,15 +87,15 @@ class Sequence:
         """How many whole pages of others it may use: at least one token is computed anew, and all where every logit is wanted."""
         if self.pooling or self.scoring:
             return 0
-        return (len(self.tokens) - 1) // PAGE
+        return (len(self.tokens) - 1) // PAGE_SIZE
 
     def advance(self, count: int) -> list[tuple[int, bytes]]:
         """Note that `count` more tokens are computed; return the pages that are whole now, with their keys."""
-        before, self.computed = self.computed // PAGE, self.computed + count
-        whole = self.computed // PAGE
+        before, self.computed = self.computed // PAGE_SIZE, self.computed + count
+        whole = self.computed // PAGE_SIZE
         while len(self.keys) < whole:
-            at = len(self.keys) * PAGE
-            self.keys.append(next_key(self.keys[-1] if at else self.digest.encode(), self.tokens[at : at + PAGE]))
+            at = len(self.keys) * PAGE_SIZE
+            self.keys.append(next_key(self.keys[-1] if at else self.digest.encode(), self.tokens[at : at + PAGE_SIZE]))
         return [(self.pages[index], self.keys[index]) for index in range(before, whole)]
 
     def begin(self, adapters: tuple[tuple[ServedAdapter, float], ...], place: int, now: float) -> None:

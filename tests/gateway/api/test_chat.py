@@ -54,7 +54,7 @@ async def test_the_engine_gets_the_rendered_prompt_the_adapter_and_the_sampling(
     (request,) = served.engine.requests
     rendered = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
     assert list(request.prompt) == served.gateway.renderer.prompt_ids(rendered)
-    (part,) = request.mix
+    (part,) = request.composition
     assert (part.source.digest, part.source.number, part.weight) == (version.digest, 1, 1.0)
     assert set(part.source.files) == {"adapter_config.json", "adapter_model.safetensors"}
     assert request.tenant == "acme"
@@ -162,7 +162,9 @@ async def test_the_adapter_may_be_a_field_or_a_header(served: Served) -> None:
     await served.client.chat.completions.create(
         model="tiny", messages=ASK, extra_headers={"X-Tunery-Adapter": "acme/support@1"}
     )
-    assert [[part.source.name for part in request.mix] for request in served.engine.requests] == [["acme/support"]] * 2
+    assert [[part.source.name for part in request.composition] for request in served.engine.requests] == [
+        ["acme/support"]
+    ] * 2
     with pytest.raises(openai.BadRequestError, match="disagree"):
         await served.client.chat.completions.create(
             model="acme/support", messages=ASK, extra_body={"adapter": "acme/other"}

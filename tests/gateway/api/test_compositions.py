@@ -6,7 +6,7 @@ import openai
 import pytest
 
 from tests.gateway.api.conftest import Served
-from tunery.gateway.engine.messages import mix_digest
+from tunery.gateway.engine.messages import composition_digest
 
 ASK = [{"role": "user", "content": "Hi"}]
 
@@ -17,7 +17,10 @@ async def test_a_composition_answers_and_says_so(served: Served) -> None:
         model="acme/tone:0.5+globex/facts@1", messages=ASK
     )
     (request,) = served.engine.requests
-    assert [(part.source.digest, part.weight) for part in request.mix] == [(tone.digest, 0.5), (facts.digest, 1.0)]
+    assert [(part.source.digest, part.weight) for part in request.composition] == [
+        (tone.digest, 0.5),
+        (facts.digest, 1.0),
+    ]
     assert request.tenant == "acme"
     assert raw.headers["x-tunery-adapter"] == "acme/tone,globex/facts"
     assert raw.headers["x-tunery-version"] == "1,1"
@@ -25,7 +28,7 @@ async def test_a_composition_answers_and_says_so(served: Served) -> None:
     assert raw.headers["x-tunery-weight"] == "0.5,1"
     answer = raw.parse()
     assert answer.model == "acme/tone:0.5+globex/facts@1"
-    assert mix_digest(request.mix)[:10] in answer.system_fingerprint
+    assert composition_digest(request.composition)[:10] in answer.system_fingerprint
 
 
 async def test_every_inference_endpoint_takes_one_and_so_does_the_header(served: Served) -> None:
@@ -37,7 +40,7 @@ async def test_every_inference_endpoint_takes_one_and_so_does_the_header(served:
         model="tiny", messages=ASK, extra_headers={"x-tunery-adapter": "acme/tone+acme/facts"}
     )
     asked = [*served.engine.requests, *served.engine.embeds]
-    assert [len(request.mix) for request in asked] == [2, 2, 2]
+    assert [len(request.composition) for request in asked] == [2, 2, 2]
 
 
 async def test_a_part_that_does_not_exist_is_named(served: Served) -> None:

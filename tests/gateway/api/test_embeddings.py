@@ -65,8 +65,8 @@ async def test_adapters_and_pooling(served: Served) -> None:
     assert raw.parse().model == "acme/support"
     await served.client.embeddings.create(model="tiny", input="x")
     first, second = served.engine.embeds
-    assert (first.mix[0].source.digest, first.pooling, first.tenant) == (version.digest, "last", "acme")
-    assert (second.mix, second.pooling, second.tenant) == ((), "mean", "")
+    assert (first.composition[0].source.digest, first.pooling, first.tenant) == (version.digest, "last", "acme")
+    assert (second.composition, second.pooling, second.tenant) == ((), "mean", "")
 
 
 @pytest.mark.parametrize(

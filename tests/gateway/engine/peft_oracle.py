@@ -28,7 +28,16 @@ from transformers import (
 
 from tunery.gateway.engine.config import EngineConfig
 from tunery.gateway.engine.core import EngineCore
-from tunery.gateway.engine.messages import AdapterSource, Event, Failed, Generate, Sampling, Token, Tokens, Weighted
+from tunery.gateway.engine.messages import (
+    AdapterSource,
+    Event,
+    Failed,
+    Generate,
+    Sampling,
+    Token,
+    Tokens,
+    WeightedAdapter,
+)
 from tunery.gateway.engine.models.torch.linear import weight_of
 from tunery.plugins.quantization import quantization_config
 
@@ -136,8 +145,8 @@ class Engine:
 def request(name: str, prompt: Iterable[int], adapter: AdapterSource | None = None, **sampling: Any) -> Generate:
     """A greedy request of 12 tokens unless `sampling` says otherwise."""
     defaults: dict[str, Any] = {"max_tokens": 12, "temperature": 0.0, "logprobs": 1, "ignore_eos": True}
-    mix = (Weighted(adapter),) if adapter else ()
-    return Generate(id=name, prompt=tuple(prompt), sampling=Sampling(**(defaults | sampling)), mix=mix)
+    composition = (WeightedAdapter(adapter),) if adapter else ()
+    return Generate(id=name, prompt=tuple(prompt), sampling=Sampling(**(defaults | sampling)), composition=composition)
 
 
 def prompt(length: int, *, seed: int) -> tuple[int, ...]:
@@ -159,18 +168,18 @@ def exact_base(base: Path, quant: str) -> nn.Module:
     return plain.eval()  # type: ignore[no-any-return]
 
 
-def with_adapter(base: Path, quant: str, mix: tuple[Weighted, ...]) -> nn.Module:
+def with_adapter(base: Path, quant: str, composition: tuple[WeightedAdapter, ...]) -> nn.Module:
     """The oracle for one request's adapters: PEFT on the exact base; a composition is PEFT's own, by concatenation."""
     model = copy.deepcopy(exact_base(base, quant))
-    if not mix:
+    if not composition:
         return model
-    folders = [str(Path(part.source.files["adapter_config.json"]).parent) for part in mix]
+    folders = [str(Path(part.source.files["adapter_config.json"]).parent) for part in composition]
     peft = PeftModel.from_pretrained(model, folders[0], adapter_name="0")
-    if len(mix) > 1 or mix[0].weight != 1.0:
+    if len(composition) > 1 or composition[0].weight != 1.0:
         for index, folder in enumerate(folders[1:], start=1):
             peft.load_adapter(folder, adapter_name=str(index))
-        names = [str(index) for index in range(len(mix))]
-        peft.add_weighted_adapter(names, [part.weight for part in mix], "mixed", combination_type="cat")
+        names = [str(index) for index in range(len(composition))]
+        peft.add_weighted_adapter(names, [part.weight for part in composition], "mixed", combination_type="cat")
         for module in peft.modules():
             if isinstance(module, LoraLayer) and "mixed" in module.scaling:
                 # PEFT (0.21.2) scales the sum by the root of its rank when the first adapter uses rsLoRA, though each part is scaled.

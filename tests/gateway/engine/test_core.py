@@ -36,10 +36,10 @@ from tunery.gateway.engine.messages import (
     Tokens,
     Unload,
     Unloaded,
-    Weighted,
+    WeightedAdapter,
 )
 from tunery.gateway.engine.models.native.kernels import load_kernels
-from tunery.gateway.engine.scheduling.forward_batch import Step
+from tunery.gateway.engine.scheduling.forward_batch import ForwardBatch
 from tunery.gateway.engine.scheduling.scheduler import SCORED
 
 KERNELS = ["auto", "torch"] if load_kernels() else ["torch"]
@@ -229,7 +229,7 @@ def test_a_prompts_scores_are_pefts_however_it_is_cut(
     served = engine.run(asked)
     for one in asked[:3]:
         first, *others = served[one.id]
-        expected = log_probabilities(with_adapter(base, "none", one.mix), one.prompt)[:-1]
+        expected = log_probabilities(with_adapter(base, "none", one.composition), one.prompt)[:-1]
         assert len(first.prompt) == len(one.prompt) - 1
         for score, row, token in zip(first.prompt, expected, one.prompt[1:], strict=True):
             assert score.logprob == pytest.approx(float(row[token]), abs=TOLERANCE)
@@ -238,7 +238,7 @@ def test_a_prompts_scores_are_pefts_however_it_is_cut(
             assert [top.logprob for top in score.top] == pytest.approx(best.values.tolist(), abs=TOLERANCE)
         assert not any(token.prompt for token in others)
     assert served["unasked"][0].prompt == ()
-    assert_alone(with_adapter(base, "none", asked[0].mix), asked[0], served["adapted"])
+    assert_alone(with_adapter(base, "none", asked[0].composition), asked[0], served["adapted"])
 
 
 def test_however_many_ask_for_scores_a_steps_logits_stay_few(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,7 +246,7 @@ def test_however_many_ask_for_scores_a_steps_logits_stay_few(base: Path, monkeyp
     rows: list[int] = []
     run = engine.core.model.run
 
-    def counted(step: Step) -> tuple[torch.Tensor, torch.Tensor]:
+    def counted(step: ForwardBatch) -> tuple[torch.Tensor, torch.Tensor]:
         rows.append(len(step.logits))
         return run(step)
 
@@ -261,13 +261,13 @@ def test_however_many_ask_for_scores_a_steps_logits_stay_few(base: Path, monkeyp
 def embed(
     name: str, tokens: tuple[int, ...], pooling: Literal["mean", "last"], adapter: AdapterSource | None = None
 ) -> Embed:
-    return Embed(id=name, prompt=tokens, pooling=pooling, mix=(Weighted(adapter),) if adapter else ())
+    return Embed(id=name, prompt=tokens, pooling=pooling, composition=(WeightedAdapter(adapter),) if adapter else ())
 
 
 def hidden(base: Path, one: Embed) -> torch.Tensor:
     """What transformers says: the last hidden states as the head sees them, pooled."""
     with torch.no_grad():
-        model = with_adapter(base, "none", one.mix)
+        model = with_adapter(base, "none", one.composition)
         states = model(input_ids=torch.tensor([one.prompt]), output_hidden_states=True).hidden_states[-1][0]
     return states.mean(0) if one.pooling == "mean" else states[-1]
 
@@ -299,7 +299,7 @@ def test_embeddings_are_transformers_hidden_states(
     answers = vectors(engine)
     for one in asked:
         torch.testing.assert_close(torch.tensor(answers[one.id]), hidden(base, one), rtol=0, atol=1e-4)
-    assert_alone(with_adapter(base, "none", chatter.mix), chatter, engine.answers()["chatter"])
+    assert_alone(with_adapter(base, "none", chatter.composition), chatter, engine.answers()["chatter"])
     assert engine.core.pages.used == 0
 
 

@@ -22,7 +22,7 @@ from tests.gateway.engine.peft_oracle import (
     request,
     with_adapter,
 )
-from tunery.gateway.engine.messages import AdapterSource, Generate, Token, Weighted, mix_digest
+from tunery.gateway.engine.messages import AdapterSource, Generate, Token, WeightedAdapter, composition_digest
 from tunery.gateway.engine.models.native.kernels import load_kernels
 from tunery.plugins.training.delta import save_delta
 
@@ -90,9 +90,9 @@ def check(
 ) -> None:
     """All requests together, by each of the models, equal PEFT alone."""
     served = {kind: Engine.on(base, quant=quant, kernels=kind, **settings).run(requests) for kind in kernels}
-    for digest in {mix_digest(one.mix) for one in requests}:
-        mine = [one for one in requests if mix_digest(one.mix) == digest]
-        model = with_adapter(base, quant, mine[0].mix)
+    for digest in {composition_digest(one.composition) for one in requests}:
+        mine = [one for one in requests if composition_digest(one.composition) == digest]
+        model = with_adapter(base, quant, mine[0].composition)
         for one in mine:
             for kind, answers in served.items():
                 assert_alone(model, one, answers[one.id], name=f"{one.id} ({kind})")
@@ -100,7 +100,7 @@ def check(
 
 def composed(name: str, tokens: Iterable[int], *parts: tuple[AdapterSource, float]) -> Generate:
     """A request on a composition of adapters with weights."""
-    return msgspec.structs.replace(request(name, tokens), mix=tuple(Weighted(*part) for part in parts))
+    return msgspec.structs.replace(request(name, tokens), composition=tuple(WeightedAdapter(*part) for part in parts))
 
 
 # -- every kind of adapter --------------------------------------------------------------------------------------------
@@ -258,7 +258,7 @@ def test_a_known_beginning_is_found_and_changes_nothing(tmp_path: Path, kernels:
     first, second, third = (engine.run([one])[one.id] for one in (mine, mine, longer))
     assert [tokens[0].cached for tokens in (first, second, third)] == [0, 64, 64]
     for one, tokens in ((mine, first), (mine, second), (longer, third)):
-        assert_alone(with_adapter(base, "none", one.mix), one, tokens)
+        assert_alone(with_adapter(base, "none", one.composition), one, tokens)
         if kernels == "auto":
             assert said(tokens) == said(fresh.run([one])[one.id])  # bit for bit
     assert fresh.core.stats().prefix_hits == 0
@@ -281,7 +281,7 @@ def test_another_version_under_the_same_name_and_number_never_sees_the_others_pa
         "turned": composed("turned", tokens, (new, 1.0), (old, 1.0)),
         "new": request("new", tokens, new),
     }
-    models = {name: with_adapter(base, "none", one.mix) for name, one in requests.items()}
+    models = {name: with_adapter(base, "none", one.composition) for name, one in requests.items()}
     engine = Engine.on(base, kernels=kernels)
     for cached in (0, 48):  # at first nobody finds anything of the others', then everybody their own
         for name, one in requests.items():
@@ -302,7 +302,7 @@ def test_an_alias_that_moves_under_way_leaves_running_requests_on_their_version(
         engine.core.step()
     served = engine.more([after, msgspec.structs.replace(before, id="again")])
     for one, name in ((before, "before"), (after, "after"), (before, "again")):
-        assert_alone(with_adapter(base, "none", one.mix), one, served[name])
+        assert_alone(with_adapter(base, "none", one.composition), one, served[name])
     assert [served[name][0].cached for name in ("before", "after", "again")] == [0, 0, 32]
 
 

@@ -46,8 +46,8 @@ from tunery.gateway.engine.messages import (
     Loaded,
     Token,
     Unload,
-    Weighted,
-    mix_digest,
+    WeightedAdapter,
+    composition_digest,
 )
 from tunery.gateway.engine.models.native.kernels import load_kernels
 from tunery.gateway.engine.scheduling.scheduler import STARVED_AFTER
@@ -94,11 +94,11 @@ def size_of(number: int) -> int:
 _MODELS: dict[str, nn.Module] = {}
 
 
-def oracle(mix: tuple[Weighted, ...]) -> nn.Module:
+def oracle(composition: tuple[WeightedAdapter, ...]) -> nn.Module:
     """PEFT on the base, once per composition."""
-    digest = mix_digest(mix)
+    digest = composition_digest(composition)
     if digest not in _MODELS:
-        _MODELS[digest] = with_adapter(world()[0], "none", mix)
+        _MODELS[digest] = with_adapter(world()[0], "none", composition)
     return _MODELS[digest]
 
 
@@ -245,11 +245,11 @@ class Play:
 
     def ask(self, ask: Ask) -> None:
         parts = ((self.alias, 1.0),) if ask.parts is None else ask.parts
-        mix = tuple(Weighted(self.adapters[number], weight) for number, weight in parts)
+        composition = tuple(WeightedAdapter(self.adapters[number], weight) for number, weight in parts)
         name, tokens = self.name(), STREAMS[ask.stream][: ask.length]
         made: Generate | Embed
         if ask.kind in ("mean", "last"):
-            made = Embed(id=name, prompt=tokens, pooling=ask.kind, mix=mix, tenant=ask.tenant)  # type: ignore[arg-type]
+            made = Embed(id=name, prompt=tokens, pooling=ask.kind, composition=composition, tenant=ask.tenant)  # type: ignore[arg-type]
         else:
             sampling = {
                 "seeded": {"temperature": 0.8, "top_p": 0.9, "seed": ask.seed},
@@ -257,7 +257,7 @@ class Play:
                 "stopped": {"stop_token_ids": tuple(range(60 * ask.seed, 60 * ask.seed + 60)), "min_tokens": ask.seed},
             }.get(ask.kind, {})
             plain = request(name, tokens, max_tokens=min(ask.count, 16 * self.plan.pages - ask.length), **sampling)
-            made = msgspec.structs.replace(plain, mix=mix, tenant=ask.tenant)
+            made = msgspec.structs.replace(plain, composition=composition, tenant=ask.tenant)
         self.asked[name] = made
         self.core.handle(made)
 
@@ -306,7 +306,7 @@ class Play:
         vectors = {event.id: event.vector for event in self.engine.events if isinstance(event, Embedded)}
         failures = {event.id: event for event in self.engine.events if isinstance(event, Failed)}
         for name, asked in self.asked.items():
-            note(f"{name}: {mix_digest(asked.mix)[:8]} {len(asked.prompt)} tokens")
+            note(f"{name}: {composition_digest(asked.composition)[:8]} {len(asked.prompt)} tokens")
             if name in self.silent:
                 assert len(answers.get(name, ())) == self.silent[name]
             elif name in failures:
@@ -319,20 +319,20 @@ class Play:
 
     def check_failure(self, asked: Generate | Embed, failed: Failed) -> None:
         """Only what cannot fit may fail: a composition, or whatever there was beside what was pinned."""
-        needed = sum(size_of(self.adapters.index(part.source)) for part in asked.mix)
+        needed = sum(size_of(self.adapters.index(part.source)) for part in asked.composition)
         assert failed.code == "adapter_too_large"
         assert needed > self.core.residency.budget or self.pinned
 
     def check_vector(self, asked: Embed, vector: list[float]) -> None:
         with torch.no_grad():
-            states = oracle(asked.mix)(input_ids=torch.tensor([asked.prompt]), output_hidden_states=True).hidden_states[
-                -1
-            ][0]
+            states = oracle(asked.composition)(
+                input_ids=torch.tensor([asked.prompt]), output_hidden_states=True
+            ).hidden_states[-1][0]
         expected = states.mean(0) if asked.pooling == "mean" else states[-1]
         torch.testing.assert_close(torch.tensor(vector), expected, rtol=TOLERANCE, atol=TOLERANCE)
 
     def check_text(self, asked: Generate, tokens: list[Token]) -> None:
-        model = oracle(asked.mix)
+        model = oracle(asked.composition)
         if asked.sampling.seed is None:
             assert_alone(model, asked, tokens)
         else:

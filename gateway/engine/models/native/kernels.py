@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
-    "PAGE",
     "PANEL",
     "Correction",
     "Kernels",
@@ -32,9 +31,6 @@ _HERE = Path(__file__).parent
 
 PANEL = 48
 """Columns of a panel; a linear layer's outputs are padded up to whole panels."""
-
-PAGE = 16
-"""Tokens of a page of the cache."""
 
 
 class WeightRow(Structure):
@@ -104,8 +100,8 @@ class Kernels:
         self.attend = library.tunery_attend
         self._peaks = library.tunery_peaks
 
-    def peaks(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of each row of `logits` float32 [R, n], the index of the largest (int64 [R]) and the log of the sum of exponentials [R]."""
+    def argmax_logsumexp(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of each row of `logits` float32 [R, n], the index of the largest, int64 [R], and the log of the sum of exponentials, float32 [R]."""
         import torch
 
         rows, size = logits.shape

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional
 from transformers import AttentionInterface
 
-from tunery.gateway.engine.models.torch.current_batch import Board, SlotSpan
+from tunery.gateway.engine.models.torch.forward_context import ForwardContext, SlotSpan
 from tunery.gateway.engine.models.torch.kv_cache import KVCache
 from tunery.registry.errors import ArtifactRefused
 
@@ -44,9 +44,9 @@ def register_attention() -> None:
 class PagedAttention:
     """The attention function of one model: writes this step's keys and values, then attends span by span."""
 
-    def __init__(self, cache: KVCache, board: Board) -> None:
+    def __init__(self, cache: KVCache, context: ForwardContext) -> None:
         self._cache = cache
-        self._board = board
+        self._context = context
 
     def fit(self, model: torch.nn.Module) -> None:
         """Answer for every attention layer of `model`, which was loaded with `attn_implementation=ATTENTION`."""
@@ -79,14 +79,14 @@ class PagedAttention:
                 f"{type(module).__name__} asks attention for {', '.join(sorted(unknown))}, which the engine cannot do",
                 code="unsupported_base",
             )
-        board = self._board
+        context = self._context
         layer: int = module.layer_idx  # type: ignore[assignment]
-        if board.slots is None:
+        if context.slots is None:
             raise RuntimeError("attention outside a step")
         scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-        self._cache.write(layer, board.slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
+        self._cache.write(layer, context.slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
         result = query.new_zeros((query.shape[2], query.shape[1], value.shape[-1]))
-        for span in board.spans:
+        for span in context.spans:
             rows = query[0, :, span.start : span.end]
             result[span.start : span.end] = self._attend(layer, rows, span, scale, sliding_window, softcap, s_aux)
         return result[None], None

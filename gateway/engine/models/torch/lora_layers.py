@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 from tunery.gateway.engine.adapters.adapter import AdapterShape, LowRank, TokenRows
-from tunery.gateway.engine.models.torch.current_batch import Board
+from tunery.gateway.engine.models.torch.forward_context import ForwardContext
 from tunery.gateway.engine.models.torch.linear import base_product, fixed_forward, is_linear, is_transposed
 from tunery.gateway.engine.scheduling.forward_batch import Segment
 
@@ -28,8 +28,8 @@ Served = dict[str, "_Served"]
 """Layers that apply adapters, by name."""
 
 
-def fit(model: nn.Module, board: Board) -> Served:
-    """Make every layer of `model` that can apply the adapters of the step on `board`, and give them by name."""
+def fit(model: nn.Module, context: ForwardContext) -> Served:
+    """Make every layer of `model` that can apply the adapters of the step on `context`, and give them by name."""
     head = model.get_output_embeddings()  # type: ignore[operator]
     served: Served = {}
     for name, module in _leaves(model):
@@ -41,7 +41,7 @@ def fit(model: nn.Module, board: Board) -> Served:
             kind = _ServedHead
         elif isinstance(module, nn.Embedding):
             kind = _ServedEmbedding
-        module.forward = served[name] = kind(name, module, board)
+        module.forward = served[name] = kind(name, module, context)
     return served
 
 
@@ -83,10 +83,10 @@ def _adaptable(name: str, module: nn.Module) -> bool:
 class _Served:
     """A layer's forward: the base's result, then `correct` for each segment whose adapter knows this layer."""
 
-    def __init__(self, name: str, module: nn.Module, board: Board) -> None:
+    def __init__(self, name: str, module: nn.Module, context: ForwardContext) -> None:
         self._name = name
         self._module = module
-        self._board = board
+        self._context = context
         self.axis: int | None = None
         """Along which axis a step's rows lie; None before a step has shown it, or where they do not lie along one."""
         self._base: Callable[..., torch.Tensor] = base_product(module) if is_linear(module) else module.forward
@@ -118,13 +118,13 @@ class _Served:
 
     def find_axis(self, y: torch.Tensor) -> int | None:
         """The one axis of a result, its last apart, that is as long as the step has rows."""
-        slots = self._board.slots
+        slots = self._context.slots
         axes = [axis for axis, size in enumerate(y.shape[:-1]) if slots is not None and size == slots.shape[0]]
         return axes[0] if len(axes) == 1 else None
 
     def segments(self) -> tuple[Segment, ...]:
         """Which rows of the input are whose."""
-        return self._board.segments
+        return self._context.segments
 
     def correct(
         self, x: torch.Tensor, y: torch.Tensor, pair: LowRank | None, whole: dict[str, torch.Tensor] | None
@@ -156,14 +156,14 @@ class _ServedHead(_ServedLinear):
     """The output head: its rows are the step's outputs, and what it is given are the final hidden states."""
 
     def __call__(self, *given: Any, **options: Any) -> Any:
-        self._board.head_input = given[0]
+        self._context.head_input = given[0]
         return super().__call__(*given, **options)
 
     def find_axis(self, y: torch.Tensor) -> int | None:
         return y.dim() - 2
 
     def segments(self) -> tuple[Segment, ...]:
-        return self._board.output_segments
+        return self._context.output_segments
 
     def exchange(self, x: torch.Tensor, y: torch.Tensor, rows: TokenRows) -> torch.Tensor:
         return y.index_copy(-1, rows.ids, functional.linear(x, rows.values).to(y.dtype))
@@ -192,7 +192,7 @@ class _ServedModule(_Served):
     """Anything else with parameters, a norm for example: run again with the adapter's own parameters."""
 
     def __call__(self, *given: Any, **options: Any) -> Any:
-        self._board.norm_input = given[0] if given else next(iter(options.values()), None)
+        self._context.norm_input = given[0] if given else next(iter(options.values()), None)
         return super().__call__(*given, **options)
 
     def correct(

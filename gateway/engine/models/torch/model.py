@@ -18,16 +18,15 @@ from transformers.utils import logging as transformers_logging
 from tunery.gateway.engine.adapters.adapter import AdapterShape, LoadedAdapter, LowRank, dora_gain, read_adapter
 from tunery.gateway.engine.config import EngineConfig
 from tunery.gateway.engine.messages import AdapterSource
-from tunery.gateway.engine.models.model import DTYPES, cache_pages
-from tunery.gateway.engine.models.native.kernels import Kernels
+from tunery.gateway.engine.models.interface import DTYPES, Reduction, kv_cache_pages
 from tunery.gateway.engine.models.torch.attention import ATTENTION, PagedAttention, register_attention
-from tunery.gateway.engine.models.torch.current_batch import Board, SlotSpan
 from tunery.gateway.engine.models.torch.experts import EXPERTS, register_experts
+from tunery.gateway.engine.models.torch.forward_context import ForwardContext, SlotSpan
 from tunery.gateway.engine.models.torch.kv_cache import KVCache
 from tunery.gateway.engine.models.torch.linear import ROW_BLOCK, base_product, is_linear, weight_of
 from tunery.gateway.engine.models.torch.lora_layers import adapter_shape, fit
-from tunery.gateway.engine.scheduling.forward_batch import Span, Step
-from tunery.gateway.engine.scheduling.page_allocator import PAGE
+from tunery.gateway.engine.scheduling.forward_batch import ForwardBatch, Span
+from tunery.gateway.engine.scheduling.page_allocator import PAGE_SIZE
 from tunery.plugins.bases.architectures import exact_context
 from tunery.plugins.quantization import quantization_config
 from tunery.registry.errors import ArtifactRefused
@@ -36,10 +35,10 @@ __all__ = ["TorchModel", "load_plain"]
 
 
 class TorchModel:
-    """A Model; see model.py. The quantized base, fitted for adapters, with its key-value cache."""
+    """A Model; see models/interface.py. The quantized base, fitted for adapters, with its key-value cache."""
 
     def __init__(self, config: EngineConfig) -> None:
-        self.kernels: Kernels | None = None
+        self.argmax_logsumexp: Reduction | None = None
         self.dtype = DTYPES[config.dtype]
         self.device = torch.device(_device(config.device))
         loaded: Any = _load(config, self.dtype, self.device)
@@ -50,12 +49,12 @@ class TorchModel:
         longest = min(longest, exact_context(text.to_dict()) or longest)
         self.context_length = min(longest, config.context_length or longest)
         self.base_bytes = sum(tensor.nbytes for tensor in (*self._module.parameters(), *self._module.buffers()))
-        self.kv_pages = cache_pages(config, self.context_length)
-        self._board = Board()
-        PagedAttention(KVCache((self.kv_pages + 1) * PAGE), self._board).fit(self._module)
+        self.kv_pages = kv_cache_pages(config, self.context_length)
+        self._context = ForwardContext()
+        PagedAttention(KVCache((self.kv_pages + 1) * PAGE_SIZE), self._context).fit(self._module)
         self._modules = dict(self._module.named_modules())
         self._multiple = 1
-        served = fit(self._module, self._board)
+        served = fit(self._module, self._context)
         self._probe()
         self.shape: AdapterShape = adapter_shape(self._module, served)
         # Fixed blocks of rows only pay where their bits are promised.
@@ -80,10 +79,10 @@ class TorchModel:
         numbers = {
             value for value in self._module.config.get_text_config().to_dict().values() if isinstance(value, int)
         }
-        count = next(count for count in range(PAGE - 1, 2, -1) if count not in numbers)
+        count = next(count for count in range(PAGE_SIZE - 1, 2, -1) if count not in numbers)
         own = np.arange(count, dtype=np.int64)
         span = Span(0, count, count, np.zeros(1, dtype=np.int32))
-        self.run(Step(own * 0, own, own, (span,), (), (), (), ()))
+        self.run(ForwardBatch(own * 0, own, own, (span,), (), (), (), ()))
 
     def _drop_copies(self, loaded: LoadedAdapter) -> None:
         """Forget whole parameters that only repeat the base's; PEFT saves the embedding so when it is adapted."""
@@ -96,28 +95,28 @@ class TorchModel:
                 del loaded.replaced[name]
 
     @torch.inference_mode()
-    def run(self, step: Step) -> tuple[torch.Tensor, torch.Tensor]:
+    def run(self, batch: ForwardBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """See Model.run."""
-        board, rows = self._board, step.rows
-        padding = -len(step.tokens) % self._multiple
+        context, rows = self._context, batch.rows
+        padding = -len(batch.tokens) % self._multiple
         # Never an empty head: a step may be all prompt.
         short = -len(rows) % self._multiple or int(not len(rows))
-        board.slots = self._tensor(np.pad(step.slots, (0, padding)))
-        board.spans = tuple(self._span(span) for span in step.spans)
-        board.segments, board.output_segments = step.segments, step.output_segments
+        context.slots = self._tensor(np.pad(batch.slots, (0, padding)))
+        context.spans = tuple(self._span(span) for span in batch.spans)
+        context.segments, context.output_segments = batch.segments, batch.output_segments
         try:
             result = self._module(
-                input_ids=self._tensor(np.pad(step.tokens, (0, padding)))[None],
-                position_ids=self._tensor(np.pad(step.positions, (0, padding)))[None],
+                input_ids=self._tensor(np.pad(batch.tokens, (0, padding)))[None],
+                position_ids=self._tensor(np.pad(batch.positions, (0, padding)))[None],
                 use_cache=False,
-                logits_to_keep=self._tensor(np.pad(rows, (0, short), constant_values=len(step.tokens) - 1)),
+                logits_to_keep=self._tensor(np.pad(rows, (0, short), constant_values=len(batch.tokens) - 1)),
             )
-            hidden, before = board.head_input, board.norm_input
+            hidden, before = context.head_input, context.norm_input
         finally:
-            board.clear()
+            context.clear()
         if hidden is None:
             raise RuntimeError("the base's head was not called")
-        count, final = len(step.logits), hidden[0, : len(rows)].float()
+        count, final = len(batch.logits), hidden[0, : len(rows)].float()
         broken = _vanished(final, before, self._tensor(rows))
         return result.logits[0, :count].float().masked_fill(broken[:count], torch.nan), final[count:].masked_fill(
             broken[count:], torch.nan
@@ -127,7 +126,7 @@ class TorchModel:
         return torch.from_numpy(array).to(self.device, non_blocking=True)
 
     def _span(self, span: Span) -> SlotSpan:
-        slots = (span.pages.astype(np.int64)[:, None] * PAGE + np.arange(PAGE)).ravel()[: span.length]
+        slots = (span.pages.astype(np.int64)[:, None] * PAGE_SIZE + np.arange(PAGE_SIZE)).ravel()[: span.length]
         return SlotSpan(span.start, span.end, self._tensor(slots))
 
 

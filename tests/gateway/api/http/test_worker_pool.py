@@ -15,12 +15,12 @@ from tokenizers import Tokenizer, normalizers, pre_tokenizers
 
 from tests.gateway.api.conftest import Served
 from tests.plugins.data.chat_templates import TEMPLATES, base_with
-from tunery.gateway.api.request.chat import MAX_MESSAGES
 from tunery.gateway.api.http.worker_pool import MAX_PENDING, Abandoned, WorkerPool
-from tunery.plugins.data.render.length import least_tokens, token_bytes
+from tunery.gateway.api.request.chat import MAX_MESSAGES
 from tunery.plugins.data.render.renderer import Renderer
 from tunery.plugins.data.render.template import ChatTemplate
-from tunery.plugins.data.render.tokens import Tokens
+from tunery.plugins.data.render.token_bounds import min_token_count, token_bound
+from tunery.plugins.data.render.tokenizer import BaseTokenizer
 
 CHAT, RAW, EMBED = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 
@@ -34,13 +34,13 @@ def body_of(path: str, text: str) -> dict[str, Any]:
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """The thread and the characters of every text that is tokenized."""
     seen: list[tuple[int, int]] = []
-    read = Tokens._read
+    read = BaseTokenizer._read
 
-    def spy(self: Tokens, tokenizer: Any, text: str, *rest: Any) -> Any:
+    def spy(self: BaseTokenizer, tokenizer: Any, text: str, *rest: Any) -> Any:
         seen.append((threading.get_ident(), len(text)))
         return read(self, tokenizer, text, *rest)
 
-    monkeypatch.setattr(Tokens, "_read", spy)
+    monkeypatch.setattr(BaseTokenizer, "_read", spy)
     return seen
 
 
@@ -65,16 +65,16 @@ async def test_long_texts_are_read_off_the_event_loop_and_others_are_answered_me
     served: Served, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     entered, go_on, threads = threading.Event(), threading.Event(), set()
-    read = Tokens._read
+    read = BaseTokenizer._read
 
-    def slow(self: Tokens, tokenizer: Any, text: str, *rest: Any) -> Any:
+    def slow(self: BaseTokenizer, tokenizer: Any, text: str, *rest: Any) -> Any:
         if len(text) > 2000:
             threads.add(threading.get_ident())
             entered.set()
             assert go_on.wait(60)
         return read(self, tokenizer, text, *rest)
 
-    monkeypatch.setattr(Tokens, "_read", slow)
+    monkeypatch.setattr(BaseTokenizer, "_read", slow)
     long = asyncio.create_task(served.post(path, body_of(path, "a " * 1500)))
     await asyncio.to_thread(entered.wait, 60)
     for _ in range(5):  # the loop is free, and so are short requests
@@ -166,24 +166,24 @@ class Work:
 @pytest.fixture
 def work(monkeypatch: pytest.MonkeyPatch) -> Work:
     counted = Work()
-    render, read, search = ChatTemplate.render, Tokens._read, Tokens.find_special
+    render, read, search = ChatTemplate.render, BaseTokenizer._read, BaseTokenizer.find_special
 
     def counting_render(self: ChatTemplate, messages: Any, **rest: Any) -> str:
         counted.messages += len(messages)
         return render(self, messages, **rest)
 
-    def counting_read(self: Tokens, tokenizer: Any, text: str, *rest: Any) -> Any:
+    def counting_read(self: BaseTokenizer, tokenizer: Any, text: str, *rest: Any) -> Any:
         counted.characters += len(text)
         return read(self, tokenizer, text, *rest)
 
-    def counting_search(self: Tokens, text: str, start: int = 0, stop: int | None = None) -> Any:
+    def counting_search(self: BaseTokenizer, text: str, start: int = 0, stop: int | None = None) -> Any:
         match = search(self, text, start, stop)
         counted.characters += (match.end() if match else len(text) if stop is None else stop) - start
         return match
 
     monkeypatch.setattr(ChatTemplate, "render", counting_render)
-    monkeypatch.setattr(Tokens, "_read", counting_read)
-    monkeypatch.setattr(Tokens, "find_special", counting_search)
+    monkeypatch.setattr(BaseTokenizer, "_read", counting_read)
+    monkeypatch.setattr(BaseTokenizer, "find_special", counting_search)
     return counted
 
 
@@ -251,7 +251,7 @@ def test_a_text_in_pieces_has_the_ids_of_the_whole(
     folder = base_with(tiny_base_folder, tmp_path / "base", name)
     whole = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text, add_special_tokens=False)
     told: list[int] = []
-    tokens = Tokens(folder)
+    tokens = BaseTokenizer(folder)
     ids, offsets = tokens._read(tokens._tokenizer, text, told.append)
     assert ids == whole.ids
     assert list(offsets) == whole.offsets
@@ -267,7 +267,7 @@ def test_what_a_token_stands_for_is_known_only_where_nothing_is_dropped(tiny_bas
         tokenizer = Tokenizer.from_file(str(tiny_base_folder / "tokenizer.json"))
         for part, value in parts.items():
             setattr(tokenizer, part, value)
-        found = token_bytes(tokenizer)
+        found = token_bound(tokenizer)
         return found.longest if found else None
 
     plain = changed()
@@ -287,11 +287,11 @@ def test_bytes_that_a_tokenizer_drops_count_for_nothing(tiny_base_folder: Path) 
     del model["vocab"][gone]
     model["merges"] = [merge for merge in model["merges"] if gone not in "".join(merge)]
     tokenizer = Tokenizer.from_str(json.dumps(described))
-    known = token_bytes(tokenizer)
+    known = token_bound(tokenizer)
     assert known is not None
     assert known.dropped == b"\x04"
     for text in ("\x04" * 10_000, "a\x04" * 10_000, "word " * 100):
-        assert least_tokens(text, known) <= len(tokenizer.encode(text).ids)
+        assert min_token_count(text, known) <= len(tokenizer.encode(text).ids)
 
 
 def test_every_template_is_among_those_of_the_test() -> None:

@@ -15,7 +15,7 @@ from tunery.gateway.api.request.tool_call_grammar import MAX_CALLS, MAX_SCHEMA_B
 from tunery.gateway.api.request.tools import Function
 from tunery.gateway.api.response.tool_call_parser import ParsedCall, ToolCallParser
 from tunery.gateway.engine.messages import Constraint
-from tunery.gateway.engine.sampling.structured_output import Grammars
+from tunery.gateway.engine.structured_output.grammars import Grammars
 from tunery.plugins.data.render.renderer import Renderer
 from tunery.plugins.data.render.tools import CallStyle
 from tunery.registry.errors import InvalidInput

@@ -16,10 +16,10 @@ from tests.gateway.engine.peft_oracle import describe
 from tunery.gateway.engine.adapters.adapter import (
     AdapterShape,
     LoadedAdapter,
-    check_composition,
     read_adapter,
     read_config,
 )
+from tunery.gateway.engine.adapters.interface import check_composition
 from tunery.gateway.engine.messages import AdapterSource
 from tunery.registry.errors import InvalidInput, TuneryError
 

@@ -10,8 +10,8 @@ import pytest
 
 from tests.gateway.engine.adapters.residency_harness import SIZE, World
 from tunery.gateway.engine.adapters.loader import MOST_LOADS
-from tunery.gateway.engine.messages import Generate, Sampling, Weighted
-from tunery.gateway.engine.scheduling.page_allocator import Pages
+from tunery.gateway.engine.messages import Generate, Sampling, WeightedAdapter
+from tunery.gateway.engine.scheduling.page_allocator import PageAllocator
 from tunery.gateway.engine.scheduling.scheduler import STARVED_AFTER, Scheduler
 from tunery.gateway.engine.scheduling.sequence import Sequence
 
@@ -24,13 +24,17 @@ class Line:
     def __init__(self, folder: Path, budget: int) -> None:
         self.w = World(folder, budget)
         residency = cast(Any, self.w.residency)
-        self.scheduler = Scheduler(Pages(1000, reuse=False), residency, max_batch=2 * COLD, token_budget=16 * COLD)
+        self.scheduler = Scheduler(
+            PageAllocator(1000, reuse=False), residency, max_batch=2 * COLD, token_budget=16 * COLD
+        )
         self.ids = iter(range(10 * COLD))
 
     def ask(self, tenant: str, *numbers: int) -> Sequence:
-        mix = tuple(Weighted(self.w.source(number)) for number in numbers)
+        composition = tuple(WeightedAdapter(self.w.source(number)) for number in numbers)
         sampling = Sampling(max_tokens=4)
-        request = Generate(id=str(next(self.ids)), prompt=(1,) * 8, sampling=sampling, mix=mix, tenant=tenant)
+        request = Generate(
+            id=str(next(self.ids)), prompt=(1,) * 8, sampling=sampling, composition=composition, tenant=tenant
+        )
         sequence = Sequence(request, eos_ids=frozenset(), now=self.w.now)
         self.scheduler.add(sequence)
         return sequence

@@ -13,12 +13,15 @@ from safetensors.torch import load_file, save_file
 
 from tests.gateway.engine.peft_oracle import Engine, describe, make_adapter, make_base, prompt, request
 from tests.gateway.server import overflow
-from tunery.gateway.engine.messages import AdapterSource, Embed, Embedded, Failed, Generate, Token, Weighted
+from tunery.gateway.engine.messages import AdapterSource, Embed, Embedded, Failed, Generate, Token, WeightedAdapter
+from tunery.gateway.engine.models.native.decoder import Decoder
 from tunery.gateway.engine.models.native.kernels import load_kernels
-from tunery.gateway.engine.sampling.sampler import peaks, sample
+from tunery.gateway.engine.sampling.sampler import Reduction, argmax_logsumexp, sample
 from tunery.registry.errors import StorageFailed
 
-KERNELS = ["auto", "torch"] if load_kernels() else ["torch"]
+NATIVE = load_kernels()
+KERNELS = ["auto", "torch"] if NATIVE else ["torch"]
+REDUCTIONS = [argmax_logsumexp, NATIVE.argmax_logsumexp] if NATIVE else [argmax_logsumexp]
 TARGETS = (["q_proj"], ["k_proj"], ["v_proj"], ["up_proj", "down_proj"], ["lm_head"], ["embed_tokens"])
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Setting `save_embedding_layers`:UserWarning", "ignore:.*(tied|tying).*:UserWarning"
@@ -70,7 +73,7 @@ def neighbours(sound: AdapterSource) -> list[Generate | Embed]:
 
 def assert_untouched(engine: Engine, after: dict[str, list[Token]], before: dict[str, list[Token]]) -> None:
     """Every bit on the decoder; as much as any company changes with transformers' code, which promises no bits."""
-    if engine.core.model.kernels is not None:
+    if isinstance(engine.core.model, Decoder):
         assert after == before
         return
     for name, tokens in after.items():
@@ -82,8 +85,8 @@ def assert_untouched(engine: Engine, after: dict[str, list[Token]], before: dict
 
 
 def composed(name: str, *parts: tuple[AdapterSource, float]) -> Generate:
-    mix = tuple(Weighted(source, weight) for source, weight in parts)
-    return msgspec.structs.replace(request(name, prompt(6, seed=5)), mix=mix)
+    composition = tuple(WeightedAdapter(source, weight) for source, weight in parts)
+    return msgspec.structs.replace(request(name, prompt(6, seed=5)), composition=composition)
 
 
 def test_a_broken_adapter_fails_and_its_neighbours_keep_every_bit(
@@ -122,8 +125,12 @@ def test_embeddings_fail_likewise(
 ) -> None:
     _, sound, broken = world
     ask: list[Generate | Embed] = [
-        Embed(id=name, prompt=prompt(9, seed=1), pooling=pooling, mix=mix)
-        for name, mix in {"broken": (Weighted(broken[3]),), "sound": (Weighted(sound),), "base": ()}.items()
+        Embed(id=name, prompt=prompt(9, seed=1), pooling=pooling, composition=composition)
+        for name, composition in {
+            "broken": (WeightedAdapter(broken[3]),),
+            "sound": (WeightedAdapter(sound),),
+            "base": (),
+        }.items()
     ]
     _, failures = run(engine, ask)
     assert [(event.id, event.code) for event in failures.values()] == [("broken", "nonfinite_output")]
@@ -155,19 +162,19 @@ def test_a_broken_base_is_told_as_such_before_it_serves(tmp_path: Path, kind: st
     assert failures["one"].code == "base_nonfinite"
 
 
-@pytest.mark.parametrize("kernels", [None, load_kernels()] if load_kernels() else [None])
+@pytest.mark.parametrize("reduce", REDUCTIONS)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("place", [0, 17, 299])
-def test_one_wrong_logit_is_found_wherever_it_is(kernels: Any, bad: float, place: int) -> None:
+def test_one_wrong_logit_is_found_wherever_it_is(reduce: Reduction, bad: float, place: int) -> None:
     from tests.gateway.engine.sampling.test_sampler import sequence
 
     logits = torch.randn(3, 300, generator=torch.Generator().manual_seed(1))
-    whole = sample(logits, [sequence()] * 3, kernels)
+    whole = sample(logits, [sequence()] * 3, reduce)
     logits[1, place] = bad
-    assert not bool(peaks(logits, kernels)[1][1].isfinite())
-    assert sample(logits, [sequence()] * 3, kernels) == [whole[0], None, whole[2]]
+    assert not bool(reduce(logits)[1][1].isfinite())
+    assert sample(logits, [sequence()] * 3, reduce) == [whole[0], None, whole[2]]
     # What an overflow the other way makes impossible is in no answer.
     logits[1, place] = -torch.inf
-    chosen = sample(logits, [sequence()] * 3, kernels)[1]
+    chosen = sample(logits, [sequence()] * 3, reduce)[1]
     assert chosen is not None
     assert chosen.token != place

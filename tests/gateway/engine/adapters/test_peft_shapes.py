@@ -109,7 +109,7 @@ def test_tensors_named_as_trainers_name_them_are_served_as_pefts_own(
     }
     requests = [request(name, prompt(9, seed=4), source) for name, source in sources.items()]
     answers = engine.run(requests)
-    model = with_adapter(base_folder, "none", request("oracle", (5,), saved).mix)
+    model = with_adapter(base_folder, "none", request("oracle", (5,), saved).composition)
     for one in requests:
         assert_alone(model, one, answers[one.id], name=one.id)
 
@@ -125,7 +125,7 @@ def test_shared_pairs_and_every_way_to_name_targets_are_served_as_peft_does(
         requests.append(request(name, TOKENS + prompt(4 + index, seed=index), take_in(registry, base, tmp_path / name)))
     answers = engine.run(requests)
     for one in requests:
-        model = with_adapter(base_folder, "none", request("oracle", (5,), oracles[one.id]).mix)
+        model = with_adapter(base_folder, "none", request("oracle", (5,), oracles[one.id]).composition)
         assert_alone(model, one, answers[one.id], name=one.id)
 
 
@@ -140,5 +140,5 @@ def test_a_setting_that_is_left_out_is_pefts_default(
     (folder / "adapter_config.json").write_text(json.dumps(config))
     one = request("one", prompt(9, seed=4), take_in(registry, base, folder))
     answers = engine.run([one])
-    model = with_adapter(base_folder, "none", request("oracle", (5,), describe(folder)).mix)
+    model = with_adapter(base_folder, "none", request("oracle", (5,), describe(folder)).composition)
     assert_alone(model, one, answers["one"])

@@ -32,7 +32,7 @@ from tunery.gateway.engine.messages import (
     Tokens,
     TopToken,
     Unload,
-    Weighted,
+    WeightedAdapter,
 )
 from tunery.registry.errors import InvalidInput, Unavailable
 
@@ -54,14 +54,14 @@ SAMPLINGS = st.builds(
     logit_bias=st.dictionaries(TOKENS, st.floats(-100, 100), max_size=3),
     logprobs=st.none() | st.integers(0, 20),
 )
-MIXES = st.lists(st.builds(Weighted, SOURCES, st.floats(-10, 10)), max_size=3).map(tuple)
+COMPOSITIONS = st.lists(st.builds(WeightedAdapter, SOURCES, st.floats(-10, 10)), max_size=3).map(tuple)
 COMMANDS = st.one_of(
     st.builds(
         Generate,
         id=IDS,
         prompt=st.lists(TOKENS, max_size=50).map(tuple),
         sampling=SAMPLINGS,
-        mix=MIXES,
+        composition=COMPOSITIONS,
         tenant=IDS,
     ),
     st.builds(
@@ -69,7 +69,7 @@ COMMANDS = st.one_of(
         id=IDS,
         prompt=st.lists(TOKENS, max_size=50).map(tuple),
         pooling=st.sampled_from(["mean", "last"]),
-        mix=MIXES,
+        composition=COMPOSITIONS,
     ),
     st.builds(Cancel, IDS),
     st.builds(Load, IDS, SOURCES, st.booleans()),

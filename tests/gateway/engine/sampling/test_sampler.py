@@ -10,10 +10,11 @@ import torch
 
 from tests.gateway.engine.peft_oracle import request
 from tunery.gateway.engine.models.native.kernels import load_kernels
-from tunery.gateway.engine.sampling.sampler import Choice, peaks, sample, score
+from tunery.gateway.engine.sampling.sampler import Choice, Reduction, argmax_logsumexp, sample, score
 from tunery.gateway.engine.scheduling.sequence import Sequence
 
-KERNELS = [None, load_kernels()] if load_kernels() else [None]
+KERNELS = load_kernels()
+REDUCTIONS = [argmax_logsumexp, KERNELS.argmax_logsumexp] if KERNELS else [argmax_logsumexp]
 DRAWS = 4000
 
 
@@ -158,15 +159,15 @@ def test_the_logits_given_are_not_changed() -> None:
 
 def test_scores_are_log_probabilities_with_their_alternatives() -> None:
     logits = torch.tensor([SKEWED, SKEWED[::-1]])
-    for kernels in KERNELS:
-        plain, rich = score(logits, [3, 0], [None, 2], kernels)
+    for reduce in REDUCTIONS:
+        plain, rich = score(logits, [3, 0], [None, 2], reduce)
         assert (plain.logprob, plain.top) == (pytest.approx(float(logits[0].log_softmax(0)[3]), abs=1e-6), ())
         assert rich.logprob == pytest.approx(float(logits[1].log_softmax(0)[0]), abs=1e-6)
         assert [top.token for top in rich.top] == [2, 6]
 
 
-@pytest.mark.parametrize("kernels", KERNELS, ids=["torch", "native"][: len(KERNELS)])
-def test_a_rows_choice_has_the_same_bits_in_any_company(kernels: None) -> None:
+@pytest.mark.parametrize("reduce", REDUCTIONS, ids=["torch", "native"][: len(REDUCTIONS)])
+def test_a_rows_choice_has_the_same_bits_in_any_company(reduce: Reduction) -> None:
     # As wide as a real vocabulary, and many rows: a sum over all rows at once differed in the last bit in one row of forty.
     logits = torch.randn(48, 49152, generator=torch.Generator().manual_seed(0)) * 4 + 3
     kinds = (
@@ -178,15 +179,15 @@ def test_a_rows_choice_has_the_same_bits_in_any_company(kernels: None) -> None:
     def row(index: int) -> Sequence:
         return sequence(logprobs=2, **kinds[index % 3])  # type: ignore[arg-type]
 
-    together = sample(logits, [row(i) for i in range(48)], kernels)
-    alone = [sample(logits[i : i + 1], [row(i)], kernels)[0] for i in range(48)]
+    together = sample(logits, [row(i) for i in range(48)], reduce)
+    alone = [sample(logits[i : i + 1], [row(i)], reduce)[0] for i in range(48)]
     assert alone == together
 
 
-def test_native_and_torch_peaks_agree() -> None:
+def test_native_and_torch_reductions_agree() -> None:
     logits = torch.randn(9, 1003, generator=torch.Generator().manual_seed(1)) * 9
-    for kernels in KERNELS:
-        best, log_z = peaks(logits, kernels)
+    for reduce in REDUCTIONS:
+        best, log_z = reduce(logits)
         assert torch.equal(best, logits.argmax(1))
         torch.testing.assert_close(log_z, logits.logsumexp(1), rtol=1e-6, atol=1e-5)
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 
 from tests.gateway.engine.adapters.residency_harness import Lane
 from tunery.gateway.engine.adapters.residency import Residency
-from tunery.gateway.engine.messages import AdapterSource, Generate, Sampling, Weighted, mix_digest
-from tunery.gateway.engine.scheduling.fairness import Fairness
-from tunery.gateway.engine.scheduling.forward_batch import Step, lay_out
-from tunery.gateway.engine.scheduling.page_allocator import PAGE, Pages
+from tunery.gateway.engine.messages import AdapterSource, Generate, Sampling, WeightedAdapter, composition_digest
+from tunery.gateway.engine.scheduling.fairness import VirtualTokenCounter
+from tunery.gateway.engine.scheduling.forward_batch import ForwardBatch, build_forward_batch
+from tunery.gateway.engine.scheduling.page_allocator import PAGE_SIZE, PageAllocator
 from tunery.gateway.engine.scheduling.scheduler import Scheduler
 from tunery.gateway.engine.scheduling.sequence import Sequence
 
@@ -31,9 +31,9 @@ class Adapter:
     plain: bool = True
 
 
-def mix(*numbers: int, weight: float = 1.0) -> tuple[Weighted, ...]:
+def composition(*numbers: int, weight: float = 1.0) -> tuple[WeightedAdapter, ...]:
     """Adapters by number, composed at `weight` each."""
-    return tuple(Weighted(AdapterSource(f"d{n}", f"acme/a{n}", 1, {}), weight) for n in numbers)
+    return tuple(WeightedAdapter(AdapterSource(f"d{n}", f"acme/a{n}", 1, {}), weight) for n in numbers)
 
 
 def next_token(who: Rows[tuple[str, float]], tokens: Rows[int]) -> int:
@@ -42,7 +42,7 @@ def next_token(who: Rows[tuple[str, float]], tokens: Rows[int]) -> int:
     return int.from_bytes(said[:4], "little") % VOCAB
 
 
-def alone(prompt: Rows[int], parts: Rows[Weighted], count: int) -> list[int]:
+def alone(prompt: Rows[int], parts: Rows[WeightedAdapter], count: int) -> list[int]:
     """What the toy model generates for a request that nothing happens to."""
     who, tokens = [(part.source.digest, part.weight) for part in parts], list(prompt)
     for _ in range(count):
@@ -71,7 +71,7 @@ class Hall:
         self.now = 0.0
         self.steps = 0
         self.lane = Lane()
-        self.cache = Pages(self.pages, reuse=self.reuse)
+        self.cache = PageAllocator(self.pages, reuse=self.reuse)
         self.residency: Residency[Adapter] = Residency(
             self.adapters, self._read, clock=lambda: self.now, executor=self.lane
         )
@@ -80,7 +80,7 @@ class Hall:
             self.residency,  # type: ignore[arg-type]
             max_batch=self.max_batch,
             token_budget=self.token_budget,
-            fairness=Fairness(self.weights),
+            fairness=VirtualTokenCounter(self.weights),
         )
         self.memory: dict[int, tuple[tuple[tuple[str, float], ...], int, int]] = {}
         self.said: dict[str, list[int]] = {}
@@ -92,11 +92,11 @@ class Hall:
         self.expected: dict[str, list[int]] = {}
 
     def submit(
-        self, name: str, prompt: Rows[int], count: int, *, tenant: str = "", parts: tuple[Weighted, ...] = ()
+        self, name: str, prompt: Rows[int], count: int, *, tenant: str = "", parts: tuple[WeightedAdapter, ...] = ()
     ) -> Sequence:
         """Queue a request for `count` tokens."""
         sampling = Sampling(max_tokens=count, temperature=0.0, ignore_eos=True)
-        asked = Generate(id=name, prompt=tuple(prompt), sampling=sampling, mix=parts, tenant=tenant)
+        asked = Generate(id=name, prompt=tuple(prompt), sampling=sampling, composition=parts, tenant=tenant)
         made = Sequence(asked, eos_ids=frozenset(), now=self.now)
         self.expected[name] = alone(prompt, parts, count)
         self.said[name] = []
@@ -128,7 +128,7 @@ class Hall:
         assert len({id(item.sequence) for item in scheduled}) == len(scheduled)
         assert sum(item.count for item in scheduled) <= self.token_budget
         assert all(item.sequence in self.scheduler.running and item.count > 0 for item in scheduled)
-        step = lay_out(scheduled)
+        step = build_forward_batch(scheduled)
         tokens = self._compute(step)
         for item in scheduled:
             self.served[item.sequence.tenant] = self.served.get(item.sequence.tenant, 0) + item.count
@@ -170,11 +170,13 @@ class Hall:
         held = [page for one in running for page in one.pages]
         assert self.cache.available == self.pages - len(set(held))
         assert self.residency.bytes <= self.adapters
-        assert [mix_digest(one.mix) for one in running] == [one.digest for one in running]
+        assert [composition_digest(one.composition) for one in running] == [one.digest for one in running]
         for one in running:
-            assert [adapter.source.digest for adapter, _ in one.adapters] == [part.source.digest for part in one.mix]
+            assert [adapter.source.digest for adapter, _ in one.adapters] == [
+                part.source.digest for part in one.composition
+            ]
 
-    def _compute(self, step: Step) -> list[int]:
+    def _compute(self, step: ForwardBatch) -> list[int]:
         """The next token after each row."""
         who: list[list[tuple[str, float]]] = [[] for _ in step.tokens]
         for segment in step.segments:
@@ -183,12 +185,12 @@ class Hall:
         rows = [tuple(parts) for parts in who]
         written = step.slots.tolist()
         assert len(set(written)) == len(written)
-        assert min(written) >= PAGE  # nobody owns page 0
+        assert min(written) >= PAGE_SIZE  # nobody owns page 0
         for row, slot in enumerate(written):
             self.memory[slot] = (rows[row], int(step.positions[row]), int(step.tokens[row]))
         tokens = [-1] * len(rows)
         for span in step.spans:
-            slots = [int(span.pages[at // PAGE]) * PAGE + at % PAGE for at in range(span.length)]
+            slots = [int(span.pages[at // PAGE_SIZE]) * PAGE_SIZE + at % PAGE_SIZE for at in range(span.length)]
             context = [self.memory[slot] for slot in slots]
             assert [(parts, at) for parts, at, _ in context] == [(rows[span.start], at) for at in range(span.length)]
             for row in range(span.start, span.end):

@@ -7,18 +7,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.gateway.engine.hypothesis_settings import often
-from tunery.gateway.engine.scheduling.fairness import AGEING, Fairness
+from tunery.gateway.engine.scheduling.fairness import AGEING, VirtualTokenCounter
 
 
 def test_output_costs_twice_as_much_as_prompt() -> None:
-    fairness = Fairness()
+    fairness = VirtualTokenCounter()
     fairness.charge("a", prompt=10)
     fairness.charge("b", output=5)
     assert fairness.paid("a") == fairness.paid("b") == 10
 
 
 def test_a_weight_makes_everything_cheaper() -> None:
-    fairness = Fairness({"a": 4.0})
+    fairness = VirtualTokenCounter({"a": 4.0})
     fairness.charge("a", prompt=10, output=15)
     fairness.charge("b", prompt=4, output=3)
     assert fairness.paid("a") == fairness.paid("b") == 10
@@ -27,21 +27,21 @@ def test_a_weight_makes_everything_cheaper() -> None:
 
 
 def test_whoever_has_paid_least_comes_first() -> None:
-    fairness = Fairness()
+    fairness = VirtualTokenCounter()
     fairness.charge("a", prompt=10)
     assert fairness.turn("b", 0.0) < fairness.turn("a", 0.0)
     assert fairness.turn("a", 0.0) < fairness.turn("b", 0.0, ahead=11)  # what it runs already counts
 
 
 def test_waiting_brings_forward() -> None:
-    fairness = Fairness()
+    fairness = VirtualTokenCounter()
     fairness.charge("a", prompt=int(3 * AGEING))
     assert fairness.turn("a", 2.9) > fairness.turn("b", 0.0)
     assert fairness.turn("a", 3.1) < fairness.turn("b", 0.0)
 
 
 def test_a_newcomer_starts_at_the_level_of_those_who_are_there() -> None:
-    fairness = Fairness()
+    fairness = VirtualTokenCounter()
     for tenant, tokens in (("a", 500), ("b", 300), ("gone", 100)):
         fairness.charge(tenant, prompt=tokens)
     fairness.arrive("new", ["a", "b"])
@@ -52,7 +52,7 @@ def test_a_newcomer_starts_at_the_level_of_those_who_are_there() -> None:
 
 
 def test_counters_start_anew_when_nobody_is_left() -> None:
-    fairness = Fairness()
+    fairness = VirtualTokenCounter()
     fairness.charge("a", prompt=500)
     fairness.leave("a", ["b"])
     assert fairness.paid("a") == 500
@@ -66,7 +66,7 @@ def test_counters_start_anew_when_nobody_is_left() -> None:
     sizes=st.lists(st.integers(1, 40), min_size=50, max_size=50),
 )
 def test_serving_whose_turn_it_is_gives_each_its_share(weights: list[float], sizes: list[int]) -> None:
-    fairness = Fairness({str(index): weight for index, weight in enumerate(weights)})
+    fairness = VirtualTokenCounter({str(index): weight for index, weight in enumerate(weights)})
     tenants = [str(index) for index in range(len(weights))]
     served = dict.fromkeys(tenants, 0)
     for size in sizes * 4:

@@ -7,15 +7,17 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tests.gateway.engine.hypothesis_settings import often
-from tunery.gateway.engine.scheduling.page_allocator import PAGE, Pages, next_key, pages_for, prefix_keys
+from tunery.gateway.engine.scheduling.page_allocator import PAGE_SIZE, PageAllocator, next_key, pages_for, prefix_keys
 
 
 def text(letters: str) -> list[int]:
     """A page of tokens per letter."""
-    return [ord(letter) for letter in letters for _ in range(PAGE)]
+    return [ord(letter) for letter in letters for _ in range(PAGE_SIZE)]
 
 
-@pytest.mark.parametrize(("tokens", "count"), [(0, 0), (1, 1), (PAGE, 1), (PAGE + 1, 2), (10 * PAGE, 10)])
+@pytest.mark.parametrize(
+    ("tokens", "count"), [(0, 0), (1, 1), (PAGE_SIZE, 1), (PAGE_SIZE + 1, 2), (10 * PAGE_SIZE, 10)]
+)
 def test_tokens_need_whole_pages(tokens: int, count: int) -> None:
     assert pages_for(tokens) == count
 
@@ -23,7 +25,7 @@ def test_tokens_need_whole_pages(tokens: int, count: int) -> None:
 def test_a_key_stands_for_the_adapter_and_every_token_up_to_its_page() -> None:
     keys = prefix_keys("digest", text("abc"))
     assert len(set(keys)) == 3
-    assert prefix_keys("digest", text("abc") + [1] * (PAGE - 1)) == keys  # the last page is not whole
+    assert prefix_keys("digest", text("abc") + [1] * (PAGE_SIZE - 1)) == keys  # the last page is not whole
     assert prefix_keys("digest", text("abd"))[:2] == keys[:2]
     assert next_key(keys[1], text("c")) == keys[2]
     for other in (prefix_keys("other", text("abc")), prefix_keys("", text("abc")), prefix_keys("digest", text("xbc"))):
@@ -37,7 +39,7 @@ def test_one_token_that_differs_makes_another_page() -> None:
 
 
 def test_what_nobody_holds_is_found_until_its_room_is_needed() -> None:
-    pages = Pages(4)
+    pages = PageAllocator(4)
     keys = prefix_keys("d", text("abc"))
     mine = pages.take(3)
     for page, key in zip(mine, keys, strict=True):
@@ -52,7 +54,7 @@ def test_what_nobody_holds_is_found_until_its_room_is_needed() -> None:
 
 
 def test_without_reuse_nothing_is_found() -> None:
-    pages = Pages(4, reuse=False)
+    pages = PageAllocator(4, reuse=False)
     mine = pages.take(1)
     pages.publish(mine[0], b"key")
     assert pages.find([b"key"]) == []
@@ -66,7 +68,7 @@ class Holders(RuleBasedStateMachine):
 
     @initialize(count=st.integers(1, 12))
     def begin(self, count: int) -> None:
-        self.pages = Pages(count)
+        self.pages = PageAllocator(count)
         self.held: list[tuple[list[int], list[bytes]]] = []  # pages and their keys
         self.contents: dict[int, bytes] = {}  # of published pages, by number
         self.kept: list[int] = []  # published and held by nobody, longest ago first

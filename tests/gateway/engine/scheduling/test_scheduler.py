@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from tests.gateway.engine.hypothesis_settings import often
-from tests.gateway.engine.scheduling.scheduler_harness import Hall, mix
-from tunery.gateway.engine.scheduling.page_allocator import PAGE
+from tests.gateway.engine.scheduling.scheduler_harness import Hall, composition
+from tunery.gateway.engine.scheduling.page_allocator import PAGE_SIZE
 
 
 def words(length: int, *, seed: int = 0) -> list[int]:
@@ -23,7 +23,7 @@ def words(length: int, *, seed: int = 0) -> list[int]:
 def test_a_batch_and_a_budget_are_never_exceeded_and_all_is_said() -> None:
     hall = Hall(max_batch=3, token_budget=20, pages=30)
     for number in range(10):
-        hall.submit(str(number), words(5 + 6 * number, seed=number), 4 + number, parts=mix(number % 3))
+        hall.submit(str(number), words(5 + 6 * number, seed=number), 4 + number, parts=composition(number % 3))
     hall.run()
 
 
@@ -39,7 +39,7 @@ def test_within_a_tenant_the_first_comes_first() -> None:
 
 def test_a_request_whose_adapter_is_on_its_way_lets_others_pass() -> None:
     hall = Hall(max_batch=4, slow=True)
-    cold = hall.submit("cold", words(5), 3, parts=mix(1))
+    cold = hall.submit("cold", words(5), 3, parts=composition(1))
     hall.submit("base", words(5, seed=1), 3)
     hall.step()
     assert hall.started == ["base"]
@@ -63,29 +63,31 @@ def test_a_long_prompt_is_cut_and_does_not_hold_up_those_who_decode() -> None:
 
 def test_the_second_request_with_a_prompt_computes_only_its_end() -> None:
     hall = Hall()
-    hall.submit("first", words(4 * PAGE + 3), 2)
+    hall.submit("first", words(4 * PAGE_SIZE + 3), 2)
     hall.run()
-    second = hall.submit("second", words(4 * PAGE + 3), 2)
-    other = hall.submit("other", words(4 * PAGE + 3), 2, parts=mix(1))
-    again = hall.submit("whole pages", words(4 * PAGE), 2)
+    second = hall.submit("second", words(4 * PAGE_SIZE + 3), 2)
+    other = hall.submit("other", words(4 * PAGE_SIZE + 3), 2, parts=composition(1))
+    again = hall.submit("whole pages", words(4 * PAGE_SIZE), 2)
     hall.run()
-    assert (second.cached, other.cached, again.cached) == (4 * PAGE, 0, 3 * PAGE)
-    assert hall.scheduler.prefix_hits == 7 * PAGE
+    assert (second.cached, other.cached, again.cached) == (4 * PAGE_SIZE, 0, 3 * PAGE_SIZE)
+    assert hall.scheduler.prefix_hits == 7 * PAGE_SIZE
 
 
 def test_equal_prompts_at_once_are_computed_once() -> None:
     hall = Hall(token_budget=40)
-    made = [hall.submit(str(number), words(5 * PAGE + 1), 3) for number in range(6)]
+    made = [hall.submit(str(number), words(5 * PAGE_SIZE + 1), 3) for number in range(6)]
     hall.run()
-    assert sorted(one.cached for one in made) == [0] + [5 * PAGE] * 5
-    assert hall.served[""] == 5 * PAGE + 1 + 5 + 6 * 2  # the prompt once, its last token by all, and two tokens each
+    assert sorted(one.cached for one in made) == [0] + [5 * PAGE_SIZE] * 5
+    assert (
+        hall.served[""] == 5 * PAGE_SIZE + 1 + 5 + 6 * 2
+    )  # the prompt once, its last token by all, and two tokens each
 
 
 def test_a_twin_goes_on_when_the_first_is_cancelled() -> None:
     hall = Hall(token_budget=20)
-    hall.submit("first", words(5 * PAGE), 3)
+    hall.submit("first", words(5 * PAGE_SIZE), 3)
     hall.step()
-    hall.submit("twin", words(5 * PAGE), 3)
+    hall.submit("twin", words(5 * PAGE_SIZE), 3)
     hall.step()
     hall.cancel("first")
     hall.run()
@@ -94,7 +96,7 @@ def test_a_twin_goes_on_when_the_first_is_cancelled() -> None:
 def test_where_pages_run_out_the_youngest_is_taken_out_and_says_the_same() -> None:
     hall = Hall(pages=9, max_batch=4)
     for number in range(4):
-        hall.submit(str(number), words(2 * PAGE, seed=number), 40)
+        hall.submit(str(number), words(2 * PAGE_SIZE, seed=number), 40)
     hall.run()
     assert hall.scheduler.preemptions > 0
     assert hall.started == ["0", "1", "2", "3"]
@@ -103,11 +105,11 @@ def test_where_pages_run_out_the_youngest_is_taken_out_and_says_the_same() -> No
 def test_a_shared_beginning_that_only_a_victim_holds_is_not_counted_as_room() -> None:
     # The flooder holds every page; the newcomer shares the flooder's prompt and needs more pages than its eviction frees.
     hall = Hall(pages=6, max_batch=8)
-    hall.submit("flood-0", words(2 * PAGE), 30, tenant="flood")
-    hall.submit("flood-1", words(3 * PAGE, seed=1), 30, tenant="flood")
+    hall.submit("flood-0", words(2 * PAGE_SIZE), 30, tenant="flood")
+    hall.submit("flood-1", words(3 * PAGE_SIZE, seed=1), 30, tenant="flood")
     hall.step()
     hall.step()
-    prompt = words(3 * PAGE, seed=1)[: 2 * PAGE] + words(3 * PAGE, seed=2)
+    prompt = words(3 * PAGE_SIZE, seed=1)[: 2 * PAGE_SIZE] + words(3 * PAGE_SIZE, seed=2)
     hall.submit("new", prompt, 3, tenant="new")
     hall.run()
 
@@ -116,15 +118,15 @@ def test_a_request_larger_than_the_room_left_by_a_stream_of_small_ones_gets_its_
     hall = Hall(pages=10, max_batch=10)
     names = (str(number) for number in itertools.count())
     for tenant in "abc":
-        hall.submit(next(names), words(2 * PAGE, seed=ord(tenant)), 20, tenant=tenant)
+        hall.submit(next(names), words(2 * PAGE_SIZE, seed=ord(tenant)), 20, tenant=tenant)
     hall.step()
-    hall.submit("large", words(9 * PAGE, seed=99), 2, tenant="large")
+    hall.submit("large", words(9 * PAGE_SIZE, seed=99), 2, tenant="large")
     for step in range(600):
         if "large" in hall.first:
             break
         if step % 5 == 0:
             tenant = "abc"[step // 5 % 3]
-            hall.submit(next(names), words(2 * PAGE, seed=step), 20, tenant=tenant)
+            hall.submit(next(names), words(2 * PAGE_SIZE, seed=step), 20, tenant=tenant)
         hall.step()
     assert "large" in hall.first
     hall.run()
@@ -195,7 +197,7 @@ def test_a_tenant_that_was_away_has_saved_nothing_up() -> None:
 
 @often(80)
 @given(
-    mixes=st.lists(st.lists(st.integers(0, 4), min_size=0, max_size=2, unique=True), min_size=2, max_size=30),
+    compositions=st.lists(st.lists(st.integers(0, 4), min_size=0, max_size=2, unique=True), min_size=2, max_size=30),
     sizes=st.lists(st.integers(1, 4), min_size=5, max_size=5),
     room=st.integers(2, 6),
     pinned=st.none() | st.integers(0, 4),
@@ -204,7 +206,7 @@ def test_a_tenant_that_was_away_has_saved_nothing_up() -> None:
     seconds=st.sampled_from([0.01, 0.3]),
 )
 def test_with_room_for_fewer_adapters_than_are_asked_for_all_finish_that_ever_can(
-    mixes: list[list[int]],
+    compositions: list[list[int]],
     sizes: list[int],
     room: int,
     pinned: int | None,
@@ -214,39 +216,39 @@ def test_with_room_for_fewer_adapters_than_are_asked_for_all_finish_that_ever_ca
 ) -> None:
     hall = Hall(adapters=room, max_batch=6, seconds=seconds, sizes={f"d{n}": size for n, size in enumerate(sizes)})
     if pinned is not None and sizes[pinned] <= room:
-        hall.submit("pin", words(3), 1, parts=mix(pinned))
+        hall.submit("pin", words(3), 1, parts=composition(pinned))
         hall.run()
         hall.residency.pin(f"d{pinned}")
     else:
         pinned = None
     impossible = set()
-    for number, parts in enumerate(mixes):
+    for number, parts in enumerate(compositions):
         hall.submit(
             str(number),
             words(3 + number, seed=number),
             count,
             tenant=str(number % tenants),
-            parts=mix(*parts, weight=0.5),
+            parts=composition(*parts, weight=0.5),
         )
         needed = {*parts} if pinned is None else {*parts, pinned}
         if parts and sum(sizes[n] for n in needed) > room:
             impossible.add(str(number))
-    hall.run(most=200 + len(mixes) * (count + 20 + int(1.5 / seconds)))
+    hall.run(most=200 + len(compositions) * (count + 20 + int(1.5 / seconds)))
     assert hall.failed == dict.fromkeys(impossible, "adapter_too_large")
 
 
 def test_a_composition_that_cannot_be_made_fails_alone() -> None:
     hall = Hall()
-    hall.submit("fine", words(5), 3, parts=mix(1))
-    hall.submit("composed", words(5, seed=1), 3, parts=mix(1, 2))
+    hall.submit("fine", words(5), 3, parts=composition(1))
+    hall.submit("composed", words(5, seed=1), 3, parts=composition(1, 2))
     hall.run()
-    hall.residency.hold(mix(2)[0].source).plain = False  # type: ignore[union-attr]
+    hall.residency.hold(composition(2)[0].source).plain = False  # type: ignore[union-attr]
     hall.residency.release("d2")
     for name, parts in (
-        ("refused", mix(1, 2)),
-        ("weighted", mix(2, weight=0.5)),
-        ("alone", mix(2)),
-        ("other", mix(1, 3)),
+        ("refused", composition(1, 2)),
+        ("weighted", composition(2, weight=0.5)),
+        ("alone", composition(2)),
+        ("other", composition(1, 3)),
     ):
         hall.submit(name, words(5, seed=2), 3, parts=parts)
     hall.run()
@@ -257,14 +259,14 @@ def test_a_stream_for_one_adapter_does_not_keep_another_out() -> None:
     hall = Hall(adapters=1, max_batch=4, seconds=0.05)
     names = (str(number) for number in itertools.count())
     for _ in range(4):
-        hall.submit(next(names), words(5), 20, tenant="a", parts=mix(1))
+        hall.submit(next(names), words(5), 20, tenant="a", parts=composition(1))
     hall.step()
-    hall.submit("other", words(5), 5, tenant="a", parts=mix(2))
+    hall.submit("other", words(5), 5, tenant="a", parts=composition(2))
     for _ in range(200):
         if "other" in hall.first:
             break
         if hall.scheduler.waiting < 4:
-            hall.submit(next(names), words(5), 20, tenant="a", parts=mix(1))
+            hall.submit(next(names), words(5), 20, tenant="a", parts=composition(1))
         hall.step()
     assert "other" in hall.first
     hall.run()
@@ -272,11 +274,11 @@ def test_a_stream_for_one_adapter_does_not_keep_another_out() -> None:
 
 def test_a_hit_is_counted_once_a_request_and_only_when_nothing_was_waited_for() -> None:
     hall = Hall(max_batch=1)
-    hall.submit("cold", words(5), 3, parts=mix(1))
+    hall.submit("cold", words(5), 3, parts=composition(1))
     hall.run()
     assert (hall.residency.loads["acme/a1"], hall.residency.hits["acme/a1"]) == (1, 0)
     for number in range(5):
-        hall.submit(str(number), words(5, seed=number), 10, parts=mix(1))
+        hall.submit(str(number), words(5, seed=number), 10, parts=composition(1))
     hall.run()
     assert hall.residency.hits["acme/a1"] == 5
 
@@ -312,10 +314,10 @@ class Traffic(RuleBasedStateMachine):
         parts=st.lists(st.integers(0, 3), max_size=2),
     )
     def submit(self, length: int, seed: int, count: int, tenant: str, parts: list[int]) -> None:
-        most = self.hall.pages * PAGE
+        most = self.hall.pages * PAGE_SIZE
         length = min(length, most - 1)
         count = min(count, most - length)
-        self.hall.submit(next(self.names), words(length, seed=seed), count, tenant=tenant, parts=mix(*parts))
+        self.hall.submit(next(self.names), words(length, seed=seed), count, tenant=tenant, parts=composition(*parts))
 
     @rule(count=st.integers(1, 10))
     def step(self, count: int) -> None:

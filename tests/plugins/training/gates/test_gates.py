@@ -166,7 +166,9 @@ def test_who_forces_is_recorded_only_where_something_was_forced(tmp_path: Path) 
             parameters={"max_steps": 1, "precision": "float32"},
         )  # fmt: skip
         parameters = read_parameters(bench.plugins.trainer("lora").parameters, request.parameters)
-        version = train(request, parameters, registry=bench.registry, plugins=bench.plugins, report=lambda event: None)
+        version = train(
+            request, parameters, registry=bench.registry, plugins=bench.plugins, on_event=lambda event: None
+        )
         assert (version.manifest.get("forced"), version.manifest.get("forced_by")) == (forced, forced and "ada")
         bench.registry.close()
 

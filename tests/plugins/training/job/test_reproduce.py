@@ -22,7 +22,7 @@ from tunery.registry.registry import Registry
 
 def again(version: Version, registry: Registry, *data: Path) -> Reproduction:
     plugins = load_plugins(allow=(), without=("gates",))
-    return reproduce(version, data=data, registry=registry, plugins=plugins, report=lambda event: None)
+    return reproduce(version, data=data, registry=registry, plugins=plugins, on_event=lambda event: None)
 
 
 @pytest.mark.parametrize("method", ["lora", "qlora", "full"])

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from tunery.gateway.engine.config import EngineConfig
-from tunery.gateway.engine.models import model
+from tunery.gateway.engine.models import open_model
 from tunery.gateway.engine.models.native.kernels import load_kernels, why_no_kernels
+from tunery.gateway.engine.models.torch.model import TorchModel
 from tunery.plugins.training.fused.kernels import load_kernels as load_training
 
 NAME = f"_kernels{EXTENSION_SUFFIXES[0]}"
@@ -63,13 +64,13 @@ def test_the_engine_says_once_why_it_does_without(
         settings = {"base_folder": str(tiny_base_folder), "quant": "none", "device": "cpu", "max_batch": 1, **changes}
         return EngineConfig(base_name="tiny", base_digest="0", **settings)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(model, "load_kernels", lambda: None)
-    monkeypatch.setattr(model, "why_no_kernels", lambda: "for a reason")
-    opened, _ = model.open_model(config())
-    assert opened.kernels is None
+    monkeypatch.setattr(open_model, "load_kernels", lambda: None)
+    monkeypatch.setattr(open_model, "why_no_kernels", lambda: "for a reason")
+    opened, _ = open_model.open_model(config())
+    assert isinstance(opened, TorchModel)
     said = capsys.readouterr().err
-    assert said == "engine: it runs without native kernels and is slower for that: for a reason\n"
-    model.open_model(config(kernels="torch"))
+    assert said == "engine: running without native kernels, which is slower: for a reason\n"
+    open_model.open_model(config(kernels="torch"))
     assert capsys.readouterr().err == ""
 
 
@@ -84,7 +85,7 @@ def test_the_kernels_run_on_torchs_own_openmp_threads() -> None:
 @needs_compiler
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems find symbols in other ways")
 @pytest.mark.parametrize(
-    ("module", "load"), [("gateway.engine", load_kernels), ("plugins.training.fused", load_training)]
+    ("module", "load"), [("gateway.engine.models.native", load_kernels), ("plugins.training.fused", load_training)]
 )
 def test_built_as_the_package_builds_them_they_name_no_openmp_runtime(
     tmp_path: Path, module: str, load: Callable[..., object]

@@ -16,8 +16,9 @@ from torch.nn import functional
 
 from tests.gateway.engine.hypothesis_settings import often
 from tests.gateway.engine.models.native.kernel_calls import Layer, Part, random_adapter, random_layer
-from tunery.gateway.engine.models.native.kernels import PAGE, PANEL, Kernels, SpanRow, load_kernels
+from tunery.gateway.engine.models.native.kernels import PANEL, Kernels, SpanRow, load_kernels
 from tunery.gateway.engine.models.native.packing import dense, rows_of, unpacked
+from tunery.gateway.engine.scheduling.page_allocator import PAGE_SIZE
 
 KERNELS = load_kernels()
 pytestmark = pytest.mark.skipif(
@@ -195,16 +196,16 @@ def test_gated_units_equal_torch(kernels: Kernels, threads: int, dtype: torch.dt
 
 
 @pytest.mark.parametrize("size", [1, 17, 320, 49152])
-def test_peaks_equal_torch(kernels: Kernels, threads: int, size: int) -> None:
+def test_argmax_and_logsumexp_equal_torch(kernels: Kernels, threads: int, size: int) -> None:
     logits = noise(7, size + 5, seed=5)[:, :size] * 8 + 3
     if size > 300:
         logits[1, 100:] = -torch.inf
         logits[2, [7, 40, 300]] = 99.0  # the first of equals
-    best, log_z = kernels.peaks(logits)
+    best, log_z = kernels.argmax_logsumexp(logits)
     assert best.tolist() == [int((row == row.max()).nonzero()[0]) for row in logits]
     torch.testing.assert_close(log_z.double(), logits.double().logsumexp(1), rtol=1e-6, atol=1e-6)
     for row in range(7):
-        alone = kernels.peaks(logits[row : row + 1])
+        alone = kernels.argmax_logsumexp(logits[row : row + 1])
         assert torch.equal(alone[0], best[row : row + 1])
         assert same(alone[1], log_z[row : row + 1])
 
@@ -275,11 +276,11 @@ class Cache:
 
     def __init__(self, kernels: Kernels, attention: Attention, sequences: Sequence[torch.Tensor], *, seed: int) -> None:
         self.kernels, self.attention, self.sequences = kernels, attention, sequences
-        counts = [math.ceil(len(y) / PAGE) for y in sequences]
+        counts = [math.ceil(len(y) / PAGE_SIZE) for y in sequences]
         order = np.random.default_rng(seed).permutation(sum(counts)).astype(np.int32)
         self.pages = [pages.copy() for pages in np.split(order, np.cumsum(counts)[:-1])]
         # What nobody wrote must not matter.
-        size = sum(counts) * PAGE * attention.kv_heads * attention.size
+        size = sum(counts) * PAGE_SIZE * attention.kv_heads * attention.size
         self.keys, self.values = (torch.full((size,), torch.nan, dtype=attention.dtype) for _ in range(2))
 
     def step(self, pieces: Sequence[tuple[int, int, int]]) -> list[torch.Tensor]:
@@ -287,7 +288,10 @@ class Cache:
         a, wide = self.attention, int(self.attention.dtype == torch.float32)
         y = torch.cat([self.sequences[number][begin:end] for number, begin, end in pieces])
         places = [np.arange(begin, end) for _, begin, end in pieces]
-        slots = [self.pages[n][at // PAGE] * PAGE + at % PAGE for (n, _, _), at in zip(pieces, places, strict=True)]
+        slots = [
+            self.pages[n][at // PAGE_SIZE] * PAGE_SIZE + at % PAGE_SIZE
+            for (n, _, _), at in zip(pieces, places, strict=True)
+        ]
         positions, slots_of = np.concatenate(places), np.concatenate(slots).astype(np.int64)
         cosine, sine = a.rotations(max(len(s) for s in self.sequences))
         q, out = (torch.full((len(y), a.heads * a.size), torch.nan, dtype=a.dtype) for _ in range(2))
