@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _ask(gate: Gate, case: GateCase, wrong: bool) -> GateResult:
     """One gate's result; where it cannot be asked, that is a failure unless another gate has already found one."""
-    from tunery.plugins.manager import load_entrypoint
+    from tunery.plugins.descriptors import load_entrypoint
     from tunery.plugins.training.gates import GateResult, Verdict
 
     code = gate.code
