@@ -10,7 +10,9 @@ import msgspec
 import rich_click as click
 
 from tunery.gateway.cli.terminal.context import open_registry, print_json
+from tunery.gateway.cli.terminal.options import as_json
 from tunery.gateway.cli.terminal.tables import when
+from tunery.gateway.cli.terminal.text import visible
 
 if TYPE_CHECKING:
     from rich.tree import Tree
@@ -29,7 +31,7 @@ _FIRST = ("learning_rate", "epochs", "max_steps", "batch_size", "max_length", "r
 @click.command()
 @click.argument("reference")
 @click.option("--full", is_flag=True, help="Every parameter, whole digests, and the template's text.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@as_json
 def lineage(reference: str, full: bool, as_json: bool) -> None:
     """What REFERENCE was made of: base, data, settings, and the versions it continued from, back to the first."""
     with open_registry() as registry:
@@ -58,8 +60,6 @@ def _tree(line: list[Ancestor], full: bool) -> Tree:
     """The first version at the root, each parent a branch of what was continued from it."""
     from rich.text import Text
     from rich.tree import Tree
-
-    from tunery.gateway.cli.data import visible
 
     root: Tree | None = None
     node: Tree | None = None
