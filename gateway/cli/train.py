@@ -13,7 +13,7 @@ from tunery.gateway.cli.terminal.context import actor, open_registry, plugins, p
 from tunery.gateway.cli.terminal.progress import show_progress
 from tunery.plugins.events import EventSink
 from tunery.plugins.runtime.device import resolve_device
-from tunery.plugins.training.loop.distributed import is_first
+from tunery.plugins.training.loop.distributed import is_main_process
 from tunery.registry.errors import InvalidInput, JobCancelled
 from tunery.registry.home import Home
 from tunery.registry.losses import NATS, loss_unit
@@ -106,10 +106,12 @@ def train(
 
         def start(host: Any, loaded: Any, registry: Any, on_event: EventSink) -> Version:
             from tunery.plugins.bases.resolve import resolve_base
-            from tunery.plugins.training.loop.distributed import find_processes
+            from tunery.plugins.training.loop.distributed import connect_process_group
 
             where = resolve_device(device)
-            known = find_processes(where).agree(lambda: resolve_base(base, registry=registry, plugins=loaded, say=say))
+            known = connect_process_group(where).on_main(
+                lambda: resolve_base(base, registry=registry, plugins=loaded, say=say)
+            )
             request = host.TrainRequest(
                 adapter=adapter,
                 trainer=method,
@@ -128,7 +130,7 @@ def train(
             return version
 
         version = run_job(start, threads)
-    if not is_first():
+    if not is_main_process():
         return
     if as_json:
         print_json(version)
@@ -164,7 +166,7 @@ def run_job(work: Callable[[Any, Any, Any, EventSink], T], threads: int | None =
     except KeyboardInterrupt as stop:
         early = "interrupted before there was a job; nothing was changed"
         raise JobCancelled(
-            str(stop) or (early if is_first() else "another process of this run was interrupted")
+            str(stop) or (early if is_main_process() else "another process of this run was interrupted")
         ) from stop
 
 

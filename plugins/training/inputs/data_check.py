@@ -1,5 +1,4 @@
-"""Owns checking a job's rows before anything is trained. Refuses rows that a rule calls an error, unless the rule was allowed, and
-allowing a rule without which a row is none."""
+"""Check the rows of a training job before anything is trained, and refuse those with errors that are not allowed."""
 
 from __future__ import annotations
 
@@ -19,13 +18,13 @@ from tunery.registry.errors import InvalidData, InvalidInput, UnknownName
 __all__ = ["UNREADABLE", "DataCheck", "check_allowed", "check_before_split", "check_rows"]
 
 UNREADABLE = ("schema", "encoding", "template", "no_trainable_token")
-"""Rules whose errors leave nothing to train on."""
+"""Rules that cannot be allowed, because a row that breaks them cannot be trained on."""
 
 _SHOWN, _KEPT = 20, 3
 
 
 class DataCheck(msgspec.Struct, frozen=True):
-    """What the check found, for the manifest: how much by rule, and the first findings of each rule that did not stop the run."""
+    """What the check found, for the manifest: the number of findings by rule, and the first ones of each rule."""
 
     allowed: list[str]
     findings: dict[str, int]
@@ -41,8 +40,7 @@ def check_rows(
     allow: Sequence[str],
     plugins: Plugins,
 ) -> DataCheck:
-    """Put every row through every check; raise InvalidData, with the first failing rule as its code, where a rule that is not in
-    `allow` finds an error."""
+    """Run every check on every row; raise InvalidData, with the first failing rule as its code, for errors of rules outside `allow`."""
     check_allowed(allow, plugins)
     report = check_data(data, validation, plugins=plugins, base_folder=Path(base.path), max_length=max_length)
     errors = [finding for finding in report.errors if finding.rule not in allow]
@@ -50,7 +48,7 @@ def check_rows(
         words = [*map(str, data), *(["--val", str(validation)] if validation else [])]
         command = shlex.join(["tunery", "data", "check", *words, "--base", base.name, "--max-length", str(max_length)])
         raise _refusal(errors, report.count("error", without=allow), command, "nothing was trained")
-    told = [finding for finding in report.findings if finding.severity != "info"]
+    reported = [finding for finding in report.findings if finding.severity != "info"]
     return DataCheck(
         allowed=sorted(set(allow)),
         findings={
@@ -58,12 +56,12 @@ def check_rows(
             for rule, found in report.counts.items()
             if (number := found.get("error", 0) + found.get("warning", 0))
         },
-        warnings=_first_of_each(told),
+        warnings=_first_of_each(reported),
     )
 
 
 def check_before_split(path: Path, *, allow: Sequence[str], plugins: Plugins, format: str | None) -> None:  # noqa: A002
-    """Put the rows of a file through every check that needs no base; raise InvalidData as a run would."""
+    """Run the checks that need no base on the rows of a file; raise InvalidData as training would."""
     check_allowed(allow, plugins)
     report = check_data([path], None, plugins=plugins, base_folder=None, max_length=1, format=format)
     if errors := [finding for finding in report.errors if finding.rule not in allow]:
@@ -72,26 +70,26 @@ def check_before_split(path: Path, *, allow: Sequence[str], plugins: Plugins, fo
 
 
 def check_allowed(names: Sequence[str], plugins: Plugins) -> None:
-    """Raise UnknownName for a rule that is none, InvalidInput for one that no run can do without."""
+    """Raise UnknownName for an unknown rule, InvalidInput for one of UNREADABLE."""
     for name in names:
         if name not in plugins.checks():
             raise UnknownName("rule", name, plugins.checks(), param="allow")
         if name in UNREADABLE:
             raise InvalidInput(
-                f"the rule {name!r} cannot be allowed: what it finds cannot be trained on; mend or drop the rows",
+                f"the rule {name!r} cannot be allowed: what it finds cannot be trained on; fix or drop the rows",
                 param="allow",
             )
 
 
 def _refusal(errors: Sequence[Finding], count: int, command: str, outcome: str) -> InvalidData:
-    """The error for a person: the first findings, the command that shows the others, and how to insist."""
+    """An error with the first findings, the command that shows the others, and the option that allows them."""
     rule = errors[0].rule
     lines = [str(finding) for finding in errors[:_SHOWN]]
     if count > _SHOWN:
         lines.append(f"and {count - _SHOWN} more; {command} shows more")
     passable = [name for name in dict.fromkeys(finding.rule for finding in errors) if name not in UNREADABLE]
     if passable:
-        lines.append(f"mend the rows; where they are meant so: {' '.join(f'--allow {name}' for name in passable)}")
+        lines.append(f"fix the rows, or train on them as they are: {' '.join(f'--allow {name}' for name in passable)}")
     head = f"{count} error{'s' * (count > 1)} in the data; {outcome}"
     return InvalidData(head, problems=lines, code=rule)
 

@@ -1,5 +1,4 @@
-"""Owns what a job was asked for, and reading all of it once: base, parent, rows. Refuses a parent of another base,
-rows that a check calls an error, and no rows."""
+"""Read everything that a training request names, once: the base, the parent version, and the rows, checked, split and rendered."""
 
 from __future__ import annotations
 
@@ -15,39 +14,23 @@ from tunery.plugins.data.render.renderer import Renderer
 from tunery.plugins.manager import Plugins
 from tunery.plugins.parameters import TrainingParameters
 from tunery.plugins.training.examples.corpus import Corpus, read_corpus
-from tunery.plugins.training.job.data_check import DataCheck, check_rows
+from tunery.plugins.training.inputs.data_check import DataCheck, check_rows
+from tunery.plugins.training.inputs.request import TrainRequest
 from tunery.registry import Base, Version
 from tunery.registry.base_files import require_sound
 from tunery.registry.errors import InvalidInput
 from tunery.registry.peft.artifact import CONFIG
 from tunery.registry.registry import Registry
 
-__all__ = ["Inputs", "TrainRequest", "adapter_config", "read_inputs"]
-
-
-class TrainRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What was asked for; kept with the job so that it can be resumed. Paths are absolute; errors of the rules in `allow` pass.
-
-    `force` publishes what fails a gate, and is recorded.
-    """
-
-    adapter: str
-    trainer: str
-    base: str
-    data: tuple[str, ...]
-    validation: str | None = None
-    parent: str | None = None
-    alias: str | None = None
-    device: str = "cpu"
-    parameters: dict[str, Any] = {}
-    allow: tuple[str, ...] = ()
-    force: bool = False
-    actor: str = "unknown"
+__all__ = ["Inputs", "adapter_config", "read_inputs"]
 
 
 class Inputs(msgspec.Struct, frozen=True, kw_only=True):
-    """A request with everything it names; `template` is the sha256 of the base's chat template, if it has one, and `now` the time
-    that it was told. `checked` is None where rows were not checked again."""
+    """A request with everything it names.
+
+    `template` is the sha256 of the base's chat template, if it has one; `now` is the current time as the template sees it. `checked` is
+    None when the rows were not checked again.
+    """
 
     request: TrainRequest
     base: Base
@@ -68,9 +51,10 @@ def read_inputs(
     check: bool = False,
     now: datetime | None = None,
 ) -> Inputs:
-    """Look up the base and the parent, check every row if asked to, and read and render every row.
+    """Look up the base and the parent, run the data checks if `check`, then read, render and split the rows.
 
-    `now` is when a template that asks for the date is told it is: by default now; the first time's where a job goes on.
+    `now` is the current time as the chat template sees it, the time of the first run when a job is resumed; the clock by default. Raise
+    InvalidInput when the parent has another base or no row is left to train on, InvalidData when a check finds an error.
     """
     base = registry.base(request.base)
     require_sound(base, registry.home)
@@ -88,8 +72,8 @@ def read_inputs(
             allow=request.allow,
             plugins=plugins,
         )
-    told = now or datetime.now().replace(microsecond=0)
-    renderer = Renderer(Path(base.path), now=lambda: told)
+    template_time = now or datetime.now().replace(microsecond=0)
+    renderer = Renderer(Path(base.path), now=lambda: template_time)
     corpus = read_corpus(
         data,
         validation,
@@ -101,7 +85,7 @@ def read_inputs(
         preferences="preference" in plugins.trainer(request.trainer).methods,
     )
     if not corpus.train:
-        raise InvalidInput("everything was held out and nothing is left to train on; lower eval_fraction")
+        raise InvalidInput("every row is held out and none is left to train on; lower eval_fraction")
     return Inputs(
         request=request,
         base=base,
@@ -109,21 +93,21 @@ def read_inputs(
         corpus=corpus,
         template=renderer.template_sha256,
         template_text=renderer.template.source if renderer.template else None,
-        now=told,
+        now=template_time,
         checked=checked,
     )
 
 
 def _check_context(base: Base, max_length: int) -> None:
-    """Refuse rows that are longer than what the base can be served with."""
+    """Refuse a `max_length` beyond the context that the base is served with."""
     try:
         limit = exact_context(json.loads((Path(base.path) / "config.json").read_bytes()))
     except (OSError, ValueError):
         return
     if limit is not None and max_length > limit:
         raise InvalidInput(
-            f"{base.name} is served with at most {limit} tokens, beyond which its positions or windows change; set max_length={limit} "
-            "or less",
+            f"{base.name} is served with at most {limit} tokens of context, beyond which its positions or windows change; "
+            f"set max_length={limit} or less",
             code="invalid_parameter",
         )
 

@@ -1,4 +1,4 @@
-"""Settle the shape of a pair that is continued: it is the parent's, and asking for another is refused before there is a job."""
+"""The shape of a LoRA that continues a parent version: rank, alpha and targets are the parent's."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from tunery.plugins.parameters import TrainingParameters
 from tunery.plugins.trainers import LoraParameters
 from tunery.registry.errors import InvalidInput
 
-__all__ = ["continued"]
+__all__ = ["with_parent_shape"]
 
 P = TypeVar("P", bound=TrainingParameters)
 
 SHAPE = {"r": "r", "alpha": "lora_alpha", "rslora": "use_rslora", "target_modules": "target_modules"}
-"""Parameters that a parent decides, and what its adapter configuration calls them."""
+"""Parameters that the parent decides, and their names in PEFT's configuration."""
 
 
-def continued(parameters: P, given: Collection[str], parent: Mapping[str, Any] | None) -> P:
-    """`parameters` with the shape of the `parent`, an adapter configuration; raise InvalidInput where another one was `given`.
+def with_parent_shape(parameters: P, given: Collection[str], parent: Mapping[str, Any] | None) -> P:
+    """`parameters` with the shape of the `parent`, an adapter configuration; raise InvalidInput when another shape was `given`.
 
-    Parameters of trainers that make no pairs are returned as they are.
+    Parameters of trainers that make no LoRA are returned as they are.
     """
     if parent is None or not isinstance(parameters, LoraParameters):
         return parameters
@@ -30,12 +30,12 @@ def continued(parameters: P, given: Collection[str], parent: Mapping[str, Any] |
     for name, field in SHAPE.items():
         if field not in parent:
             continue
-        asked, has = getattr(parameters, name), parent[field]
+        value, parent_value = getattr(parameters, name), parent[field]
         if name not in given:
-            shape[name] = tuple(has) if isinstance(has, list) else has
-        elif _plain(asked) != _plain(has):
+            shape[name] = tuple(parent_value) if isinstance(parent_value, list) else parent_value
+        elif _sorted(value) != _sorted(parent_value):
             raise InvalidInput(
-                f"the version to continue from has {name}={_plain(has)}, {name}={_plain(asked)} was asked for; leave {name} out, "
+                f"the version to continue from has {name}={_sorted(parent_value)}, {name}={_sorted(value)} was asked for; leave {name} out, "
                 "or start without --from",
                 code="invalid_parameter",
                 param=name,
@@ -46,6 +46,6 @@ def continued(parameters: P, given: Collection[str], parent: Mapping[str, Any] |
         return parameters
 
 
-def _plain(value: Any) -> Any:
-    """Names of modules in one order, so that they compare and read alike."""
+def _sorted(value: Any) -> Any:
+    """Module names in one order, so that they compare and read alike."""
     return sorted(value) if isinstance(value, list | tuple | set) else value

@@ -16,7 +16,7 @@ from tunery.plugins.data.checks.runner import _POOL_MIN_BYTES
 from tunery.plugins.events import JobEvent, Started, StepCompleted
 from tunery.plugins.manager import load_plugins
 from tunery.plugins.training import resume
-from tunery.plugins.training.job.data_check import UNREADABLE, check_rows
+from tunery.plugins.training.inputs.data_check import UNREADABLE, check_rows
 from tunery.registry import Base
 from tunery.registry.errors import InvalidData, InvalidInput, UnknownName
 from tunery.registry.registry import Registry
@@ -41,7 +41,7 @@ def test_an_error_stops_the_run_before_there_is_a_job(train: Train, data: Path, 
         "2 errors in the data; nothing was trained",
         "rows.jsonl:41: $: is the same as rows.jsonl:40; drop one of them [duplicate]",
         "rows.jsonl:42: $: is the same as rows.jsonl:40; drop one of them [duplicate]",
-        "mend the rows; where they are meant so: --allow duplicate",
+        "fix the rows, or train on them as they are: --allow duplicate",
     ]
     assert (registry.jobs(), registry.versions()) == ([], [])
 
@@ -103,7 +103,7 @@ SCRIPT = """
 import os, sys
 from pathlib import Path
 from tunery.plugins.manager import load_plugins
-from tunery.plugins.training.job.data_check import check_rows
+from tunery.plugins.training.inputs.data_check import check_rows
 from tunery.registry import Base
 from tunery.registry.errors import TuneryError
 
