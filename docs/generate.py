@@ -10,17 +10,21 @@ import inspect
 import json
 import re
 import sys
+import types
+import typing
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import rooms
 
 from tunery.gateway.bench.report import bars_table, read_bars, read_rows, rows_table
 from tunery.gateway.bench.training import table
 from tunery.plugins import hookspecs
 from tunery.plugins.bases.architectures import EXACT, REFUSED
-from tunery.plugins.manager import load_plugins
+from tunery.plugins.discovery import load_plugins
+from tunery.plugins.events import EVENTS
 from tunery.plugins.parameters import describe_parameters
 from tunery.registry.settings import Settings
 
@@ -61,6 +65,28 @@ def parameters_table() -> str:
         cells = [f"`{own[name].default}`" if name in own else "" for own in described.values()]
         rows.append(f"| `{name}` | {' | '.join(cells)} | {every[name].type} | {every[name].description} |")
     return "\n".join(rows)
+
+
+def events_table() -> str:
+    """Every kind of job event: when it is sent, and its fields."""
+    rows = ["| `kind` | struct | sent when | fields |", "|---|---|---|---|"]
+    for event in EVENTS:
+        fields = []
+        for field in msgspec.structs.fields(event):
+            kind, *notes = typing.get_args(field.type)
+            optional = ", may be absent" if field.default is msgspec.UNSET else ""
+            fields.append(f"`{field.name}` ({_type_name(kind)}{optional}): {notes[0].description}")
+        when = " ".join((event.__doc__ or "").split())
+        rows.append(f"| `{event.__struct_config__.tag}` | `{event.__name__}` | {when} | {'<br>'.join(fields)} |")
+    return "\n".join(rows)
+
+
+def _type_name(kind: Any) -> str:
+    """A type as Python writes it, without the modules of its names."""
+    names = [_type_name(each) for each in typing.get_args(kind) if each is not msgspec.UnsetType]
+    if isinstance(kind, types.UnionType):
+        return " or ".join("null" if name == "NoneType" else name for name in names)
+    return f"{kind.__name__}[{', '.join(names)}]" if names else str(kind.__name__)
 
 
 def architectures_table() -> str:
@@ -117,7 +143,15 @@ PARTS: dict[str, tuple[str, Callable[[], str]]] = {
     "settings": ("operations.md", settings_table),
     "hooks": ("plugins.md", hooks_table),
     "parameters": ("plugins.md", parameters_table),
+    "events": ("training.md", events_table),
+    "where": ("architecture.md", rooms.questions_table),
+    "training path": ("architecture.md", lambda: rooms.path_table(rooms.TRAINING, "T")),
+    "serving path": ("architecture.md", lambda: rooms.path_table(rooms.SERVING, "S")),
+    "rooms": ("architecture.md", rooms.rooms_table),
 }
+
+
+FIGURES: dict[str, Callable[[], str]] = {"figures/architecture.svg": rooms.diagram}
 
 
 def filled(text: str, part: str, content: str) -> str:
@@ -138,6 +172,12 @@ def outdated() -> list[str]:
         after = filled(before, part, content())
         if after != before:
             changed.append(f"{name}: {part}")
+            if "--check" not in sys.argv:
+                path.write_text(after)
+    for name, draw in FIGURES.items():
+        path, after = DOCS / name, draw()
+        if not path.exists() or path.read_text() != after:
+            changed.append(name)
             if "--check" not in sys.argv:
                 path.write_text(after)
     return changed

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 import pluggy
 
+from tunery.plugins.events import JobEvent
 from tunery.plugins.parameters import TrainingParameters
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ class CheckInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A check of training data, described without importing it.
 
     `name` is the rule that its findings carry, `severity` what they are where a finding does not say otherwise: an error keeps a
-    file from being trained on. `entrypoint` names, as `package.module:Class`, a subclass of `tunery.plugins.data.checks.finding.Check`.
+    file from being trained on. `entrypoint` names, as `package.module:Class`, a subclass of `tunery.plugins.data.checks.check.Check`.
     """
 
     name: str
@@ -180,8 +181,8 @@ def register_commands(cli: click.Group) -> None:
 
 
 @hookspec
-def job_event(job: Job, event: dict[str, Any]) -> None:
-    """A job did something: `event["kind"]` is started, step, evaluated, checkpoint, gate, succeeded, failed or cancelled."""
+def job_event(job: Job, event: JobEvent) -> None:
+    """A training job reports progress; `event` is one of the structs in `tunery.plugins.events` (`event.kind` names it)."""
 
 
 @hookspec

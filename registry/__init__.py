@@ -13,6 +13,6 @@ Words, used the same way everywhere:
 Importing this package imports no database driver; `tunery.registry.registry.Registry` is the way in.
 """
 
-from tunery.registry.records import AliasMove, Base, DataUse, FileEntry, Job, Version
+from tunery.registry.records import AliasMove, Base, DataUse, FileEntry, Job, NewVersion, Version
 
-__all__ = ["AliasMove", "Base", "DataUse", "FileEntry", "Job", "Version"]
+__all__ = ["AliasMove", "Base", "DataUse", "FileEntry", "Job", "NewVersion", "Version"]

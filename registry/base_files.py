@@ -77,7 +77,7 @@ def changed_files(folder: Path, digest: str, record: Path, *, whole: bool = Fals
 def require_sound(base: Base, home: Home) -> None:
     """Raise StorageFailed (base_damaged) where a base in the home does not look like what its digest was taken of."""
     folder = home.bases / base.digest
-    wrong = changed_files(folder, base.digest, home.checked(base.digest)) if folder.is_dir() else []
+    wrong = changed_files(folder, base.digest, home.verified(base.digest)) if folder.is_dir() else []
     if wrong:
         raise damaged(base.name, wrong)
 

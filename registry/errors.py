@@ -1,4 +1,4 @@
-"""Owns the one error tree; refuses to know about HTTP or exit codes (those live at the edges).
+"""The one tree of errors. What HTTP status or exit code an error becomes is decided where it leaves the program.
 
     TuneryError
     ├── InvalidInput (ValueError)          the caller wrote something wrong
@@ -20,6 +20,8 @@ Every message says what is wrong, which one, and what to do next.
 from __future__ import annotations
 
 import difflib
+import errno
+import os
 from collections.abc import Iterable, Sequence
 
 __all__ = [
@@ -36,8 +38,12 @@ __all__ = [
     "TuneryError",
     "Unavailable",
     "UnknownName",
+    "disk_code",
+    "is_full",
     "near",
 ]
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class TuneryError(Exception):
@@ -146,3 +152,22 @@ def near(name: str, known: Iterable[str]) -> str:
         return "did you mean " + " or ".join(repr(word) for word in close) + "?"
     shown = ", ".join(repr(word) for word in names[:12])
     return f"known: {shown}" + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+
+
+def disk_code(error: OSError) -> str:
+    """The error code for what the operating system said of a disk: `disk_full` or `storage_failed`."""
+    return "disk_full" if error.errno in _FULL else "storage_failed"
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether an error, or one that caused it, says that the disk is full.
+
+    Libraries wrap what the disk said in errors of their own, so the text and the chain of causes are searched too.
+    """
+    while error is not None:
+        full_text = any(os.strerror(code) in str(error) for code in _FULL)
+        full_errno = isinstance(error, OSError) and error.errno in _FULL
+        if full_errno or full_text or getattr(error, "code", None) == "disk_full":
+            return True
+        error = error.__cause__ or error.__context__
+    return False

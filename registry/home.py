@@ -1,4 +1,4 @@
-"""Owns where state lives: one folder, `TUNERY_HOME` (default `~/.tunery`)."""
+"""Say where everything is kept: one folder, `TUNERY_HOME` (default `~/.tunery`)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from tunery.registry.errors import StorageFailed
-from tunery.registry.storage.disk import disk_code
+from tunery.registry.errors import StorageFailed, disk_code
 
 __all__ = ["Home"]
 
@@ -31,22 +30,22 @@ class Home(msgspec.Struct, frozen=True):
 
     @property
     def reserve(self) -> Path:
-        """Room that is given back when the disk is full, so that versions can still be removed."""
+        """A file that is deleted when the disk is full, so that there is room to remove versions."""
         return self.root / "reserve"
 
     @property
     def blobs(self) -> Path:
-        """Files by their sha256."""
+        """Files of versions, by sha256."""
         return self.root / "blobs"
 
     @property
     def manifests(self) -> Path:
-        """What the database says of versions, aliases and bases, beside the blobs; see `manifests`."""
+        """Copies of what the database holds, beside the blobs; see `storage.manifests`."""
         return self.blobs / "manifests"
 
     @property
     def staging(self) -> Path:
-        """Half-written things; whatever is old here may be deleted."""
+        """Unfinished files; anything old in here may be deleted."""
         return self.root / "staging"
 
     @property
@@ -56,16 +55,16 @@ class Home(msgspec.Struct, frozen=True):
 
     @property
     def packed(self) -> Path:
-        """Bases as the engine maps them into memory, by digest; made again where they are missing."""
+        """Bases in the layout that the engine maps into memory, by digest; made again when missing."""
         return self.root / "packed"
 
-    def checked(self, digest: str) -> Path:
-        """How the files of a base looked when they were last compared with its digest."""
+    def verified(self, digest: str) -> Path:
+        """The record of how a base's files looked when they last matched its digest; see `base_files`."""
         return self.packed / f"{digest}-checked.json"
 
     @property
     def jobs(self) -> Path:
-        """One folder a job: its manifest, metrics and checkpoints."""
+        """A folder for each job: its manifest, metrics and checkpoints."""
         return self.root / "jobs"
 
     def ensure(self) -> None:

@@ -1,12 +1,13 @@
-"""Owns the frozen records the registry gives out; refuses behaviour (that lives beside the tables)."""
+"""Frozen records that the registry takes and gives out. What is done with them is in the modules beside the tables."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
-__all__ = ["AliasMove", "Base", "DataUse", "FileEntry", "Job", "MoveKind", "Version"]
+__all__ = ["AliasMove", "Base", "DataUse", "FileEntry", "Job", "MoveKind", "NewVersion", "Version"]
 
 MoveKind = Literal["move", "publish", "rollback", "drop"]
 """Why an alias moved: by hand, with a new version, back to where it was, or away."""
@@ -64,6 +65,25 @@ class Version(msgspec.Struct, frozen=True, kw_only=True):
     def size(self) -> int:
         """Bytes of all files."""
         return sum(entry.size for entry in self.files)
+
+
+class NewVersion(msgspec.Struct, frozen=True, kw_only=True):
+    """What to publish: a folder in PEFT layout as the next version of an adapter.
+
+    `alias` is pointed at the new version. `trust_base` accepts an adapter whose configuration names another base than `base`; its
+    shapes must fit all the same. `report` is a folder whose files are stored under `report/` and are not part of the digest.
+    """
+
+    adapter: str
+    folder: Path
+    base: Base
+    method: str
+    manifest: dict[str, Any]
+    metrics: dict[str, float]
+    actor: str
+    alias: str | None = None
+    trust_base: bool = False
+    report: Path | None = None
 
 
 class AliasMove(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""Owns the one way in to everything the registry keeps; the work is in the modules beside it."""
+"""The way in to everything the registry keeps: opens one transaction per call and leaves the work to the modules beside it."""
 
 from __future__ import annotations
 
@@ -6,24 +6,20 @@ import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
-from sqlalchemy import Connection, and_, delete, func, insert, select, update
-
-from tunery.registry import bases
-from tunery.registry.errors import Conflict, NotFound, near
+from tunery.registry import bases, jobs
 from tunery.registry.home import Home
 from tunery.registry.names import PRODUCTION, Reference, check_adapter, parse_reference
-from tunery.registry.records import AliasMove, Base, DataUse, Job, Version
-from tunery.registry.storage import schema
+from tunery.registry.records import AliasMove, Base, DataUse, Job, NewVersion, Version
 from tunery.registry.storage.blobs import BlobStore
 from tunery.registry.storage.database import Database
 from tunery.registry.storage.disk import keep_room, no_room
 from tunery.registry.storage.manifests import Manifests
-from tunery.registry.storage.mirror import Mirror, check_empty, check_new
-from tunery.registry.storage.rows import alias_map, to_job, to_versions
-from tunery.registry.versions import aliases, publish, upkeep
-from tunery.registry.versions.aliases import ANY, Expected
+from tunery.registry.storage.mapping import alias_map
+from tunery.registry.storage.mirror import Mirror, refuse_empty_database, refuse_missing_database
+from tunery.registry.versions import aliases, lookup, publish, removal, upkeep
+from tunery.registry.versions.aliases import ANY, Expected, MoveNote
 from tunery.registry.versions.export import export
 from tunery.registry.versions.lineage import Ancestor, line_of, uses_of
 from tunery.registry.versions.upkeep import Collected, Problem
@@ -31,7 +27,7 @@ from tunery.registry.versions.upkeep import Collected, Problem
 __all__ = ["Registry"]
 
 
-def _quiet(step: str) -> None:
+def _ignore(step: str) -> None:
     """Watch nothing."""
 
 
@@ -48,21 +44,22 @@ class Registry:
         self.home = home
         self.blobs = BlobStore(home.blobs, home.staging)
         manifests = Manifests(home.manifests)
-        check_new(home, manifests, self.blobs)
+        refuse_missing_database(home, manifests, self.blobs)
         self._database = Database(
-            home.database, on_create=lambda connection: check_empty(home, manifests, self.blobs), scarce=scarce
+            home.database, on_create=lambda _: refuse_empty_database(home, manifests, self.blobs), scarce=scarce
         )
         self._mirror = Mirror(self._database, manifests, self.blobs)
-        self._mirror.introduce()
+        self._mirror.initialise()
         if not scarce:
             keep_room(home.reserve)
         self._clock = clock
 
     @classmethod
     def open(cls, home: Home | None = None, *, clock: Callable[[], float] = time.time, scarce: bool = False) -> Self:
-        """The registry of `home`, by default the one that `TUNERY_HOME` names; made when it is not there and nothing else is.
+        """Open the registry of `home`, by default the one that `TUNERY_HOME` names; make it where nothing is there yet.
 
-        `scarce` is for whoever frees space: on a full disk it uses the room that is kept for that, and needs no more than to read. Raises StorageFailed (registry_lost) where there is no database and `blobs/` holds something.
+        `scarce` is for commands that free space: on a full disk they use the room that is kept in reserve for them. Raise
+        StorageFailed (registry_lost) where there are blobs and no database.
         """
         return cls(home or Home.from_env(), clock=clock, scarce=scarce)
 
@@ -79,258 +76,157 @@ class Registry:
         self._database.close()
 
     def changes(self) -> int:
-        """Differs from the last call's result when anybody committed anything in between."""
+        """A number that differs from the last call's when anybody committed anything in between."""
         return self._database.changes()
 
     # -- versions ---------------------------------------------------------------------------------------------------
 
-    def publish(
-        self,
-        adapter: str,
-        folder: Path,
-        *,
-        base: Base,
-        method: str,
-        manifest: dict[str, Any],
-        metrics: dict[str, float],
-        actor: str,
-        alias: str | None = None,
-        trust_base: bool = False,
-        report: Path | None = None,
-        watch: publish.Watch = _quiet,
-    ) -> Version:
-        """Store a PEFT folder as the adapter's next version and, if asked, point `alias` at it; all or nothing.
+    def publish(self, new: NewVersion, *, watch: publish.Watch = _ignore) -> Version:
+        """Store a PEFT folder as the adapter's next version and, if asked, point an alias at it; all or nothing.
 
-        `trust_base` takes an adapter whose configuration names another base than `base`; its shapes must fit all the same.
-        `report` is a folder whose files go along under `report/` and are no part of the digest.
+        Raise ArtifactRefused for a folder that does not fit its base exactly, and StorageFailed where the disk does not take it.
         """
         with self._database.read() as connection:
-            self._mirror.check(connection)
+            self._mirror.require_same_registry(connection)
         with self.blobs.lease() as lease:
-            draft = publish.stage(
-                self.blobs,
-                folder,
-                lease=lease,
-                adapter=adapter,
-                base=base,
-                method=method,
-                manifest=manifest,
-                metrics=metrics,
-                alias=alias,
-                actor=actor,
-                watch=watch,
-                others=self.bases(),
-                trust_base=trust_base,
-                report=report,
-            )
+            draft = publish.stage(self.blobs, new, lease=lease, watch=watch, others=self.bases())
             return publish.commit(self._mirror, self.blobs, draft, at=self._clock(), watch=watch)
 
     def resolve(self, reference: str | Reference) -> Version:
-        """The version a reference means now: its number, its alias, or production and else the newest."""
-        wanted = parse_reference(reference) if isinstance(reference, str) else reference
+        """The version that a reference means now: its number, its alias, or else `production` and else the newest.
+
+        Raise InvalidInput for text that is not a reference, and NotFound (model_not_found).
+        """
+        parsed = parse_reference(reference) if isinstance(reference, str) else reference
         with self._database.read() as connection:
-            number = wanted.number or self._pointed(connection, wanted)
-            found = self._find(connection, wanted.adapter, number)
-        if found is None:
-            raise NotFound(f"{wanted} does not exist: {self._hint(wanted.adapter)}", code="model_not_found")
-        return found
+            return lookup.resolve(connection, parsed)
 
     def version(self, adapter: str, number: int) -> Version:
-        """One version by number."""
+        """One version by number; raise NotFound."""
         return self.resolve(Reference(check_adapter(adapter), number=number))
 
     def versions(self, adapter: str | None = None) -> list[Version]:
-        """All versions of one adapter, or of all, oldest first."""
-        found = schema.versions.c
-        query = select(schema.versions).order_by(found.adapter, found.number)
-        if adapter is not None:
-            query = query.where(found.adapter == adapter)
+        """All versions of one adapter, or of all adapters, oldest first."""
         with self._database.read() as connection:
-            return to_versions(connection, query)
+            return lookup.versions_of(connection, adapter)
 
     def adapters(self) -> list[str]:
         """Names of the adapters that have a version, sorted."""
         with self._database.read() as connection:
-            return list(
-                connection.scalars(select(schema.versions.c.adapter).distinct().order_by(schema.versions.c.adapter))
-            )
+            return lookup.adapter_names(connection)
 
     def latest(self) -> list[Version]:
         """What each adapter's bare name means now, by adapter."""
-        found, alias = schema.versions.c, schema.aliases.c
-        newest = select(found.adapter, func.max(found.number).label("number")).group_by(found.adapter).subquery()
-        meant = func.coalesce(alias.number, newest.c.number)
-        query = (
-            select(schema.versions)
-            .join(newest, newest.c.adapter == found.adapter)
-            .outerjoin(schema.aliases, and_(alias.adapter == found.adapter, alias.alias == PRODUCTION))
-            .where(found.number == meant)
-            .order_by(found.adapter)
-        )
         with self._database.read() as connection:
-            return to_versions(connection, query)
+            return lookup.current_versions(connection)
 
     def by_digest(self, digest: str) -> Version:
-        """The newest version with this digest, or with a digest that begins so (8 characters at least)."""
-        found = schema.versions.c
-        # A range, so that the index is used.
-        begins = and_(found.digest >= digest, found.digest <= digest + "g")
-        query = select(schema.versions).where(begins).order_by(found.created_at.desc(), found.number.desc()).limit(1)
+        """The newest version with this digest, or with a digest that starts with it (8 characters at least); raise NotFound."""
         with self._database.read() as connection:
-            versions = to_versions(connection, query) if len(digest) >= 8 else []
-        if not versions:
-            raise NotFound(f"no version has a digest that begins with {digest!r} (8 characters at least)")
-        return versions[0]
+            return lookup.by_digest(connection, digest)
 
     def lineage(self, version: Version) -> list[Ancestor]:
-        """A version, what it was continued from, and so on back to the base; a parent is found by digest, not by name."""
-        return line_of(self, version)
+        """A version, the version it was continued from, and so on back to the base; parents are looked up by digest."""
+        with self._database.read() as connection:
+            return line_of(connection, version)
 
     def uses(self, sha256: str) -> list[DataUse]:
-        """Which versions were made with the data file of this sha256, or of one that begins so (8 characters at least)."""
+        """Which versions were trained on the data file of this sha256, or of one that starts with it (8 characters at least)."""
         with self._database.read() as connection:
             return uses_of(connection, sha256)
 
     def files(self, version: Version) -> dict[str, Path]:
-        """Where each file of a version lies on disk."""
+        """Where each file of a version is stored."""
         return {entry.path: self.blobs.path(entry.sha256) for entry in version.files}
 
     def export(self, version: Version, folder: Path, *, include: Collection[str] | None = None) -> None:
-        """Write a version's files into `folder`; see `export.export`."""
+        """Copy a version's files into `folder`; see `versions.export.export`."""
         export(self.blobs, version, folder, include=include)
 
     def remove(self, reference: str, *, actor: str, force: bool = False) -> Version:
-        """Forget a version; its number is not used again. Refused while an alias points at it, unless forced."""
+        """Forget a version; see `versions.removal.remove`."""
         version = self.resolve(reference)
         with self._mirror.write() as change:
-            connection = change.connection
-            pointing = [a for a, n in alias_map(connection, version.adapter).items() if n == version.number]
-            if pointing and not force:
-                raise Conflict(
-                    f"{version.name} is what {', '.join(pointing)} points to: move it first, or force the removal",
-                    code="version_in_use",
-                )
-            for alias in pointing:
-                aliases.drop(
-                    connection, version.adapter, alias, actor=actor, at=self._clock(), reason="version removed"
-                )
-            found = schema.versions.c
-            connection.execute(
-                delete(schema.versions).where(found.adapter == version.adapter, found.number == version.number)
-            )
-            change.removed(version.adapter, version.number)
-            change.moved(version.adapter)
+            removal.remove(change, version, actor=actor, at=self._clock(), force=force)
         return version
 
     # -- aliases ----------------------------------------------------------------------------------------------------
 
     def aliases(self, adapter: str) -> dict[str, int]:
-        """Where each alias points."""
+        """The version number that each alias of an adapter points to."""
         with self._database.read() as connection:
             return alias_map(connection, check_adapter(adapter))
 
     def move_alias(
         self, adapter: str, alias: str, number: int, *, actor: str, expected: Expected = ANY, reason: str = ""
     ) -> AliasMove:
-        """Point an alias at a version; see `aliases.move`."""
+        """Point an alias at a version; see `versions.aliases.move`."""
         check_adapter(adapter)
         with self._mirror.write() as change:
-            moved = aliases.move(
-                change.connection,
-                adapter,
-                alias,
-                number,
-                actor=actor,
-                at=self._clock(),
-                expected=expected,
-                reason=reason,
-            )
+            note = MoveNote(actor=actor, at=self._clock(), reason=reason)
+            moved = aliases.move(change.connection, adapter, alias, number, note, expected=expected)
             change.moved(adapter)
         return moved
 
     def drop_alias(
         self, adapter: str, alias: str, *, actor: str, expected: Expected = ANY, reason: str = ""
     ) -> AliasMove:
-        """Delete an alias."""
+        """Delete an alias; see `versions.aliases.drop`."""
+        check_adapter(adapter)
         with self._mirror.write() as change:
-            moved = aliases.drop(
-                change.connection,
-                check_adapter(adapter),
-                alias,
-                actor=actor,
-                at=self._clock(),
-                expected=expected,
-                reason=reason,
-            )
+            note = MoveNote(actor=actor, at=self._clock(), reason=reason)
+            moved = aliases.drop(change.connection, adapter, alias, note, expected=expected)
             change.moved(adapter)
         return moved
 
     def rollback(
         self, adapter: str, alias: str = PRODUCTION, *, actor: str, expected: Expected = ANY, reason: str = "rollback"
     ) -> AliasMove:
-        """Point an alias where it pointed before; itself a recorded move."""
+        """Point an alias where it pointed before, itself a recorded move; see `versions.aliases.previous`."""
+        check_adapter(adapter)
         with self._mirror.write() as change:
-            number = aliases.previous(change.connection, check_adapter(adapter), alias)
-            moved = aliases.move(
-                change.connection,
-                adapter,
-                alias,
-                number,
-                actor=actor,
-                at=self._clock(),
-                expected=expected,
-                reason=reason,
-                kind="rollback",
-            )
+            number = aliases.previous(change.connection, adapter, alias)
+            note = MoveNote(actor=actor, at=self._clock(), reason=reason, kind="rollback")
+            moved = aliases.move(change.connection, adapter, alias, number, note, expected=expected)
             change.moved(adapter)
         return moved
 
     def history(self, adapter: str, alias: str | None = None) -> list[AliasMove]:
-        """Every move of an adapter's aliases, oldest first."""
+        """Every move of an adapter's aliases, or of one of them, oldest first."""
         with self._database.read() as connection:
             return aliases.history(connection, check_adapter(adapter), alias)
 
     # -- upkeep -----------------------------------------------------------------------------------------------------
 
     def verify(self, reference: str | None = None) -> list[Problem]:
-        """Read one version's files and compare them with their digests; without one, those of all versions, bases and packed bases."""
+        """Compare one version's files with their digests; without a reference those of all versions, bases and packed bases."""
         if reference is not None:
             return upkeep.verify(self.blobs, [self.resolve(reference)])
         return upkeep.verify_all(self.home, self.blobs, self._mirror.manifests, self.versions(), self.bases())
 
     def collect(self, *, older_than: float = 3600.0, dry_run: bool = False) -> Collected:
-        """Remove what no version needs and is older than `older_than` seconds."""
+        """Remove what no version needs and was last written more than `older_than` seconds ago."""
         return upkeep.collect(
-            self._database,
-            self._mirror,
-            self.blobs,
-            self.home,
-            now=self._clock(),
-            older_than=older_than,
-            dry_run=dry_run,
-        )
+            self._database, self._mirror, self.blobs, self.home,
+            now=self._clock(), older_than=older_than, dry_run=dry_run,
+        )  # fmt: skip
 
     # -- bases ------------------------------------------------------------------------------------------------------
 
     def add_base(self, base: Base) -> Base:
-        """Record a base; the same content again is the same base, another content under the name is refused."""
+        """Record a base; the same content again is the same base. Raise Conflict (base_exists) for a name that is in use."""
         with self._mirror.write() as change:
             return bases.add(change, base, self.home)
 
     def bases(self) -> list[Base]:
         """All bases by name."""
         with self._database.read() as connection:
-            return bases.listed(connection, self.home)
+            return bases.list_all(connection, self.home)
 
     def base(self, name: str) -> Base:
-        """A base by name, source or digest."""
-        known = self.bases()
-        for base in known:
-            if name in (base.name, base.digest, base.source) or (len(name) >= 8 and base.digest.startswith(name)):
-                return base
-        raise NotFound(
-            f"no base is called {name!r}: {near(name, [base.name for base in known])}", code="base_not_found"
-        )
+        """A base by name, source or digest; raise NotFound (base_not_found)."""
+        with self._database.read() as connection:
+            return bases.find(connection, name, self.home)
 
     # -- jobs -------------------------------------------------------------------------------------------------------
 
@@ -339,62 +235,20 @@ class Registry:
         now = self._clock()
         job = Job(id=job_id, adapter=adapter, trainer=trainer, state="running", created_at=now, updated_at=now)
         with self._database.write() as connection:
-            connection.execute(
-                insert(schema.jobs).values(
-                    id=job_id, adapter=adapter, trainer=trainer, state="running", created_at=now, updated_at=now
-                )
-            )
+            jobs.add(connection, job)
         return job
 
     def update_job(self, job_id: str, *, state: str, version: int | None = None, error: str | None = None) -> Job:
-        """Record how a job goes on."""
+        """Record a job's new state; raise NotFound."""
         with self._database.write() as connection:
-            connection.execute(
-                update(schema.jobs)
-                .where(schema.jobs.c.id == job_id)
-                .values(state=state, version=version, error=error, updated_at=self._clock())
-            )
-        return self.job(job_id)
+            return jobs.set_state(connection, job_id, state, version=version, error=error, at=self._clock())
 
     def job(self, job_id: str) -> Job:
-        """A job by id."""
+        """A job by id; raise NotFound."""
         with self._database.read() as connection:
-            row = connection.execute(select(schema.jobs).where(schema.jobs.c.id == job_id)).first()
-        if row is None:
-            raise NotFound(f"no job has the id {job_id!r}: {near(job_id, [job.id for job in self.jobs()])}")
-        return to_job(row)
+            return jobs.find(connection, job_id)
 
     def jobs(self) -> list[Job]:
         """All jobs, newest first."""
         with self._database.read() as connection:
-            return [
-                to_job(r) for r in connection.execute(select(schema.jobs).order_by(schema.jobs.c.created_at.desc()))
-            ]
-
-    # -- inside -----------------------------------------------------------------------------------------------------
-
-    def _pointed(self, connection: Connection, wanted: Reference) -> int | None:
-        """The number behind an alias; without one, production's or else the newest version's."""
-        pointing = alias_map(connection, wanted.adapter)
-        if wanted.alias is not None:
-            return pointing.get(wanted.alias)
-        if PRODUCTION in pointing:
-            return pointing[PRODUCTION]
-        found = schema.versions.c
-        return connection.scalar(
-            select(found.number).where(found.adapter == wanted.adapter).order_by(found.number.desc()).limit(1)
-        )
-
-    def _find(self, connection: Connection, adapter: str, number: int | None) -> Version | None:
-        found = schema.versions.c
-        query = select(schema.versions).where(found.adapter == adapter, found.number == number)
-        return next(iter(to_versions(connection, query)), None)
-
-    def _hint(self, adapter: str) -> str:
-        """What there is instead."""
-        known = self.adapters()
-        if adapter not in known:
-            return near(adapter, known)
-        numbers = [version.number for version in self.versions(adapter)]
-        names = list(self.aliases(adapter))
-        return f"{adapter} has the versions {numbers}" + (f" and the aliases {names}" if names else "")
+            return jobs.list_all(connection)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,9 @@ import msgspec
 import rich_click as click
 
 from tunery.gateway.cli.terminal.context import open_registry, print_json
+from tunery.gateway.cli.terminal.options import as_json
 from tunery.gateway.cli.terminal.tables import print_table, when
+from tunery.plugins.events import event_fields, read_events
 from tunery.registry.errors import Conflict
 
 if TYPE_CHECKING:
@@ -25,7 +28,7 @@ def jobs() -> None:
 
 
 @jobs.command("list")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@as_json
 def list_jobs(as_json: bool) -> None:
     """Every job, newest first."""
     with open_registry() as registry:
@@ -94,8 +97,7 @@ def _result(job: Job) -> str:
     return (job.error or "-").splitlines()[0][:60]
 
 
-def _last_event(path: Path) -> Any:
-    if not path.exists():
-        return None
-    lines = path.read_bytes().splitlines()
-    return msgspec.json.decode(lines[-1]) if lines else None
+def _last_event(path: Path) -> dict[str, Any] | None:
+    """The last event that was written whole."""
+    last = deque(read_events(path), maxlen=1)
+    return event_fields(last[0]) if last else None

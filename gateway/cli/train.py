@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,9 +10,10 @@ import rich_click as click
 from click.core import ParameterSource
 
 from tunery.gateway.cli.terminal.context import actor, open_registry, plugins, print_json, say
+from tunery.gateway.cli.terminal.progress import show_progress
+from tunery.plugins.events import EventSink
 from tunery.plugins.runtime.device import resolve_device
-from tunery.plugins.training.job.phases import minutes_text
-from tunery.plugins.training.loop.distributed import is_first
+from tunery.plugins.training.loop.distributed import is_main_process
 from tunery.registry.errors import InvalidInput, JobCancelled
 from tunery.registry.home import Home
 from tunery.registry.losses import NATS, loss_unit
@@ -29,7 +28,6 @@ __all__ = ["parse_settings", "run_job", "threads_option", "train"]
 _LARGE = 10_000_000
 """Bytes of rows whose check takes seconds."""
 
-Report = Callable[[dict[str, Any]], None]
 T = TypeVar("T")
 
 threads_option = click.option(
@@ -82,11 +80,11 @@ def train(
     if job is not None:
         given = {name: value for name, value in context.params.items() if _is_given(context, name)}
         version = run_job(
-            lambda host, loaded, registry, report: host.resume(
+            lambda host, loaded, registry, on_event: host.resume(
                 job,
                 registry=registry,
                 plugins=loaded,
-                report=report,
+                on_event=on_event,
                 forced_by=actor() if force else None,
                 asked=_asked(given),
             ),
@@ -106,12 +104,14 @@ def train(
         if (size := sum(map(data_size, files))) > _LARGE:
             say(f"checking {size / 1e6:.0f} MB of rows")
 
-        def start(host: Any, loaded: Any, registry: Any, report: Report) -> Version:
+        def start(host: Any, loaded: Any, registry: Any, on_event: EventSink) -> Version:
             from tunery.plugins.bases.resolve import resolve_base
-            from tunery.plugins.training.loop.distributed import find_processes
+            from tunery.plugins.training.loop.distributed import connect_process_group
 
             where = resolve_device(device)
-            known = find_processes(where).agree(lambda: resolve_base(base, registry=registry, plugins=loaded, say=say))
+            known = connect_process_group(where).on_main(
+                lambda: resolve_base(base, registry=registry, plugins=loaded, say=say)
+            )
             request = host.TrainRequest(
                 adapter=adapter,
                 trainer=method,
@@ -126,11 +126,11 @@ def train(
                 force=force,
                 actor=actor(),
             )
-            version: Version = host.train(request, parameters, registry=registry, plugins=loaded, report=report)
+            version: Version = host.train(request, parameters, registry=registry, plugins=loaded, on_event=on_event)
             return version
 
         version = run_job(start, threads)
-    if not is_first():
+    if not is_main_process():
         return
     if as_json:
         print_json(version)
@@ -151,7 +151,7 @@ def parse_settings(settings: Sequence[str]) -> dict[str, str]:
     return values
 
 
-def run_job(work: Callable[[Any, Any, Any, Report], T], threads: int | None = None) -> T:
+def run_job(work: Callable[[Any, Any, Any, EventSink], T], threads: int | None = None) -> T:
     """Run a job with allocator and threads set before torch is there, and progress on stderr."""
     from tunery.plugins.runtime.compute import prepare_compute
 
@@ -161,12 +161,12 @@ def run_job(work: Callable[[Any, Any, Any, Report], T], threads: int | None = No
     from tunery.plugins import training
 
     try:
-        with open_registry() as registry, _progress() as report:
-            return work(training, plugins(), registry, report)
+        with open_registry() as registry, show_progress() as on_event:
+            return work(training, plugins(), registry, on_event)
     except KeyboardInterrupt as stop:
         early = "interrupted before there was a job; nothing was changed"
         raise JobCancelled(
-            str(stop) or (early if is_first() else "another process of this run was interrupted")
+            str(stop) or (early if is_main_process() else "another process of this run was interrupted")
         ) from stop
 
 
@@ -196,105 +196,6 @@ def _asked(given: Mapping[str, Any]) -> Any:
         allow=given.get("allow", ()),
         parameters=parse_settings(given.get("settings", ())),
     )
-
-
-@contextmanager
-def _progress() -> Iterator[Report]:
-    """A bar on a terminal; a line now and then elsewhere."""
-    if not sys.stderr.isatty():
-        yield _Lines()
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("training"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.description}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("", total=None)
-
-        def report(event: dict[str, Any]) -> None:
-            if event["kind"] == "step":
-                rate = event["tokens"] / max(event["seconds"], 1e-9)
-                text = f"{event.get('unit', 'loss')} {event['loss']:.3f}  {rate:.0f} tok/s"
-                progress.update(task, completed=event["step"], total=event["steps"], description=text)
-            elif (line := _line(event)) is not None:
-                progress.console.print(line, highlight=False)
-
-        yield report
-
-
-class _Lines:
-    """Every tenth of the steps, and everything that is not a step."""
-
-    def __call__(self, event: dict[str, Any]) -> None:
-        every = max(1, event.get("steps", 1) // 10)
-        if event["kind"] == "step" and event["step"] % every == 0:
-            rate = event["tokens"] / max(event["seconds"], 1e-9)
-            say(
-                f"step {event['step']}/{event['steps']}  {event.get('unit', 'loss')} {event['loss']:.3f}  {rate:.0f} tok/s"
-            )
-        elif (line := _line(event)) is not None:
-            say(line)
-
-
-def _line(event: dict[str, Any]) -> str | None:
-    """What to say of an event that is no step."""
-    kind = event["kind"]
-    if kind == "started":
-        chosen = "".join(f"\n  {c['name']} = {c['value']:g}: {c['reason']} ({c['source']})" for c in event["choices"])
-        measured = f", losses in {event['measured_in']}" if event["measured_in"] != event["precision"] else ""
-        cut = f", {event['cut']} cut to max_length" if event["cut"] else ""
-        return (
-            f"{event['job']}: {event['rows']} rows ({event['tokens']} tokens{cut}), {event['held_out']} held out, "
-            f"{event['steps']} steps in {event['precision']}{measured}{chosen}{_found(event.get('data_check'))}"
-        )
-    if kind == "quote":
-        return (
-            f"quote: {event['tokens']} tokens in {event['steps']} steps, about {minutes_text(event['parts'])}, "
-            f"{event['peak_bytes'] / 1e9:.2f} GB at most; {event['why']}"
-        )
-    if kind == "times":
-        quoted = event["quoted_minutes"]
-        return f"took {minutes_text(event['seconds'])}" + (f"; {quoted:.1f} were quoted" if quoted else "")
-    if kind == "gate":
-        state = "passed" if event["passed"] else "skipped" if event["skipped"] else f"FAILED ({event['code']})"
-        return f"gate {event['name']} {state}: {event['message']}"
-    if kind == "chosen":
-        return f"chosen: {event['why']}"
-    if kind == "report":
-        return "\n  ".join(["report:", *event["lines"]])
-    if kind == "evaluated":
-        figures = [
-            f"{name.replace('_', ' ')} {event[name]:.4f}" for name in event if name not in ("kind", "step", "unit")
-        ]
-        return f"held out{_in(event)}: {', '.join(figures)}"
-    if kind in ("failed", "cancelled", "paused"):
-        return f"{kind}"
-    return None
-
-
-def _in(event: dict[str, Any]) -> str:
-    """What losses are in, where it is not nats."""
-    return f" ({event['unit']})" if "unit" in event else ""
-
-
-def _found(data_check: dict[str, Any] | None) -> str:
-    """A line for every rule that found something and let it pass."""
-    from tunery.gateway.cli.data import visible
-
-    lines = ""
-    if data_check is not None:
-        first = {finding["rule"]: finding for finding in reversed(data_check["warnings"])}
-        for rule, count in data_check["findings"].items():
-            found, passed = first[rule], " (allowed)" if rule in data_check["allowed"] else ""
-            place = f"{found['file']}:{found['line']}" if found["line"] else found["file"]
-            lines += visible(f"\n  {rule}{passed}: {count}, first {place} {found['message']}; {found['fix']}")
-    return lines
 
 
 def _show(version: Version) -> None:

@@ -14,14 +14,14 @@ from pathlib import Path
 
 from tunery.plugins.bases.architectures import refuse_folder
 from tunery.plugins.bases.validation import check_base
+from tunery.plugins.descriptors import load_entrypoint
 from tunery.plugins.hookspecs import BaseSource
-from tunery.plugins.manager import Plugins, load_entrypoint
+from tunery.plugins.manager import Plugins
 from tunery.registry import Base
 from tunery.registry.base_files import base_digest, changed_files
-from tunery.registry.errors import NotFound, StorageFailed, TuneryError, Unavailable, UnknownName
+from tunery.registry.errors import NotFound, StorageFailed, TuneryError, Unavailable, UnknownName, disk_code
 from tunery.registry.peft.safetensors_header import read_header
 from tunery.registry.registry import Registry
-from tunery.registry.storage.disk import disk_code
 from tunery.registry.storage.leases import staged
 
 __all__ = ["base_digest", "resolve_base"]
@@ -94,7 +94,7 @@ def _take(
             if again and Path(base.path).is_dir():
                 Path(base.path).rename(folder.with_name(f"damaged-{folder.name}"))
             _settle(folder, Path(base.path))
-            changed_files(Path(base.path), digest, registry.home.checked(digest))
+            changed_files(Path(base.path), digest, registry.home.verified(digest))
     except TuneryError:
         raise
     except OSError as error:
@@ -130,7 +130,7 @@ def _damaged(base: Base, registry: Registry) -> list[str]:
     folder = Path(base.path)
     if folder.name != base.digest or not folder.is_dir():
         return []
-    return changed_files(folder, base.digest, registry.home.checked(base.digest))
+    return changed_files(folder, base.digest, registry.home.verified(base.digest))
 
 
 def _check_here(base: Base) -> None:

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 
 from tunery.plugins.data.render.renderer import Renderer
-from tunery.plugins.manager import Plugins, load_entrypoint
+from tunery.plugins.descriptors import load_entrypoint
+from tunery.plugins.events import StepCompleted
+from tunery.plugins.manager import Plugins
 from tunery.plugins.parameters import read_parameters
 from tunery.plugins.runtime.memory import peak_memory
 from tunery.plugins.training.examples.corpus import read_corpus
@@ -53,7 +55,7 @@ def bench_train(
     measured = measuring_dtype(trainer, None, dtype)
     context = LoadContext(base_folder=Path(base.path), parameters=parameters, device=where, dtype=measured, parent=None)
     model = load_trained(trainer, context)
-    events: list[dict[str, Any]] = []
+    steps: list[StepCompleted] = []
     with tempfile.TemporaryDirectory(prefix="tunery-bench-") as scratch:
         Loop(
             model,
@@ -63,21 +65,21 @@ def bench_train(
             dtype=dtype,
             checkpoint=Path(scratch) / "checkpoint",
             fingerprint="",
-            report=events.append,
+            on_event=lambda event: steps.append(event) if isinstance(event, StepCompleted) else None,
             evaluate=None,
         ).run()
     peak = peak_memory(where)
-    first, last = events[0], events[-1]
-    tokens, seconds = (last["tokens"] - first["tokens"], last["seconds"] - first["seconds"]) if len(events) > 1 else (
-        last["tokens"], last["seconds"]
-    )  # fmt: skip
+    first, last = steps[0], steps[-1]
+    tokens, seconds = last.tokens, last.seconds
+    if len(steps) > 1:
+        tokens, seconds = tokens - first.tokens, seconds - first.seconds
     figures = {
         "system": f"tunery {method}",
         "useful_tok_s": round(tokens / seconds, 1),
         "peak_gb": round(peak / 1e9, 2),
-        "steps": last["step"],
-        "first_loss": round(first["loss"], 4),
-        "last_loss": round(last["loss"], 4),
+        "steps": last.step,
+        "first_loss": round(first.loss, 4),
+        "last_loss": round(last.loss, 4),
         "rows": len(corpus.train),
         "mean_tokens": round(sum(len(example.ids) for example in corpus.train) / len(corpus.train), 1),
         "batch_size": parameters.batch_size,

@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from tunery.plugins.parameters import TrainingParameters, step_count
+from tunery.plugins.parameters import Choice, TrainingParameters, step_count
 
-__all__ = ["RULES", "Choice", "Facts", "choose"]
+__all__ = ["RULES", "Facts", "choose"]
 
 P = TypeVar("P", bound=TrainingParameters)
 
@@ -36,15 +36,6 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     rows: int
     held_out: int
     hidden: int
-
-
-class Choice(msgspec.Struct, frozen=True, kw_only=True):
-    """One value that was chosen: why, and who says so."""
-
-    name: str
-    value: float | int
-    reason: str
-    source: str
 
 
 def choose(parameters: P, given: Collection[str], facts: Facts) -> tuple[P, list[Choice]]:

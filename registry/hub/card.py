@@ -7,7 +7,7 @@ from typing import Any
 
 from tunery.registry.losses import loss_unit
 from tunery.registry.records import Version
-from tunery.registry.versions.reports import claimed
+from tunery.registry.versions.reports import is_imported
 
 __all__ = ["model_card"]
 
@@ -62,7 +62,7 @@ def _report(version: Version, report: str, samples: str) -> str:
         pages[-1] = "## Samples\n\n" + pages[-1]
     claim = (
         "What this section says came with the version from where it was published before.\n\n"
-        if claimed(version)
+        if is_imported(version)
         else ""
     )
     return f"\n## Report\n\n{claim}" + "\n\n".join(pages).replace("](loss.png)", "](report/loss.png)") + "\n"

@@ -18,19 +18,18 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from tunery.registry.errors import ArtifactRefused, Conflict, NotFound, StorageFailed, TuneryError
+from tunery.registry.errors import ArtifactRefused, Conflict, NotFound, StorageFailed, TuneryError, disk_code
 from tunery.registry.hub.card import model_card
 from tunery.registry.hub.client import hub, parse_hub
 from tunery.registry.peft.artifact import WEIGHTS, base_shapes
 from tunery.registry.peft.config import CONFIG, DIGEST_KEY, check_recorded, read_config
 from tunery.registry.peft.tensor_names import normalise_keys
 from tunery.registry.peft.tokenizer_files import COMPANIONS, MAX_COMPANION, differences
-from tunery.registry.records import Base, FileEntry, Version
+from tunery.registry.records import Base, FileEntry, NewVersion, Version
 from tunery.registry.registry import Registry
 from tunery.registry.storage.digest import file_digest
-from tunery.registry.storage.disk import disk_code
 from tunery.registry.storage.leases import staged
-from tunery.registry.versions.reports import LIMITS, PUBLIC, check_report, is_report
+from tunery.registry.versions.reports import LIMITS, PUBLIC, is_report, report_problem
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -247,7 +246,7 @@ def _fetch_report(repository: str, name: str, within: str, commit: str, url: str
     if size is None or size > LIMITS[name]:
         return f"has {size or 'unknown'} bytes; a report's may have {LIMITS[name]}"
     cached = Path(hf_hub_download(repository, f"{within}{name}", revision=commit, endpoint=url)).resolve()
-    problem = check_report(name, cached)
+    problem = report_problem(name, cached)
     if problem is None:
         shutil.copyfile(cached, place / name)
     return problem
@@ -353,16 +352,18 @@ def _take(
     origin |= {"renamed_tensors": renamed} if renamed else {}
     told = {"warnings": warnings} if warnings else {}
     return registry.publish(
-        adapter,
-        folder,
-        base=base,
-        method="imported",
-        manifest={"origin": origin, "base": base.name, "base_digest": base.digest, **told},
-        metrics={},
-        actor=actor,
-        alias=alias,
-        trust_base=trust_base,
-        report=report,
+        NewVersion(
+            adapter=adapter,
+            folder=folder,
+            base=base,
+            method="imported",
+            manifest={"origin": origin, "base": base.name, "base_digest": base.digest, **told},
+            metrics={},
+            actor=actor,
+            alias=alias,
+            trust_base=trust_base,
+            report=report,
+        )
     )
 
 

@@ -29,6 +29,7 @@ __all__ = [
     "is_target",
     "is_vocabulary",
     "is_whole",
+    "normalised",
     "rank_of",
     "read_config",
     "scale_of",
@@ -47,6 +48,10 @@ _REPEATED_GROUP = re.compile(r"\)[*+{]")
 _MAX_REPETITIONS, _MAX_PATTERN = 3, 500
 _MAX_RANK, _MAX_ALPHA = 2**24, 3.4e38
 
+# Fields that say where and when an adapter was saved, not what it is. The base has its own place in a version's digest.
+_INCIDENTAL = frozenset(
+    {"auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "tunery_base_digest"}
+)
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _REPACKED = re.compile(r"(-unsloth)?(-bnb-4bit|-bnb-8bit|-4bit|-8bit|-awq|-gptq.*|-gguf|-fp8.*)$")
 
@@ -64,6 +69,15 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise _incomplete("is not a JSON object")
     return config
+
+
+def normalised(config: Mapping[str, Any]) -> bytes:
+    """The configuration as bytes that are equal when it means the same adapter; part of a version's digest."""
+    kept = {name: value for name, value in config.items() if name not in _INCIDENTAL and value is not None}
+    for name in ("target_modules", "modules_to_save", "exclude_modules"):
+        if isinstance(kept.get(name), list):
+            kept[name] = sorted(kept[name])
+    return msgspec.json.encode(kept, order="deterministic")
 
 
 def check_config(

@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tunery.registry.errors import StorageFailed
+from tunery.registry.errors import StorageFailed, disk_code
 from tunery.registry.records import FileEntry
 from tunery.registry.storage import leases
 from tunery.registry.storage.digest import file_digest
-from tunery.registry.storage.disk import disk_code, sync
+from tunery.registry.storage.disk import sync
 
 __all__ = ["BlobStore"]
 

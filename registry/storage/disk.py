@@ -1,17 +1,21 @@
-"""Owns three things about disks: that what was written is on them, whether they are full, and what their errors are called."""
+"""Write files durably, and go on as well as possible on a full disk.
+
+`write_durably` is our own because no kept library syncs the folder as well as the file, without which a rename may not survive a
+power cut.
+"""
 
 from __future__ import annotations
 
-import errno
 import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["disk_code", "is_full", "keep_room", "no_room", "room_or_not", "sync", "write_durably"]
+from tunery.registry.errors import disk_code, is_full
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+__all__ = ["keep_room", "no_room", "room_or_not", "sync", "write_durably"]
+
 _PROBE = 1 << 17
 RESERVE = 1 << 18
 """Bytes: what SQLite needs for a small transaction, several times."""
@@ -45,7 +49,7 @@ def no_room(folder: Path) -> bool:
     try:
         probe.write_bytes(bytes(_PROBE))
     except OSError as error:
-        return error.errno in _FULL
+        return disk_code(error) == "disk_full"
     finally:
         probe.unlink(missing_ok=True)
     return False
@@ -66,25 +70,3 @@ def room_or_not() -> Iterator[None]:
     except OSError as error:
         if not is_full(error):
             raise
-
-
-def disk_code(error: OSError) -> str:
-    """The error code for what a disk said: `disk_full` or `storage_failed`."""
-    return "disk_full" if error.errno in _FULL else "storage_failed"
-
-
-def is_full(error: BaseException | None) -> bool:
-    """Whether an error, or one that it came from, says that the disk would take no more.
-
-    Libraries pass on what the disk said as their own error, with its text or in the chain of errors alone.
-    """
-    while error is not None:
-        said = (os.strerror(code) in str(error) for code in _FULL)
-        if (
-            (isinstance(error, OSError) and error.errno in _FULL)
-            or getattr(error, "code", None) == "disk_full"
-            or any(said)
-        ):
-            return True
-        error = error.__cause__ or error.__context__
-    return False

@@ -1,7 +1,7 @@
-"""Write what the database says to the manifests beside the blobs, and refuse to change blobs that belong to another database.
+"""Mirror the database in the manifests beside the blobs, and refuse to change blobs that belong to another database.
 
-A database can be lost, replaced by an older backup, or meet the blobs of another home after a volume was mounted in the wrong place.
-Nothing is then published or collected: what is there may be all that is left.
+A database can be lost, replaced by an older backup, or meet the blobs of another home when a volume is mounted in the wrong place.
+Nothing is published or collected then: what is there may be all that is left.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from pathlib import Path
 
 from sqlalchemy import Connection, func, insert, select
 
-from tunery.registry.errors import StorageFailed, TuneryError
+from tunery.registry.errors import StorageFailed, TuneryError, disk_code
 from tunery.registry.home import Home
 from tunery.registry.records import Base, Version
 from tunery.registry.storage import schema
 from tunery.registry.storage.blobs import BlobStore
 from tunery.registry.storage.database import Database
-from tunery.registry.storage.disk import disk_code, room_or_not
+from tunery.registry.storage.disk import room_or_not
 from tunery.registry.storage.manifests import Manifests, Move
-from tunery.registry.storage.rows import to_base, to_versions
+from tunery.registry.storage.mapping import to_base, to_versions
 
-__all__ = ["Change", "Mirror", "check_empty", "check_new", "moves_after"]
+__all__ = ["Change", "Mirror", "moves_after", "refuse_empty_database", "refuse_missing_database"]
 
 log = logging.getLogger("tunery.registry")
 
@@ -32,7 +32,7 @@ REBUILD = "`tunery registry rebuild`"
 
 
 class Change:
-    """A transaction whose outcome goes to the manifests as well: name what it changes before it ends."""
+    """A transaction that is mirrored in the manifests: call a method for each thing that it changes before it ends."""
 
     def __init__(self, connection: Connection, manifests: Manifests) -> None:
         self.connection = connection
@@ -42,23 +42,23 @@ class Change:
         self._moves: dict[str, list[Move]] = {}
 
     def published(self, version: Version) -> None:
-        """A version is new."""
+        """A version was published."""
         self._pending.append(self._manifests.stage(version))
 
     def removed(self, adapter: str, number: int) -> None:
-        """A version is gone."""
+        """A version was removed."""
         self._removed.append((adapter, number))
 
     def moved(self, adapter: str) -> None:
-        """Aliases of an adapter were moved: all moves that are not written down yet are due, were it the last one's or a lost one's."""
+        """Aliases of an adapter were moved; every move that its manifest does not have yet is written, earlier ones included."""
         self._moves[adapter] = moves_after(self.connection, adapter, self._manifests.last_move(adapter))
 
     def added(self, base: Base) -> None:
-        """A base is new, or lies elsewhere."""
+        """A base was added, or its path changed."""
         self._manifests.write_base(base)
 
     def settle(self) -> None:
-        """The transaction has ended well; what cannot be written now is written by the next collection or rebuild."""
+        """After the commit; what cannot be written now is written by the next collection or rebuild."""
         for pending in self._pending:
             _try(self._manifests.settle, pending)
         for adapter, number in self._removed:
@@ -67,13 +67,13 @@ class Change:
             _try(self._manifests.add_moves, adapter, moves)
 
     def discard(self) -> None:
-        """The transaction has not ended well."""
+        """After a rollback."""
         for pending in self._pending:
             pending.unlink(missing_ok=True)
 
 
 class Mirror:
-    """The database and its manifests as one."""
+    """The database and its manifests, written together."""
 
     def __init__(self, database: Database, manifests: Manifests, blobs: BlobStore) -> None:
         self._database, self._blobs = database, blobs
@@ -81,7 +81,7 @@ class Mirror:
 
     @contextmanager
     def write(self, *, watch: Callable[[str], None] = lambda step: None) -> Iterator[Change]:
-        """A transaction; `watch` is told of the moments before and after its end."""
+        """A transaction; `watch` is called with the names of the moments before and after its end."""
         change: Change | None = None
         try:
             with self._database.write() as connection:
@@ -100,22 +100,22 @@ class Mirror:
         watch("settle")
         change.settle()
 
-    def introduce(self) -> None:
-        """Give a registry that has none its id, and write the manifests of a registry from before there were any."""
+    def initialise(self) -> None:
+        """Give a new registry its id, and write the manifests of a registry from a release that had none."""
         with self._database.read() as connection:
             if _id(connection) is not None:
                 return
         with room_or_not(), self._database.write() as connection:
             if _id(connection) is None:
-                own = self._plausible(connection)
-                new = (self.manifests.id() if own else None) or uuid.uuid4().hex
+                matching = self._plausible(connection)
+                new = (self.manifests.id() if matching else None) or uuid.uuid4().hex
                 connection.execute(insert(schema.identity).values(id=new))
-                if own:
-                    self.check(connection)
+                if matching:
+                    self.require_same_registry(connection)
                     self.sync(connection)
 
-    def check(self, connection: Connection) -> None:
-        """Raise StorageFailed unless the blobs are this database's, and none of them is one it has lost sight of."""
+    def require_same_registry(self, connection: Connection) -> None:
+        """Raise StorageFailed (registry_mismatch) unless the blobs belong to this database."""
         ours, theirs = _id(connection), self.manifests.id()
         if (ours is None or theirs is None) and self._plausible(connection):
             if ours is not None:
@@ -133,21 +133,21 @@ class Mirror:
                 code="registry_mismatch",
             )
 
-    def check_known(self, connection: Connection) -> None:
-        """Raise StorageFailed where the manifests know of versions that the database does not: it was lost, or is older than they are."""
+    def require_up_to_date(self, connection: Connection) -> None:
+        """Raise StorageFailed (registry_behind) where there are manifests of versions that the database does not know."""
         last = _last_numbers(connection)
         unknown = [
             f"{adapter}@{number}" for adapter, number in self.manifests.numbers() if number > last.get(adapter, 0)
         ]
         if unknown:
-            raise self.behind(unknown)
+            raise self.outdated(unknown)
 
-    def behind(self, versions: list[str]) -> StorageFailed:
+    def outdated(self, versions: list[str]) -> StorageFailed:
         """The error for a database that is older than the manifests."""
         shown = ", ".join(versions[:5]) + (f" and {len(versions) - 5} more" if len(versions) > 5 else "")
         return StorageFailed(
-            f"registry.db does not know {shown}, which the manifests in blobs/ tell of: it is older than they are; nothing was "
-            f"changed: {REBUILD} takes them in",
+            f"registry.db does not know {shown}, of which there are manifests in blobs/: it is older than they are; nothing was "
+            f"changed: {REBUILD} adds them",
             code="registry_behind",
         )
 
@@ -179,23 +179,23 @@ class Mirror:
         return any(self._blobs.path(sha256).exists() for sha256 in needed) if needed else not self._blobs.count()
 
 
-def check_new(home: Home, manifests: Manifests, blobs: BlobStore) -> None:
-    """Before a database would be made: raise StorageFailed where it would be in the place of a lost one."""
+def refuse_missing_database(home: Home, manifests: Manifests, blobs: BlobStore) -> None:
+    """Raise StorageFailed (registry_lost) where there are blobs and no database; call it before one would be made."""
     if not home.database.exists():
         kept = _kept(manifests, blobs)
-        # Asked again: whoever makes a registry meanwhile makes its database first.
+        # Looked at again: whoever makes a registry meanwhile makes its database first.
         if kept and not home.database.exists():
             raise _lost(home, kept)
 
 
-def check_empty(home: Home, manifests: Manifests, blobs: BlobStore) -> None:
-    """While a database is being made: the same, where its file is there and empty."""
+def refuse_empty_database(home: Home, manifests: Manifests, blobs: BlobStore) -> None:
+    """The same where the database's file is there but empty; call it while its tables are being made."""
     if kept := _kept(manifests, blobs):
         raise _lost(home, kept)
 
 
 def _kept(manifests: Manifests, blobs: BlobStore) -> str:
-    """What there is that only a database can tell the use of."""
+    """What is in blobs/ that only a database gives a use, in words; empty when nothing is."""
     versions, files = sum(1 for _ in manifests.numbers()), blobs.count()
     return f"{files} files and the manifests of {versions} versions" if files or versions else ""
 
@@ -210,14 +210,14 @@ def _lost(home: Home, kept: str) -> StorageFailed:
 
 def moves_after(connection: Connection, adapter: str, last: int) -> list[Move]:
     """The moves of an adapter's aliases that are newer than number `last`."""
-    found = schema.alias_moves.c
-    query = select(schema.alias_moves).where(found.adapter == adapter, found.id > last).order_by(found.id)
+    column = schema.alias_moves.c
+    query = select(schema.alias_moves).where(column.adapter == adapter, column.id > last).order_by(column.id)
     return [Move(**row._mapping) for row in connection.execute(query)]
 
 
 def _id(connection: Connection) -> str | None:
-    found: str | None = connection.scalar(select(schema.identity.c.id))
-    return found
+    registry_id: str | None = connection.scalar(select(schema.identity.c.id))
+    return registry_id
 
 
 def _versions(connection: Connection) -> list[Version]:
@@ -225,12 +225,12 @@ def _versions(connection: Connection) -> list[Version]:
 
 
 def _last_numbers(connection: Connection) -> dict[str, int]:
-    found = schema.adapters.c
-    return {row.name: row.last_number for row in connection.execute(select(found.name, found.last_number))}
+    column = schema.adapters.c
+    return {row.name: row.last_number for row in connection.execute(select(column.name, column.last_number))}
 
 
 def _try(write: Callable[..., None], *arguments: object) -> None:
-    """What was committed stays so, whatever the disk says of its manifest."""
+    """Write a manifest of something already committed; a failure is logged, and made good by the next collection."""
     try:
         write(*arguments)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Owns moving aliases and remembering every move; refuses a move whose caller looked at an old state."""
+"""Move aliases by compare-and-set, and record every move."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from tunery.registry.errors import Conflict, InvalidInput, NotFound, near
 from tunery.registry.names import check_alias
 from tunery.registry.records import AliasMove, MoveKind
 from tunery.registry.storage import schema
-from tunery.registry.storage.rows import alias_map, to_move
+from tunery.registry.storage.mapping import alias_map, to_move
 
-__all__ = ["ANY", "Expected", "drop", "history", "move", "previous"]
+__all__ = ["ANY", "Expected", "MoveNote", "drop", "history", "move", "previous"]
 
 ANY: Final = "any"
 """No expectation of where the alias points now."""
@@ -21,66 +21,75 @@ ANY: Final = "any"
 Expected = int | None | Literal["any"]
 
 
+class MoveNote(msgspec.Struct, frozen=True, kw_only=True):
+    """Who moves an alias, when (Unix seconds) and why."""
+
+    actor: str
+    at: float
+    reason: str = ""
+    kind: MoveKind = "move"
+
+
 def move(
     connection: Connection,
     adapter: str,
     alias: str,
     number: int,
+    note: MoveNote,
     *,
-    actor: str,
-    at: float,
     expected: Expected = ANY,
-    reason: str = "",
-    kind: MoveKind = "move",
 ) -> AliasMove:
-    """Point `alias` at `number`; raise Conflict when it is not where `expected` says (None: it does not exist)."""
+    """Point `alias` at version `number`.
+
+    Raise Conflict (alias_moved) when it does not point where `expected` says (None: it does not exist), and NotFound
+    (version_not_found) when there is no such version.
+    """
     check_alias(alias)
-    found = schema.versions.c
-    numbers = list(connection.scalars(select(found.number).where(found.adapter == adapter)))
+    column = schema.versions.c
+    numbers = list(connection.scalars(select(column.number).where(column.adapter == adapter)))
     if number not in numbers:
         shown = ", ".join(map(str, sorted(numbers)[-10:])) or "none"
         raise NotFound(f"{adapter} has no version {number}; it has: {shown}", code="version_not_found")
     before = _expect(connection, adapter, alias, expected)
     connection.execute(delete(schema.aliases).where(*_which(adapter, alias)))
     connection.execute(insert(schema.aliases).values(adapter=adapter, alias=alias, number=number))
-    return _record(connection, adapter, alias, before, number, actor, at, reason, kind)
+    return _record(connection, adapter, alias, before, number, note)
 
 
 def drop(
     connection: Connection,
     adapter: str,
     alias: str,
+    note: MoveNote,
     *,
-    actor: str,
-    at: float,
     expected: Expected = ANY,
-    reason: str = "",
 ) -> AliasMove:
-    """Delete an alias."""
+    """Delete an alias; raise NotFound when there is none of that name, and Conflict as `move` does."""
     before = _expect(connection, adapter, alias, expected)
     if before is None:
         raise NotFound(f"{adapter} has no alias {alias!r}: {near(alias, alias_map(connection, adapter))}")
     connection.execute(delete(schema.aliases).where(*_which(adapter, alias)))
-    return _record(connection, adapter, alias, before, None, actor, at, reason, "drop")
+    return _record(connection, adapter, alias, before, None, msgspec.structs.replace(note, kind="drop"))
 
 
 def history(connection: Connection, adapter: str, alias: str | None = None) -> list[AliasMove]:
     """Every move, oldest first."""
-    found = schema.alias_moves.c
-    query = select(schema.alias_moves).where(found.adapter == adapter).order_by(found.id)
+    column = schema.alias_moves.c
+    query = select(schema.alias_moves).where(column.adapter == adapter).order_by(column.id)
     if alias is not None:
-        query = query.where(found.alias == alias)
+        query = query.where(column.alias == alias)
     return [to_move(row) for row in connection.execute(query)]
 
 
 def previous(connection: Connection, adapter: str, alias: str) -> int:
-    """Where a rollback leads: the last target before the present one that still exists and is another.
+    """The version that a rollback leads to: the last different target that still exists.
 
-    Rolling back twice goes back two targets, not forth again; a dropped alias comes back to where it was.
+    Rolling back twice goes back two targets, not forward again; a dropped alias comes back to where it was. Raise InvalidInput
+    (nothing_to_roll_back) when there is none.
     """
     now = alias_map(connection, adapter).get(alias)
-    found = schema.versions.c
-    alive = set(connection.scalars(select(found.number).where(found.adapter == adapter)))
+    column = schema.versions.c
+    alive = set(connection.scalars(select(column.number).where(column.adapter == adapter)))
     for number in reversed(_trail(history(connection, adapter, alias))):
         if number != now and number in alive:
             return number
@@ -116,25 +125,22 @@ def _record(
     alias: str,
     before: int | None,
     after: int | None,
-    actor: str,
-    at: float,
-    reason: str,
-    kind: MoveKind,
+    note: MoveNote,
 ) -> AliasMove:
     moved = AliasMove(
         adapter=adapter,
         alias=alias,
         before=before,
         after=after,
-        moved_at=at,
-        actor=actor,
-        reason=reason,
-        kind=kind,
+        moved_at=note.at,
+        actor=note.actor,
+        reason=note.reason,
+        kind=note.kind,
     )
     connection.execute(insert(schema.alias_moves).values(**msgspec.structs.asdict(moved)))
     return moved
 
 
 def _which(adapter: str, alias: str) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
-    found = schema.aliases.c
-    return (found.adapter == adapter, found.alias == alias)
+    column = schema.aliases.c
+    return (column.adapter == adapter, column.alias == alias)

@@ -1,22 +1,21 @@
-"""Copy a version's files out of the registry, compared with their digests on the way."""
+"""Copy a version's files out of the registry, verifying their digests on the way."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
 
-from tunery.registry.errors import StorageFailed
+from tunery.registry.errors import StorageFailed, disk_code
 from tunery.registry.records import FileEntry, Version
 from tunery.registry.storage.blobs import BlobStore
-from tunery.registry.storage.disk import disk_code
 
 __all__ = ["export"]
 
 
 def export(blobs: BlobStore, version: Version, folder: Path, *, include: Collection[str] | None = None) -> None:
-    """Write a version's files into `folder`: copies, so that whoever changes them does not change the registry's.
+    """Copy a version's files, or those whose paths `include` names, into `folder`.
 
-    Raises StorageFailed (artifact_damaged) where a stored file is not what its digest says.
+    Raise StorageFailed (artifact_damaged) where a stored file does not match its digest.
     """
     for entry in version.files:
         if include is None or entry.path in include:

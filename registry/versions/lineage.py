@@ -1,22 +1,21 @@
-"""Owns where versions come from: which data files each was trained on, and which versions came before it.
+"""Say where versions come from: the data files each was trained on, and the versions it was continued from.
 
-Refuses to trust a name that can move: a parent is the version with the recorded digest, whatever it is called now.
+A parent is the version with the recorded digest, whatever it is called now: names can move.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from sqlalchemy import Connection, and_, insert, select
 
 from tunery.registry.errors import InvalidInput, NotFound
+from tunery.registry.names import parse_reference
 from tunery.registry.records import DataUse, Version
 from tunery.registry.storage import schema
-
-if TYPE_CHECKING:
-    from tunery.registry.registry import Registry
+from tunery.registry.versions import lookup
 
 __all__ = ["Ancestor", "Origin", "UsedFile", "data_of", "line_of", "origin_of", "record_data", "uses_of"]
 
@@ -26,8 +25,8 @@ _SHORTEST, _SHA256 = 8, 64
 
 
 class Ancestor(msgspec.Struct, frozen=True, kw_only=True):
-    """A version in a line of versions. `version` is None where none with that `digest` is here; `again` says that it is in the line
-    already, so that nothing more follows."""
+    """A version in a line of ancestors. `version` is None where this registry has none with that `digest`; `again` says that it is
+    in the line already, so that the line ends."""
 
     name: str
     digest: str
@@ -35,14 +34,14 @@ class Ancestor(msgspec.Struct, frozen=True, kw_only=True):
     again: bool = False
 
 
-def line_of(registry: Registry, version: Version) -> list[Ancestor]:
-    """A version, what it was continued from, and so on back to the base."""
+def line_of(connection: Connection, version: Version) -> list[Ancestor]:
+    """A version, the version it was continued from, and so on back to the base."""
     line, seen = [Ancestor(name=version.name, digest=version.digest, version=version)], {version.digest}
     while (named := _parent(line[-1].version)) is not None:
         name, digest = named
         again = digest in seen
-        found = None if again else _find(registry, name, digest)
-        line.append(Ancestor(name=found.name if found else name, digest=digest, version=found, again=again))
+        parent = None if again else _find(connection, name, digest)
+        line.append(Ancestor(name=parent.name if parent else name, digest=digest, version=parent, again=again))
         seen.add(digest)
     return line
 
@@ -57,10 +56,10 @@ class UsedFile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Origin(msgspec.Struct, frozen=True, kw_only=True):
-    """What a version was made of, as far as its manifest says: versions that were imported, not trained here, say little.
+    """What a version was made of, as far as its manifest says; that of an imported version says little.
 
-    `data` is in the order it was given; `choices` are the parameters that were chosen for the run, `allowed` the rules of data whose
-    errors were let pass.
+    `data` is in the order in which it was given; `choices` are the parameters that Tunery chose for the run; `allowed` are the data
+    checks whose errors were overridden.
     """
 
     base: str
@@ -82,10 +81,10 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def origin_of(version: Version) -> Origin:
-    """Read a version's manifest, whoever wrote it; what has not the type it should have is left out."""
+    """Read a version's manifest, whoever wrote it; values of the wrong type are left out."""
     manifest = version.manifest
 
-    def a(kind: type[T], name: str) -> T | None:
+    def field(kind: type[T], name: str) -> T | None:
         value = manifest.get(name)
         return value if isinstance(value, kind) else None
 
@@ -93,24 +92,24 @@ def origin_of(version: Version) -> Origin:
         base=version.base,
         base_digest=version.base_digest,
         data=data_of(manifest),
-        template=a(str, "template"),
-        template_text=a(str, "template_text"),
-        seed=a(int, "seed"),
-        trainer=a(str, "trainer"),
-        plugin=a(str, "plugin"),
-        job=a(str, "job"),
-        packages=a(dict, "packages") or {},
-        plugins=a(dict, "plugins") or {},
-        hardware=a(dict, "hardware") or {},
-        parameters=a(dict, "parameters") or {},
-        choices=[choice for choice in a(list, "choices") or [] if isinstance(choice, dict) and "name" in choice],
-        imported=a(dict, "origin") or {},
-        allowed=_listed(a(dict, "data_check")),
+        template=field(str, "template"),
+        template_text=field(str, "template_text"),
+        seed=field(int, "seed"),
+        trainer=field(str, "trainer"),
+        plugin=field(str, "plugin"),
+        job=field(str, "job"),
+        packages=field(dict, "packages") or {},
+        plugins=field(dict, "plugins") or {},
+        hardware=field(dict, "hardware") or {},
+        parameters=field(dict, "parameters") or {},
+        choices=[choice for choice in field(list, "choices") or [] if isinstance(choice, dict) and "name" in choice],
+        imported=field(dict, "origin") or {},
+        allowed=_allowed_rules(field(dict, "data_check")),
     )
 
 
 def data_of(manifest: Mapping[str, Any]) -> list[UsedFile]:
-    """Every data file that a manifest names; what is no such entry is passed over."""
+    """Every data file that a manifest names; entries that are malformed are skipped."""
     entries = manifest.get("data")
     files = [entry for entry in entries if _is_file(entry)] if isinstance(entries, list) else []
     last = len(files) - 1 if manifest.get("validation") is True else len(files)
@@ -126,7 +125,7 @@ def data_of(manifest: Mapping[str, Any]) -> list[UsedFile]:
 
 
 def record_data(connection: Connection, adapter: str, number: int, manifest: Mapping[str, Any]) -> None:
-    """Write down which files a version was made with."""
+    """Record which data files a version was trained on."""
     rows = [
         {"adapter": adapter, "number": number, "position": index, "sha256": f.sha256, "name": f.name, "role": f.role}
         for index, f in enumerate(data_of(manifest))
@@ -136,44 +135,47 @@ def record_data(connection: Connection, adapter: str, number: int, manifest: Map
 
 
 def uses_of(connection: Connection, sha256: str) -> list[DataUse]:
-    """Every use of the file with this sha256, or with one that begins so; raise where it is no sha256 or names several files."""
+    """Every use of the file with this sha256, or with one that starts with it (8 characters at least).
+
+    Raise InvalidInput where it is not a sha256, or is the start of several.
+    """
     if not (_SHORTEST <= len(sha256) <= _SHA256 and set(sha256) <= set("0123456789abcdef")):
-        raise InvalidInput(f"{sha256!r} is no sha256: write {_SHORTEST} to {_SHA256} of 0-9 and a-f", param="sha256")
+        raise InvalidInput(f"{sha256!r} is not a sha256: write {_SHORTEST} to {_SHA256} of 0-9 and a-f", param="sha256")
     data = schema.version_data.c
-    begins = and_(data.sha256 >= sha256, data.sha256 <= sha256 + "g")
-    query = select(schema.version_data).where(begins).order_by(data.adapter, data.number, data.position)
+    prefixed = and_(data.sha256 >= sha256, data.sha256 <= sha256 + "g")
+    query = select(schema.version_data).where(prefixed).order_by(data.adapter, data.number, data.position)
     uses = [
         DataUse(adapter=row.adapter, number=row.number, sha256=row.sha256, name=row.name, role=row.role)
         for row in connection.execute(query)
     ]
     if len({use.sha256 for use in uses}) > 1:
-        raise InvalidInput(f"several files have a sha256 that begins with {sha256!r}; write more of it", param="sha256")
+        raise InvalidInput(f"several files have a sha256 that starts with {sha256!r}; write more of it", param="sha256")
     return uses
 
 
 def _parent(version: Version | None) -> tuple[str, str] | None:
-    """Name and digest of what a version continued from, as its manifest has them."""
+    """Name and digest of the version that another was continued from, as its manifest has them."""
     named = version.manifest.get("parent") if version else None
     if not isinstance(named, dict) or not isinstance(named.get("digest"), str):
         return None
     return str(named.get("version", "?")), named["digest"]
 
 
-def _find(registry: Registry, name: str, digest: str) -> Version | None:
+def _find(connection: Connection, name: str, digest: str) -> Version | None:
     """The version of that name if it has that digest, else any that has it."""
     try:
-        found = registry.resolve(name)
-        if found.digest == digest:
-            return found
+        version = lookup.resolve(connection, parse_reference(name))
+        if version.digest == digest:
+            return version
     except (NotFound, InvalidInput):
         pass
     try:
-        return registry.by_digest(digest)
+        return lookup.by_digest(connection, digest)
     except NotFound:
         return None
 
 
-def _listed(data_check: dict[str, Any] | None) -> list[Any]:
+def _allowed_rules(data_check: dict[str, Any] | None) -> list[Any]:
     allowed = (data_check or {}).get("allowed")
     return allowed if isinstance(allowed, list) else []
 

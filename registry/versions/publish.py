@@ -1,6 +1,6 @@
-"""Owns the two phases of publishing: bytes staged and verified first, then one transaction that makes the version visible.
+"""Publish a version in two phases: stage and verify its bytes, then make it visible in one transaction.
 
-Killed at any point it leaves the old state or the new one; what it staged is collected later.
+A crash at any point leaves the old state or the new one; what was staged is collected later.
 """
 
 from __future__ import annotations
@@ -17,89 +17,76 @@ from sqlalchemy import Connection, insert, select, update
 from tunery.registry.errors import InvalidInput, StorageFailed, TuneryError
 from tunery.registry.names import check_adapter, check_alias
 from tunery.registry.peft.artifact import check_artifact, files_of
-from tunery.registry.records import Base, FileEntry, Version
+from tunery.registry.records import Base, FileEntry, NewVersion, Version
 from tunery.registry.storage import schema
 from tunery.registry.storage.blobs import BlobStore
-from tunery.registry.storage.digest import file_digest, version_digest
+from tunery.registry.storage.digest import file_digest
 from tunery.registry.storage.mirror import Mirror
 from tunery.registry.versions import aliases
+from tunery.registry.versions.aliases import MoveNote
+from tunery.registry.versions.digest import version_digest
 from tunery.registry.versions.lineage import record_data
 from tunery.registry.versions.reports import check_names, report_files
 
 __all__ = ["Draft", "commit", "digest_of", "insert_version", "stage"]
 
 Watch = Callable[[str], None]
-"""Told the name of each step as it begins; tests kill the process there."""
+"""Called with the name of each step as it begins; tests kill the process there."""
 
 
 class Draft(msgspec.Struct, frozen=True, kw_only=True):
-    """A version that is stored but not yet visible."""
+    """A version that is stored but not yet visible; `manifest` and `metrics` are as they read back from JSON."""
 
-    adapter: str
+    new: NewVersion
     digest: str
-    base: Base
-    method: str
     files: tuple[FileEntry, ...]
     manifest: dict[str, Any]
     metrics: dict[str, float]
-    alias: str | None
-    actor: str
 
 
-def stage(
-    blobs: BlobStore,
-    folder: Path,
-    *,
-    lease: Path,
-    adapter: str,
-    base: Base,
-    method: str,
-    manifest: dict[str, Any],
-    metrics: dict[str, float],
-    alias: str | None,
-    actor: str,
-    watch: Watch,
-    others: Iterable[Base] = (),
-    trust_base: bool = False,
-    report: Path | None = None,
-) -> Draft:
-    """Phase one: check the artifact, copy its files in under a lease of the blobs, and verify the copies."""
-    check_adapter(adapter)
-    if alias is not None:
-        check_alias(alias)
-    manifest, metrics = _plain(manifest, metrics)
+def stage(blobs: BlobStore, new: NewVersion, *, lease: Path, watch: Watch, others: Iterable[Base] = ()) -> Draft:
+    """Phase one: check the artifact, copy its files in under a lease of the blobs, and verify the copies.
+
+    `others` are the other bases known here. Raise InvalidInput, ArtifactRefused or StorageFailed; nothing is changed then.
+    """
+    check_adapter(new.adapter)
+    if new.alias is not None:
+        check_alias(new.alias)
+    manifest, metrics = _json_values(new.manifest, new.metrics)
     watch("check")
-    with _reading(folder):
-        looked_at = _stamps(folder)
-        check_names(looked_at)
-        config = check_artifact(folder, base=base, others=others, trust_base=trust_base)
-        told = report_files(report)
+    with _reading(new.folder):
+        before = _stamps(new.folder)
+        check_names(before)
+        config = check_artifact(new.folder, base=new.base, others=others, trust_base=new.trust_base)
+        report = report_files(new.report)
     entries = []
-    for name, path in (files_of(folder) | told).items():
+    for name, path in (files_of(new.folder) | report).items():
         watch(f"store {name}")
         entries.append(blobs.put(path, name=name, lease=lease))
-    with _reading(folder):
-        changed = _stamps(folder) != looked_at
+    with _reading(new.folder):
+        changed = _stamps(new.folder) != before
     if changed:
-        raise StorageFailed(f"{folder.name} was changed while it was published; publish again when it is finished")
+        raise StorageFailed(
+            f"{new.folder.name} was changed while it was being published; publish again when it is finished"
+        )
     watch("verify")
+    _verify(blobs, entries)
+    return Draft(
+        new=new,
+        digest=version_digest(entries, config, base_digest=new.base.digest),
+        files=tuple(sorted(entries)),
+        manifest=manifest,
+        metrics=metrics,
+    )
+
+
+def _verify(blobs: BlobStore, entries: Iterable[FileEntry]) -> None:
     for entry in entries:
         problem = blobs.check(entry)
         if problem is not None:
             raise StorageFailed(
                 f"{entry.path} {problem} right after it was stored: check the disk; nothing was changed"
             )
-    return Draft(
-        adapter=adapter,
-        digest=version_digest(entries, config, base_digest=base.digest),
-        base=base,
-        method=method,
-        files=tuple(sorted(entries)),
-        manifest=manifest,
-        metrics=metrics,
-        alias=alias,
-        actor=actor,
-    )
 
 
 def digest_of(folder: Path, *, base: Base) -> tuple[str, tuple[FileEntry, ...]]:
@@ -115,26 +102,18 @@ def commit(mirror: Mirror, blobs: BlobStore, draft: Draft, *, at: float, watch: 
     """Phase two: number the version, make it visible and move its alias, all or nothing."""
     watch("begin")
     with mirror.write(watch=watch) as change:
-        connection = change.connection
-        mirror.check(connection)
-        _check_present(blobs, draft)
-        version = _numbered(draft, _next_number(connection, draft.adapter, at), at)
+        connection, adapter = change.connection, draft.new.adapter
+        mirror.require_same_registry(connection)
+        _require_blobs(blobs, draft)
+        version = _version(draft, _next_number(connection, adapter, at), at)
         if mirror.manifests.has(version.adapter, version.number):
-            raise mirror.behind([version.name])
+            raise mirror.outdated([version.name])
         watch("insert")
         insert_version(connection, version)
-        if draft.alias is not None:
-            aliases.move(
-                connection,
-                draft.adapter,
-                draft.alias,
-                version.number,
-                actor=draft.actor,
-                at=at,
-                reason="published",
-                kind="publish",
-            )
-            change.moved(draft.adapter)
+        if draft.new.alias is not None:
+            note = MoveNote(actor=draft.new.actor, at=at, reason="published", kind="publish")
+            aliases.move(connection, adapter, draft.new.alias, version.number, note)
+            change.moved(adapter)
         watch("commit")
         change.published(version)
     watch("done")
@@ -142,7 +121,7 @@ def commit(mirror: Mirror, blobs: BlobStore, draft: Draft, *, at: float, watch: 
 
 
 def insert_version(connection: Connection, version: Version) -> None:
-    """Write down a version whose adapter has been given its number."""
+    """Insert the rows of a version whose number was already given out."""
     row = msgspec.structs.asdict(version)
     del row["files"], row["aliases"]
     connection.execute(insert(schema.versions).values(**row))
@@ -151,36 +130,37 @@ def insert_version(connection: Connection, version: Version) -> None:
     record_data(connection, version.adapter, version.number, version.manifest)
 
 
-def _numbered(draft: Draft, number: int, at: float) -> Version:
+def _version(draft: Draft, number: int, at: float) -> Version:
+    new = draft.new
     return Version(
-        adapter=draft.adapter,
+        adapter=new.adapter,
         number=number,
         digest=draft.digest,
-        base=draft.base.name,
-        base_digest=draft.base.digest,
-        method=draft.method,
+        base=new.base.name,
+        base_digest=new.base.digest,
+        method=new.method,
         files=draft.files,
         manifest=draft.manifest,
         metrics=draft.metrics,
         created_at=at,
-        aliases=(draft.alias,) if draft.alias else (),
+        aliases=(new.alias,) if new.alias else (),
     )
 
 
-def _plain(manifest: dict[str, Any], metrics: dict[str, float]) -> tuple[dict[str, Any], dict[str, float]]:
-    """Both as they will read back from JSON. A metric that is no finite number is only named, in the manifest."""
+def _json_values(manifest: dict[str, Any], metrics: dict[str, float]) -> tuple[dict[str, Any], dict[str, float]]:
+    """Both as they will read back from JSON. Of a metric that is not finite only the name is kept, in the manifest."""
     finite = {name: float(value) for name, value in metrics.items() if isfinite(value)}
     lost = sorted(set(metrics) - set(finite))
     try:
-        plain = msgspec.json.decode(msgspec.json.encode(manifest | ({"metrics_not_finite": lost} if lost else {})))
+        decoded = msgspec.json.decode(msgspec.json.encode(manifest | ({"metrics_not_finite": lost} if lost else {})))
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidInput(f"the manifest cannot be written as JSON: {error}", param="manifest") from error
-    return plain, finite
+    return decoded, finite
 
 
 @contextmanager
 def _reading(folder: Path) -> Iterator[None]:
-    """What cannot be read is said so."""
+    """Turn an OSError in the block into StorageFailed."""
     try:
         yield
     except TuneryError:
@@ -192,13 +172,13 @@ def _reading(folder: Path) -> Iterator[None]:
 
 
 def _stamps(folder: Path) -> dict[str, tuple[int, int, int]]:
-    """What changes when a file is written or replaced, by name."""
+    """Inode, size and modification time of each file by name: they differ when one is written or replaced."""
     stats = {name: path.stat() for name, path in files_of(folder).items()}
     return {name: (stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
 
 
-def _check_present(blobs: BlobStore, draft: Draft) -> None:
-    """A collection holds the same lock, so what is here now stays."""
+def _require_blobs(blobs: BlobStore, draft: Draft) -> None:
+    """Raise StorageFailed unless every file is stored; a collection needs the lock that we hold, so what is here now stays."""
     missing = [entry.path for entry in draft.files if not blobs.path(entry.sha256).exists()]
     if missing:
         raise StorageFailed(f"{', '.join(missing)} vanished while publishing; publish again")

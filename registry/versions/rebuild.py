@@ -1,7 +1,7 @@
 """Make a lost or outdated database again from the manifests beside the blobs.
 
-What the database knows stays as it is; what only the manifests know is added: versions, bases, and the moves of aliases, from which
-follows where each alias points. Jobs and their states are kept nowhere else and are not made again.
+What the database has stays as it is; what only the manifests have is added: versions, bases, and the moves of aliases, which say
+where each alias points. Jobs are kept nowhere else and are not restored.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ __all__ = ["Rebuilt", "rebuild"]
 
 
 class Rebuilt(msgspec.Struct, kw_only=True):
-    """What a rebuild took in.
+    """What a rebuild added.
 
-    `moved_aside` is where a damaged database lies now; `unreadable` names manifests that could not be used, `unfinished` versions whose
-    publication may not have come to its end.
+    `moved_aside` is where a damaged database was moved to; `unreadable` names manifests that could not be read, and `unfinished`
+    versions whose publication may have been cut short.
     """
 
     versions: int = 0
@@ -40,29 +40,33 @@ class Rebuilt(msgspec.Struct, kw_only=True):
 
 
 def rebuild(home: Home) -> Rebuilt:
-    """Take in what the manifests of `home` know and its database does not."""
+    """Add what the manifests of `home` have and its database does not.
+
+    Raise NotFound (nothing_to_rebuild) where there are no manifests, and Conflict (registry_mismatch) where they are of another
+    registry.
+    """
     home.ensure()
     manifests, blobs = Manifests(home.manifests), BlobStore(home.blobs, home.staging)
     done = Rebuilt(moved_aside=_set_aside(home.database))
     if not home.database.exists():
-        _check_something(home, manifests, blobs)
+        _require_manifests(home, manifests, blobs)
     # Where there is no database, it appears with everything in it or not at all.
     database = Database(home.database, on_create=lambda connection: _merge(connection, manifests, done))
     try:
         mirror = Mirror(database, manifests, blobs)
         with database.write() as connection:
-            _check_own(connection, manifests)
+            _require_same_registry(connection, manifests)
             _merge(connection, manifests, done)
             mirror.sync(connection)
             _rewrite_moves(connection, manifests)
-        mirror.introduce()
+        mirror.initialise()
     finally:
         database.close()
     return done
 
 
 def _set_aside(path: Path) -> str | None:
-    """Move a database away that cannot be read; where it went."""
+    """Move a damaged database away; the name it has now, or None where there is none or it is sound."""
     if not path.exists() or not path.stat().st_size:
         return None
     try:
@@ -83,7 +87,7 @@ def _set_aside(path: Path) -> str | None:
     return str(aside)
 
 
-def _check_something(home: Home, manifests: Manifests, blobs: BlobStore) -> None:
+def _require_manifests(home: Home, manifests: Manifests, blobs: BlobStore) -> None:
     if next(manifests.numbers(), None) is None and not manifests.bases() and blobs.count():
         raise NotFound(
             f"{home.manifests} has no manifests to make {home.database.name} from: look whether the right volume is mounted, or put back "
@@ -92,7 +96,7 @@ def _check_something(home: Home, manifests: Manifests, blobs: BlobStore) -> None
         )
 
 
-def _check_own(connection: Connection, manifests: Manifests) -> None:
+def _require_same_registry(connection: Connection, manifests: Manifests) -> None:
     ours, theirs = connection.scalar(select(schema.identity.c.id)), manifests.id()
     if ours is not None and theirs is not None and ours != theirs:
         raise Conflict(
@@ -111,8 +115,8 @@ def _merge(connection: Connection, manifests: Manifests, done: Rebuilt) -> None:
 
 
 def _take_versions(connection: Connection, manifests: Manifests, done: Rebuilt) -> None:
-    found = schema.versions.c
-    known = {(row.adapter, row.number) for row in connection.execute(select(found.adapter, found.number))}
+    column = schema.versions.c
+    known = {(row.adapter, row.number) for row in connection.execute(select(column.adapter, column.number))}
     unfinished = set(manifests.unfinished())
     for adapter, number in sorted({*manifests.numbers(), *unfinished} - known):
         version = manifests.version(adapter, number)
@@ -132,17 +136,17 @@ def _take_versions(connection: Connection, manifests: Manifests, done: Rebuilt) 
 
 def _number(connection: Connection, adapter: str, number: int, at: float) -> None:
     """An adapter has been given this number, so that it is not given again."""
-    found = schema.adapters.c
-    last = connection.scalar(select(found.last_number).where(found.name == adapter))
+    column = schema.adapters.c
+    last = connection.scalar(select(column.last_number).where(column.name == adapter))
     if last is None:
         connection.execute(insert(schema.adapters).values(name=adapter, last_number=number, created_at=at))
     elif last < number:
-        connection.execute(update(schema.adapters).where(found.name == adapter).values(last_number=number))
+        connection.execute(update(schema.adapters).where(column.name == adapter).values(last_number=number))
 
 
 def _take_bases(connection: Connection, manifests: Manifests, done: Rebuilt) -> None:
-    found = schema.bases.c
-    known = {row.digest: row.name for row in connection.execute(select(found.digest, found.name))}
+    column = schema.bases.c
+    known = {row.digest: row.name for row in connection.execute(select(column.digest, column.name))}
     for base in manifests.bases():
         if base.digest in known:
             continue
@@ -155,11 +159,11 @@ def _take_bases(connection: Connection, manifests: Manifests, done: Rebuilt) -> 
 def _take_moves(connection: Connection, manifests: Manifests, done: Rebuilt) -> None:
     """All moves of both, each once and in order of time; an alias points where the last one of it went."""
     adapters = set(connection.scalars(select(schema.adapters.c.name)))
-    told = {_content(move): move for move in manifests.moves() if move.adapter in adapters}
+    mirrored = {_content(move): move for move in manifests.moves() if move.adapter in adapters}
     known = {_content(move): move for adapter in adapters for move in moves_after(connection, adapter, 0)}
-    if not (told.keys() - known.keys() or done.versions):
+    if not (mirrored.keys() - known.keys() or done.versions):
         return
-    moves = sorted((told | known).values(), key=lambda move: (move.moved_at, move.id))
+    moves = sorted((mirrored | known).values(), key=lambda move: (move.moved_at, move.id))
     done.moves += len(moves) - len(known)
     connection.execute(delete(schema.alias_moves))
     rows = [msgspec.structs.asdict(move) | {"id": number} for number, move in enumerate(moves, 1)]

@@ -1,4 +1,4 @@
-"""Owns looking after what is stored: verifying it, and collecting what nothing needs any more."""
+"""Look after what is stored: verify it, and collect what nothing needs any more."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["Collected", "Problem", "collect", "verify", "verify_all"]
 
 
 class Problem(msgspec.Struct, frozen=True):
-    """Something wrong with a stored version, or with a base: `version` names either."""
+    """Something wrong with a file of a stored version or a base; `version` names either."""
 
     version: str
     path: str
@@ -53,12 +53,12 @@ def verify(blobs: BlobStore, versions: list[Version]) -> list[Problem]:
 def verify_all(
     home: Home, blobs: BlobStore, manifests: Manifests, versions: list[Version], bases: list[Base]
 ) -> list[Problem]:
-    """Versions' files and manifests, the bases in the home, and what those were packed to."""
+    """Verify the files and manifests of versions, the bases in the home, and the packed bases."""
     return [*verify(blobs, versions), *_verify_manifests(manifests, versions), *_verify_bases(home, bases)]
 
 
 def _verify_manifests(manifests: Manifests, versions: list[Version]) -> list[Problem]:
-    """Whether the database could be made again."""
+    """Whether the database could be made again from the manifests."""
     return [
         Problem(version.name, f"manifests/versions/{version.adapter}/{version.number}.json", problem)
         for version in versions
@@ -74,12 +74,12 @@ def _manifest_problem(manifests: Manifests, version: Version) -> str | None:
 
 
 def _verify_bases(home: Home, bases: list[Base]) -> list[Problem]:
-    """Read the bases in the home, and what they were packed to, and compare them with their digests."""
+    """Compare the bases in the home, and their packed copies, with their digests."""
     problems = []
     for base in bases:
         folder = home.bases / base.digest
         if folder.is_dir():
-            for name in changed_files(folder, base.digest, home.checked(base.digest), whole=True):
+            for name in changed_files(folder, base.digest, home.verified(base.digest), whole=True):
                 again = f"is damaged: take the base again with `tunery bases add {base.name}`"
                 problems.append(Problem(f"base {base.name}", name, again))
         for path in sorted(home.packed.glob(f"{base.digest}-*.safetensors")):
@@ -103,14 +103,14 @@ def collect(
     older_than: float,
     dry_run: bool,
 ) -> Collected:
-    """Remove blobs that no version names, staged leftovers, and packed bases that are not known, older than `older_than` seconds.
+    """Remove blobs that no version names, staged leftovers, and packed copies of unknown bases, older than `older_than` seconds.
 
-    Under the write lock, and with the blobs closed to publishers: what one of them has stored is named by its lease. Refused where the
-    blobs are not this database's, or where there are versions that it does not know.
+    Runs under the write lock and with the blob store closed to publishers; what one of them has stored is named by its lease. Raise
+    StorageFailed where the blobs are not this database's (registry_mismatch), or it does not know all versions (registry_behind).
     """
     with database.write() as connection, blobs.closed() as leased:
-        mirror.check(connection)
-        mirror.check_known(connection)
+        mirror.require_same_registry(connection)
+        mirror.require_up_to_date(connection)
         if not dry_run:
             with room_or_not():
                 mirror.sync(connection)
@@ -128,8 +128,8 @@ def collect(
             ]
             for paths in kinds
         ]
-    loose_ones, stale, unknown = map(len, freed)
-    return Collected(loose_ones, stale, unknown, sum(map(sum, freed)))
+    blobs_removed, staged, packed = map(len, freed)
+    return Collected(blobs_removed, staged, packed, sum(map(sum, freed)))
 
 
 def _needed(connection: Connection) -> set[str]:
@@ -147,12 +147,12 @@ def _age(path: Path, now: float) -> float:
     try:
         return now - max(each.stat().st_mtime for each in (path, *path.rglob("*")))
     except OSError:
-        # It changes under our eyes, so somebody is at work on it.
+        # It is changing at this moment, so it is in use.
         return 0.0
 
 
 def _size(path: Path) -> int:
-    """Bytes of a file, or of all files in a folder; what vanishes meanwhile counts nothing."""
+    """Bytes of a file, or of all files in a folder; what vanishes meanwhile is not counted."""
     total = 0
     for each in (path, *path.rglob("*")):
         try:
@@ -163,7 +163,7 @@ def _size(path: Path) -> int:
 
 
 def _remove(path: Path, *, dry_run: bool) -> int | None:
-    """Remove a file or folder that nobody holds; the bytes that frees, or None."""
+    """Remove a file or folder unless somebody holds a lease on it; the bytes freed, or None."""
     with leases.exclusive(path, wait=False) as free:
         if not free:
             return None

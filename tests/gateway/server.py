@@ -15,7 +15,7 @@ from pathlib import Path
 
 import openai
 
-from tunery.registry import Base
+from tunery.registry import Base, NewVersion
 from tunery.registry.home import Home
 from tunery.registry.registry import Registry
 
@@ -75,7 +75,16 @@ def publish(registry: Registry, base: Base, folders: Iterable[Path], *, name: Ca
     """The folders as versions: the one at `index` of adapter `name(index)`."""
     for index, folder in enumerate(folders):
         registry.publish(
-            name(index), folder, base=base, method="lora", manifest={}, metrics={}, actor="test", alias=None
+            NewVersion(
+                adapter=name(index),
+                folder=folder,
+                base=base,
+                method="lora",
+                manifest={},
+                metrics={},
+                actor="test",
+                alias=None,
+            )
         )
 
 

@@ -15,8 +15,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tunery.gateway.gates import GATES
-from tunery.plugins.manager import load_plugins
-from tunery.plugins.testing import TrainerBench
+from tunery.plugins.discovery import load_plugins
+from tunery.plugins.events import Failed, GateAnswered, JobEvent
+from tunery.plugins.testing import TrainerHarness
 from tunery.plugins.training import load_base, resume
 from tunery.plugins.training.examples.batches import Example
 from tunery.plugins.training.gates import GateRequest, GateResult, GatesFailed, run_gates
@@ -27,16 +28,16 @@ NAMES = [gate.name for gate in GATES]
 Edit = Callable[[dict[str, torch.Tensor]], None]
 
 
-def made(folder: Path, trainer: str, **values: Any) -> TrainerBench:
-    return TrainerBench(folder, trainer, values, load_plugins(allow=()))
+def made(folder: Path, trainer: str, **values: Any) -> TrainerHarness:
+    return TrainerHarness(folder, trainer, values, load_plugins(allow=()))
 
 
 class Judged:
     """A version that passed its gates, its files, and what its gates were asked."""
 
     def __init__(self, folder: Path, trainer: str, **values: Any) -> None:
-        self.bench, self.events = made(folder, trainer, **values), list[dict[str, Any]]()
-        self.version = self.bench.train(report=self.events.append)
+        self.bench, self.events = made(folder, trainer, **values), list[JobEvent]()
+        self.version = self.bench.train(on_event=self.events.append)
         job = self.bench.registry.home.jobs / self.bench.registry.jobs()[0].id
         self.files = folder / "files"
         self.bench.registry.export(self.version, self.files)
@@ -77,7 +78,7 @@ def test_a_good_version_passes_every_gate_and_keeps_what_they_said(lora: Judged)
     results = {gate["name"]: msgspec.convert(gate, GateResult) for gate in kept}
     assert states(results) == dict.fromkeys(NAMES, "passed") | {"delta": "skipped"}
     assert "forced" not in lora.version.manifest
-    assert [e["name"] for e in lora.events if e["kind"] == "gate"] == NAMES
+    assert [e.name for e in lora.events if isinstance(e, GateAnswered)] == NAMES
     served = results["served"].figures
     assert served["missed"] < 1e-4 < 1 < served["moved"]  # float32 on both sides
     assert results["stops"].figures["stopped"] == results["stops"].figures["prompts"] == 8
@@ -228,16 +229,17 @@ def test_a_model_whose_end_of_turn_was_never_trained_never_stops(tmp_path: Path)
 
 
 def test_a_failed_gate_leaves_the_registry_and_says_where_the_files_are(tmp_path: Path) -> None:
-    bench, events = made(tmp_path, "lora", max_steps=1, learning_rate=1e-7), list[dict[str, Any]]()
+    bench, events = made(tmp_path, "lora", max_steps=1, learning_rate=1e-7), list[JobEvent]()
     with pytest.raises(GatesFailed) as caught:
-        bench.train(report=events.append)
+        bench.train(on_event=events.append)
     assert caught.value.code == "never_stops"
     assert [result.code for result in caught.value.results if result.failed] == ["never_stops", "no_improvement"]
     assert (bench.registry.versions(), bench.registry.aliases("acme/tiny")) == ([], {})
     (job,) = bench.registry.jobs()
     assert job.state == "failed"
     assert job.error == caught.value.message
-    assert (events[-1]["kind"], events[-1]["code"]) == ("failed", "never_stops")
+    assert isinstance(events[-1], Failed)
+    assert events[-1].code == "never_stops"
     folder = bench.registry.home.jobs / job.id
     assert str(folder / "output") in caught.value.message
     assert (folder / "output" / "adapter_model.safetensors").is_file()
@@ -245,7 +247,7 @@ def test_a_failed_gate_leaves_the_registry_and_says_where_the_files_are(tmp_path
     assert [gate["name"] for gate in kept] == NAMES
 
     # Who wants it all the same is recorded.
-    version = resume(job.id, registry=bench.registry, plugins=bench.plugins, report=events.append, forced_by="ada")
+    version = resume(job.id, registry=bench.registry, plugins=bench.plugins, on_event=events.append, forced_by="ada")
     assert (version.manifest["forced"], version.manifest["forced_by"]) == (True, "ada")
     assert [g["code"] for g in version.manifest["gates"] if not g["passed"] and not g["skipped"]] == [
         "never_stops",

@@ -13,7 +13,7 @@ from tests.registry.artifacts import make_adapter, make_base
 from tunery.gateway.engine.fake import FakeEngine
 from tunery.gateway.preload import Preloading
 from tunery.gateway.resolver import Resolver
-from tunery.registry import Version
+from tunery.registry import NewVersion, Version
 from tunery.registry.errors import ArtifactRefused
 from tunery.registry.registry import Registry
 
@@ -36,14 +36,16 @@ def versions(registry: Registry, tmp_path: Path) -> dict[str, Version]:
     base = registry.add_base(make_base(tmp_path / "base"))
     return {
         name: registry.publish(
-            name,
-            make_adapter(tmp_path / name, seed=seed),
-            base=base,
-            method="lora",
-            manifest={},
-            metrics={},
-            actor="test",
-            alias=None,
+            NewVersion(
+                adapter=name,
+                folder=make_adapter(tmp_path / name, seed=seed),
+                base=base,
+                method="lora",
+                manifest={},
+                metrics={},
+                actor="test",
+                alias=None,
+            )
         )
         for seed, name in enumerate(("acme/tone", "acme/facts"))
     }

@@ -9,7 +9,7 @@ import pytest
 
 from tests.registry.artifacts import make_adapter, make_base
 from tunery.gateway.resolver import Resolver
-from tunery.registry import Base, Version
+from tunery.registry import Base, NewVersion, Version
 from tunery.registry.errors import InvalidInput, NotFound
 from tunery.registry.home import Home
 from tunery.registry.registry import Registry
@@ -29,7 +29,11 @@ def publish(
     registry: Registry, base: Base, folder: Path, adapter: str, seed: int = 0, alias: str | None = None
 ) -> Version:
     made = make_adapter(folder / f"{adapter.replace('/', '-')}-{seed}", seed=seed)
-    return registry.publish(adapter, made, base=base, method="lora", manifest={}, metrics={}, actor="test", alias=alias)
+    return registry.publish(
+        NewVersion(
+            adapter=adapter, folder=made, base=base, method="lora", manifest={}, metrics={}, actor="test", alias=alias
+        )
+    )
 
 
 def test_every_way_to_write_a_version(registry: Registry, base: Base, resolver: Resolver, tmp_path: Path) -> None:

@@ -11,8 +11,11 @@ from typing import Any
 import click
 import pytest
 
+from tunery.plugins.descriptors import load_entrypoint
+from tunery.plugins.discovery import load_plugins
+from tunery.plugins.events import CheckpointSaved, JobEvent
 from tunery.plugins.hookspecs import API_VERSION, BaseSource, FormatInfo, TrainerInfo, hookimpl
-from tunery.plugins.manager import Plugins, load_entrypoint, load_plugins
+from tunery.plugins.manager import Plugins
 from tunery.plugins.parameters import TrainingParameters, read_parameters
 from tunery.registry import Job
 from tunery.registry.errors import InvalidInput, UnknownName
@@ -114,7 +117,7 @@ def test_a_broken_plugin_is_reported_by_name_and_the_rest_load(caplog: pytest.Lo
 def test_an_observer_that_raises_breaks_nobody(caplog: pytest.LogCaptureFixture) -> None:
     seen: list[tuple[str, Any]] = []
 
-    def broken(event: dict[str, Any]) -> None:
+    def broken(event: JobEvent) -> None:
         raise RuntimeError("my fault")
 
     plugins = Plugins()
@@ -122,7 +125,7 @@ def test_an_observer_that_raises_breaks_nobody(caplog: pytest.LogCaptureFixture)
     plugins.add(plugin(job_event=broken), "two")
     plugins.add(plugin(job_event=lambda event: seen.append(("fewer", event))), "three")
     with caplog.at_level(logging.ERROR):
-        plugins.job_event(JOB, {"kind": "started"})
+        plugins.job_event(JOB, CheckpointSaved(step=1))
     assert sorted(name for name, _ in seen) == ["fewer", "j"]
     assert "plugin two failed in job_event" in caplog.text
 
@@ -206,7 +209,7 @@ def test_what_is_no_descriptor_is_refused_by_kind() -> None:
 
 def test_a_wrapper_is_refused_since_nobody_would_run_it() -> None:
     @hookimpl(wrapper=True)
-    def job_event(event: dict[str, Any]) -> Iterator[None]:
+    def job_event(event: JobEvent) -> Iterator[None]:
         yield
 
     with pytest.raises(InvalidInput, match="job_event may not be a wrapper"):
@@ -220,7 +223,7 @@ def test_arguments_that_a_hook_does_not_have_leave_the_plugin_out_and_nothing_be
     plugins.add_entry_point(_Entry("typo", own), _Distribution())
     assert "evnt" in str(plugins.records()[0].error)
     assert plugins.trainers() == {}
-    plugins.job_event(JOB, {"kind": "started"})
+    plugins.job_event(JOB, CheckpointSaved(step=1))
 
 
 def test_order_is_ours_first_then_by_name_and_a_package_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,7 +234,7 @@ def test_order_is_ours_first_then_by_name_and_a_package_counts_once(monkeypatch:
         _Distribution("tunery", _Entry("core", registering(trainer("lora")))),
         _Distribution("Alpha", _Entry("stale", SystemExit())),
     ]
-    monkeypatch.setattr("tunery.plugins.manager.distributions", lambda: found)
+    monkeypatch.setattr("tunery.plugins.discovery.distributions", lambda: found)
     plugins = load_plugins()
     assert [record.name for record in plugins.records()] == ["core", "a", "z"]
     assert "trainer 'lora' is already registered by 'core'" in str(plugins.records()[2].error)
@@ -239,7 +242,7 @@ def test_order_is_ours_first_then_by_name_and_a_package_counts_once(monkeypatch:
 
 def test_the_allow_list_keeps_others_out_and_names_what_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     distribution = _Distribution("their-dist", _Entry("theirs", types.SimpleNamespace()))
-    monkeypatch.setattr("tunery.plugins.manager.distributions", lambda: [distribution])
+    monkeypatch.setattr("tunery.plugins.discovery.distributions", lambda: [distribution])
     monkeypatch.setenv("TUNERY_PLUGINS", "")
     assert load_plugins().records() == []
     monkeypatch.setenv("TUNERY_PLUGINS", "thiers")

@@ -10,7 +10,7 @@ from huggingface_hub import constants
 
 from tests.hub_server import HubServer
 from tests.registry.artifacts import make_adapter, make_base
-from tunery.registry import Base, Version
+from tunery.registry import Base, NewVersion, Version
 from tunery.registry.registry import Registry
 
 Publish = Callable[..., Version]
@@ -28,14 +28,16 @@ def publish(registry: Registry, base: Base, tmp_path: Path) -> Publish:
     def publish(adapter: str = "acme/support", *, seed: int = 0, alias: str | None = None) -> Version:
         folder = make_adapter(tmp_path / f"adapter-{seed}", seed=seed)
         return registry.publish(
-            adapter,
-            folder,
-            base=base,
-            method="lora",
-            manifest={"seed": seed},
-            metrics={"eval_loss": 1.0},
-            actor="test",
-            alias=alias,
+            NewVersion(
+                adapter=adapter,
+                folder=folder,
+                base=base,
+                method="lora",
+                manifest={"seed": seed},
+                metrics={"eval_loss": 1.0},
+                actor="test",
+                alias=alias,
+            )
         )
 
     return publish

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,16 @@ import msgspec
 import torch
 from torch import nn
 
+from tunery.plugins.events import EventSink, GateAnswered
 from tunery.plugins.manager import Plugins
 from tunery.plugins.parameters import TrainingParameters
 from tunery.plugins.quantization import Quant
 from tunery.plugins.training.examples.batches import Example
-from tunery.plugins.training.gates import GateRequest, GateResult, Precision, check_gates, named, run_gates
 from tunery.plugins.training.gates.reference import record_reference
-from tunery.plugins.training.job.inputs import Inputs
+from tunery.plugins.training.gates.request import GateRequest, Precision, gate_entries
+from tunery.plugins.training.gates.runner import run_gates
+from tunery.plugins.training.gates.verdict import GateResult, check_gates
+from tunery.plugins.training.inputs.read import Inputs
 from tunery.registry.registry import Registry
 from tunery.registry.settings import read_settings
 
@@ -26,8 +29,6 @@ FEW, MANY = 8, 256
 """Rows whose log-probabilities are compared one by one, and held-out rows whose loss is."""
 TOKENS = 256
 """Trained tokens that such a comparison should have: of a handful, rounding on one that nobody expected decides."""
-
-Report = Callable[[dict[str, Any]], None]
 
 
 class Gatekeeper:
@@ -49,7 +50,7 @@ class Gatekeeper:
         supervised: bool,
     ) -> None:
         self._inputs, self._registry, self._folder = inputs, registry, folder
-        self._gates = named(plugins.gates())
+        self._gates = gate_entries(plugins.gates())
         self._quant, self._dtype, self._supervised = quant, dtype, supervised
         # Read before anything is trained: a mistake in the settings shows at once.
         self._serve = read_settings(registry.home.root).serve
@@ -67,7 +68,7 @@ class Gatekeeper:
             record_reference(model, self._few(), self._reference, device=device, dtype=self._dtype)
 
     def ask(
-        self, output: Path, metrics: dict[str, float], parameters: TrainingParameters, report: Report
+        self, output: Path, metrics: dict[str, float], parameters: TrainingParameters, on_event: EventSink
     ) -> dict[str, Any]:
         """Have the gates look at the files in `output`, and report each verdict; what the manifest is to say of them.
 
@@ -77,7 +78,7 @@ class Gatekeeper:
             return {}
         results = run_gates(self._request(output, metrics, parameters), folder=self._folder)
         for result in results:
-            report({"kind": "gate", **msgspec.to_builtins(result)})
+            on_event(msgspec.convert(msgspec.to_builtins(result), GateAnswered))
         kept: dict[str, Any] = {"gates": [msgspec.to_builtins(result) for result in results]}
         request = self._inputs.request
         if request.force and any(result.failed for result in results):

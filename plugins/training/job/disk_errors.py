@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tunery.registry.errors import StorageFailed, TuneryError
-from tunery.registry.storage.disk import is_full
+from tunery.registry.errors import StorageFailed, TuneryError, is_full
 
 __all__ = ["full_disk_told"]
 

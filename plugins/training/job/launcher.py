@@ -6,7 +6,7 @@ The manifest is on disk before anything is trained. Whatever fails, the registry
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -14,26 +14,27 @@ from typing import Any
 import msgspec
 
 from tunery.plugins.data.read import data_digest
-from tunery.plugins.data.render.tokens import read_json
-from tunery.plugins.manager import Plugins, load_entrypoint
-from tunery.plugins.parameters import TrainingParameters, given_names, read_parameters
+from tunery.plugins.data.render.tokenizer import read_json
+from tunery.plugins.descriptors import load_entrypoint
+from tunery.plugins.events import EventSink
+from tunery.plugins.manager import Plugins
+from tunery.plugins.parameters import Choice, TrainingParameters, given_names, read_parameters
 from tunery.plugins.runtime.device import resolve_device
-from tunery.plugins.training.defaults import Choice, Facts, choose
+from tunery.plugins.training.defaults import Facts, choose
+from tunery.plugins.training.inputs.parent import with_parent_shape
+from tunery.plugins.training.inputs.read import Inputs, adapter_config, read_inputs
+from tunery.plugins.training.inputs.request import TrainRequest
 from tunery.plugins.training.job.disk_errors import full_disk_told
-from tunery.plugins.training.job.inputs import Inputs, TrainRequest, adapter_config, read_inputs
 from tunery.plugins.training.job.manifest import IDENTITY, build_manifest, changed_files, differences, rendered_at
-from tunery.plugins.training.job.parent import continued
 from tunery.plugins.training.job.resume import Asked, unlike
 from tunery.plugins.training.job.run import Run
-from tunery.plugins.training.loop.distributed import Processes, find_processes
+from tunery.plugins.training.loop.distributed import ProcessGroup, connect_process_group
 from tunery.registry import Job, Version
 from tunery.registry.errors import InvalidInput, NotFound
 from tunery.registry.names import check_adapter
 from tunery.registry.registry import Registry
 
 __all__ = ["Reproduction", "reproduce", "resume", "train"]
-
-Report = Callable[[dict[str, Any]], None]
 
 FALLBACK_WIDTH = 2048
 
@@ -44,25 +45,27 @@ def train(
     *,
     registry: Registry,
     plugins: Plugins,
-    report: Report,
+    on_event: EventSink,
 ) -> Version:
-    """Train a version of `request.adapter` and publish it. `report` hears of every step, evaluation and ending.
+    """Train a version of `request.adapter` and publish it. `on_event` is given every event of the job.
 
     Parameters that `request.parameters` does not name (or names as "auto") are chosen from the data, the base and the method.
     """
     check_adapter(request.adapter)
     resolve_device(request.device)
-    processes = find_processes(request.device)
-    told = processes.agree(datetime.now).replace(microsecond=0)
-    inputs = processes.own(
-        lambda: read_inputs(request, parameters, registry=registry, plugins=plugins, check=processes.first, now=told)
+    processes = connect_process_group(request.device)
+    told = processes.on_main(datetime.now).replace(microsecond=0)
+    inputs = processes.on_all(
+        lambda: read_inputs(
+            request, parameters, registry=registry, plugins=plugins, check=processes.is_main_process, now=told
+        )
     )
     facts = Facts(
         rows=len(inputs.corpus.train), held_out=len(inputs.corpus.held_out), hidden=_width(Path(inputs.base.path))
     )
     given = given_names(request.parameters)
     parameters, choices = choose(parameters, given, facts)
-    parameters = continued(parameters, given, adapter_config(registry, inputs.parent))
+    parameters = with_parent_shape(parameters, given, adapter_config(registry, inputs.parent))
 
     def start() -> tuple[Job, dict[str, Any]]:
         job = _start(request, registry)
@@ -70,8 +73,8 @@ def train(
             (registry.home.jobs / job.id / "request.json").write_bytes(msgspec.json.encode(request))
         return job, _manifest(inputs, parameters, choices, plugins=plugins, job=job, processes=processes)
 
-    job, manifest = processes.agree(start)
-    run = _run(inputs, parameters, manifest, processes, registry=registry, plugins=plugins, job=job, report=report)
+    job, manifest = processes.on_main(start)
+    run = _run(inputs, parameters, manifest, processes, registry=registry, plugins=plugins, job=job, on_event=on_event)
     return run.publish()
 
 
@@ -80,7 +83,7 @@ def resume(
     *,
     registry: Registry,
     plugins: Plugins,
-    report: Report,
+    on_event: EventSink,
     forced_by: str | None = None,
     asked: Asked | None = None,
 ) -> Version:
@@ -112,14 +115,14 @@ def resume(
     # Before rows are read: a file that was cut short has changed, whatever else is wrong with it.
     _refuse(job_id, changed_files(before, [Path(path) for path in (*request.data, request.validation) if path]))
     parameters = read_parameters(kind, before["parameters"])
-    processes = find_processes(request.device)
-    inputs = processes.own(
+    processes = connect_process_group(request.device)
+    inputs = processes.on_all(
         lambda: read_inputs(request, parameters, registry=registry, plugins=plugins, now=rendered_at(before))
     )
     _refuse(
         job_id, differences(before, _manifest(inputs, parameters, (), plugins=plugins, job=job, processes=processes))
     )
-    run = _run(inputs, parameters, before, processes, registry=registry, plugins=plugins, job=job, report=report)
+    run = _run(inputs, parameters, before, processes, registry=registry, plugins=plugins, job=job, on_event=on_event)
     return run.publish()
 
 
@@ -142,7 +145,7 @@ class Reproduction(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def reproduce(
-    version: Version, *, data: Sequence[Path], registry: Registry, plugins: Plugins, report: Report
+    version: Version, *, data: Sequence[Path], registry: Registry, plugins: Plugins, on_event: EventSink
 ) -> Reproduction:
     """Train from a version's manifest and compare; `data` are files to use instead of those the job remembers.
 
@@ -154,15 +157,15 @@ def reproduce(
     request = _request_again(version, data, registry)
     resolve_device(request.device)
     parameters = read_parameters(plugins.trainer(request.trainer).parameters, manifest["parameters"])
-    processes = find_processes(request.device)
-    inputs = processes.own(
+    processes = connect_process_group(request.device)
+    inputs = processes.on_all(
         lambda: read_inputs(request, parameters, registry=registry, plugins=plugins, now=rendered_at(manifest))
     )
-    job = processes.agree(lambda: _start(request, registry))
+    job = processes.on_main(lambda: _start(request, registry))
     now = _manifest(inputs, parameters, (), plugins=plugins, job=job, processes=processes)
     # The quote decided how many rows go through the model at once, and sums depend on that.
     now |= {"quote": manifest["quote"], "repeats": version.name} if "quote" in manifest else {"repeats": version.name}
-    run = _run(inputs, parameters, now, processes, registry=registry, plugins=plugins, job=job, report=report)
+    run = _run(inputs, parameters, now, processes, registry=registry, plugins=plugins, job=job, on_event=on_event)
     again, files = run.repeat()
     changed = differences(manifest, now, names=(*IDENTITY, "plugins", "packages", "hardware"))
     before = {entry.path: entry.sha256 for entry in version.files}
@@ -226,13 +229,13 @@ def _manifest(
     *,
     plugins: Plugins,
     job: Job,
-    processes: Processes,
+    processes: ProcessGroup,
 ) -> dict[str, Any]:
     plugin = plugins.owner_of_trainer(inputs.request.trainer)
     used = {record.distribution or record.name: record.version for record in plugins.records() if record.error is None}
     manifest = build_manifest(inputs, parameters, choices, job=job.id, plugin=plugin, plugins=used)
-    if processes.count > 1:
-        manifest["hardware"]["processes"] = processes.count
+    if processes.size > 1:
+        manifest["hardware"]["processes"] = processes.size
     return manifest
 
 
@@ -240,12 +243,12 @@ def _run(
     inputs: Inputs,
     parameters: TrainingParameters,
     manifest: dict[str, Any],
-    processes: Processes,
+    processes: ProcessGroup,
     *,
     registry: Registry,
     plugins: Plugins,
     job: Job,
-    report: Report,
+    on_event: EventSink,
 ) -> Run:
     return Run(
         inputs=inputs,
@@ -256,7 +259,7 @@ def _run(
         job=job,
         folder=registry.home.jobs / job.id,
         manifest=manifest,
-        report=report,
+        on_event=on_event,
         processes=processes,
     )
 

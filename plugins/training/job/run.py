@@ -14,23 +14,40 @@ import msgspec
 import torch
 from torch import nn
 
+from tunery.plugins.events import (
+    Cancelled,
+    CheckpointChosen,
+    Evaluated,
+    EventSink,
+    Failed,
+    JobEvent,
+    Paused,
+    PhasesTimed,
+    Quoted,
+    ReportWritten,
+    Reproduced,
+    Started,
+    StepCompleted,
+    Succeeded,
+    encode_event,
+)
 from tunery.plugins.manager import Plugins
-from tunery.plugins.parameters import TrainingParameters, step_count
+from tunery.plugins.parameters import Choice, TrainingParameters, step_count
 from tunery.plugins.training.examples.batches import Example
 from tunery.plugins.training.gates.gatekeeper import Gatekeeper
+from tunery.plugins.training.inputs.read import Inputs, adapter_config
 from tunery.plugins.training.job.control import Control, how_to_go_on, watch
 from tunery.plugins.training.job.disk_errors import full_disk_told
-from tunery.plugins.training.job.inputs import Inputs, adapter_config
 from tunery.plugins.training.job.lock import exclusive
 from tunery.plugins.training.job.manifest import fingerprint
 from tunery.plugins.training.job.phases import Phases
 from tunery.plugins.training.job.preflight import preflight
 from tunery.plugins.training.job.quote import whole_quote
-from tunery.plugins.training.loop.distributed import Processes
-from tunery.plugins.training.loop.loop import Fit, Loop
+from tunery.plugins.training.loop.distributed import ProcessGroup
+from tunery.plugins.training.loop.loop import Loop, TrainingResult
 from tunery.plugins.training.objectives.objective import Objective, Supervised, objective_of, unit_of
-from tunery.plugins.training.report import summary
-from tunery.plugins.training.report.builder import Teller
+from tunery.plugins.training.report.builder import ReportBuilder
+from tunery.plugins.training.report.summary import summarize
 from tunery.plugins.training.trainer import (
     LoadContext,
     SaveContext,
@@ -41,7 +58,7 @@ from tunery.plugins.training.trainer import (
     load_trained,
     measuring_dtype,
 )
-from tunery.registry import Job, Version
+from tunery.registry import Job, NewVersion, Version
 from tunery.registry.errors import JobPaused
 from tunery.registry.losses import NATS
 from tunery.registry.records import FileEntry
@@ -50,7 +67,6 @@ from tunery.registry.versions.publish import digest_of
 
 __all__ = ["Run"]
 
-Report = Callable[[dict[str, Any]], None]
 T = TypeVar("T")
 
 REFERENCE = "reference.json"
@@ -71,13 +87,13 @@ class Run:
         job: Job,
         folder: Path,
         manifest: dict[str, Any],
-        report: Report,
-        processes: Processes | None = None,
+        on_event: EventSink,
+        processes: ProcessGroup | None = None,
     ) -> None:
         self.request, self.base, self.parent, self.corpus = inputs.request, inputs.base, inputs.parent, inputs.corpus
         self.parameters, self.registry, self.plugins, self.trainer = parameters, registry, plugins, trainer
-        self.job, self.folder, self.manifest, self._report = job, folder, manifest, report
-        self.processes = processes or Processes()
+        self.job, self.folder, self.manifest, self._on_event = job, folder, manifest, on_event
+        self.processes = processes or ProcessGroup()
         self.phases, self._at = Phases(), "before its first step"
         self.device = torch.device(self.processes.device or self.request.device)
         self.dtype = compute_dtype(parameters.precision, self.device)
@@ -85,7 +101,7 @@ class Run:
         self.objective: Objective = objective_of(trainer, parameters)
         precision = {"computed": dtype_name(self.dtype), "measured": dtype_name(self.measured)}
         self.manifest |= {"precision": precision, "loss_unit": unit_of(self.objective)}
-        self.teller: Teller | None = Teller(
+        self.teller: ReportBuilder | None = ReportBuilder(
             inputs,
             parameters,
             folder=folder,
@@ -112,9 +128,9 @@ class Run:
         self.teller = None
         return self._guarded(self._digest)
 
-    def _guarded(self, finish: Callable[[Path, dict[str, float], Fit], T]) -> T:
+    def _guarded(self, finish: Callable[[Path, dict[str, float], TrainingResult], T]) -> T:
         """Run, and leave the job in the state it ended in. One run at a time; of its processes the first one alone writes."""
-        if not self.processes.first:
+        if not self.processes.is_main_process:
             self.control = Control()
             return self._finished(finish)
         with (
@@ -138,44 +154,52 @@ class Run:
         if self.registry.job(self.job.id).version is not None:
             return  # what came after a version was published takes nothing back
         if isinstance(error, JobPaused):
-            self._end("paused", str(error))
+            self._end(Paused(error=str(error)))
         elif self.control.cancelled or isinstance(error, KeyboardInterrupt):
-            self._end("cancelled", "asked to stop" if self.control.cancelled else "interrupted")
+            self._end(Cancelled(error="asked to stop" if self.control.cancelled else "interrupted"))
             raise KeyboardInterrupt(
                 how_to_go_on(self.job.id, self.folder, self._at, self.manifest.get("repeats"))
             ) from error
         else:
-            self._end("failed", str(error), code=getattr(error, "code", None))
+            code = getattr(error, "code", None)
+            self._end(Failed(error=str(error), code=code if isinstance(code, str) else msgspec.UNSET))
 
-    def _finished(self, finish: Callable[[Path, dict[str, float], Fit], T]) -> T:
+    def _finished(self, finish: Callable[[Path, dict[str, float], TrainingResult], T]) -> T:
         trained = [self._train()]
         # Nobody keeps the model once it is saved: the gates' process needs the memory.
-        return self.processes.agree(lambda: finish(*self._save(*trained.pop())))
+        return self.processes.on_main(lambda: finish(*self._save(*trained.pop())))
 
-    def report(self, event: dict[str, Any]) -> None:
-        """Tell the caller, the job's file, and every plugin that observes jobs."""
-        if not self.processes.first:
+    def emit(self, event: JobEvent) -> None:
+        """Send an event to the caller, the job's file, and every plugin that observes jobs."""
+        if not self.processes.is_main_process:
             return
-        if event["kind"] in ("step", "evaluated") and self.manifest["loss_unit"] != NATS:
-            event = event | {"unit": self.manifest["loss_unit"]}
-        if event["kind"] == "step":
-            self._at = f"after step {event['step']} of {event['steps']}"
-        self.metrics_file.write(msgspec.json.encode(event) + b"\n")
+        if isinstance(event, StepCompleted | Evaluated) and self.manifest["loss_unit"] != NATS:
+            event = msgspec.structs.replace(event, unit=self.manifest["loss_unit"])
+        if isinstance(event, StepCompleted):
+            self._at = f"after step {event.step} of {event.steps}"
+        self.metrics_file.write(encode_event(event) + b"\n")
         self.metrics_file.flush()
-        self._report(event)
+        self._on_event(event)
         self.plugins.job_event(self.job, event)
 
-    def _train(self) -> tuple[SaveContext[Any], nn.Module, Fit]:
+    def _train(self) -> tuple[SaveContext[Any], nn.Module, TrainingResult]:
         """Everything up to the trained model, with what its trainer may use to save it, and what the run did."""
         corpus = self.corpus
-        self.report({
-            "kind": "started", "job": self.job.id, "rows": len(corpus.train), "held_out": len(corpus.held_out),
-            "tokens": sum(example.tokens for example in corpus.train), "cut": corpus.cut,
-            "steps": step_count(self.parameters, len(corpus.train)),
-            "precision": dtype_name(self.dtype), "measured_in": dtype_name(self.measured),
-            "choices": self.manifest["choices"], "data_check": self.manifest.get("data_check"),
-        })  # fmt: skip
-        agree = self.processes.agree
+        self.emit(
+            Started(
+                job=self.job.id,
+                rows=len(corpus.train),
+                held_out=len(corpus.held_out),
+                tokens=sum(example.tokens for example in corpus.train),
+                cut=corpus.cut,
+                steps=step_count(self.parameters, len(corpus.train)),
+                precision=dtype_name(self.dtype),
+                measured_in=dtype_name(self.measured),
+                choices=msgspec.convert(self.manifest["choices"], list[Choice]),
+                data_check=self.manifest.get("data_check"),
+            )
+        )
+        agree = self.processes.on_main
         base_loss = None if self.objective.relative else agree(lambda: self._base_loss(self._base))
         # Before the trainer makes its weights: the same seed gives the same adapter.
         torch.manual_seed(self.parameters.seed)
@@ -187,7 +211,7 @@ class Run:
             parent=agree(self._parent_folder),
         )
         with self.phases.of("loading"):
-            model = self.processes.own(lambda: load_trained(self.trainer, context))
+            model = self.processes.on_all(lambda: load_trained(self.trainer, context))
         # What the first process asks the model, the others read.
         agree(lambda: self._prepare(model))
         self._prepare(model)
@@ -202,7 +226,7 @@ class Run:
             dtype=self.dtype,
             checkpoint=self.folder / "checkpoint",
             fingerprint=fingerprint(self.manifest),
-            report=self.report,
+            on_event=self.emit,
             evaluate=self._shared_figures if corpus.held_out else None,
             objective=self.objective,
             control=self.control,
@@ -212,8 +236,7 @@ class Run:
             done = loop.run()
         eval_loss = min((loss for _, loss in done.evaluations), default=None)
         if eval_loss is not None:
-            self.report({"kind": "chosen", "step": done.chosen, "why": done.why, "eval_loss": eval_loss,
-                         "base_loss": base_loss})  # fmt: skip
+            self.emit(CheckpointChosen(step=done.chosen, why=done.why, eval_loss=eval_loss, base_loss=base_loss))
         saving = SaveContext(
             load=context,
             evaluate=(lambda tuned: self._figures(tuned)["loss"]) if corpus.held_out else None,
@@ -223,7 +246,9 @@ class Run:
         )
         return saving, model, done
 
-    def _save(self, saving: SaveContext[Any], model: nn.Module, done: Fit) -> tuple[Path, dict[str, float], Fit]:
+    def _save(
+        self, saving: SaveContext[Any], model: nn.Module, done: TrainingResult
+    ) -> tuple[Path, dict[str, float], TrainingResult]:
         """The finished files: their folder, the metrics, and what the run did."""
         with self.phases.of("report"):
             self._tell(model, done)
@@ -239,12 +264,12 @@ class Run:
         base = {f"base_{name}": value for name, value in self.manifest.get("base_figures", {}).items()}
         return output, metrics | base, done
 
-    def _tell(self, model: nn.Module, done: Fit) -> None:
+    def _tell(self, model: nn.Module, done: TrainingResult) -> None:
         """Write the report before anything can refuse the result: who has to mend it needs it most."""
         if self.teller is not None:
-            report = self.teller.tell(model, done, self.manifest)
+            report = self.teller.build(model, done, self.manifest)
             path = str(self.teller.folder / "report.md")
-            self.report({"kind": "report", "path": path, "lines": summary(report, chosen=False)})
+            self.emit(ReportWritten(path=path, lines=summarize(report, chosen=False)))
 
     def _prepare(self, model: nn.Module) -> None:
         """Let the objective ask the untrained model what it needs to know."""
@@ -255,7 +280,7 @@ class Run:
         """Try the longest rows once per job; a resumed one keeps the micro-batch it began with."""
         if "quote" not in self.manifest:
             with self.phases.of("preflight"):
-                quotes = self.processes.each(
+                quotes = self.processes.all_gather(
                     lambda: preflight(
                         model,
                         self.corpus.train,
@@ -278,7 +303,7 @@ class Run:
             self.manifest["quote"] = msgspec.to_builtins(quote)
             self.manifest["parameters"]["micro_batch_size"] = quote.micro_batch_size
             self._write_manifest()
-            self.report({"kind": "quote", **self.manifest["quote"]})
+            self.emit(msgspec.convert(self.manifest["quote"], Quoted))
         self.parameters = msgspec.structs.replace(
             self.parameters, micro_batch_size=self.manifest["parameters"]["micro_batch_size"]
         )
@@ -287,19 +312,21 @@ class Run:
         """Tell and keep what each phase took."""
         self.manifest["phases"] = {name: round(seconds, 1) for name, seconds in self.phases.seconds.items()}
         quoted = self.manifest.get("quote", {}).get("minutes")
-        self.report({"kind": "times", "seconds": self.manifest["phases"], "quoted_minutes": quoted})
+        self.emit(PhasesTimed(seconds=self.manifest["phases"], quoted_minutes=quoted))
 
-    def _digest(self, output: Path, metrics: dict[str, float], done: Fit) -> tuple[str, tuple[FileEntry, ...]]:
+    def _digest(
+        self, output: Path, metrics: dict[str, float], done: TrainingResult
+    ) -> tuple[str, tuple[FileEntry, ...]]:
         digest, files = digest_of(output, base=self.base)
         self.registry.update_job(self.job.id, state="succeeded")
         self._times()
-        self.report({"kind": "repeated", "digest": digest})
+        self.emit(Reproduced(digest=digest))
         self._clear()
         return digest, files
 
-    def _publish(self, output: Path, metrics: dict[str, float], done: Fit) -> Version:
+    def _publish(self, output: Path, metrics: dict[str, float], done: TrainingResult) -> Version:
         with self.phases.of("gates"):
-            self.manifest |= self.gatekeeper.ask(output, metrics, self.parameters, self.report)
+            self.manifest |= self.gatekeeper.ask(output, metrics, self.parameters, self.emit)
         self._times()
         self._write_manifest()
         self.gatekeeper.check(self.manifest, output)
@@ -308,20 +335,22 @@ class Run:
         finished["finished_at"] = time.time()
         self.control.end()
         version = self.registry.publish(
-            self.request.adapter,
-            output,
-            base=self.base,
-            method=self.request.trainer,
-            manifest=finished,
-            metrics=metrics,
-            actor=self.request.actor,
-            alias=self.request.alias,
-            report=self.teller.folder if self.teller else None,
+            NewVersion(
+                adapter=self.request.adapter,
+                folder=output,
+                base=self.base,
+                method=self.request.trainer,
+                manifest=finished,
+                metrics=metrics,
+                actor=self.request.actor,
+                alias=self.request.alias,
+                report=self.teller.folder if self.teller else None,
+            )
         )
         self.registry.update_job(self.job.id, state="succeeded", version=version.number)
         self.manifest = finished
         self._write_manifest()
-        self.report({"kind": "succeeded", "version": version.name, "digest": version.digest})
+        self.emit(Succeeded(version=version.name, digest=version.digest))
         self.plugins.version_published(version, output)
         self._clear()
         return version
@@ -343,7 +372,7 @@ class Run:
         load = cache(load)
         if self.teller is not None:
             with self.phases.of("base questions"):
-                self.teller.before(load)
+                self.teller.evaluate_base(load)
         if not self.corpus.held_out:
             return None
         if "base_loss" not in self.manifest:
@@ -352,7 +381,7 @@ class Run:
             self.manifest["base_loss"] = figures.pop("loss")
             self._write_manifest()
         loss: float = self.manifest["base_loss"]
-        self.report({"kind": "evaluated", "step": 0, "base_loss": loss, **self.manifest.get("base_figures", {})})
+        self.emit(Evaluated(step=0, base_loss=loss, figures=self.manifest.get("base_figures", {})))
         return loss
 
     def _figures(self, model: nn.Module, rows: Sequence[Example] | None = None) -> dict[str, float]:
@@ -368,10 +397,10 @@ class Run:
     def _shared_figures(self, model: nn.Module) -> dict[str, float]:
         """The same, each process looking at its share of the rows."""
         with self.phases.of("evaluation"):
-            if self.processes.count == 1:
+            if self.processes.size == 1:
                 return self._figures(model)
-            share = self.processes.share(self.corpus.held_out)
-            return self.processes.means(
+            share = self.processes.shard(self.corpus.held_out)
+            return self.processes.weighted_mean(
                 lambda: (self.objective.terms(share), self._figures(model, share)) if share else (0, {})
             )
 
@@ -384,15 +413,15 @@ class Run:
         return folder
 
     def _write_manifest(self) -> None:
-        if not self.processes.first:
+        if not self.processes.is_main_process:
             return
         staged = self.folder / "manifest.json.new"
         staged.write_bytes(msgspec.json.format(msgspec.json.encode(self.manifest), indent=2))
         staged.replace(self.folder / "manifest.json")
 
-    def _end(self, state: str, why: str, *, code: object = None) -> None:
+    def _end(self, event: Paused | Cancelled | Failed) -> None:
         # Where the disk is full this cannot be written either; why the run ended says more than that.
         with suppress(OSError):
-            self.registry.update_job(self.job.id, state=state, error=why)
+            self.registry.update_job(self.job.id, state=event.kind, error=event.error)
         with suppress(OSError):
-            self.report({"kind": state, "error": why} | ({"code": code} if isinstance(code, str) else {}))
+            self.emit(event)

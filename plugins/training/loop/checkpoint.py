@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from tunery.registry.errors import InvalidInput, StorageFailed
-from tunery.registry.storage.disk import is_full, sync
+from tunery.registry.errors import InvalidInput, StorageFailed, is_full
+from tunery.registry.storage.disk import sync
 
 __all__ = ["Progress", "load_checkpoint", "load_weights", "save_checkpoint", "save_weights"]
 

@@ -21,7 +21,7 @@ from tunery.gateway.engine.fake import FakeEngine
 from tunery.gateway.metrics import Metrics
 from tunery.gateway.resolver import Resolver
 from tunery.plugins.data.render.renderer import Renderer
-from tunery.registry import Base, Version
+from tunery.registry import Base, NewVersion, Version
 from tunery.registry.registry import Registry
 from tunery.registry.settings import ServeSettings
 
@@ -43,7 +43,16 @@ class Served:
         """Publish a version trained on the served base."""
         folder = make_adapter(self.folder / f"{adapter.replace('/', '-')}-{seed}", seed=seed)
         return self.gateway.registry.publish(
-            adapter, folder, base=self.base, method="lora", manifest={}, metrics={}, actor="test", alias=alias
+            NewVersion(
+                adapter=adapter,
+                folder=folder,
+                base=self.base,
+                method="lora",
+                manifest={},
+                metrics={},
+                actor="test",
+                alias=alias,
+            )
         )
 
     def says(self, text: str) -> None:

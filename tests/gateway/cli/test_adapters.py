@@ -14,6 +14,7 @@ import pytest
 from tests.hub_server import HubServer
 from tests.registry.artifacts import make_adapter, make_base
 from tunery.plugins.training.report import Report
+from tunery.registry import NewVersion
 from tunery.registry.home import Home
 from tunery.registry.registry import Registry
 
@@ -38,7 +39,15 @@ def filled(home: Home, registry: Registry, tmp_path: Path) -> Home:
         folder = make_adapter(tmp_path / str(seed), seed=seed)
         metrics = {"base_loss": 2.0, "eval_loss": 1.0}
         registry.publish(
-            "acme/support", folder, base=base, method="lora", manifest={"seed": seed}, metrics=metrics, actor="t"
+            NewVersion(
+                adapter="acme/support",
+                folder=folder,
+                base=base,
+                method="lora",
+                manifest={"seed": seed},
+                metrics=metrics,
+                actor="t",
+            )
         )
     return home
 
@@ -79,10 +88,7 @@ def test_showing_a_report(filled: Home, registry: Registry, tmp_path: Path) -> N
     (folder / "report.json").write_bytes(msgspec.json.encode(report))
     (folder / "report.md").write_text("# Report\n\nnot \x1b[31mred\n")
     (folder / "samples.md").write_text("# Samples\n")
-    registry.publish(
-        "acme/support", make_adapter(tmp_path / "9", seed=9), base=registry.base("tiny"), method="lora",
-        manifest={"origin": {"hub": "x/y"}}, metrics={}, actor="t", report=folder,
-    )  # fmt: skip
+    registry.publish(NewVersion(adapter="acme/support", folder=make_adapter(tmp_path / "9", seed=9), base=registry.base("tiny"), method="lora", manifest={"origin": {"hub": "x/y"}}, metrics={}, actor="t", report=folder))  # fmt: skip
     shown = tunery(filled, "adapters", "show", "acme/support@4").stdout
     assert "chosen: the last step\n" in shown
     assert "publisher's claim" in shown

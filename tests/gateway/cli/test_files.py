@@ -11,6 +11,7 @@ import pytest
 
 from tests.gateway.cli.test_adapters import tunery
 from tests.registry.artifacts import make_adapter, make_base
+from tunery.registry import NewVersion
 from tunery.registry.home import Home
 from tunery.registry.registry import Registry
 
@@ -45,7 +46,17 @@ def filled(home: Home, registry: Registry, rows: Path, tmp_path: Path) -> Home:
         if seed == 1:
             manifest["parent"] = {"version": "acme/support@1", "digest": registry.resolve("acme/support@1").digest}
         folder = make_adapter(tmp_path / str(seed), seed=seed)
-        registry.publish("acme/support", folder, base=base, method="lora", manifest=manifest, metrics={}, actor="t")
+        registry.publish(
+            NewVersion(
+                adapter="acme/support",
+                folder=folder,
+                base=base,
+                method="lora",
+                manifest=manifest,
+                metrics={},
+                actor="t",
+            )
+        )
     return home
 
 
@@ -117,13 +128,15 @@ def test_lineage_of_what_was_imported_says_from_where(filled: Home, registry: Re
     folder = make_adapter(tmp_path / "pulled", seed=9)
     origin = {"hub": "org/name", "commit": "abc"}
     registry.publish(
-        "acme/pulled",
-        folder,
-        base=registry.bases()[0],
-        method="imported",
-        manifest={"origin": origin},
-        metrics={},
-        actor="t",
+        NewVersion(
+            adapter="acme/pulled",
+            folder=folder,
+            base=registry.bases()[0],
+            method="imported",
+            manifest={"origin": origin},
+            metrics={},
+            actor="t",
+        )
     )
     tree = tunery(filled, "adapters", "lineage", "acme/pulled").stdout
     assert "imported: hub org/name, commit abc" in tree

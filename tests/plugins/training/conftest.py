@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from tunery.plugins.manager import load_plugins
+from tunery.plugins.discovery import load_plugins
+from tunery.plugins.events import EventSink, JobEvent
 from tunery.plugins.parameters import read_parameters
 from tunery.plugins.testing import write_rows
 from tunery.registry import Base, Version
@@ -25,7 +26,7 @@ def data(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def events() -> list[dict[str, Any]]:
+def events() -> list[JobEvent]:
     """What the last `train` reported."""
     return []
 
@@ -46,7 +47,7 @@ def base_with(registry: Registry, tiny_base_folder: Path, tmp_path: Path) -> Cal
 
 
 @pytest.fixture
-def train(registry: Registry, tiny_base: Base, data: Path, events: list[dict[str, Any]]) -> Train:
+def train(registry: Registry, tiny_base: Base, data: Path, events: list[JobEvent]) -> Train:
     """`train("lora", epochs=1)` trains acme/tiny and returns the version; `gates` asks them, whatever they find."""
     from tunery.plugins.training import TrainRequest
     from tunery.plugins.training import train as run
@@ -56,7 +57,7 @@ def train(registry: Registry, tiny_base: Base, data: Path, events: list[dict[str
         *,
         adapter: str = "acme/tiny",
         files: tuple[Path, ...] = (),
-        report: Callable[[dict[str, Any]], None] | None = None,
+        on_event: EventSink | None = None,
         parent: str | None = None,
         alias: str | None = None,
         validation: Path | None = None,
@@ -80,6 +81,6 @@ def train(registry: Registry, tiny_base: Base, data: Path, events: list[dict[str
             parameters=values,
         )
         chosen = read_parameters(plugins.trainer(method).parameters, values)
-        return run(request, chosen, registry=registry, plugins=plugins, report=report or events.append)
+        return run(request, chosen, registry=registry, plugins=plugins, on_event=on_event or events.append)
 
     return train

@@ -11,7 +11,7 @@ import pytest
 
 from tests.gateway.engine.models.random_bases import make_any_base
 from tunery.plugins.bases.resolve import resolve_base
-from tunery.plugins.manager import load_plugins
+from tunery.plugins.discovery import load_plugins
 from tunery.plugins.parameters import read_parameters
 from tunery.plugins.training import TrainRequest, train
 from tunery.registry import Version
@@ -36,7 +36,7 @@ def run(registry: Registry, tiny_base_folder: Path, data: Path, tmp_path: Path) 
             adapter="acme/other", trainer=method, base=base.digest, data=(str(data),), parameters=parameters, force=True
         )
         chosen = read_parameters(plugins.trainer(method).parameters, parameters)
-        return train(request, chosen, registry=registry, plugins=plugins, report=lambda event: None)
+        return train(request, chosen, registry=registry, plugins=plugins, on_event=lambda event: None)
 
     return run
 

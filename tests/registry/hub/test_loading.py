@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from tests.gateway.server import random_loras
 from tests.hub_server import HubServer
-from tunery.registry import Base, Version
+from tunery.registry import Base, NewVersion, Version
 from tunery.registry.hub.transfer import import_folder, publish_to_hub, pull_from_hub
 from tunery.registry.registry import Registry
 
@@ -52,7 +52,9 @@ def tuned(registry: Registry, base: Base, folder: Path, *, whole: bool, dtype: t
         model.save_pretrained(lora / "model")
     (lora / "README.md").unlink(missing_ok=True)
     method = "full" if whole else "lora"
-    return registry.publish("acme/tuned", lora, base=base, method=method, manifest={}, metrics={}, actor="t")
+    return registry.publish(
+        NewVersion(adapter="acme/tuned", folder=lora, base=base, method=method, manifest={}, metrics={}, actor="t")
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

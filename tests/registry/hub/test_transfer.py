@@ -15,7 +15,7 @@ from huggingface_hub import constants
 from tests.hub_server import HubServer
 from tests.registry.artifacts import HIDDEN, make_adapter
 from tests.registry.conftest import Publish
-from tunery.registry import Base
+from tunery.registry import Base, NewVersion
 from tunery.registry.errors import ArtifactRefused, Conflict, InvalidInput, NotFound, StorageFailed, Unavailable
 from tunery.registry.hub.transfer import import_folder, publish_to_hub, pull_from_hub
 from tunery.registry.registry import Registry
@@ -90,7 +90,9 @@ def test_files_of_the_version_before_do_not_stay(
     (folder / "model").mkdir()
     (folder / "adapter_model.safetensors").rename(folder / "model" / "model.safetensors")
     make_adapter(folder)
-    full = registry.publish("a/b", folder, base=base, method="full", manifest={}, metrics={}, actor="t")
+    full = registry.publish(
+        NewVersion(adapter="a/b", folder=folder, base=base, method="full", manifest={}, metrics={}, actor="t")
+    )
     first = publish_to_hub(registry, full, repository="acme/support-lora")
     repository = hub.repositories["acme/support-lora"]
     hub.add("acme/support-lora", {**repository.commits[-1].tree, "LICENSE": b"mine"})
@@ -127,7 +129,9 @@ def test_nothing_published_names_a_folder_of_this_machine(
     local = msgspec.structs.replace(base, source=base.path, name="local", digest="d" * 64)
     registry.add_base(local)
     folder = make_adapter(tmp_path / "a", base_model_name_or_path=base.path)
-    version = registry.publish("a/b", folder, base=local, method="lora", manifest={}, metrics={}, actor="t")
+    version = registry.publish(
+        NewVersion(adapter="a/b", folder=folder, base=local, method="lora", manifest={}, metrics={}, actor="t")
+    )
     for named in (None, "acme/base"):
         publish_to_hub(registry, version, repository=f"x/{named is None}", base_model=named)
         tree = hub.repositories[f"x/{named is None}"].commits[-1].tree

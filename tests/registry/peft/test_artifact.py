@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.registry.artifacts import HIDDEN, make_adapter, make_base
-from tunery.registry import Base
+from tunery.registry import Base, NewVersion
 from tunery.registry.errors import ArtifactRefused
 from tunery.registry.peft.safetensors_header import nonfinite_tensor, read_header
 from tunery.registry.registry import Registry
@@ -23,7 +23,9 @@ ROWS = ".token_adapter.trainable_tokens_delta"
 
 
 def publish(registry: Registry, folder: Path, base: Base) -> None:
-    registry.publish("a/b", folder, base=base, method="lora", manifest={}, metrics={}, actor="t")
+    registry.publish(
+        NewVersion(adapter="a/b", folder=folder, base=base, method="lora", manifest={}, metrics={}, actor="t")
+    )
 
 
 def refused(registry: Registry, folder: Path, base: Base) -> ArtifactRefused:
@@ -215,7 +217,18 @@ def test_an_adapter_that_names_another_base_needs_a_word(
     if not fits:
         error = refused(registry, folder, base)
         assert (error.code, "--trust-base" in error.message) == ("wrong_base", True)
-    registry.publish("a/b", folder, base=base, method="lora", manifest={}, metrics={}, actor="t", trust_base=not fits)
+    registry.publish(
+        NewVersion(
+            adapter="a/b",
+            folder=folder,
+            base=base,
+            method="lora",
+            manifest={},
+            metrics={},
+            actor="t",
+            trust_base=not fits,
+        )
+    )
     assert len(registry.versions()) == 1
 
 

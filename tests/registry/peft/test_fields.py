@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.registry.artifacts import make_adapter
-from tunery.registry import Base
+from tunery.registry import Base, NewVersion
 from tunery.registry.errors import ArtifactRefused
 from tunery.registry.peft.config import is_target, rank_of, scale_of
 from tunery.registry.peft.fields import APPLIED, DEFAULTS, FOREIGN, IGNORED, check_fields
@@ -158,5 +158,7 @@ def test_what_would_mean_something_else_in_peft_is_refused_at_import(
 ) -> None:
     folder = make_adapter(tmp_path / "a", **config)
     with pytest.raises(ArtifactRefused, match=says) as caught:
-        registry.publish("a/b", folder, base=base, method="lora", manifest={}, metrics={}, actor="t")
+        registry.publish(
+            NewVersion(adapter="a/b", folder=folder, base=base, method="lora", manifest={}, metrics={}, actor="t")
+        )
     assert caught.value.code == code

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tunery.registry import Base
+from tunery.registry import Base, NewVersion
 from tunery.registry.errors import ArtifactRefused
 from tunery.registry.registry import Registry
 
@@ -59,7 +59,9 @@ def test_what_peft_saves_comes_in(
     registry: Registry, tiny_base: Base, tiny_base_folder: Path, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
     folder = save(tiny_base_folder, tmp_path / "adapter", **settings)
-    version = registry.publish("a/b", folder, base=tiny_base, method="lora", manifest={}, metrics={}, actor="t")
+    version = registry.publish(
+        NewVersion(adapter="a/b", folder=folder, base=tiny_base, method="lora", manifest={}, metrics={}, actor="t")
+    )
     assert {"adapter_config.json", "adapter_model.safetensors"} <= {entry.path for entry in version.files}
 
 
@@ -69,4 +71,6 @@ def test_an_initialisation_that_changes_the_base_does_not(
 ) -> None:
     folder = save(tiny_base_folder, tmp_path / "adapter", init_lora_weights="pissa")
     with pytest.raises(ArtifactRefused, match="changed the base's own weights"):
-        registry.publish("a/b", folder, base=tiny_base, method="lora", manifest={}, metrics={}, actor="t")
+        registry.publish(
+            NewVersion(adapter="a/b", folder=folder, base=tiny_base, method="lora", manifest={}, metrics={}, actor="t")
+        )

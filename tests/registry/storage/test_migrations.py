@@ -17,7 +17,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine
 
-import tunery.registry
+import tunery.registry.storage
 from tunery.registry.home import Home
 from tunery.registry.registry import Registry
 from tunery.registry.storage.schema import HEAD, metadata
@@ -42,7 +42,7 @@ def die(connection, cursor, statement, parameters, context, many):
 
 def config() -> Config:
     found = Config()
-    found.set_main_option("script_location", str(Path(tunery.registry.__file__).parent / "migrations"))
+    found.set_main_option("script_location", str(Path(tunery.registry.storage.__file__).parent / "migrations"))
     return found
 
 

@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from tests.registry.artifacts import make_adapter, make_base
 from tests.registry.conftest import Publish
+from tunery.registry import NewVersion
 from tunery.registry.errors import Conflict, InvalidInput, NotFound
 from tunery.registry.home import Home
 from tunery.registry.registry import Registry
@@ -108,7 +109,16 @@ class AgainstAModel(RuleBasedStateMachine):
     @rule(alias=st.sampled_from([None, "production", "canary"]))
     def publish(self, alias: str | None) -> None:
         version = self.registry.publish(
-            "a/b", self.folder, base=self.base, method="lora", manifest={}, metrics={}, actor="t", alias=alias
+            NewVersion(
+                adapter="a/b",
+                folder=self.folder,
+                base=self.base,
+                method="lora",
+                manifest={},
+                metrics={},
+                actor="t",
+                alias=alias,
+            )
         )
         self.last += 1
         assert version.number == self.last

@@ -14,7 +14,7 @@ import pytest
 from tests.registry.artifacts import make_adapter, make_base
 from tests.registry.conftest import Publish
 from tests.registry.versions.test_publish import arguments
-from tunery.registry import Base
+from tunery.registry import Base, NewVersion
 from tunery.registry.errors import StorageFailed
 from tunery.registry.home import Home
 from tunery.registry.hub.transfer import import_folder
@@ -60,7 +60,8 @@ def test_what_is_being_published_is_safe_from_a_collection_at_every_step(
 
         folder = make_adapter(tmp_path / "a")
         version = registry.publish(
-            "a/b", folder, base=base, method="lora", manifest={}, metrics={}, actor="t", watch=collect
+            NewVersion(adapter="a/b", folder=folder, base=base, method="lora", manifest={}, metrics={}, actor="t"),
+            watch=collect,
         )
     assert seen == [
         "check",

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.registry.artifacts import make_adapter
-from tunery.registry import Base, Version
+from tunery.registry import Base, NewVersion, Version
 from tunery.registry.errors import InvalidInput
 from tunery.registry.registry import Registry
 from tunery.registry.versions.lineage import data_of
@@ -27,7 +27,11 @@ def made(registry: Registry, base: Base, tmp_path: Path) -> Any:
         if parent is not None:
             manifest["parent"] = {"version": parent.name, "digest": parent.digest}
         folder = make_adapter(tmp_path / f"adapter-{seed}", seed=seed)
-        return registry.publish(adapter, folder, base=base, method="lora", manifest=manifest, metrics={}, actor="test")
+        return registry.publish(
+            NewVersion(
+                adapter=adapter, folder=folder, base=base, method="lora", manifest=manifest, metrics={}, actor="test"
+            )
+        )
 
     return made
 
@@ -116,7 +120,7 @@ def test_a_file_that_was_given_twice_is_used_twice(registry: Registry, made: Any
 
 @pytest.mark.parametrize("wrong", ["", "abc", "g" * 64, "a" * 65, "A" * 64, "aaaa%aaaa"])
 def test_what_is_no_sha256_is_refused(registry: Registry, wrong: str) -> None:
-    with pytest.raises(InvalidInput, match="is no sha256"):
+    with pytest.raises(InvalidInput, match="is not a sha256"):
         registry.uses(wrong)
 
 

@@ -18,7 +18,7 @@ import pytest
 
 from tests.registry.artifacts import make_adapter, make_base
 from tests.registry.conftest import Publish
-from tunery.registry import Base
+from tunery.registry import Base, NewVersion
 from tunery.registry.errors import InvalidInput, StorageFailed
 from tunery.registry.home import Home
 from tunery.registry.registry import Registry
@@ -27,7 +27,7 @@ PUBLISHER = """
 import json, os, signal, sys
 from pathlib import Path
 import msgspec
-from tunery.registry import Base
+from tunery.registry import Base, NewVersion
 from tunery.registry.home import Home
 from tunery.registry.registry import Registry
 
@@ -38,8 +38,8 @@ def watch(step):
 numbers = []
 with Registry.open(Home(Path(home))) as registry:
     for _ in range(int(rounds)):
-        version = registry.publish("acme/support", Path(folder), base=msgspec.json.decode(base, type=Base), method="lora",
-                                   manifest={}, metrics={}, actor="p", alias="production", watch=watch)
+        version = registry.publish(NewVersion(adapter="acme/support", folder=Path(folder), base=msgspec.json.decode(base, type=Base),
+                                              method="lora", manifest={}, metrics={}, actor="p", alias="production"), watch=watch)
         numbers.append(version.number)
 print(json.dumps(numbers))
 """
@@ -157,8 +157,11 @@ def test_a_folder_that_changes_meanwhile_is_not_published(registry: Registry, ba
         if step == "store adapter_model.safetensors":
             make_adapter(folder, seed=9)
 
-    with pytest.raises(StorageFailed, match="changed while it was published"):
-        registry.publish("a/b", folder, base=base, method="lora", manifest={}, metrics={}, actor="t", watch=change)
+    with pytest.raises(StorageFailed, match="changed while it was being published"):
+        registry.publish(
+            NewVersion(adapter="a/b", folder=folder, base=base, method="lora", manifest={}, metrics={}, actor="t"),
+            watch=change,
+        )
     assert registry.versions() == []
 
 
@@ -166,7 +169,9 @@ def test_a_base_that_is_gone_is_named(registry: Registry, base: Base, tmp_path: 
     folder = make_adapter(tmp_path / "a")
     (Path(base.path) / "model.safetensors").unlink()
     with pytest.raises(StorageFailed, match="tunery bases add tiny"):
-        registry.publish("a/b", folder, base=base, method="lora", manifest={}, metrics={}, actor="t")
+        registry.publish(
+            NewVersion(adapter="a/b", folder=folder, base=base, method="lora", manifest={}, metrics={}, actor="t")
+        )
 
 
 def test_a_file_that_cannot_be_read_is_named(
@@ -179,20 +184,34 @@ def test_a_file_that_cannot_be_read_is_named(
 
     monkeypatch.setattr("tunery.registry.peft.artifact.read_header", refuse)
     with pytest.raises(StorageFailed, match=r"adapter_model\.safetensors Permission denied"):
-        registry.publish("a/b", folder, base=base, method="lora", manifest={}, metrics={}, actor="t")
+        registry.publish(
+            NewVersion(adapter="a/b", folder=folder, base=base, method="lora", manifest={}, metrics={}, actor="t")
+        )
 
 
 def test_a_manifest_is_kept_as_it_reads_back(registry: Registry, base: Base, tmp_path: Path) -> None:
     folder = make_adapter(tmp_path / "a")
     metrics = {"eval_loss": 1.5, "perplexity": math.inf, "accuracy": math.nan}
     version = registry.publish(
-        "a/b", folder, base=base, method="lora", manifest={"data": ("x", 1)}, metrics=metrics, actor="t"
+        NewVersion(
+            adapter="a/b",
+            folder=folder,
+            base=base,
+            method="lora",
+            manifest={"data": ("x", 1)},
+            metrics=metrics,
+            actor="t",
+        )
     )
     assert version.metrics == {"eval_loss": 1.5}
     assert version.manifest == {"data": ["x", 1], "metrics_not_finite": ["accuracy", "perplexity"]}
     assert registry.version("a/b", 1) == version
     with pytest.raises(InvalidInput, match="manifest"):
-        registry.publish("a/b", folder, base=base, method="lora", manifest={"x": object()}, metrics={}, actor="t")
+        registry.publish(
+            NewVersion(
+                adapter="a/b", folder=folder, base=base, method="lora", manifest={"x": object()}, metrics={}, actor="t"
+            )
+        )
 
 
 def test_two_processes_open_a_new_home_at_once(tmp_path: Path) -> None:

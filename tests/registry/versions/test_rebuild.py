@@ -17,7 +17,7 @@ import pytest
 from tests.registry.artifacts import make_adapter, make_base
 from tests.registry.conftest import Publish
 from tests.registry.versions.test_publish import start
-from tunery.registry import Base
+from tunery.registry import Base, NewVersion
 from tunery.registry.errors import Conflict, NotFound, StorageFailed
 from tunery.registry.home import Home
 from tunery.registry.registry import Registry
@@ -105,13 +105,15 @@ def test_numbers_of_removed_versions_stay_taken_after_a_rebuild(
     rebuild(home)
     with Registry.open(home) as again:
         version = again.publish(
-            "globex/tickets",
-            make_adapter(home.root.parent / "n", seed=8),
-            base=again.bases()[0],
-            method="lora",
-            manifest={},
-            metrics={},
-            actor="t",
+            NewVersion(
+                adapter="globex/tickets",
+                folder=make_adapter(home.root.parent / "n", seed=8),
+                base=again.bases()[0],
+                method="lora",
+                manifest={},
+                metrics={},
+                actor="t",
+            )
         )
         assert version.number == 3
 
@@ -148,7 +150,16 @@ def test_a_backup_older_than_the_blobs_collects_nothing_and_is_brought_up_to_dat
         for seed in (2, 3):
             folder = make_adapter(tmp_path / f"later-{seed}", seed=seed)
             later.publish(
-                "acme/support", folder, base=base, method="lora", manifest={}, metrics={}, actor="t", alias="production"
+                NewVersion(
+                    adapter="acme/support",
+                    folder=folder,
+                    base=base,
+                    method="lora",
+                    manifest={},
+                    metrics={},
+                    actor="t",
+                    alias="production",
+                )
             )
         before = state(later)
     lose(home)
@@ -159,7 +170,11 @@ def test_a_backup_older_than_the_blobs_collects_nothing_and_is_brought_up_to_dat
             old.collect(older_than=-1)
         assert caught.value.code == "registry_behind"
         with pytest.raises(StorageFailed, match=r"acme/support@2"):
-            old.publish("acme/support", folder, base=base, method="lora", manifest={}, metrics={}, actor="t")
+            old.publish(
+                NewVersion(
+                    adapter="acme/support", folder=folder, base=base, method="lora", manifest={}, metrics={}, actor="t"
+                )
+            )
         assert files_of(home.blobs) == blobs
     assert rebuild(home).versions == 2
     with Registry.open(home) as again:
@@ -182,7 +197,15 @@ def test_blobs_of_another_home_are_neither_collected_nor_added_to(
         for change in (
             lambda: mixed.collect(older_than=-1),
             lambda: mixed.publish(
-                "a/b", make_adapter(tmp_path / "x"), base=base, method="lora", manifest={}, metrics={}, actor="t"
+                NewVersion(
+                    adapter="a/b",
+                    folder=make_adapter(tmp_path / "x"),
+                    base=base,
+                    method="lora",
+                    manifest={},
+                    metrics={},
+                    actor="t",
+                )
             ),
         ):
             with pytest.raises(StorageFailed, match="belongs to") as caught:

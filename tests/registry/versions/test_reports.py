@@ -9,12 +9,12 @@ import pytest
 
 from tests.hub_server import HubServer
 from tests.registry.artifacts import make_adapter
-from tunery.registry import Base, Version
+from tunery.registry import Base, NewVersion, Version
 from tunery.registry.errors import ArtifactRefused
 from tunery.registry.hub.transfer import publish_to_hub, pull_from_hub
 from tunery.registry.registry import Registry
 from tunery.registry.versions.publish import digest_of
-from tunery.registry.versions.reports import LIMITS, PUBLIC, claimed
+from tunery.registry.versions.reports import LIMITS, PUBLIC, is_imported
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"0" * 1000
 FILES = {
@@ -39,15 +39,14 @@ def report(tmp_path: Path) -> Path:
 @pytest.fixture
 def told(registry: Registry, base: Base, tmp_path: Path, report: Path) -> Version:
     """A version with a report."""
-    return registry.publish(
-        "acme/support", make_adapter(tmp_path / "a", seed=1), base=base, method="lora", manifest={}, metrics={},
-        actor="t", report=report,
-    )  # fmt: skip
+    return registry.publish(NewVersion(adapter="acme/support", folder=make_adapter(tmp_path / "a", seed=1), base=base, method="lora", manifest={}, metrics={}, actor="t", report=report))  # fmt: skip
 
 
 def test_a_report_changes_no_digest(registry: Registry, base: Base, tmp_path: Path, told: Version) -> None:
     folder = make_adapter(tmp_path / "a", seed=1)
-    bare = registry.publish("acme/bare", folder, base=base, method="lora", manifest={}, metrics={}, actor="t")
+    bare = registry.publish(
+        NewVersion(adapter="acme/bare", folder=folder, base=base, method="lora", manifest={}, metrics={}, actor="t")
+    )
     assert told.digest == bare.digest == digest_of(folder, base=base)[0]
     assert {entry.path for entry in told.files} - {entry.path for entry in bare.files} == set(LIMITS)
     assert registry.resolve("acme/support").files == told.files
@@ -74,7 +73,9 @@ def test_a_trainer_may_not_write_where_the_report_goes(
     (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_text("{}")
     for attempt in (
-        lambda: registry.publish("a/b", folder, base=base, method="lora", manifest={}, metrics={}, actor="t"),
+        lambda: registry.publish(
+            NewVersion(adapter="a/b", folder=folder, base=base, method="lora", manifest={}, metrics={}, actor="t")
+        ),
         lambda: digest_of(folder, base=base),
     ):
         with pytest.raises(ArtifactRefused, match="is where the report of a version goes") as caught:
@@ -98,10 +99,7 @@ def test_what_is_no_report_is_refused(
 ) -> None:
     (report / name).write_bytes(content)
     with pytest.raises(ArtifactRefused, match=says):
-        registry.publish(
-            "a/b", make_adapter(tmp_path / "a"), base=base, method="lora", manifest={}, metrics={}, actor="t",
-            report=report,
-        )  # fmt: skip
+        registry.publish(NewVersion(adapter="a/b", folder=make_adapter(tmp_path / "a"), base=base, method="lora", manifest={}, metrics={}, actor="t", report=report))  # fmt: skip
     assert registry.versions() == []
 
 
@@ -129,7 +127,7 @@ def test_a_pulled_report_is_its_publishers_claim(registry: Registry, base: Base,
     assert {name: path.read_bytes() for name, path in registry.files(pulled).items() if name.startswith("report/")} == {
         f"report/{name}": content for name, content in FILES.items()
     }
-    assert (claimed(told), claimed(pulled)) == (False, True)
+    assert (is_imported(told), is_imported(pulled)) == (False, True)
     publish_to_hub(registry, pulled, repository="x/again")
     assert "came with the version" in hub.repositories["x/again"].commits[-1].tree["README.md"].decode()
 

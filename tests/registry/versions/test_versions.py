@@ -9,7 +9,7 @@ import pytest
 
 from tests.registry.artifacts import make_adapter
 from tests.registry.conftest import Publish
-from tunery.registry import Base
+from tunery.registry import Base, NewVersion
 from tunery.registry.errors import Conflict, InvalidInput, NotFound
 from tunery.registry.home import Home
 from tunery.registry.registry import Registry
@@ -61,7 +61,9 @@ def test_equal_content_has_an_equal_digest_and_shares_its_blobs(registry: Regist
 def test_the_digest_ignores_where_and_follows_what(registry: Registry, base: Base, tmp_path: Path) -> None:
     def digest(name: str, **config: object) -> str:
         folder = make_adapter(tmp_path / name, **config)
-        version = registry.publish("a/b", folder, base=base, method="lora", manifest={}, metrics={}, actor="t")
+        version = registry.publish(
+            NewVersion(adapter="a/b", folder=folder, base=base, method="lora", manifest={}, metrics={}, actor="t")
+        )
         return version.digest
 
     plain = digest("one", base_model_name_or_path="/somewhere")

@@ -19,11 +19,12 @@ from safetensors.numpy import save_file
 from sqlalchemy import event
 
 from tests.plugins.training.conftest import Train
-from tunery.plugins.manager import load_plugins
+from tunery.plugins.discovery import load_plugins
+from tunery.plugins.events import CheckpointChosen, JobEvent, StepCompleted
 from tunery.plugins.testing import CHATML, write_rows
 from tunery.plugins.training import resume
 from tunery.plugins.training.objectives.objective import Supervised
-from tunery.registry import Base, Version
+from tunery.registry import Base, NewVersion, Version
 from tunery.registry.errors import TuneryError
 from tunery.registry.registry import Registry
 
@@ -88,7 +89,16 @@ def _publish(registry: Registry, base: Base, folder: Path, adapter: str = "acme/
     config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}
     (folder / "adapter_config.json").write_text(json.dumps(config))
     return registry.publish(
-        adapter, folder, base=base, method="lora", manifest={}, metrics={}, actor="test", alias="production"
+        NewVersion(
+            adapter=adapter,
+            folder=folder,
+            base=base,
+            method="lora",
+            manifest={},
+            metrics={},
+            actor="test",
+            alias="production",
+        )
     )
 
 
@@ -152,12 +162,12 @@ def test_a_parent_of_another_base_is_caught(
     assert registry.jobs() == []
 
 
-def times_from_step_three(factor: float, events: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+def times_from_step_three(factor: float, events: list[JobEvent], monkeypatch: pytest.MonkeyPatch) -> None:
     """Multiply the loss by `factor` once two steps are done."""
     healthy = Supervised.loss
 
     def loss(self: Supervised, model: torch.nn.Module, batch: Any) -> torch.Tensor:
-        begun = any(each["kind"] == "step" and each["step"] == 2 for each in events)
+        begun = any(isinstance(each, StepCompleted) and each.step == 2 for each in events)
         return healthy(self, model, batch) * (factor if begun else 1.0)
 
     monkeypatch.setattr(Supervised, "loss", loss)
@@ -175,7 +185,7 @@ def test_a_loss_that_goes_wrong_stops_the_run_at_that_step_and_names_its_rows(
     registry: Registry,
     standing: Version,
     monkeypatch: pytest.MonkeyPatch,
-    events: list[dict[str, Any]],
+    events: list[JobEvent],
 ) -> None:
     times_from_step_three(factor, events, monkeypatch)
     with caught(
@@ -184,7 +194,7 @@ def test_a_loss_that_goes_wrong_stops_the_run_at_that_step_and_names_its_rows(
         rf"step 3: the loss .*{says}.*nothing was published.*The step's rows are (rows\.jsonl:\d+(, |: )){{4}}",
     ):
         train("lora", max_steps=6)
-    assert [each["kind"] for each in events if each["kind"] in ("step", "failed")] == ["step", "step", "failed"]
+    assert [each.kind for each in events if each.kind in ("step", "failed")] == ["step", "step", "failed"]
     assert registry.jobs()[0].state == "failed"
 
 
@@ -208,16 +218,18 @@ def change_one_letter(data: Path) -> None:
 def test_data_that_changed_is_caught_on_resume(
     change: Callable[[Path], None], train: Train, registry: Registry, standing: Version, data: Path
 ) -> None:
-    def die(event: dict[str, Any]) -> None:
-        if event["kind"] == "step" and event["step"] == 2:
+    def die(event: JobEvent) -> None:
+        if isinstance(event, StepCompleted) and event.step == 2:
             raise Killed
 
     with pytest.raises(Killed):
-        train("lora", max_steps=4, checkpoint_every=1, report=die)
+        train("lora", max_steps=4, checkpoint_every=1, on_event=die)
     change(data)
     job = registry.jobs()[0]
     with caught(registry, "resume_mismatch", rf"(?s){job.id} cannot go on as it began.*data\[0\]\.sha256: "):
-        resume(job.id, registry=registry, plugins=load_plugins(allow=(), without=("gates",)), report=lambda event: None)
+        resume(
+            job.id, registry=registry, plugins=load_plugins(allow=(), without=("gates",)), on_event=lambda event: None
+        )
 
 
 # -- a full disk ------------------------------------------------------------------------------------------------------
@@ -257,16 +269,16 @@ def test_a_disk_that_fills_while_a_run_writes_is_caught_and_the_run_goes_on_late
     registry: Registry,
     standing: Version,
 ) -> None:
-    def fill(event: dict[str, Any]) -> None:
-        if event["kind"] == kind and event["step"] > 1:
+    def fill(event: JobEvent) -> None:
+        if isinstance(event, StepCompleted | CheckpointChosen) and event.kind == kind and event.step > 1:
             no_file_over(size)
 
     says = rf"the disk is full: {says}.*free some space.*--resume job-"
     with caught(registry, "disk_full", says), room_afterwards():
-        train("full", max_steps=3, patience=0, report=fill, **parameters)
+        train("full", max_steps=3, patience=0, on_event=fill, **parameters)
     job = registry.jobs()[0]
     again = resume(
-        job.id, registry=registry, plugins=load_plugins(allow=(), without=("gates",)), report=lambda event: None
+        job.id, registry=registry, plugins=load_plugins(allow=(), without=("gates",)), on_event=lambda event: None
     )
     assert again.digest == train("full", max_steps=3, patience=0, **parameters).digest
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.plugins.training.conftest import Train
-from tunery.plugins.manager import load_plugins
+from tunery.plugins.discovery import load_plugins
+from tunery.plugins.events import EventSink, JobEvent, Started, StepCompleted
 from tunery.plugins.testing import write_rows
 from tunery.plugins.training import resume
 from tunery.registry.errors import InvalidData, InvalidInput
@@ -86,9 +85,9 @@ class Killed(BaseException):
     """Stands for the process's end."""
 
 
-def kill_at(step: int) -> Callable[[dict[str, Any]], None]:
-    def report(event: dict[str, Any]) -> None:
-        if event["kind"] == "step" and event["step"] == step:
+def kill_at(step: int) -> EventSink:
+    def report(event: JobEvent) -> None:
+        if isinstance(event, StepCompleted) and event.step == step:
             raise Killed
 
     return report
@@ -103,17 +102,19 @@ def test_a_resumed_run_gives_the_very_same_version(method: str, train: Train, re
     )
     whole = train(method, **settings)
     with pytest.raises(Killed):
-        train(method, report=kill_at(8), **settings)
+        train(method, on_event=kill_at(8), **settings)
     job = registry.jobs()[0]
     assert job.state == "failed"
     assert len(registry.versions()) == 1
     version = resume(
-        job.id, registry=registry, plugins=load_plugins(allow=(), without=("gates",)), report=lambda event: None
+        job.id, registry=registry, plugins=load_plugins(allow=(), without=("gates",)), on_event=lambda event: None
     )
     assert version.digest == whole.digest
     assert registry.job(job.id).state == "succeeded"
     with pytest.raises(InvalidInput, match="already succeeded"):
-        resume(job.id, registry=registry, plugins=load_plugins(allow=(), without=("gates",)), report=lambda event: None)
+        resume(
+            job.id, registry=registry, plugins=load_plugins(allow=(), without=("gates",)), on_event=lambda event: None
+        )
 
 
 def test_a_resumed_job_continues_from_its_parent_though_the_name_means_another_version_by_now(
@@ -121,43 +122,45 @@ def test_a_resumed_job_continues_from_its_parent_though_the_name_means_another_v
 ) -> None:
     first = train("lora", max_steps=2)
     with pytest.raises(Killed):
-        train("lora", max_steps=3, checkpoint_every=1, parent="acme/tiny", report=kill_at(2))
+        train("lora", max_steps=3, checkpoint_every=1, parent="acme/tiny", on_event=kill_at(2))
     job = registry.jobs()[0]
     second = train("lora", max_steps=3, checkpoint_every=1, parent="acme/tiny@1")
     assert registry.resolve("acme/tiny") == second
     plugins = load_plugins(allow=(), without=("gates",))
-    third = resume(job.id, registry=registry, plugins=plugins, report=lambda event: None)
+    third = resume(job.id, registry=registry, plugins=plugins, on_event=lambda event: None)
     assert third.manifest["parent"]["digest"] == first.digest
     assert third.digest == second.digest
 
 
 def test_resuming_with_other_data_is_refused(train: Train, registry: Registry, data: Path) -> None:
     with pytest.raises(Killed):
-        train("lora", epochs=2, checkpoint_every=2, report=kill_at(5))
+        train("lora", epochs=2, checkpoint_every=2, on_event=kill_at(5))
     write_rows(data, 44)
     with pytest.raises(InvalidInput) as caught:
         resume(
             registry.jobs()[0].id,
             registry=registry,
             plugins=load_plugins(allow=(), without=("gates",)),
-            report=lambda event: None,
+            on_event=lambda event: None,
         )
     assert caught.value.code == "resume_mismatch"
 
 
-def test_micro_batches_change_nothing_but_rounding(train: Train, events: list[dict[str, Any]]) -> None:
+def test_micro_batches_change_nothing_but_rounding(train: Train, events: list[JobEvent]) -> None:
     train("lora", epochs=1, micro_batch_size=4)
-    whole = [event["loss"] for event in events if event["kind"] == "step"]
+    whole = [event.loss for event in events if isinstance(event, StepCompleted)]
     events.clear()
     train("lora", epochs=1, micro_batch_size=1)
-    pieces = [event["loss"] for event in events if event["kind"] == "step"]
+    pieces = [event.loss for event in events if isinstance(event, StepCompleted)]
     assert pieces == pytest.approx(whole, rel=1e-4)
 
 
-def test_equal_rows_are_never_on_both_sides(train: Train, data: Path, events: list[dict[str, Any]]) -> None:
+def test_equal_rows_are_never_on_both_sides(train: Train, data: Path, events: list[JobEvent]) -> None:
     data.write_text(data.read_text() * 3)
     train("lora", epochs=0.1, allow=("duplicate",))
-    assert (events[0]["rows"], events[0]["held_out"]) == (96, 24)
+    started = events[0]
+    assert isinstance(started, Started)
+    assert (started.rows, started.held_out) == (96, 24)
 
 
 def test_a_loss_that_is_no_number_stops_at_once_and_names_the_rows(train: Train, registry: Registry) -> None:

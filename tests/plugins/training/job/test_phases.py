@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from itertools import count
-from typing import Any
 
 import pytest
 
 from tests.plugins.training.conftest import Train
+from tunery.plugins.events import JobEvent, PhasesTimed, Quoted
 from tunery.plugins.training.job.phases import Phases, foretell, minutes_text
 
 
@@ -49,15 +49,15 @@ def test_minutes_are_told_longest_first() -> None:
     assert minutes_text({}) == "0.0 minutes"
 
 
-def test_a_run_says_what_every_phase_took_beside_what_was_quoted(train: Train, events: list[dict[str, Any]]) -> None:
+def test_a_run_says_what_every_phase_took_beside_what_was_quoted(train: Train, events: list[JobEvent]) -> None:
     version = train("full", epochs=1, eval_every=3, gates=True)
-    (quote,) = (event for event in events if event["kind"] == "quote")
-    (times,) = (event for event in events if event["kind"] == "times")
-    assert sum(quote["parts"].values()) == pytest.approx(60 * quote["minutes"])
-    assert set(times["seconds"]) == set(quote["parts"])
-    assert min(quote["parts"].values()) > 0
-    assert times["quoted_minutes"] == quote["minutes"]
-    assert version.manifest["phases"] == times["seconds"]
+    (quote,) = (event for event in events if isinstance(event, Quoted))
+    (times,) = (event for event in events if isinstance(event, PhasesTimed))
+    assert sum(quote.parts.values()) == pytest.approx(60 * quote.minutes)
+    assert set(times.seconds) == set(quote.parts)
+    assert min(quote.parts.values()) > 0
+    assert times.quoted_minutes == quote.minutes
+    assert version.manifest["phases"] == times.seconds
     # Nothing is counted twice; seconds are kept in tenths.
     whole = version.manifest["finished_at"] - version.manifest["started_at"]
-    assert sum(times["seconds"].values()) <= whole + 0.5
+    assert sum(times.seconds.values()) <= whole + 0.5

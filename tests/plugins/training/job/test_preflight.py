@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from tests.plugins.training.conftest import Train
+from tunery.plugins.events import Evaluated, JobEvent, Quoted
 from tunery.plugins.training.examples.batches import Example
 from tunery.plugins.training.job.preflight import _fitting, _states, preflight
 from tunery.plugins.training.objectives.objective import Supervised
@@ -68,17 +68,17 @@ def test_a_run_that_cannot_fit_is_refused_before_it_starts(train: Train, registr
     assert registry.jobs()[0].state == "failed"
 
 
-def test_what_was_chosen_and_quoted_is_told_and_kept(train: Train, events: list[dict[str, Any]]) -> None:
+def test_what_was_chosen_and_quoted_is_told_and_kept(train: Train, events: list[JobEvent]) -> None:
     version = train("lora", epochs=1)
-    quote = next(event for event in events if event["kind"] == "quote")
-    assert version.manifest["quote"]["steps"] == quote["steps"] == 8
+    quote = next(event for event in events if isinstance(event, Quoted))
+    assert version.manifest["quote"]["steps"] == quote.steps == 8
     assert {choice["name"] for choice in version.manifest["choices"]} >= {"warmup", "eval_every", "patience"}
 
 
-def test_the_best_weights_are_kept_and_the_choice_explained(train: Train, events: list[dict[str, Any]]) -> None:
+def test_the_best_weights_are_kept_and_the_choice_explained(train: Train, events: list[JobEvent]) -> None:
     # Far too high a rate for so long that the held-out loss rises again.
     version = train("lora", epochs=20, learning_rate=0.03, eval_every=5, patience=2)
-    evaluated = {e["step"]: e["eval_loss"] for e in events if e["kind"] == "evaluated" and e["step"]}
+    evaluated = {e.step: e.eval_loss for e in events if isinstance(e, Evaluated) and e.step}
     best = min(evaluated, key=lambda step: (evaluated[step], step))
     checkpoint = version.manifest["checkpoint"]
     assert checkpoint["step"] == best

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from tests.plugins.training.conftest import Train
-from tunery.plugins.manager import load_plugins
+from tunery.plugins.discovery import load_plugins
 from tunery.plugins.testing import CHATML, write_rows
 from tunery.plugins.training import Reproduction, reproduce
 from tunery.plugins.training.job.manifest import differences
@@ -22,7 +22,7 @@ from tunery.registry.registry import Registry
 
 def again(version: Version, registry: Registry, *data: Path) -> Reproduction:
     plugins = load_plugins(allow=(), without=("gates",))
-    return reproduce(version, data=data, registry=registry, plugins=plugins, report=lambda event: None)
+    return reproduce(version, data=data, registry=registry, plugins=plugins, on_event=lambda event: None)
 
 
 @pytest.mark.parametrize("method", ["lora", "qlora", "full"])

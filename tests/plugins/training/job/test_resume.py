@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from tests.plugins.training.conftest import Train
-from tunery.plugins.manager import load_plugins
+from tunery.plugins.discovery import load_plugins
+from tunery.plugins.events import JobEvent, StepCompleted
 from tunery.plugins.testing import write_rows
 from tunery.plugins.training import resume
 from tunery.plugins.training.job.control import EVERY, ask
@@ -131,20 +132,20 @@ def test_a_paused_and_resumed_run_is_the_same_to_the_bit(train: Train, registry:
     settings = {"epochs": 2, "checkpoint_every": 0, "dropout": 0.1}
     whole = train("lora", **settings)
 
-    def pause(event: dict[str, Any]) -> None:
+    def pause(event: JobEvent) -> None:
         job = registry.jobs()[0]
-        if event["kind"] == "step" and event["step"] == 5:
+        if isinstance(event, StepCompleted) and event.step == 5:
             ask(registry.home.jobs / job.id, "pause")
             time.sleep(3 * EVERY)
 
     with pytest.raises(JobPaused, match="paused after step 5 of 16"):
-        train("lora", report=pause, **settings)
+        train("lora", on_event=pause, **settings)
     assert registry.jobs()[0].state == "paused"
     version = resume(
         registry.jobs()[0].id,
         registry=registry,
         plugins=load_plugins(allow=(), without=("gates",)),
-        report=lambda _: None,
+        on_event=lambda _: None,
     )
     assert version.digest == whole.digest
 
@@ -198,15 +199,15 @@ def test_a_cancelled_job_is_cancelled_whatever_the_interruption_becomes(
 def test_a_job_that_ignores_interruptions_is_cancelled_all_the_same(train: Train, registry: Registry) -> None:
     """A script's background jobs ignore SIGINT, so that Ctrl-C stops the script alone."""
 
-    def cancel(event: dict[str, Any]) -> None:
-        if event["kind"] == "step":
+    def cancel(event: JobEvent) -> None:
+        if isinstance(event, StepCompleted):
             ask(registry.home.jobs / registry.jobs()[0].id, "cancel")
             time.sleep(0.02)  # the fifty steps last longer than a look at what is asked
 
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with pytest.raises(KeyboardInterrupt, match="was cancelled"):
-            train("lora", report=cancel, max_steps=50, eval_every=0, checkpoint_every=0, report_rows=1)
+            train("lora", on_event=cancel, max_steps=50, eval_every=0, checkpoint_every=0, report_rows=1)
     finally:
         signal.signal(signal.SIGINT, before)
     assert registry.jobs()[0].state == "cancelled"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,8 @@ from transformers import AutoModelForCausalLM
 from tests.plugins.training.conftest import Train
 from tunery.plugins.bases.resolve import resolve_base
 from tunery.plugins.data.render.renderer import Renderer
-from tunery.plugins.manager import load_plugins
+from tunery.plugins.discovery import load_plugins
+from tunery.plugins.events import EventSink, JobEvent, StepCompleted
 from tunery.plugins.training import resume
 from tunery.plugins.training.examples.batches import Example
 from tunery.plugins.training.examples.corpus import read_corpus
@@ -113,9 +113,9 @@ class Killed(BaseException):
     """Stands for the process's end."""
 
 
-def kill_at(step: int) -> Callable[[dict[str, Any]], None]:
-    def report(event: dict[str, Any]) -> None:
-        if event["kind"] == "step" and event["step"] == step:
+def kill_at(step: int) -> EventSink:
+    def report(event: JobEvent) -> None:
+        if isinstance(event, StepCompleted) and event.step == step:
             raise Killed
 
     return report
@@ -126,9 +126,9 @@ def test_a_resumed_run_rounds_the_same_way(method: str, train: Train, registry: 
     settings = {"precision": "bfloat16", "max_steps": 6, "checkpoint_every": 2}
     whole = train(method, **settings)
     with pytest.raises(Killed):
-        train(method, report=kill_at(5), **settings)
+        train(method, on_event=kill_at(5), **settings)
     plugins = load_plugins(allow=(), without=("gates",))
-    again = resume(registry.jobs()[0].id, registry=registry, plugins=plugins, report=lambda event: None)
+    again = resume(registry.jobs()[0].id, registry=registry, plugins=plugins, on_event=lambda event: None)
     assert again.digest == whole.digest
 
 

@@ -13,7 +13,8 @@ import torch
 
 from tests.plugins.training.conftest import Train
 from tunery.plugins.data.render.renderer import Renderer
-from tunery.plugins.manager import load_plugins
+from tunery.plugins.discovery import load_plugins
+from tunery.plugins.events import Evaluated, JobEvent, Started, StepCompleted
 from tunery.plugins.parameters import read_parameters
 from tunery.plugins.testing import write_pairs, write_rows
 from tunery.plugins.trainers import DpoParameters
@@ -223,11 +224,11 @@ def pairs(tmp_path: Path) -> Path:
 
 
 def test_a_run_starts_at_log_2_and_learns_what_is_preferred(
-    train: Train, pairs: Path, events: list[dict[str, Any]], registry: Registry
+    train: Train, pairs: Path, events: list[JobEvent], registry: Registry
 ) -> None:
     version = train("dpo", files=(pairs,), epochs=4)
-    first = next(event for event in events if event["kind"] == "step")
-    assert first["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    first = next(event for event in events if isinstance(event, StepCompleted))
+    assert first.loss == pytest.approx(math.log(2), abs=1e-5)
     metrics = version.metrics
     assert metrics["base_loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert metrics["eval_loss"] < 0.3
@@ -235,11 +236,11 @@ def test_a_run_starts_at_log_2_and_learns_what_is_preferred(
     assert metrics["preference_accuracy"] > 0.9
     assert metrics["ranking_accuracy"] >= metrics["base_ranking_accuracy"]
     assert metrics["reward_margin"] > 1
-    evaluated = [event for event in events if event["kind"] == "evaluated"]
-    assert all({"preference_accuracy", "reward_margin"} <= set(event) for event in evaluated)
+    evaluated = [event for event in events if isinstance(event, Evaluated)]
+    assert all({"preference_accuracy", "reward_margin"} <= set(event.figures) for event in evaluated)
     assert not (registry.home.jobs / version.manifest["job"] / "reference.json").exists()
     # Nowhere is this loss taken for nats.
-    assert {first["unit"], *(event["unit"] for event in evaluated), loss_unit(version)} == {"DPO loss per pair"}
+    assert {first.unit, *(event.unit for event in evaluated), loss_unit(version)} == {"DPO loss per pair"}
     assert "lowest held-out DPO loss per pair of" in version.manifest["checkpoint"]["why"]
     report = registry.files(version)["report/report.md"].read_text()
     assert "steps and evaluations are its DPO loss per pair" in report
@@ -253,23 +254,25 @@ def test_a_paused_run_goes_on_to_the_same_bits_and_a_rerun_too(train: Train, pai
     whole = train("dpo", **settings)
     assert train("dpo", **settings).digest == whole.digest
 
-    def pause(event: dict[str, Any]) -> None:
-        if event["kind"] == "step" and event["step"] == 5:
+    def pause(event: JobEvent) -> None:
+        if isinstance(event, StepCompleted) and event.step == 5:
             ask(registry.home.jobs / registry.jobs()[0].id, "pause")
             time.sleep(3 * EVERY)
 
     with pytest.raises(JobPaused):
-        train("dpo", report=pause, **settings)
+        train("dpo", on_event=pause, **settings)
     job = registry.jobs()[0].id
     assert (registry.home.jobs / job / "reference.json").exists()
-    version = resume(job, registry=registry, plugins=load_plugins(allow=(), without=("gates",)), report=lambda _: None)
+    version = resume(
+        job, registry=registry, plugins=load_plugins(allow=(), without=("gates",)), on_event=lambda _: None
+    )
     assert version.digest == whole.digest
 
 
 def test_a_version_is_reproduced_to_the_bit(train: Train, pairs: Path, registry: Registry) -> None:
     version = train("dpo", files=(pairs,), epochs=1)
     plugins = load_plugins(allow=(), without=("gates",))
-    again = reproduce(version, data=(), registry=registry, plugins=plugins, report=lambda _: None)
+    again = reproduce(version, data=(), registry=registry, plugins=plugins, on_event=lambda _: None)
     assert (again.same, again.differences) == (True, ())
 
 
@@ -278,13 +281,18 @@ def test_micro_batches_change_nothing_but_rounding(train: Train, pairs: Path) ->
     assert one.metrics["eval_loss"] == pytest.approx(two.metrics["eval_loss"], rel=1e-3)
 
 
+def started(events: list[JobEvent]) -> Started:
+    (event,) = (event for event in events if isinstance(event, Started))
+    return event
+
+
 def test_the_chosen_learning_rate_is_far_below_that_of_answers(
-    train: Train, pairs: Path, events: list[dict[str, Any]]
+    train: Train, pairs: Path, events: list[JobEvent]
 ) -> None:
     train("dpo", files=(pairs,), max_steps=1, learning_rate="auto")
-    preferring = next(choice for choice in events[0]["choices"] if choice["name"] == "learning_rate")
+    preferring = next(choice for choice in started(events).choices if choice.name == "learning_rate")
     events.clear()
     train("lora", max_steps=1, learning_rate="auto")
-    answering = next(choice for choice in events[0]["choices"] if choice["name"] == "learning_rate")
-    assert preferring["value"] < answering["value"] / 5
-    assert "DPO" in preferring["source"]
+    answering = next(choice for choice in started(events).choices if choice.name == "learning_rate")
+    assert preferring.value < answering.value / 5
+    assert "DPO" in preferring.source
