@@ -250,7 +250,7 @@ def test_a_port_in_use_is_an_error_that_says_so(serving: Process, tiny_base_fold
             check=False,
         )
     assert ended.returncode == 2
-    assert f"127.0.0.1:{port} cannot be served on (Address already in use)" in ended.stderr
+    assert f"cannot listen on 127.0.0.1:{port} (Address already in use)" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 
