@@ -1,4 +1,4 @@
-"""Adapters that are to be in memory from the start, and again in every new engine."""
+"""Adapters that are preloaded at the start, and again into every new engine."""
 
 from __future__ import annotations
 
