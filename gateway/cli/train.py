@@ -15,7 +15,7 @@ from tunery.gateway.cli.terminal.progress import show_progress
 from tunery.gateway.python import training
 from tunery.gateway.python.home import current_actor
 from tunery.plugins.runtime.device import resolve_device
-from tunery.plugins.training.loop.distributed import is_first
+from tunery.plugins.training.loop.distributed import is_main_process
 from tunery.registry.losses import NATS, loss_unit
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def train(
             )
     else:
         raise click.UsageError("say what to train: --data FILE --name TENANT/NAME (or --resume JOB)")
-    if not is_first():
+    if not is_main_process():
         return
     if as_json:
         print_json(version)

@@ -39,7 +39,7 @@ def check_data(
     """
     from tunery.plugins.bases.resolve import resolve_base
     from tunery.plugins.data.checks import runner
-    from tunery.plugins.manager import load_plugins
+    from tunery.plugins.discovery import load_plugins
 
     plugins = load_plugins()
     folder = None

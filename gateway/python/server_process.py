@@ -15,7 +15,7 @@ from typing import TextIO
 
 import msgspec
 
-from tunery.plugins.manager import load_plugins
+from tunery.plugins.discovery import load_plugins
 from tunery.registry.errors import TuneryError
 from tunery.registry.home import Home
 from tunery.registry.settings import ServeSettings

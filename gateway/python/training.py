@@ -11,7 +11,7 @@ from tunery.gateway.python.checking import paths_of
 from tunery.gateway.python.home import current_actor, find_home
 from tunery.plugins.events import EventSink, JobEvent
 from tunery.plugins.runtime.device import resolve_device
-from tunery.plugins.training.loop.distributed import find_processes, is_first
+from tunery.plugins.training.loop.distributed import connect_process_group, is_main_process
 from tunery.registry.errors import InvalidInput, JobCancelled
 from tunery.registry.names import check_adapter
 from tunery.registry.settings import read_settings
@@ -72,7 +72,7 @@ def train(
     a run or a gate that failed, JobPaused when the job was paused from elsewhere, and StorageFailed for a full disk.
     """
     from tunery.plugins.data.read import data_size
-    from tunery.plugins.manager import load_plugins
+    from tunery.plugins.discovery import load_plugins
     from tunery.plugins.parameters import read_parameters
 
     values = dict(parameters or {})
@@ -89,11 +89,11 @@ def train(
 
     def start(registry: Registry, plugins: Plugins) -> Version:
         from tunery.plugins.bases.resolve import resolve_base
+        from tunery.plugins.training.inputs.request import TrainRequest
         from tunery.plugins.training.job import launcher
-        from tunery.plugins.training.job.inputs import TrainRequest
 
         where = resolve_device(device)
-        found = find_processes(where).agree(
+        found = connect_process_group(where).on_main(
             lambda: resolve_base(base, registry=registry, plugins=plugins, say=on_message)
         )
         request = TrainRequest(
@@ -140,7 +140,7 @@ def resume(
 
 def run_job(work: Callable[[Registry, Plugins], T], *, threads: int | None = None, home: str | Path | None = None) -> T:
     """Run a job in this process, with allocator and threads set before torch is imported; raise JobCancelled on Ctrl-C."""
-    from tunery.plugins.manager import load_plugins
+    from tunery.plugins.discovery import load_plugins
     from tunery.plugins.runtime.compute import prepare_compute
     from tunery.registry.registry import Registry
 
@@ -152,5 +152,5 @@ def run_job(work: Callable[[Registry, Plugins], T], *, threads: int | None = Non
     except KeyboardInterrupt as stop:
         early = "interrupted before there was a job; nothing was changed"
         raise JobCancelled(
-            str(stop) or (early if is_first() else "another process of this run was interrupted")
+            str(stop) or (early if is_main_process() else "another process of this run was interrupted")
         ) from stop

@@ -23,13 +23,13 @@ Files = dict[str, Path]
 
 def report_lines(version: Version, files: Files) -> list[str]:
     """What the report says, in short; nothing where there is none."""
-    from tunery.plugins.training.report import read, summary
+    from tunery.plugins.training.report import read_report, summarize
 
     path = files.get("report/report.json")
     if path is None:
         return []
-    report = read(path)
-    told = ["the report is of another Tunery: --report prints it"] if report is None else summary(report)
+    report = read_report(path)
+    told = ["the report is of another Tunery: --report prints it"] if report is None else summarize(report)
     return [_plain(line) for line in [*([CLAIMED] if is_imported(version) else []), *told]]
 
 

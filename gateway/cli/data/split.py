@@ -40,7 +40,7 @@ def split(
     A file in which data check finds an error is not split.
     """
     from tunery.plugins.data.split import split_file
-    from tunery.plugins.training.job.data_check import check_before_split
+    from tunery.plugins.training.inputs.data_check import check_before_split
 
     check_before_split(file, allow=allow, plugins=plugins(), format=format_name)
     done = split_file(

@@ -17,7 +17,7 @@ __all__ = ["plugins", "print_json", "say"]
 
 def plugins() -> Plugins:
     """Every plugin that is installed and allowed."""
-    from tunery.plugins.manager import load_plugins
+    from tunery.plugins.discovery import load_plugins
 
     return load_plugins()
 

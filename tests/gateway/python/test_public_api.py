@@ -14,8 +14,8 @@ import pytest
 
 import tunery
 from tunery.plugins.bases.resolve import resolve_base
+from tunery.plugins.discovery import load_plugins
 from tunery.plugins.events import JobEvent, StepCompleted
-from tunery.plugins.manager import load_plugins
 from tunery.plugins.testing import write_rows
 from tunery.registry.home import Home
 from tunery.registry.registry import Registry
