@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import rich_click as click
 
 from tunery.gateway.cli.terminal.context import print_json
-from tunery.gateway.cli.terminal.options import as_json, threads_option
+from tunery.gateway.cli.terminal.options import as_json, setting_options
 from tunery.gateway.cli.terminal.progress import show_progress
 from tunery.gateway.python import training
+from tunery.registry.settings import TrainingSettings
 
 if TYPE_CHECKING:
     from tunery.plugins.manager import Plugins
@@ -29,7 +30,7 @@ __all__ = ["reproduce"]
     type=click.Path(path_type=Path, exists=True),
     help="Where a file of the manifest lies now; found by its content.  [default: where it was]",
 )
-@threads_option
+@setting_options(TrainingSettings)
 @as_json
 def reproduce(reference: str, data: tuple[Path, ...], threads: int | None, as_json: bool) -> None:
     """Train REFERENCE again from its manifest, publish nothing, and say whether the digest is the same; if not, exit with 10."""

@@ -10,13 +10,14 @@ import rich_click as click
 from click.core import ParameterSource
 
 from tunery.gateway.cli.terminal.context import print_json, say
-from tunery.gateway.cli.terminal.options import parse_settings, threads_option
+from tunery.gateway.cli.terminal.options import parse_settings, setting_options
 from tunery.gateway.cli.terminal.progress import show_progress
 from tunery.gateway.python import training
 from tunery.gateway.python.home import current_actor
 from tunery.plugins.runtime.device import resolve_device
 from tunery.plugins.training.loop.distributed import is_main_process
 from tunery.registry.losses import NATS, loss_unit
+from tunery.registry.settings import TrainingSettings
 
 if TYPE_CHECKING:
     from tunery.plugins.manager import Plugins
@@ -44,7 +45,7 @@ __all__ = ["train"]
 @click.option("--allow", multiple=True, metavar="RULE", help="Train although this rule of data check finds errors.")
 @click.option("--force", is_flag=True, help="Publish what fails a gate; recorded with the version.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 …")
-@threads_option
+@setting_options(TrainingSettings)
 @click.option("--resume", "job", metavar="JOB", help="Go on with an interrupted job, as it began.")
 @click.option("--json", "as_json", is_flag=True, help="Print the version as JSON.")
 @click.pass_context

@@ -8,8 +8,9 @@ from typing import Annotated, ClassVar, Literal
 from msgspec import Meta
 
 from tunery.plugins.hookspecs import TrainerInfo, hookimpl
-from tunery.plugins.parameters import PositiveFloat, PositiveInt, TrainingParameters, about
+from tunery.plugins.parameters import PositiveFloat, PositiveInt, TrainingParameters
 from tunery.registry.errors import InvalidInput
+from tunery.registry.values import about
 
 __all__ = ["EXACT", "DpoParameters", "FullParameters", "LoraParameters", "register_trainers"]
 
