@@ -90,7 +90,7 @@ async def test_nothing_is_read_for_a_client_that_has_gone(served: Served, monkey
     entered, ended = threading.Event(), threading.Event()
     encode = Renderer.encode
 
-    def endless(self: Renderer, text: str, *, check: Callable[[int], None], **rest: Any) -> list[int]:
+    def endless(self: Renderer, text: str, *, check_length: Callable[[int], None], **rest: Any) -> list[int]:
         entered.set()
         try:
             while True:
