@@ -50,7 +50,9 @@ class Detokenizer:
         if token.finish != "stop" or self._options.include_stop:
             self._waiting.append((self._released + len(self._held), token))
             control = self._shown_controls.get(token.token)
-            self._held += self._detokenizer.push(token.token) if control is None else self._detokenizer.flush() + control
+            self._held += (
+                self._detokenizer.push(token.token) if control is None else self._detokenizer.flush() + control
+            )
         if token.finish is not None:
             self._held += self._detokenizer.flush()
 
