@@ -320,7 +320,8 @@ class TrainerConformance:
 
     def test_a_run_stops_when_it_is_told_to(self, bench: TrainerBench) -> None:
         """Asked to cancel, it ends long before its last step, and the registry stays as it was."""
-        from tunery.plugins.training.job.control import ask
+        from tunery.plugins.training.folder import JobFolder
+        from tunery.plugins.training.job.control import signal_job
 
         before, steps = len(bench.registry.versions()), 100_000
         done: list[int] = []
@@ -329,7 +330,7 @@ class TrainerConformance:
             if isinstance(event, StepCompleted):
                 done.append(event.step)
                 if len(done) == 1:
-                    ask(bench.registry.home.jobs / bench.registry.jobs()[0].id, "cancel")
+                    signal_job(JobFolder(bench.registry.home.jobs / bench.registry.jobs()[0].id), "cancel")
 
         with pytest.raises(KeyboardInterrupt, match="was cancelled"):
             bench.train(on_event=step, max_steps=steps, eval_every=0, checkpoint_every=0)
@@ -371,6 +372,8 @@ def _distributions(bench: TrainerBench, folder: Path) -> tuple[Any, Any, Any]:
 
     from tunery.plugins.manager import load_entrypoint
     from tunery.plugins.training import LoadContext, SaveContext, load_base
+    from tunery.plugins.training.folder import JobFolder
+    from tunery.plugins.training.loop.compute import ComputeContext
     from tunery.plugins.training.loop.loop import Loop
     from tunery.plugins.training.objectives.objective import objective_of
     from tunery.plugins.training.trainer import load_trained
@@ -387,9 +390,14 @@ def _distributions(bench: TrainerBench, folder: Path) -> tuple[Any, Any, Any]:
     rows, objective = _corpus(bench).train, objective_of(trainer, parameters)
     objective.prepare(model, (rows, ()), path=folder / "reference.json", device=cpu, dtype=torch.float32)
     Loop(
-        model, rows, parameters, device=cpu, dtype=torch.float32, checkpoint=folder / "checkpoint",
-        fingerprint="", on_event=lambda event: None, evaluate=None, objective=objective,
-    ).run()  # fmt: skip
+        model,
+        rows,
+        parameters,
+        compute=ComputeContext(device=cpu, dtype=torch.float32, measured_dtype=torch.float32),
+        folder=JobFolder(folder),
+        fingerprint="",
+        objective=objective,
+    ).run()
     live = _log_probabilities(model, bench.prompts())
     output = folder / "output"
     output.mkdir()

@@ -1,6 +1,6 @@
-"""Owns starting, resuming and repeating training jobs; what happens in one is `run.py`.
+"""Start, resume and reproduce training jobs. `run.py` and `stages.py` are what happens in one.
 
-The manifest is on disk before anything is trained. Whatever fails, the registry stays as it was and the job says why.
+The manifest is on disk before anything is trained. Whatever fails, the registry stays as it was and the job records why.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ import msgspec
 from tunery.plugins.data.read import data_digest
 from tunery.plugins.data.render.tokenizer import read_json
 from tunery.plugins.events import EventSink
-from tunery.plugins.manager import Plugins, load_entrypoint
+from tunery.plugins.manager import Plugins
 from tunery.plugins.parameters import Choice, TrainingParameters, given_names, read_parameters
 from tunery.plugins.runtime.device import resolve_device
 from tunery.plugins.training.defaults import Facts, choose
-from tunery.plugins.training.inputs.parent import with_parent_shape
+from tunery.plugins.training.folder import JobFolder
 from tunery.plugins.training.inputs.read import Inputs, adapter_config, read_inputs
 from tunery.plugins.training.inputs.request import TrainRequest
-from tunery.plugins.training.job.disk_errors import full_disk_told
+from tunery.plugins.training.job.context import JobHost, JobSetup
+from tunery.plugins.training.job.disk_errors import disk_full_explained
 from tunery.plugins.training.job.manifest import IDENTITY, build_manifest, changed_files, differences, rendered_at
 from tunery.plugins.training.job.resume import Asked, unlike
-from tunery.plugins.training.job.run import Run
+from tunery.plugins.training.job.run import publish_job, reproduce_job
 from tunery.plugins.training.loop.distributed import ProcessGroup, connect_process_group
 from tunery.registry import Job, Version
 from tunery.registry.errors import InvalidInput, NotFound
@@ -53,10 +54,11 @@ def train(
     check_adapter(request.adapter)
     resolve_device(request.device)
     processes = connect_process_group(request.device)
-    told = processes.on_main(datetime.now).replace(microsecond=0)
+    # One time for all processes: a chat template may print it.
+    template_time = processes.on_main(datetime.now).replace(microsecond=0)
     inputs = processes.on_all(
         lambda: read_inputs(
-            request, parameters, registry=registry, plugins=plugins, check=processes.is_main_process, now=told
+            request, parameters, registry=registry, plugins=plugins, check=processes.is_main_process, now=template_time
         )
     )
     facts = Facts(
@@ -64,17 +66,19 @@ def train(
     )
     given = given_names(request.parameters)
     parameters, choices = choose(parameters, given, facts)
-    parameters = with_parent_shape(parameters, given, adapter_config(registry, inputs.parent))
+    if (parent := adapter_config(registry, inputs.parent)) is not None:
+        parameters = parameters.continuing(parent, given)
 
     def start() -> tuple[Job, dict[str, Any]]:
         job = _start(request, registry)
-        with full_disk_told(job.id):
-            (registry.home.jobs / job.id / "request.json").write_bytes(msgspec.json.encode(request))
+        with disk_full_explained(job.id):
+            _folder(registry, job.id).request.write_bytes(msgspec.json.encode(request))
         return job, _manifest(inputs, parameters, choices, plugins=plugins, job=job, processes=processes)
 
     job, manifest = processes.on_main(start)
-    run = _run(inputs, parameters, manifest, processes, registry=registry, plugins=plugins, job=job, on_event=on_event)
-    return run.publish()
+    host = JobHost(registry=registry, plugins=plugins, on_event=on_event, processes=processes)
+    setup = JobSetup(host=host, job=job, inputs=inputs, parameters=parameters, manifest=manifest)
+    return publish_job(setup)
 
 
 def resume(
@@ -94,13 +98,13 @@ def resume(
     job = registry.job(job_id)
     if job.state == "succeeded":
         raise InvalidInput(f"{job_id} has already succeeded: {job.adapter}@{job.version}")
-    folder = registry.home.jobs / job_id
-    if not (folder / "request.json").exists() or not (folder / "manifest.json").exists():
-        raise NotFound(f"{job_id} kept nothing to resume from; start it anew")
-    request = msgspec.json.decode((folder / "request.json").read_bytes(), type=TrainRequest)
+    folder = _folder(registry, job_id)
+    if not folder.request.exists() or not folder.manifest.exists():
+        raise NotFound(f"{job_id} stored nothing to resume from; start a new job")
+    request = msgspec.json.decode(folder.request.read_bytes(), type=TrainRequest)
     if forced_by is not None:
         request = msgspec.structs.replace(request, force=True, actor=forced_by)
-    before = msgspec.json.decode((folder / "manifest.json").read_bytes())
+    before = folder.read_manifest()
     kind = plugins.trainer(request.trainer).parameters
     if asked is not None and (lines := unlike(asked, request, before, kind, registry)):
         raise InvalidInput(
@@ -121,8 +125,9 @@ def resume(
     _refuse(
         job_id, differences(before, _manifest(inputs, parameters, (), plugins=plugins, job=job, processes=processes))
     )
-    run = _run(inputs, parameters, before, processes, registry=registry, plugins=plugins, job=job, on_event=on_event)
-    return run.publish()
+    host = JobHost(registry=registry, plugins=plugins, on_event=on_event, processes=processes)
+    setup = JobSetup(host=host, job=job, inputs=inputs, parameters=parameters, manifest=before)
+    return publish_job(setup)
 
 
 def _refuse(job_id: str, changed: Sequence[str]) -> None:
@@ -164,8 +169,9 @@ def reproduce(
     now = _manifest(inputs, parameters, (), plugins=plugins, job=job, processes=processes)
     # The quote decided how many rows go through the model at once, and sums depend on that.
     now |= {"quote": manifest["quote"], "repeats": version.name} if "quote" in manifest else {"repeats": version.name}
-    run = _run(inputs, parameters, now, processes, registry=registry, plugins=plugins, job=job, on_event=on_event)
-    again, files = run.repeat()
+    host = JobHost(registry=registry, plugins=plugins, on_event=on_event, processes=processes)
+    setup = JobSetup(host=host, job=job, inputs=inputs, parameters=parameters, manifest=now)
+    again, files = reproduce_job(setup)
     changed = differences(manifest, now, names=(*IDENTITY, "plugins", "packages", "hardware"))
     before = {entry.path: entry.sha256 for entry in version.files}
     changed += [f"file {entry.path}" for entry in files if before.get(entry.path) != entry.sha256]
@@ -181,7 +187,7 @@ def reproduce(
 def _request_again(version: Version, data: Sequence[Path], registry: Registry) -> TrainRequest:
     """The request of a version's job, its files found by sha256 among `data` and where they were."""
     manifest = version.manifest
-    path = registry.home.jobs / str(manifest.get("job")) / "request.json"
+    path = _folder(registry, str(manifest.get("job"))).request
     kept = msgspec.json.decode(path.read_bytes(), type=TrainRequest) if path.exists() else None
     remembered = [*kept.data, *([kept.validation] if kept.validation else [])] if kept else []
     at: dict[str, str] = {}
@@ -217,8 +223,12 @@ def _request_again(version: Version, data: Sequence[Path], registry: Registry) -
 def _start(request: TrainRequest, registry: Registry) -> Job:
     """A new job with its folder."""
     job = registry.start_job(f"job-{uuid.uuid4().hex[:12]}", adapter=request.adapter, trainer=request.trainer)
-    (registry.home.jobs / job.id).mkdir(parents=True, exist_ok=True)
+    _folder(registry, job.id).path.mkdir(parents=True, exist_ok=True)
     return job
+
+
+def _folder(registry: Registry, job_id: str) -> JobFolder:
+    return JobFolder(registry.home.jobs / job_id)
 
 
 def _manifest(
@@ -236,31 +246,6 @@ def _manifest(
     if processes.size > 1:
         manifest["hardware"]["processes"] = processes.size
     return manifest
-
-
-def _run(
-    inputs: Inputs,
-    parameters: TrainingParameters,
-    manifest: dict[str, Any],
-    processes: ProcessGroup,
-    *,
-    registry: Registry,
-    plugins: Plugins,
-    job: Job,
-    on_event: EventSink,
-) -> Run:
-    return Run(
-        inputs=inputs,
-        parameters=parameters,
-        registry=registry,
-        plugins=plugins,
-        trainer=load_entrypoint(plugins.trainer(inputs.request.trainer).entrypoint)(),
-        job=job,
-        folder=registry.home.jobs / job.id,
-        manifest=manifest,
-        on_event=on_event,
-        processes=processes,
-    )
 
 
 def _width(base: Path) -> int:
