@@ -8,8 +8,9 @@ from typing import Any
 import msgspec
 import torch
 
+from tunery.plugins.descriptors import load_entrypoint
 from tunery.plugins.events import EventSink
-from tunery.plugins.manager import Plugins, load_entrypoint
+from tunery.plugins.manager import Plugins
 from tunery.plugins.parameters import TrainingParameters
 from tunery.plugins.training.folder import JobFolder
 from tunery.plugins.training.gates.gatekeeper import Gatekeeper

@@ -15,8 +15,8 @@ from tokenizers import Tokenizer, normalizers, pre_tokenizers
 
 from tests.gateway.api.conftest import Served
 from tests.plugins.data.chat_templates import TEMPLATES, base_with
-from tunery.gateway.api.chat import MAX_MESSAGES
-from tunery.gateway.api.http.reading import MOST, Abandoned, Readers
+from tunery.gateway.api.http.worker_pool import MAX_PENDING, Abandoned, WorkerPool
+from tunery.gateway.api.request.chat import MAX_MESSAGES
 from tunery.plugins.data.render.renderer import Renderer
 from tunery.plugins.data.render.template import ChatTemplate
 from tunery.plugins.data.render.token_bounds import min_token_count, token_bound
@@ -111,8 +111,8 @@ async def test_nothing_is_read_for_a_client_that_has_gone(served: Served, monkey
 
 async def test_only_so_many_texts_wait_to_be_read(served: Served) -> None:
     go_on = threading.Event()
-    readers: Readers = served.gateway.readers
-    reading = [asyncio.create_task(readers.run(10_000, lambda _: go_on.wait(60))) for _ in range(MOST)]
+    workers: WorkerPool = served.gateway.workers
+    reading = [asyncio.create_task(workers.run(10_000, lambda _: go_on.wait(60))) for _ in range(MAX_PENDING)]
     await asyncio.sleep(0)
     response = await served.post(RAW, body_of(RAW, "a " * 1500))
     assert response.status_code == 429
