@@ -203,7 +203,7 @@ def test_alone_nothing_is_shared_and_nothing_is_copied() -> None:
     assert alone.shard(rows) is rows
     assert alone.all_gather(lambda: 7) == [7]
     state = torch.get_rng_state()
-    alone.seed(0, 1)
+    alone.seed_step(0, 1)
     assert torch.equal(torch.get_rng_state(), state)
 
 
