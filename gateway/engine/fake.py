@@ -7,15 +7,15 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 
 import msgspec
 
+from tunery.gateway.engine.composition import AdapterSource
 from tunery.gateway.engine.interface import Outage
 from tunery.gateway.engine.messages import (
-    AdapterSource,
     Embed,
     Embedded,
     Generate,
     Loaded,
+    PromptScore,
     Ready,
-    Score,
     Stats,
     Token,
     TopToken,
@@ -144,7 +144,11 @@ class FakeEngine:
                     "stop" if stops else "length" if ended else None,
                     _top(token, sampling.logprobs),
                 )
-                yield said if index else msgspec.structs.replace(said, cached=self.cached, prompt=_scores(request))
+                yield (
+                    said
+                    if index
+                    else msgspec.structs.replace(said, cached_tokens=self.cached, prompt_scores=_scores(request))
+                )
                 if ended:
                     return
         finally:
@@ -188,7 +192,7 @@ def _top(token: int, count: int | None) -> tuple[TopToken, ...]:
     return tuple(TopToken(token + i, -0.5 - i) for i in range(count or 0))
 
 
-def _scores(request: Generate) -> tuple[Score, ...]:
+def _scores(request: Generate) -> tuple[PromptScore, ...]:
     """The prompt's scores, if asked for: every token after the first has -0.25."""
     wanted = request.sampling.prompt_logprobs
-    return () if wanted is None else tuple(Score(-0.25, _top(token, wanted)) for token in request.prompt[1:])
+    return () if wanted is None else tuple(PromptScore(-0.25, _top(token, wanted)) for token in request.prompt[1:])

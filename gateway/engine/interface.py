@@ -7,17 +7,8 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from tunery.gateway.engine.messages import (
-    AdapterSource,
-    Embed,
-    Embedded,
-    Generate,
-    Loaded,
-    Ready,
-    Stats,
-    Token,
-    Unloaded,
-)
+from tunery.gateway.engine.composition import AdapterSource
+from tunery.gateway.engine.messages import Embed, Embedded, Generate, Loaded, Ready, Stats, Token, Unloaded
 
 __all__ = ["Engine", "Outage"]
 

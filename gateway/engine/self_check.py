@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from tunery.gateway.engine.config import EngineConfig
-from tunery.gateway.engine.messages import Event, Failed, Generate, Sampling, Tokens
+from tunery.gateway.engine.messages import Event, Failed, Generate, Tokens
+from tunery.gateway.engine.sampling_params import SamplingParams
 from tunery.plugins.bases.architectures import refuse_folder
 from tunery.plugins.runtime.compute import prepare_compute
 from tunery.plugins.runtime.parent_watch import die_with_parent
@@ -136,7 +137,7 @@ def _scores(module: Any, prompt: tuple[int, ...]) -> tuple[float, ...]:
 
 def _ask(core: EngineCore, prompts: Sequence[tuple[int, ...]]) -> list[list[float]]:
     """The engine's scores of the prompts, as long as its context allows, asked for together."""
-    sampling = Sampling(max_tokens=1, temperature=0.0, ignore_eos=True, prompt_logprobs=0)
+    sampling = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True, prompt_logprobs=0)
     room = core.model.context_length - 1
     requests = [Generate(id=str(at), prompt=prompt[:room], sampling=sampling) for at, prompt in enumerate(prompts)]
     events: list[Event] = core.run_requests(requests)
@@ -144,7 +145,9 @@ def _ask(core: EngineCore, prompts: Sequence[tuple[int, ...]]) -> list[list[floa
     if failed:
         raise ArtifactRefused(f"the base cannot be compared with transformers: {failed[0]}", code="unsupported_base")
     tokens = [token for event in events if isinstance(event, Tokens) for token in event.tokens]
-    return [[score.logprob for score in token.prompt] for token in sorted(tokens, key=lambda token: int(token.id))]
+    return [
+        [score.logprob for score in token.prompt_scores] for token in sorted(tokens, key=lambda token: int(token.id))
+    ]
 
 
 def _distance(found: Sequence[Sequence[float]], expected: Sequence[Sequence[float]]) -> float:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Generic
 
 from tunery.gateway.engine.adapters.interface import AdapterT
-from tunery.gateway.engine.messages import AdapterSource
+from tunery.gateway.engine.composition import AdapterSource
 
 __all__ = ["MOST_LOADS", "Load", "Loader"]
 

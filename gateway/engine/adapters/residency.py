@@ -27,7 +27,8 @@ from tunery.gateway.engine.adapters.interface import AdapterT
 from tunery.gateway.engine.adapters.loader import Load, Loader
 from tunery.gateway.engine.adapters.ram_tier import RamTier
 from tunery.gateway.engine.adapters.resident_tier import ResidentTier
-from tunery.gateway.engine.messages import AdapterSource, Resident
+from tunery.gateway.engine.composition import AdapterSource
+from tunery.gateway.engine.messages import Resident
 from tunery.registry.errors import NotFound, TuneryError, Unavailable
 
 __all__ = ["Residency"]

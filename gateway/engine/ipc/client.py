@@ -9,9 +9,9 @@ from collections.abc import AsyncGenerator, Callable
 
 import msgspec
 
+from tunery.gateway.engine.composition import AdapterSource
 from tunery.gateway.engine.ipc.wire import read_event, write_command
 from tunery.gateway.engine.messages import (
-    AdapterSource,
     Alive,
     Cancel,
     Command,

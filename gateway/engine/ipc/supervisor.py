@@ -14,21 +14,12 @@ from pathlib import Path
 
 import msgspec
 
+from tunery.gateway.engine.composition import AdapterSource
 from tunery.gateway.engine.config import EngineConfig
 from tunery.gateway.engine.interface import Outage
 from tunery.gateway.engine.ipc.client import RESTARTED, EngineClient
 from tunery.gateway.engine.ipc.heartbeat import TICK_EVERY, EngineLimits, Pulse
-from tunery.gateway.engine.messages import (
-    AdapterSource,
-    Embed,
-    Embedded,
-    Generate,
-    Loaded,
-    Ready,
-    Stats,
-    Token,
-    Unloaded,
-)
+from tunery.gateway.engine.messages import Embed, Embedded, Generate, Loaded, Ready, Stats, Token, Unloaded
 from tunery.registry.errors import Unavailable
 
 __all__ = ["EngineProcess"]

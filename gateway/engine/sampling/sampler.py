@@ -12,7 +12,8 @@ from typing import TypeVar
 
 import torch
 
-from tunery.gateway.engine.messages import Sampling, Score, TopToken
+from tunery.gateway.engine.messages import PromptScore, TopToken
+from tunery.gateway.engine.sampling_params import SamplingParams
 from tunery.gateway.engine.scheduling.sequence import Sequence
 from tunery.gateway.engine.structured_output.guide import apply_masks
 
@@ -60,12 +61,12 @@ def sample(
 
 def score(
     logits: torch.Tensor, tokens: Rows[int], counts: Rows[int | None], reduce: Reduction = argmax_logsumexp
-) -> list[Score | None]:
+) -> list[PromptScore | None]:
     """How likely `tokens[i]` is after row i of `logits` float32 [R, vocabulary], with `counts[i]` alternatives; None as in `sample`."""
     _, log_z = reduce(logits)
     chosen = logits.gather(1, torch.tensor(tokens, device=logits.device)[:, None])[:, 0] - log_z
     tops = (_alternatives(logits[i], log_z[i], count) for i, count in enumerate(counts))
-    return _where_finite(log_z, [Score(*row) for row in zip(chosen.tolist(), tops, strict=True)])
+    return _where_finite(log_z, [PromptScore(*row) for row in zip(chosen.tolist(), tops, strict=True)])
 
 
 def _where_finite(log_z: torch.Tensor, results: list[R]) -> list[R | None]:
@@ -139,7 +140,7 @@ def _forbidden(sequence: Sequence) -> list[int]:
     return [last for before, last in ends if not before or tuple(output[-len(before) :]) == before]
 
 
-def _keep(logits: torch.Tensor, wanted: Sampling) -> None:
+def _keep(logits: torch.Tensor, wanted: SamplingParams) -> None:
     """Mask what top-k, top-p (arXiv 1904.09751) and min-p leave out of a row, in place."""
     if wanted.temperature == 0:
         return

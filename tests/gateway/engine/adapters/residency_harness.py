@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tunery.gateway.engine.adapters.residency import Residency
-from tunery.gateway.engine.messages import AdapterSource
+from tunery.gateway.engine.composition import AdapterSource
 
 SIZE = 100
 

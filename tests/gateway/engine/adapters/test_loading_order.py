@@ -10,7 +10,9 @@ import pytest
 
 from tests.gateway.engine.adapters.residency_harness import SIZE, ResidencyHarness
 from tunery.gateway.engine.adapters.loader import MOST_LOADS
-from tunery.gateway.engine.messages import Generate, Sampling, WeightedAdapter
+from tunery.gateway.engine.composition import WeightedAdapter
+from tunery.gateway.engine.messages import Generate
+from tunery.gateway.engine.sampling_params import SamplingParams
 from tunery.gateway.engine.scheduling.admission import STARVED_AFTER
 from tunery.gateway.engine.scheduling.page_allocator import PageAllocator
 from tunery.gateway.engine.scheduling.scheduler import Scheduler
@@ -32,7 +34,7 @@ class LoadingHarness:
 
     def ask(self, tenant: str, *numbers: int) -> Sequence:
         composition = tuple(WeightedAdapter(self.w.source(number)) for number in numbers)
-        sampling = Sampling(max_tokens=4)
+        sampling = SamplingParams(max_tokens=4)
         request = Generate(
             id=str(next(self.ids)), prompt=(1,) * 8, sampling=sampling, composition=composition, tenant=tenant
         )

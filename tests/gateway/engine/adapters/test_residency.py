@@ -17,7 +17,7 @@ from tests.gateway.engine.adapters.residency_harness import SIZE, ManualExecutor
 from tunery.gateway.engine.adapters.adapter import LoadedAdapter, LowRank
 from tunery.gateway.engine.adapters.loader import MOST_LOADS
 from tunery.gateway.engine.adapters.residency import Residency
-from tunery.gateway.engine.messages import AdapterSource
+from tunery.gateway.engine.composition import AdapterSource
 from tunery.registry.errors import ArtifactRefused, NotFound, StorageFailed, TuneryError, Unavailable
 
 MakeWorld = Callable[..., ResidencyHarness]

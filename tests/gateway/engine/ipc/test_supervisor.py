@@ -16,10 +16,12 @@ from typing import Any
 import pytest
 
 from tests.gateway.engine.ipc.scripted_engine import GARBLED, STATS, TALKATIVE, UNLUCKY
+from tunery.gateway.engine.composition import AdapterSource
 from tunery.gateway.engine.config import EngineConfig
 from tunery.gateway.engine.ipc.heartbeat import LONGEST_TICK, STEP_ALLOWANCE, TICK_EVERY, EngineLimits, Heartbeat, Pulse
 from tunery.gateway.engine.ipc.supervisor import EngineProcess
-from tunery.gateway.engine.messages import AdapterSource, Alive, Event, Generate, Sampling, Stats, Token
+from tunery.gateway.engine.messages import Alive, Event, Generate, Stats, Token
+from tunery.gateway.engine.sampling_params import SamplingParams
 from tunery.registry.errors import Unavailable
 
 COMMAND = (sys.executable, "-m", "tests.gateway.engine.ipc.scripted_engine")
@@ -30,7 +32,7 @@ def config(**changes: Any) -> EngineConfig:
 
 
 def ask(name: str, length: int) -> Generate:
-    return Generate(id=name, prompt=tuple(range(length)), sampling=Sampling(max_tokens=length))
+    return Generate(id=name, prompt=tuple(range(length)), sampling=SamplingParams(max_tokens=length))
 
 
 @pytest.fixture

@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 
 from tests.gateway.engine.adapters.residency_harness import ManualExecutor
 from tunery.gateway.engine.adapters.residency import Residency
-from tunery.gateway.engine.messages import AdapterSource, Generate, Sampling, WeightedAdapter, composition_digest
+from tunery.gateway.engine.composition import AdapterSource, WeightedAdapter, composition_digest
+from tunery.gateway.engine.messages import Generate
+from tunery.gateway.engine.sampling_params import SamplingParams
 from tunery.gateway.engine.scheduling.fairness import VirtualTokenCounter
 from tunery.gateway.engine.scheduling.forward_batch import ForwardBatch, build_forward_batch
 from tunery.gateway.engine.scheduling.page_allocator import PAGE_SIZE, PageAllocator
@@ -95,7 +97,7 @@ class SchedulerHarness:
         self, name: str, prompt: Rows[int], count: int, *, tenant: str = "", parts: tuple[WeightedAdapter, ...] = ()
     ) -> Sequence:
         """Queue a request for `count` tokens."""
-        sampling = Sampling(max_tokens=count, temperature=0.0, ignore_eos=True)
+        sampling = SamplingParams(max_tokens=count, temperature=0.0, ignore_eos=True)
         asked = Generate(id=name, prompt=tuple(prompt), sampling=sampling, composition=parts, tenant=tenant)
         made = Sequence(asked, eos_ids=frozenset(), now=self.now)
         self.expected[name] = alone(prompt, parts, count)
