@@ -709,7 +709,7 @@ def test_the_last_1000_refused_digests_are_remembered(world: MakeWorld) -> None:
 def test_sizes_are_asked_for_at_the_load_and_never_again(world: MakeWorld) -> None:
     w = world(300 * SIZE, ram=100 * SIZE)
     w.take(*range(300))
-    asked = Counter({one.source.digest: one.asked for one in (*w.device, *w.hosts)})
+    asked = Counter({one.source.digest: one.size_reads for one in (*w.device, *w.hosts)})
     for _ in range(10):
         assert w.hold(999) is None
         w.want(998)
@@ -717,4 +717,4 @@ def test_sizes_are_asked_for_at_the_load_and_never_again(world: MakeWorld) -> No
         w.residency.release("d5")
         assert w.residency.bytes == 300 * SIZE
     assert len(w.residency.resident()) == 300
-    assert asked == {one.source.digest: one.asked for one in (*w.device, *w.hosts)}
+    assert asked == {one.source.digest: one.size_reads for one in (*w.device, *w.hosts)}
