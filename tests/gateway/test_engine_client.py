@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pytest
 
 from tunery.gateway.engine.composition import AdapterSource, WeightedAdapter
-from tunery.gateway.engine.ipc.client import MOST_QUEUED, EngineClient
+from tunery.gateway.engine.ipc.client import MAX_QUEUED_TOKENS, EngineClient
 from tunery.gateway.engine.ipc.wire import CommandReader, EventWriter
 from tunery.gateway.engine.messages import (
     Cancel,
@@ -121,12 +121,12 @@ async def test_tokens_that_nobody_takes_end_their_request_and_no_other(pair: Pai
     streams = [pair.client.generate(request) for request in (slow, quick)]
     firsts = [asyncio.ensure_future(anext(stream)) for stream in streams]
     assert [await pair.asked(), await pair.asked()] == [slow, quick]
-    for number in range(MOST_QUEUED + 2):
+    for number in range(MAX_QUEUED_TOKENS + 2):
         pair.answer(Tokens([Token("slow", number, 0.0), Token("quick", number, 0.0)]))
         assert (await (firsts[1] if number == 0 else anext(streams[1]))).token == number
     assert await pair.asked() == Cancel("slow")
-    taken = [await firsts[0]] + [await anext(streams[0]) for _ in range(MOST_QUEUED)]
-    assert [token.token for token in taken] == list(range(MOST_QUEUED + 1)), "the first was taken"
+    taken = [await firsts[0]] + [await anext(streams[0]) for _ in range(MAX_QUEUED_TOKENS)]
+    assert [token.token for token in taken] == list(range(MAX_QUEUED_TOKENS + 1)), "the first was taken"
     with pytest.raises(Overloaded, match="wait to be read") as caught:
         await anext(streams[0])
     assert caught.value.code == "client_too_slow"

@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from tests.gateway.engine.adapters.residency_harness import SIZE, ResidencyHarness
-from tunery.gateway.engine.adapters.loader import MOST_LOADS
+from tunery.gateway.engine.adapters.loader import MAX_LOADS
 from tunery.gateway.engine.composition import WeightedAdapter
 from tunery.gateway.engine.messages import Generate
 from tunery.gateway.engine.sampling_params import SamplingParams
@@ -65,7 +65,7 @@ def test_one_tenants_cold_adapters_delay_anothers_by_the_few_loads_that_had_begu
     while other not in harness.scheduler.running:
         harness.step()
         steps += 1
-    assert steps <= MOST_LOADS + 2  # its own, and one step to see that
+    assert steps <= MAX_LOADS + 2  # its own, and one step to see that
     while harness.scheduler.waiting:
         harness.step()
     assert Counter(harness.w.reads) == dict.fromkeys(range(COLD + 1), 1)
@@ -79,7 +79,7 @@ def test_two_floods_take_turns(harness: LoadingHarness) -> None:
     for _ in range(COLD // 2):
         harness.step()
     served = Counter(sequence.tenant for sequence in harness.scheduler.running)
-    assert abs(served["one"] - served["two"]) <= MOST_LOADS
+    assert abs(served["one"] - served["two"]) <= MAX_LOADS
 
 
 def test_nobody_is_taken_out_for_those_who_wait_for_their_turn(harness: LoadingHarness) -> None:

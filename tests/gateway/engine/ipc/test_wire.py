@@ -155,7 +155,7 @@ async def test_a_frame_cut_short_is_the_end() -> None:
 async def test_a_frame_that_cannot_be_is_refused_before_it_is_read() -> None:
     async with connected() as ends:
         ends.engine.sendall(struct.pack("<I", MAX_FRAME + 1))
-        with pytest.raises(Unavailable, match="the most is"):
+        with pytest.raises(Unavailable, match="the limit is"):
             await read_event(ends.reader, msgspec.msgpack.Decoder(Event))
 
 
@@ -229,7 +229,7 @@ async def test_garbage_fails_everybody_and_ends_the_connection(
         assert await asyncio.to_thread(lambda: [reader.read() for _ in range(3)][-1]) is None
         with pytest.raises(Unavailable):
             await made.unload("d")
-    assert "no event" in caplog.text
+    assert "not an event" in caplog.text
 
 
 def test_a_command_reader_without_a_gateway_ends(tmp_path: Path) -> None:
