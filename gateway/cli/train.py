@@ -106,7 +106,12 @@ def _resume(job: str, given: Mapping[str, Any], force: bool, threads: int | None
 
         forced_by = current_actor() if force else None
         return launcher.resume(
-            job, registry=registry, plugins=plugins, on_event=on_event, forced_by=forced_by, asked=_asked(given)
+            job,
+            registry=registry,
+            plugins=plugins,
+            on_event=on_event,
+            forced_by=forced_by,
+            options=_resume_options(given),
         )
 
     with show_progress() as on_event:
@@ -118,11 +123,11 @@ def _is_given(context: click.Context, name: str) -> bool:
     return context.get_parameter_source(name) is ParameterSource.COMMANDLINE
 
 
-def _asked(given: Mapping[str, Any]) -> Any:
+def _resume_options(given: Mapping[str, Any]) -> Any:
     """The options beside --resume that must be the job's."""
-    from tunery.plugins.training.job.resume import Asked
+    from tunery.plugins.training.job.resume import ResumeOptions
 
-    return Asked(
+    return ResumeOptions(
         trainer=given.get("method"),
         base=given.get("base"),
         adapter=given.get("adapter"),
