@@ -15,6 +15,7 @@ from tunery.plugins.quantization import Quant
 from tunery.plugins.trainers import EXACT, LoraParameters
 from tunery.plugins.training.trainer import LoadContext, SaveContext, load_base
 from tunery.registry.errors import InvalidInput
+from tunery.registry.peft.config import AdapterConfig
 
 __all__ = ["LoraTrainer"]
 
@@ -78,9 +79,7 @@ class LoraTrainer:
 
     def whole_weights(self, parent: Mapping[str, Any] | None) -> bool:
         """Whether the version to continue from has more than pairs: all it has is trained on."""
-        found = parent or {}
-        whole = found.get("modules_to_save") or found.get("trainable_token_indices")
-        return bool(whole) or found.get("bias", "none") != "none"
+        return parent is not None and AdapterConfig.from_fields(parent).has_whole_weights
 
     def load(self, context: LoadContext[LoraParameters]) -> nn.Module:
         """The base with fresh pairs, or with those of the version to continue from."""

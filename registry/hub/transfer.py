@@ -21,9 +21,11 @@ import msgspec
 from tunery.registry.errors import ArtifactRefused, Conflict, NotFound, StorageFailed, TuneryError, disk_code
 from tunery.registry.hub.card import model_card
 from tunery.registry.hub.client import hub, parse_hub
-from tunery.registry.peft.artifact import WEIGHTS, base_shapes
-from tunery.registry.peft.config import CONFIG, DIGEST_KEY, check_recorded, read_config
-from tunery.registry.peft.tensor_names import normalise_keys
+from tunery.registry.peft.base_identity import DIGEST_KEY, check_digest
+from tunery.registry.peft.base_shapes import base_shapes
+from tunery.registry.peft.config import read_config
+from tunery.registry.peft.layout import CONFIG, WEIGHTS
+from tunery.registry.peft.renaming import normalise_keys
 from tunery.registry.peft.tokenizer_files import COMPANIONS, MAX_COMPANION, differences
 from tunery.registry.records import Base, FileEntry, NewVersion, Version
 from tunery.registry.registry import Registry
@@ -394,8 +396,8 @@ def _check_recorded(config_file: Path, identity: Path, base: Base, *, trust_base
     if recorded is not None:
         config_file.write_text(json.dumps(config, indent=2, sort_keys=True))
     if not trust_base:
-        check_recorded(recorded, base)
-        check_recorded(_recorded_base(identity), base)
+        check_digest(recorded, base)
+        check_digest(_recorded_base(identity), base)
 
 
 def _recorded_base(identity: Path) -> str | None:

@@ -87,10 +87,10 @@ def test_a_trainer_may_not_write_where_the_report_goes(
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("notes.txt", b"hello", "is no file of a report"),
+        ("notes.txt", b"hello", "is not a file of a report"),
         ("report.json", b"{", "cannot be read"),
         ("report.md", b"\xff", "cannot be read"),
-        ("loss.png", b"GIF89a", "is no PNG"),
+        ("loss.png", b"GIF89a", "is not a PNG"),
         ("samples.md", b"x" * (LIMITS["report/samples.md"] + 1), "bytes; a report's may have"),
     ],
 )
@@ -148,7 +148,7 @@ def test_what_is_wrong_with_a_published_report_is_left_out_and_written_down(
     assert {e.path for e in pulled.files if e.path.startswith("report/")} == {"report/report.json"}
     lost = pulled.manifest["origin"]["report_left_out"]
     assert set(lost) == {"report/report.md", "report/loss.png"}
-    assert lost["report/loss.png"] == "is no PNG"
+    assert lost["report/loss.png"] == "is not a PNG"
     # Too large was seen before it was fetched.
     assert not [request for request in hub.requests if "GET" in request and "report.md" in request]
     assert list(registry.home.staging.iterdir()) == []

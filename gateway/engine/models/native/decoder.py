@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
-from tunery.gateway.engine.adapters.adapter import AdapterShape, LowRank, dora_gain, read_adapter
+from tunery.gateway.engine.adapters.adapter import AdapterShape, LowRank, dora_gain
+from tunery.gateway.engine.adapters.reader import read_adapter
 from tunery.gateway.engine.config import EngineConfig
 from tunery.gateway.engine.messages import AdapterSource
 from tunery.gateway.engine.models.interface import DTYPES, Reduction, kv_cache_pages

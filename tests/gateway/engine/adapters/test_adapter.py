@@ -13,13 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.gateway.engine.peft_oracle import describe
-from tunery.gateway.engine.adapters.adapter import (
-    AdapterShape,
-    LoadedAdapter,
-    read_adapter,
-    read_config,
-)
+from tunery.gateway.engine.adapters.adapter import AdapterShape, LoadedAdapter
 from tunery.gateway.engine.adapters.interface import check_composition
+from tunery.gateway.engine.adapters.reader import read_adapter, read_config
 from tunery.gateway.engine.messages import AdapterSource
 from tunery.registry.errors import InvalidInput, TuneryError
 
@@ -78,7 +74,7 @@ def test_pairs_that_mean_something_only_on_a_rewritten_base_are_refused(
     adapter: Callable[..., AdapterSource], start: str
 ) -> None:
     assert start in refusal(adapter(init_lora_weights=start)).message
-    assert read_config(adapter(init_lora_weights="gaussian"))["init_lora_weights"] == "gaussian"
+    assert read_config(adapter(init_lora_weights="gaussian")).init_lora_weights == "gaussian"
 
 
 @pytest.mark.parametrize("kind", ["LOHA", "IA3", None, "PROMPT_TUNING"])

@@ -12,7 +12,7 @@ from tests.registry.artifacts import HIDDEN, make_adapter
 from tunery.registry import Base
 from tunery.registry.errors import ArtifactRefused
 from tunery.registry.hub.transfer import import_folder
-from tunery.registry.peft.tensor_names import canonical_names, normalise_keys
+from tunery.registry.peft.renaming import canonical_names, normalise_keys
 from tunery.registry.registry import Registry
 
 BASE = {"model.layers.0.self_attn.q_proj.weight", "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"}
