@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from tests.registry.artifacts import make_adapter
 from tunery.registry import Base
 from tunery.registry.errors import ArtifactRefused, TuneryError
-from tunery.registry.hub.transfer import import_folder
+from tunery.registry.hub.incoming import import_folder
 from tunery.registry.peft.fields import DEFAULTS
 from tunery.registry.peft.safetensors_header import read_header
 from tunery.registry.registry import Registry

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 from tests.registry.artifacts import HIDDEN, make_adapter
 from tunery.registry import Base
 from tunery.registry.errors import ArtifactRefused
-from tunery.registry.hub.transfer import import_folder
+from tunery.registry.hub.incoming import import_folder
 from tunery.registry.peft.renaming import canonical_names, normalise_keys
 from tunery.registry.registry import Registry
 

@@ -12,7 +12,8 @@ import pytest
 from tests.hub_server import HubServer
 from tests.registry.artifacts import make_adapter
 from tunery.registry import Base
-from tunery.registry.hub.transfer import import_folder, pull_from_hub
+from tunery.registry.hub.incoming import import_folder
+from tunery.registry.hub.pull import pull_from_hub
 from tunery.registry.peft.tokenizer_files import differences
 from tunery.registry.registry import Registry
 

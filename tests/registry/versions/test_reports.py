@@ -11,7 +11,8 @@ from tests.hub_server import HubServer
 from tests.registry.artifacts import make_adapter
 from tunery.registry import Base, NewVersion, Version
 from tunery.registry.errors import ArtifactRefused
-from tunery.registry.hub.transfer import publish_to_hub, pull_from_hub
+from tunery.registry.hub.pull import pull_from_hub
+from tunery.registry.hub.push import publish_to_hub
 from tunery.registry.registry import Registry
 from tunery.registry.versions.publish import digest_of
 from tunery.registry.versions.reports import LIMITS, PUBLIC, is_imported
