@@ -1,4 +1,4 @@
-"""Say what a version's losses are in: nats per token, or whatever else its trainer minimised."""
+"""Give the unit of a version's losses: nats per token, or whatever else its trainer minimised."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ LONGEST = 40
 
 
 def loss_unit(version: Version) -> str:
-    """Such as `nats per token` or `DPO loss per pair`; versions from before units were kept are told by their method."""
+    """Such as `nats per token` or `DPO loss per pair`; for versions of releases that did not record it, by their method."""
     unit = version.manifest.get("loss_unit")
     if isinstance(unit, str) and unit:
-        # Whoever published it wrote this.
+        # Not trusted: it comes from whoever published the version.
         return "".join(letter for letter in unit if letter.isalnum() or letter in " -/'.")[:LONGEST]
     return "DPO loss per pair" if version.method == "dpo" else NATS
 

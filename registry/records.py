@@ -10,7 +10,7 @@ import msgspec
 __all__ = ["AliasMove", "Base", "DataUse", "FileEntry", "Job", "MoveKind", "NewVersion", "Version"]
 
 MoveKind = Literal["move", "publish", "rollback", "drop"]
-"""Why an alias moved: by hand, with a new version, back to where it was, or away."""
+"""Why an alias moved: by a command, with a new version, back to an earlier one, or because it was deleted."""
 
 
 class FileEntry(msgspec.Struct, frozen=True, order=True):
@@ -24,7 +24,7 @@ class FileEntry(msgspec.Struct, frozen=True, order=True):
 class Base(msgspec.Struct, frozen=True, kw_only=True):
     """A base model pinned by content.
 
-    `digest` covers weights, tokenizer, chat template and config; `source` is what the user asked for (a Hub id
+    `digest` covers weights, tokenizer, chat template and config; `source` is what the user named (a Hub id
     at a revision, a folder, a GGUF file); `path` is the folder of safetensors and tokenizer files that holds it.
     """
 

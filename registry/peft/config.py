@@ -96,7 +96,7 @@ class AdapterConfig(msgspec.Struct, frozen=True, kw_only=True):
     def is_target(self, module: str) -> bool:
         """Whether PEFT would give a module a low-rank pair.
 
-        True where there is no list at all, or a pattern that could take for ever to match.
+        True where there is no list at all, or a pattern that could take forever to match.
         """
         targets = self.target_modules
         if is_named(module, self.exclude_modules, default=False) or is_within(module, self.modules_to_save):

@@ -1,4 +1,4 @@
-"""Define every field of PEFT's LoraConfig (0.21.2): its default, and whether it is applied, means nothing here, or is refused."""
+"""List every field of PEFT's LoraConfig (0.21.2): its default, and whether it is applied, ignored or refused."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ DEFAULTS: Mapping[str, Any] = MappingProxyType(
         "ensure_weight_tying": False,
     }
 )
-"""What PEFT takes for a field that the file leaves out. `runtime_config` is never written."""
+"""PEFT's default for a field that the file leaves out. `runtime_config` is never written."""
 
 APPLIED = frozenset(
     {
@@ -91,7 +91,7 @@ _CHOICES: Mapping[str, tuple[Any, ...]] = {
 
 
 def setting(config: Mapping[str, Any], name: str) -> Any:
-    """The value of a field, PEFT's default where the file leaves it out or says null."""
+    """The value of a field; PEFT's default where the file leaves it out or says null."""
     value = config.get(name)
     return DEFAULTS[name] if value is None else value
 

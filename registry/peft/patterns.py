@@ -1,4 +1,4 @@
-"""Match module names as PEFT does, and refuse patterns that could take for ever to match."""
+"""Match module names as PEFT does, and refuse patterns that could take forever to match."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def check_safe(field: str, pattern: str) -> None:
     """Raise ArtifactRefused (artifact_unsafe) unless matching takes a bounded time, and see `check_compiles`."""
     if not _is_safe(pattern):
         raise ArtifactRefused(
-            f"{CONFIG} has the pattern {pattern[:60]!r} in {field}, which could take for ever to match; write module names",
+            f"{CONFIG} has the pattern {pattern[:60]!r} in {field}, which could take forever to match; write module names",
             code="artifact_unsafe",
         )
     check_compiles(field, pattern)
@@ -72,7 +72,8 @@ def check_compiles(field: str, pattern: str) -> None:
             re.compile(pattern)
     except (re.error, RecursionError, OverflowError) as error:
         raise ArtifactRefused(
-            f"{CONFIG} has {pattern[:60]!r} in {field}, which is no pattern: {error}", code="artifact_incomplete"
+            f"{CONFIG} has {pattern[:60]!r} in {field}, which is not a regular expression: {error}",
+            code="artifact_incomplete",
         ) from error
 
 

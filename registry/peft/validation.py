@@ -18,7 +18,7 @@ _MAX_RANK, _MAX_ALPHA = 2**24, 3.4e38
 def check_settings(config: Mapping[str, Any]) -> None:
     """Raise ArtifactRefused, whatever the base, unless the configuration is of a LoRA that the engine applies exactly.
 
-    Codes: unsupported_adapter for a setting that is not applied, artifact_unsafe for code and for patterns that could take for ever
+    Codes: unsupported_adapter for a setting that is not applied, artifact_unsafe for code and for patterns that could take forever
     to match, artifact_nonfinite for an alpha that float32 cannot hold, artifact_incomplete for values of the wrong type.
     """
     _check_kind(config)

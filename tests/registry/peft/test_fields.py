@@ -147,7 +147,7 @@ def test_targets_are_the_modules_that_peft_takes(tiny_base_folder: Path, config:
         ({"r": 10**30}, "artifact_incomplete", "r="),
         ({"exclude_modules": ["q_proj"]}, "artifact_incomplete", "would not be used"),
         ({"exclude_modules": {"q_proj": 1}}, "artifact_incomplete", "exclude_modules"),
-        ({"target_modules": "(unclosed"}, "artifact_incomplete", "no pattern"),
+        ({"target_modules": "(unclosed"}, "artifact_incomplete", "not a regular expression"),
         ({"target_modules": "up_proj", "layers_to_transform": [0]}, "artifact_incomplete", "layers_to_transform"),
         ({"layers_to_transform": [7]}, "artifact_incomplete", "would not be used"),
         ({"layers_to_transform": ["0"]}, "artifact_incomplete", "layers_to_transform"),

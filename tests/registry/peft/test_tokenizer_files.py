@@ -76,7 +76,7 @@ def test_a_difference_is_told(tmp_path: Path, own: Files, base: Files, says: lis
 def test_an_import_keeps_what_differs_in_the_manifest(registry: Registry, base: Base, tmp_path: Path) -> None:
     folder = write(make_adapter(tmp_path / "a"), {"chat_template.jinja": "{{ messages }}"})
     version = import_folder(registry, folder, "a/b", base=base, actor="t")
-    assert "take that in (tunery bases add FOLDER)" in version.manifest["warnings"][0]
+    assert "add that (tunery bases add FOLDER)" in version.manifest["warnings"][0]
     assert [entry.path for entry in version.files] == ["adapter_config.json", "adapter_model.safetensors"]
     (folder / "chat_template.jinja").unlink()
     assert "warnings" not in import_folder(registry, folder, "a/b", base=base, actor="t").manifest
