@@ -1,4 +1,4 @@
-"""Keep fine-tunes as versions: their files, where they came from, the aliases that point to them, and the jobs that made them.
+"""Keep fine-tunes as versions: their files, their origin, the aliases that point to them, and the jobs that made them.
 
     base       a base model pinned by the digest of its files
     adapter    a named line of fine-tunes: tenant/name
@@ -25,7 +25,8 @@ Publish a folder that PEFT saved, and find it again:
     [1]
     >>> registry.close()
 
-Importing this package imports no database driver and no Hub client; the names that need one are imported when they are first used.
+Importing this package imports no database driver and no Hub client; the names that need one are imported when they are
+first used.
 """
 
 from __future__ import annotations

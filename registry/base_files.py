@@ -1,8 +1,9 @@
 """Compare the files of a base with its digest.
 
-A base's digest covers the digests of its files, so a recorded list of those can be verified by itself. It is kept with each file's
-size and times as they were when it was read: at a start only files that look different are read again, and small ones always. Damage
-below the file system, which changes neither, is found where files are read whole: by packing a base, and by a verification.
+A base's digest covers the digests of its files, so a recorded list of those can be verified by itself. It is kept with
+each file's size and times as they were when it was read: at a start only files that look different are read again, and
+small ones always. Damage below the file system, which changes neither, is found where files are read whole: by packing
+a base, and by a verification.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ def base_digest(folder: Path) -> str:
 def changed_files(folder: Path, digest: str, record: Path, *, whole: bool = False) -> list[str]:
     """Names of the files in `folder` that differ from the base with that digest; empty when it is sound.
 
-    `record` is where the list of stamps is kept; without one that fits, the folder's own name stands for what is wrong. `whole` reads
-    every file, whatever its stamp.
+    `record` is where the list of stamps is kept; without one that fits, the folder's own name stands for what is wrong.
+    `whole` reads every file, whatever its stamp.
     """
     recorded = _recorded(record, digest)
     paths = {path.name: path for path in folder.iterdir()} if folder.is_dir() else {}

@@ -13,7 +13,7 @@ LONGEST = 40
 
 
 def loss_unit(version: Version) -> str:
-    """Such as `nats per token` or `DPO loss per pair`; for versions of releases that did not record it, by their method."""
+    """Such as `nats per token` or `DPO loss per pair`; by the method for versions that do not record it."""
     unit = version.manifest.get("loss_unit")
     if isinstance(unit, str) and unit:
         # Not trusted: it comes from whoever published the version.
@@ -22,7 +22,9 @@ def loss_unit(version: Version) -> str:
 
 
 def loss_text(version: Version) -> str:
-    """Held-out loss before and after, such as `4.135 → 2.855`, or `0.693 → 0.412 DPO loss per pair`; `-` where there is none."""
+    """Held-out loss before and after training, such as `4.135 → 2.855` or `0.693 → 0.412 DPO loss per pair`; else
+    `-`.
+    """
     before, after = version.metrics.get("base_loss"), version.metrics.get("eval_loss")
     if before is None or after is None:
         return "-"

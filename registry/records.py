@@ -70,8 +70,9 @@ class Version(msgspec.Struct, frozen=True, kw_only=True):
 class NewVersion(msgspec.Struct, frozen=True, kw_only=True):
     """What to publish: a folder in PEFT layout as the next version of an adapter.
 
-    `alias` is pointed at the new version. `trust_base` accepts an adapter whose configuration names another base than `base`; its
-    shapes must fit all the same. `report` is a folder whose files are stored under `report/` and are not part of the digest.
+    `alias` is pointed at the new version. `trust_base` accepts an adapter whose configuration names another base than
+    `base`; its shapes must fit all the same. `report` is a folder whose files are stored under `report/` and are not
+    part of the digest.
     """
 
     adapter: str
@@ -100,7 +101,7 @@ class AliasMove(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DataUse(msgspec.Struct, frozen=True, kw_only=True):
-    """A data file that a version was made with; `role` is `train` or `held-out`, `name` what the file was called then."""
+    """A data file that a version was trained on; `role` is `train` or `held-out`, `name` the file's name then."""
 
     adapter: str
     number: int
@@ -115,7 +116,7 @@ class DataUse(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """One run of a trainer. `state` is queued, running, paused, succeeded, failed or cancelled; times are Unix seconds."""
+    """One run of a trainer; `state` is queued, running, paused, succeeded, failed or cancelled; Unix times in s."""
 
     id: str
     adapter: str

@@ -1,4 +1,4 @@
-"""Write the model card that is published with a version: what it is, its metrics, report and lineage, and how to use it."""
+"""Write the model card that is published with a version: its metrics, report and lineage, and how to use it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def model_card(
 ) -> str:
     """README.md of a published version, with the Hub's front matter.
 
-    `adapter` is the adapter's folder in a repository that has the exact model too; `report` and `samples` are the Markdown pages of
-    the version's report, empty where it has none.
+    `adapter` is the adapter's folder in a repository that has the exact model too; `report` and `samples` are the
+    Markdown pages of the version's report, empty where it has none.
     """
     front = {
         "base_model": base_model,
@@ -44,7 +44,8 @@ def _metrics(version: Version) -> str:
     if not version.metrics:
         return ""
     rows = "\n".join(f"| {name} | {value:.6g} |" for name, value in sorted(version.metrics.items()))
-    return f"\n## Metrics\n\nLosses are in {loss_unit(version)}{_precision(version)}.\n\n| metric | value |\n|---|---|\n{rows}\n"
+    unit = f"Losses are in {loss_unit(version)}{_precision(version)}."
+    return f"\n## Metrics\n\n{unit}\n\n| metric | value |\n|---|---|\n{rows}\n"
 
 
 def _precision(version: Version) -> str:
@@ -106,7 +107,8 @@ or the low-rank delta that Tunery serves, on the base:
 ```python
 from peft import PeftModel
 
-model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base_model}"), "{repository}", subfolder="{adapter}")
+base = AutoModelForCausalLM.from_pretrained("{base_model}")
+model = PeftModel.from_pretrained(base, "{repository}", subfolder="{adapter}")
 ```
 
 or `tunery adapters pull {repository} tenant/name`.

@@ -20,7 +20,7 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 
 
 def parse_hub(source: str) -> tuple[str, str, str | None]:
-    """Repository, subfolder and revision of `organisation/name`, `organisation/name/sub/folder`, either with `@revision`."""
+    """Repository, subfolder and revision of `organisation/name[/sub/folder][@revision]`; raise InvalidInput."""
     place, _, revision = source.partition("@")
     parts = place.split("/")
     if len(parts) < 2 or not all(parts) or ".." in parts:
@@ -49,8 +49,9 @@ def no_revision(repository: str, revision: str | None, endpoint: str | None) -> 
 def hub(endpoint: str | None, repository: str, revision: str | None = None) -> Iterator[str]:
     """The endpoint to use: `endpoint`, else `HF_ENDPOINT`, else the public Hub. Errors in the block become ours.
 
-    NotFound (hub_not_found, hub_revision_not_found), InvalidInput (hub_forbidden, or a name that the Hub does not accept), Conflict
-    (hub_conflict), StorageFailed for this machine's disk, and Unavailable (hub_unreachable, hub_failed).
+    NotFound (hub_not_found, hub_revision_not_found), InvalidInput (hub_forbidden, or a name that the Hub does not
+    accept), Conflict (hub_conflict), StorageFailed for this machine's disk, and Unavailable (hub_unreachable,
+    hub_failed).
     """
     import httpx2
     from huggingface_hub import constants
@@ -99,8 +100,8 @@ def _refused(error: Any, repository: str, url: str) -> TuneryError:
     message = getattr(error, "server_message", None) or ""
     if status in (401, 403):
         return InvalidInput(
-            f"{url} does not let you use {repository} ({status} {message}): log in with `hf auth login`, or set HF_TOKEN "
-            "to a token that may",
+            f"{url} does not let you use {repository} ({status} {message}): log in with `hf auth login`, or set "
+            "HF_TOKEN to a token that may",
             code="hub_forbidden",
         )
     if status in (409, 412):

@@ -49,7 +49,8 @@ def import_folder(
 ) -> Version:
     """Import a local PEFT folder as a version of `adapter`, checked against `base`; its other files are left out.
 
-    `alias` and `trust_base` are as in NewVersion. Raise NotFound where there is no adapter, ArtifactRefused where it does not fit.
+    `alias` and `trust_base` are as in NewVersion. Raise NotFound where there is no adapter, ArtifactRefused where it
+    does not fit.
     """
     destination = Destination(adapter=adapter, base=base, actor=actor, alias=alias, trust_base=trust_base)
     if not folder.is_dir():
@@ -72,7 +73,8 @@ def import_folder(
 def check_present(source: str, present: set[str], everything: Iterable[str] = ()) -> None:
     """Raise unless the names in `present` include a PEFT adapter's two files; say what is there instead.
 
-    NotFound (not_an_adapter), naming subfolders that have adapters among `everything`; ArtifactRefused (artifact_pickled).
+    NotFound (not_an_adapter), naming subfolders that have adapters among `everything`; ArtifactRefused
+    (artifact_pickled).
     """
     if CONFIG in present and WEIGHTS in present:
         return
@@ -136,7 +138,7 @@ def publish_staged(
     warnings: list[str],
     report: Path | None = None,
 ) -> Version:
-    """Publish a staged adapter, its tensors named as PEFT names them; `origin` and `warnings` are kept in the manifest."""
+    """Publish a staged adapter, with PEFT's names for its tensors; `origin` and `warnings` go into the manifest."""
     base = destination.base
     renamed = normalise_keys(folder / WEIGHTS, base_shapes(Path(base.path)))
     manifest = {

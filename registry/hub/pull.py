@@ -33,9 +33,10 @@ def pull_from_hub(
 ) -> Version:
     """Import an adapter from the Hub as a version of `adapter`, checked against `base`.
 
-    `source` is `organisation/name`, or with a subfolder `organisation/name/sub/folder`, either at a revision `…@revision`. Only the
-    configuration, the weights and the report are fetched; a file of a report that is unfit is left out, and the reason is written
-    into the manifest. `alias` and `trust_base` are as in NewVersion. Raise NotFound, ArtifactRefused, and what `hub.client.hub` does.
+    `source` is `organisation/name`, or with a subfolder `organisation/name/sub/folder`, either at a revision
+    `…@revision`. Only the configuration, the weights and the report are fetched; a file of a report that is unfit is
+    left out, and the reason is written into the manifest. `alias` and `trust_base` are as in NewVersion. Raise
+    NotFound, ArtifactRefused, and what `hub.client.hub` does.
     """
     destination = Destination(adapter=adapter, base=base, actor=actor, alias=alias, trust_base=trust_base)
     repository, subfolder, revision = parse_hub(source)
@@ -58,7 +59,7 @@ def pull_from_hub(
 
 
 class _Remote(msgspec.Struct, frozen=True, kw_only=True):
-    """A folder of a repository at one commit; `present` are the files under `prefix`, `everything` all of the repository's."""
+    """A folder of a repository at one commit: `present` are the files under `prefix`, `everything` all files."""
 
     repository: str
     commit: str

@@ -1,6 +1,7 @@
 """Publish a version on the Hugging Face Hub: one commit and one tag.
 
-The commit goes on top of the head that was looked at; when somebody else was faster (HTTP 412), it is made again on the new head.
+The commit goes on top of the head that was looked at; when somebody else was faster (HTTP 412), it is made again on the
+new head.
 """
 
 from __future__ import annotations
@@ -56,10 +57,11 @@ def publish_to_hub(
 ) -> Published:
     """Put a version on the Hub as one commit with a tag `v<number>-<digest>`; the repository is made if need be.
 
-    Files of a version published there before are removed from the head; its tag keeps them. Publishing the same version again changes
-    nothing. The exact model of a full fine-tune is uploaded too, and so is the report; texts of held-out rows only with `samples`.
-    `base_model` is the base's name on the Hub, where it has another here. Raise ArtifactRefused (artifact_truncated) for a damaged
-    version, and see `hub.client.hub` for what goes wrong with the Hub.
+    Files of a version published there before are removed from the head; its tag keeps them. Publishing the same version
+    again changes nothing. The exact model of a full fine-tune is uploaded too, and so is the report; texts of held-out
+    rows only with `samples`. `base_model` is the base's name on the Hub, where it has another here. Raise
+    ArtifactRefused (artifact_truncated) for a damaged version, and see `hub.client.hub` for what goes wrong with the
+    Hub.
     """
     from huggingface_hub import HfApi
 
@@ -131,7 +133,7 @@ def _published_path(name: str, folder: str) -> str:
 
 
 def _beside_model(files: dict[str, Path], base: Base) -> Contents:
-    """The tokenizer, chat template and the like that an exact model needs beside its weights: the version's own or the base's."""
+    """What an exact model needs beside its weights, such as the tokenizer: the version's own or the base's."""
     folder = Path(base.path)
     if not folder.is_dir():
         raise StorageFailed(
@@ -194,7 +196,7 @@ def _public_name(base: Base) -> str:
 
 
 def _portable_config(path: Path, base_model: str) -> bytes:
-    """The adapter's configuration with the base's public name; its digest is in the identity file, where PEFT does not look."""
+    """The adapter's configuration with the base's public name, and without its digest, of which PEFT would warn."""
     config = json.loads(path.read_bytes()) | {"base_model_name_or_path": base_model}
     config.pop(DIGEST_KEY, None)
     return json.dumps(config, indent=2, sort_keys=True).encode()

@@ -4,8 +4,9 @@
     tunery.json   which version it is, and its files: the identity file
     adapter_config.json, adapter_model.safetensors, report/…
 
-A full fine-tune has its exact model, ready for transformers, under `model/`, and its delta under `adapter/`: transformers takes a
-repository with an adapter's configuration at its root for that adapter, whatever subfolder it is asked for.
+A full fine-tune has its exact model, ready for transformers, under `model/`, and its delta under `adapter/`:
+transformers takes a repository with an adapter's configuration at its root for that adapter, whatever subfolder it is
+asked for.
 """
 
 from __future__ import annotations

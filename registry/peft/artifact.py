@@ -1,4 +1,4 @@
-"""Decide what may enter the registry: PEFT LoRA folders in safetensors that fit their base. Everything else is refused by name.
+"""Decide what may enter the registry: PEFT LoRA folders in safetensors that fit their base exactly.
 
 Nothing is ever unpickled and no code of an artifact runs; see `safetensors_header` for what is read.
 """
@@ -29,8 +29,8 @@ def check_artifact(
 ) -> dict[str, Any]:
     """The fields of the adapter's configuration, when the folder is a PEFT LoRA that fits `base` exactly.
 
-    `others` are the other bases known here. `trust_base` accepts an adapter whose configuration names another base; its shapes must
-    fit all the same. Raise ArtifactRefused otherwise; the code says why.
+    `others` are the other bases known here. `trust_base` accepts an adapter whose configuration names another base; its
+    shapes must fit all the same. Raise ArtifactRefused otherwise; the code says why.
     """
     files = files_of(folder)
     for name in (CONFIG, WEIGHTS):
@@ -56,7 +56,7 @@ def check_artifact(
 
 
 def files_of(folder: Path) -> dict[str, Path]:
-    """The files of a version by relative POSIX path; raise ArtifactRefused for pickles, code, and links out of the folder."""
+    """The files of a version by relative POSIX path; raise ArtifactRefused for pickles, code and links outside."""
     root, files = folder.resolve(), {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()

@@ -21,8 +21,8 @@ _REPACKED = re.compile(r"(-unsloth)?(-bnb-4bit|-bnb-8bit|-4bit|-8bit|-awq|-gptq.
 def check_identity(config: Mapping[str, Any], base: Base, others: Iterable[Base]) -> None:
     """Raise ArtifactRefused (wrong_base) where a configuration names another base than `base`.
 
-    By digest where one is recorded, else by the name that PEFT recorded; `others` are the other bases known here. A name that could
-    be this base's (a local folder, a quantized copy on the Hub) is accepted.
+    By digest where one is recorded, else by the name that PEFT recorded; `others` are the other bases known here. A
+    name that could be this base's (a local folder, a quantized copy on the Hub) is accepted.
     """
     digest = config.get(DIGEST_KEY)
     check_digest(digest, base)
@@ -39,15 +39,15 @@ def check_identity(config: Mapping[str, Any], base: Base, others: Iterable[Base]
 
 
 def check_digest(digest: object, base: Base) -> None:
-    """Raise ArtifactRefused (wrong_base) where the digest that came with an adapter is another base's; None is no digest."""
+    """Raise ArtifactRefused (wrong_base) where the digest that came with an adapter, if any, is another base's."""
     if digest is not None and digest != base.digest:
         raise _wrong_base(f"a base with digest {str(digest)[:12]}", base)
 
 
 def _wrong_base(named: str, base: Base) -> ArtifactRefused:
     return ArtifactRefused(
-        f"it was trained on {named}, and {base.name} is {base.source} ({base.digest[:12]}); name the base it was trained on, "
-        "or say that it is the same model under another name (--trust-base)",
+        f"it was trained on {named}, and {base.name} is {base.source} ({base.digest[:12]}); name the base it was "
+        "trained on, or say that it is the same model under another name (--trust-base)",
         code="wrong_base",
     )
 

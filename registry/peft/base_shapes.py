@@ -25,7 +25,7 @@ _EMBEDDINGS = (
 
 
 class BaseShapes(msgspec.Struct, frozen=True):
-    """A base's name and the shapes of its parameters; `tied` says that the output head shares the embedding's weight."""
+    """A base's name and its parameters' shapes; `tied` says that the output head shares the embedding's weight."""
 
     base: str
     shapes: Mapping[str, tuple[int, ...]]

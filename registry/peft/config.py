@@ -1,7 +1,7 @@
-"""Read an adapter's configuration into a typed record, which says what the configuration means for each module, as PEFT does.
+"""Read an adapter's configuration into a typed record that says, as PEFT would, what it means for each module.
 
-A module's rank is the value of the first key of `rank_pattern` that matches the end of its name, else `r`; its alpha likewise. The
-fields of PEFT's LoraConfig are interpreted only here.
+A module's rank is the value of the first key of `rank_pattern` that matches the end of its name, else `r`; its alpha
+likewise. The fields of PEFT's LoraConfig are interpreted only here.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ _INCIDENTAL = frozenset(
 
 
 class AdapterConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """The settings of a LoRA that decide how its weights are applied, with PEFT's defaults for those the file leaves out.
+    """The settings of a LoRA that decide how its weights are applied, with PEFT's defaults.
 
-    A name list is a tuple; where PEFT takes a regular expression instead, it is a str. `trainable_token_indices` is by module, with
-    the key None for a list that names no module, which means the input embedding.
+    A name list is a tuple; where PEFT takes a regular expression instead, it is a str. `trainable_token_indices` is by
+    module, with the key None for a list that names no module, which means the input embedding.
     """
 
     r: int
@@ -109,7 +109,7 @@ class AdapterConfig(msgspec.Struct, frozen=True, kw_only=True):
         return module in targets or (is_named(module, targets, default=True) and self._is_on_layer(module))
 
     def loads_whole(self, parameter: str) -> bool:
-        """Whether PEFT would load a whole parameter: of a module to save or within one, a trained bias, or an embedding."""
+        """Whether PEFT would load a whole parameter: of or within a module to save, a trained bias, an embedding."""
         module, _, leaf = parameter.rpartition(".")
         if leaf == "bias" and self.bias != "none":
             return True
@@ -132,7 +132,7 @@ class AdapterConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def decode_config(data: bytes) -> dict[str, Any]:
-    """The JSON object in the bytes of `adapter_config.json`; raise ArtifactRefused (artifact_incomplete) where there is none."""
+    """The JSON object in `adapter_config.json`'s bytes; raise ArtifactRefused (artifact_incomplete) for none."""
     _check_size(len(data))
     try:
         config = json.loads(data.decode())

@@ -60,9 +60,9 @@ DEFAULTS: Mapping[str, Any] = MappingProxyType(
 APPLIED = frozenset(
     {
         "task_type", "peft_type", "auto_mapping", "base_model_name_or_path", "r", "target_modules", "exclude_modules",
-        "lora_alpha", "fan_in_fan_out", "bias", "use_rslora", "modules_to_save", "init_lora_weights", "layers_to_transform",
-        "layers_pattern", "rank_pattern", "alpha_pattern", "trainable_token_indices", "use_dora", "lora_bias",
-        "ensure_weight_tying",
+        "lora_alpha", "fan_in_fan_out", "bias", "use_rslora", "modules_to_save", "init_lora_weights",
+        "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern", "trainable_token_indices", "use_dora",
+        "lora_bias", "ensure_weight_tying",
     }
 )  # fmt: skip
 """Fields that are checked, or that decide how the weights are applied."""
@@ -81,7 +81,7 @@ FOREIGN = frozenset({"lora_dtype", "lorap_lr_ratio", "lorap_emb_lr", "merge_weig
 OWN_PREFIX = "tunery_"
 
 REWRITES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""Initialisations that rewrite the base's weights, so that the saved low-rank pair alone does not mean what was trained."""
+"""Initialisations that rewrite the base's weights, so that the saved pair alone is not what was trained."""
 
 _PLAIN_STARTS = ("gaussian", "eva", "orthogonal", "mica")
 _CHOICES: Mapping[str, tuple[Any, ...]] = {

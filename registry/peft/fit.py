@@ -1,4 +1,4 @@
-"""Check that every tensor of an adapter belongs to a module of its base, has the shape it needs there, and would be used."""
+"""Check that every tensor of an adapter belongs to a module of its base, has the right shape, and would be used."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ Shape = tuple[int, ...]
 def check_fit(tensors: Mapping[str, TensorEntry], config: AdapterConfig, base: BaseShapes) -> None:
     """Raise ArtifactRefused unless an adapter's tensors, by key, fit the base and the configuration exactly.
 
-    Codes: wrong_base, vocabulary_changed, unsupported_adapter, and artifact_incomplete for what is missing or would not be used.
+    Codes: wrong_base, vocabulary_changed, unsupported_adapter, and artifact_incomplete for what is missing or would not
+    be used.
     """
     for key, entry in tensors.items():
         if entry.dtype not in _FLOATS:

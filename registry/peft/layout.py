@@ -1,14 +1,14 @@
-"""PEFT's file layout for LoRA: what its two files are called, and what each tensor's key means. Keys are interpreted only here.
+"""PEFT's file layout for LoRA: what its two files are called, and what each tensor's key means.
 
-`M` stands for a module of the base, `[out, in]` for the shape of its weight:
+Keys are interpreted only here. `M` stands for a module of the base, `[out, in]` for the shape of its weight:
 
     base_model.model.M.lora_A.weight                          A [r, in]
     base_model.model.M.lora_B.weight                          B [out, r], so that ΔW = scale · B A
     base_model.model.M.lora_B.bias                            [out], with lora_bias
     base_model.model.M.lora_magnitude_vector                  [out], with use_dora (arXiv 2402.09353)
-    base_model.model.M.lora_embedding_A                       A [r, vocabulary] of an embedding, so that ΔEᵀ = scale · B A
+    base_model.model.M.lora_embedding_A                       A [r, vocabulary], so that ΔEᵀ = scale · B A
     base_model.model.M.lora_embedding_B                       B [hidden, r]
-    base_model.model.M.token_adapter.trainable_tokens_delta   rows [n, hidden] in place of those in trainable_token_indices
+    base_model.model.M.token_adapter.trainable_tokens_delta   rows [n, hidden] of trainable_token_indices
     base_model.model.M.weight, base_model.model.M.bias        a whole parameter in place of the base's
     base_model.model.M.base_layer.bias                        the same of a module that has a low-rank pair
 """
@@ -72,7 +72,8 @@ class PairKeys(msgspec.Struct, kw_only=True):
 class AdapterLayout(msgspec.Struct, frozen=True, kw_only=True):
     """The keys of an adapter's tensors by what they are.
 
-    `pairs` and `token_rows` are by module of the base, `parameters` by the name of the base's parameter that is replaced.
+    `pairs` and `token_rows` are by module of the base, `parameters` by the name of the base's parameter that is
+    replaced.
     """
 
     pairs: dict[str, PairKeys]
@@ -112,7 +113,7 @@ def parameter_key(parameter: str, *, adapted: bool = False) -> str:
 
 
 def base_parameter(name: str) -> str:
-    """The parameter of the base that a tensor changes or replaces; `name` is its key without PREFIX, wrappers and adapter's name."""
+    """The base's parameter that a tensor changes; `name` is its key without PREFIX, wrappers and adapter's name."""
     module, role, _ = re.sub(r"\.(token_adapter|lora_\w+).*$", "\0", name).partition("\0")
     return f"{module}.weight" if role else name.replace(_BASE_LAYER, ".")
 

@@ -14,13 +14,16 @@ __all__ = ["check_compiles", "check_safe", "first_match", "is_named", "is_within
 
 T = TypeVar("T")
 
-# A repeated group can take exponential time to match, many repetitions polynomial time; PEFT's own patterns need neither.
+# A repeated group can take exponential time to match, many repetitions polynomial time; PEFT needs neither.
 _REPEATED_GROUP = re.compile(r"\)[*+{]")
 _MAX_REPETITIONS, _MAX_PATTERN = 3, 500
 
 
 def is_named(module: str, names: str | tuple[str, ...] | None, *, default: bool) -> bool:
-    """Whether a list has the end of a module's name, or a pattern matches all of it; `default` for nothing, or an unsafe pattern."""
+    """Whether a list has the end of a module's name, or a pattern matches all of it.
+
+    `default` is for no list at all, an empty one, and a pattern that is not safe to match.
+    """
     if isinstance(names, str):
         return re.fullmatch(names, module) is not None if names and _is_safe(names) else default
     return any(module == name or module.endswith(f".{name}") for name in names) if names else default
@@ -46,7 +49,7 @@ def first_match(module: str, patterns: Mapping[str, T], default: T) -> T:
 
 
 def layer_of(module: str, patterns: tuple[str, ...]) -> int | None:
-    """The index of the layer that a module is in: the first number behind one of the patterns; any name where there are none."""
+    """The index of the layer that a module is in: the first number behind one of the patterns, else behind any name."""
     for pattern in patterns or (r"[^.]*",):
         match = re.match(rf"(?:^|.*?\.){pattern}\.(?P<index>\d+)\.", module)
         if match:
@@ -58,7 +61,8 @@ def check_safe(field: str, pattern: str) -> None:
     """Raise ArtifactRefused (artifact_unsafe) unless matching takes a bounded time, and see `check_compiles`."""
     if not _is_safe(pattern):
         raise ArtifactRefused(
-            f"{CONFIG} has the pattern {pattern[:60]!r} in {field}, which could take forever to match; write module names",
+            f"{CONFIG} has the pattern {pattern[:60]!r} in {field}, which could take forever to match; write module "
+            "names",
             code="artifact_unsafe",
         )
     check_compiles(field, pattern)

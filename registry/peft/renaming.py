@@ -1,7 +1,8 @@
 """Rename tensors as PEFT itself names them, from the names that other trainers and wrapped models write.
 
-A model that was wrapped (torch.compile, DDP, FSDP, activation checkpoints, Lightning) has the wrapper's name in its keys, and a
-state dict that was saved without PEFT's help has the adapter's: `_orig_mod.base_model.model.….lora_A.default.weight`.
+A model that was wrapped (torch.compile, DDP, FSDP, activation checkpoints, Lightning) has the wrapper's name in its
+keys, and a state dict that was saved without PEFT's help has the adapter's:
+`_orig_mod.base_model.model.….lora_A.default.weight`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_forward_module", "_
 def normalise_keys(path: Path, base: Collection[str]) -> int:
     """Rename the tensors of a safetensors file to what PEFT calls them; returns how many had another name.
 
-    `base` are the names of the base's parameters. Raise ArtifactRefused (artifact_incomplete) where two tensors would get one name.
+    `base` are the names of the base's parameters. Raise ArtifactRefused (artifact_incomplete) where two tensors would
+    get one name.
     """
     names = canonical_names(read_header(path), base)
     changed = sum(old != new for old, new in names.items())

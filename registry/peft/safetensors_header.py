@@ -31,7 +31,7 @@ _LIMITS = {
     "F32": ("<u4", 0x7F7F8000),
     "F64": ("<u8", 0x47EFEFFFF0000000),
 }
-"""The bits, without the sign, of the smallest number that bfloat16 rounds to infinity (of the smaller formats, of infinity)."""
+"""The bits, without the sign, of the smallest number that is infinite in bfloat16, or in a smaller format itself."""
 
 
 class TensorEntry(msgspec.Struct, frozen=True):
@@ -44,7 +44,7 @@ class TensorEntry(msgspec.Struct, frozen=True):
 
 
 def read_header(path: Path) -> dict[str, TensorEntry]:
-    """Tensors by name; raise ArtifactRefused (artifact_truncated) when the file is cut off or its header is inconsistent."""
+    """Tensors by name; raise ArtifactRefused (artifact_truncated) when the file is cut off or inconsistent."""
     header, data = read_json_header(path)
     try:
         entries = {name: _entry(value, data) for name, value in header.items() if name != _METADATA}
@@ -55,7 +55,7 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
 
 
 def read_json_header(path: Path) -> tuple[dict[str, Any], int]:
-    """The header as it is in the file, and the offset at which the data begins; raise ArtifactRefused (artifact_truncated)."""
+    """The header as it is in the file, and the data's offset; raise ArtifactRefused (artifact_truncated)."""
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -71,7 +71,7 @@ def read_json_header(path: Path) -> tuple[dict[str, Any], int]:
 
 
 def nonfinite_tensor(path: Path, entries: dict[str, TensorEntry]) -> str | None:
-    """The name of the first tensor that holds NaN, infinity, or what bfloat16 cannot hold, or None; reads the file in pieces."""
+    """The first tensor that holds NaN, infinity, or a number too large for bfloat16, or None; reads in pieces."""
     with path.open("rb") as file:
         for name, entry in entries.items():
             file.seek(entry.begin)
@@ -131,7 +131,7 @@ def _pieces(file: Any, entry: TensorEntry) -> Iterator[bytes]:
 
 
 def _nonfinite(piece: bytes, dtype: str) -> bool:
-    """Whether a number is NaN, infinite or too large for bfloat16; without the sign, the bits of floats are in the floats' order."""
+    """Whether a number is NaN, infinite or too large for bfloat16; without signs, floats are ordered as their bits."""
     import numpy as np  # only here: listing what a registry holds must not wait for it
 
     if dtype not in _LIMITS:

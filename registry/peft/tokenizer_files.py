@@ -30,8 +30,8 @@ def _template_differs(folder: Path, base: Path) -> str | None:
         return None
     which = "another chat template than its base" if used is not None else "a chat template, and its base has none"
     return (
-        f"it comes with {which}; chat requests are rendered with the base's. To serve it with its own, put the template into a "
-        "copy of the base's folder, add that (tunery bases add FOLDER) and import on it"
+        f"it comes with {which}; chat requests are rendered with the base's. To serve it with its own, put the "
+        "template into a copy of the base's folder, add that (tunery bases add FOLDER) and import on it"
     )
 
 
@@ -45,8 +45,8 @@ def _tokens_differ(folder: Path, base: Path) -> str | None:
     shown = ", ".join(repr(text) for text in changed[:_SHOWN])
     more = f" and {len(changed) - _SHOWN:,} more" if len(changed) > _SHOWN else ""
     return (
-        f"its tokenizer has other ids than its base's for {len(changed):,} of its tokens ({shown}{more}), or its base's has not these; "
-        "requests are read with the base's tokenizer, which spells them in other tokens"
+        f"its tokenizer has other ids than its base's for {len(changed):,} of its tokens ({shown}{more}), or its "
+        "base's has not these; requests are read with the base's tokenizer, which spells them in other tokens"
     )
 
 

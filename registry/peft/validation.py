@@ -18,8 +18,9 @@ _MAX_RANK, _MAX_ALPHA = 2**24, 3.4e38
 def check_settings(config: Mapping[str, Any]) -> None:
     """Raise ArtifactRefused, whatever the base, unless the configuration is of a LoRA that the engine applies exactly.
 
-    Codes: unsupported_adapter for a setting that is not applied, artifact_unsafe for code and for patterns that could take forever
-    to match, artifact_nonfinite for an alpha that float32 cannot hold, artifact_incomplete for values of the wrong type.
+    Codes: unsupported_adapter for a setting that is not applied, artifact_unsafe for code and for patterns that could
+    take forever to match, artifact_nonfinite for an alpha that float32 cannot hold, artifact_incomplete for values of
+    the wrong type.
     """
     _check_kind(config)
     check_fields(config)
@@ -42,7 +43,7 @@ def _check_kind(config: Mapping[str, Any]) -> None:
 
 
 def _is_harmless(mapping: Any) -> bool:
-    """Whether auto_mapping only notes the base's class, as PEFT does without a task type, and that is transformers' own."""
+    """Whether auto_mapping only notes a class of transformers for the base, as PEFT does without a task type."""
     library = mapping.get("parent_library") if isinstance(mapping, dict) else None
     return not mapping or str(library).split(".")[0] == "transformers"
 

@@ -1,7 +1,8 @@
 """Store files by their sha256.
 
-A blob appears under its name by one rename, after its bytes are on the disk, so that none is ever half written. A publisher holds a
-lease, which names each blob before it appears, so that no collection removes it before a version names it.
+A blob appears under its name by one rename, after its bytes are on the disk, so that none is ever half written. A
+publisher holds a lease, which names each blob before it appears, so that no collection removes it before a version
+names it.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """Open the SQLite database, migrate it, and run transactions.
 
-Writers take the lock when they begin (BEGIN IMMEDIATE): a transaction that first reads and then writes would otherwise fail at once
-with SQLITE_BUSY when another process wrote in between, whatever the timeout.
+Writers take the lock when they begin (BEGIN IMMEDIATE): a transaction that first reads and then writes would otherwise
+fail at once with SQLITE_BUSY when another process wrote in between, whatever the timeout.
 
-On a full disk SQLite cannot make the small file of shared memory that WAL mode needs. A database that no other process has open
-is then opened exclusively (locking_mode=EXCLUSIVE), which keeps that memory in the process; enough for reading and for a collection.
+On a full disk SQLite cannot make the small file of shared memory that WAL mode needs. A database that no other process
+has open is then opened exclusively (locking_mode=EXCLUSIVE), which keeps that memory in the process; enough for reading
+and for a collection.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ Created = Callable[[Connection], None]
 class Database:
     """One SQLite file; `read` and `write` give a connection for one transaction.
 
-    `on_create` is called within the transaction that makes the tables, which is rolled back when it raises. `scarce` opens the
-    database exclusively where the disk is too full to share it. Errors of SQLite become StorageFailed.
+    `on_create` is called within the transaction that makes the tables, which is rolled back when it raises. `scarce`
+    opens the database exclusively where the disk is too full to share it. Errors of SQLite become StorageFailed.
     """
 
     def __init__(self, path: Path, *, on_create: Created = lambda connection: None, scarce: bool = False) -> None:
@@ -81,7 +82,8 @@ class Database:
             try:
                 if _identity(self._path) != self._file:
                     raise StorageFailed(
-                        f"{self._path} was removed or replaced since this process opened it; nothing was changed: start it again",
+                        f"{self._path} was removed or replaced since this process opened it; nothing was changed: "
+                        "start it again",
                         code="registry_replaced",
                     )
                 yield connection
@@ -141,7 +143,7 @@ class Database:
 
 
 def _engine(path: Path, *, alone: bool) -> Engine:
-    """An engine whose driver begins no transactions by itself; with `alone`, one connection that locks out other processes."""
+    """An engine whose driver begins no transactions; with `alone`, one connection that locks out other processes."""
     pool: dict[str, Any] = {"poolclass": StaticPool} if alone else {}
     engine = create_engine(
         # Not a string: what looks like an escape sequence in a path is not one.
@@ -192,13 +194,14 @@ def _failure(path: Path, error: DatabaseError, what: str) -> StorageFailed:
         return StorageFailed(f"{path} stayed locked for {BUSY_SECONDS} s by another process; try again")
     if name.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT")):
         return StorageFailed(
-            f"{path} is damaged or not a database ({error.orig}): put back a backup, or let `tunery registry rebuild` make it again "
-            "from the manifests beside the files",
+            f"{path} is damaged or not a database ({error.orig}): put back a backup, or let `tunery registry rebuild` "
+            "make it again from the manifests beside the files",
             code="registry_damaged",
         )
     if name == "SQLITE_FULL" or no_room(path.parent):
         return StorageFailed(
-            f"{path} {what}: its disk is full; nothing was changed: free some space, for example with `tunery adapters gc`",
+            f"{path} {what}: its disk is full; nothing was changed: free some space, for example with `tunery adapters "
+            "gc`",
             code="disk_full",
         )
     return StorageFailed(f"{path} {what} ({error.orig}); nothing was changed: look at its disk and its permissions")

@@ -1,7 +1,7 @@
 """Write files durably, and go on as well as possible on a full disk.
 
-`write_durably` is our own because no kept library syncs the folder as well as the file, without which a rename may not survive a
-power cut.
+`write_durably` is our own because no kept library syncs the folder as well as the file, without which a rename may not
+survive a power cut.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Hold staging folders while a process uses them, so that a collection can tell them from what a dead process left behind.
+"""Hold staging folders in use, so that a collection can tell them from what a dead process left behind.
 
-A holder keeps a shared `flock` on the folder itself, which the system releases when the process ends, however that happens. The
-`filelock` library has no shared locks, and locks a file beside what is held, which would itself have to be collected.
+A holder keeps a shared `flock` on the folder itself, which the system releases when the process ends, however that
+happens. The `filelock` library has no shared locks, and locks a file beside what is held, which would itself have to be
+collected.
 """
 
 from __future__ import annotations

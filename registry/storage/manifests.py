@@ -5,8 +5,8 @@
     manifests/aliases/acme/support.jsonl  every move of the adapter's aliases, one a line
     manifests/bases/DIGEST.json           one base
 
-A version's manifest is on the disk before its transaction ends, under a pending name, and gets its own name afterwards. So one that has
-its own name belongs to a version that was published.
+A version's manifest is on the disk before its transaction ends, under a pending name, and gets its own name afterwards.
+So one that has its own name belongs to a version that was published.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class Manifests:
             if number and not (self.has(adapter, number) or path.with_name(f"{number}{_REMOVED}").exists()):
                 yield adapter, number
 
-    # -- aliases and bases ----------------------------------------------------------------------------------------------
+    # -- aliases and bases --------------------------------------------------------------------------------------------
 
     def last_move(self, adapter: str) -> int:
         """The number of the last move recorded for an adapter, 0 when there is none."""
@@ -151,7 +151,7 @@ class Manifests:
         bases = [_read(path, Base) for path in sorted(self._bases.glob("*.json"))]
         return [base for base in bases if base is not None]
 
-    # -- inside ---------------------------------------------------------------------------------------------------------
+    # -- inside -------------------------------------------------------------------------------------------------------
 
     def _pending(self) -> list[Path]:
         return sorted(self._versions.glob(f"*/*/*.json{_PENDING}"))

@@ -103,10 +103,11 @@ def collect(
     older_than: float,
     dry_run: bool,
 ) -> Collected:
-    """Remove blobs that no version names, staged leftovers, and packed copies of unknown bases, older than `older_than` seconds.
+    """Remove blobs, staged files and packed bases that nothing needs and that are older than `older_than` seconds.
 
-    Runs under the write lock and with the blob store closed to publishers; what one of them has stored is named by its lease. Raise
-    StorageFailed where the blobs are not this database's (registry_mismatch), or it does not know all versions (registry_behind).
+    Runs under the write lock and with the blob store closed to publishers; what one of them has stored is named by its
+    lease. Raise StorageFailed where the blobs are not this database's (registry_mismatch), or it does not know all
+    versions (registry_behind).
     """
     with database.write() as connection, blobs.closed() as leased:
         mirror.require_same_registry(connection)

@@ -21,10 +21,10 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class LowRank:
-    """A low-rank pair of one module, ΔW = scale · b a, with `a` [r, in] and `b` [out, r]; `bias` [out] is added with it.
+    """A low-rank pair of one module: ΔW = scale · b a, with `a` [r, in], `b` [out, r], and `bias` [out] beside it.
 
-    `gain`, float32 [out], is DoRA's magnitude over the norm of the merged weight (as read: the magnitude alone), or None. For an
-    embedding `in` is the vocabulary and `out` the hidden size.
+    `gain`, float32 [out], is DoRA's magnitude over the norm of the merged weight (as read: the magnitude alone), or
+    None. For an embedding `in` is the vocabulary and `out` the hidden size.
     """
 
     a: torch.Tensor
@@ -51,7 +51,8 @@ class TokenRows:
 class LoadedAdapter:
     """An adapter in memory, ready to be applied: everything is keyed by the module's name in the base.
 
-    `replaced` holds whole parameters (`weight`, `bias`) by module that take the place of the base's; `rows` holds single rows.
+    `replaced` holds whole parameters (`weight`, `bias`) by module that take the place of the base's; `rows` holds
+    single rows.
     """
 
     source: AdapterSource
@@ -102,7 +103,8 @@ def dora_gain(source: AdapterSource, module: str, pair: LowRank, weight: torch.T
     norm: torch.Tensor = torch.linalg.vector_norm(merged, dim=1)
     if not norm.isfinite().all():
         raise ArtifactRefused(
-            f"{source.title}: the merged weight of {module} is not finite, as its pair or its alpha is too large; train it again",
+            f"{source.title}: the merged weight of {module} is not finite, as its pair or its alpha is too large; "
+            "train it again",
             code="artifact_nonfinite",
         )
     return pair.gain / norm
@@ -110,10 +112,11 @@ def dora_gain(source: AdapterSource, module: str, pair: LowRank, weight: torch.T
 
 @dataclass(frozen=True, slots=True)
 class AdapterShape:
-    """What an adapter must fit: the parameter shapes of each adaptable module of the base, and whether the head is tied.
+    """What an adapter must fit: the parameter shapes of the base's modules, and whether the head is tied.
 
     `parameters` maps a module name to {"weight": shape, "bias": shape}; `tied` says that the output head shares the
-    embedding's weight. `transposed` modules keep their weight as [in, out]; `fixed` ones (experts, routers) take no adapter.
+    embedding's weight. `transposed` modules keep their weight as [in, out]; `fixed` ones (experts, routers) take no
+    adapter.
     """
 
     parameters: Mapping[str, Mapping[str, tuple[int, ...]]]

@@ -1,7 +1,7 @@
 """Read a version's PEFT files into the tensors that a model applies, and refuse what it would not apply exactly.
 
-What the configuration and the tensors' keys mean is said by `registry.peft`; the files were checked there before they were published,
-and are checked here against the base as it was loaded.
+What the configuration and the tensors' keys mean is said by `registry.peft`; the files were checked there before they
+were published, and are checked here against the base as it was loaded.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ log = logging.getLogger("tunery.engine")
 
 
 def read_config(source: AdapterSource) -> AdapterConfig:
-    """A version's configuration; raise ArtifactRefused naming a setting that the engine does not apply, StorageFailed for no JSON."""
+    """A version's configuration; raise ArtifactRefused for a setting that is not applied, StorageFailed for bad
+    JSON.
+    """
     try:
         data = _content(source, CONFIG)
     except TuneryError:
@@ -104,8 +106,8 @@ class _Reading:
         pair = LowRank(embedding.b.T.contiguous(), embedding.a.T.contiguous(), scale)
         if saved is not None and not (torch.equal(saved.a, pair.a) and torch.equal(saved.b, pair.b)):
             raise ArtifactRefused(
-                f"{self.source.title} says ensure_weight_tying, and the pairs of {self.shape.embedding} and {self.shape.head} "
-                "differ; save the adapter again",
+                f"{self.source.title} says ensure_weight_tying, and the pairs of {self.shape.embedding} and "
+                f"{self.shape.head} differ; save the adapter again",
                 code="artifact_incomplete",
             )
         return pair
@@ -206,7 +208,8 @@ def _read_tensors(source: AdapterSource) -> dict[str, torch.Tensor]:
 def _check_finite(source: AdapterSource, tensors: Mapping[str, torch.Tensor]) -> None:
     """Raise ArtifactRefused (artifact_nonfinite) naming a tensor with a value that is not a number or infinite.
 
-    A sum in double precision is finite exactly when all its terms are, and takes a tenth of the time of looking at each.
+    A sum in double precision is finite exactly when all its terms are, and takes a tenth of the time of looking at
+    each.
     """
     sums = torch.stack([tensor.sum(dtype=torch.float64) for tensor in tensors.values()]) if tensors else torch.empty(0)
     nonfinite = [key for key, finite in zip(tensors, sums.isfinite().tolist(), strict=True) if not finite]
@@ -228,8 +231,8 @@ def _content(source: AdapterSource, name: str) -> bytes:
         title = source.title
         log.error("%s is not served: the bytes of %s do not match its digest", title, source.files[name])
         raise StorageFailed(
-            f"{title} is not served: its {name} is damaged in this server's store. `tunery adapters verify {title}` shows what is; "
-            "publishing or importing the version again repairs it",
+            f"{title} is not served: its {name} is damaged in this server's store. `tunery adapters verify {title}` "
+            "shows what is; publishing or importing the version again repairs it",
             code="artifact_damaged",
         )
     return data
