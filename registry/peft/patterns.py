@@ -10,7 +10,7 @@ from typing import TypeVar
 from tunery.registry.errors import ArtifactRefused
 from tunery.registry.peft.layout import CONFIG
 
-__all__ = ["check_compiles", "check_safe", "first_match", "is_named", "is_within", "layer_of"]
+__all__ = ["check_compiles", "check_safe", "first_match", "is_named", "is_within", "layer_of", "paths_of"]
 
 T = TypeVar("T")
 
