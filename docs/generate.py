@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import rooms
 
 from tunery.gateway.bench.report import bars_table, read_bars, read_rows, rows_table
 from tunery.gateway.bench.training import table
 from tunery.plugins import hookspecs
 from tunery.plugins.bases.architectures import EXACT, REFUSED
+from tunery.plugins.discovery import load_plugins
 from tunery.plugins.events import EVENTS
-from tunery.plugins.manager import load_plugins
 from tunery.plugins.parameters import describe_parameters
 from tunery.registry.settings import Settings
 
@@ -143,7 +144,14 @@ PARTS: dict[str, tuple[str, Callable[[], str]]] = {
     "hooks": ("plugins.md", hooks_table),
     "parameters": ("plugins.md", parameters_table),
     "events": ("training.md", events_table),
+    "where": ("architecture.md", rooms.questions_table),
+    "training path": ("architecture.md", lambda: rooms.path_table(rooms.TRAINING, "T")),
+    "serving path": ("architecture.md", lambda: rooms.path_table(rooms.SERVING, "S")),
+    "rooms": ("architecture.md", rooms.rooms_table),
 }
+
+
+FIGURES: dict[str, Callable[[], str]] = {"figures/architecture.svg": rooms.diagram}
 
 
 def filled(text: str, part: str, content: str) -> str:
@@ -164,6 +172,12 @@ def outdated() -> list[str]:
         after = filled(before, part, content())
         if after != before:
             changed.append(f"{name}: {part}")
+            if "--check" not in sys.argv:
+                path.write_text(after)
+    for name, draw in FIGURES.items():
+        path, after = DOCS / name, draw()
+        if not path.exists() or path.read_text() != after:
+            changed.append(name)
             if "--check" not in sys.argv:
                 path.write_text(after)
     return changed

@@ -1,4 +1,4 @@
-"""Owns the application: which routes there are and what lives as long as it does."""
+"""The Litestar application: its routes, and what starts and stops with it."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from litestar.types import ASGIApp
 from tunery.gateway.api.adapters import list_adapters, load_adapter, unload_adapter
 from tunery.gateway.api.chat import chat_completions
 from tunery.gateway.api.completions import completions
-from tunery.gateway.api.docs import DocsPage
 from tunery.gateway.api.embeddings import embeddings
 from tunery.gateway.api.health import live, metrics, ready
+from tunery.gateway.api.http.docs_page import DocsPage
 from tunery.gateway.api.http.errors import EXCEPTION_HANDLERS
 from tunery.gateway.api.http.guards import Guard
-from tunery.gateway.api.http.middleware import Around
-from tunery.gateway.api.http.openapi import describe
+from tunery.gateway.api.http.middleware import RequestMiddleware
+from tunery.gateway.api.http.openapi import complete_document
 from tunery.gateway.api.models import list_models, show_model
 from tunery.gateway.api.state import Gateway
 from tunery.gateway.preload import Preloading
@@ -31,7 +31,7 @@ from tunery.gateway.preload import Preloading
 __all__ = ["create_app"]
 
 MAX_BODY = 16 * 2**20
-"""Bytes of a request's body."""
+"""Bytes of a request body."""
 
 HANDLERS = (
     chat_completions,
@@ -50,14 +50,14 @@ HANDLERS = (
 
 @get("/", include_in_schema=False)
 async def root() -> Redirect:
-    """The documentation."""
+    """Redirect to the documentation."""
     return Redirect("/docs")
 
 
 def create_app(gateway: Gateway) -> ASGIApp:
-    """The application around a gateway's parts; the engine starts and ends with it."""
+    """An application that serves the gateway's parts. It starts the engine, and closes engine and registry when it stops."""
 
-    async def provide() -> Gateway:
+    async def provide_gateway() -> Gateway:
         return gateway
 
     @contextlib.asynccontextmanager
@@ -72,13 +72,13 @@ def create_app(gateway: Gateway) -> ASGIApp:
         finally:
             gateway.draining = True
             await preloading.stop()
-            gateway.readers.close()
+            gateway.workers.close()
             await gateway.engine.stop()
             gateway.registry.close()
 
     app = Litestar(
         route_handlers=[root, *HANDLERS],
-        dependencies={"gateway": Provide(provide)},
+        dependencies={"gateway": Provide(provide_gateway)},
         exception_handlers=EXCEPTION_HANDLERS,
         before_request=Guard(gateway.settings).check,
         cors_config=CORSConfig(allow_origins=list(origins)) if (origins := gateway.settings.allowed_origins) else None,
@@ -93,5 +93,5 @@ def create_app(gateway: Gateway) -> ASGIApp:
         request_max_body_size=MAX_BODY,
         logging_config=None,
     )
-    gateway.metrics.know_routes(describe(app.openapi_schema))
-    return Around(app, gateway)
+    gateway.metrics.know_routes(complete_document(app.openapi_schema))
+    return RequestMiddleware(gateway.settings, gateway.metrics)(app)

@@ -101,7 +101,7 @@ class CheckInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A check of training data, described without importing it.
 
     `name` is the rule that its findings carry, `severity` what they are where a finding does not say otherwise: an error keeps a
-    file from being trained on. `entrypoint` names, as `package.module:Class`, a subclass of `tunery.plugins.data.checks.finding.Check`.
+    file from being trained on. `entrypoint` names, as `package.module:Class`, a subclass of `tunery.plugins.data.checks.check.Check`.
     """
 
     name: str

@@ -1,7 +1,7 @@
-"""Owns the parameters every trainer understands, and reading `--set name=value` into them; refuses unknown names.
+"""The parameters that every trainer understands, and how `--set name=value` is read into them.
 
-A trainer's own parameters are a subclass of TrainingParameters, so one flat namespace serves the command line, the HTTP API
-and the manifest.
+A trainer's own parameters are a subclass of TrainingParameters, so the command line, the HTTP API and the manifest share one
+flat namespace.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from tunery.registry.values import read_value, type_text
 
 __all__ = [
     "AUTO",
+    "CHOSEN",
     "Choice",
-    "Described",
+    "ParameterDescription",
     "TrainingParameters",
     "about",
     "describe_parameters",
@@ -29,7 +30,21 @@ __all__ = [
 ]
 
 AUTO = "auto"
-"""What a parameter may be given as to have it chosen from data, base and method, as when it is not given at all."""
+"""The value that leaves a parameter to be chosen for the run, as if it had not been given."""
+
+CHOSEN = frozenset(
+    (
+        "batch_size",
+        "checkpoint_every",
+        "epochs",
+        "eval_every",
+        "learning_rate",
+        "micro_batch_size",
+        "patience",
+        "warmup",
+    )
+)
+"""Parameters that are chosen from data, base and method where they are not given: each has a rule in `training.defaults`."""
 
 PositiveInt = Annotated[int, Meta(ge=1)]
 NonNegativeInt = Annotated[int, Meta(ge=0)]
@@ -38,15 +53,15 @@ Fraction = Annotated[float, Meta(ge=0, le=1)]
 
 
 def about(description: str) -> Meta:
-    """What a parameter is for, as `tunery plugins --trainer` and the documentation show it."""
+    """Document a parameter, as in `r: Annotated[int, about("rank of the pairs")] = 16`."""
     return Meta(description=description)
 
 
 class TrainingParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the training loop itself needs, whatever is trained.
 
-    The defaults are fallbacks: what is not given, or given as "auto", is chosen by `tunery.plugins.training.defaults` where it
-    has a rule; `learning_rate` is then the rate for a base of 2,048 hidden units.
+    The defaults are fallbacks. A parameter in CHOSEN that is not given, or given as "auto", is chosen by
+    `tunery.plugins.training.defaults`; the default of `learning_rate` is the rate for a base of 2,048 hidden units.
     """
 
     learning_rate_source: ClassVar[str] = (
@@ -95,29 +110,29 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_parameters(kind: type[P], values: Mapping[str, Any]) -> P:
-    """Build `kind` from names and (possibly textual) values; raise InvalidInput naming every problem at once."""
-    known = {field.name for field in msgspec.structs.fields(kind)}
-    problems = [str(UnknownName("parameter", name, known)) for name in values if name not in known]
-    good: dict[str, Any] = {}
+    """Build `kind` from names and (possibly textual) values. Raises InvalidInput that names every problem at once."""
+    names = {field.name for field in msgspec.structs.fields(kind)}
+    problems = [str(UnknownName("parameter", name, names)) for name in values if name not in names]
+    parsed: dict[str, Any] = {}
     given = given_names(values)
     for field in msgspec.structs.fields(kind):
         if field.name in given:
             try:
-                good[field.name] = read_value(field.name, values[field.name], field.type)
+                parsed[field.name] = read_value(field.name, values[field.name], field.type)
             except InvalidInput as error:
                 problems.append(error.message)
     if problems:
         raise InvalidInput("\n".join(problems), code="invalid_parameter")
-    return kind(**good)
+    return kind(**parsed)
 
 
 def given_names(values: Mapping[str, Any]) -> set[str]:
-    """Names that somebody decided; what is "auto" is left to the rules."""
+    """Names whose values were decided by the caller; those given as "auto" are left to the rules."""
     return {name for name, value in values.items() if value != AUTO or name == "precision"}
 
 
-class Described(msgspec.Struct, frozen=True, kw_only=True):
-    """A parameter as it is shown: its type in words, its default (`auto`: chosen for the run), and what it is for."""
+class ParameterDescription(msgspec.Struct, frozen=True, kw_only=True):
+    """A parameter for people: its type in words, its default (`auto`: chosen for the run), and what it is for."""
 
     name: str
     type: str
@@ -125,15 +140,13 @@ class Described(msgspec.Struct, frozen=True, kw_only=True):
     description: str
 
 
-def describe_parameters(kind: type[TrainingParameters]) -> list[Described]:
-    """Every parameter of a trainer, for the command line and the documentation alike."""
-    from tunery.plugins.training.defaults import RULES
-
+def describe_parameters(kind: type[TrainingParameters]) -> list[ParameterDescription]:
+    """Describe every parameter of a trainer, for the command line and the documentation."""
     return [
-        Described(
+        ParameterDescription(
             name=field.name,
             type=type_text(field.type),
-            default=AUTO if field.name in RULES else msgspec.to_builtins(field.default),
+            default=AUTO if field.name in CHOSEN else msgspec.to_builtins(field.default),
             description=_description(kind, field.name),
         )
         for field in msgspec.structs.fields(kind)
@@ -141,10 +154,10 @@ def describe_parameters(kind: type[TrainingParameters]) -> list[Described]:
 
 
 def _description(kind: type[TrainingParameters], name: str) -> str:
-    """What a parameter is for, as the class says it, or one that it inherits from."""
+    """The description that the class, or one that it inherits from, gives a parameter."""
     parents = [each for each in kind.__mro__ if issubclass(each, TrainingParameters)]
     types = [field.type for each in parents for field in msgspec.structs.fields(each) if field.name == name]
-    notes = [note for found in types for note in reversed(getattr(found, "__metadata__", ()))]
+    notes = [note for type_ in types for note in reversed(getattr(type_, "__metadata__", ()))]
     return next((note.description for note in notes if getattr(note, "description", None)), "")
 
 

@@ -1,46 +1,42 @@
-"""`POST /v1/embeddings`: what the base, with an adapter or without, makes of a text, as one vector."""
+"""`POST /v1/embeddings`: one vector for each text, from the base with an adapter or without."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import math
-import struct
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from litestar import Request, Response, post
 from litestar.di import NamedDependency
 from litestar.params import JSONBody
 
+from tunery.gateway.api.http.connection import cancel_on_disconnect
 from tunery.gateway.api.http.errors import ERRORS
 from tunery.gateway.api.http.trace import Trace, trace_of
+from tunery.gateway.api.request.context_length import check_prompt_fits, truncate_prompt
 from tunery.gateway.api.request.fields import check_fields
-from tunery.gateway.api.request.prompts import read_prompts
-from tunery.gateway.api.request.sampling import check_context, truncated
-from tunery.gateway.api.response.sending import await_engine, or_disconnect
+from tunery.gateway.api.request.prompts import PromptOptions, read_prompts
+from tunery.gateway.api.request.target import resolve_target
+from tunery.gateway.api.response.embeddings import Vector, format_vector
 from tunery.gateway.api.schemas.requests import EmbeddingRequest
 from tunery.gateway.api.schemas.responses import Embedding, EmbeddingList, EmbeddingUsage
 from tunery.gateway.api.state import Gateway
 from tunery.gateway.engine.messages import Embed, Ready
 from tunery.gateway.resolver import Target
-from tunery.registry.errors import InvalidInput, TuneryError
+from tunery.registry.errors import TuneryError
 
 __all__ = ["embeddings"]
 
 MAX_INPUTS = 2048
-"""OpenAI's."""
-
-Vector = list[float] | str
-"""As numbers, or as the base64 of little-endian float32."""
+"""OpenAI's limit."""
 
 
 @post(
     "/v1/embeddings",
     operation_id="createEmbedding",
-    summary="The vectors of texts, by the adapter (or base) that `model` names",
+    summary="Embed texts with the adapter (or base) that `model` names",
     status_code=200,
     responses=ERRORS,
     tags=["inference"],
@@ -48,90 +44,66 @@ Vector = list[float] | str
 async def embeddings(
     data: JSONBody[EmbeddingRequest], gateway: NamedDependency[Gateway], request: Request[Any, Any, Any]
 ) -> Response[EmbeddingList]:
-    """The pooled hidden states of each input, after the base's last norm."""
+    """Embed each input: the pooled hidden states of the last layer, after the base's final norm."""
     await check_fields(request, EmbeddingRequest)
-    trace = trace_of(request)
-    target = gateway.resolver.resolve(data.model, adapter=data.adapter or request.headers.get("x-tunery-adapter"))
-    trace.model = data.model
-    ready = await await_engine(request, gateway, target)
-    inputs = await or_disconnect(request, lambda: _inputs(data, gateway, ready))
-    for prompt in inputs:
-        check_context(len(prompt), context=ready.context_length, param="input")
-    vectors = await or_disconnect(request, lambda: _vectors(data, gateway, target, inputs, trace))
+    target = resolve_target(request, data, gateway)
+    ready = await gateway.wait_for_engine(request, target)
+    inputs = await cancel_on_disconnect(request, lambda: _read_inputs(data, gateway, ready))
+    vectors = await cancel_on_disconnect(request, lambda: _embed(data, gateway, target, inputs, trace_of(request)))
     size = sum(map(len, inputs))
-    shown = [Embedding(index=index, embedding=vector) for index, vector in enumerate(vectors)]
-    answer = EmbeddingList(data=shown, model=data.model, usage=EmbeddingUsage(size, size))
-    return Response(answer, headers=target.headers())
+    rows = [Embedding(index=index, embedding=vector) for index, vector in enumerate(vectors)]
+    return Response(
+        EmbeddingList(data=rows, model=data.model, usage=EmbeddingUsage(size, size)), headers=target.headers()
+    )
 
 
-async def _inputs(data: EmbeddingRequest, gateway: Gateway, ready: Ready) -> list[tuple[int, ...]]:
-    special, truncate = data.add_special_tokens is not False, data.truncate_prompt_tokens
-    read = await read_prompts(data.input, gateway, param="input", most=MAX_INPUTS, special=special, truncate=truncate)
-    return [truncated(prompt, truncate, context=ready.context_length) for prompt in read]
+async def _read_inputs(data: EmbeddingRequest, gateway: Gateway, ready: Ready) -> list[tuple[int, ...]]:
+    """The token ids of each input, all within the context."""
+    truncate, context = data.truncate_prompt_tokens, ready.context_length
+    options = PromptOptions(
+        param="input", most=MAX_INPUTS, special=data.add_special_tokens is not False, truncate=truncate
+    )
+    prompts = await read_prompts(data.input, options, gateway=gateway, ready=ready)
+    inputs = [truncate_prompt(prompt, truncate, context=context) for prompt in prompts]
+    for tokens in inputs:
+        check_prompt_fits(len(tokens), context=context, param="input")
+    return inputs
 
 
-async def _vectors(
+async def _embed(
     data: EmbeddingRequest, gateway: Gateway, target: Target, inputs: Sequence[tuple[int, ...]], trace: Trace
 ) -> list[Vector]:
-    """Every input's vector; one that fails, or the client's leaving, ends them all."""
-    label = gateway.metrics.label(target.label)
+    """Every input's vector. A failure of one, or the client's disconnect, cancels the others."""
     trace.adapter, trace.version = target.title, target.version.number if target.version else None
     trace.prompt_tokens = sum(map(len, inputs))
-    ask = [
-        Embed(
-            id=uuid.uuid4().hex,
-            prompt=prompt,
-            pooling=data.pooling or "mean",
-            composition=target.composition,
-            tenant=target.tenant,
+    label, pooling = gateway.metrics.label(target.label), data.pooling or "mean"
+
+    async def embed(prompt: tuple[int, ...]) -> Vector:
+        command = Embed(
+            id=uuid.uuid4().hex, prompt=prompt, pooling=pooling, composition=target.composition, tenant=target.tenant
         )
-        for prompt in inputs
-    ]
-    with gateway.hold(len(ask), target, param="input"):
-        return await _all(gateway, ask, label, trace, lambda vector: _written(vector, data))
+        return format_vector(await _measured(gateway, command, label, trace), data)
+
+    with gateway.hold(len(inputs), target, param="input"):
+        tasks = [asyncio.create_task(embed(prompt)) for prompt in inputs]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _all(
-    gateway: Gateway, ask: Sequence[Embed], label: str, trace: Trace, write: Callable[[list[float]], Vector]
-) -> list[Vector]:
-    async def one(embed: Embed) -> Vector:
-        return write(await _one(gateway, embed, label, trace))
-
-    tasks = [asyncio.create_task(one(embed)) for embed in ask]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _one(gateway: Gateway, embed: Embed, label: str, trace: Trace) -> list[float]:
-    """One vector, counted and timed."""
+async def _measured(gateway: Gateway, command: Embed, label: str, trace: Trace) -> list[float]:
+    """The engine's vector, counted and timed."""
     metrics, outcome = gateway.metrics, "cancelled"
-    metrics.prompt(label, tokens=len(embed.prompt))
+    metrics.prompt(label, tokens=len(command.prompt))
     try:
-        vector = (await gateway.engine.embed(embed)).vector
+        vector = (await gateway.engine.embed(command)).vector
         outcome = "stop"
     except TuneryError as error:
         outcome = error.code
         raise
     finally:
         metrics.finished(label, outcome=outcome, tokens=0, seconds=time.perf_counter() - trace.started)
-    return vector
-
-
-def _written(vector: list[float], data: EmbeddingRequest) -> Vector:
-    """A vector as it is answered: its first `dimensions`, of length 1 unless `normalize` is false."""
-    size = data.dimensions or len(vector)
-    if size > len(vector):
-        raise InvalidInput(
-            f"dimensions is {str(size)[:20]} and this model's vectors have {len(vector)}; ask for as many at most",
-            param="dimensions",
-        )
-    vector = vector[:size]
-    if data.normalize is not False and (norm := math.hypot(*vector)) > 0:
-        vector = [value / norm for value in vector]
-    if data.encoding_format == "base64":
-        return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
     return vector

@@ -1,4 +1,4 @@
-"""Owns what every handler works with, wired once when the application is made."""
+"""The parts that every handler works with, wired together once when the application is created."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from litestar import Request
 
 from tunery.gateway.api.http.admission import Admission
-from tunery.gateway.api.http.reading import Readers
+from tunery.gateway.api.http.connection import cancel_on_disconnect
+from tunery.gateway.api.http.worker_pool import WorkerPool
 from tunery.gateway.engine.interface import Engine
 from tunery.gateway.engine.messages import Ready
 from tunery.gateway.metrics import Metrics
@@ -26,7 +29,7 @@ T = TypeVar("T")
 
 @dataclass
 class Gateway:
-    """The parts of a running gateway. `draining` says that it is about to end and takes nothing new."""
+    """The parts of a running gateway. While `draining`, it shuts down and accepts no new requests."""
 
     settings: ServeSettings
     registry: Registry
@@ -36,18 +39,18 @@ class Gateway:
     metrics: Metrics
     draining: bool = False
     admission: Admission = field(init=False)
-    readers: Readers = field(default_factory=Readers)
+    workers: WorkerPool = field(default_factory=WorkerPool)
 
     def __post_init__(self) -> None:
         self.admission = Admission(self.settings, self.metrics.in_flight.set)
 
     @property
     def in_flight(self) -> int:
-        """How many requests are in hand."""
+        """How many requests have been accepted and not yet answered."""
         return self.admission.count
 
     def engine_ready(self) -> Ready:
-        """The engine's description; raise Unavailable while nothing can be answered."""
+        """The engine's description; raise Unavailable while it cannot answer or the server is draining."""
         if self.draining:
             raise Unavailable("this server is about to end; send the request again", code="draining")
         ready = self.engine.ready
@@ -55,19 +58,23 @@ class Gateway:
             raise self._outage()
         return ready
 
-    async def engine_available(self, target: Target) -> Ready:
-        """The engine's description, after waiting a while for an engine that is being started; a place is held meanwhile.
+    async def wait_for_engine(self, request: Request[Any, Any, Any], target: Target) -> Ready:
+        """The engine's description, after waiting up to `restart_hold_seconds` for one that is starting.
 
-        Raises Unavailable, saying when to come back, when that takes too long.
+        The request counts as in flight while it waits, and stops waiting when its client disconnects. Raises Unavailable,
+        with when to retry, if the engine does not start in time.
         """
         if self.engine.ready is None and not self.draining:
-            with self.hold(1, target), contextlib.suppress(TimeoutError, Unavailable):
-                async with asyncio.timeout(self.settings.restart_hold_seconds):
-                    await self.engine.wait_ready()
+            await cancel_on_disconnect(request, lambda: self._hold_for_engine(target))
         return self.engine_ready()
 
+    async def _hold_for_engine(self, target: Target) -> None:
+        with self.hold(1, target), contextlib.suppress(TimeoutError, Unavailable):
+            async with asyncio.timeout(self.settings.restart_hold_seconds):
+                await self.engine.wait_ready()
+
     def _outage(self) -> Unavailable:
-        """The error of whoever asks while there is no engine that can answer."""
+        """The error for a request that arrives while no engine can answer."""
         outage = self.engine.outage
         seconds = outage.retry_after if outage else 1
         what = {"not responding": "is not responding", "failed": "could not be started"}.get(
@@ -79,7 +86,7 @@ class Gateway:
 
     @contextlib.contextmanager
     def hold(self, count: int, target: Target, *, param: str = "n") -> Iterator[None]:
-        """Have `count` more requests for `target` in hand; those that are refused are counted. Raises as Admission.hold."""
+        """Count `count` more requests for `target` as in flight; refusals show in the metrics. Raises as Admission.hold."""
         with contextlib.ExitStack() as holding:
             try:
                 holding.enter_context(self.admission.hold(count, tenant=target.tenant, param=param))
@@ -88,6 +95,6 @@ class Gateway:
                 raise
             yield
 
-    async def reading(self, size: int, read: Callable[[Callable[[], None]], T]) -> T:
-        """See Readers.run."""
-        return await self.readers.run(size, read)
+    async def offload(self, size: int, work: Callable[[Callable[[], None]], T]) -> T:
+        """Run `work`, which handles about `size` bytes, off the event loop; see WorkerPool.run."""
+        return await self.workers.run(size, work)

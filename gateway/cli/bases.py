@@ -5,6 +5,7 @@ from __future__ import annotations
 import rich_click as click
 
 from tunery.gateway.cli.terminal.context import open_registry, plugins, print_json, say
+from tunery.gateway.cli.terminal.options import as_json
 from tunery.gateway.cli.terminal.tables import print_table
 
 __all__ = ["bases"]
@@ -16,7 +17,7 @@ def bases() -> None:
 
 
 @bases.command("list")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@as_json
 def list_bases(as_json: bool) -> None:
     """The bases that are here."""
     with open_registry() as registry:
@@ -31,7 +32,7 @@ def list_bases(as_json: bool) -> None:
 @bases.command("add")
 @click.argument("reference")
 @click.option("--name", help="What to call it.  [default: what REFERENCE says]")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@as_json
 def add_base(reference: str, name: str | None, as_json: bool) -> None:
     """Take a base from REFERENCE: smollm2-135m, a folder, a GGUF file, or a Hub id such as org/name@revision (a subfolder of it:
     org/name/folder@revision)."""

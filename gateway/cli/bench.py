@@ -12,7 +12,7 @@ from tunery.gateway.cli.train import parse_settings
 from tunery.plugins.quantization import Quant
 from tunery.plugins.runtime.compute import prepare_compute
 from tunery.plugins.runtime.device import resolve_device
-from tunery.plugins.runtime.logging import hush
+from tunery.plugins.runtime.logging import silence_libraries
 from tunery.registry.errors import InvalidInput
 from tunery.registry.home import Home
 
@@ -139,7 +139,7 @@ def train(
     """Training speed in useful tokens (padding not counted) per second, and peak memory."""
     alone = peer is None and len(methods) == 1
     # Other systems are measured in processes of their own, which must not inherit what is set for this one.
-    prepare_compute(threads) if alone else hush()
+    prepare_compute(threads) if alone else silence_libraries()
     device = resolve_device(device)
     from tunery.plugins.bases.resolve import resolve_base
 

@@ -9,6 +9,7 @@ import msgspec
 import rich_click as click
 
 from tunery.gateway.cli.terminal.context import open_registry, print_json
+from tunery.gateway.cli.terminal.options import as_json
 from tunery.gateway.cli.terminal.tables import print_table
 from tunery.registry.errors import NotFound
 
@@ -24,7 +25,7 @@ def files() -> None:
 
 @files.command("uses")
 @click.argument("file", metavar="FILE|SHA256")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@as_json
 def uses(file: str, as_json: bool) -> None:
     """Every version that was made with FILE, found by its content; a SHA256, or 8 characters of one, do as well."""
     sha256 = _sha256(file)

@@ -10,6 +10,7 @@ import msgspec
 import rich_click as click
 
 from tunery.gateway.cli.terminal.context import open_registry, print_json
+from tunery.gateway.cli.terminal.options import as_json
 from tunery.gateway.cli.terminal.tables import print_table, when
 from tunery.plugins.events import event_fields, read_events
 from tunery.registry.errors import Conflict
@@ -27,7 +28,7 @@ def jobs() -> None:
 
 
 @jobs.command("list")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@as_json
 def list_jobs(as_json: bool) -> None:
     """Every job, newest first."""
     with open_registry() as registry:

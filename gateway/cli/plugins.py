@@ -9,6 +9,7 @@ import rich_click as click
 
 from tunery.gateway.cli.terminal.context import plugins as installed
 from tunery.gateway.cli.terminal.context import print_json
+from tunery.gateway.cli.terminal.options import as_json
 from tunery.gateway.cli.terminal.tables import print_table
 from tunery.plugins.hookspecs import TrainerInfo
 from tunery.plugins.parameters import describe_parameters
@@ -19,7 +20,7 @@ __all__ = ["plugins"]
 @click.command()
 @click.option("--trainer", "trainer", metavar="NAME", help="Show one trainer's parameters.")
 @click.option("--trainers", is_flag=True, help="List the trainers.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@as_json
 def plugins(trainer: str | None, trainers: bool, as_json: bool) -> None:
     """List plugins with their hooks and failures; or trainers, or one trainer's parameters."""
     found = installed()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import rich_click as click
 
 from tunery.gateway.cli.terminal.context import print_json, say
+from tunery.gateway.cli.terminal.options import as_json
 from tunery.registry.home import Home
 
 __all__ = ["registry"]
@@ -16,7 +17,7 @@ def registry() -> None:
 
 
 @registry.command("rebuild")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@as_json
 def rebuild_registry(as_json: bool) -> None:
     """Take in every version, alias and base that the manifests beside the blobs tell of and the database does not know.
 

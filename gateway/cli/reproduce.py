@@ -8,6 +8,7 @@ from pathlib import Path
 import rich_click as click
 
 from tunery.gateway.cli.terminal.context import print_json
+from tunery.gateway.cli.terminal.options import as_json
 from tunery.gateway.cli.train import run_job, threads_option
 
 __all__ = ["reproduce"]
@@ -22,7 +23,7 @@ __all__ = ["reproduce"]
     help="Where a file of the manifest lies now; found by its content.  [default: where it was]",
 )
 @threads_option
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@as_json
 def reproduce(reference: str, data: tuple[Path, ...], threads: int | None, as_json: bool) -> None:
     """Train REFERENCE again from its manifest, publish nothing, and say whether the digest is the same; if not, exit with 10."""
     found = run_job(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,25 +10,10 @@ import rich_click as click
 from click.core import ParameterSource
 
 from tunery.gateway.cli.terminal.context import actor, open_registry, plugins, print_json, say
-from tunery.plugins.events import (
-    Cancelled,
-    CheckpointChosen,
-    Evaluated,
-    EventSink,
-    Failed,
-    GateAnswered,
-    JobEvent,
-    Paused,
-    PhasesTimed,
-    Quoted,
-    ReportWritten,
-    Started,
-    StepCompleted,
-    event_fields,
-)
+from tunery.gateway.cli.terminal.progress import show_progress
+from tunery.plugins.events import EventSink
 from tunery.plugins.runtime.device import resolve_device
-from tunery.plugins.training.job.phases import minutes_text
-from tunery.plugins.training.loop.distributed import is_first
+from tunery.plugins.training.loop.distributed import is_main_process
 from tunery.registry.errors import InvalidInput, JobCancelled
 from tunery.registry.home import Home
 from tunery.registry.losses import NATS, loss_unit
@@ -42,7 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = ["parse_settings", "run_job", "threads_option", "train"]
 
-_NOT_A_LOSS = {"kind", "step", "unit"}
 _LARGE = 10_000_000
 """Bytes of rows whose check takes seconds."""
 
@@ -124,10 +106,12 @@ def train(
 
         def start(host: Any, loaded: Any, registry: Any, on_event: EventSink) -> Version:
             from tunery.plugins.bases.resolve import resolve_base
-            from tunery.plugins.training.loop.distributed import find_processes
+            from tunery.plugins.training.loop.distributed import connect_process_group
 
             where = resolve_device(device)
-            known = find_processes(where).agree(lambda: resolve_base(base, registry=registry, plugins=loaded, say=say))
+            known = connect_process_group(where).on_main(
+                lambda: resolve_base(base, registry=registry, plugins=loaded, say=say)
+            )
             request = host.TrainRequest(
                 adapter=adapter,
                 trainer=method,
@@ -146,7 +130,7 @@ def train(
             return version
 
         version = run_job(start, threads)
-    if not is_first():
+    if not is_main_process():
         return
     if as_json:
         print_json(version)
@@ -177,12 +161,12 @@ def run_job(work: Callable[[Any, Any, Any, EventSink], T], threads: int | None =
     from tunery.plugins import training
 
     try:
-        with open_registry() as registry, _progress() as on_event:
+        with open_registry() as registry, show_progress() as on_event:
             return work(training, plugins(), registry, on_event)
     except KeyboardInterrupt as stop:
         early = "interrupted before there was a job; nothing was changed"
         raise JobCancelled(
-            str(stop) or (early if is_first() else "another process of this run was interrupted")
+            str(stop) or (early if is_main_process() else "another process of this run was interrupted")
         ) from stop
 
 
@@ -212,102 +196,6 @@ def _asked(given: Mapping[str, Any]) -> Any:
         allow=given.get("allow", ()),
         parameters=parse_settings(given.get("settings", ())),
     )
-
-
-@contextmanager
-def _progress() -> Iterator[EventSink]:
-    """A bar on a terminal; a line now and then elsewhere."""
-    if not sys.stderr.isatty():
-        yield _print_lines
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("training"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.description}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("", total=None)
-
-        def show(event: JobEvent) -> None:
-            if isinstance(event, StepCompleted):
-                progress.update(task, completed=event.step, total=event.steps, description=_step(event))
-            elif (line := _line(event)) is not None:
-                progress.console.print(line, highlight=False)
-
-        yield show
-
-
-def _print_lines(event: JobEvent) -> None:
-    """Every tenth of the steps, and every other event."""
-    if isinstance(event, StepCompleted):
-        if event.step % max(1, event.steps // 10) == 0:
-            say(f"step {event.step}/{event.steps}  {_step(event)}")
-    elif (line := _line(event)) is not None:
-        say(line)
-
-
-def _step(event: StepCompleted) -> str:
-    """Loss and throughput."""
-    return f"{event.unit or 'loss'} {event.loss:.3f}  {event.tokens / max(event.seconds, 1e-9):.0f} tok/s"
-
-
-def _line(event: JobEvent) -> str | None:
-    """The text for an event other than a step; None when there is nothing to print."""
-    match event:
-        case Started():
-            return _started(event)
-        case Quoted():
-            return (
-                f"quote: {event.tokens} tokens in {event.steps} steps, about {minutes_text(event.parts)}, "
-                f"{event.peak_bytes / 1e9:.2f} GB at most; {event.why}"
-            )
-        case PhasesTimed():
-            quoted = f"; {event.quoted_minutes:.1f} were quoted" if event.quoted_minutes else ""
-            return f"took {minutes_text(event.seconds)}{quoted}"
-        case GateAnswered():
-            state = "passed" if event.passed else "skipped" if event.skipped else f"FAILED ({event.code})"
-            return f"gate {event.name} {state}: {event.message}"
-        case CheckpointChosen():
-            return f"chosen: {event.why}"
-        case ReportWritten():
-            return "\n  ".join(["report:", *event.lines])
-        case Evaluated():
-            losses = event_fields(event).items()
-            shown = [f"{name.replace('_', ' ')} {loss:.4f}" for name, loss in losses if name not in _NOT_A_LOSS]
-            return f"held out{f' ({event.unit})' if event.unit else ''}: {', '.join(shown)}"
-        case Failed() | Cancelled() | Paused():
-            return event.kind
-    return None
-
-
-def _started(event: Started) -> str:
-    """The rows, the choices, and what the data check found."""
-    chosen = "".join(f"\n  {c.name} = {c.value:g}: {c.reason} ({c.source})" for c in event.choices)
-    measured = f", losses in {event.measured_in}" if event.measured_in != event.precision else ""
-    cut = f", {event.cut} cut to max_length" if event.cut else ""
-    return (
-        f"{event.job}: {event.rows} rows ({event.tokens} tokens{cut}), {event.held_out} held out, "
-        f"{event.steps} steps in {event.precision}{measured}{chosen}{_findings(event.data_check)}"
-    )
-
-
-def _findings(data_check: dict[str, Any] | None) -> str:
-    """A line for every rule of the data check that found something which did not stop the run."""
-    from tunery.gateway.cli.data import visible
-
-    lines = ""
-    if data_check is not None:
-        examples = {finding["rule"]: finding for finding in reversed(data_check["warnings"])}
-        for rule, count in data_check["findings"].items():
-            example, allowed = examples[rule], " (allowed)" if rule in data_check["allowed"] else ""
-            place = f"{example['file']}:{example['line']}" if example["line"] else example["file"]
-            lines += visible(f"\n  {rule}{allowed}: {count}, first {place} {example['message']}; {example['fix']}")
-    return lines
 
 
 def _show(version: Version) -> None:

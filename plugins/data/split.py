@@ -12,10 +12,10 @@ from pathlib import Path
 
 import msgspec
 
-from tunery.plugins.data.checks.line import Line, Place
 from tunery.plugins.data.checks.minhash import SimilarIndex
+from tunery.plugins.data.checks.parsed_record import Location, ParsedRecord
 from tunery.plugins.data.read import iter_records
-from tunery.plugins.data.read.dataset import Row
+from tunery.plugins.data.read.row import Row
 from tunery.plugins.hookspecs import FormatInfo
 from tunery.registry.errors import Conflict, InvalidData, InvalidInput, StorageFailed
 
@@ -100,27 +100,27 @@ def _group(path: Path, formats: Sequence[FormatInfo]) -> tuple[_Groups, list[byt
     problems: list[str] = []
     first: Row | None = None
     for number, raw in iter_records(path):
-        line = Line(Place(path.name, number), raw, formats=formats, renderer=None)
-        if line.invalid:
-            problems += line.invalid.problems(str(line.place))
+        record = ParsedRecord(Location(path.name, number), raw, formats=formats, renderer=None)
+        if record.invalid:
+            problems += record.invalid.problems(str(record.location))
         if len(problems) > _PROBLEMS:
             problems.append("and perhaps more after these")
             break
-        if line.row is None:
+        if record.row is None:
             continue
-        first = first or line.row
-        if line.row.format != first.format:
+        first = first or record.row
+        if record.row.format != first.format:
             problems.append(
-                f"{line.place}: $: is in the format {line.row.format}, line {first.line} in {first.format}; keep one format a file"
+                f"{record.location}: $: is in the format {record.row.format}, line {first.line} in {first.format}; keep one format a file"
             )
         row = lines[number] = groups.add()
-        keys.append(line.prompt_key)
-        groups.join(row, prompts.setdefault(line.prompt_key, row))
-        if line.signature:
-            if (found := near.find(line.signature)) is not None:
+        keys.append(record.prompt_key)
+        groups.join(row, prompts.setdefault(record.prompt_key, row))
+        if record.signature:
+            if (found := near.find(record.signature)) is not None:
                 groups.join(row, found[0])
             else:
-                near.add(line.signature, row)
+                near.add(record.signature, row)
     if problems:
         raise InvalidData(f"{path} has bad lines; nothing was written", problems=problems)
     if not keys:
@@ -163,7 +163,7 @@ def _write(source: Path, target: Path, wanted: Sequence[int]) -> None:
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise StorageFailed(
-            f"{target} cannot be written ({error.strerror}); free space or choose another place"
+            f"{target} cannot be written ({error.strerror}); free space or choose another location"
         ) from error
 
 

@@ -12,7 +12,7 @@ import os
 import platform
 from pathlib import Path
 
-__all__ = ["bound_allocator", "give_back", "resident_bytes", "tune_allocator"]
+__all__ = ["bound_allocator", "trim_memory", "resident_bytes", "tune_allocator"]
 
 # Parameter numbers of mallopt(3), from malloc.h.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -2, -3, -4, -8
@@ -49,7 +49,7 @@ def _set(*settings: tuple[int, int]) -> list[bool]:
     return [mallopt(name, value) == 1 for name, value in settings]
 
 
-def give_back() -> None:
+def trim_memory() -> None:
     """Hand what glibc keeps and nobody uses back to the kernel: after something that needed much memory once."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tunery.plugins.runtime.allocator import tune_allocator
-from tunery.plugins.runtime.logging import hush
+from tunery.plugins.runtime.logging import silence_libraries
 from tunery.plugins.runtime.threads import apply_threads
 
 __all__ = ["prepare_compute"]
@@ -12,5 +12,5 @@ __all__ = ["prepare_compute"]
 def prepare_compute(threads: int = 0) -> None:
     """Keep large buffers in the process, silence harmless warnings, and compute with `threads` threads, 0 for all usable cores."""
     tune_allocator()
-    hush()
+    silence_libraries()
     apply_threads(threads)

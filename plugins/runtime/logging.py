@@ -6,10 +6,10 @@ import logging
 import os
 import warnings
 
-__all__ = ["hush"]
+__all__ = ["silence_libraries"]
 
 
-def hush() -> None:
+def silence_libraries() -> None:
     """Silence what is known to be harmless; call it before transformers, peft or bitsandbytes are imported."""
     # bitsandbytes warns about an optional package of CPU kernels that Tunery does not use.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from tunery.plugins.runtime.allocator import give_back, resident_bytes
+from tunery.plugins.runtime.allocator import resident_bytes, trim_memory
 
-__all__ = ["available_memory", "forget_peak", "held_memory", "peak_memory", "release_memory"]
+__all__ = ["available_memory", "reset_peak_memory", "current_memory", "peak_memory", "release_memory"]
 
 
 def available_memory(device: torch.device) -> int:
@@ -30,7 +30,7 @@ def available_memory(device: torch.device) -> int:
     return max(min(free), 0)
 
 
-def held_memory(device: torch.device) -> int:
+def current_memory(device: torch.device) -> int:
     """Bytes the process holds now."""
     if device.type == "cuda":
         return int(torch.cuda.memory_allocated(device))
@@ -38,7 +38,7 @@ def held_memory(device: torch.device) -> int:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes the process has held at most; on a GPU and on Linux, since `forget_peak`."""
+    """Bytes the process has held at most; on a GPU and on Linux, since `reset_peak_memory`."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     try:
@@ -49,7 +49,7 @@ def peak_memory(device: torch.device) -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def forget_peak(device: torch.device) -> None:
+def reset_peak_memory(device: torch.device) -> None:
     """Start measuring the peak anew, where that can be (proc(5), clear_refs)."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -61,7 +61,7 @@ def forget_peak(device: torch.device) -> None:
 def release_memory() -> None:
     """Give back what nothing uses any more, so that others find room."""
     gc.collect()
-    give_back()
+    trim_memory()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
 

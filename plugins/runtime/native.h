@@ -1,8 +1,9 @@
-/* Owns what every library of native kernels begins with: whether the CPU fits, and the pieces that their vectors share.
+/* What every library of native kernels begins with: whether the CPU can run it, its number of threads, and e^x.
  *
- * What follows the include is compiled for AVX-512 with bfloat16 products; where there is no such compiler NATIVE is not defined, and
- * nothing may follow.
+ * Code after the include is compiled for AVX-512 with bfloat16 products. Where the compiler cannot do that, NATIVE is
+ * not defined; every source wraps its code in `#ifdef NATIVE`.
  */
+#pragma once
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -11,12 +12,13 @@
 #include <cpuid.h>
 #endif
 
-/* Whether this CPU has the instructions that what follows is compiled to. */
+/* Whether this CPU has the instructions that the kernels are compiled for. */
 static inline int supported(void) {
 #if defined(__x86_64__) && defined(__GNUC__)
     __builtin_cpu_init();
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bf16");
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512bf16");
 #else
     return 0;
 #endif
@@ -30,10 +32,11 @@ static inline int supported(void) {
 
 #define INLINE static inline __attribute__((always_inline))
 
-/* Most threads of a parallel region, 0 for as many as OpenMP would take; set by another thread while kernels run. Each library defines it. */
+/* The most threads of a parallel region, 0 for OpenMP's own choice. Another thread may set it while kernels run. Each
+ * library defines it. */
 extern int tunery_thread_limit;
 
-/* Threads of the parallel region that follows. */
+/* Threads for the next parallel region. */
 INLINE int team(void) {
     const int most = omp_get_max_threads(), limit = __atomic_load_n(&tunery_thread_limit, __ATOMIC_RELAXED);
     return limit > 0 && limit < most ? limit : most;
@@ -41,8 +44,8 @@ INLINE int team(void) {
 
 typedef uint16_t bf16;
 
-/* e^x to about one unit in the last place, zero below -87 (Cody-Waite reduction, polynomial of degree 6). Not-a-number stays one: of
- * two operands, minimum and maximum take the second where either is none. */
+/* e^x to about one unit in the last place, zero below -87 (Cody-Waite reduction, polynomial of degree 6). NaN stays
+ * NaN: minimum and maximum return their second operand where either is NaN. */
 INLINE __m512 exp16(__m512 x) {
     __mmask16 live = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.0f), _CMP_NLE_UQ);
     x = _mm512_min_ps(_mm512_set1_ps(88.0f), _mm512_max_ps(_mm512_set1_ps(-87.0f), x));

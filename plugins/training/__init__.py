@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tunery.plugins.training.job.inputs import TrainRequest
+    from tunery.plugins.training.inputs.request import TrainRequest
     from tunery.plugins.training.job.launcher import Reproduction, reproduce, resume, train
     from tunery.plugins.training.trainer import LoadContext, SaveContext, Trainer, load_base
 
@@ -29,7 +29,7 @@ __all__ = [
 _PLACES = {
     "LoadContext": "trainer",
     "SaveContext": "trainer",
-    "TrainRequest": "job.inputs",
+    "TrainRequest": "inputs.request",
     "Trainer": "trainer",
     "Reproduction": "job.launcher",
     "load_base": "trainer",

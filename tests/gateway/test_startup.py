@@ -14,6 +14,13 @@ from tunery.gateway.engine.models.native.kernels import load_kernels
 
 HEAVY = {"torch", "transformers", "peft", "bitsandbytes", "accelerate", "torch._dynamo", "torch._inductor", "sympy"}
 GATEWAY = "import sys; from tunery.gateway import serve, app"
+API = """
+import pkgutil, sys
+from importlib import import_module
+from tunery.gateway import api
+for module in pkgutil.walk_packages(api.__path__, "tunery.gateway.api."):
+    import_module(module.name)
+"""
 ENGINE = """
 import sys
 from msgspec import json
@@ -34,8 +41,9 @@ def imported(code: str, *arguments: str) -> list[str]:
     return [name for name in HEAVY if repr(name) in done.stdout.splitlines()[-1]]
 
 
-def test_the_gateway_imports_nothing_heavy() -> None:
-    assert imported(GATEWAY) == []
+@pytest.mark.parametrize("code", [GATEWAY, API], ids=["gateway", "every module of the API"])
+def test_the_gateway_imports_nothing_heavy(code: str) -> None:
+    assert imported(code) == []
 
 
 @pytest.mark.skipif(load_kernels() is None, reason="the native kernels are not built, or not for this CPU")

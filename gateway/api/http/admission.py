@@ -1,4 +1,4 @@
-"""Owns how many requests are in hand, and whose they are; refuses what is beyond the bounds, saying when to come back."""
+"""Limits how many requests are in flight, in total and for each tenant; refusals say when to retry."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from tunery.registry.settings import ServeSettings
 __all__ = ["Admission", "Busy"]
 
 ALONE_AFTER = 60.0
-"""Seconds without a request from anybody else, after which a tenant counts as alone."""
-LONGEST_WAIT = 60
-NEWEST = 0.2
-"""How much the latest request counts in what a request is thought to take."""
+"""Seconds without a request from another tenant, after which a tenant counts as alone."""
+MAX_RETRY_AFTER = 60
+SMOOTHING = 0.2
+"""Weight of the latest request in the moving average of a request's duration."""
 
 
 class Busy(Overloaded):
-    """Too many requests are in hand; there may be room in `retry_after` seconds."""
+    """Too many requests are in flight; there may be room in `retry_after` seconds."""
 
     def __init__(self, message: str, *, retry_after: int) -> None:
         super().__init__(f"{message}; try again in {retry_after} s")
@@ -30,76 +30,78 @@ class Busy(Overloaded):
 
 
 class Admission:
-    """The requests in hand, running or waiting. `show` is told their number whenever it changes.
+    """The requests in flight, running or waiting. `on_change` is called with their number whenever it changes.
 
-    All tenants together may have `max_batch + max_waiting`, one tenant `max_waiting_per_tenant`. Where that is 0, a tenant that is
-    alone may have them all, and half of them as soon as another one has asked within the last minute, in vain or not.
+    All tenants together may have `max_batch + max_waiting`, one tenant `max_waiting_per_tenant`. If that is 0, a tenant that is
+    alone may have them all, but only half of them once another tenant has sent a request, admitted or not, within the last minute.
     """
 
     def __init__(
-        self, settings: ServeSettings, show: Callable[[int], None], *, clock: Callable[[], float] = time.monotonic
+        self, settings: ServeSettings, on_change: Callable[[int], None], *, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._batch, self._most = settings.max_batch, settings.max_batch + settings.max_waiting
-        self._bound = settings.max_waiting_per_tenant
-        self._show, self._clock = show, clock
-        self._held: Counter[str] = Counter()
-        self._asked: dict[str, float] = {}
-        self._seconds = 0.0
+        self._batch, self._limit = settings.max_batch, settings.max_batch + settings.max_waiting
+        self._tenant_limit = settings.max_waiting_per_tenant
+        self._on_change, self._clock = on_change, clock
+        self._by_tenant: Counter[str] = Counter()
+        self._last_request: dict[str, float] = {}
+        self._mean_seconds = 0.0
         self._idle = asyncio.Event()
         self.count = 0
 
     @contextlib.contextmanager
     def hold(self, count: int, *, tenant: str, param: str = "n") -> Iterator[None]:
-        """Have `count` more requests in hand for as long as the context lasts.
+        """Count `count` more requests as in flight while the context lasts.
 
         Raises Busy when that is too many now, InvalidInput naming `param` when it always would be.
         """
         self._check(count, tenant, param)
         self._change(count, tenant)
-        began, rounds = self._clock(), math.ceil(self.count / self._batch)
+        started, batches = self._clock(), math.ceil(self.count / self._batch)
         try:
             yield
         finally:
             self._change(-count, tenant)
-            # Who found several batches' worth of requests in hand spent most of the time waiting for them.
-            self._seconds += NEWEST * ((self._clock() - began) / rounds - self._seconds)
+            # A request that arrived behind several batches spent most of its time waiting for them.
+            self._mean_seconds += SMOOTHING * ((self._clock() - started) / batches - self._mean_seconds)
 
     async def idle(self) -> None:
-        """Wait until nothing is in hand."""
+        """Wait until no request is in flight."""
         while self.count:
             self._idle.clear()
             await self._idle.wait()
 
     def _check(self, count: int, tenant: str, param: str) -> None:
         alone = self._alone(tenant)
-        if count > (most := min(self._bound or self._most, self._most)):
-            raise InvalidInput(f"the request asks for {count} answers and {most} is the most at once", param=param)
-        if self.count + count > self._most:
-            raise self._busy(f"{self.count} requests are in hand and {self._most} is the most")
-        most = self._bound or (self._most if alone else max(1, self._most // 2))
-        if self._held[tenant] + count > most:
-            whose = f"the tenant {tenant}" if tenant else "the bare base"
-            raise self._busy(f"{self._held[tenant]} requests for {whose} are in hand and {most} is the most")
+        if count > (most := min(self._tenant_limit or self._limit, self._limit)):
+            raise InvalidInput(
+                f"the request asks for {count} answers; at most {most} can be in flight at once", param=param
+            )
+        if self.count + count > self._limit:
+            raise self._busy(f"{self.count} requests are in flight; the limit is {self._limit}")
+        most = self._tenant_limit or (self._limit if alone else max(1, self._limit // 2))
+        if self._by_tenant[tenant] + count > most:
+            name = f"the tenant {tenant}" if tenant else "the bare base"
+            raise self._busy(f"{self._by_tenant[tenant]} requests for {name} are in flight; the limit is {most}")
 
     def _alone(self, tenant: str) -> bool:
-        """Whether nobody else has asked lately; this one now has."""
+        """Whether no other tenant has sent a request lately; notes this one's."""
         now = self._clock()
-        self._asked.pop(tenant, None)
-        # The latest come last, so the first other one from the end is the one to look at.
-        other = next(reversed(self._asked.values()), -math.inf)
-        self._asked[tenant] = now
+        self._last_request.pop(tenant, None)
+        # The latest come last, so the last entry is the other tenant to look at.
+        other = next(reversed(self._last_request.values()), -math.inf)
+        self._last_request[tenant] = now
         return now - other > ALONE_AFTER
 
     def _busy(self, message: str) -> Busy:
-        """Refuse until the queue, at the present pace, has run."""
-        seconds = (self.count - self._batch) * self._seconds / self._batch
-        return Busy(message, retry_after=min(max(math.ceil(seconds), 1), LONGEST_WAIT))
+        """The refusal, until the queue would have run at the present pace."""
+        seconds = (self.count - self._batch) * self._mean_seconds / self._batch
+        return Busy(message, retry_after=min(max(math.ceil(seconds), 1), MAX_RETRY_AFTER))
 
     def _change(self, count: int, tenant: str) -> None:
         self.count += count
-        self._held[tenant] += count
-        if not self._held[tenant]:
-            del self._held[tenant]
-        self._show(self.count)
+        self._by_tenant[tenant] += count
+        if not self._by_tenant[tenant]:
+            del self._by_tenant[tenant]
+        self._on_change(self.count)
         if not self.count:
             self._idle.set()

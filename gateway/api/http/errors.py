@@ -1,4 +1,7 @@
-"""Owns how errors become HTTP: OpenAI's envelope, one status per kind. Refuses to show a client what a bug said."""
+"""Turns errors into HTTP responses with OpenAI's error envelope, one status for each kind of error.
+
+The text of an unexpected exception is logged and never sent to a client.
+"""
 
 from __future__ import annotations
 
@@ -36,13 +39,13 @@ _STATUSES: tuple[tuple[type[TuneryError], int], ...] = (
     (Unavailable, 503),
     (StorageFailed, 500),
 )
-"""A conflict is 400 and not 409: OpenAI's clients send a 409 again by themselves."""
+"""A conflict is 400 and not 409, because OpenAI's clients retry a 409 automatically."""
 
 _TYPES = {429: "rate_limit_error", 500: "server_error", 503: "server_error"}
 
 
 class Refused(HTTPException):
-    """A request that is refused before it is parsed; `code` is a stable machine-readable word."""
+    """A request refused before its body is parsed; `code` is a stable, machine-readable word."""
 
     def __init__(self, message: str, *, status: int, code: str) -> None:
         super().__init__(detail=message, status_code=status)
@@ -59,15 +62,15 @@ def envelope(message: str, *, status: int, code: str | None = None, param: str |
     return ErrorEnvelope(ErrorBody(message, _TYPES.get(status, "invalid_request_error"), param, code))
 
 
-def _ours(request: Request[Any, Any, Any], error: TuneryError) -> Response[ErrorEnvelope]:
+def _tunery_error(request: Request[Any, Any, Any], error: TuneryError) -> Response[ErrorEnvelope]:
     status = status_of(error)
     headers = {"retry-after": str(error.retry_after)} if isinstance(error, Unavailable) else {}
     body = envelope(error.args[0], status=status, code=error.code, param=error.param)
     return Response(body, status_code=status, headers=headers)
 
 
-def _invalid(request: Request[Any, Any, Any], error: ValidationException) -> Response[ErrorEnvelope]:
-    """A body or parameter of the wrong shape; names the field."""
+def _validation_error(request: Request[Any, Any, Any], error: ValidationException) -> Response[ErrorEnvelope]:
+    """A body or parameter of the wrong shape; the response names the field."""
     extra: Any = error.extra
     first = extra[0] if isinstance(extra, list) and extra else {}
     param = re.split(r"[.\[]", first.get("key") or "")[0] or None
@@ -81,24 +84,24 @@ def _invalid(request: Request[Any, Any, Any], error: ValidationException) -> Res
     return Response(envelope(text, status=400, code="invalid_value", param=param), status_code=400)
 
 
-def _http(request: Request[Any, Any, Any], error: HTTPException) -> Response[ErrorEnvelope]:
+def _http_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[ErrorEnvelope]:
     status = error.status_code
     if status >= 500:
-        return _bug(request, error)
+        return _unexpected(request, error)
     if isinstance(error, Refused):
         return Response(envelope(error.detail, status=status, code=error.code), status_code=status)
     if isinstance(error.__cause__, SerializationException):
         return Response(envelope(_not_json(error.detail), status=status, code="invalid_json"), status_code=status)
     message = {
         404: f"there is nothing at {request.url.path}; see /docs",
-        405: f"{request.method} is not possible at {request.url.path}; see /docs",
+        405: f"{request.method} is not allowed at {request.url.path}; see /docs",
         413: "the request body is too large",
     }.get(status, error.detail)
     return Response(envelope(message, status=status), status_code=status, headers=dict(error.headers or {}))
 
 
 def _not_json(detail: str) -> str:
-    """What is wrong with a body. The parser takes half a surrogate pair, such as \\ud800 alone, for an early end."""
+    """What is wrong with a body. The parser reports half a surrogate pair, such as a lone \\ud800, as an early end."""
     if "truncated" in detail:
         return "the body is not JSON: it ends early, or a string has half of a surrogate pair"
     return f"the body is not JSON: {detail}"
@@ -109,27 +112,27 @@ def _too_deep(request: Request[Any, Any, Any], error: RecursionError) -> Respons
     return Response(envelope("the request is nested too deeply", status=400, code="invalid_value"), status_code=400)
 
 
-def _bug(request: Request[Any, Any, Any], error: Exception) -> Response[ErrorEnvelope]:
+def _unexpected(request: Request[Any, Any, Any], error: Exception) -> Response[ErrorEnvelope]:
     log.error("request %s to %s failed", trace_of(request).request_id, request.url.path, exc_info=error)
     message = f"something went wrong here; it has been logged under request {trace_of(request).request_id}"
     return Response(envelope(message, status=500, code="internal_error"), status_code=500)
 
 
 _DESCRIPTIONS = {
-    400: "A field is wrong; `param` names it.",
+    400: "A field is invalid; `param` names it.",
     403: "The request's Host or Origin is not allowed.",
-    404: "No such model; never answered by the base instead.",
+    404: "No such model. The base never answers in its place.",
     413: "The body is too large.",
     415: "The body is not application/json.",
     422: "The adapter's weights cannot be served.",
-    429: "Too many requests wait; see Retry-After.",
-    500: "A bug; the log has it under the id in the message.",
-    503: "The engine is starting, or this server is about to end; see Retry-After.",
+    429: "Too many requests are waiting; see Retry-After.",
+    500: "An internal error, logged under the request id in the message.",
+    503: "The engine is starting, or the server is shutting down; see Retry-After.",
 }
 
 
 def error_responses(*statuses: int) -> dict[int, ResponseSpec]:
-    """These statuses as an operation's documentation has them; 403 is possible everywhere."""
+    """The documentation of an operation's error responses; 403 is possible everywhere."""
     return {
         status: ResponseSpec(ErrorEnvelope, description=_DESCRIPTIONS[status], generate_examples=False)
         for status in sorted({*statuses, 403})
@@ -137,12 +140,12 @@ def error_responses(*statuses: int) -> dict[int, ResponseSpec]:
 
 
 ERRORS = error_responses(*_DESCRIPTIONS)
-"""For the documentation of what runs on the engine."""
+"""The error responses of operations that run on the engine."""
 
 EXCEPTION_HANDLERS: dict[Any, Any] = {
-    TuneryError: _ours,
-    ValidationException: _invalid,
-    HTTPException: _http,
+    TuneryError: _tunery_error,
+    ValidationException: _validation_error,
+    HTTPException: _http_error,
     RecursionError: _too_deep,
-    Exception: _bug,
+    Exception: _unexpected,
 }

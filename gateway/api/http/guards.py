@@ -1,7 +1,7 @@
-"""What a request must be before it is parsed: sent to a name of this server, by a page that may, with a body of JSON in UTF-8.
+"""Checks each request before its body is parsed: its Host and Origin must be allowed, its body JSON in UTF-8.
 
-A page that a browser loads from elsewhere can send requests to a server on loopback, under a name of its own whose address it
-changes (DNS rebinding) or with a body of a type that browsers send without asking first. Neither gets past `Guard`.
+A web page from elsewhere can send requests to a server on loopback through a browser, under a host name whose address it changes (DNS
+rebinding), or with a content type that browsers send without a preflight request. `Guard` refuses both.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _WITH_BODY = ("POST", "PUT", "PATCH")
 
 
 class Guard:
-    """Checks every request of one application; raises Refused."""
+    """The checks of one application, for Litestar's `before_request`; they need the body, which route guards do not get."""
 
     def __init__(self, settings: ServeSettings) -> None:
         self._hosts = tuple(name.lower() for name in settings.allowed_hosts)
@@ -33,7 +33,7 @@ class Guard:
         self._any_host = not self._hosts and not _is_loopback(settings.host)
 
     async def check(self, request: Request[Any, Any, Any]) -> None:
-        """Raise Refused: 403 for a host or origin, 415 for a body's type, 400 for a body that is no text."""
+        """Raise Refused: 403 for a host or origin, 415 for the body's content type, 400 for a body that is not text."""
         host = request.headers.get("host")
         self._check_host(host)
         self._check_origin(request.headers.get("origin"), host)
@@ -42,14 +42,13 @@ class Guard:
             _check_text(await _body(request))
 
     def _check_host(self, host: str | None) -> None:
-        """A browser always names the host, so whoever does not is no page."""
+        """Browsers always send a Host header, so a request without one does not come from a page."""
         if not host or self._any_host:
             return
         name = _hostname(host)
         if not (_is_loopback(name) or any(fnmatchcase(name, allowed) for allowed in self._hosts)):
             raise Refused(
-                f"the request is for the host {host[:100]!r}, which this server does not answer to; "
-                "add it to serve.allowed_hosts",
+                f"the host {host[:100]!r} is not allowed on this server; add it to serve.allowed_hosts",
                 status=403,
                 code="host_not_allowed",
             )
@@ -60,7 +59,7 @@ class Guard:
         scheme, _, netloc = origin.lower().partition("://")
         if scheme not in ("http", "https") or netloc != (host or "").lower():
             raise Refused(
-                f"the page's origin {origin[:100]!r} may not use this server; add it to serve.allowed_origins",
+                f"the origin {origin[:100]!r} is not allowed on this server; add it to serve.allowed_origins",
                 status=403,
                 code="origin_not_allowed",
             )
@@ -94,20 +93,22 @@ def _check_type(request: Request[Any, Any, Any]) -> None:
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding != "identity":
         raise Refused(
-            f"the body is compressed ({encoding[:100]}); send it as it is, without content-encoding",
+            f"the body is compressed ({encoding[:100]}); send it uncompressed, without content-encoding",
             status=415,
             code="unsupported_media_type",
         )
 
 
 async def _body(request: Request[Any, Any, Any]) -> bytes:
-    """The whole body. Where its length was announced, only a client that leaves can end it early."""
+    """The whole body. A body with a content-length can end early only if the client disconnects."""
     try:
         return await request.body()
     except InternalServerException as error:
         if "content-length" in request.headers:
-            raise Refused("the client left before its request was complete", status=499, code="cancelled") from error
-        raise _invalid("the body ended early, or its chunks are not framed as HTTP says; send it again") from error
+            raise Refused(
+                "the client disconnected before its request was complete", status=499, code="cancelled"
+            ) from error
+        raise _invalid("the body ended early, or its chunks are not framed as HTTP requires; send it again") from error
 
 
 def _check_text(body: bytes) -> None:
@@ -116,7 +117,7 @@ def _check_text(body: bytes) -> None:
     if body.startswith(codecs.BOM_UTF8):
         raise _invalid("the body begins with a byte order mark; send UTF-8 without one")
     if body.startswith(_GZIP):
-        raise _invalid("the body is compressed with gzip; send it as it is")
+        raise _invalid("the body is compressed with gzip; send it uncompressed")
     try:
         if not body.isascii():
             body.decode()

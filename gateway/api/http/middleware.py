@@ -1,4 +1,8 @@
-"""Owns what happens around every request: an id, the count by route and status, and the access log. No prompts, ever."""
+"""What happens around every request: its id, its connection's limits, the count by route and status, and the access log.
+
+The log never contains prompts or answers. The middleware is Litestar's own kind but wraps the whole application, because Litestar runs
+registered middleware only for requests that match a route, and unknown routes are counted and logged too.
+"""
 
 from __future__ import annotations
 
@@ -8,95 +12,108 @@ import re
 import sys
 import time
 import uuid
-from typing import Any
+from typing import Any, cast
 
 import msgspec
-from litestar.enums import ScopeType
-from litestar.types import ASGIApp, Message, Receive, Scope, Send
+from litestar.enums import HttpMethod, ScopeType
+from litestar.middleware import ASGIMiddleware
+from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
 from tunery.gateway.api.http.body_memory import BodyMemory
 from tunery.gateway.api.http.connection import Connection
 from tunery.gateway.api.http.trace import Trace
-from tunery.gateway.api.state import Gateway
-from tunery.gateway.metrics import LEFT, UNKNOWN
+from tunery.gateway.metrics import LEFT, UNKNOWN, Metrics
+from tunery.registry.settings import ServeSettings
 
-__all__ = ["Around"]
+__all__ = ["RequestMiddleware"]
 
-UNREAD = frozenset({403, 413, 415})
-"""Statuses of requests whose body has not been read."""
-DISCARD_BYTES = 256 * 2**20
-DISCARD_SECONDS = 10.0
+BODY_UNREAD = frozenset({403, 413, 415})
+"""Statuses of requests that are refused before their body has been read."""
+MAX_DISCARD_BYTES = 256 * 2**20
+MAX_DISCARD_SECONDS = 10.0
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
-class Around:
-    """ASGI around the whole application, so that unknown routes and errors are counted too."""
+class RequestMiddleware(ASGIMiddleware):
+    """Wraps a whole application; see the module."""
 
-    def __init__(self, app: ASGIApp, gateway: Gateway) -> None:
-        self._app = app
-        self._gateway = gateway
+    scopes = (ScopeType.HTTP,)
+
+    def __init__(self, settings: ServeSettings, metrics: Metrics) -> None:
+        self._settings, self._metrics = settings, metrics
         self._bodies = BodyMemory()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one connection."""
-        if scope["type"] != ScopeType.HTTP:
-            await self._app(scope, receive, send)
-            return
-        trace, seen, method = Trace(_request_id(scope)), {"status": 0}, scope["method"]
+    async def handle(self, scope: Scope, receive: Receive, send: Send, next_app: ASGIApp) -> None:
+        """Handle one request."""
+        request = cast("HTTPScope", scope)  # `scopes` has no other kind
+        trace, method = Trace(_request_id(request)), request["method"]
         if method == "HEAD":
-            scope = {**scope, "method": "GET"}
-        trace.attach(scope)
-        settings = self._gateway.settings
+            request = {**request, "method": HttpMethod.GET}
+        trace.attach(request)
         connection = Connection(
-            receive, send, memory=self._bodies, read_seconds=settings.read_seconds, write_seconds=settings.write_seconds
+            receive,
+            send,
+            memory=self._bodies,
+            read_seconds=self._settings.read_seconds,
+            write_seconds=self._settings.write_seconds,
         )
-        connection.attach(scope)
-
-        async def sending(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                seen["status"] = message["status"]
-                if message["status"] in UNREAD:
-                    await _discard(receive)
-                message["headers"] = [*message["headers"], (b"x-request-id", trace.request_id.encode())]
-            elif method == "HEAD" and message["type"] == "http.response.body":
-                message["body"] = b""
-            await connection.send(message)
-
+        connection.attach(request)
+        response = _ResponseSender(connection, receive, request_id=trace.request_id, head=method == "HEAD")
         try:
             async with connection:
-                await self._app(scope, connection.receive, sending)
+                await next_app(request, connection.receive, response.send)
         except asyncio.CancelledError:
-            # The client has left and the work for it was cancelled: nobody is to be answered, and it is nobody's error.
+            # The client has disconnected and its work was cancelled: there is no one to answer, and it is not an error.
             if (task := asyncio.current_task()) is not None and task.cancelling():
                 raise
         finally:
-            # 499 is nginx's word for a client that left before there was an answer.
-            status, route = seen["status"] or int(LEFT), _route(scope)
-            self._gateway.metrics.http.labels(route, str(status)).inc()
-            if self._gateway.settings.access_log:
+            # 499 is nginx's status for a client that disconnected before there was a response.
+            status, route = response.status or int(LEFT), _route(request)
+            self._metrics.http.labels(route, str(status)).inc()
+            if self._settings.access_log:
                 _log(method, route, status, trace)
 
 
-async def _discard(receive: Receive) -> None:
-    """Take in the rest of a body that is refused: a client that is still sending would see a broken connection, not the answer."""
-    taken = 0
+class _ResponseSender:
+    """Sends a response with its `x-request-id`, without a body for HEAD; remembers its `status`, 0 before there is one."""
+
+    def __init__(self, connection: Connection, receive: Receive, *, request_id: str, head: bool) -> None:
+        self._connection, self._receive = connection, receive
+        self._request_id, self._head = request_id.encode(), head
+        self.status = 0
+
+    async def send(self, message: Message) -> None:
+        """ASGI's send."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            if self.status in BODY_UNREAD:
+                await _discard_body(self._receive)
+            message["headers"] = [*message["headers"], (b"x-request-id", self._request_id)]
+        elif self._head and message["type"] == "http.response.body":
+            message["body"] = b""
+        await self._connection.send(message)
+
+
+async def _discard_body(receive: Receive) -> None:
+    """Read the rest of a refused body: a client that is still sending would see a broken connection, not the response."""
+    discarded = 0
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(DISCARD_SECONDS):
-            while taken < DISCARD_BYTES:
+        async with asyncio.timeout(MAX_DISCARD_SECONDS):
+            while discarded < MAX_DISCARD_BYTES:
                 message = await receive()
                 if message["type"] != "http.request" or not message.get("more_body"):
                     return
-                taken += len(message.get("body") or b"")
+                discarded += len(message.get("body") or b"")
 
 
 def _request_id(scope: Any) -> str:
-    """The client's own id where it is fit for a header and a log line, else a new one."""
+    """The client's own id if it is fit for a header and a log line, else a new one."""
     given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
     return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
 
 
 def _route(scope: Any) -> str:
-    """The route's template, never what the client wrote."""
+    """The route's template, never the path that the client wrote."""
     return str(scope.get("path_template") or UNKNOWN)
 
 

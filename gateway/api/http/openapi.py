@@ -1,4 +1,4 @@
-"""What the OpenAPI document says beyond Litestar's: types with their bounds and optional fields, and answers that are streams."""
+"""Completes the OpenAPI document that Litestar generates: bounds of fields, optional fields, and streamed responses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tunery.gateway.api.schemas import models as cards
 from tunery.gateway.api.schemas import requests
 from tunery.gateway.api.schemas import responses as schemas
 
-__all__ = ["describe"]
+__all__ = ["complete_document"]
 
 _TYPES = (
     requests.ChatRequest,
@@ -30,10 +30,10 @@ _TYPES = (
 _STREAMED = ("/v1/chat/completions", "/v1/completions")
 
 
-def describe(document: OpenAPI) -> dict[str, set[str]]:
-    """Complete `document` in place, and return the statuses of every path.
+def complete_document(document: OpenAPI) -> dict[str, set[str]]:
+    """Complete `document` in place, and return the statuses that each path can have.
 
-    Litestar drops bounds of nullable fields and takes what may be unset for required.
+    Needed because Litestar drops the bounds of nullable fields and marks fields that may be unset as required.
     """
     _, types = msgspec.json.schema_components(_TYPES, ref_template="#/components/schemas/{name}")
     described: Any = types

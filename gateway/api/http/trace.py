@@ -1,4 +1,4 @@
-"""Owns what is remembered of one HTTP request while it is answered, for the access log and the clocks; never its words."""
+"""What the access log and the timings need to know about one HTTP request. It never holds prompts or answers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _KEY = "trace"
 
 @dataclass
 class Trace:
-    """One request: who answered it, how many tokens it took, and when (perf_counter seconds) it came and first answered."""
+    """One request: what answered it, its tokens, and when (perf_counter seconds) it arrived and got its first token."""
 
     request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     started: float = field(default_factory=time.perf_counter)
@@ -28,9 +28,9 @@ class Trace:
     first_token: float | None = None
 
     def line(self) -> dict[str, Any]:
-        """What the access log says of it, besides the HTTP part; nothing that is not known."""
+        """The fields that an access log line has beside the HTTP ones; those without a value are left out."""
         ttft = None if self.first_token is None else round(1000 * (self.first_token - self.started), 1)
-        known = {
+        fields = {
             "model": self.model,
             "adapter": self.adapter,
             "version": self.version,
@@ -38,14 +38,14 @@ class Trace:
             "completion_tokens": self.completion_tokens,
             "ttft_ms": ttft,
         }
-        return {name: value for name, value in known.items() if value is not None}
+        return {name: value for name, value in fields.items() if value is not None}
 
     def attach(self, scope: Any) -> None:
-        """Make it findable from the request's handler."""
+        """Store this trace where `trace_of` finds it."""
         scope.setdefault("state", {})[_KEY] = self
 
 
 def trace_of(request: Request[Any, Any, Any]) -> Trace:
-    """The request's trace; a fresh one where nothing around the application made it."""
+    """The request's trace, or a new one if the middleware did not run."""
     trace = request.scope.get("state", {}).get(_KEY)
     return trace if isinstance(trace, Trace) else Trace()

@@ -1,7 +1,7 @@
-"""Which fields a request may have beside those that are applied.
+"""Refuses request fields that would silently have no effect.
 
-One rule for every endpoint: a field that its type declares is applied, a null is absent, `IGNORED` changes no answer, and a value
-of `NEUTRAL` asks for what happens anyway. Everything else is refused by name, so that nothing is left undone without a word.
+One rule for every endpoint: a field that the request's type declares is applied, null means absent, `IGNORED` fields never change an
+answer, and a `NEUTRAL` value asks for what happens anyway. Everything else is refused by name.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ IGNORED = frozenset(
         "request_id", "include_obfuscation",
     }
 )  # fmt: skip
-"""Bookkeeping of the client's or of OpenAI's own service, whatever its value."""
+"""Bookkeeping of the client or of OpenAI's own service, accepted with any value."""
 
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "add_special_tokens": (False,),
@@ -59,12 +59,12 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "vllm_xargs": ({},),
     "web_search_options": (),
 }
-"""Fields of OpenAI's and vLLM's that are not supported, with the values that mean what happens without them."""
+"""OpenAI's and vLLM's fields that are not supported, with the values that mean the same as leaving them out."""
 
 HINTS = {
-    "add_special_tokens": "a chat's special tokens are those that its template writes",
+    "add_special_tokens": "the chat template writes a chat's special tokens",
     "chat_template": "adapters are served under the template they were trained with; send the rendered text to /v1/completions",
-    "documents": "write them into a message",
+    "documents": "put them into a message",
     "function_call": "use tool_choice",
     "functions": "use tools",
     "logits_processors": "use logit_bias, allowed_token_ids or bad_words",
@@ -73,32 +73,32 @@ HINTS = {
 
 
 async def check_fields(request: Request[Any, Any, Any], kind: type[msgspec.Struct]) -> None:
-    """Raise InvalidInput for the first field of the body that is neither applied, nor ignored, nor without effect."""
+    """Raise InvalidInput for the first field of the body that is not applied and would have an effect."""
     body = msgspec.json.decode(await request.body(), type=dict[str, msgspec.Raw])
     _check(body, kind.__struct_fields__, "")
     if (options := body.get("stream_options")) is not None and bytes(options) != b"null":
         _check(msgspec.json.decode(options, type=dict[str, msgspec.Raw]), ("include_usage",), "stream_options.")
 
 
-def _check(given: Mapping[str, msgspec.Raw], known: tuple[str, ...], where: str) -> None:
-    for name, raw in given.items():
-        if name in known or name in IGNORED or bytes(raw) == b"null":
+def _check(fields: Mapping[str, msgspec.Raw], applied: tuple[str, ...], where: str) -> None:
+    for name, raw in fields.items():
+        if name in applied or name in IGNORED or bytes(raw) == b"null":
             continue
-        # A long value is none of the neutral ones, and is not worth reading.
+        # No neutral value is long, so long values need not be parsed.
         if name in NEUTRAL and len(raw) < 100 and msgspec.json.decode(raw) in NEUTRAL[name]:
             continue
-        hint = HINTS.get(name, "leave it out") if name in NEUTRAL else f"{near(name[:80], known)} Or leave it out"
+        hint = HINTS.get(name, "leave it out") if name in NEUTRAL else f"{near(name[:80], applied)} Or leave it out"
         shown = f"{where}{name[:80]}"
         param = where.rstrip(".") or shown
         raise InvalidInput(f"{shown} is not supported; {hint}", code="unsupported_parameter", param=param)
 
 
 def check_chat(data: ChatRequest) -> None:
-    """Raise InvalidInput for fields of a chat request that say nothing together."""
+    """Raise InvalidInput for fields of a chat request that contradict each other."""
     if data.top_logprobs is not None and not data.logprobs:
         raise InvalidInput("top_logprobs needs logprobs: true", param="top_logprobs")
     if data.continue_final_message and data.add_generation_prompt:
         raise InvalidInput(
-            "continue_final_message goes on with the last message, and add_generation_prompt begins a new one; send one of them",
+            "continue_final_message continues the last message, and add_generation_prompt begins a new one; send one of them",
             param="continue_final_message",
         )

@@ -1,4 +1,4 @@
-"""Owns reading a conversation: every message checked, its content as one text, calls with their arguments as objects."""
+"""Reads a conversation: checks every message, joins its content into one text, and parses the arguments of its tool calls."""
 
 from __future__ import annotations
 
@@ -15,61 +15,61 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 FUNCTION_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 
 SILENT = ("weight", "parsed", "annotations", "cache_control")
-"""What a message may have and no prompt shows: a training row's mark, what a client made of the content, its citations, a hint to a cache."""
+"""Fields that a message may have and no prompt shows: a training weight, parsed content, citations, a cache hint."""
 
 Message = dict[str, Any]
 
 
 def read_messages(raw: Sequence[Message]) -> list[Message]:
-    """The messages as templates take them; raises InvalidInput naming what is wrong with which.
+    """The messages as chat templates take them; raise InvalidInput naming the message and field that is wrong.
 
     A tool message with a `tool_call_id` answers an earlier call; one without is a turn of its own, as in training rows.
     """
-    known: set[str] = set()
+    call_ids: set[str] = set()
     messages = []
     for index, message in enumerate(raw):
-        read = _message(f"messages[{index}]", message, known)
-        known |= {call["id"] for call in read.get("tool_calls", ())}
+        read = _message(f"messages[{index}]", message, call_ids)
+        call_ids |= {call["id"] for call in read.get("tool_calls", ())}
         messages.append(read)
     return messages
 
 
-def _message(where: str, raw: Message, known: set[str]) -> Message:
-    given = {name: value for name, value in raw.items() if value is not None}
-    role = given.get("role")
+def _message(where: str, raw: Message, call_ids: set[str]) -> Message:
+    fields = {name: value for name, value in raw.items() if value is not None}
+    role = fields.get("role")
     if role not in ROLES:
         raise _wrong(f"{where}.role is {str(role)[:50]!r}; it is one of {', '.join(ROLES)}")
-    if role == "assistant" and "content" not in given and given.get("refusal"):
-        given["content"] = given.pop("refusal")
-    _check_fields(where, given)
-    read: Message = {name: given[name] for name in ("role", "name", "reasoning_content") if name in given}
-    if given.get("tool_calls"):
+    if role == "assistant" and "content" not in fields and fields.get("refusal"):
+        fields["content"] = fields.pop("refusal")
+    _check_fields(where, fields)
+    read: Message = {name: fields[name] for name in ("role", "name", "reasoning_content") if name in fields}
+    if fields.get("tool_calls"):
         if role != "assistant":
             raise _wrong(f"{where} has tool_calls, which only assistant messages have")
-        read["tool_calls"] = _calls(f"{where}.tool_calls", given["tool_calls"])
-    read["content"] = "" if "tool_calls" in read and "content" not in given else _content(where, given.get("content"))
-    return plain_message(read | (_answered(where, raw, known) if role == "tool" else {}))
+        read["tool_calls"] = _calls(f"{where}.tool_calls", fields["tool_calls"])
+    read["content"] = "" if "tool_calls" in read and "content" not in fields else _content(where, fields.get("content"))
+    return plain_message(read | (_call_answered(where, raw, call_ids) if role == "tool" else {}))
 
 
-def _check_fields(where: str, given: Message) -> None:
-    """Refuse by name what a message says and no template would see."""
-    for name, value in given.items():
+def _check_fields(where: str, fields: Message) -> None:
+    """Refuse by name fields that no chat template would see."""
+    for name, value in fields.items():
         if name == "function_call" and value:
             raise _unsupported(f"{where}.function_call is not supported; use tool_calls")
         if name not in MESSAGE_FIELDS and name not in SILENT and value:
             raise _unsupported(f"{where}.{name} is not supported; {near(name, MESSAGE_FIELDS)} Or leave it out")
         if name in ("name", "reasoning_content") and not isinstance(value, str):
-            raise _wrong(f"{where}.{name} must be a text")
+            raise _wrong(f"{where}.{name} must be a string")
 
 
-def _answered(where: str, raw: Message, known: set[str]) -> Message:
-    """What a tool message says of the call it answers."""
-    number = raw.get("tool_call_id")
-    if number is None:
+def _call_answered(where: str, raw: Message, call_ids: set[str]) -> Message:
+    """Which call a tool message answers, if it says so."""
+    call_id = raw.get("tool_call_id")
+    if call_id is None:
         return {}
-    if not isinstance(number, str) or number not in known:
-        raise _wrong(f"{where}.tool_call_id is {str(number)[:80]!r}, which is no call of an earlier message")
-    return {"tool_call_id": number}
+    if not isinstance(call_id, str) or call_id not in call_ids:
+        raise _wrong(f"{where}.tool_call_id is {str(call_id)[:80]!r}, which is not the id of an earlier tool call")
+    return {"tool_call_id": call_id}
 
 
 def _calls(where: str, raw: Any) -> list[Message]:
@@ -77,7 +77,7 @@ def _calls(where: str, raw: Any) -> list[Message]:
         raise _wrong(f"{where} must be a list of calls")
     calls = [_call(f"{where}[{index}]", call) for index, call in enumerate(raw)]
     if len({call["id"] for call in calls}) < len(calls):
-        raise _wrong(f"{where} has one id twice")
+        raise _wrong(f"{where} has the same id twice; give each call its own")
     return calls
 
 
@@ -86,7 +86,7 @@ def _call(where: str, raw: Any) -> Message:
     if not isinstance(function, dict) or (raw.get("type") or "function") != "function":
         raise _wrong(f'{where} must be {{"id": …, "type": "function", "function": {{"name": …, "arguments": …}}}}')
     if not isinstance(raw.get("id"), str) or not raw["id"]:
-        raise _wrong(f"{where}.id is missing; it is the text that the result names as tool_call_id")
+        raise _wrong(f"{where}.id is missing; the result of the call names it as tool_call_id")
     name = function.get("name")
     if not isinstance(name, str) or not FUNCTION_NAME.fullmatch(name):
         raise _wrong(f"{where}.function.name is {str(name)[:80]!r}; it is up to 64 letters, digits, '_' and '-'")
@@ -98,7 +98,7 @@ def _arguments(where: str, raw: Any) -> Message:
     try:
         return read_arguments(raw)
     except ValueError as error:
-        raise _wrong(f"{where} must be a JSON object, or the text of one: {error}") from error
+        raise _wrong(f"{where} must be a JSON object, or a string with one: {error}") from error
 
 
 def _content(where: str, content: Any) -> str:

@@ -1,49 +1,60 @@
-"""Owns reading raw prompts, for completions and embeddings: one text, several texts, token ids, or several lists of them."""
+"""Reads the raw prompts of completions and embeddings: a text, several texts, token ids, or several lists of token ids."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from tunery.gateway.api.request.sampling import length_check
+import msgspec
+
+from tunery.gateway.api.request.context_length import length_check
 from tunery.gateway.api.state import Gateway
+from tunery.gateway.engine.messages import Ready
 from tunery.plugins.data.render.renderer import Renderer
 from tunery.registry.errors import InvalidInput
 
-__all__ = ["read_prompts"]
+__all__ = ["PromptOptions", "read_prompts"]
+
+
+class PromptOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How to read prompts.
+
+    `param` is the field that errors name, `most` the most prompts there may be. `special` adds the tokens that the tokenizer puts
+    around a text; `truncate` is the request's `truncate_prompt_tokens`.
+    """
+
+    param: str
+    most: int
+    special: bool = True
+    truncate: int | None = None
 
 
 async def read_prompts(
-    given: str | list[Any],
-    gateway: Gateway,
-    *,
-    param: str,
-    most: int,
-    special: bool = True,
-    truncate: int | None = None,
+    prompts: str | list[Any], options: PromptOptions, *, gateway: Gateway, ready: Ready
 ) -> list[tuple[int, ...]]:
-    """Token ids of each prompt, at most `most`, with the tokens that the tokenizer puts around a text if `special`; raises
-    InvalidInput naming `param`, as soon as a prompt cannot fit the context."""
-    several = given if isinstance(given, list) and given and not isinstance(given[0], int) else [given]
-    if len(several) > most:
-        raise InvalidInput(f"{param} has {len(several)} prompts and {most} is the most", param=param)
-    ready = gateway.engine_ready()
+    """The token ids of each prompt; raise InvalidInput as soon as one cannot fit the context."""
+    several = prompts if isinstance(prompts, list) and prompts and not isinstance(prompts[0], int) else [prompts]
+    if len(several) > options.most:
+        raise InvalidInput(
+            f"{options.param} has {len(several)} prompts; the limit is {options.most}", param=options.param
+        )
+
+    def read(check_wanted: Callable[[], None]) -> list[tuple[int, ...]]:
+        check = length_check(check_wanted, context=ready.context_length, param=options.param, truncate=options.truncate)
+        return [_token_ids(prompt, options, gateway.renderer, ready.vocab_size, check) for prompt in several]
+
     size = sum(len(prompt) for prompt in several if isinstance(prompt, str | list))
-
-    def read(wanted: Callable[[], None]) -> list[tuple[int, ...]]:
-        check = length_check(wanted, context=ready.context_length, param=param, truncate=truncate)
-        return [_ids(prompt, gateway.renderer, ready.vocab_size, param, special, check) for prompt in several]
-
-    return await gateway.reading(size, read)
+    return await gateway.offload(size, read)
 
 
-def _ids(
-    prompt: Any, renderer: Renderer, vocab_size: int, param: str, special: bool, check: Callable[[int], None]
+def _token_ids(
+    prompt: Any, options: PromptOptions, renderer: Renderer, vocab_size: int, check: Callable[[int], None]
 ) -> tuple[int, ...]:
+    param = options.param
     if isinstance(prompt, list):
         check(len(prompt))
     if isinstance(prompt, str):
-        ids = renderer.encode(prompt, special=special, check=check)
+        ids = renderer.encode(prompt, special=options.special, check=check)
     elif isinstance(prompt, list) and all(type(token) is int and 0 <= token < vocab_size for token in prompt):
         ids = prompt
     else:

@@ -1,6 +1,6 @@
-"""Owns the ways in which a request may say what its output must be, OpenAI's and vLLM's; refuses different ones at once.
+"""Reads the structured output fields of a request, OpenAI's and vLLM's, which may not contradict each other.
 
-Whether a schema, expression or grammar can be followed, the engine says.
+The engine decides whether it can enforce a schema, regular expression or grammar.
 """
 
 from __future__ import annotations
@@ -15,36 +15,36 @@ from tunery.gateway.api.schemas.requests import SamplingFields
 from tunery.gateway.engine.messages import Constraint
 from tunery.registry.errors import InvalidInput
 
-__all__ = ["constraint_of"]
+__all__ = ["read_constraint"]
 
 
-def constraint_of(request: SamplingFields) -> Constraint | None:
+def read_constraint(request: SamplingFields) -> Constraint | None:
     """What the output must be; None when it may be anything."""
-    given = {name: value for name, value in _given(request).items() if value is not None}
-    if not given:
+    fields = {path: value for path, value in _constraining_fields(request).items() if value is not None}
+    if not fields:
         return None
-    asked = {where: _READERS[where.rpartition(".")[2]](where, value) for where, value in given.items()}
-    if len(set(asked.values())) > 1:
-        message = f"{' and '.join(asked)} differ in what the output must be; send one of them"
-        raise InvalidInput(message, param=list(asked)[1].partition(".")[0])
-    return next(iter(asked.values()))
+    constraints = {path: _READERS[path.rpartition(".")[2]](path, value) for path, value in fields.items()}
+    if len(set(constraints.values())) > 1:
+        message = f"{' and '.join(constraints)} differ in what the output must be; send one of them"
+        raise InvalidInput(message, param=list(constraints)[1].partition(".")[0])
+    return next(iter(constraints.values()))
 
 
-def _given(request: SamplingFields) -> dict[str, Any]:
-    """Every field that may constrain, by its path; `response_format` of type text constrains nothing."""
+def _constraining_fields(request: SamplingFields) -> dict[str, Any]:
+    """Every field that may constrain the output, by its path; `response_format` of type text does not."""
     names = ("guided_json", "guided_regex", "guided_choice", "guided_grammar", "regex", "grammar")
-    given = {name: getattr(request, name) for name in names}
+    fields = {name: getattr(request, name) for name in names}
     if ((request.response_format or {}).get("type") or "text") != "text":
-        given["response_format"] = request.response_format
-    asked = (request.structured_outputs or {}).items()
-    nested = {key: value for key, value in asked if value is not None and value is not False}
+        fields["response_format"] = request.response_format
+    structured = (request.structured_outputs or {}).items()
+    nested = {key: value for key, value in structured if value is not None and value is not False}
     for key in nested:
         if key not in ("json", "regex", "choice", "grammar", "json_object"):
             raise _wrong(
                 f"structured_outputs.{key}"[:100],
-                "is not supported; it has json, regex, choice, grammar or json_object",
+                "is not supported; use json, regex, choice, grammar or json_object",
             )
-    return given | {f"structured_outputs.{key}": value for key, value in nested.items()}
+    return fields | {f"structured_outputs.{key}": value for key, value in nested.items()}
 
 
 def _response_format(where: str, value: Any) -> Constraint:
@@ -71,14 +71,14 @@ def _schema(where: str, value: Any) -> Constraint:
 
 
 def _choice(where: str, value: Any) -> Constraint:
-    if not isinstance(value, list) or not value or not all(isinstance(one, str) and one for one in value):
-        raise _wrong(where, "must be a list of texts, one of which is the output")
-    return Constraint("grammar", "start: " + " | ".join(json.dumps(one, ensure_ascii=False) for one in value))
+    if not isinstance(value, list) or not value or not all(isinstance(choice, str) and choice for choice in value):
+        raise _wrong(where, "must be a list of strings, one of which becomes the output")
+    return Constraint("grammar", "start: " + " | ".join(json.dumps(choice, ensure_ascii=False) for choice in value))
 
 
 def _text(where: str, value: Any) -> str:
     if not isinstance(value, str) or not value:
-        raise _wrong(where, "must be a text that is not empty")
+        raise _wrong(where, "must be a non-empty string")
     return value
 
 

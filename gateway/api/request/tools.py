@@ -1,4 +1,4 @@
-"""Owns what a chat request says of functions: which there are, which may or must be called; refuses what cannot be meant."""
+"""Reads the tool calling fields of a chat request: which functions there are, and which may or must be called."""
 
 from __future__ import annotations
 
@@ -11,24 +11,23 @@ from tunery.gateway.api.schemas.requests import ChatRequest
 from tunery.plugins.data.render.conversation import plain_tool
 from tunery.registry.errors import InvalidInput, near
 
-__all__ = ["Function", "Tooling", "read_tooling"]
+__all__ = ["Function", "ToolCalling", "read_tool_calling"]
 
-MOST = 128
+MAX_FUNCTIONS = 128
 
 
 class Function(msgspec.Struct, frozen=True):
-    """A function that may be called: its name, and the JSON schema of its arguments, which is one of an object."""
+    """A function that may be called: its name, and the JSON schema of its arguments, which describes an object."""
 
     name: str
     parameters: dict[str, Any]
 
 
-class Tooling(msgspec.Struct, frozen=True):
+class ToolCalling(msgspec.Struct, frozen=True):
     """What the answer may do with functions.
 
-    `offered` is what the template shows. `functions` may be called, and one of them must be where `required`; more than one call
-    counts only where `parallel`, and is written where a call is `required` only with `several`. Without any function the answer is
-    just text.
+    The chat template shows the tools in `offered`. Any of `functions` may be called, and one must be if `required`; with none of them
+    the answer is plain text. Without `parallel`, only the first call counts. `several` lets a `required` answer have several calls.
     """
 
     offered: tuple[dict[str, Any], ...] = ()
@@ -38,35 +37,37 @@ class Tooling(msgspec.Struct, frozen=True):
     several: bool = False
 
 
-def read_tooling(request: ChatRequest) -> Tooling:
-    """Read `tools`, `tool_choice` and `parallel_tool_calls`; raises InvalidInput naming what is wrong with which."""
+def read_tool_calling(request: ChatRequest) -> ToolCalling:
+    """Read `tools`, `tool_choice` and `parallel_tool_calls`; raise InvalidInput naming the field that is wrong."""
     functions = _functions(request.tools or [])
     choice = request.tool_choice or "auto"
     if choice == "none" or (choice == "auto" and not functions):
-        return Tooling()
+        return ToolCalling()
     if not functions:
         raise InvalidInput("tool_choice needs tools to choose from", param="tool_choice")
     offered = tuple(plain_tool(tool) for tool in request.tools or ())
     parallel = request.parallel_tool_calls is not False
     if isinstance(choice, dict):
-        return Tooling(offered, (_named(choice, functions),), required=True, parallel=False)
+        return ToolCalling(offered, (_named(choice, functions),), required=True, parallel=False)
     if choice not in ("auto", "required"):
         raise InvalidInput(
             f"tool_choice is {choice[:50]!r}; it is none, auto, required, or an object that names a function",
             param="tool_choice",
         )
     several = request.parallel_tool_calls is True
-    return Tooling(offered, functions, required=choice == "required", parallel=parallel, several=several)
+    return ToolCalling(offered, functions, required=choice == "required", parallel=parallel, several=several)
 
 
 def _functions(tools: list[Any]) -> tuple[Function, ...]:
-    if len(tools) > MOST:
-        raise InvalidInput(f"tools has {len(tools)} functions and {MOST} is the most", param="tools")
+    if len(tools) > MAX_FUNCTIONS:
+        raise InvalidInput(f"tools has {len(tools)} functions; the limit is {MAX_FUNCTIONS}", param="tools")
     functions = tuple(_function(f"tools[{index}]", tool) for index, tool in enumerate(tools))
     seen: set[str] = set()
     for index, function in enumerate(functions):
         if function.name in seen:
-            raise _wrong(f"tools[{index}].function.name is {function.name!r}, which another one is called already")
+            raise _wrong(
+                f"tools[{index}].function.name is {function.name!r}, which another function already has; rename one"
+            )
         seen.add(function.name)
     return functions
 
@@ -75,16 +76,16 @@ def _function(where: str, tool: Any) -> Function:
     function = tool.get("function") if isinstance(tool, dict) else None
     if not isinstance(function, dict) or tool.get("type") != "function":
         raise _wrong(f'{where} must be {{"type": "function", "function": {{"name": …, "parameters": …}}}}')
-    name, described = function.get("name"), function.get("description")
+    name, description = function.get("name"), function.get("description")
     if not isinstance(name, str) or not FUNCTION_NAME.fullmatch(name):
         raise _wrong(f"{where}.function.name is {str(name)[:80]!r}; it is up to 64 letters, digits, '_' and '-'")
-    if not isinstance(described, str | None):
-        raise _wrong(f"{where}.function.description must be a text")
+    if not isinstance(description, str | None):
+        raise _wrong(f"{where}.function.description must be a string")
     return Function(name, _parameters(f"{where}.function.parameters", function.get("parameters")))
 
 
 def _parameters(where: str, schema: Any) -> dict[str, Any]:
-    """A function's parameters; without any, it takes none."""
+    """A function's parameters; a function without a schema takes none."""
     if schema is None:
         return {"type": "object", "properties": {}, "additionalProperties": False}
     if not isinstance(schema, dict) or schema.get("type", "object") != "object":
@@ -99,13 +100,11 @@ def _named(choice: dict[str, Any], functions: tuple[Function, ...]) -> Function:
             'tool_choice must be {"type": "function", "function": {"name": …}} where it is an object',
             param="tool_choice",
         )
-    found = [function for function in functions if function.name == named["name"]]
-    if not found:
-        known = near(named["name"][:64], (function.name for function in functions))
-        raise InvalidInput(
-            f"tool_choice names {named['name'][:64]!r}, which tools does not have: {known}", param="tool_choice"
-        )
-    return found[0]
+    for function in functions:
+        if function.name == named["name"]:
+            return function
+    hint = near(named["name"][:64], (function.name for function in functions))
+    raise InvalidInput(f"tool_choice names {named['name'][:64]!r}, which is not in tools: {hint}", param="tool_choice")
 
 
 def _wrong(message: str) -> InvalidInput:

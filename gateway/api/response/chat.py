@@ -1,4 +1,4 @@
-"""Owns writing a chat answer: whole, or as the chunks of a stream."""
+"""Builds the response to a chat request, in one piece or as the chunks of a stream."""
 
 from __future__ import annotations
 
@@ -8,101 +8,107 @@ from typing import Any, Literal
 
 from msgspec import UNSET
 
-from tunery.gateway.api.request.tools import Tooling
-from tunery.gateway.api.response.chat_choice import NOTHING, Said, Turn, greeting, message, parts
-from tunery.gateway.api.response.generation import Answers, Piece
-from tunery.gateway.api.response.logprobs import chat_logprobs, prompt_logprobs
+from tunery.gateway.api.request.tools import ToolCalling
+from tunery.gateway.api.response.chat_choice import (
+    EMPTY,
+    ChatChoiceBuilder,
+    ContentPart,
+    first_message,
+    stream_messages,
+    whole_message,
+)
+from tunery.gateway.api.response.generation import Generation, OutputDelta
+from tunery.gateway.api.response.logprobs import SIZE_PER_PROMPT_TOKEN, chat_logprobs, prompt_logprobs
 from tunery.gateway.api.schemas.requests import ChatRequest
 from tunery.gateway.api.schemas.responses import ChatChoice, ChatCompletion, Logprobs, TokenLogprob
 
-__all__ = ["ChatAnswer"]
-
-WORK = 10
-"""What a token of the prompt and its alternatives count for."""
+__all__ = ["ChatCompletionBuilder"]
 
 
-class ChatAnswer:
-    """The answer to `request`, as `answers` make it."""
+class ChatCompletionBuilder:
+    """The response to `request`, from the choices that `generation` produces."""
 
-    def __init__(self, request: ChatRequest, answers: Answers, tooling: Tooling) -> None:
-        self._request, self._answers, self._tooling = request, answers, tooling
-        self._turns = [Turn(tooling, f"call_{answers.id}_{index}") for index in range(len(answers.wanted))]
+    def __init__(self, request: ChatRequest, generation: Generation, tools: ToolCalling) -> None:
+        self._request, self._generation, self._tools = request, generation, tools
+        count = len(generation.choices)
+        self._choices = [ChatChoiceBuilder(tools, f"call_{generation.id}_{index}") for index in range(count)]
 
-    async def whole(self) -> ChatCompletion:
-        """The finished answer."""
-        count = len(self._turns)
-        said: list[list[Said]] = [[] for _ in range(count)]
+    async def complete(self) -> ChatCompletion:
+        """The finished response."""
+        count = len(self._choices)
+        parts: list[list[ContentPart]] = [[] for _ in range(count)]
         logprobs: list[list[TokenLogprob]] = [[] for _ in range(count)]
         prompts: list[Any] = [UNSET] * count
-        async with contextlib.aclosing(self._answers.pieces()) as pieces:
-            async for piece in pieces:
-                said[piece.index] += self._turns[piece.index].push(piece)
-                logprobs[piece.index] += self._logprobs(piece)
-                if piece.first:
-                    prompts[piece.index] = await self._prompt_logprobs(piece)
+        async with contextlib.aclosing(self._generation.deltas()) as deltas:
+            async for delta in deltas:
+                parts[delta.index] += self._choices[delta.index].push(delta)
+                logprobs[delta.index] += self._logprobs(delta)
+                if delta.first:
+                    prompts[delta.index] = await self._prompt_logprobs(delta)
         choices = [
             ChatChoice(
                 index=index,
-                message=message(said[index]),
+                message=whole_message(parts[index]),
                 delta=UNSET,
                 prompt_logprobs=prompts[index],
                 logprobs=Logprobs(logprobs[index]) if self._request.logprobs else None,
-                finish_reason=turn.finish,
+                finish_reason=choice.finish,
             )
-            for index, turn in enumerate(self._turns)
+            for index, choice in enumerate(self._choices)
         ]
-        return self._completion("chat.completion", choices, usage=self._answers.usage)
+        return self._completion("chat.completion", choices, usage=self._generation.usage)
 
     async def chunks(self) -> AsyncGenerator[ChatCompletion, None]:
-        """The stream: the role with each choice's first part, its text and calls, its finish, and the usage if asked for."""
+        """The stream: each choice's role, text and tool calls, and finish reason; then the usage if the request asks for it."""
         options = self._request.stream_options
         usage = options is not None and bool(options.include_usage)
-        async with contextlib.aclosing(self._answers.pieces()) as pieces:
-            async for piece in pieces:
-                scores = await self._prompt_logprobs(piece)
-                for choice in self._parts(piece, scores):
+        async with contextlib.aclosing(self._generation.deltas()) as deltas:
+            async for delta in deltas:
+                prompt = await self._prompt_logprobs(delta)
+                for choice in self._stream_choices(delta, prompt):
                     yield self._completion("chat.completion.chunk", [choice], usage=None if usage else UNSET)
         if usage:
-            yield self._completion("chat.completion.chunk", [], usage=self._answers.usage)
+            yield self._completion("chat.completion.chunk", [], usage=self._generation.usage)
 
-    def _parts(self, piece: Piece, scores: Any) -> Iterator[ChatChoice]:
-        """What a piece adds to its choice; nothing while all of it is held back. The last part has the finish."""
-        turn, logprobs = self._turns[piece.index], self._logprobs(piece)
-        deltas = [greeting(self._tooling)] if piece.first else []
-        deltas += parts(turn.push(piece))
-        if not deltas and (piece.finish or logprobs):
-            deltas = [NOTHING]
-        last = len(deltas) - 1
-        for at, delta in enumerate(deltas):
+    def _stream_choices(self, delta: OutputDelta, prompt: Any) -> Iterator[ChatChoice]:
+        """What a delta adds to its choice: nothing while all its text is held back. The last part has the finish reason."""
+        choice, logprobs = self._choices[delta.index], self._logprobs(delta)
+        messages = [first_message(self._tools)] if delta.first else []
+        messages += stream_messages(choice.push(delta))
+        if not messages and (delta.finish or logprobs):
+            messages = [EMPTY]
+        last = len(messages) - 1
+        for at, message in enumerate(messages):
             yield ChatChoice(
-                index=piece.index,
+                index=delta.index,
                 message=UNSET,
-                delta=delta,
-                prompt_logprobs=scores if at == 0 else UNSET,
+                delta=message,
+                prompt_logprobs=prompt if at == 0 else UNSET,
                 logprobs=Logprobs(logprobs) if logprobs and at == last else None,
-                finish_reason=turn.finish if at == last else None,
+                finish_reason=choice.finish if at == last else None,
             )
 
-    def _logprobs(self, piece: Piece) -> list[TokenLogprob]:
-        return chat_logprobs(self._answers.gateway.renderer, piece) if self._request.logprobs else []
+    def _logprobs(self, delta: OutputDelta) -> list[TokenLogprob]:
+        return chat_logprobs(self._generation.gateway.renderer, delta) if self._request.logprobs else []
 
-    async def _prompt_logprobs(self, piece: Piece) -> Any:
-        """The prompt's scores, which come with the first piece; those of a long one are written off the event loop."""
-        gateway, wanted = self._answers.gateway, self._request.prompt_logprobs
-        prompt = self._answers.wanted[piece.index].prompt
-        return await gateway.reading(
-            len(piece.token.prompt) * WORK, lambda _: prompt_logprobs(gateway.renderer, wanted, prompt, piece)
+    async def _prompt_logprobs(self, delta: OutputDelta) -> Any:
+        """The prompt's log-probabilities, which come with the first delta; those of a long prompt are built off the event loop."""
+        gateway, top = self._generation.gateway, self._request.prompt_logprobs
+        prompt = self._generation.choices[delta.index].prompt
+        return await gateway.offload(
+            len(delta.token.prompt) * SIZE_PER_PROMPT_TOKEN,
+            lambda _: prompt_logprobs(gateway.renderer, top, prompt, delta),
         )
 
     def _completion(
         self, kind: Literal["chat.completion", "chat.completion.chunk"], choices: list[ChatChoice], *, usage: Any
     ) -> ChatCompletion:
         return ChatCompletion(
-            id=f"chatcmpl-{self._answers.id}",
+            id=f"chatcmpl-{self._generation.id}",
             object=kind,
-            created=int(self._answers.created),
+            created=int(self._generation.created),
             model=self._request.model,
             choices=choices,
-            system_fingerprint=self._answers.target.fingerprint,
+            system_fingerprint=self._generation.target.fingerprint,
             usage=usage,
         )

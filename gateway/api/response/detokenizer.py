@@ -1,39 +1,28 @@
-"""Owns going from tokens to text that may be shown: whole characters only, nothing of a stop string, nothing after one."""
+"""Turns tokens into text that may be shown: whole characters only, and nothing of a stop string or after it."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
 
-import msgspec
-
+from tunery.gateway.api.request.text_options import TextOptions
 from tunery.gateway.engine.messages import Token
 from tunery.plugins.data.render.renderer import Renderer
 
-__all__ = ["TextOptions", "TextStream"]
+__all__ = ["Detokenizer"]
 
 
-class TextOptions(msgspec.Struct, frozen=True):
-    """Which text is shown: up to a stop string, or with it; control tokens or not. The first `min_tokens` tokens do not stop."""
+class Detokenizer:
+    """The text of one choice as it grows. `finish` becomes "stop" or "length" with its last token.
 
-    stops: tuple[str, ...] = ()
-    include_stop: bool = False
-    skip_special: bool = True
-    min_tokens: int = 0
-
-
-class TextStream:
-    """One answer's text as it grows. `finish` becomes "stop" or "length" with the last piece.
-
-    Control tokens are not shown, except for the `marks`, by their ids. `shown` has the tokens whose text began to be shown with the
-    last piece; those of a stop string, and behind one, never are.
+    Control tokens are hidden, except for those in `shown_controls`, which maps ids to text. `shown` has the tokens whose text
+    starts in what the last `push` returned; tokens of a stop string or after one are never shown.
     """
 
-    def __init__(self, renderer: Renderer, options: TextOptions, marks: Mapping[int, str]) -> None:
+    def __init__(self, renderer: Renderer, options: TextOptions, shown_controls: Mapping[int, str]) -> None:
         self._decoder = renderer.decoder(skip_special=options.skip_special)
         self._options = options
-        self._stops = options.stops
-        self._marks = marks
+        self._shown_controls = shown_controls
         self._held = ""
         self._released = 0
         self._waiting: deque[tuple[int, Token]] = deque()
@@ -44,26 +33,34 @@ class TextStream:
     def push(self, token: Token) -> str:
         """Take a token and return the text that can be shown now; possibly none."""
         self.tokens += 1
-        # The token that ends a turn is not part of what was said, unless that is asked for.
-        if token.finish != "stop" or self._options.include_stop:
-            self._waiting.append((self._released + len(self._held), token))
-            mark = self._marks.get(token.token)
-            self._held += self._decoder.push(token.token) if mark is None else self._decoder.flush() + mark
-        if token.finish is not None:
-            self._held += self._decoder.flush()
+        self._append(token)
         early = self.tokens <= self._options.min_tokens
-        found = [] if early else [(at, stop) for stop in self._stops if (at := self._held.find(stop)) >= 0]
-        if found:
-            at, stop = min(found, key=lambda pair: pair[0])
+        stop = None if early else self._first_stop()
+        if stop is not None:
+            at, text = stop
             self.finish = "stop"
-            return self._release(at + len(stop) * self._options.include_stop)
+            return self._release(at + len(text) * self._options.include_stop)
         if token.finish is not None:
             self.finish = token.finish
             return self._release(len(self._held), last=True)
-        return self._release(len(self._held) - (0 if early else self._undecided()))
+        return self._release(len(self._held) - (0 if early else self._stop_prefix()))
+
+    def _append(self, token: Token) -> None:
+        """Add a token's text to what is held. The token that ends a turn has none, unless the stop is to be included."""
+        if token.finish != "stop" or self._options.include_stop:
+            self._waiting.append((self._released + len(self._held), token))
+            control = self._shown_controls.get(token.token)
+            self._held += self._decoder.push(token.token) if control is None else self._decoder.flush() + control
+        if token.finish is not None:
+            self._held += self._decoder.flush()
+
+    def _first_stop(self) -> tuple[int, str] | None:
+        """Where the first stop string in the held text begins, and which one it is."""
+        stops = [(at, stop) for stop in self._options.stops if (at := self._held.find(stop)) >= 0]
+        return min(stops, key=lambda pair: pair[0]) if stops else None
 
     def _release(self, count: int, *, last: bool = False) -> str:
-        """The first `count` characters; with `last` also the tokens that have none."""
+        """The first `count` characters that are held; with `last`, tokens without text count as shown too."""
         text, self._held = self._held[:count], self._held[count:]
         self._released += count
         shown = []
@@ -72,10 +69,10 @@ class TextStream:
         self.shown = tuple(shown)
         return text
 
-    def _undecided(self) -> int:
-        """Characters at the end that may be the beginning of a stop string."""
+    def _stop_prefix(self) -> int:
+        """How many characters at the end may be the beginning of a stop string."""
         longest = 0
-        for stop in self._stops:
+        for stop in self._options.stops:
             for size in range(min(len(stop) - 1, len(self._held)), longest, -1):
                 if self._held.endswith(stop[:size]):
                     longest = size

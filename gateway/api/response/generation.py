@@ -1,4 +1,4 @@
-"""Owns running a request's choices on the engine: one engine request a choice, measured, in the order their pieces come."""
+"""Runs a request's choices on the engine, one engine request for each, and counts and times their tokens."""
 
 from __future__ import annotations
 
@@ -10,28 +10,21 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tunery.gateway.api.http.trace import Trace
-from tunery.gateway.api.response.detokenizer import TextOptions, TextStream
+from tunery.gateway.api.request.choices import ChoiceRequest
+from tunery.gateway.api.request.text_options import TextOptions
+from tunery.gateway.api.response.detokenizer import Detokenizer
 from tunery.gateway.api.schemas.responses import CachedTokens, Usage
 from tunery.gateway.api.state import Gateway
-from tunery.gateway.engine.messages import Generate, Sampling, Token
+from tunery.gateway.engine.messages import Generate, Token
 from tunery.gateway.resolver import Target
 from tunery.registry.errors import TuneryError
 
-__all__ = ["Answers", "Piece", "Wanted"]
+__all__ = ["Generation", "OutputDelta"]
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """One choice that was asked for: continue `prompt`; or, when `silent`, only look at it, saying nothing."""
-
-    prompt: tuple[int, ...]
-    sampling: Sampling
-    silent: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """What one token added to choice `index`; `finish` ends that choice. `shown` are the tokens that `text` begins."""
+class OutputDelta:
+    """What one token added to choice `index`; `finish` ends that choice. `shown` are the tokens whose text starts in `text`."""
 
     index: int
     text: str
@@ -42,15 +35,15 @@ class Piece:
 
 
 @dataclass
-class Answers:
-    """The choices of one request while they are made. `marks` are control tokens that are shown as text."""
+class Generation:
+    """The choices of one request while they are generated. `marks` maps the text of control tokens to show to their ids."""
 
     gateway: Gateway
     target: Target
-    wanted: Sequence[Wanted]
-    shown: TextOptions
+    choices: Sequence[ChoiceRequest]
+    text_options: TextOptions
     trace: Trace
-    marks: Mapping[int, str] = field(default_factory=dict)
+    marks: Mapping[str, int] = field(default_factory=dict)
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: float = field(default_factory=time.time)
     completion_tokens: int = 0
@@ -58,6 +51,7 @@ class Answers:
     def __post_init__(self) -> None:
         version = self.target.version
         self._label = self.gateway.metrics.label(self.target.label)
+        self._shown_controls = {token: text for text, token in self.marks.items()}
         self._cached: dict[tuple[int, ...], int] = {}
         self.trace.adapter = self.target.title
         self.trace.version = version.number if version else None
@@ -66,7 +60,7 @@ class Answers:
     @property
     def prompt_tokens(self) -> int:
         """Tokens of all prompts; choices that share one count it once."""
-        return sum(len(prompt) for prompt in {wanted.prompt for wanted in self.wanted})
+        return sum(len(prompt) for prompt in {choice.prompt for choice in self.choices})
 
     @property
     def usage(self) -> Usage:
@@ -74,26 +68,29 @@ class Answers:
         prompt, completion = self.prompt_tokens, self.completion_tokens
         return Usage(prompt, completion, prompt + completion, CachedTokens(sum(self._cached.values())))
 
-    async def pieces(self) -> AsyncGenerator[Piece, None]:
-        """Every piece of every choice as it comes; closing this cancels them all."""
-        count = len(self.wanted)
-        with self.gateway.hold(count, self.target):
-            async with contextlib.aclosing(self._choice(0) if count == 1 else self._together()) as pieces:
-                async for piece in pieces:
-                    yield piece
+    async def deltas(self) -> AsyncGenerator[OutputDelta, None]:
+        """The deltas of all choices as they come; closing the generator cancels every choice.
 
-    async def _together(self) -> AsyncGenerator[Piece, None]:
-        """The pieces of several choices, whichever comes next."""
-        queue: asyncio.Queue[Piece | Exception | None] = asyncio.Queue(maxsize=len(self.wanted))
-        tasks = [asyncio.create_task(self._pump(index, queue)) for index in range(len(self.wanted))]
+        Raises Busy or InvalidInput when the choices are not admitted, and what the engine raises.
+        """
+        count = len(self.choices)
+        with self.gateway.hold(count, self.target):
+            async with contextlib.aclosing(self._choice(0) if count == 1 else self._interleaved()) as deltas:
+                async for delta in deltas:
+                    yield delta
+
+    async def _interleaved(self) -> AsyncGenerator[OutputDelta, None]:
+        """The deltas of several choices, in the order in which they come."""
+        queue: asyncio.Queue[OutputDelta | Exception | None] = asyncio.Queue(maxsize=len(self.choices))
+        tasks = [asyncio.create_task(self._pump(index, queue)) for index in range(len(self.choices))]
         try:
-            left = len(tasks)
-            while left:
+            unfinished = len(tasks)
+            while unfinished:
                 item = await queue.get()
                 if isinstance(item, Exception):
                     raise item
                 if item is None:
-                    left -= 1
+                    unfinished -= 1
                 else:
                     yield item
         finally:
@@ -101,45 +98,45 @@ class Answers:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _pump(self, index: int, queue: asyncio.Queue[Piece | Exception | None]) -> None:
+    async def _pump(self, index: int, queue: asyncio.Queue[OutputDelta | Exception | None]) -> None:
         try:
-            async with contextlib.aclosing(self._choice(index)) as pieces:
-                async for piece in pieces:
-                    await queue.put(piece)
+            async with contextlib.aclosing(self._choice(index)) as deltas:
+                async for delta in deltas:
+                    await queue.put(delta)
             await queue.put(None)
         except Exception as error:
             await queue.put(error)
 
-    async def _choice(self, index: int) -> AsyncGenerator[Piece, None]:
-        wanted = self.wanted[index]
+    async def _choice(self, index: int) -> AsyncGenerator[OutputDelta, None]:
+        choice = self.choices[index]
         request = Generate(
             id=f"{self.id}-{index}",
-            prompt=wanted.prompt,
-            sampling=wanted.sampling,
+            prompt=choice.prompt,
+            sampling=choice.sampling,
             composition=self.target.composition,
             tenant=self.target.tenant,
         )
-        text = TextStream(self.gateway.renderer, self.shown, self.marks)
-        async with contextlib.aclosing(self._measured(request, text)) as tokens:
+        detokenizer = Detokenizer(self.gateway.renderer, self.text_options, self._shown_controls)
+        async with contextlib.aclosing(self._measured(request, detokenizer)) as tokens:
             async for token in tokens:
-                piece, first = text.push(token), text.tokens == 1
+                text, first = detokenizer.push(token), detokenizer.tokens == 1
                 if first:
-                    self._note_cached(wanted.prompt, token.cached)
-                if wanted.silent:
-                    yield Piece(index, "", token, text.finish, first, ())
+                    self._note_cached(choice.prompt, token.cached)
+                if choice.silent:
+                    yield OutputDelta(index, "", token, detokenizer.finish, first, ())
                 else:
                     self.completion_tokens += 1
                     self.trace.completion_tokens = self.completion_tokens
-                    yield Piece(index, piece, token, text.finish, first, text.shown)
-                if text.finish is not None:
+                    yield OutputDelta(index, text, token, detokenizer.finish, first, detokenizer.shown)
+                if detokenizer.finish is not None:
                     return
 
     def _note_cached(self, prompt: tuple[int, ...], tokens: int) -> None:
-        """Of choices that share a prompt, one may have found what another one computed; the least is what was there before."""
+        """Keep the least that choices with the same prompt report, since one may find what another has just computed."""
         self._cached[prompt] = min(tokens, self._cached.get(prompt, tokens))
 
-    async def _measured(self, request: Generate, text: TextStream) -> AsyncGenerator[Token, None]:
-        """The engine's tokens, counted and timed; how it went is told by `text`, which sees them first."""
+    async def _measured(self, request: Generate, detokenizer: Detokenizer) -> AsyncGenerator[Token, None]:
+        """The engine's tokens, counted and timed. The outcome is the detokenizer's, which also sees stop strings."""
         metrics, label = self.gateway.metrics, self._label
         metrics.prompt(label, tokens=len(request.prompt))
         last = self.trace.started
@@ -156,5 +153,5 @@ class Answers:
             failure = error.code
             raise
         finally:
-            outcome = failure or text.finish or "cancelled"
+            outcome = failure or detokenizer.finish or "cancelled"
             metrics.finished(label, outcome=outcome, tokens=count, seconds=last - self.trace.started)

@@ -1,4 +1,4 @@
-"""Owns how log-probabilities are written: for chat, for completions, and vLLM's way for prompts."""
+"""Formats log-probabilities: OpenAI's chat and completion shapes, and vLLM's shape for prompts."""
 
 from __future__ import annotations
 
@@ -7,52 +7,54 @@ from typing import Any
 
 from msgspec import UNSET, UnsetType
 
-from tunery.gateway.api.response.generation import Piece
+from tunery.gateway.api.response.generation import OutputDelta
 from tunery.gateway.api.schemas.responses import PromptLogprob, PromptLogprobs, TokenLogprob, TopLogprob
 from tunery.gateway.engine.messages import Score, TopToken
 from tunery.plugins.data.render.renderer import Renderer
 
-__all__ = ["CompletionLogprobs", "chat_logprobs", "prompt_logprobs"]
+__all__ = ["SIZE_PER_PROMPT_TOKEN", "CompletionLogprobs", "chat_logprobs", "prompt_logprobs"]
 
 NEVER = -9999.0
-"""What OpenAI writes for the log-probability of a token that cannot be; JSON has no minus infinity."""
+"""OpenAI's log-probability of an impossible token; JSON has no minus infinity."""
+SIZE_PER_PROMPT_TOKEN = 10
+"""What one prompt token with its alternatives adds to the size of offloaded work, in bytes of text that take as long."""
 
 
-def chat_logprobs(renderer: Renderer, piece: Piece) -> list[TokenLogprob]:
-    """The tokens of a piece's text with their alternatives."""
+def chat_logprobs(renderer: Renderer, delta: OutputDelta) -> list[TokenLogprob]:
+    """The tokens of a delta's text with their alternatives."""
     return [
         TokenLogprob(
-            *_spelled(renderer, token.token, token.logprob),
-            [TopLogprob(*_spelled(renderer, top.token, top.logprob)) for top in token.top],
+            *_token_text(renderer, token.token, token.logprob),
+            [TopLogprob(*_token_text(renderer, top.token, top.logprob)) for top in token.top],
         )
-        for token in piece.shown
+        for token in delta.shown
     ]
 
 
 def prompt_logprobs(
-    renderer: Renderer, wanted: int | None, prompt: Sequence[int], piece: Piece
+    renderer: Renderer, top: int | None, prompt: Sequence[int], delta: OutputDelta
 ) -> PromptLogprobs | UnsetType:
-    """The scores of the prompt, which come with a choice's first piece; unset where nobody asked, or they have been."""
-    if wanted is None or not piece.first:
+    """The prompt's log-probabilities, from a choice's first delta; unset when `top` is None or for later deltas."""
+    if top is None or not delta.first:
         return UNSET
     return [
         None,
-        *(_place(renderer, token, score) for token, score in zip(prompt[1:], piece.token.prompt, strict=True)),
+        *(_position(renderer, token, score) for token, score in zip(prompt[1:], delta.token.prompt, strict=True)),
     ]
 
 
-def _place(renderer: Renderer, token: int, score: Score) -> dict[str, PromptLogprob]:
-    possible = {top.token: top.logprob for top in score.top} | {token: score.logprob}
+def _position(renderer: Renderer, token: int, score: Score) -> dict[str, PromptLogprob]:
+    candidates = {top.token: top.logprob for top in score.top} | {token: score.logprob}
     return {
-        str(number): PromptLogprob(_finite(logprob), renderer.token_bytes(number).decode(errors="replace"))
-        for number, logprob in possible.items()
+        str(candidate): PromptLogprob(_finite(logprob), renderer.token_bytes(candidate).decode(errors="replace"))
+        for candidate, logprob in candidates.items()
     }
 
 
 class CompletionLogprobs:
-    """OpenAI's older shape for one choice, piece by piece: parallel lists of tokens, log-probabilities, alternatives and offsets.
+    """OpenAI's older shape for one choice: parallel lists of tokens, log-probabilities, alternatives and text offsets.
 
-    The offsets point into the text, which begins with the prompt where that is echoed.
+    Offsets point into the choice's text, which begins with the prompt where that is echoed.
     """
 
     def __init__(self, renderer: Renderer, *, echoed: Sequence[int] = (), skip_special: bool = True) -> None:
@@ -61,13 +63,13 @@ class CompletionLogprobs:
         self._echoed = echoed
         self._offset = 0
 
-    def of(self, pieces: Sequence[Piece]) -> dict[str, Any]:
-        """The lists for what these pieces added."""
+    def of(self, deltas: Sequence[OutputDelta]) -> dict[str, Any]:
+        """The lists for what these deltas added."""
         rows: list[tuple[int, float | None, Sequence[TopToken] | None]] = []
-        if pieces[0].first and self._echoed:
-            scores = zip(self._echoed[1:], pieces[0].token.prompt, strict=True)
+        if deltas[0].first and self._echoed:
+            scores = zip(self._echoed[1:], deltas[0].token.prompt, strict=True)
             rows = [(self._echoed[0], None, None), *((token, score.logprob, score.top) for token, score in scores)]
-        rows += [(token.token, token.logprob, token.top) for piece in pieces for token in piece.shown]
+        rows += [(token.token, token.logprob, token.top) for delta in deltas for token in delta.shown]
         return {
             "tokens": [self._text(token) for token, _, _ in rows],
             "token_logprobs": [None if logprob is None else _finite(logprob) for _, logprob, _ in rows],
@@ -82,20 +84,20 @@ class CompletionLogprobs:
         return self._renderer.token_bytes(token).decode(errors="replace")
 
     def _advance(self, token: int) -> int:
-        """Where the token begins; then on behind it. Control tokens are in the text only where they are not skipped."""
+        """Return where the token begins and move the offset past it. Control tokens count only where they are shown."""
         before = self._offset
         if not (self._skip_special and self._renderer.is_control(token)):
-            # In UTF-8 every character has one byte that does not continue another.
+            # In UTF-8 every character has exactly one byte that does not continue another.
             self._offset += sum(byte & 0xC0 != 0x80 for byte in self._renderer.token_bytes(token))
         return before
 
 
-def _spelled(renderer: Renderer, token: int, logprob: float) -> tuple[str, float, list[int]]:
-    """A token as text, its log-probability and its exact bytes; half a character is text only together with the other half."""
-    spelled = renderer.token_bytes(token)
-    return spelled.decode(errors="replace"), _finite(logprob), list(spelled)
+def _token_text(renderer: Renderer, token: int, logprob: float) -> tuple[str, float, list[int]]:
+    """A token's text, log-probability and exact bytes; part of a character is a replacement character in the text."""
+    raw = renderer.token_bytes(token)
+    return raw.decode(errors="replace"), _finite(logprob), list(raw)
 
 
 def _finite(logprob: float) -> float:
-    """A log-probability as JSON can say it."""
+    """A log-probability that JSON can represent."""
     return max(logprob, NEVER)

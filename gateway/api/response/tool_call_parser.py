@@ -1,9 +1,9 @@
-"""Owns telling calls of functions from text in what a model says, as it says it. Whatever is no proper call stays text.
+"""Separates tool calls from text while a model writes its answer. Whatever is not a well-formed call stays text.
 
-Three styles are understood, whichever the base was asked for: `<tool_call>{"name": …, "arguments": …}</tool_call>` (Hermes),
-`[TOOL_CALLS] [{"name": …, "arguments": …}]` (Mistral), and, at the beginning of the answer, `{"name": …, "parameters": …}` alone,
-several with a semicolon between them (Llama 3). A call is one of a function that was offered, with an object of arguments. White
-space next to a call belongs to it. How the text is cut into pieces changes nothing.
+Three styles are understood, whichever one the base was asked for: `<tool_call>{"name": …, "arguments": …}</tool_call>` (Hermes),
+`[TOOL_CALLS] [{"name": …, "arguments": …}]` (Mistral), and, at the beginning of the answer, bare `{"name": …, "parameters": …}`,
+several separated by semicolons (Llama 3). A call names a function that was offered and has an object of arguments. White space next
+to a call belongs to the call. The result does not depend on how the text is cut into pieces.
 """
 
 from __future__ import annotations
@@ -13,68 +13,67 @@ from collections.abc import Callable, Collection, Iterator
 
 import msgspec
 
-__all__ = ["MARKS", "Call", "CallParser"]
+from tunery.gateway.api.request.tool_call_grammar import HERMES, HERMES_END, LLAMA, MISTRAL
 
-_HERMES, _HERMES_END, _MISTRAL, _LLAMA = "<tool_call>", "</tool_call>", "[TOOL_CALLS]", "<|python_tag|>"
-MARKS = (_HERMES, _HERMES_END, _MISTRAL, _LLAMA)
-"""Texts that have to be seen here, even where they are control tokens."""
-_OPENERS = {_HERMES: "{", _MISTRAL: "[", _LLAMA: "{"}
+__all__ = ["ParsedCall", "ToolCallParser"]
+
+_OPENERS = {HERMES: "{", MISTRAL: "[", LLAMA: "{"}
 _BETWEEN = re.compile(r"[\s;]*")
 
 
-class Call(msgspec.Struct, frozen=True):
+class ParsedCall(msgspec.Struct, frozen=True):
     """A call: the function's name, and its arguments as the JSON text that the model wrote."""
 
     name: str
     arguments: str
 
 
-class _Written(msgspec.Struct):
-    """A call as a model writes it."""
+class _WrittenCall(msgspec.Struct):
+    """A call as models write it."""
 
     name: str
     arguments: msgspec.Raw = msgspec.Raw(b"")
     parameters: msgspec.Raw = msgspec.Raw(b"")
 
 
-Said = str | Call
+Parsed = str | ParsedCall
 
 
-class CallParser:
-    """One answer. Only functions in `names` can be called, and only the first call counts unless `parallel`.
+class ToolCallParser:
+    """Parses one answer. Only functions in `names` can be called, and only the first call counts unless `parallel`.
 
-    With `only_calls` the answer is made of calls, so that what is left at its end is a call that was cut off, and no text.
+    With `only_calls` the answer consists of calls, so what is left at its end is an unfinished call and not text.
     """
 
     def __init__(self, names: Collection[str], *, parallel: bool = True, only_calls: bool = False) -> None:
         self._names, self._parallel, self._only_calls = names, parallel, only_calls
         self._held = ""
-        self._step: Callable[[], Iterator[Said] | None] = self._beginning
-        self._value = _Value()
+        self._step: Callable[[], Iterator[Parsed] | None] = self._beginning
+        self._value = _JsonScanner()
         self._mark = ""
         self._space = ""
         self._after_call = False
         self.calls = 0
 
-    def push(self, text: str) -> list[Said]:
-        """Take the next piece of the answer and return what became certain with it."""
+    def push(self, text: str) -> list[Parsed]:
+        """Take the next piece of the answer and return what is certain now."""
         self._held += text
-        said: list[Said] = []
-        while self._held and (found := self._step()) is not None:
-            said += self._spaced(found)
-        return said
+        certain: list[Parsed] = []
+        while self._held and (parsed := self._step()) is not None:
+            certain += self._trimmed(parsed)
+        return certain
 
-    def end(self) -> list[Said]:
-        """What was held back; nothing comes after it."""
+    def end(self) -> list[Parsed]:
+        """Return what was held back; the answer is complete."""
         if self._only_calls:
             return []
-        said = [*self._spaced(iter((self._take(len(self._held)),)))]
-        return said if self._after_call else [*said, *filter(None, (self._space,))]
+        rest = [*self._trimmed(iter((self._take(len(self._held)),)))]
+        return rest if self._after_call else [*rest, *filter(None, (self._space,))]
 
-    # Each step returns what it made certain, after choosing the next step, or None when it needs more text. ---------------------
+    # Each step chooses the next step and returns what is certain, or returns None when it needs more text. ----------------------
 
-    def _beginning(self) -> Iterator[Said] | None:
-        """At the beginning, or right after a call without marks: another such call, or anything."""
+    def _beginning(self) -> Iterator[Parsed] | None:
+        """At the beginning, or right after a bare call: another bare call, or anything."""
         match = _BETWEEN.match(self._held) if self.calls else None
         start = match.end() if match else len(self._held) - len(self._held.lstrip())
         if start == len(self._held):
@@ -85,20 +84,20 @@ class CallParser:
         self._mark = ""
         return self._open(start)
 
-    def _text(self) -> Iterator[Said] | None:
+    def _text(self) -> Iterator[Parsed] | None:
         """Text up to the next mark, or to what may be the beginning of one."""
-        found = [(at, mark) for mark in _OPENERS if (at := self._held.find(mark)) >= 0]
-        if found:
-            at, self._mark = min(found)
+        marks = [(at, mark) for mark in _OPENERS if (at := self._held.find(mark)) >= 0]
+        if marks:
+            at, self._mark = min(marks)
             self._step = self._marked
             return iter((self._take(at),))
-        certain = len(self._held) - _beginning_of(_OPENERS, self._held)
+        certain = len(self._held) - _mark_prefix(_OPENERS, self._held)
         return iter((self._take(certain),)) if certain else None
 
-    def _marked(self) -> Iterator[Said] | None:
-        """Behind a mark must be an object, or a list."""
-        behind = self._held[len(self._mark) :]
-        start = len(self._held) - len(behind.lstrip())
+    def _marked(self) -> Iterator[Parsed] | None:
+        """After a mark there must be an object, or a list."""
+        after = self._held[len(self._mark) :]
+        start = len(self._held) - len(after.lstrip())
         if start == len(self._held):
             return None
         if self._held[start] == _OPENERS[self._mark]:
@@ -106,13 +105,13 @@ class CallParser:
         self._step = self._text
         return iter((self._take(len(self._mark)),))
 
-    def _open(self, start: int) -> Iterator[Said]:
-        self._value = _Value(start)
+    def _open(self, start: int) -> Iterator[Parsed]:
+        self._value = _JsonScanner(start)
         self._step = self._inside
         return iter(())
 
-    def _inside(self) -> Iterator[Said] | None:
-        """In the object or list, until it closes."""
+    def _inside(self) -> Iterator[Parsed] | None:
+        """Inside the object or list, until it closes."""
         if not self._value.closes(self._held):
             return None
         start, whole = self._value.start, self._take(self._value.at)
@@ -120,33 +119,33 @@ class CallParser:
         if not calls:
             self._step = self._text
             return iter((whole,))
-        self._step = {_HERMES: self._closing, _MISTRAL: self._text}.get(self._mark, self._beginning)
+        self._step = {HERMES: self._closing, MISTRAL: self._text}.get(self._mark, self._beginning)
         return iter(calls)
 
-    def _closing(self) -> Iterator[Said] | None:
-        """Behind a Hermes call: its end mark, which may be missing."""
-        behind = self._held.lstrip()
-        if _HERMES_END.startswith(behind) and behind != _HERMES_END:
+    def _closing(self) -> Iterator[Parsed] | None:
+        """After a Hermes call: its end mark, which may be missing."""
+        after = self._held.lstrip()
+        if HERMES_END.startswith(after) and after != HERMES_END:
             return None
         self._step = self._text
-        if behind.startswith(_HERMES_END):
-            self._take(len(self._held) - len(behind) + len(_HERMES_END))
+        if after.startswith(HERMES_END):
+            self._take(len(self._held) - len(after) + len(HERMES_END))
         return iter(())
 
     def _take(self, count: int) -> str:
         taken, self._held = self._held[:count], self._held[count:]
         return taken
 
-    def _spaced(self, found: Iterator[Said]) -> Iterator[Said]:
-        """`found` without the white space around calls; what may be such waits."""
-        for one in found:
-            if isinstance(one, Call):
+    def _trimmed(self, parsed: Iterator[Parsed]) -> Iterator[Parsed]:
+        """`parsed` without the white space around calls; white space that may precede a call is held back."""
+        for part in parsed:
+            if isinstance(part, ParsedCall):
                 self._space, self._after_call = "", True
                 self.calls += 1
                 if self._parallel or self.calls == 1:
-                    yield one
+                    yield part
                 continue
-            text = self._space + (one.lstrip() if self._after_call else one)
+            text = self._space + (part.lstrip() if self._after_call else part)
             shown = text.rstrip()
             self._space = text[len(shown) :]
             if shown:
@@ -154,8 +153,8 @@ class CallParser:
                 yield shown
 
 
-class _Value:
-    """Finds where the JSON object or list that begins at `start` ends, however it comes; `at` is how far it has looked."""
+class _JsonScanner:
+    """Finds the end of the JSON object or list that begins at `start`, in text that grows. `at` is how far it has looked."""
 
     def __init__(self, start: int = 0) -> None:
         self.start = self.at = start
@@ -163,7 +162,7 @@ class _Value:
         self._quoted = self._escaped = False
 
     def closes(self, text: str) -> bool:
-        """Look on in `text`, of which more has come; whether the value is whole, and ends at `at`."""
+        """Continue scanning `text`, which may have grown; return whether the value is complete and ends at `at`."""
         while self.at < len(text):
             character = text[self.at]
             self.at += 1
@@ -185,25 +184,25 @@ class _Value:
             self._quoted = character != '"'
 
 
-def _calls(text: str, names: Collection[str]) -> list[Call]:
-    """The calls in a finished object or list; none when anything is wrong with any of them."""
+def _calls(text: str, names: Collection[str]) -> list[ParsedCall]:
+    """The calls in a finished object or list; none if any of them is malformed."""
     try:
         if text.startswith("["):
-            return [_call(written, names) for written in msgspec.json.decode(text, type=list[_Written])]
-        return [_call(msgspec.json.decode(text, type=_Written), names)]
+            return [_call(written, names) for written in msgspec.json.decode(text, type=list[_WrittenCall])]
+        return [_call(msgspec.json.decode(text, type=_WrittenCall), names)]
     except (msgspec.DecodeError, RecursionError, UnicodeError):
         return []
 
 
-def _call(written: _Written, names: Collection[str]) -> Call:
+def _call(written: _WrittenCall, names: Collection[str]) -> ParsedCall:
     raw = bytes(written.arguments or written.parameters)
     msgspec.json.decode(raw, type=dict)
     if written.name not in names:
         raise msgspec.ValidationError("no such function")
-    return Call(written.name, raw.decode())
+    return ParsedCall(written.name, raw.decode())
 
 
-def _beginning_of(marks: Collection[str], text: str) -> int:
+def _mark_prefix(marks: Collection[str], text: str) -> int:
     """How many characters at the end of `text` may be the beginning of a mark."""
     sizes = range(min(len(text), max(map(len, marks)) - 1), 0, -1)
     return next((size for size in sizes if any(mark.startswith(text[-size:]) for mark in marks)), 0)

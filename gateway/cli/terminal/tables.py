@@ -1,4 +1,4 @@
-"""Owns printing tables, and times in them: drawn on a terminal, tab-separated into a pipe."""
+"""Print tables, with times and sizes in them: drawn on a terminal, tab-separated into a pipe."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 
-__all__ = ["print_table", "when"]
+__all__ = ["print_table", "size_text", "when"]
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str) -> None:
@@ -31,3 +31,8 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[object]], *, empt
 def when(seconds: float) -> str:
     """A Unix time as a local date and minute."""
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+
+
+def size_text(size: int) -> str:
+    """A number of bytes as kB or MB."""
+    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"

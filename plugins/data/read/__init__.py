@@ -11,7 +11,7 @@ follows from its content. Files are streamed; what the rows mean is the business
 from __future__ import annotations
 
 from tunery.plugins.data.read.files import data_digest, data_size
+from tunery.plugins.data.read.record import MAX_ROW, FileBroken, Record
 from tunery.plugins.data.read.records import iter_records
-from tunery.plugins.data.read.source import MAX_ROW, FileBroken, Record
 
 __all__ = ["MAX_ROW", "FileBroken", "Record", "data_digest", "data_size", "iter_records"]

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import msgspec
 
-from tunery.plugins.data.read.columns import with_json_columns
-from tunery.plugins.data.read.source import MAX_ROW, FileBroken, Record
+from tunery.plugins.data.read.json_columns import with_json_columns
+from tunery.plugins.data.read.record import MAX_ROW, FileBroken, Record
 
 __all__ = ["delimiter_of", "read_delimited"]
 

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tunery.plugins.data.read.delimited import delimiter_of, read_delimited
-from tunery.plugins.data.read.documents import read_documents
 from tunery.plugins.data.read.files import data_files
-from tunery.plugins.data.read.lines import read_lines
-from tunery.plugins.data.read.source import HEAD, FileBroken, Record, open_text
+from tunery.plugins.data.read.json_documents import read_documents
+from tunery.plugins.data.read.json_lines import read_lines
+from tunery.plugins.data.read.record import FileBroken, Record
 from tunery.plugins.data.read.tables import read_arrow, read_parquet
+from tunery.plugins.data.read.text_stream import HEAD, open_text
 from tunery.registry.errors import InvalidData
 
 __all__ = ["iter_records"]

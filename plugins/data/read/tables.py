@@ -9,8 +9,9 @@ from typing import Any
 
 import msgspec
 
-from tunery.plugins.data.read.columns import with_json_columns, without_nulls
-from tunery.plugins.data.read.source import FileBroken, Record, check_expansion
+from tunery.plugins.data.read.json_columns import with_json_columns, without_nulls
+from tunery.plugins.data.read.record import FileBroken, Record
+from tunery.plugins.data.read.text_stream import check_expansion
 from tunery.registry.errors import Unavailable
 
 __all__ = ["read_arrow", "read_parquet"]

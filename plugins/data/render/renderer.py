@@ -18,7 +18,7 @@ import msgspec
 
 from tunery.plugins.data.render.conversation import plain_message, plain_tool
 from tunery.plugins.data.render.template import ChatTemplate, Message, find_template
-from tunery.plugins.data.render.tokens import Check, Decoder, Tokens, read_json
+from tunery.plugins.data.render.tokenizer import BaseTokenizer, Check, Decoder, read_json
 from tunery.plugins.data.render.tools import PROBE, CallStyle, as_text, call_style, with_short_ids
 from tunery.plugins.data.render.turns import PROBES, Turn, TurnFinder, shared_length
 from tunery.registry.errors import InvalidInput, UnknownName
@@ -47,7 +47,7 @@ class Renderer:
         self, folder: Path, *, now: Callable[[], datetime] = datetime.now, options: Mapping[str, Any] | None = None
     ) -> None:
         self._folder = Path(folder)
-        self._tokens = Tokens(self._folder)
+        self._tokens = BaseTokenizer(self._folder)
         self._options = dict(options or {})
         source = find_template(self._folder, self._tokens.settings)
         self.template = source and ChatTemplate(source, tokens=self._tokens.named, now=now)
@@ -64,7 +64,7 @@ class Renderer:
 
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
-        """Tokens that end a turn: the tokenizer's and the model's end of sequence, and the template's end-of-turn token."""
+        """BaseTokenizer that end a turn: the tokenizer's and the model's end of sequence, and the template's end-of-turn token."""
         found = [self._tokens.id_of(self._tokens.named.get("eos_token", "")), self.end_of_turn]
         for name in ("generation_config.json", "config.json"):
             value = read_json(self._folder / name).get("eos_token_id")

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from tunery.plugins.data.render.tokens import Tokens
+from tunery.plugins.data.render.tokenizer import BaseTokenizer
 from tunery.registry.errors import InvalidInput
 
 __all__ = ["PROBES", "Turn", "TurnFinder", "shared_length"]
@@ -55,7 +55,7 @@ class TurnFinder:
         text: str,
         *,
         render: Callable[[Sequence[Message], bool], str],
-        tokens: Tokens,
+        tokens: BaseTokenizer,
         stop_ids: Collection[int],
     ) -> None:
         self._messages, self._text = messages, text

@@ -12,7 +12,8 @@ from pathlib import Path
 import msgspec
 
 from tunery.plugins.data.read import data_digest
-from tunery.plugins.data.read.dataset import Row, read_rows
+from tunery.plugins.data.read.dataset import read_rows
+from tunery.plugins.data.read.row import Row
 from tunery.plugins.data.render.renderer import Rendered, Renderer
 from tunery.plugins.hookspecs import FormatInfo
 from tunery.plugins.training.examples.batches import Example
@@ -146,7 +147,7 @@ def _split(
     about the same prompt."""
 
     def key(row: Row) -> str:
-        content = row.messages if row.rejected is None else row.asked
+        content = row.messages if row.rejected is None else row.prompt_messages
         return hashlib.sha256(f"{seed}/".encode() + msgspec.json.encode(content)).hexdigest()
 
     distinct = sorted({key(row) for row, _ in rows})

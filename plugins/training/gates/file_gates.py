@@ -8,7 +8,8 @@ from typing import Any
 
 from safetensors import safe_open
 
-from tunery.plugins.training.gates import GateCase, Verdict, failed, passed, skipped
+from tunery.plugins.training.gates.request import GateCase
+from tunery.plugins.training.gates.verdict import Verdict, failed, passed, skipped
 from tunery.registry.peft.base_shapes import base_shapes
 from tunery.registry.peft.layout import CONFIG, WEIGHTS, read_layout
 from tunery.registry.peft.safetensors_header import nonfinite_tensor, read_header

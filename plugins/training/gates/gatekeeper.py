@@ -15,9 +15,11 @@ from tunery.plugins.manager import Plugins
 from tunery.plugins.parameters import TrainingParameters
 from tunery.plugins.quantization import Quant
 from tunery.plugins.training.examples.batches import Example
-from tunery.plugins.training.gates import GateRequest, GateResult, Precision, check_gates, named, run_gates
 from tunery.plugins.training.gates.reference import record_reference
-from tunery.plugins.training.job.inputs import Inputs
+from tunery.plugins.training.gates.request import GateRequest, Precision, gate_entries
+from tunery.plugins.training.gates.runner import run_gates
+from tunery.plugins.training.gates.verdict import GateResult, check_gates
+from tunery.plugins.training.inputs.read import Inputs
 from tunery.registry.registry import Registry
 from tunery.registry.settings import read_settings
 
@@ -48,7 +50,7 @@ class Gatekeeper:
         supervised: bool,
     ) -> None:
         self._inputs, self._registry, self._folder = inputs, registry, folder
-        self._gates = named(plugins.gates())
+        self._gates = gate_entries(plugins.gates())
         self._quant, self._dtype, self._supervised = quant, dtype, supervised
         # Read before anything is trained: a mistake in the settings shows at once.
         self._serve = read_settings(registry.home.root).serve

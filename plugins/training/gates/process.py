@@ -1,6 +1,6 @@
-"""Owns the process that asks the gates: `python -m tunery.plugins.training.gates.process REQUEST.json RESULTS.jsonl`.
+"""The process that runs gates: `python -m tunery.plugins.training.gates.process REQUEST.json RESULTS.jsonl`.
 
-Each verdict is written as soon as it is there, so that whoever waits knows how far the process came if it dies.
+Each result is written as soon as it is known, so that the parent knows which gate was running if this process dies.
 """
 
 from __future__ import annotations
@@ -17,39 +17,40 @@ from tunery.plugins.runtime.parent_watch import die_with_parent
 from tunery.registry.errors import TuneryError
 
 if TYPE_CHECKING:
-    from tunery.plugins.training.gates import Gate, GateCase, GateResult
+    from tunery.plugins.training.gates.request import Gate, GateCase
+    from tunery.plugins.training.gates.verdict import GateResult
 
 __all__ = ["main"]
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Ask every gate of the request; 0 when all have answered."""
+    """Run every gate of the request; return 0 when all gave a verdict."""
     die_with_parent()
     prepare_compute()
-    from tunery.plugins.training.gates import GateCase, GateRequest
+    from tunery.plugins.training.gates.request import GateCase, GateRequest
 
-    asked, answers = map(Path, arguments)
-    request = msgspec.json.decode(asked.read_bytes(), type=GateRequest)
-    case, wrong = GateCase(request), False
-    with answers.open("ab", buffering=0) as file:
+    request_path, results_path = map(Path, arguments)
+    request = msgspec.json.decode(request_path.read_bytes(), type=GateRequest)
+    case, any_failed = GateCase(request), False
+    with results_path.open("ab", buffering=0) as file:
         for gate in request.gates:
-            result = _ask(gate, case, wrong)
-            wrong = wrong or result.failed
+            result = _run(gate, case, any_failed)
+            any_failed = any_failed or result.failed
             file.write(msgspec.json.encode(result) + b"\n")
     return 0
 
 
-def _ask(gate: Gate, case: GateCase, wrong: bool) -> GateResult:
-    """One gate's result; where it cannot be asked, that is a failure unless another gate has already found one."""
-    from tunery.plugins.manager import load_entrypoint
-    from tunery.plugins.training.gates import GateResult, Verdict
+def _run(gate: Gate, case: GateCase, any_failed: bool) -> GateResult:
+    """Run one gate; one that raises an error counts as failed, or as skipped when an earlier gate has failed."""
+    from tunery.plugins.descriptors import load_entrypoint
+    from tunery.plugins.training.gates.verdict import GateResult, Verdict
 
     code = gate.code
     try:
         verdict: Verdict = load_entrypoint(gate.entrypoint)(case)
     except TuneryError as error:
         code = error.code
-        verdict = Verdict("skipped" if wrong else "failed", error.message)
+        verdict = Verdict("skipped" if any_failed else "failed", error.message)
     return GateResult(
         name=gate.name,
         code=code,

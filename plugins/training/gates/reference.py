@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tunery.plugins.training.examples.batches import Example
-from tunery.plugins.training.objectives.loss import asking
+from tunery.plugins.training.objectives.loss import evaluation_mode
 
 __all__ = ["Reference", "read_reference", "record_reference"]
 
@@ -30,7 +30,7 @@ def record_reference(
 
     It is asked row by row through its own forward, computing in `dtype` as it is trained.
     """
-    with asking(model, device, dtype):
+    with evaluation_mode(model, device, dtype):
         found = [_log_probs(model, row, device) for row in rows]
     staged = path.with_name(path.name + ".new")
     staged.write_bytes(msgspec.json.encode(Reference(list(rows), found)))

@@ -14,19 +14,21 @@ from typing import Any
 import msgspec
 
 from tunery.plugins.data.read import data_digest
-from tunery.plugins.data.render.tokens import read_json
+from tunery.plugins.data.render.tokenizer import read_json
+from tunery.plugins.descriptors import load_entrypoint
 from tunery.plugins.events import EventSink
-from tunery.plugins.manager import Plugins, load_entrypoint
+from tunery.plugins.manager import Plugins
 from tunery.plugins.parameters import Choice, TrainingParameters, given_names, read_parameters
 from tunery.plugins.runtime.device import resolve_device
 from tunery.plugins.training.defaults import Facts, choose
+from tunery.plugins.training.inputs.parent import with_parent_shape
+from tunery.plugins.training.inputs.read import Inputs, adapter_config, read_inputs
+from tunery.plugins.training.inputs.request import TrainRequest
 from tunery.plugins.training.job.disk_errors import full_disk_told
-from tunery.plugins.training.job.inputs import Inputs, TrainRequest, adapter_config, read_inputs
 from tunery.plugins.training.job.manifest import IDENTITY, build_manifest, changed_files, differences, rendered_at
-from tunery.plugins.training.job.parent import continued
 from tunery.plugins.training.job.resume import Asked, unlike
 from tunery.plugins.training.job.run import Run
-from tunery.plugins.training.loop.distributed import Processes, find_processes
+from tunery.plugins.training.loop.distributed import ProcessGroup, connect_process_group
 from tunery.registry import Job, Version
 from tunery.registry.errors import InvalidInput, NotFound
 from tunery.registry.names import check_adapter
@@ -51,17 +53,19 @@ def train(
     """
     check_adapter(request.adapter)
     resolve_device(request.device)
-    processes = find_processes(request.device)
-    told = processes.agree(datetime.now).replace(microsecond=0)
-    inputs = processes.own(
-        lambda: read_inputs(request, parameters, registry=registry, plugins=plugins, check=processes.first, now=told)
+    processes = connect_process_group(request.device)
+    told = processes.on_main(datetime.now).replace(microsecond=0)
+    inputs = processes.on_all(
+        lambda: read_inputs(
+            request, parameters, registry=registry, plugins=plugins, check=processes.is_main_process, now=told
+        )
     )
     facts = Facts(
         rows=len(inputs.corpus.train), held_out=len(inputs.corpus.held_out), hidden=_width(Path(inputs.base.path))
     )
     given = given_names(request.parameters)
     parameters, choices = choose(parameters, given, facts)
-    parameters = continued(parameters, given, adapter_config(registry, inputs.parent))
+    parameters = with_parent_shape(parameters, given, adapter_config(registry, inputs.parent))
 
     def start() -> tuple[Job, dict[str, Any]]:
         job = _start(request, registry)
@@ -69,7 +73,7 @@ def train(
             (registry.home.jobs / job.id / "request.json").write_bytes(msgspec.json.encode(request))
         return job, _manifest(inputs, parameters, choices, plugins=plugins, job=job, processes=processes)
 
-    job, manifest = processes.agree(start)
+    job, manifest = processes.on_main(start)
     run = _run(inputs, parameters, manifest, processes, registry=registry, plugins=plugins, job=job, on_event=on_event)
     return run.publish()
 
@@ -111,8 +115,8 @@ def resume(
     # Before rows are read: a file that was cut short has changed, whatever else is wrong with it.
     _refuse(job_id, changed_files(before, [Path(path) for path in (*request.data, request.validation) if path]))
     parameters = read_parameters(kind, before["parameters"])
-    processes = find_processes(request.device)
-    inputs = processes.own(
+    processes = connect_process_group(request.device)
+    inputs = processes.on_all(
         lambda: read_inputs(request, parameters, registry=registry, plugins=plugins, now=rendered_at(before))
     )
     _refuse(
@@ -153,11 +157,11 @@ def reproduce(
     request = _request_again(version, data, registry)
     resolve_device(request.device)
     parameters = read_parameters(plugins.trainer(request.trainer).parameters, manifest["parameters"])
-    processes = find_processes(request.device)
-    inputs = processes.own(
+    processes = connect_process_group(request.device)
+    inputs = processes.on_all(
         lambda: read_inputs(request, parameters, registry=registry, plugins=plugins, now=rendered_at(manifest))
     )
-    job = processes.agree(lambda: _start(request, registry))
+    job = processes.on_main(lambda: _start(request, registry))
     now = _manifest(inputs, parameters, (), plugins=plugins, job=job, processes=processes)
     # The quote decided how many rows go through the model at once, and sums depend on that.
     now |= {"quote": manifest["quote"], "repeats": version.name} if "quote" in manifest else {"repeats": version.name}
@@ -225,13 +229,13 @@ def _manifest(
     *,
     plugins: Plugins,
     job: Job,
-    processes: Processes,
+    processes: ProcessGroup,
 ) -> dict[str, Any]:
     plugin = plugins.owner_of_trainer(inputs.request.trainer)
     used = {record.distribution or record.name: record.version for record in plugins.records() if record.error is None}
     manifest = build_manifest(inputs, parameters, choices, job=job.id, plugin=plugin, plugins=used)
-    if processes.count > 1:
-        manifest["hardware"]["processes"] = processes.count
+    if processes.size > 1:
+        manifest["hardware"]["processes"] = processes.size
     return manifest
 
 
@@ -239,7 +243,7 @@ def _run(
     inputs: Inputs,
     parameters: TrainingParameters,
     manifest: dict[str, Any],
-    processes: Processes,
+    processes: ProcessGroup,
     *,
     registry: Registry,
     plugins: Plugins,

@@ -16,7 +16,7 @@ import msgspec
 from tunery.plugins.data.read import data_digest
 from tunery.plugins.parameters import Choice, TrainingParameters
 from tunery.plugins.runtime.machine import describe_machine
-from tunery.plugins.training.job.inputs import Inputs
+from tunery.plugins.training.inputs.read import Inputs
 
 __all__ = ["IDENTITY", "build_manifest", "changed_files", "differences", "fingerprint", "rendered_at"]
 

@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from tunery.plugins.parameters import TrainingParameters, step_count
-from tunery.plugins.runtime.memory import available_memory, forget_peak, held_memory, peak_memory
+from tunery.plugins.runtime.memory import available_memory, current_memory, peak_memory, reset_peak_memory
 from tunery.plugins.training.examples.batches import Example, collate
-from tunery.plugins.training.loop.distributed import Processes
+from tunery.plugins.training.loop.distributed import ProcessGroup
 from tunery.plugins.training.objectives.objective import Objective
 from tunery.registry.errors import InvalidInput
 
@@ -50,20 +50,20 @@ def preflight(
     objective: Objective,
     device: torch.device,
     dtype: torch.dtype,
-    processes: Processes | None = None,
+    processes: ProcessGroup | None = None,
 ) -> Quote:
     """Try the longest rows; raise InvalidInput with code `out_of_memory` when not even one row fits.
 
     Several processes try at the same time, and share the memory of the machine and the steps.
     """
-    processes = processes or Processes()
+    processes = processes or ProcessGroup()
     ranked = sorted(examples, key=lambda example: example.tokens, reverse=True)
-    sharing = processes.neighbours if device.type == "cpu" else 1
-    budget = int(parameters.memory_gb * 1e9) or held_memory(device) + int(SPARE * available_memory(device) / sharing)
+    sharing = processes.local_size if device.type == "cpu" else 1
+    budget = int(parameters.memory_gb * 1e9) or current_memory(device) + int(SPARE * available_memory(device) / sharing)
     with _Undisturbed(model):
         states = _states(model, dtype)
-        before = held_memory(device) + states
-        forget_peak(device)
+        before = current_memory(device) + states
+        reset_peak_memory(device)
         _try(model, ranked[:1], objective, device, dtype)
         one = max(peak_memory(device) + states - before, 1)
         size = _fitting(parameters.micro_batch_size, one, before, budget)
@@ -87,7 +87,7 @@ def preflight(
     return Quote(
         tokens=total,
         steps=steps,
-        minutes=total * seconds / tokens / 60 / processes.count,
+        minutes=total * seconds / tokens / 60 / processes.size,
         peak_bytes=peak_memory(device) + states,
         micro_batch_size=size,
         why=why,

@@ -10,7 +10,7 @@ import msgspec
 
 from tunery.plugins.data.read import data_digest
 from tunery.plugins.parameters import AUTO, TrainingParameters, given_names, read_parameters
-from tunery.plugins.training.job.inputs import TrainRequest
+from tunery.plugins.training.inputs.request import TrainRequest
 from tunery.registry.registry import Registry
 
 __all__ = ["Asked", "unlike"]

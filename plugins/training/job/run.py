@@ -35,19 +35,19 @@ from tunery.plugins.manager import Plugins
 from tunery.plugins.parameters import Choice, TrainingParameters, step_count
 from tunery.plugins.training.examples.batches import Example
 from tunery.plugins.training.gates.gatekeeper import Gatekeeper
+from tunery.plugins.training.inputs.read import Inputs, adapter_config
 from tunery.plugins.training.job.control import Control, how_to_go_on, watch
 from tunery.plugins.training.job.disk_errors import full_disk_told
-from tunery.plugins.training.job.inputs import Inputs, adapter_config
 from tunery.plugins.training.job.lock import exclusive
 from tunery.plugins.training.job.manifest import fingerprint
 from tunery.plugins.training.job.phases import Phases
 from tunery.plugins.training.job.preflight import preflight
 from tunery.plugins.training.job.quote import whole_quote
-from tunery.plugins.training.loop.distributed import Processes
-from tunery.plugins.training.loop.loop import Fit, Loop
+from tunery.plugins.training.loop.distributed import ProcessGroup
+from tunery.plugins.training.loop.loop import Loop, TrainingResult
 from tunery.plugins.training.objectives.objective import Objective, Supervised, objective_of, unit_of
-from tunery.plugins.training.report import summary
-from tunery.plugins.training.report.builder import Teller
+from tunery.plugins.training.report.builder import ReportBuilder
+from tunery.plugins.training.report.summary import summarize
 from tunery.plugins.training.trainer import (
     LoadContext,
     SaveContext,
@@ -88,12 +88,12 @@ class Run:
         folder: Path,
         manifest: dict[str, Any],
         on_event: EventSink,
-        processes: Processes | None = None,
+        processes: ProcessGroup | None = None,
     ) -> None:
         self.request, self.base, self.parent, self.corpus = inputs.request, inputs.base, inputs.parent, inputs.corpus
         self.parameters, self.registry, self.plugins, self.trainer = parameters, registry, plugins, trainer
         self.job, self.folder, self.manifest, self._on_event = job, folder, manifest, on_event
-        self.processes = processes or Processes()
+        self.processes = processes or ProcessGroup()
         self.phases, self._at = Phases(), "before its first step"
         self.device = torch.device(self.processes.device or self.request.device)
         self.dtype = compute_dtype(parameters.precision, self.device)
@@ -101,7 +101,7 @@ class Run:
         self.objective: Objective = objective_of(trainer, parameters)
         precision = {"computed": dtype_name(self.dtype), "measured": dtype_name(self.measured)}
         self.manifest |= {"precision": precision, "loss_unit": unit_of(self.objective)}
-        self.teller: Teller | None = Teller(
+        self.teller: ReportBuilder | None = ReportBuilder(
             inputs,
             parameters,
             folder=folder,
@@ -128,9 +128,9 @@ class Run:
         self.teller = None
         return self._guarded(self._digest)
 
-    def _guarded(self, finish: Callable[[Path, dict[str, float], Fit], T]) -> T:
+    def _guarded(self, finish: Callable[[Path, dict[str, float], TrainingResult], T]) -> T:
         """Run, and leave the job in the state it ended in. One run at a time; of its processes the first one alone writes."""
-        if not self.processes.first:
+        if not self.processes.is_main_process:
             self.control = Control()
             return self._finished(finish)
         with (
@@ -164,14 +164,14 @@ class Run:
             code = getattr(error, "code", None)
             self._end(Failed(error=str(error), code=code if isinstance(code, str) else msgspec.UNSET))
 
-    def _finished(self, finish: Callable[[Path, dict[str, float], Fit], T]) -> T:
+    def _finished(self, finish: Callable[[Path, dict[str, float], TrainingResult], T]) -> T:
         trained = [self._train()]
         # Nobody keeps the model once it is saved: the gates' process needs the memory.
-        return self.processes.agree(lambda: finish(*self._save(*trained.pop())))
+        return self.processes.on_main(lambda: finish(*self._save(*trained.pop())))
 
     def emit(self, event: JobEvent) -> None:
         """Send an event to the caller, the job's file, and every plugin that observes jobs."""
-        if not self.processes.first:
+        if not self.processes.is_main_process:
             return
         if isinstance(event, StepCompleted | Evaluated) and self.manifest["loss_unit"] != NATS:
             event = msgspec.structs.replace(event, unit=self.manifest["loss_unit"])
@@ -182,7 +182,7 @@ class Run:
         self._on_event(event)
         self.plugins.job_event(self.job, event)
 
-    def _train(self) -> tuple[SaveContext[Any], nn.Module, Fit]:
+    def _train(self) -> tuple[SaveContext[Any], nn.Module, TrainingResult]:
         """Everything up to the trained model, with what its trainer may use to save it, and what the run did."""
         corpus = self.corpus
         self.emit(
@@ -199,7 +199,7 @@ class Run:
                 data_check=self.manifest.get("data_check"),
             )
         )
-        agree = self.processes.agree
+        agree = self.processes.on_main
         base_loss = None if self.objective.relative else agree(lambda: self._base_loss(self._base))
         # Before the trainer makes its weights: the same seed gives the same adapter.
         torch.manual_seed(self.parameters.seed)
@@ -211,7 +211,7 @@ class Run:
             parent=agree(self._parent_folder),
         )
         with self.phases.of("loading"):
-            model = self.processes.own(lambda: load_trained(self.trainer, context))
+            model = self.processes.on_all(lambda: load_trained(self.trainer, context))
         # What the first process asks the model, the others read.
         agree(lambda: self._prepare(model))
         self._prepare(model)
@@ -246,7 +246,9 @@ class Run:
         )
         return saving, model, done
 
-    def _save(self, saving: SaveContext[Any], model: nn.Module, done: Fit) -> tuple[Path, dict[str, float], Fit]:
+    def _save(
+        self, saving: SaveContext[Any], model: nn.Module, done: TrainingResult
+    ) -> tuple[Path, dict[str, float], TrainingResult]:
         """The finished files: their folder, the metrics, and what the run did."""
         with self.phases.of("report"):
             self._tell(model, done)
@@ -262,12 +264,12 @@ class Run:
         base = {f"base_{name}": value for name, value in self.manifest.get("base_figures", {}).items()}
         return output, metrics | base, done
 
-    def _tell(self, model: nn.Module, done: Fit) -> None:
+    def _tell(self, model: nn.Module, done: TrainingResult) -> None:
         """Write the report before anything can refuse the result: who has to mend it needs it most."""
         if self.teller is not None:
-            report = self.teller.tell(model, done, self.manifest)
+            report = self.teller.build(model, done, self.manifest)
             path = str(self.teller.folder / "report.md")
-            self.emit(ReportWritten(path=path, lines=summary(report, chosen=False)))
+            self.emit(ReportWritten(path=path, lines=summarize(report, chosen=False)))
 
     def _prepare(self, model: nn.Module) -> None:
         """Let the objective ask the untrained model what it needs to know."""
@@ -278,7 +280,7 @@ class Run:
         """Try the longest rows once per job; a resumed one keeps the micro-batch it began with."""
         if "quote" not in self.manifest:
             with self.phases.of("preflight"):
-                quotes = self.processes.each(
+                quotes = self.processes.all_gather(
                     lambda: preflight(
                         model,
                         self.corpus.train,
@@ -312,7 +314,9 @@ class Run:
         quoted = self.manifest.get("quote", {}).get("minutes")
         self.emit(PhasesTimed(seconds=self.manifest["phases"], quoted_minutes=quoted))
 
-    def _digest(self, output: Path, metrics: dict[str, float], done: Fit) -> tuple[str, tuple[FileEntry, ...]]:
+    def _digest(
+        self, output: Path, metrics: dict[str, float], done: TrainingResult
+    ) -> tuple[str, tuple[FileEntry, ...]]:
         digest, files = digest_of(output, base=self.base)
         self.registry.update_job(self.job.id, state="succeeded")
         self._times()
@@ -320,7 +324,7 @@ class Run:
         self._clear()
         return digest, files
 
-    def _publish(self, output: Path, metrics: dict[str, float], done: Fit) -> Version:
+    def _publish(self, output: Path, metrics: dict[str, float], done: TrainingResult) -> Version:
         with self.phases.of("gates"):
             self.manifest |= self.gatekeeper.ask(output, metrics, self.parameters, self.emit)
         self._times()
@@ -368,7 +372,7 @@ class Run:
         load = cache(load)
         if self.teller is not None:
             with self.phases.of("base questions"):
-                self.teller.before(load)
+                self.teller.evaluate_base(load)
         if not self.corpus.held_out:
             return None
         if "base_loss" not in self.manifest:
@@ -393,10 +397,10 @@ class Run:
     def _shared_figures(self, model: nn.Module) -> dict[str, float]:
         """The same, each process looking at its share of the rows."""
         with self.phases.of("evaluation"):
-            if self.processes.count == 1:
+            if self.processes.size == 1:
                 return self._figures(model)
-            share = self.processes.share(self.corpus.held_out)
-            return self.processes.means(
+            share = self.processes.shard(self.corpus.held_out)
+            return self.processes.weighted_mean(
                 lambda: (self.objective.terms(share), self._figures(model, share)) if share else (0, {})
             )
 
@@ -409,7 +413,7 @@ class Run:
         return folder
 
     def _write_manifest(self) -> None:
-        if not self.processes.first:
+        if not self.processes.is_main_process:
             return
         staged = self.folder / "manifest.json.new"
         staged.write_bytes(msgspec.json.format(msgspec.json.encode(self.manifest), indent=2))

@@ -1,8 +1,10 @@
-"""Owns that several processes train one model together, as `accelerate launch` and `torchrun` start them; alone, it does nothing.
+"""Data-parallel training: the group of processes that `accelerate launch` and `torchrun` start, and what they exchange.
 
-Each process holds the whole model, takes its share of every step's rows and adds up gradients with the others; the first one alone
-writes. What fails in one process fails in all, so that none waits for ever. Refuses models cut into shards (FSDP, DeepSpeed): the loss
-runs the decoder's layers directly, and what gathers a shard's weights would not hear of it.
+Every process holds the whole model, takes its shard of each step's rows and sums its gradients with those of the others; only the main
+process writes. An error in one process ends all of them, so that none waits forever. A run on its own is a group of one, for which nothing
+here does any work.
+
+Models cut into shards (FSDP, DeepSpeed) are refused: the loss runs the decoder's layers directly, past the hooks that gather a shard's weights.
 """
 
 from __future__ import annotations
@@ -22,16 +24,16 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["Processes", "find_processes", "is_first"]
+__all__ = ["ProcessGroup", "connect_process_group", "is_main_process"]
 
 T = TypeVar("T")
 
-PATIENCE = timedelta(days=1)
-"""How long a process waits for another that lives: the first one evaluates, judges and publishes alone."""
-SETTLING = 0.5
-"""Seconds that threads of a group get to let go; they need a few thousandths."""
-BUCKET = 2**23
-"""Numbers that are added up at once."""
+TIMEOUT = timedelta(days=1)
+"""How long a process waits for another that is alive: the main one evaluates, runs the gates and publishes alone."""
+SHUTDOWN_SECONDS = 0.5
+"""What the threads of a group get to release their tensors; they need a few milliseconds."""
+BUCKET_SIZE = 2**23
+"""Gradient elements per all-reduce."""
 SHARDING = {
     "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
@@ -39,16 +41,16 @@ SHARDING = {
 }
 
 
-def is_first() -> bool:
-    """Whether this process writes and speaks, as one that runs alone does."""
+def is_main_process() -> bool:
+    """Whether this process has rank 0, as one that runs alone does; known without connecting to the others."""
     return os.environ.get("RANK", "0") == "0"
 
 
-def find_processes(device: str) -> Processes:
-    """The processes that this one was started with, connected; `device` is where it trains, such as `cpu` or `cuda`."""
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    if count == 1:
-        return Processes()
+def connect_process_group(device: str) -> ProcessGroup:
+    """The group that this process was launched in, connected; `device` is where it trains, such as `cpu` or `cuda`."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        return ProcessGroup()
     for variable, name in SHARDING.items():
         if os.environ.get(variable, "false").lower() in ("1", "true"):
             raise InvalidInput(
@@ -58,120 +60,120 @@ def find_processes(device: str) -> Processes:
             )
     from accelerate import PartialState
 
-    # Kept by accelerate for as long as the process lives; made once.
-    state = PartialState(cpu=device == "cpu", timeout=PATIENCE)
-    atexit.unregister(_leave)
-    atexit.register(_leave)
-    return Processes(state.process_index, state.num_processes, device=str(state.device))
+    # accelerate keeps this state for the life of the process.
+    state = PartialState(cpu=device == "cpu", timeout=TIMEOUT)
+    atexit.unregister(_shut_down)
+    atexit.register(_shut_down)
+    return ProcessGroup(state.process_index, state.num_processes, device=str(state.device))
 
 
-class Processes:
-    """`count` processes of which this is number `rank`. `device` is this one's own, None where it has no say in that."""
+class ProcessGroup:
+    """`size` processes, of which this one has the given `rank`. `device` is assigned by the launcher, None when it assigns none."""
 
-    def __init__(self, rank: int = 0, count: int = 1, *, device: str | None = None) -> None:
-        self.rank, self.count, self.device = rank, count, device
+    def __init__(self, rank: int = 0, size: int = 1, *, device: str | None = None) -> None:
+        self.rank, self.size, self.device = rank, size, device
 
     @property
-    def first(self) -> bool:
-        """Whether this one writes."""
+    def is_main_process(self) -> bool:
+        """Whether this process has rank 0: the only one that writes files, events and the registry."""
         return self.rank == 0
 
     @property
-    def neighbours(self) -> int:
-        """How many share this machine's memory, this one included."""
-        return 1 if self.count == 1 else int(os.environ.get("LOCAL_WORLD_SIZE", self.count))
+    def local_size(self) -> int:
+        """Processes on this machine, which share its memory."""
+        return 1 if self.size == 1 else int(os.environ.get("LOCAL_WORLD_SIZE", self.size))
 
-    def share(self, rows: Sequence[T]) -> Sequence[T]:
-        """This one's part of `rows`: every row is in exactly one process, and neighbours (of like length) in different ones."""
-        return rows if self.count == 1 else rows[self.rank :: self.count]
+    def shard(self, rows: Sequence[T]) -> Sequence[T]:
+        """This process's rows: each row is in exactly one shard, and neighbours (which are of similar length) in different ones."""
+        return rows if self.size == 1 else rows[self.rank :: self.size]
 
-    def each(self, work: Callable[[], T]) -> list[T]:
-        """Do `work` in all processes, and have what it gave in each of them. `work` must not wait for the others.
+    def all_gather(self, work: Callable[[], T]) -> list[T]:
+        """Run `work` in every process and return all results, by rank. `work` must not wait for other processes.
 
-        What it raises is raised here; in the others, as an interruption where it is one, else as TrainingFailed.
+        An error in one process is raised in all of them: there as it is, elsewhere as KeyboardInterrupt or TrainingFailed.
         """
-        if self.count == 1:
+        if self.size == 1:
             return [work()]
         from accelerate.utils import gather_object
 
         try:
-            mine: tuple[T | None, _Failure | None] = work(), None
+            result: tuple[T | None, _Failure | None] = work(), None
         except BaseException as error:
             with suppress(RuntimeError):
                 gather_object([(None, _Failure(self.rank, error))])
             raise
-        with _company():
-            told: list[tuple[Any, _Failure | None]] = gather_object([mine])
-        for _, failure in told:
+        with _peer_loss_explained():
+            results: list[tuple[Any, _Failure | None]] = gather_object([result])
+        for _, failure in results:
             if failure is not None:
-                failure.strike()
-        return [value for value, _ in told]
+                failure.reraise()
+        return [value for value, _ in results]
 
-    def own(self, work: Callable[[], T]) -> T:
-        """Do `work` in all processes, each keeping what it gave; what fails in one fails in all."""
-        kept: list[T] = []
-        self.each(lambda: kept.append(work()))
-        return kept[0]
+    def on_all(self, work: Callable[[], T]) -> T:
+        """Run `work` in every process and return this one's own result; an error in one is raised in all."""
+        results: list[T] = []
+        self.all_gather(lambda: results.append(work()))
+        return results[0]
 
-    def agree(self, work: Callable[[], T]) -> T:
-        """Do `work` in the first process alone, and have in all of them what it gave."""
-        found: list[Any] = self.each(lambda: work() if self.first else None)
-        return found[0]  # type: ignore[no-any-return]
+    def on_main(self, work: Callable[[], T]) -> T:
+        """Run `work` in the main process alone and broadcast its result to all."""
+        results: list[Any] = self.all_gather(lambda: work() if self.is_main_process else None)
+        return results[0]  # type: ignore[no-any-return]
 
-    def means(self, work: Callable[[], tuple[int, Mapping[str, float]]]) -> dict[str, float]:
-        """Means by name over all processes, each of which gives how many terms it has and its own means over them."""
-        told = [(terms, figures) for terms, figures in self.each(work) if terms]
-        if len(told) == 1:
-            return dict(told[0][1])
-        whole = sum(terms for terms, _ in told)
-        return {name: sum(terms * figures[name] for terms, figures in told) / whole for name in told[0][1]}
+    def weighted_mean(self, work: Callable[[], tuple[int, Mapping[str, float]]]) -> dict[str, float]:
+        """Means by name over all processes; `work` returns how many terms a process has, and its own means over them."""
+        parts = [(terms, figures) for terms, figures in self.all_gather(work) if terms]
+        if len(parts) == 1:
+            return dict(parts[0][1])
+        total = sum(terms for terms, _ in parts)
+        return {name: sum(terms * figures[name] for terms, figures in parts) / total for name in parts[0][1]}
 
-    def begin(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Give every process the first one's weights."""
-        if self.count == 1:
+    def broadcast_parameters(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Overwrite every process's parameters with those of the main process."""
+        if self.size == 1:
             return
         from accelerate.utils import broadcast
 
-        with _company():
+        with _peer_loss_explained():
             for parameter in parameters:
                 parameter.data.copy_(broadcast(parameter.data))
 
-    def seed(self, seed: int, step: int) -> None:
-        """Before a step: random numbers of its own for each process, which a resumed run draws again."""
-        if self.count == 1:
+    def seed_step(self, seed: int, step: int) -> None:
+        """Seed torch before a step, differently in each process and the same again in a resumed run."""
+        if self.size == 1:
             return
         import torch
 
-        name = hashlib.sha256(f"{seed}/{step}/{self.rank}".encode()).digest()
-        torch.manual_seed(int.from_bytes(name[:8], "big") >> 1)
+        digest = hashlib.sha256(f"{seed}/{step}/{self.rank}".encode()).digest()
+        torch.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
-    def add_up(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replace every gradient by its sum over the processes; one that has none counts as zero."""
-        if self.count == 1:
+    def all_reduce_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replace every gradient by its sum over the processes; a missing one counts as zero."""
+        if self.size == 1:
             return
-        with _company():
+        with _peer_loss_explained():
             for bucket in _buckets(parameters):
-                self._add_up(bucket)
+                self._all_reduce(bucket)
 
-    def _add_up(self, bucket: Sequence[nn.Parameter]) -> None:
+    def _all_reduce(self, bucket: Sequence[nn.Parameter]) -> None:
         import torch
         from accelerate.utils import reduce
 
-        pieces = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket]
-        whole = reduce(torch.cat([piece.flatten() for piece in pieces]), reduction="sum")
-        for parameter, piece in zip(bucket, whole.split([p.numel() for p in bucket]), strict=True):
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket]
+        total = reduce(torch.cat([gradient.flatten() for gradient in gradients]), reduction="sum")
+        for parameter, piece in zip(bucket, total.split([p.numel() for p in bucket]), strict=True):
             parameter.grad = piece.view_as(parameter)
 
 
 class _Failure:
-    """What went wrong in a process, as the others are told."""
+    """An error in one process, as it is sent to the others."""
 
     def __init__(self, rank: int, error: BaseException) -> None:
         self.rank, self.interrupted = rank, isinstance(error, KeyboardInterrupt)
         self.message, self.code = f"{type(error).__name__}: {error}", getattr(error, "code", None)
 
-    def strike(self) -> None:
-        """Raise it here."""
+    def reraise(self) -> None:
+        """Raise it in this process."""
         if self.interrupted:
             raise KeyboardInterrupt
         code = self.code if isinstance(self.code, str) else None
@@ -179,37 +181,41 @@ class _Failure:
 
 
 @contextmanager
-def _company() -> Iterator[None]:
-    """Say plainly that another process is gone, which shows as a lost connection."""
+def _peer_loss_explained() -> Iterator[None]:
+    """Turn a lost connection into an error that says that another process is gone."""
     try:
         yield
     except RuntimeError as error:
         raise TrainingFailed(
-            f"another process of this run is gone, so this one ended too; its last words may say why, and --resume goes on: {error}",
+            "another process of this run is gone, so this one ended too; its last output may say why, and --resume goes on: "
+            f"{error}",
             code="process_lost",
         ) from error
 
 
 def _buckets(parameters: Iterable[nn.Parameter]) -> Iterable[list[nn.Parameter]]:
-    """The parameters in groups of one type of numbers and about BUCKET of them."""
+    """The parameters in groups of one dtype and about BUCKET_SIZE elements."""
     bucket: list[nn.Parameter] = []
-    kind: torch.dtype | None = None
+    dtype: torch.dtype | None = None
     size = 0
     for parameter in parameters:
-        if bucket and (size >= BUCKET or parameter.dtype != kind):
+        if bucket and (size >= BUCKET_SIZE or parameter.dtype != dtype):
             yield bucket
             bucket, size = [], 0
         bucket.append(parameter)
-        kind, size = parameter.dtype, size + parameter.numel()
+        dtype, size = parameter.dtype, size + parameter.numel()
     if bucket:
         yield bucket
 
 
-def _leave() -> None:
-    """End the group before Python ends. Its threads still let go of the last exchange's tensors, which takes the interpreter's lock: a
-    thread that asks for it once Python is ending is killed, and the process with it."""
+def _shut_down() -> None:
+    """Destroy the group before Python exits.
+
+    Its threads still release the last exchange's tensors, for which they take the interpreter's lock: a thread that asks for the lock
+    once Python is exiting is killed, and the process with it.
+    """
     import torch
 
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-        time.sleep(SETTLING)
+        time.sleep(SHUTDOWN_SECONDS)

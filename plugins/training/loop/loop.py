@@ -21,19 +21,19 @@ from tunery.plugins.parameters import TrainingParameters, step_count
 from tunery.plugins.training.examples.batches import Example, epoch_batches, micro_batches
 from tunery.plugins.training.job.control import Control
 from tunery.plugins.training.loop.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_weights
-from tunery.plugins.training.loop.distributed import Processes
+from tunery.plugins.training.loop.distributed import ProcessGroup
 from tunery.plugins.training.loop.rounding import StochasticRounding
 from tunery.plugins.training.objectives.objective import Objective, Supervised, unit_of
 from tunery.registry.errors import JobPaused, TrainingFailed
 from tunery.registry.losses import NATS
 
-__all__ = ["Fit", "Loop"]
+__all__ = ["TrainingResult", "Loop"]
 
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
 """Figures of the held-out rows by name, `loss` among them."""
 
 
-class Fit(msgspec.Struct, frozen=True):
+class TrainingResult(msgspec.Struct, frozen=True):
     """What a run did: optimizer steps, tokens without padding, seconds in the loop, and the last step's loss.
 
     `evaluations` are (step, held-out loss); the weights are those of `chosen`, for the reason in `why`, and `figures` is what else
@@ -74,12 +74,12 @@ class Loop:
         evaluate: Evaluate | None,
         objective: Objective | None = None,
         control: Control | None = None,
-        processes: Processes | None = None,
+        processes: ProcessGroup | None = None,
     ) -> None:
         self.model, self.examples, self.parameters, self.device = model, examples, parameters, device
         self.checkpoint, self.fingerprint, self.on_event, self.evaluate = checkpoint, fingerprint, on_event, evaluate
         self.objective, self.control = objective or Supervised(), control or Control()
-        self.processes = processes or Processes()
+        self.processes = processes or ProcessGroup()
         self.best = checkpoint.with_name("best.safetensors")
         config: Any = getattr(model, "config", None)
         self.vocabulary = int(getattr(config, "vocab_size", 0) or 2)
@@ -97,9 +97,9 @@ class Loop:
         self.progress = load_checkpoint(
             checkpoint, model=model, optimizer=self.optimizer, scheduler=self.scheduler, fingerprint=fingerprint
         )
-        self.processes.begin(self.trained)
+        self.processes.broadcast_parameters(self.trained)
 
-    def run(self) -> Fit:
+    def run(self) -> TrainingResult:
         """Train the model in place, going on from the checkpoint where there is one; it ends with the best weights."""
         # Without the wrapper that adds up gradients between processes: it would not see layers that the loss runs directly.
         optimizer = self.accelerator.prepare_optimizer(self.optimizer)
@@ -131,15 +131,17 @@ class Loop:
         self.accelerator.free_memory()
         done = self.progress
         figures = dict(zip([step for step, _ in done.evaluations], done.figures, strict=True)).get(chosen, {})
-        return Fit(done.step, done.tokens, done.seconds, done.loss, tuple(done.evaluations), chosen, why, figures)
+        return TrainingResult(
+            done.step, done.tokens, done.seconds, done.loss, tuple(done.evaluations), chosen, why, figures
+        )
 
     def _optimize(self, optimizer: Any, rows: Sequence[Example]) -> tuple[float, float, int]:
         """One optimizer step over `rows`: mean loss per term, gradient norm before clipping, tokens."""
         terms = self.objective.terms(rows)
-        self.processes.seed(self.parameters.seed, self.progress.step)
+        self.processes.seed_step(self.parameters.seed, self.progress.step)
         with self.rounding.applied(self.progress.step):
-            found = self.processes.each(lambda: self._accumulate(self.processes.share(rows), terms))
-        self.processes.add_up(self.trained)
+            found = self.processes.all_gather(lambda: self._accumulate(self.processes.shard(rows), terms))
+        self.processes.all_reduce_gradients(self.trained)
         norm = float(self.accelerator.clip_grad_norm_(self.trained, self.parameters.max_grad_norm))
         if math.isfinite(norm):
             optimizer.step()
@@ -178,7 +180,7 @@ class Loop:
         self.on_event(Evaluated(step=step, eval_loss=loss, figures=figures))
         before = [other for _, other in self.progress.evaluations]
         if all(loss < other for other in before):
-            self.processes.agree(lambda: save_weights(self.model, self.best))
+            self.processes.on_main(lambda: save_weights(self.model, self.best))
         done = self.progress
         self.progress = msgspec.structs.replace(
             done, evaluations=[*done.evaluations, (step, loss)], figures=[*done.figures, figures]
@@ -192,10 +194,10 @@ class Loop:
 
     def _keep(self, step: int, stopped: bool) -> None:
         """Checkpoint where that is due; where a pause was asked for, always, and end there."""
-        pausing = self.processes.agree(lambda: self.control.pausing) and step < self.total and not stopped
+        pausing = self.processes.on_main(lambda: self.control.pausing) and step < self.total and not stopped
         if not pausing and not _due(step, self.parameters.checkpoint_every):
             return
-        self.processes.agree(self._save)
+        self.processes.on_main(self._save)
         self.on_event(CheckpointSaved(step=step))
         if pausing:
             raise JobPaused(f"paused after step {step} of {self.total}; go on with tunery train --resume JOB")
@@ -222,7 +224,7 @@ class Loop:
         end = f"; stopped early, after {self.parameters.patience} evaluations without a better one" if stopped else ""
         if best == step:
             return step, f"the last step, {step}, has the lowest held-out {name} of {count}, {loss:.4f}{end}"
-        self.processes.agree(lambda: load_weights(self.model, self.best))
+        self.processes.on_main(lambda: load_weights(self.model, self.best))
         return best, f"step {best} of {step} has the lowest held-out {name} of {count}, {loss:.4f}{end}"
 
 

@@ -17,7 +17,7 @@ from tunery.plugins.training.fused.head import fusable, token_losses
 from tunery.plugins.training.fused.layout import lay
 from tunery.plugins.training.fused.packed_rows import decoder_of, drops, layers_of, packable, run_rows
 
-__all__ = ["asking", "mean_loss", "row_losses", "summed_loss"]
+__all__ = ["evaluation_mode", "mean_loss", "row_losses", "summed_loss"]
 
 
 def row_losses(model: nn.Module, batch: Batch) -> torch.Tensor:
@@ -46,7 +46,7 @@ def summed_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
 
 
 @contextmanager
-def asking(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+def evaluation_mode(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
     """Within, the model computes as it does between steps, without gradients; its mode is restored."""
     training = model.training
     model.eval()
@@ -63,7 +63,7 @@ def mean_loss(
     """Mean negative log-likelihood per trained token in nats, over all examples; the model's mode is restored."""
     ordered = sorted(examples, key=lambda example: len(example.ids))
     total, count = 0.0, 0
-    with asking(model, device, dtype):
+    with evaluation_mode(model, device, dtype):
         for batch in micro_batches(ordered, batch_size, device=device):
             total += float(summed_loss(model, batch))
             count += batch.targets

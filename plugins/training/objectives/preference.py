@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional
 
 from tunery.plugins.training.examples.batches import Batch, Example, micro_batches
-from tunery.plugins.training.objectives.loss import asking, row_losses
+from tunery.plugins.training.objectives.loss import evaluation_mode, row_losses
 from tunery.registry.errors import TuneryError
 from tunery.registry.storage.disk import sync
 
@@ -139,7 +139,7 @@ def _log_likelihoods(
     model: nn.Module, rows: Sequence[Example], *, device: torch.device, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Of each pair the log-likelihoods in nats of the better and the worse answer, float32 [pairs] each; the model's mode is kept."""
-    with asking(model, device, dtype):
+    with evaluation_mode(model, device, dtype):
         batches = micro_batches(rows, PAIRS_AT_ONCE, device=device)
         found = [_halves(-row_losses(model, batch)) for batch in batches]
     return torch.cat([better for better, _ in found]), torch.cat([worse for _, worse in found])

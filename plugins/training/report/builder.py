@@ -1,4 +1,4 @@
-"""Owns the report of one job, from asking both models to files in the job's folder."""
+"""Build the report of one job: evaluate both models, compare them, and write the files into the job's folder."""
 
 from __future__ import annotations
 
@@ -14,22 +14,24 @@ from tunery.plugins.data.render.renderer import Renderer
 from tunery.plugins.events import StepCompleted, read_events
 from tunery.plugins.parameters import TrainingParameters, step_count
 from tunery.plugins.training.examples.batches import Example
-from tunery.plugins.training.job.inputs import Inputs
-from tunery.plugins.training.loop.loop import Fit
-from tunery.plugins.training.report import Report, Sample, build, write
-from tunery.plugins.training.report.evaluation import Examination, Said, Score
+from tunery.plugins.training.inputs.read import Inputs
+from tunery.plugins.training.loop.loop import TrainingResult
+from tunery.plugins.training.report.assemble import ReportFacts, assemble_report
+from tunery.plugins.training.report.evaluation import Evaluation, EvaluationResults, ExampleLoss
+from tunery.plugins.training.report.files import write_report
 from tunery.plugins.training.report.findings import RowLoss, Split, outcome
+from tunery.plugins.training.report.schema import Report, Sample
 
-__all__ = ["Teller", "history", "row_losses", "samples", "speeds", "steps_of"]
+__all__ = ["ReportBuilder", "history", "paired_samples", "row_losses", "speeds", "steps_of"]
 
 SHOWN = 4000
-"""Characters of a prompt's end, and of an answer's beginning, that are shown."""
+"""Characters of a prompt's end, and of an answer's start, that are shown."""
 
 
-class Teller:
-    """One job's: `before` once with the model to compare with, `tell` once with the trained one.
+class ReportBuilder:
+    """Builds one job's report: call `evaluate_base` once with the model to compare with, then `build` with the trained one.
 
-    `supervised` says that the job's loss is that of its rows' answers.
+    `supervised` says that the job minimises the cross-entropy of its rows' answers.
     """
 
     def __init__(
@@ -44,7 +46,7 @@ class Teller:
     ) -> None:
         self._adapter, self._job, self.folder = inputs.request.adapter, folder, folder / "report"
         self._supervised = supervised
-        self.examination = Examination(
+        self.evaluation = Evaluation(
             inputs.corpus,
             Renderer(Path(inputs.base.path), now=lambda: inputs.now),
             folder=folder,
@@ -55,65 +57,69 @@ class Teller:
             dtype=dtype,
         )
 
-    def before(self, load: Callable[[], nn.Module]) -> None:
-        """Ask the model to compare with; it is loaded where no earlier run of this job has asked it."""
-        self._said = self.examination.before(load)
+    def evaluate_base(self, load: Callable[[], nn.Module]) -> None:
+        """Evaluate the model to compare with; it is loaded only when no earlier run of this job has done so."""
+        self._base_results = self.evaluation.base_results(load)
 
-    def tell(self, model: nn.Module, done: Fit, manifest: Mapping[str, Any]) -> Report:
-        """Ask the trained model, and write the report into `folder`, in place of any other."""
-        before, after = self._said, self.examination.ask(model)
+    def build(self, model: nn.Module, result: TrainingResult, manifest: Mapping[str, Any]) -> Report:
+        """Evaluate the trained model and write the report into `folder`, replacing any other."""
+        before, after = self._base_results, self.evaluation.evaluate(model)
         steps = steps_of(self._job / "metrics.jsonl")
-        rows = row_losses(self.examination, before, after)
-        report = build(
-            rows,
+        rows = row_losses(self.evaluation, before, after)
+        facts = ReportFacts(
             adapter=self._adapter,
             base=manifest["base"],
             method=manifest["trainer"],
-            chosen=done.chosen,
-            why=done.why,
-            of=self.examination.rows,
+            chosen=result.chosen,
+            why=result.why,
+            training_rows=self.evaluation.rows,
             supervised=self._supervised,
             loss_unit=manifest["loss_unit"],
             precision=manifest["precision"]["measured"],
             curve=history(steps, "loss"),
-            evaluations=done.evaluations,
-            notes=[f"There are no answers to show: {why}." for why in sorted({before.silence, after.silence} - {""})],
+            evaluations=result.evaluations,
+            notes=[
+                f"There are no answers to show: {why}."
+                for why in sorted({before.generation_error, after.generation_error} - {""})
+            ],
         )
         shutil.rmtree(self.folder, ignore_errors=True)
-        return write(
-            report,
+        return write_report(
+            assemble_report(rows, facts),
             self.folder,
             rows=rows,
-            samples=samples(self.examination, before, after, rows),
+            samples=paired_samples(self.evaluation, before, after, rows),
             rates=history(steps, "learning_rate"),
             speeds=speeds(steps),
         )
 
 
-def row_losses(examination: Examination, before: Said, after: Said) -> list[RowLoss]:
-    """Every row once, its examples together; rows without a finite loss are left out."""
+def row_losses(evaluation: Evaluation, before: EvaluationResults, after: EvaluationResults) -> list[RowLoss]:
+    """The losses of every row, summed over its examples; rows without a finite loss are left out."""
     return [
-        *_rows("held_out", examination.held_out, before.held_out, after.held_out),
-        *_rows("train", examination.train, before.train, after.train),
-        *_rows("general", examination.general, before.general, after.general),
+        *_rows("held_out", evaluation.held_out, before.held_out, after.held_out),
+        *_rows("train", evaluation.train, before.train, after.train),
+        *_rows("general", evaluation.general, before.general, after.general),
     ]
 
 
-def samples(examination: Examination, before: Said, after: Said, rows: Sequence[RowLoss]) -> list[Sample]:
-    """The prompts that both models answered in full."""
+def paired_samples(
+    evaluation: Evaluation, before: EvaluationResults, after: EvaluationResults, rows: Sequence[RowLoss]
+) -> list[Sample]:
+    """The held-out prompts with both models' answers."""
     losses = {(row.file, row.line): row for row in rows if row.split == "held_out"}
-    found = []
+    samples = []
     for (example, prompt, reference), base, tuned in zip(
-        examination.prompts, before.answers, after.answers, strict=False
+        evaluation.prompts, before.answers, after.answers, strict=False
     ):
         row = losses.get((example.file, example.line))
         if row is not None:
-            found.append(
+            samples.append(
                 Sample(
                     file=row.file,
                     line=row.line,
-                    prompt=examination.decode(prompt)[-SHOWN:],
-                    reference=examination.decode(reference)[:SHOWN],
+                    prompt=evaluation.decode(prompt)[-SHOWN:],
+                    reference=evaluation.decode(reference)[:SHOWN],
                     base=base[:SHOWN],
                     tuned=tuned[:SHOWN],
                     before=row.before,
@@ -121,7 +127,7 @@ def samples(examination: Examination, before: Said, after: Said, rows: Sequence[
                     outcome=outcome(row),
                 )
             )
-    return found
+    return samples
 
 
 def steps_of(metrics: Path) -> list[StepCompleted]:
@@ -146,7 +152,9 @@ def speeds(steps: Sequence[StepCompleted]) -> list[tuple[int, float]]:
     ]
 
 
-def _rows(split: Split, examples: Sequence[Example], before: Sequence[Score], after: Sequence[Score]) -> list[RowLoss]:
+def _rows(
+    split: Split, examples: Sequence[Example], before: Sequence[ExampleLoss], after: Sequence[ExampleLoss]
+) -> list[RowLoss]:
     sums: dict[tuple[str, int], list[float]] = {}
     for example, first, second in zip(examples, before, after, strict=True):
         if first.nats is not None and second.nats is not None and first.tokens:

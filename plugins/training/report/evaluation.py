@@ -1,7 +1,7 @@
-"""Owns asking base and tuned model the same: held-out rows, a sample of the training rows, general skills, a few answers in full.
+"""Evaluate base and tuned model alike: held-out rows, a sample of the training rows, general questions, and a few answers in full.
 
-What the base said is kept with the job, so that a resumed one goes on with the very same numbers. Nothing here draws from the random
-states that training depends on.
+The base's results are stored with the job, so that a resumed job uses the very same numbers. Nothing here draws from the random states
+that training depends on.
 """
 
 from __future__ import annotations
@@ -20,49 +20,50 @@ from torch import nn
 from tunery.plugins.data.render.renderer import Renderer
 from tunery.plugins.training.examples.batches import Example, collate
 from tunery.plugins.training.examples.corpus import Corpus
-from tunery.plugins.training.objectives.loss import asking, row_losses
+from tunery.plugins.training.objectives.loss import evaluation_mode, row_losses
 from tunery.registry.errors import InvalidInput
 
-__all__ = ["Examination", "Said", "Score", "answers", "general_examples", "score"]
+__all__ = ["Evaluation", "EvaluationResults", "ExampleLoss", "general_examples", "generate_answers", "example_losses"]
 
 ROWS, TOKENS = 32, 2048
-"""What goes through the model at once: so many rows, and so many tokens where it is not one row alone."""
+"""The largest batch: rows, and tokens unless it is a single row."""
 LARGEST_SAMPLE, SMALLEST_SAMPLE, SHARE = 1000, 64, 0.1
-"""Training rows looked at: so many that both looks cost about SHARE of the training (a row's step is about 2.2 looks), between these."""
-ASKED, LONGEST_ANSWER, LONGEST_PROMPT = 6, 128, 1024
-"""Held-out prompts answered in full, and tokens of each."""
+"""Training rows evaluated: as many as make both evaluations cost SHARE of the training (a row's step costs about 2.2 evaluations),
+within these limits."""
+PROMPTS_ANSWERED, LONGEST_ANSWER, LONGEST_PROMPT = 6, 128, 1024
+"""Held-out prompts that are answered in full, and the most tokens of an answer and of a prompt."""
 
 
-class Score(msgspec.Struct, frozen=True, array_like=True):
-    """The summed loss of an example in nats (None where it is no finite number), and over how many tokens."""
+class ExampleLoss(msgspec.Struct, frozen=True, array_like=True):
+    """The loss of an example in nats, summed over `tokens`; None when it is not finite."""
 
     nats: float | None
     tokens: int
 
 
-class Said(msgspec.Struct, frozen=True):
-    """What one model made of everything: scores in the order of the examples, and answers to the prompts.
+class EvaluationResults(msgspec.Struct, frozen=True):
+    """One model's results: losses in the order of the examples, and answers to the prompts.
 
-    Where the model could not answer, `answers` are empty and `silence` says why.
+    When the model cannot generate, `answers` is empty and `generation_error` says why.
     """
 
-    held_out: list[Score]
-    train: list[Score]
-    general: list[Score]
+    held_out: list[ExampleLoss]
+    train: list[ExampleLoss]
+    general: list[ExampleLoss]
     answers: list[str]
-    silence: str = ""
+    generation_error: str = msgspec.field(default="", name="silence")
 
     @property
     def held_out_loss(self) -> float:
-        """Mean over all held-out tokens; NaN where one of the losses is no finite number."""
+        """Mean over all held-out tokens; NaN when a loss is not finite."""
         nats = [math.nan if score.nats is None else score.nats for score in self.held_out]
         return sum(nats) / max(sum(score.tokens for score in self.held_out), 1)
 
 
-class Examination:
-    """The questions: the same for both models.
+class Evaluation:
+    """The examples and prompts that both models are evaluated on.
 
-    `seen` is how many rows the job trains on, epochs counted, and `rows` how many training rows to look at, 0 for a share of it.
+    `seen` is how many rows the job trains on, counting epochs; `rows` is how many training rows to evaluate, 0 for a share of `seen`.
     """
 
     def __init__(
@@ -83,27 +84,27 @@ class Examination:
         self.general = general_examples(renderer)
         self.prompts = _prompts(corpus.held_out, seed)
 
-    def before(self, load: Callable[[], nn.Module]) -> Said:
-        """What the base says, which is loaded only where no earlier run of this job kept it."""
+    def base_results(self, load: Callable[[], nn.Module]) -> EvaluationResults:
+        """The base's results; the base is loaded only when no earlier run of this job stored them."""
         if not self._path.exists():
             staged = self._path.with_suffix(".new")
-            staged.write_bytes(msgspec.json.encode(self.ask(load())))
+            staged.write_bytes(msgspec.json.encode(self.evaluate(load())))
             staged.replace(self._path)
-        return msgspec.json.decode(self._path.read_bytes(), type=Said)
+        return msgspec.json.decode(self._path.read_bytes(), type=EvaluationResults)
 
-    def ask(self, model: nn.Module) -> Said:
-        """What a model says; it is left as it was."""
+    def evaluate(self, model: nn.Module) -> EvaluationResults:
+        """A model's results; its mode is restored."""
         held_out, train, general = (
-            score(model, rows, device=self._device, dtype=self._dtype)
+            example_losses(model, rows, device=self._device, dtype=self._dtype)
             for rows in (self.held_out, self.train, self.general)
         )
-        texts, silence = self._answers(model)
-        return Said(held_out, train, general, texts, silence)
+        texts, error = self._answers(model)
+        return EvaluationResults(held_out, train, general, texts, error)
 
     def _answers(self, model: nn.Module) -> tuple[list[str], str]:
-        """Texts, and why there are none: no kind of model must fail a job because it cannot generate."""
+        """The answers, or none and the error: a model that cannot generate must not fail the job."""
         try:
-            said = answers(
+            token_ids = generate_answers(
                 model,
                 [ids for _, ids, _ in self.prompts],
                 stop_ids=self._renderer.stop_ids,
@@ -113,26 +114,28 @@ class Examination:
             )
         except Exception as error:
             return [], f"{type(error).__name__}: {str(error)[:200]}"
-        return [self._renderer.decode(ids) for ids in said], ""
+        return [self._renderer.decode(ids) for ids in token_ids], ""
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of token ids, control tokens left out."""
+        """The text of token ids, without control tokens."""
         return self._renderer.decode(ids)
 
 
-def score(model: nn.Module, examples: Sequence[Example], *, device: torch.device, dtype: torch.dtype) -> list[Score]:
-    """The loss of each example, of a pair's better half, in their order; the model's mode is restored."""
-    found: dict[int, Score] = {}
-    with asking(model, device, dtype):
+def example_losses(
+    model: nn.Module, examples: Sequence[Example], *, device: torch.device, dtype: torch.dtype
+) -> list[ExampleLoss]:
+    """The loss of each example, in order (of a preference pair, that of the chosen answer); the model's mode is restored."""
+    losses_by_index: dict[int, ExampleLoss] = {}
+    with evaluation_mode(model, device, dtype):
         for piece in _pieces(examples):
             plain = [Example(e.ids, e.trained, e.line, e.file) for e in (examples[at] for at in piece)]
             losses = row_losses(model, collate(plain, device=device)).tolist()
             for at, example, loss in zip(piece, plain, losses, strict=True):
-                found[at] = Score(loss if math.isfinite(loss) else None, example.targets)
-    return [found[at] for at in range(len(examples))]
+                losses_by_index[at] = ExampleLoss(loss if math.isfinite(loss) else None, example.targets)
+    return [losses_by_index[at] for at in range(len(examples))]
 
 
-def answers(
+def generate_answers(
     model: nn.Module,
     prompts: Sequence[Sequence[int]],
     *,
@@ -157,14 +160,14 @@ def answers(
         temperature=1.0, top_p=1.0, top_k=50, repetition_penalty=1.0,
     )  # fmt: skip
     whole: Any = model
-    with asking(model, device, dtype):
+    with evaluation_mode(model, device, dtype):
         out = whole.generate(input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config)
     return [_until_stop(row, stop_ids) for row in out[:, longest:].tolist()]
 
 
 def general_examples(renderer: Renderer) -> list[Example]:
-    """The general set as the base sees it: short questions with answers, none where its template refuses them."""
-    found = []
+    """The general set, rendered for the base: short questions with answers; empty when the base's template refuses them."""
+    examples = []
     for number, line in enumerate(Path(__file__).with_name("general.jsonl").read_text("utf-8").splitlines(), 1):
         row = json.loads(line)
         messages = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["answer"]}]
@@ -172,8 +175,8 @@ def general_examples(renderer: Renderer) -> list[Example]:
             rendered = renderer.examples(messages)
         except InvalidInput:
             return []
-        found += [Example(example.ids, example.trained, number, "general.jsonl") for example in rendered]
-    return found
+        examples += [Example(example.ids, example.trained, number, "general.jsonl") for example in rendered]
+    return examples
 
 
 def _until_stop(ids: Sequence[int], stop_ids: Sequence[int]) -> list[int]:
@@ -182,7 +185,7 @@ def _until_stop(ids: Sequence[int], stop_ids: Sequence[int]) -> list[int]:
 
 
 def _pieces(examples: Sequence[Example]) -> Iterator[list[int]]:
-    """Positions of examples of like length, as many as go through the model at once."""
+    """Indices of examples of similar length, a batch at a time."""
     piece: list[int] = []
     for at in sorted(range(len(examples)), key=lambda at: len(examples[at].ids)):
         if piece and (len(piece) == ROWS or (len(piece) + 1) * len(examples[at].ids) > TOKENS):
@@ -198,7 +201,7 @@ def _share(seen: int) -> int:
 
 
 def _sample(examples: Sequence[Example], size: int, seed: int) -> tuple[list[Example], int]:
-    """The examples of the training rows to look at, and how many rows there are."""
+    """The examples of the sampled training rows, and how many training rows there are."""
     places = list(dict.fromkeys((example.file, example.line) for example in examples))
     if size >= len(places):
         return list(examples), len(places)
@@ -207,11 +210,11 @@ def _sample(examples: Sequence[Example], size: int, seed: int) -> tuple[list[Exa
 
 
 def _prompts(held_out: Sequence[Example], seed: int) -> list[tuple[Example, list[int], list[int]]]:
-    """Held-out examples to answer in full, with prompt and reference: up to the last trained turn, and that turn."""
+    """Held-out examples to answer in full, each with its prompt (all before the last trained turn) and its reference (that turn)."""
     spans = [(example, *example.last_answer) for example in held_out]
     fitting = [(example, example.ids[:start], example.ids[start:end]) for example, start, end in spans]
-    fitting = [found for found in fitting if 0 < len(found[1]) <= LONGEST_PROMPT]
-    if len(fitting) <= ASKED:
+    fitting = [triple for triple in fitting if 0 < len(triple[1]) <= LONGEST_PROMPT]
+    if len(fitting) <= PROMPTS_ANSWERED:
         return fitting
-    chosen = random.Random(f"{seed}/answers").sample(range(len(fitting)), ASKED)  # noqa: S311
+    chosen = random.Random(f"{seed}/answers").sample(range(len(fitting)), PROMPTS_ANSWERED)  # noqa: S311
     return [fitting[at] for at in sorted(chosen)]

@@ -1,6 +1,6 @@
-"""Owns what losses of the same rows before and after training say: better or worse, forgotten, mislabelled, memorised.
+"""What the losses of rows before and after training mean: better or worse, forgotten, mislabelled, memorised.
 
-Refuses to judge from too few rows. All losses are in nats per trained token.
+Nothing is concluded from too few rows. All losses are in nats per trained token.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ Split = Literal["train", "held_out", "general"]
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 TIE = 0.02
-"""A row's loss must change by more than this to count as better or worse: two in a hundred in likelihood a token."""
+"""A row's loss must change by more than this to count as better or worse: two percent in likelihood per token."""
 KEPT = 0.1
-"""What the loss on the general set may rise by before it counts as forgetting: a tenth in perplexity."""
+"""How far the loss on the general set may rise before it counts as forgetting: a tenth in perplexity."""
 LIKE = 30
-"""Rows that a row is compared with: those whose loss before training was nearest."""
+"""How many rows a row is compared with: those whose loss before training was nearest."""
 FEWEST = 20
 """Training rows below which none is called suspicious."""
 FEWEST_HELD_OUT = 8
@@ -65,7 +65,7 @@ class Change(msgspec.Struct, frozen=True):
 
 
 class Note(msgspec.Struct, frozen=True):
-    """A row worth a look; `like` is the middle loss after training of the rows that it was compared with."""
+    """A row worth a look; `like` is the median loss after training of the rows that it was compared with."""
 
     file: str
     line: int
@@ -87,7 +87,7 @@ def compare(rows: Sequence[RowLoss]) -> Change | None:
 
 
 def bootstrap(lost: Array, tokens: Array) -> tuple[float, float]:
-    """The 95 % interval of sum(lost) / sum(tokens) when rows are drawn anew (Koehn 2004), the seed fixed; both float64 [rows]."""
+    """The 95 % interval of sum(lost) / sum(tokens) over resampled rows (Koehn 2004), with a fixed seed; both float64 [rows]."""
     noise = np.random.default_rng(0)
     means = []
     for _ in range(RESAMPLES):
@@ -98,7 +98,7 @@ def bootstrap(lost: Array, tokens: Array) -> tuple[float, float]:
 
 
 def outcome(row: RowLoss) -> Outcome:
-    """Whether the tuned model finds the row's answer likelier than the base does."""
+    """Whether the row's answer is more likely under the tuned model than under the base."""
     change = row.after - row.before
     return "win" if change < -TIE else "loss" if change > TIE else "tie"
 
@@ -114,10 +114,10 @@ def hardest(rows: Sequence[RowLoss], count: int) -> list[Note]:
 
 
 def suspicious(rows: Sequence[RowLoss]) -> list[Note]:
-    """Rows that training could not teach as it taught the rows like them, or whose loss it raised: perhaps wrong answers.
+    """Rows that were not learned as well as rows that were as hard before, or whose loss rose: their answers may be wrong.
 
-    A row stands out when its loss is 0.2 nats above that of four fifths of its LIKE, and above their middle by three times what they are
-    themselves; or when it rose by 0.2 nats. So a kind of rows that is simply harder is not suspicious. Most suspicious first.
+    A row stands out when its loss is 0.2 nats above that of four fifths of its LIKE neighbours and above their median by three times their
+    spread, or when it rose by 0.2 nats. So rows of a kind that is simply harder are not suspicious. Most suspicious first.
     """
     if len(rows) < FEWEST:
         return []
@@ -132,9 +132,9 @@ def suspicious(rows: Sequence[RowLoss]) -> list[Note]:
 
 
 def memorised(rows: Sequence[RowLoss], held_out: Sequence[RowLoss]) -> list[Note]:
-    """Training rows that the model knows far better than any held-out row that was as hard: learnt by heart.
+    """Memorised training rows: those that the model predicts far better than held-out rows that were as hard before training.
 
-    Far better: below half of what the best tenth of its like among held-out rows reach, and 0.3 nats below their middle. Farthest first.
+    Far better: below half the loss that the best tenth of those held-out rows reach, and 0.3 nats below their median. Farthest first.
     """
     if len(held_out) < FEWEST_HELD_OUT:
         return []
@@ -150,7 +150,7 @@ def memorised(rows: Sequence[RowLoss], held_out: Sequence[RowLoss]) -> list[Note
 
 
 def _neighbours(ordered: Sequence[RowLoss], at: int) -> Array:
-    """Losses after training of the LIKE rows around `at`, without it; repeated rows count once."""
+    """Losses after training of the LIKE rows around index `at`, without it; repeated rows count once."""
     start = min(max(0, at - LIKE // 2), max(0, len(ordered) - LIKE - 1))
     around = [ordered[i] for i in range(start, min(len(ordered), start + LIKE + 1)) if i != at]
     return np.array([after for _, after in dict.fromkeys((row.before, row.after) for row in around)])

@@ -1,12 +1,13 @@
-"""Owns a report as Markdown. Refuses texts of rows in it, which are in the samples' own page."""
+"""A report as Markdown. Texts of rows are only on the page of samples."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 
-from tunery.plugins.training.report import Report, Sample, change_text, place, verdict_text
 from tunery.plugins.training.report.findings import KEPT, TIE, Note
+from tunery.plugins.training.report.schema import Report, Sample
+from tunery.plugins.training.report.summary import change_text, place, verdict_text
 
 __all__ = ["page", "samples_page"]
 

@@ -1,4 +1,4 @@
-"""Draw a run on one slide: losses, learning rate, throughput. Without matplotlib (the extra `plots`) it says so; nothing else imports that."""
+"""Draw losses, learning rate and throughput of a run as one picture, if matplotlib (the extra `plots`) is installed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tunery.plugins.training.report import Report
+from tunery.plugins.training.report.schema import Report
 
 __all__ = ["draw"]
 

@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from tests.gateway.api.conftest import REPLY, Served
-from tunery.gateway.api.response import sending as responding
+from tunery.gateway.api.response import event_stream
 from tunery.gateway.engine.messages import Generate
 from tunery.registry.errors import Unavailable
 
@@ -280,8 +280,8 @@ async def test_a_dead_engine_is_503_and_the_gateway_not_ready(served: Served) ->
 
 
 async def test_a_stream_that_is_long_in_coming_sends_comments(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(responding, "FIRST_COMMENT", 0.01)
-    monkeypatch.setattr(responding, "COMMENT_EVERY", 0.01)
+    monkeypatch.setattr(event_stream, "FIRST_COMMENT", 0.01)
+    monkeypatch.setattr(event_stream, "COMMENT_EVERY", 0.01)
     served.engine.delay = 0.2
     body = {"model": "tiny", "messages": ASK, "stream": True, "max_tokens": 2}
     response = await served.post("/v1/chat/completions", body)

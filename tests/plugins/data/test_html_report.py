@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from tests.plugins.data.checks.test_checks import chat, check
-from tunery.plugins.data.checks.finding import KEPT, DataReport
+from tunery.plugins.data.checks.report import KEPT, DataReport
 from tunery.plugins.data.html_report import to_html
 
 EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>&lt;\u202e\u0007"

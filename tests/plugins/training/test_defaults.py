@@ -5,9 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunery.plugins.parameters import TrainingParameters, given_names, read_parameters
+from tunery.plugins.parameters import CHOSEN, TrainingParameters, given_names, read_parameters
 from tunery.plugins.trainers import FullParameters, LoraParameters
-from tunery.plugins.training.defaults import Facts, choose
+from tunery.plugins.training.defaults import RULES, Facts, choose
 
 facts = st.builds(Facts, rows=st.integers(1, 200_000), held_out=st.integers(0, 500), hidden=st.integers(64, 8192))
 
@@ -48,3 +48,7 @@ def test_few_rows_are_seen_more_often_and_many_less() -> None:
         return choose(LoraParameters(), set(), Facts(rows=rows, held_out=10, hidden=576))[0].epochs
 
     assert [epochs(rows) for rows in (4, 20, 1000, 25_000)] == [25, 5, 3, 1]
+
+
+def test_what_is_documented_as_chosen_has_a_rule() -> None:
+    assert set(RULES) == CHOSEN

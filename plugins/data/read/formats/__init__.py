@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tunery.plugins.data.read.formats.chat import CHAT
-from tunery.plugins.data.read.formats.faults import RowInvalid
+from tunery.plugins.data.read.formats.errors import InvalidRow
 from tunery.plugins.data.read.formats.pairs import ALPACA, PROMPT_COMPLETION
 from tunery.plugins.data.read.formats.preference import OPENAI_PREFERENCE, PREFERENCE
 from tunery.plugins.data.read.formats.sharegpt import SHAREGPT
@@ -16,7 +16,7 @@ __all__ = [
     "PREFERENCE",
     "PROMPT_COMPLETION",
     "SHAREGPT",
-    "RowInvalid",
+    "InvalidRow",
 ]
 
 BUILT_IN = (CHAT, PROMPT_COMPLETION, ALPACA, SHAREGPT, OPENAI_PREFERENCE, PREFERENCE)

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from tunery.plugins.data.read.formats.faults import (
-    RowInvalid,
+from tunery.plugins.data.read.formats.errors import InvalidRow, item_errors, json_type, misplaced_keys
+from tunery.plugins.data.read.formats.messages import (
     from_json_text,
-    item_faults,
-    kind,
-    message_faults,
-    misplaced,
+    message_errors,
     plain_messages,
     plain_tools,
-    tool_faults,
+    tool_errors,
 )
 from tunery.plugins.hookspecs import Conversation, FormatInfo
 
@@ -27,18 +24,20 @@ def _sniff(row: dict[str, Any]) -> bool:
 
 
 def _chat(row: dict[str, Any]) -> Conversation:
-    faults = misplaced(row, _KEYS)
+    errors = misplaced_keys(row, _KEYS)
     messages, tools = row.get("messages"), from_json_text(row.get("tools"))
-    faults += [] if tools is None else tool_faults("$.tools", tools)
+    errors += [] if tools is None else tool_errors("$.tools", tools)
     if not isinstance(row.get("parallel_tool_calls", True), bool):
-        faults.append(("$.parallel_tool_calls", "must be true or false"))
+        errors.append(("$.parallel_tool_calls", "must be true or false"))
     if not isinstance(messages, list) or not messages:
-        raise RowInvalid([*faults, ("$.messages", f"must be a list of at least one message, not {kind(messages)}")])
-    faults += item_faults("$.messages", messages, message_faults)
+        raise InvalidRow(
+            [*errors, ("$.messages", f"must be a list of at least one message, not {json_type(messages)}")]
+        )
+    errors += item_errors("$.messages", messages, message_errors)
     if not any(isinstance(message, dict) and message.get("role") == "assistant" for message in messages):
-        faults.append(("$.messages", "has no assistant message, so nothing would be trained; add the answer"))
-    if faults:
-        raise RowInvalid(faults)
+        errors.append(("$.messages", "has no assistant message, so nothing would be trained; add the answer"))
+    if errors:
+        raise InvalidRow(errors)
     return Conversation(messages=plain_messages(messages), tools=plain_tools(tools))
 
 

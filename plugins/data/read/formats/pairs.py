@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from tunery.plugins.data.read.formats.faults import Faults, RowInvalid, item_faults, kind, misplaced, text_faults
+from tunery.plugins.data.read.formats.errors import (
+    InvalidRow,
+    RowErrors,
+    item_errors,
+    json_type,
+    misplaced_keys,
+    text_errors,
+)
 from tunery.plugins.hookspecs import FormatInfo
 
 __all__ = ["ALPACA", "PROMPT_COMPLETION"]
@@ -20,9 +27,9 @@ def _sniff_pair(row: dict[str, Any]) -> bool:
 
 
 def _prompt_completion(row: dict[str, Any]) -> list[dict[str, Any]]:
-    faults = [*misplaced(row, _PAIR_KEYS), *text_faults(row, "prompt", "completion")]
-    if faults:
-        raise RowInvalid(faults)
+    errors = [*misplaced_keys(row, _PAIR_KEYS), *text_errors(row, "prompt", "completion")]
+    if errors:
+        raise InvalidRow(errors)
     return _turn(row["prompt"], row["completion"])
 
 
@@ -31,28 +38,28 @@ def _sniff_alpaca(row: dict[str, Any]) -> bool:
 
 
 def _alpaca(row: dict[str, Any]) -> list[dict[str, Any]]:
-    faults = [*misplaced(row, _ALPACA_KEYS), *text_faults(row, "instruction", "output")]
-    faults += [
-        (f"$.{name}", f"must be a text, not {kind(row[name])}")
+    errors = [*misplaced_keys(row, _ALPACA_KEYS), *text_errors(row, "instruction", "output")]
+    errors += [
+        (f"$.{name}", f"must be a text, not {json_type(row[name])}")
         for name in ("input", "system")
         if not isinstance(row.get(name) or "", str)
     ]
     history = row.get("history") or []
-    faults += _history_faults(history)
-    if faults:
-        raise RowInvalid(faults)
+    errors += _history_errors(history)
+    if errors:
+        raise InvalidRow(errors)
     system = [{"role": "system", "content": row["system"]}] if row.get("system") else []
     asked = "\n\n".join(filter(None, (row["instruction"], row.get("input"))))
     return [*system, *(message for pair in history for message in _turn(*pair)), *_turn(asked, row["output"])]
 
 
-def _history_faults(history: Any) -> Faults:
+def _history_errors(history: Any) -> RowErrors:
     if not isinstance(history, list):
-        return [("$.history", f"must be a list of [question, answer], not {kind(history)}")]
-    return item_faults("$.history", history, _past_faults)
+        return [("$.history", f"must be a list of [question, answer], not {json_type(history)}")]
+    return item_errors("$.history", history, _exchange_errors)
 
 
-def _past_faults(path: str, pair: Any) -> Faults:
+def _exchange_errors(path: str, pair: Any) -> RowErrors:
     if isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) and text for text in pair):
         return []
     return [(path, "must be [question, answer], two texts")]

@@ -9,19 +9,21 @@ from __future__ import annotations
 from os.path import commonprefix
 from typing import Any
 
-from tunery.plugins.data.read.formats.faults import (
-    Faults,
-    RowInvalid,
+from tunery.plugins.data.read.formats.errors import (
+    InvalidRow,
+    RowErrors,
+    item_errors,
+    json_type,
+    misplaced_keys,
+    text_errors,
+    unknown_keys,
+)
+from tunery.plugins.data.read.formats.messages import (
     from_json_text,
-    item_faults,
-    kind,
-    message_faults,
-    misplaced,
+    message_errors,
     plain_messages,
     plain_tools,
-    text_faults,
-    tool_faults,
-    unknown,
+    tool_errors,
 )
 from tunery.plugins.hookspecs import Conversation, FormatInfo
 
@@ -40,19 +42,19 @@ def _sniff_openai(row: dict[str, Any]) -> bool:
 
 def _openai(row: dict[str, Any]) -> Conversation:
     names = _SPELLINGS[1] if set(_SPELLINGS[1]) & set(row) else _SPELLINGS[0]
-    faults = misplaced(row, ("input", *names))
+    errors = misplaced_keys(row, ("input", *names))
     given = row.get("input")
     asked = given if isinstance(given, dict) else {}
     if not isinstance(given, dict):
-        faults.append(("$.input", f"must be an object with messages, not {kind(given)}"))
-    faults += unknown("$.input", asked, ("messages", "tools", "parallel_tool_calls"))
+        errors.append(("$.input", f"must be an object with messages, not {json_type(given)}"))
+    errors += unknown_keys("$.input", asked, ("messages", "tools", "parallel_tool_calls"))
     if asked.get("tools") is not None:
-        faults += tool_faults("$.input.tools", asked["tools"])
-    faults += _messages_faults("$.input.messages", asked.get("messages"), answer=False)
+        errors += tool_errors("$.input.tools", asked["tools"])
+    errors += _messages_errors("$.input.messages", asked.get("messages"), answer=False)
     for name in names:
-        faults += _messages_faults(f"$.{name}", row.get(name), answer=True)
-    if faults:
-        raise RowInvalid(faults)
+        errors += _messages_errors(f"$.{name}", row.get(name), answer=True)
+    if errors:
+        raise InvalidRow(errors)
     return _conversation(asked["messages"], row[names[0]], row[names[1]], asked.get("tools"), names[0], names[1])
 
 
@@ -61,31 +63,31 @@ def _sniff_trl(row: dict[str, Any]) -> bool:
 
 
 def _trl(row: dict[str, Any]) -> Conversation:
-    faults = misplaced(row, _TRL_KEYS)
+    errors = misplaced_keys(row, _TRL_KEYS)
     tools = from_json_text(row.get("tools"))
-    faults += [] if tools is None else tool_faults("$.tools", tools)
+    errors += [] if tools is None else tool_errors("$.tools", tools)
     is_text = isinstance(row.get("chosen"), str) or isinstance(row.get("rejected"), str)
-    faults += _texts_faults(row) if is_text else _talk_faults(row)
-    if faults:
-        raise RowInvalid(faults)
+    errors += _text_answers_errors(row) if is_text else _message_answers_errors(row)
+    if errors:
+        raise InvalidRow(errors)
     prompt, chosen, rejected = _from_texts(row) if is_text else _from_talk(row)
     return _conversation(prompt, chosen, rejected, tools, "chosen", "rejected")
 
 
-def _texts_faults(row: dict[str, Any]) -> Faults:
-    return text_faults(row, *(("prompt",) if "prompt" in row else ()), "chosen", "rejected")
+def _text_answers_errors(row: dict[str, Any]) -> RowErrors:
+    return text_errors(row, *(("prompt",) if "prompt" in row else ()), "chosen", "rejected")
 
 
-def _talk_faults(row: dict[str, Any]) -> Faults:
-    faults: Faults = []
+def _message_answers_errors(row: dict[str, Any]) -> RowErrors:
+    errors: RowErrors = []
     if isinstance(row.get("prompt"), str):
         # What UltraFeedback and its descendants have: the question as a text beside two conversations.
-        faults += text_faults(row, "prompt")
+        errors += text_errors(row, "prompt")
     elif "prompt" in row:
-        faults += _messages_faults("$.prompt", row["prompt"], answer=False)
+        errors += _messages_errors("$.prompt", row["prompt"], answer=False)
     for name in ("chosen", "rejected"):
-        faults += _messages_faults(f"$.{name}", row.get(name), answer=True)
-    return faults
+        errors += _messages_errors(f"$.{name}", row.get(name), answer=True)
+    return errors
 
 
 def _from_texts(row: dict[str, Any]) -> tuple[Messages, Messages, Messages]:
@@ -96,7 +98,7 @@ def _from_texts(row: dict[str, Any]) -> tuple[Messages, Messages, Messages]:
         prompt = shared[: max(shared.rfind(" "), shared.rfind("\n")) + 1]
         chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
         if not prompt.strip() or not chosen.strip() or not rejected.strip():
-            raise RowInvalid([("$.prompt", "is missing, and chosen and rejected share no beginning; add the prompt")])
+            raise InvalidRow([("$.prompt", "is missing, and chosen and rejected share no beginning; add the prompt")])
     return [{"role": "user", "content": prompt}], [_answer(chosen)], [_answer(rejected)]
 
 
@@ -112,19 +114,19 @@ def _from_talk(row: dict[str, Any]) -> tuple[Messages, Messages, Messages]:
     while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
         shared += 1
     if not shared:
-        raise RowInvalid([("$.prompt", "is missing, and chosen and rejected share no beginning; add the prompt")])
+        raise InvalidRow([("$.prompt", "is missing, and chosen and rejected share no beginning; add the prompt")])
     if isinstance(prompt, str) and not any(_text(message) == prompt.strip() for message in chosen[:shared]):
-        raise RowInvalid([("$.prompt", "is not what chosen and rejected begin with; keep one of the two questions")])
+        raise InvalidRow([("$.prompt", "is not what chosen and rejected begin with; keep one of the two questions")])
     return chosen[:shared], chosen[shared:], rejected[shared:]
 
 
-def _messages_faults(path: str, messages: Any, *, answer: bool) -> Faults:
+def _messages_errors(path: str, messages: Any, *, answer: bool) -> RowErrors:
     if not isinstance(messages, list) or not messages:
-        return [(path, f"must be a list of at least one message, not {kind(messages)}")]
-    faults = item_faults(path, messages, message_faults)
-    if answer and not faults and messages[-1]["role"] != "assistant":
-        faults.append((path, "must end with an assistant message: the answer"))
-    return faults
+        return [(path, f"must be a list of at least one message, not {json_type(messages)}")]
+    errors = item_errors(path, messages, message_errors)
+    if answer and not errors and messages[-1]["role"] != "assistant":
+        errors.append((path, "must end with an assistant message: the answer"))
+    return errors
 
 
 def _conversation(
@@ -134,12 +136,12 @@ def _conversation(
     chosen = _without_prompt(f"$.{better}", plain_messages(chosen), prompt)
     rejected = _without_prompt(f"$.{worse}", plain_messages(rejected), prompt)
     if chosen == rejected:
-        raise RowInvalid([(f"$.{worse}", f"is the same as {better}, so there is nothing to prefer; drop the row")])
+        raise InvalidRow([(f"$.{worse}", f"is the same as {better}, so there is nothing to prefer; drop the row")])
     return Conversation(messages=[*prompt, *chosen], tools=plain_tools(tools), rejected=rejected, prompt=len(prompt))
 
 
 def _without_prompt(path: str, answer: Messages, prompt: Messages) -> Messages:
-    """The messages of an answer, given alone or after the whole prompt; raise RowInvalid where it repeats a part of the prompt."""
+    """The messages of an answer, given alone or after the whole prompt; raise InvalidRow where it repeats a part of the prompt."""
     if len(answer) > len(prompt) and all(map(_same, answer, prompt)):
         answer = answer[len(prompt) :]
     for index, message in enumerate(answer):
@@ -147,7 +149,7 @@ def _without_prompt(path: str, answer: Messages, prompt: Messages) -> Messages:
             break
         if any(_same(message, asked) for asked in prompt):
             text = "repeats a message of the prompt; leave out of it what the prompt has, or repeat the prompt whole"
-            raise RowInvalid([(f"{path}[{index}]", text)])
+            raise InvalidRow([(f"{path}[{index}]", text)])
     return answer
 
 

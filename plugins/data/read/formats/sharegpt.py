@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from tunery.plugins.data.read.formats.faults import (
-    Faults,
-    RowInvalid,
+from tunery.plugins.data.read.formats.errors import (
+    InvalidRow,
+    RowErrors,
+    item_errors,
+    json_type,
+    misplaced_keys,
+    unknown_keys,
+)
+from tunery.plugins.data.read.formats.messages import (
     from_json_text,
-    item_faults,
-    kind,
-    message_faults,
-    misplaced,
+    message_errors,
     plain_messages,
     plain_tools,
-    tool_faults,
-    unknown,
+    tool_errors,
 )
 from tunery.plugins.hookspecs import Conversation, FormatInfo
 from tunery.registry.errors import near
@@ -42,45 +44,45 @@ def _sniff(row: dict[str, Any]) -> bool:
 
 
 def _sharegpt(row: dict[str, Any]) -> Conversation:
-    faults = misplaced(row, _KEYS)
+    errors = misplaced_keys(row, _KEYS)
     turns, system = row.get("conversations"), row.get("system") or ""
     if not isinstance(turns, list) or not turns:
-        raise RowInvalid([*faults, ("$.conversations", f"must be a list of at least one turn, not {kind(turns)}")])
-    faults += item_faults("$.conversations", turns, _turn_faults)
+        raise InvalidRow([*errors, ("$.conversations", f"must be a list of at least one turn, not {json_type(turns)}")])
+    errors += item_errors("$.conversations", turns, _turn_errors)
     if not isinstance(system, str):
-        faults.append(("$.system", f"must be a text, not {kind(system)}"))
+        errors.append(("$.system", f"must be a text, not {json_type(system)}"))
     tools = from_json_text(row.get("tools") or [])
-    faults += tool_faults("$.tools", tools)
-    if faults:
-        raise RowInvalid(faults)
+    errors += tool_errors("$.tools", tools)
+    if errors:
+        raise InvalidRow(errors)
     messages = [_message(turn) for turn in turns]
     if system and messages[0]["role"] == "system":
         if messages[0]["content"].strip() != system.strip():
-            raise RowInvalid(
+            raise InvalidRow(
                 [("$.system", "differs from the first turn, which is from system too; keep one of the two")]
             )
     elif system:
         messages.insert(0, {"role": "system", "content": system})
     if not any(message["role"] == "assistant" for message in messages):
-        raise RowInvalid([("$.conversations", "has no turn from gpt, so nothing would be trained; add the answer")])
+        raise InvalidRow([("$.conversations", "has no turn from gpt, so nothing would be trained; add the answer")])
     return Conversation(messages=plain_messages(messages), tools=plain_tools(tools))
 
 
-def _turn_faults(path: str, turn: Any) -> Faults:
+def _turn_errors(path: str, turn: Any) -> RowErrors:
     if not isinstance(turn, dict):
-        return [(path, f"must be an object with from and value, not {kind(turn)}")]
-    faults = unknown(path, turn, ("from", "value", "weight"))
+        return [(path, f"must be an object with from and value, not {json_type(turn)}")]
+    errors = unknown_keys(path, turn, ("from", "value", "weight"))
     speaker = turn.get("from")
     if not isinstance(speaker, str) or speaker not in _FROM:
         hint = near(speaker, _FROM) if isinstance(speaker, str) else "use one of " + ", ".join(_FROM)
-        return [*faults, (f"{path}.from", f"is {speaker!r}; {hint}" if "from" in turn else "is missing; " + hint)]
+        return [*errors, (f"{path}.from", f"is {speaker!r}; {hint}" if "from" in turn else "is missing; " + hint)]
     if not isinstance(turn.get("value"), str):
-        state = f"must be a text, not {kind(turn['value'])}" if "value" in turn else "is missing; write the text"
-        return [*faults, (f"{path}.value", state)]
+        state = f"must be a text, not {json_type(turn['value'])}" if "value" in turn else "is missing; write the text"
+        return [*errors, (f"{path}.value", state)]
     if speaker == "function_call" and not _calls(turn["value"]):
-        return [*faults, (f"{path}.value", 'must be {"name": ..., "arguments": {...}} as text, or a list of such')]
-    found = message_faults(path, _message(turn))
-    return faults + [(at.replace(".content", ".value"), text) for at, text in found]
+        return [*errors, (f"{path}.value", 'must be {"name": ..., "arguments": {...}} as text, or a list of such')]
+    found = message_errors(path, _message(turn))
+    return errors + [(at.replace(".content", ".value"), text) for at, text in found]
 
 
 def _message(turn: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Who may have how many requests in hand, and when the others may come back."""
+"""How many requests each tenant may have in flight, and when refused ones may retry."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_tenant_that_is_alone_may_have_everything() -> None:
     made, _ = admission()
     with held(made, 10, "acme"):
         assert made.count == 10
-        with pytest.raises(Busy, match="10 requests are in hand and 10 is the most"):
+        with pytest.raises(Busy, match="10 requests are in flight; the limit is 10"):
             made.hold(1, tenant="acme").__enter__()
     assert made.count == 0
 
@@ -57,7 +57,7 @@ def test_while_another_one_asks_each_may_have_half() -> None:
     with held(made, 1, "globex"):
         pass
     with held(made, 5, "acme"):
-        with pytest.raises(Busy, match="5 requests for the tenant acme are in hand and 5 is the most"):
+        with pytest.raises(Busy, match="5 requests for the tenant acme are in flight; the limit is 5"):
             made.hold(1, tenant="acme").__enter__()
         with held(made, 5, "globex"):
             assert made.count == 10
@@ -82,9 +82,9 @@ def test_one_that_is_refused_for_want_of_room_gets_it_when_room_is_made() -> Non
 
 def test_a_bound_of_its_own_holds_whoever_else_asks() -> None:
     made, _ = admission(bound=3)
-    with held(made, 3, ""), pytest.raises(Busy, match="for the bare base are in hand and 3 is the most"):
+    with held(made, 3, ""), pytest.raises(Busy, match="for the bare base are in flight; the limit is 3"):
         made.hold(1, tenant="").__enter__()
-    with pytest.raises(InvalidInput, match="4 answers and 3 is the most at once") as caught:
+    with pytest.raises(InvalidInput, match="4 answers; at most 3 can be in flight at once") as caught:
         made.hold(4, tenant="acme", param="input").__enter__()
     assert caught.value.param == "input"
 
@@ -106,7 +106,7 @@ def test_when_to_come_back_follows_from_the_queue_and_the_pace() -> None:
             clock.now += 5.0
             batch.pop(0).close()
             batch.pop(0).close()
-    assert made._seconds == pytest.approx(5.0, rel=0.01)
+    assert made._mean_seconds == pytest.approx(5.0, rel=0.01)
     with held(made, 10, "acme"), pytest.raises(Busy, match="try again in 20 s"):
         made.hold(1, tenant="acme").__enter__()
     for _ in range(60):

@@ -13,8 +13,9 @@ import pytest
 
 from tests.gateway.api.conftest import Served
 from tests.plugins.data.chat_templates import TEMPLATES, base_with
-from tunery.plugins.data.read.dataset import Row, read_rows
+from tunery.plugins.data.read.dataset import read_rows
 from tunery.plugins.data.read.formats import BUILT_IN
+from tunery.plugins.data.read.row import Row
 from tunery.plugins.data.render.renderer import Rendered, Renderer
 from tunery.registry.errors import InvalidInput
 

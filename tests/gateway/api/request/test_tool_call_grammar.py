@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from tokenizers import AddedToken, Tokenizer
 
-from tunery.gateway.api.request.tool_call_grammar import MAX_SCHEMAS, MOST_CALLS, call_constraint
+from tunery.gateway.api.request.tool_call_grammar import MAX_CALLS, MAX_SCHEMA_BYTES, tool_call_constraint
 from tunery.gateway.api.request.tools import Function
-from tunery.gateway.api.response.tool_call_parser import Call, CallParser
+from tunery.gateway.api.response.tool_call_parser import ParsedCall, ToolCallParser
 from tunery.gateway.engine.messages import Constraint
 from tunery.gateway.engine.structured_output.grammars import Grammars
 from tunery.plugins.data.render.renderer import Renderer
@@ -72,8 +72,8 @@ def generated(grammars: Grammars, renderer: Renderer, constraint: Constraint, se
     raise AssertionError("it never ends")
 
 
-def calls_in(text: str) -> list[str | Call]:
-    parser = CallParser({"get_weather", "time"})
+def calls_in(text: str) -> list[str | ParsedCall]:
+    parser = ToolCallParser({"get_weather", "time"})
     return [*parser.push(text), *parser.end()]
 
 
@@ -84,12 +84,12 @@ def test_whatever_is_allowed_reads_back_as_calls(
 ) -> None:
     control = renderer.control_ids(("[TOOL_CALLS]",))
     assert len(control) == 1
-    constraint = call_constraint(BOTH, style, several=several, control=control)
+    constraint = tool_call_constraint(BOTH, style, several=several, control=control)
     counts, names = set(), set()
     for seed in range(30):
         found = calls_in(generated(grammars, renderer, constraint, seed))
         for call in found:
-            assert isinstance(call, Call)
+            assert isinstance(call, ParsedCall)
             names.add(call.name)
             arguments = json.loads(call.arguments)
             if call.name == "time":
@@ -98,22 +98,22 @@ def test_whatever_is_allowed_reads_back_as_calls(
                 assert arguments["day"] in ("monday", "tuesday")
                 assert isinstance(arguments["metric"], bool)
         counts.add(len(found))
-    assert max(counts) <= MOST_CALLS
+    assert max(counts) <= MAX_CALLS
     assert names == {"get_weather", "time"}
     assert (counts == {1}) == (not several or style == "llama")
 
 
 @pytest.mark.parametrize("style", ["hermes", "mistral"])
 def test_a_call_or_an_answer_of_a_form(grammars: Grammars, renderer: Renderer, style: CallStyle) -> None:
-    constraint = call_constraint((WEATHER,), style, several=False, control={}, instead=ANSWER)
+    constraint = tool_call_constraint((WEATHER,), style, several=False, control={}, instead=ANSWER)
     kinds = set()
     for seed in range(30):
         (found,) = calls_in(generated(grammars, renderer, constraint, seed))
         kinds.add(type(found))
-        assert isinstance(found, Call) or set(json.loads(found)) == {"ok"}
-    assert kinds == {str, Call}
-    with pytest.raises(InvalidInput, match="could not be told from a JSON answer"):
-        call_constraint((WEATHER,), "llama", several=False, control={}, instead=ANSWER)
+        assert isinstance(found, ParsedCall) or set(json.loads(found)) == {"ok"}
+    assert kinds == {str, ParsedCall}
+    with pytest.raises(InvalidInput, match="cannot be told from a JSON answer"):
+        tool_call_constraint((WEATHER,), "llama", several=False, control={}, instead=ANSWER)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_a_call_or_an_answer_of_a_form(grammars: Grammars, renderer: Renderer, s
     ],
 )
 def test_what_the_template_shows_is_what_is_allowed(grammars: Grammars, renderer: Renderer, written: str) -> None:
-    guide = grammars.start(call_constraint(BOTH, "hermes", several=True, control={}))
+    guide = grammars.start(tool_call_constraint(BOTH, "hermes", several=True, control={}))
     for token in renderer.encode(written):
         assert np.unpackbits(guide.mask().view(np.uint8), bitorder="little")[token]
         guide.accept(token)
@@ -136,7 +136,7 @@ def test_a_schema_that_cannot_be_followed_is_refused_by_the_engine(
     grammars: Grammars, parameters: dict[str, Any]
 ) -> None:
     with pytest.raises(InvalidInput) as caught:
-        grammars.compile(call_constraint((Function("f", parameters),), "hermes", several=False, control={}))
+        grammars.compile(tool_call_constraint((Function("f", parameters),), "hermes", several=False, control={}))
     assert caught.value.code == "invalid_constraint"
 
 
@@ -144,13 +144,13 @@ def test_a_schema_that_cannot_be_followed_is_refused_by_the_engine(
 def test_calls_end_although_a_model_would_go_on(grammars: Grammars, renderer: Renderer, style: CallStyle) -> None:
     """Always the token that is furthest from an end: the answer still has the most calls there may be, and then nothing."""
     guide = grammars.start(
-        call_constraint((TIME,), style, several=True, control=renderer.control_ids(("[TOOL_CALLS]",)))
+        tool_call_constraint((TIME,), style, several=True, control=renderer.control_ids(("[TOOL_CALLS]",)))
     )
     ids: list[int] = []
     while (bits := np.unpackbits(guide.mask().view(np.uint8), bitorder="little").nonzero()[0].tolist()) != [EOS]:
         ids.append(next(token for token in bits if token != EOS))
         guide.accept(ids[-1])
-    assert len(calls_in(renderer.decode(ids, skip_special=False))) == MOST_CALLS
+    assert len(calls_in(renderer.decode(ids, skip_special=False))) == MAX_CALLS
 
 
 UNSUPPORTED: list[dict[str, Any]] = [
@@ -171,28 +171,30 @@ UNSUPPORTED: list[dict[str, Any]] = [
 def test_where_a_call_is_optional_no_keyword_refuses_the_request(grammars: Grammars, style: CallStyle) -> None:
     for keywords in UNSUPPORTED:
         function = Function("f", {"type": "object", "properties": {}, **keywords})
-        grammars.compile(call_constraint((function,), style, several=False, control={}, instead=ANSWER))
+        grammars.compile(tool_call_constraint((function,), style, several=False, control={}, instead=ANSWER))
 
 
 def test_a_call_that_must_be_and_has_no_end_names_its_function() -> None:
     endless = {"type": "object", "properties": {"next": {"$ref": "#"}}, "required": ["next"]}
     with pytest.raises(InvalidInput, match=r"parameters of 'f' cannot be used: only an endless text") as caught:
-        call_constraint((WEATHER, Function("f", endless)), "hermes", several=False, control={})
+        tool_call_constraint((WEATHER, Function("f", endless)), "hermes", several=False, control={})
     assert (caught.value.code, caught.value.param) == ("invalid_constraint", "tools")
     with pytest.raises(InvalidInput, match="larger than 256 KiB"):
-        call_constraint((Function("f", {"description": "x" * MAX_SCHEMAS}),), "hermes", several=False, control={})
+        tool_call_constraint(
+            (Function("f", {"description": "x" * MAX_SCHEMA_BYTES}),), "hermes", several=False, control={}
+        )
 
 
 def test_an_answer_instead_of_a_call_is_read_as_any_other_schema(grammars: Grammars) -> None:
     def constraint(**schema: Any) -> Constraint:
-        return call_constraint(
+        return tool_call_constraint(
             (TIME,), "hermes", several=False, control={}, instead=Constraint("json_schema", json.dumps(schema))
         )
 
     grammars.compile(constraint(type="object", properties={"a": {"type": "string", "format": "password"}}))
     for schema, said in (
         ({"$ref": "#"}, "only an endless text"),
-        ({"title": "x" * MAX_SCHEMAS}, "larger than 256 KiB"),
+        ({"title": "x" * MAX_SCHEMA_BYTES}, "larger than 256 KiB"),
     ):
         with pytest.raises(InvalidInput, match=said) as caught:
             constraint(**schema)

@@ -134,7 +134,7 @@ async def test_a_json_answer_or_a_call(served: Served) -> None:
     constraint = served.engine.requests[0].sampling.constraint
     assert constraint is not None
     assert "start: calls | instead" in constraint.text
-    with pytest.raises(openai.BadRequestError, match="cannot be a call and"):
+    with pytest.raises(openai.BadRequestError, match="cannot be both a tool call and"):
         await served.client.chat.completions.create(**ask, tool_choice="required")
 
 

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunery.gateway.api.response.tool_call_parser import Call, CallParser
+from tunery.gateway.api.response.tool_call_parser import ParsedCall, ToolCallParser
 
 NAMES = {"weather", "time"}
 WEATHER = '{"name": "weather", "arguments": {"city": "Bonn"}}'
 TIME = '{"name": "time", "arguments": {}}'
 BARE = '{"name": "weather", "parameters": {"city": "Bonn"}}'
-BONN = Call("weather", '{"city": "Bonn"}')
+BONN = ParsedCall("weather", '{"city": "Bonn"}')
 
 # What models write, whole and broken, in every order.
 pieces = st.sampled_from(
@@ -43,10 +43,10 @@ pieces = st.sampled_from(
 answers = st.lists(pieces, max_size=8).map("".join)
 
 
-def said(parts: list[str], *, parallel: bool = True) -> list[str | Call]:
+def said(parts: list[str], *, parallel: bool = True) -> list[str | ParsedCall]:
     """Everything said, with neighbouring texts as one."""
-    parser = CallParser(NAMES, parallel=parallel)
-    found: list[str | Call] = []
+    parser = ToolCallParser(NAMES, parallel=parallel)
+    found: list[str | ParsedCall] = []
     for one in [*(one for part in parts for one in parser.push(part)), *parser.end()]:
         if isinstance(one, str) and found and isinstance(found[-1], str):
             found[-1] += one
@@ -65,11 +65,11 @@ def test_how_it_is_cut_changes_nothing(text: str, data: st.DataObject) -> None:
 @given(answers)
 def test_calls_are_proper_and_what_is_around_them_is_not_lost(text: str) -> None:
     found = said([text])
-    for call in (one for one in found if isinstance(one, Call)):
+    for call in (one for one in found if isinstance(one, ParsedCall)):
         assert call.name in NAMES
         assert isinstance(json.loads(call.arguments), dict)
         assert call.arguments in text
-    if not any(isinstance(one, Call) for one in found):
+    if not any(isinstance(one, ParsedCall) for one in found):
         assert "".join(map(str, found)) == text
 
 
@@ -84,7 +84,7 @@ def test_text_without_calls_stays_as_it_is(text: str) -> None:
 def test_arguments_are_what_the_model_wrote(arguments: dict[str, object]) -> None:
     written = json.dumps({"name": "weather", "arguments": arguments})
     (call,) = said([f"<tool_call>\n{written}\n</tool_call>"])
-    assert isinstance(call, Call)
+    assert isinstance(call, ParsedCall)
     assert json.loads(call.arguments) == arguments
 
 
@@ -92,18 +92,18 @@ def test_arguments_are_what_the_model_wrote(arguments: dict[str, object]) -> Non
     ("text", "expected"),
     [
         (f"<tool_call>\n{WEATHER}\n</tool_call>", [BONN]),
-        (f"<tool_call>{WEATHER}</tool_call>\n<tool_call>{TIME}</tool_call>", [BONN, Call("time", "{}")]),
+        (f"<tool_call>{WEATHER}</tool_call>\n<tool_call>{TIME}</tool_call>", [BONN, ParsedCall("time", "{}")]),
         (f"Let me see.\n<tool_call>\n{WEATHER}\n</tool_call>\n Done.", ["Let me see.", BONN, "Done."]),
         (f"<tool_call>{WEATHER}", [BONN]),
-        (f"<tool_call>{WEATHER}\n<tool_call>{TIME}</tool_call>", [BONN, Call("time", "{}")]),
+        (f"<tool_call>{WEATHER}\n<tool_call>{TIME}</tool_call>", [BONN, ParsedCall("time", "{}")]),
         (f"<tool_call><tool_call>{WEATHER}</tool_call>", ["<tool_call>", BONN]),
-        (f"[TOOL_CALLS] [{WEATHER}, {TIME}]", [BONN, Call("time", "{}")]),
+        (f"[TOOL_CALLS] [{WEATHER}, {TIME}]", [BONN, ParsedCall("time", "{}")]),
         (f"[TOOL_CALLS][{WEATHER}]", [BONN]),
         (BARE, [BONN]),
         (f"\n{BARE}; {BARE}", [BONN, BONN]),
         (f"{BARE}; and so on", [BONN, "; and so on"]),
         (f"<|python_tag|>{BARE}", [BONN]),
-        ('{"type": "function", "name": "time", "parameters": {}}', [Call("time", "{}")]),
+        ('{"type": "function", "name": "time", "parameters": {}}', [ParsedCall("time", "{}")]),
         (f"Sure: {BARE}", [f"Sure: {BARE}"]),
         ('{"name": "Bob", "parameters": {}}', ['{"name": "Bob", "parameters": {}}']),
         ('<tool_call>{"name": "time"}</tool_call>', ['<tool_call>{"name": "time"}</tool_call>']),
@@ -113,7 +113,7 @@ def test_arguments_are_what_the_model_wrote(arguments: dict[str, object]) -> Non
         ("", []),
     ],
 )
-def test_what_is_and_what_is_not_a_call(text: str, expected: list[str | Call]) -> None:
+def test_what_is_and_what_is_not_a_call(text: str, expected: list[str | ParsedCall]) -> None:
     assert said([text]) == expected
 
 
@@ -122,7 +122,7 @@ def test_only_the_first_call_counts_where_one_is_allowed() -> None:
 
 
 def test_text_is_held_back_no_longer_than_it_may_be_a_call() -> None:
-    parser = CallParser(NAMES)
+    parser = ToolCallParser(NAMES)
     assert parser.push("A <") == ["A"]
     assert parser.push("b> c") == [" <b> c"]
     assert parser.push(" <tool_call>") == []

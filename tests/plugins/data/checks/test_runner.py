@@ -18,13 +18,14 @@ from hypothesis import strategies as st
 
 from tests.peak_memory import PEAK
 from tests.plugins.data.checks.test_checks import PLUGINS, chat
-from tunery.plugins.data.checks import minhash
-from tunery.plugins.data.checks import runner as checking
-from tunery.plugins.data.checks.finding import KEPT, Check, DataReport, Fault
-from tunery.plugins.data.checks.line import Line, Place
+from tunery.plugins.data.checks import minhash, runner
+from tunery.plugins.data.checks.check import Check, Fault
+from tunery.plugins.data.checks.parsed_record import Location, ParsedRecord
+from tunery.plugins.data.checks.report import KEPT, DataReport
 from tunery.plugins.data.checks.runner import check_data
+from tunery.plugins.discovery import load_plugins
 from tunery.plugins.hookspecs import CheckInfo, hookimpl
-from tunery.plugins.manager import Plugins, load_plugins
+from tunery.plugins.manager import Plugins
 from tunery.registry.errors import NotFound, UnknownName
 
 
@@ -34,7 +35,7 @@ def write(path: Path, *rows: dict[str, Any]) -> Path:
 
 
 def test_processes_change_nothing(tmp_path: Path, tiny_base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checking, "_WORTH_A_POOL", 0)
+    monkeypatch.setattr(runner, "_POOL_MIN_BYTES", 0)
     rows = [
         chat(f"question {n % 1200} of a few more words than eight, {n % 7}", f"answer {n % 5}") for n in range(1500)
     ]
@@ -81,15 +82,15 @@ class Shouting(Check):
 
     seen = 0
 
-    def of_line(self, line: Line) -> Iterable[Fault]:
-        if line.answer.isupper():
+    def check_record(self, record: ParsedRecord) -> Iterable[Fault]:
+        if record.answer.isupper():
             yield Fault("$", "shouts", "calm down")
 
-    def note(self, line: Line) -> Any:
-        return line.answer.isupper()
+    def summarize(self, record: ParsedRecord) -> Any:
+        return record.answer.isupper()
 
-    def gather(self, place: Place, note: Any) -> Iterable[Fault]:
-        self.seen += note
+    def compare(self, location: Location, summary: Any) -> Iterable[Fault]:
+        self.seen += summary
         return ()
 
     def statistics(self) -> dict[str, Any]:
@@ -99,7 +100,7 @@ class Shouting(Check):
 class Failing(Check):
     """A plugin's bug."""
 
-    def of_line(self, line: Line) -> Iterable[Fault]:
+    def check_record(self, record: ParsedRecord) -> Iterable[Fault]:
         raise RuntimeError("oops")
 
 
@@ -163,7 +164,7 @@ def test_any_text_is_checked_without_a_crash(
 
 def test_checking_imports_no_torch() -> None:
     code = (
-        "import sys; from tunery.plugins.data import checking; from tunery.plugins.manager import load_plugins; load_plugins();"
+        "import sys; from tunery.plugins.data.checks import runner; from tunery.plugins.discovery import load_plugins; load_plugins();"
         "print(sorted({'torch', 'transformers', 'ftfy'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -174,7 +175,7 @@ def test_a_process_that_may_start_none_checks_by_itself(tmp_path: Path) -> None:
     """A daemon's children are refused by multiprocessing."""
     path = tmp_path / "rows.jsonl"
     row = json.dumps({"prompt": "one", "completion": "two " * 250}) + "\n"
-    path.write_text(row * (checking._WORTH_A_POOL // len(row) + 1))
+    path.write_text(row * (runner._POOL_MIN_BYTES // len(row) + 1))
     seen = get_context("spawn").Queue()
     process = get_context("spawn").Process(target=count_duplicates, args=(path, seen), daemon=True)
     process.start()
@@ -237,7 +238,7 @@ def test_a_row_takes_bounded_work_and_memory_whatever_it_holds(tmp_path: Path) -
         (tmp_path / f"{name}.jsonl").write_text(row + "\n")
     code = PEAK + (
         "import sys; from pathlib import Path; from tunery.plugins.data.checks.runner import check_data\n"
-        "from tunery.plugins.manager import load_plugins\n"
+        "from tunery.plugins.discovery import load_plugins\n"
         "for path in sorted(Path(sys.argv[1]).glob('*.jsonl')):\n"
         "    report = check_data([path], None, plugins=load_plugins(allow=()), base_folder=None, max_length=8, processes=1)\n"
         "    assert sum(len(str(finding)) for finding in report.findings) < 20_000, path\n"

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunery.plugins.data.read.dataset import Row, parse_line, read_rows
+from tunery.plugins.data.read.dataset import read_rows
 from tunery.plugins.data.read.formats import (
     ALPACA,
     BUILT_IN,
@@ -18,8 +18,9 @@ from tunery.plugins.data.read.formats import (
     OPENAI_PREFERENCE,
     PREFERENCE,
     SHAREGPT,
-    RowInvalid,
+    InvalidRow,
 )
+from tunery.plugins.data.read.row import Row, parse_row
 from tunery.plugins.hookspecs import FormatInfo
 from tunery.registry.errors import InvalidData
 
@@ -30,7 +31,7 @@ READ_CALL = {**CALL, "function": {"name": "f", "arguments": {"x": 1}}}
 
 
 def read(row: dict[str, Any], formats: tuple[FormatInfo, ...] = BUILT_IN) -> Row:
-    found = parse_line(1, json.dumps(row).encode(), formats)
+    found = parse_row(1, json.dumps(row).encode(), formats)
     assert found is not None
     return found
 
@@ -135,9 +136,9 @@ def test_an_implicit_prompt_of_texts_is_what_both_begin_with_up_to_a_word() -> N
 def test_everything_wrong_with_a_row_is_said_at_its_place(
     form: FormatInfo, row: dict[str, Any], paths: list[str]
 ) -> None:
-    with pytest.raises(RowInvalid) as caught:
+    with pytest.raises(InvalidRow) as caught:
         read(row, (form,))
-    assert [path for path, _ in caught.value.faults] == paths
+    assert [path for path, _ in caught.value.errors] == paths
 
 
 def test_a_format_by_name_says_what_it_misses_rather_than_that_nothing_fits(tmp_path: Path) -> None:
@@ -190,8 +191,8 @@ def test_any_object_is_a_conversation_or_faults_at_paths(row: dict[str, Any], fo
     faults: tuple[tuple[str, str], ...] = ()
     try:
         found = read(row, (form,))
-    except RowInvalid as error:
-        faults = error.faults
+    except InvalidRow as error:
+        faults = error.errors
         found = Row(1, form.name, [{"role": "assistant", "content": "-"}])
     assert all(path.startswith("$") and text for path, text in faults)
     assert all(isinstance(message["content"], str) for message in [*found.messages, *(found.rejected or [])])
@@ -235,15 +236,15 @@ def test_a_longer_prompt_is_taken_off_and_later_turns_stay() -> None:
     ],
 )
 def test_answers_that_repeat_a_part_of_the_prompt_are_refused(row: dict[str, Any], path: str) -> None:
-    with pytest.raises(RowInvalid) as caught:
+    with pytest.raises(InvalidRow) as caught:
         read(row)
-    assert [path for path, _ in caught.value.faults] == [path]
+    assert [path for path, _ in caught.value.errors] == [path]
 
 
 def test_sharegpt_has_one_system_message() -> None:
     turns = [{"from": "system", "value": "s"}, {"from": "human", "value": "q"}, {"from": "gpt", "value": "good"}]
     assert read({"system": " s ", "conversations": turns}).messages == [SYSTEM, USER, GOOD]
-    with pytest.raises(RowInvalid, match=r"\$\.system: differs from the first turn"):
+    with pytest.raises(InvalidRow, match=r"\$\.system: differs from the first turn"):
         read({"system": "t", "conversations": turns})
 
 
@@ -289,14 +290,14 @@ def test_keys_of_openais_client_are_accepted_and_what_they_would_lose_is_refused
     assert read({"messages": [USER, said], "metadata": {"any": "thing"}}).messages == [USER, GOOD]
     assert read({"messages": [USER, {**GOOD, "tool_calls": []}]}).messages == [USER, GOOD]
     for key in ("refusal", "audio", "function_call"):
-        with pytest.raises(RowInvalid, match=rf"\$\.messages\[1\]\.{key}: is not trained"):
+        with pytest.raises(InvalidRow, match=rf"\$\.messages\[1\]\.{key}: is not trained"):
             read({"messages": [USER, {**GOOD, key: {"name": "f"}}]})
 
 
 def test_columns_that_mean_nothing_here_are_ignored_and_misspelled_ones_are_not() -> None:
     assert read({"messages": [USER, GOOD], "score": 3, "created_at": "now"}).messages == [USER, GOOD]
     for key in ("tool", "parallel_tool_call", "system", "functions", "weight"):
-        with pytest.raises(RowInvalid, match=rf"\$\.{key}: is not known here"):
+        with pytest.raises(InvalidRow, match=rf"\$\.{key}: is not known here"):
             read({"messages": [USER, GOOD], key: "x"})
 
 
@@ -304,7 +305,7 @@ def test_a_question_that_a_row_has_once_more_does_not_make_it_another_format() -
     """As UltraChat and rendered Alpaca have it."""
     assert read({"prompt": "q", "prompt_id": "x", "messages": [USER, GOOD]}).format == "chat"
     assert read({"prompt": "q", "instruction": "q", "output": "good"}).format == "alpaca"
-    with pytest.raises(RowInvalid, match="fits chat and prompt-completion at once"):
+    with pytest.raises(InvalidRow, match="fits chat and prompt-completion at once"):
         read({"prompt": "q", "completion": "good", "messages": [USER, GOOD]})
 
 
@@ -319,8 +320,8 @@ def test_a_row_has_a_bounded_number_of_faults_whatever_it_holds() -> None:
         {"conversations": [3] * many},
         {"instruction": "q", "output": "a", "history": [[]] * many},
     ):
-        with pytest.raises(RowInvalid) as caught:
+        with pytest.raises(InvalidRow) as caught:
             read(row)
-        assert 0 < len(caught.value.faults) < 30
-    with pytest.raises(RowInvalid, match="2001 items"):
+        assert 0 < len(caught.value.errors) < 30
+    with pytest.raises(InvalidRow, match="2001 items"):
         read({"messages": [USER, GOOD] * 1000 + [USER]})

@@ -18,8 +18,7 @@ import pytest
 from pyarrow import parquet
 
 from tests.peak_memory import PEAK
-from tunery.plugins.data.read import MAX_ROW, FileBroken, data_digest, data_size, iter_records
-from tunery.plugins.data.read import source as source_module
+from tunery.plugins.data.read import MAX_ROW, FileBroken, data_digest, data_size, iter_records, text_stream
 from tunery.registry.errors import InvalidData, NotFound, TuneryError
 
 ROWS = [{"prompt": f'Größe {n}, "of"\nit; {{[', "completion": f"世界 👩‍👩‍👧 {n}"} for n in range(3)]
@@ -210,7 +209,7 @@ def test_what_cannot_be_read_is_one_error(tmp_path: Path, name: str) -> None:
 
 
 def test_a_gzip_bomb_is_stopped_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source_module, "_UNCHECKED", 1 << 20)
+    monkeypatch.setattr(text_stream, "_UNCHECKED", 1 << 20)
     path = tmp_path / "rows.jsonl.gz"
     path.write_bytes(gzip.compress(b"\n" * (8 << 20)))
     with pytest.raises(FileBroken, match="unpacks to more than 200 times"):

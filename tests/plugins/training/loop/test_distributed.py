@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from tunery.plugins.testing import write_pairs, write_rows
 from tunery.plugins.training.job.control import ask
-from tunery.plugins.training.loop.distributed import Processes, find_processes
+from tunery.plugins.training.loop.distributed import ProcessGroup, connect_process_group
 from tunery.registry import Base, Version
 from tunery.registry.errors import InvalidInput
 from tunery.registry.home import Home
@@ -197,17 +197,17 @@ def test_what_fails_in_one_process_fails_the_job_with_its_code(launcher: Launche
 
 
 def test_alone_nothing_is_shared_and_nothing_is_copied() -> None:
-    alone = Processes()
+    alone = ProcessGroup()
     rows = [1, 2, 3]
-    assert alone.share(rows) is rows
-    assert alone.each(lambda: 7) == [7]
+    assert alone.shard(rows) is rows
+    assert alone.all_gather(lambda: 7) == [7]
     state = torch.get_rng_state()
     alone.seed(0, 1)
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_every_row_is_in_one_process() -> None:
-    shares = [Processes(rank, 3).share(range(10)) for rank in range(3)]
+    shares = [ProcessGroup(rank, 3).shard(range(10)) for rank in range(3)]
     assert sorted(row for share in shares for row in share) == list(range(10))
 
 
@@ -215,5 +215,5 @@ def test_shards_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(InvalidInput, match="FSDP") as caught:
-        find_processes("cuda")
+        connect_process_group("cuda")
     assert caught.value.code == "sharding_unsupported"

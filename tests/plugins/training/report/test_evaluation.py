@@ -1,4 +1,4 @@
-"""Asking models: the scores are those of the loss, answers are greedy and end, nothing that training depends on is touched."""
+"""Evaluating models: the scores are those of the loss, answers are greedy and end, nothing that training depends on is touched."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ import pytest
 import torch
 
 from tunery.plugins.data.render.renderer import Renderer
-from tunery.plugins.manager import load_plugins
+from tunery.plugins.discovery import load_plugins
 from tunery.plugins.testing import write_rows
 from tunery.plugins.training import load_base
 from tunery.plugins.training.examples.batches import Example
 from tunery.plugins.training.examples.corpus import Corpus, read_corpus
 from tunery.plugins.training.objectives.loss import mean_loss
 from tunery.plugins.training.report.evaluation import (
-    ASKED,
     LARGEST_SAMPLE,
+    PROMPTS_ANSWERED,
     SMALLEST_SAMPLE,
-    Examination,
-    answers,
+    Evaluation,
+    example_losses,
     general_examples,
-    score,
+    generate_answers,
 )
 
 CPU = torch.device("cpu")
@@ -49,13 +49,13 @@ def corpus(tmp_path: Path, renderer: Renderer) -> Corpus:
     )  # fmt: skip
 
 
-def examination(corpus: Corpus, renderer: Renderer, folder: Path, **changes: Any) -> Examination:
+def evaluation_of(corpus: Corpus, renderer: Renderer, folder: Path, **changes: Any) -> Evaluation:
     given: dict[str, Any] = {"seen": 100, "seed": 0, "device": CPU, "dtype": torch.float32, **changes}
-    return Examination(corpus, renderer, folder=folder, **given)
+    return Evaluation(corpus, renderer, folder=folder, **given)
 
 
 def test_scores_are_the_loss_of_each_example_in_their_order(model: Any, corpus: Corpus) -> None:
-    found = score(model, corpus.held_out, device=CPU, dtype=torch.float32)
+    found = example_losses(model, corpus.held_out, device=CPU, dtype=torch.float32)
     assert [one.tokens for one in found] == [example.targets for example in corpus.held_out]
     for example, one in zip(corpus.held_out, found, strict=True):
         alone = mean_loss(model, [example], batch_size=1, device=CPU, dtype=torch.float32)
@@ -65,7 +65,7 @@ def test_scores_are_the_loss_of_each_example_in_their_order(model: Any, corpus: 
 def test_of_a_pair_the_better_half_is_scored(model: Any) -> None:
     plain = Example([1, 5, 6, 7], [False, False, True, True], 1)
     pair = Example([1, 5, 6, 7], [False, False, True, True], 1, "", Example([1, 9, 9], [False, True, True], 1))
-    assert score(model, [pair], device=CPU, dtype=torch.float32) == score(
+    assert example_losses(model, [pair], device=CPU, dtype=torch.float32) == example_losses(
         model, [plain], device=CPU, dtype=torch.float32
     )
 
@@ -73,12 +73,12 @@ def test_of_a_pair_the_better_half_is_scored(model: Any) -> None:
 def test_a_loss_that_is_no_number_is_none(tiny_base_folder: Path, corpus: Corpus) -> None:
     broken: Any = load_base(tiny_base_folder, quant="none", dtype=torch.float32, device=CPU)
     broken.model.norm.weight.data.fill_(math.nan)
-    assert {one.nats for one in score(broken, corpus.held_out, device=CPU, dtype=torch.float32)} == {None}
+    assert {one.nats for one in example_losses(broken, corpus.held_out, device=CPU, dtype=torch.float32)} == {None}
 
 
 def test_answers_are_what_the_model_alone_would_say_and_end_before_the_stop(model: Any, renderer: Renderer) -> None:
     prompts = [renderer.prompt_ids([{"role": "user", "content": text}]) for text in ("a", "something much longer")]
-    together = answers(model, prompts, stop_ids=(), limit=8, device=CPU, dtype=torch.float32)
+    together = generate_answers(model, prompts, stop_ids=(), limit=8, device=CPU, dtype=torch.float32)
     for prompt, said in zip(prompts, together, strict=True):
         ids = list(prompt)
         for _ in range(8):
@@ -86,7 +86,7 @@ def test_answers_are_what_the_model_alone_would_say_and_end_before_the_stop(mode
                 ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
         assert said == ids[len(prompt) :]
     stop = together[0][3]
-    stopped = answers(model, prompts[:1], stop_ids=(stop,), limit=8, device=CPU, dtype=torch.float32)
+    stopped = generate_answers(model, prompts[:1], stop_ids=(stop,), limit=8, device=CPU, dtype=torch.float32)
     assert stopped == [together[0][: together[0].index(stop)]]
 
 
@@ -96,7 +96,7 @@ def test_the_model_and_the_random_states_are_left_as_they_were(
     before = {name: value.clone() for name, value in model.state_dict().items()}
     model.train()
     states = torch.get_rng_state(), random.getstate()
-    examination(corpus, renderer, tmp_path).ask(model)
+    evaluation_of(corpus, renderer, tmp_path).evaluate(model)
     assert model.training
     assert torch.equal(states[0], torch.get_rng_state())
     assert states[1] == random.getstate()
@@ -111,13 +111,13 @@ def test_the_base_is_asked_once_a_job(model: Any, corpus: Corpus, renderer: Rend
         loads += 1
         return model
 
-    first = examination(corpus, renderer, tmp_path).before(load)
-    assert examination(corpus, renderer, tmp_path).before(load) == first
+    first = evaluation_of(corpus, renderer, tmp_path).base_results(load)
+    assert evaluation_of(corpus, renderer, tmp_path).base_results(load) == first
     assert loads == 1
     assert first.held_out_loss == pytest.approx(
         mean_loss(model, corpus.held_out, batch_size=4, device=CPU, dtype=torch.float32), rel=1e-5
     )
-    assert len(first.answers) == ASKED
+    assert len(first.answers) == PROMPTS_ANSWERED
 
 
 def test_training_rows_are_sampled_whole_by_the_seed(corpus: Corpus, renderer: Renderer, tmp_path: Path) -> None:
@@ -125,15 +125,16 @@ def test_training_rows_are_sampled_whole_by_the_seed(corpus: Corpus, renderer: R
     many = [Example([1, 2, 3], [False, True, True], 1 + n // 2, "rows.jsonl") for n in range(20_000)]
     large = Corpus(many, [], [], 0)
     few, most, other = (
-        examination(large, renderer, tmp_path, seen=seen, seed=seed) for seen, seed in ((10, 0), (10**9, 0), (10**9, 1))
+        evaluation_of(large, renderer, tmp_path, seen=seen, seed=seed)
+        for seen, seed in ((10, 0), (10**9, 0), (10**9, 1))
     )
     assert (len(few.train), len(most.train)) == (2 * SMALLEST_SAMPLE, 2 * LARGEST_SAMPLE)
     assert few.rows == 10_000
     lines = [{example.line for example in looked.train} for looked in (most, other)]
     assert len(lines[0]) == LARGEST_SAMPLE
     assert lines[0] != lines[1]
-    assert len(examination(large, renderer, tmp_path, rows=5).train) == 10
-    assert len(examination(corpus, renderer, tmp_path).train) == len(corpus.train)
+    assert len(evaluation_of(large, renderer, tmp_path, rows=5).train) == 10
+    assert len(evaluation_of(corpus, renderer, tmp_path).train) == len(corpus.train)
 
 
 def test_prompts_end_where_the_last_answer_begins(renderer: Renderer, tmp_path: Path) -> None:
@@ -145,7 +146,7 @@ def test_prompts_end_where_the_last_answer_begins(renderer: Renderer, tmp_path: 
     ]
     (rendered,) = renderer.examples(messages)
     corpus = Corpus([], [Example(rendered.ids, rendered.trained, 1, "rows.jsonl")], [], 0)
-    ((_, prompt, reference),) = examination(corpus, renderer, tmp_path).prompts
+    ((_, prompt, reference),) = evaluation_of(corpus, renderer, tmp_path).prompts
     assert prompt == renderer.prompt_ids(messages[:3])
     assert renderer.decode(reference) == "second"
 

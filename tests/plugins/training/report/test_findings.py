@@ -1,4 +1,4 @@
-"""What losses before and after say: intervals, outcomes, forgetting, planted wrong answers and rows learnt by heart."""
+"""What losses before and after say: intervals, outcomes, forgetting, planted wrong answers and memorised rows."""
 
 from __future__ import annotations
 

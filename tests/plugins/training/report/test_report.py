@@ -16,14 +16,22 @@ import torch
 
 from tests.plugins.training.conftest import Train
 from tests.plugins.training.job.test_launcher import METHODS, Killed, kill_at
+from tunery.plugins.discovery import load_plugins
 from tunery.plugins.events import JobEvent, ReportWritten, StepCompleted, encode_event
-from tunery.plugins.manager import load_plugins
 from tunery.plugins.testing import CHATML, write_pairs
 from tunery.plugins.trainers import LoraParameters
 from tunery.plugins.training import TrainRequest, reproduce, resume
-from tunery.plugins.training.job.inputs import read_inputs
-from tunery.plugins.training.report import Report, Sample, build, read, summary, write
-from tunery.plugins.training.report.builder import Teller, history, speeds, steps_of
+from tunery.plugins.training.inputs.read import read_inputs
+from tunery.plugins.training.report import (
+    Report,
+    ReportFacts,
+    Sample,
+    assemble_report,
+    read_report,
+    summarize,
+    write_report,
+)
+from tunery.plugins.training.report.builder import ReportBuilder, history, speeds, steps_of
 from tunery.plugins.training.report.findings import RowLoss
 from tunery.plugins.training.report.markdown import page, samples_page
 from tunery.registry import Base, Version
@@ -40,7 +48,7 @@ def chat(path: Path, rows: list[tuple[str, str]]) -> Path:
 
 
 def report_of(version: Version, registry: Registry) -> Report:
-    report = read(registry.files(version)["report/report.json"])
+    report = read_report(registry.files(version)["report/report.json"])
     assert report is not None
     return report
 
@@ -66,7 +74,7 @@ def test_a_job_stores_its_report_with_the_version(
     assert report.curve[-1][1] == version.metrics["train_loss"]
     assert [list(pair) for pair in report.evaluations] == version.manifest["checkpoint"]["evaluations"]
     (event,) = [event for event in events if isinstance(event, ReportWritten)]
-    assert event.lines == summary(report, chosen=False)
+    assert event.lines == summarize(report, chosen=False)
 
 
 def test_rows_and_samples_are_named_and_shown(train: Train, registry: Registry, data: Path) -> None:
@@ -104,7 +112,7 @@ def test_a_planted_wrong_answer_is_the_most_suspicious_row(train: Train, registr
     report = report_of(train("lora", files=(path,), validation=held_out, epochs=3, report_rows=1000), registry)
     assert [(note.file, note.line) for note in report.suspicious] == [("planted.jsonl", wrong)]
     assert report.hardest[0].line == wrong
-    assert any(f"planted.jsonl:{wrong}" in line for line in summary(report))
+    assert any(f"planted.jsonl:{wrong}" in line for line in summarize(report))
 
 
 def test_a_row_learnt_by_heart_is_found(train: Train, registry: Registry, tmp_path: Path) -> None:
@@ -155,7 +163,7 @@ def test_a_job_that_is_refused_at_the_end_keeps_its_report(
     monkeypatch.setattr(Registry, "publish", refuse)
     with pytest.raises(ArithmeticError, match="refused"):
         train("lora", epochs=1)
-    report = read(registry.home.jobs / registry.jobs()[0].id / "report" / "report.json")
+    report = read_report(registry.home.jobs / registry.jobs()[0].id / "report" / "report.json")
     assert report is not None
     assert report.held_out is not None
     assert registry.versions() == []
@@ -172,7 +180,9 @@ def test_a_template_that_asks_for_the_time_is_told_the_jobs(
     request = TrainRequest(adapter="a/b", trainer="lora", base=base.digest, data=(str(data),))
     inputs = read_inputs(request, parameters, registry=registry, plugins=plugins, now=datetime(1987, 6, 5))
     cpu = torch.device("cpu")
-    asked = Teller(inputs, parameters, folder=tmp_path, supervised=True, device=cpu, dtype=torch.float32).examination
+    asked = ReportBuilder(
+        inputs, parameters, folder=tmp_path, supervised=True, device=cpu, dtype=torch.float32
+    ).evaluation
     for example in (*asked.held_out, *asked.train, *asked.general):
         assert asked.decode(example.ids).startswith("1987\n")
 
@@ -185,7 +195,7 @@ def test_answers_that_cannot_be_given_fail_no_job(
     def mute(*arguments: object, **options: object) -> None:
         raise NotImplementedError("this kind of model cannot generate")
 
-    monkeypatch.setattr(evaluation, "answers", mute)
+    monkeypatch.setattr(evaluation, "generate_answers", mute)
     version = train("lora", epochs=1)
     assert report_of(version, registry).notes == [
         "There are no answers to show: NotImplementedError: this kind of model cannot generate."
@@ -196,11 +206,12 @@ def test_answers_that_cannot_be_given_fail_no_job(
 def test_however_long_the_run_the_report_stays_within_its_limits(tmp_path: Path) -> None:
     rows = [RowLoss("r" * 200 + ".jsonl", line, "held_out", 5, 2.0, 1.0) for line in range(60_000)]
     steps = [(step, 1.0) for step in range(1, 100_001)]
-    report = build(
-        rows, adapter="a/b", base="tiny", method="lora", chosen=1, why="", of=0, supervised=True, curve=steps,
+    facts = ReportFacts(
+        adapter="a/b", base="tiny", method="lora", chosen=1, why="", training_rows=0, supervised=True, curve=steps,
         evaluations=steps,
     )  # fmt: skip
-    write(report, tmp_path / "report", rows=rows, samples=[])
+    report = assemble_report(rows, facts)
+    write_report(report, tmp_path / "report", rows=rows, samples=[])
     assert set(report_files(tmp_path / "report")) == set(LIMITS)
     assert report.curve[-1] == steps[-1]
 
@@ -291,8 +302,8 @@ def test_a_report_is_read_back_and_what_is_none_is_not(tmp_path: Path) -> None:
     report = Report(adapter="a/b", base="tiny", method="lora", chosen=1, why="the last step", rows=1, looked_at=1)
     path = tmp_path / "report.json"
     path.write_bytes(msgspec.json.encode(report))
-    assert read(path) == report
+    assert read_report(path) == report
     assert "Chosen: the last step." in page(report, picture=False)
     path.write_text("[]")
-    assert read(path) is None
-    assert read(tmp_path / "none.json") is None
+    assert read_report(path) is None
+    assert read_report(tmp_path / "none.json") is None

@@ -1,0 +1,67 @@
+"""Checks that a prompt and its output fit the context, and truncates prompts on request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tunery.registry.errors import InvalidInput
+
+__all__ = ["check_prompt_fits", "length_check", "output_budget", "truncate_prompt"]
+
+MAX_TRUNCATED_CONTEXTS = 8
+"""How many contexts long a prompt may be before it is truncated."""
+
+
+def output_budget(prompt_tokens: int, requested: int | None, *, context: int, default: int, param: str) -> int:
+    """How many tokens may be generated; raise InvalidInput when prompt and output do not fit the context."""
+    room = context - prompt_tokens
+    if prompt_tokens == 0:
+        raise InvalidInput("the prompt is empty", param=param)
+    if room < 1 or (requested is not None and requested > room):
+        raise _too_long(prompt_tokens, requested or 0, context, param)
+    return min(default, room) if requested is None else requested
+
+
+def check_prompt_fits(prompt_tokens: int, *, context: int, param: str) -> None:
+    """Raise InvalidInput when a prompt without output does not fit the context."""
+    if prompt_tokens > context:
+        raise _too_long(prompt_tokens, 0, context, param)
+
+
+def length_check(
+    check_wanted: Callable[[], None], *, context: int, param: str, truncate: int | None
+) -> Callable[[int], None]:
+    """A check for the tokenizer to call with the least tokens a text can have, while it works.
+
+    Raises what `check_wanted` raises, or InvalidInput when the text cannot fit. One that is to be truncated may be longer than the
+    context, but not without limit.
+    """
+    most = context if truncate is None else MAX_TRUNCATED_CONTEXTS * context
+
+    def check(least: int) -> None:
+        check_wanted()
+        if least > most:
+            raise _too_long(least, 0, context, param, at_least=True)
+
+    return check
+
+
+def truncate_prompt(prompt: tuple[int, ...], most: int | None, *, context: int, output: int = 0) -> tuple[int, ...]:
+    """The last `most` tokens of a prompt: all of them for None; for -1, as many as fit the context before `output`."""
+    if most == 0:
+        raise InvalidInput("truncate_prompt_tokens is 0, so nothing would be left", param="truncate_prompt_tokens")
+    if most is None:
+        return prompt
+    room = most if most > 0 else max(context - output, 1)
+    return prompt[-room:]
+
+
+def _too_long(prompt: int, output: int, context: int, param: str, *, at_least: bool = False) -> InvalidInput:
+    """The error in OpenAI's words, which LiteLLM, LangChain and others match."""
+    least = "at least " if at_least else ""
+    return InvalidInput(
+        f"This model's maximum context length is {context} tokens. However, you requested {least}{prompt + output} tokens "
+        f"({prompt} in the {param}, {output} in the completion). Please reduce the length of the {param} or completion.",
+        code="context_length_exceeded",
+        param=param,
+    )

@@ -1,0 +1,100 @@
+"""`tunery adapters publish`, `pull` and `import`: versions to and from the Hugging Face Hub and local folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import rich_click as click
+
+from tunery.gateway.cli.terminal.context import actor, open_registry, plugins, print_json, say
+from tunery.gateway.cli.terminal.options import as_json
+from tunery.gateway.cli.terminal.tables import size_text
+
+if TYPE_CHECKING:
+    from tunery.registry import Base, Version
+    from tunery.registry.registry import Registry
+
+__all__ = ["COMMANDS"]
+
+
+@click.command("publish")
+@click.argument("reference")
+@click.option("--repo", required=True, metavar="ORG/NAME", help="The Hub repository; made if it is not there.")
+@click.option("--private", is_flag=True, help="Make it private.")
+@click.option("--base-model", metavar="ORG/NAME", help="The base's name on the Hub, where it has another name here.")
+@click.option("--samples", is_flag=True, help="With the report's samples, which are texts of held-out rows.")
+@as_json
+def publish(reference: str, repo: str, private: bool, base_model: str | None, samples: bool, as_json: bool) -> None:
+    """Put a version on the Hugging Face Hub: one commit, one tag, with a model card. HF_ENDPOINT is honoured."""
+    from tunery.registry.hub.push import publish_to_hub
+
+    with open_registry() as registry:
+        published = publish_to_hub(
+            registry,
+            registry.resolve(reference),
+            repository=repo,
+            private=private,
+            base_model=base_model,
+            samples=samples,
+        )
+    if as_json:
+        print_json(published)
+    else:
+        click.echo(f"{published.url}  ({published.tag}, commit {published.commit[:12]})")
+
+
+@click.command("pull")
+@click.argument("source", metavar="ORG/NAME[/FOLDER][@REVISION]")
+@click.argument("adapter")
+@click.option("--base", default="smollm2-135m", show_default=True, help="The base it was trained on.")
+@click.option("--alias", help="Point this alias at it.")
+@click.option("--trust-base", is_flag=True, help="Also when it names another base; its shapes must fit all the same.")
+@as_json
+def pull(source: str, adapter: str, base: str, alias: str | None, trust_base: bool, as_json: bool) -> None:
+    """Bring a PEFT LoRA from the Hub in as the next version of ADAPTER."""
+    from tunery.registry.hub.pull import pull_from_hub
+
+    with open_registry() as registry:
+        trained_on = _base(registry, base)
+        version = pull_from_hub(
+            registry, source, adapter, base=trained_on, actor=actor(), alias=alias, trust_base=trust_base
+        )
+    _print_version(version, as_json)
+
+
+@click.command("import")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("adapter")
+@click.option("--base", default="smollm2-135m", show_default=True, help="The base it was trained on.")
+@click.option("--alias", help="Point this alias at it.")
+@click.option("--trust-base", is_flag=True, help="Also when it names another base; its shapes must fit all the same.")
+@as_json
+def import_(folder: Path, adapter: str, base: str, alias: str | None, trust_base: bool, as_json: bool) -> None:
+    """Bring a local PEFT folder in as the next version of ADAPTER."""
+    from tunery.registry.hub.incoming import import_folder
+
+    with open_registry() as registry:
+        trained_on = _base(registry, base)
+        version = import_folder(
+            registry, folder, adapter, base=trained_on, actor=actor(), alias=alias, trust_base=trust_base
+        )
+    _print_version(version, as_json)
+
+
+COMMANDS = (publish, pull, import_)
+
+
+def _base(registry: Registry, reference: str) -> Base:
+    from tunery.plugins.bases.resolve import resolve_base
+
+    return resolve_base(reference, registry=registry, plugins=plugins(), say=say)
+
+
+def _print_version(version: Version, as_json: bool) -> None:
+    for warning in version.manifest.get("warnings", ()):
+        say(f"warning: {warning}")
+    if as_json:
+        print_json(version)
+    else:
+        click.echo(f"{version.name}  {version.digest[:12]}  {size_text(version.size)}")
