@@ -1,4 +1,4 @@
-"""What is published is loaded with the libraries that its readers have: transformers and PEFT, from a Hub over loopback."""
+"""Published versions load with transformers and PEFT, from a Hub over loopback."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""To the Hub and back with the real huggingface_hub client, and every way in which that can fail."""
+"""Push to the Hub and pull with the real huggingface_hub client, and every way in which that can fail."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every field of PEFT's LoraConfig is accounted for, has PEFT's default, and is refused by name where it is not applied."""
+"""Every field of PEFT's LoraConfig is accounted for, with PEFT's default, and refused by name if not applied."""
 
 from __future__ import annotations
 

@@ -149,7 +149,7 @@ def assert_read_alike(path: Path) -> None:
         return
     try:
         with safe_open(path, framework="np") as file:
-            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise AssertionError(f"{path.read_bytes()!r} is read here and not by safetensors: {error}") from error
-    assert found == {name: entry.shape for name, entry in entries.items()}
+    assert shapes == {name: entry.shape for name, entry in entries.items()}

@@ -1,4 +1,4 @@
-"""The layout of PEFT's tensors: every key has one meaning, what is written is read back, and two tensors never share a place."""
+"""PEFT's layout: every key has one meaning, written keys are read back, and two tensors never share a place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tensors named as trainers name them come in under PEFT's names, or are refused with what is wrong in the name."""
+"""Tensors with other trainers' names are imported under PEFT's, or refused with what is wrong in the name."""
 
 from __future__ import annotations
 
@@ -103,9 +103,9 @@ def test_only_the_names_in_a_file_change(tmp_path: Path) -> None:
     numbers |= {"untouched": np.arange(5, dtype=np.float16)}
     save_file(numbers, path, metadata={"format": "pt"})
     assert normalise_keys(path, BASE) == 1
-    found = load_file(path)
-    assert set(found) == {f"{Q}.lora_A.weight", "untouched"}
-    np.testing.assert_array_equal(found[f"{Q}.lora_A.weight"], next(iter(numbers.values())))
+    tensors = load_file(path)
+    assert set(tensors) == {f"{Q}.lora_A.weight", "untouched"}
+    np.testing.assert_array_equal(tensors[f"{Q}.lora_A.weight"], next(iter(numbers.values())))
     before = path.read_bytes()
     assert normalise_keys(path, BASE) == 0
     assert path.read_bytes() == before

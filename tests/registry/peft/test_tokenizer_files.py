@@ -1,4 +1,4 @@
-"""A chat template or tokenizer of an adapter's own is not used, and whoever imports it is told so."""
+"""A chat template or tokenizer of an adapter's own is not used, and the import warns of it."""
 
 from __future__ import annotations
 
@@ -68,9 +68,9 @@ def write(folder: Path, files: Files) -> Path:
     ],
 )
 def test_a_difference_is_told(tmp_path: Path, own: Files, base: Files, says: list[str]) -> None:
-    found = differences(write(tmp_path / "own", own), write(tmp_path / "base", base))
-    assert len(found) == len(says)
-    assert all(part in told for part, told in zip(says, found, strict=True))
+    warnings = differences(write(tmp_path / "own", own), write(tmp_path / "base", base))
+    assert len(warnings) == len(says)
+    assert all(part in warning for part, warning in zip(says, warnings, strict=True))
 
 
 def test_an_import_keeps_what_differs_in_the_manifest(registry: Registry, base: Base, tmp_path: Path) -> None:
