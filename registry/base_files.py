@@ -79,7 +79,7 @@ def changed_files(folder: Path, digest: str, record: Path, *, whole: bool = Fals
 def require_sound(base: Base, home: Home) -> None:
     """Raise StorageFailed (base_damaged) where the files of a base in the home do not match its digest."""
     folder = home.bases / base.digest
-    wrong = changed_files(folder, base.digest, home.verified(base.digest)) if folder.is_dir() else []
+    wrong = changed_files(folder, base.digest, home.base_stamps(base.digest)) if folder.is_dir() else []
     if wrong:
         raise damaged(base.name, wrong)
 
