@@ -134,6 +134,13 @@ def test_the_scale_is_alpha_over_rank_by_pefts_patterns(
             "wrong_base",
         ),
         ({f"{EMBEDDING}.token_adapter.trainable_tokens_delta": torch.ones(2, 6)}, {}, "wrong_base"),
+        (
+            {f"{EMBEDDING}.lora_A.weight": torch.ones(2, 6), f"{EMBEDDING}.lora_B.weight": torch.ones(20, 2)},
+            {},
+            "wrong_base",
+        ),
+        ({f"{Q}.lora_embedding_A": torch.ones(2, 4), f"{Q}.lora_embedding_B": torch.ones(6, 2)}, {}, "wrong_base"),
+        (PAIR | {f"{Q}.lora_A.default.weight": torch.ones(2, 6)}, {}, "artifact_incomplete"),
     ],
 )
 def test_tensors_that_do_not_fit_are_refused(
