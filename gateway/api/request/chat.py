@@ -46,7 +46,9 @@ async def read_chat(
             add_generation_prompt=data.add_generation_prompt is not False,
             continue_final=bool(data.continue_final_message),
             tools=tools.offered,
-            check=length_check(check_wanted, context=context, param="messages", truncate=data.truncate_prompt_tokens),
+            check_length=length_check(
+                check_wanted, context=context, param="messages", truncate=data.truncate_prompt_tokens
+            ),
         )
 
     requested = data.max_completion_tokens or data.max_tokens

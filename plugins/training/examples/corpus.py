@@ -14,7 +14,8 @@ import msgspec
 from tunery.plugins.data.read import data_digest
 from tunery.plugins.data.read.dataset import read_rows
 from tunery.plugins.data.read.row import Row
-from tunery.plugins.data.render.renderer import Rendered, Renderer
+from tunery.plugins.data.render.examples import RenderedExample
+from tunery.plugins.data.render.renderer import Renderer
 from tunery.plugins.hookspecs import FormatInfo
 from tunery.plugins.training.examples.batches import Example
 from tunery.registry.errors import InvalidData, InvalidInput
@@ -130,7 +131,7 @@ def _pair(name: str, row: Row, renderer: Renderer, max_length: int) -> tuple[lis
     return [Example(ids, trained, row.line, name, rejected)], int(lost or missing)
 
 
-def _cut(example: Rendered, max_length: int) -> tuple[list[int], list[bool], bool]:
+def _cut(example: RenderedExample, max_length: int) -> tuple[list[int], list[bool], bool]:
     """Ids and what is trained of them within `max_length`, and whether that is not everything; refuses when nothing is trained."""
     ids, trained = example.ids[:max_length], example.trained[:max_length]
     if not any(trained[1:]):

@@ -13,27 +13,33 @@ from torch import nn
 from torch.nn import functional
 
 from tunery.plugins.training.examples.batches import Batch, Example, micro_batches
-from tunery.plugins.training.fused.head import fusable, token_losses
-from tunery.plugins.training.fused.layout import lay
-from tunery.plugins.training.fused.packed_rows import decoder_of, drops, layers_of, packable, run_rows
+from tunery.plugins.training.fused.head import is_frozen_linear, token_losses
+from tunery.plugins.training.fused.packed_layout import pack_sequences
+from tunery.plugins.training.fused.padding_free import (
+    causal_lm_of,
+    fused_layers,
+    run_packed,
+    supports_packing,
+    uses_dropout,
+)
 
 __all__ = ["evaluation_mode", "mean_loss", "row_losses", "summed_loss"]
 
 
 def row_losses(model: nn.Module, batch: Batch) -> torch.Tensor:
     """Of each row the sum over its trained tokens of their negative log-likelihood in nats, float32 [rows], differentiable."""
-    inner = decoder_of(model)
-    if inner is None or not packable(inner):
+    inner = causal_lm_of(model)
+    if inner is None or not supports_packing(inner):
         return _padded(model, batch)
     following = functional.pad(batch.labels[:, 1:], (0, 1), value=-100)
     predicting = following != -100
-    kept, layers = _until_the_last(predicting) & batch.mask.bool(), layers_of(inner)
+    kept, layers = _until_the_last(predicting) & batch.mask.bool(), fused_layers(inner)
     # What is before the first token that predicts a trained one may be another row's as well.
-    own = predicting.int().argmax(dim=1).tolist() if layers or not drops(inner) else [0] * len(kept)
-    layout, computed = lay(batch.ids, kept, own)
-    hidden, wanted = run_rows(inner, layers, batch.ids, layout, computed, predicting), following[predicting]
+    own = predicting.int().argmax(dim=1).tolist() if layers or not uses_dropout(inner) else [0] * len(kept)
+    layout, computed = pack_sequences(batch.ids, kept, own)
+    hidden, wanted = run_packed(inner, layers, batch.ids, layout, computed, predicting), following[predicting]
     head = inner.get_output_embeddings()
-    if fusable(head):
+    if is_frozen_linear(head):
         losses = token_losses(hidden, head.weight, wanted)
     else:
         losses = functional.cross_entropy(head(hidden).float(), wanted, reduction="none")

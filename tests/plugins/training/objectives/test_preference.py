@@ -21,7 +21,7 @@ from tunery.plugins.trainers import DpoParameters
 from tunery.plugins.training import reproduce, resume
 from tunery.plugins.training.examples.batches import Example, collate, epoch_batches
 from tunery.plugins.training.examples.corpus import Corpus, read_corpus
-from tunery.plugins.training.fused import packed_rows as fused_rows
+from tunery.plugins.training.fused import padding_free
 from tunery.plugins.training.job.control import EVERY, ask
 from tunery.plugins.training.objectives.preference import Preference
 from tunery.registry import Base
@@ -112,7 +112,7 @@ def test_loss_and_gradient_are_those_of_two_models_by_the_book(
     policy, reference = models
     expected = by_the_book(policy, reference, **settings)
     if not packed:
-        monkeypatch.setattr(fused_rows, "KNOWN", set())
+        monkeypatch.setattr(padding_free, "ARCHITECTURES", set())
     objective = Preference(**settings)
     objective.prepare(reference, (PAIRS, ()), path=tmp_path / "reference.json", device=CPU, dtype=FLOAT)
     found = objective.loss(policy, collate(PAIRS, device=CPU))
