@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from tunery.gateway.engine.messages import AdapterSource
+from tunery.gateway.engine.composition import AdapterSource
 from tunery.registry.errors import ArtifactRefused
 
 __all__ = [

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 
 from tunery.gateway.engine.adapters.adapter import AdapterShape, LoadedAdapter, LowRank, TokenRows
-from tunery.gateway.engine.messages import AdapterSource
+from tunery.gateway.engine.composition import AdapterSource
 from tunery.registry.errors import ArtifactRefused, StorageFailed, TuneryError
 from tunery.registry.peft.config import AdapterConfig, decode_config, parse_config
 from tunery.registry.peft.layout import CONFIG, WEIGHTS, AdapterLayout, PairKeys, read_layout

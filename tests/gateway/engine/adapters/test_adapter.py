@@ -16,7 +16,7 @@ from tests.gateway.engine.peft_oracle import describe
 from tunery.gateway.engine.adapters.adapter import AdapterShape, LoadedAdapter
 from tunery.gateway.engine.adapters.interface import check_composition
 from tunery.gateway.engine.adapters.reader import read_adapter, read_config
-from tunery.gateway.engine.messages import AdapterSource
+from tunery.gateway.engine.composition import AdapterSource
 from tunery.registry.errors import InvalidInput, TuneryError
 
 SHAPE = AdapterShape(

@@ -11,7 +11,7 @@ import torch
 from tests.registry.artifacts import HIDDEN, make_adapter
 from tunery.gateway.engine.adapters.adapter import AdapterShape
 from tunery.gateway.engine.adapters.reader import read_adapter
-from tunery.gateway.engine.messages import AdapterSource
+from tunery.gateway.engine.composition import AdapterSource
 
 SHAPE = AdapterShape(
     {
