@@ -28,7 +28,7 @@ __all__ = ["COMMANDS"]
 @as_json
 def publish(reference: str, repo: str, private: bool, base_model: str | None, samples: bool, as_json: bool) -> None:
     """Put a version on the Hugging Face Hub: one commit, one tag, with a model card. HF_ENDPOINT is honoured."""
-    from tunery.registry.hub.transfer import publish_to_hub
+    from tunery.registry.hub.push import publish_to_hub
 
     with open_registry() as registry:
         published = publish_to_hub(
@@ -54,7 +54,7 @@ def publish(reference: str, repo: str, private: bool, base_model: str | None, sa
 @as_json
 def pull(source: str, adapter: str, base: str, alias: str | None, trust_base: bool, as_json: bool) -> None:
     """Bring a PEFT LoRA from the Hub in as the next version of ADAPTER."""
-    from tunery.registry.hub.transfer import pull_from_hub
+    from tunery.registry.hub.pull import pull_from_hub
 
     with open_registry() as registry:
         trained_on = _base(registry, base)
@@ -73,7 +73,7 @@ def pull(source: str, adapter: str, base: str, alias: str | None, trust_base: bo
 @as_json
 def import_(folder: Path, adapter: str, base: str, alias: str | None, trust_base: bool, as_json: bool) -> None:
     """Bring a local PEFT folder in as the next version of ADAPTER."""
-    from tunery.registry.hub.transfer import import_folder
+    from tunery.registry.hub.incoming import import_folder
 
     with open_registry() as registry:
         trained_on = _base(registry, base)
