@@ -69,7 +69,7 @@ def _operation(method: str, path: str, operation: dict[str, Any]) -> str:
     body = operation.get("requestBody", {}).get("content", {})
     rows = [("Takes", _type(content.get("schema", {}))) for content in body.values()]
     rows += [
-        (f"{code}", f"{escape(response.get('description') or '')} {_answer(response)}")
+        (f"{code}", f"{escape(response.get('description') or '')} {_response_types(response)}")
         for code, response in operation.get("responses", {}).items()
     ]
     table = "".join(f"<tr><th>{label}</th><td>{text}</td></tr>" for label, text in rows)
@@ -80,7 +80,7 @@ def _operation(method: str, path: str, operation: dict[str, Any]) -> str:
     )
 
 
-def _answer(response: dict[str, Any]) -> str:
+def _response_types(response: dict[str, Any]) -> str:
     return ", ".join(_type(content.get("schema", {})) for content in (response.get("content") or {}).values())
 
 

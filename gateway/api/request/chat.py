@@ -21,11 +21,22 @@ from tunery.gateway.engine.sampling_params import Constraint
 from tunery.plugins.data.render.renderer import Renderer
 from tunery.registry.errors import InvalidInput
 
-__all__ = ["read_chat"]
+__all__ = ["check_chat", "read_chat"]
 
 MAX_MESSAGES = 4096
 MAX_TEMPLATE_OPTIONS = 2**16
 """Bytes of `chat_template_kwargs` as JSON."""
+
+
+def check_chat(data: ChatRequest) -> None:
+    """Raise InvalidInput for fields of a chat request that contradict each other."""
+    if data.top_logprobs is not None and not data.logprobs:
+        raise InvalidInput("top_logprobs needs logprobs: true", param="top_logprobs")
+    if data.continue_final_message and data.add_generation_prompt:
+        raise InvalidInput(
+            "continue_final_message continues the last message, and add_generation_prompt begins a new one; send one of them",
+            param="continue_final_message",
+        )
 
 
 async def read_chat(
