@@ -1,7 +1,7 @@
 """Refuses request fields that would silently have no effect.
 
-One rule for every endpoint: a field that the request's type declares is applied, null means absent, `IGNORED` fields never change an
-answer, and a `NEUTRAL` value asks for what happens anyway. Everything else is refused by name.
+One rule for every endpoint: a field that the request's type declares is applied, null means absent, `IGNORED` fields
+never change an answer, and a `NEUTRAL` value asks for what happens anyway. Everything else is refused by name.
 """
 
 from __future__ import annotations
