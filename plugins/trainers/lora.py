@@ -17,6 +17,7 @@ from tunery.plugins.trainers.experts import has_experts, leave_out_experts
 from tunery.plugins.trainers.parameters import PEFT_NAMES, LoraParameters
 from tunery.plugins.training.trainer import LoadContext, SaveContext, load_base
 from tunery.registry.errors import InvalidInput
+from tunery.registry.peft.config import AdapterConfig
 
 __all__ = ["LoraTrainer"]
 
@@ -41,9 +42,7 @@ class LoraTrainer:
 
     def whole_weights(self, parent: Mapping[str, Any] | None) -> bool:
         """Whether the version to continue from holds whole weights beside its LoRA; they are trained too."""
-        config = parent or {}
-        whole = config.get("modules_to_save") or config.get("trainable_token_indices")
-        return bool(whole) or config.get("bias", "none") != "none"
+        return parent is not None and AdapterConfig.from_fields(parent).has_whole_weights
 
     def load(self, context: LoadContext[LoraParameters]) -> nn.Module:
         """The base with a fresh LoRA, or with that of the version to continue from."""
