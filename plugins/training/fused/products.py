@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tunery.plugins.quantization import NF4_BLOCK, unpacked
+from tunery.plugins.quantization import NF4_BLOCK, dequantize_nf4
 from tunery.plugins.training.fused.kernels import Kernels, PackedWeight, Term, load_kernels
 
 __all__ = ["Packed", "product"]
@@ -36,7 +36,7 @@ class Packed:
 
     def whole(self) -> Tensor:
         """As a tensor."""
-        weight = unpacked(self._weight)
+        weight = dequantize_nf4(self._weight)
         return weight.T if self.turned else weight
 
     @property
