@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import functools
 import html
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,13 @@ from pathlib import Path
 import grimp
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "build" / "typing"))
+"""Where tunery is one folder, which an editable install does not make it; grimp reads it from there."""
 FLOORS = ("gateway", "plugins", "registry")
 
 QUESTIONS = {
-    "Where is a LoRA delta added in a CPU step?": "tunery.gateway.engine.models.native.decoder:Decoder._call",
-    "What decides who is preempted?": "tunery.gateway.engine.scheduling.scheduler:Scheduler._victims",
+    "Where is a LoRA delta added in a CPU step?": "tunery.gateway.engine.models.native.ops.linear:LinearGroup",
+    "What decides who is preempted?": "tunery.gateway.engine.scheduling.preemption:victims_for_admission",
     "What decides which tenant is served next?": "tunery.gateway.engine.scheduling.fairness:VirtualTokenCounter",
     "Where is a version's digest computed?": "tunery.registry.versions.digest:version_digest",
     "Where is a file's digest computed?": "tunery.registry.storage.digest:file_digest",
@@ -122,7 +125,7 @@ def _is_package(module: str) -> bool:
 
 @functools.cache
 def _graph() -> grimp.ImportGraph:
-    return grimp.build_graph(*(f"tunery.{floor}" for floor in FLOORS), cache_dir=None)
+    return grimp.build_graph("tunery", cache_dir=None)
 
 
 def _file(place: str) -> str:

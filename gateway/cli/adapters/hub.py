@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import rich_click as click
 
-from tunery.gateway.cli.terminal.context import actor, open_registry, plugins, print_json, say
+from tunery.gateway.cli.terminal.context import plugins, print_json, say
 from tunery.gateway.cli.terminal.options import as_json
 from tunery.gateway.cli.terminal.tables import size_text
+from tunery.gateway.python.home import current_actor, open_registry
 
 if TYPE_CHECKING:
     from tunery.registry import Base, Version
@@ -58,7 +59,7 @@ def pull(source: str, adapter: str, base: str, alias: str | None, trust_base: bo
     with open_registry() as registry:
         trained_on = _base(registry, base)
         version = pull_from_hub(
-            registry, source, adapter, base=trained_on, actor=actor(), alias=alias, trust_base=trust_base
+            registry, source, adapter, base=trained_on, actor=current_actor(), alias=alias, trust_base=trust_base
         )
     _print_version(version, as_json)
 
@@ -77,7 +78,7 @@ def import_(folder: Path, adapter: str, base: str, alias: str | None, trust_base
     with open_registry() as registry:
         trained_on = _base(registry, base)
         version = import_folder(
-            registry, folder, adapter, base=trained_on, actor=actor(), alias=alias, trust_base=trust_base
+            registry, folder, adapter, base=trained_on, actor=current_actor(), alias=alias, trust_base=trust_base
         )
     _print_version(version, as_json)
 
