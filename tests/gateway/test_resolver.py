@@ -1,4 +1,4 @@
-"""From the name a client writes to the version that answers; never to the base by mistake."""
+"""Resolving the name that a client writes to a version; never to the base by mistake."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from huggingface_hub import constants, hf_api
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from tests.gateway.server import random_loras
+from tests.gateway.serve_process import random_loras
 from tests.hub_server import HubServer
 from tunery.registry import Base, NewVersion, Version
 from tunery.registry.hub.incoming import import_folder
