@@ -1,7 +1,6 @@
 """The documentation page at /docs: the OpenAPI document as plain HTML.
 
-Litestar's own render plugins load their scripts from a CDN; this one loads nothing, so it works without a network and
-under a strict content security policy.
+Litestar's own render plugins load their scripts from a CDN; this one loads nothing, so it also works without a network.
 """
 
 from __future__ import annotations
