@@ -10,9 +10,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.gateway.api.conftest import Served
+from tunery.gateway.engine.fake import FakeEngine
 from tunery.gateway.engine.messages import Resident, Stats
 from tunery.gateway.metrics.recorder import Metrics
-from tunery.gateway.metrics.table import MAX_ADAPTERS, OTHER
+from tunery.gateway.metrics.table import MAX_ADAPTERS, OTHER, exposed_metrics
 
 ASK = [{"role": "user", "content": "Hi"}]
 
@@ -231,6 +232,16 @@ def test_no_label_goes_to_an_adapter_nobody_uses_where_there_are_too_many() -> N
     metrics = Metrics()
     metrics.add_adapters([f"tenant/{number}" for number in range(MAX_ADAPTERS + 1)])
     assert metrics.label("late/comer") == "late/comer"
+
+
+def test_every_declared_metric_is_served_under_its_names() -> None:
+    metrics = Metrics()
+    metrics.update_engine(FakeEngine().ready, stats())
+    families = {family.name: family for family in metrics.registry.collect()}
+    for declared in exposed_metrics():
+        family = families.pop(declared.name.removesuffix("_total"))
+        assert (family.type, family.documentation) == (declared.kind, declared.help)
+    assert not families
 
 
 def test_the_documentation_has_every_metric_with_its_labels() -> None:
