@@ -23,8 +23,8 @@ from tunery.gateway.bench.report import bars_table, read_bars, read_rows, rows_t
 from tunery.gateway.bench.training import table
 from tunery.plugins import hookspecs
 from tunery.plugins.bases.architectures import EXACT, REFUSED
+from tunery.plugins.discovery import load_plugins
 from tunery.plugins.events import EVENTS
-from tunery.plugins.manager import load_plugins
 from tunery.plugins.parameters import describe_parameters
 from tunery.registry.settings import Settings
 

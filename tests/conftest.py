@@ -49,7 +49,7 @@ def tiny_base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_base(registry: Registry, tiny_base_folder: Path) -> Base:
     """The tiny base, registered as `tiny`."""
     from tunery.plugins.bases.resolve import resolve_base
-    from tunery.plugins.manager import load_plugins
+    from tunery.plugins.discovery import load_plugins
 
     return resolve_base(str(tiny_base_folder), registry=registry, plugins=load_plugins(), name="tiny")
 
@@ -65,7 +65,7 @@ def base_cache() -> Home:
 def base_folder(base_cache: Home) -> Path:
     """The real small base, SmolLM2-135M-Instruct, as safetensors."""
     from tunery.plugins.bases.resolve import resolve_base
-    from tunery.plugins.manager import load_plugins
+    from tunery.plugins.discovery import load_plugins
 
     with Registry.open(base_cache) as registry:
         return Path(resolve_base("smollm2-135m", registry=registry, plugins=load_plugins()).path)

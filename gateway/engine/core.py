@@ -1,13 +1,10 @@
-"""Owns the step: schedule, run, choose, report. Refuses to know how commands arrive or events leave."""
+"""The engine without its process: a loop of schedule, forward, sample, report."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future
 from pathlib import Path
-
-import torch
 
 from tunery.gateway.engine.adapters.interface import ServedAdapter
 from tunery.gateway.engine.adapters.residency import Residency
@@ -16,7 +13,6 @@ from tunery.gateway.engine.messages import (
     Cancel,
     Command,
     Embed,
-    Embedded,
     Event,
     Failed,
     Generate,
@@ -25,34 +21,35 @@ from tunery.gateway.engine.messages import (
     Ready,
     Sampling,
     Stats,
-    Token,
-    Tokens,
     Unload,
     Unloaded,
-    composition_title,
 )
 from tunery.gateway.engine.models.interface import Model
 from tunery.gateway.engine.models.open_model import open_model
-from tunery.gateway.engine.sampling.sampler import argmax_logsumexp, sample, score
+from tunery.gateway.engine.output_processor import OutputProcessor
+from tunery.gateway.engine.request_intake import RequestIntake
+from tunery.gateway.engine.sampling.sampler import argmax_logsumexp
 from tunery.gateway.engine.scheduling.fairness import VirtualTokenCounter
-from tunery.gateway.engine.scheduling.forward_batch import OutputRow, ScheduledTokens, build_forward_batch
+from tunery.gateway.engine.scheduling.forward_batch import ScheduledTokens, build_forward_batch
 from tunery.gateway.engine.scheduling.page_allocator import PageAllocator
 from tunery.gateway.engine.scheduling.scheduler import Scheduler
-from tunery.gateway.engine.scheduling.sequence import Sequence
 from tunery.gateway.engine.structured_output.compiler import GrammarCompiler
-from tunery.gateway.engine.structured_output.grammars import Grammars, Guide
+from tunery.gateway.engine.structured_output.grammars import Grammars
 from tunery.gateway.engine.structured_output.trial import TrialProcess
 from tunery.plugins.runtime.threads import follow_governor
-from tunery.registry.errors import ArtifactRefused, InvalidInput, StorageFailed, TuneryError
+from tunery.registry.errors import StorageFailed, TuneryError
 
 __all__ = ["EngineCore"]
 
 TOKEN_BUDGET = {"cpu": 512, "cuda": 4096}
-"""Tokens of a step: enough to keep the device busy, few enough that the next tokens of those who decode are not long in coming."""
+"""Tokens of a forward pass, by device: enough to keep it busy, few enough that decoding sequences get their next tokens soon."""
 
 
 class EngineCore:
-    """The engine without its process: give it commands, step it, and events come out through `emit`."""
+    """Give it commands, call `step` in a loop, and events come out through `emit`. Not safe for several threads.
+
+    Opens the base of `config`, which raises ArtifactRefused when it is not one that the engine serves. `clock` gives seconds.
+    """
 
     def __init__(
         self,
@@ -66,8 +63,7 @@ class EngineCore:
         self._clock = clock
         self.model, self._load_seconds = open_model(config, clock=clock)
         model: Model = self.model
-        self._reduce = model.argmax_logsumexp or argmax_logsumexp
-        self.pages = PageAllocator(model.kv_pages, reuse=config.prefix_cache)
+        self.pages = PageAllocator(model.kv_pages, prefix_caching=config.prefix_cache)
         self.residency: Residency[ServedAdapter] = Residency(
             config.adapter_budget,
             model.read_adapter,
@@ -82,11 +78,15 @@ class EngineCore:
             token_budget=config.token_budget or TOKEN_BUDGET.get(model.device.type, TOKEN_BUDGET["cuda"]),
             fairness=VirtualTokenCounter(config.tenant_weights),
         )
-        self._eos_ids = frozenset(config.eos_ids)
-        self._grammars = Grammars(Path(config.base_folder), model.vocab_size, config.eos_ids)
-        trials = TrialProcess(Path(config.base_folder), model.vocab_size, sorted(set(config.eos_ids)))
-        self._compiler = GrammarCompiler(self._grammars, trials)
-        self._compiling: dict[str, tuple[Sequence, Future[Guide]]] = {}
+        self._compiler = _open_compiler(config, model)
+        self._intake = RequestIntake(
+            self.scheduler,
+            self._compiler,
+            max_length=min(model.context_length, self.pages.capacity),
+            vocab_size=model.vocab_size,
+            eos_ids=config.eos_ids,
+        )
+        self._outputs = OutputProcessor(config, self.scheduler, model.argmax_logsumexp or argmax_logsumexp)
         self._preloads: list[Load] = []
         self._steps = 0
         self._step_tokens = 0
@@ -94,15 +94,15 @@ class EngineCore:
     @property
     def idle(self) -> bool:
         """Whether `step` would do nothing until a command comes or a load ends."""
-        return self.scheduler.idle and not (self.scheduler.waiting or self._preloads or self._compiling)
+        return self.scheduler.idle and not (self.scheduler.waiting or self._preloads or self._intake.compiling)
 
     @property
     def blocked(self) -> bool:
-        """Whether everybody waits for an adapter, so that stepping at once again would only spin."""
+        """Whether every request waits for an adapter or a grammar, so that stepping again at once would only spin."""
         return self.scheduler.idle and not self.idle
 
     def ready(self) -> Ready:
-        """What the engine says of itself once the base is in memory."""
+        """The message that the base is in memory."""
         config, model = self._config, self.model
         return Ready(
             base=config.base_name,
@@ -119,12 +119,14 @@ class EngineCore:
         )
 
     def handle(self, command: Command) -> None:
-        """Obey one command; what goes wrong is answered with Failed."""
+        """Carry out one command; errors are reported with Failed."""
         if isinstance(command, Generate | Embed):
-            self._enqueue(command)
+            try:
+                self._intake.submit(command, self._clock())
+            except TuneryError as error:
+                self._fail(command.id, error)
         elif isinstance(command, Cancel):
-            if (compiling := self._compiling.pop(command.id, None)) is not None:
-                self._compiler.cancel(compiling[1])
+            self._intake.cancel(command.id)
             sequence = self.scheduler.find(command.id)
             if sequence is not None:
                 self.scheduler.finish(sequence)
@@ -136,29 +138,33 @@ class EngineCore:
             self.report()
 
     def step(self) -> None:
-        """One turn of the loop: take in loads, admit, run the model once, and report the tokens it chose."""
+        """Take in finished loads and grammars, admit requests, run one forward pass, and report what came of it."""
         follow_governor()
         if self.residency.poll():
             self.report()
-        self._preload()
-        self._take_compiled()
+        self._poll_preloads()
+        for request_id, error in self._intake.poll():
+            self._fail(request_id, error)
         now = self._clock()
         for sequence, error in self.scheduler.admit(now):
-            self._emit(Failed(sequence.id, error.code, error.message))
-        scheduled = self.scheduler.plan(now)
+            self._fail(sequence.id, error)
+        scheduled = self.scheduler.schedule(now)
         if scheduled:
-            self._run(scheduled)
+            self._forward(scheduled)
 
     def warm_up(self) -> None:
-        """Run two tokens through the model, so that what it cannot do shows now and the first request finds it warm."""
+        """Generate two tokens, so that a base which cannot run fails now, and the first request does not find it cold.
+
+        Raises StorageFailed with the code and message of the failure.
+        """
         sampling = Sampling(max_tokens=2, temperature=0.0, ignore_eos=True)
-        events = self.answers([Generate(id="", prompt=(0,), sampling=sampling)])
+        events = self.run_requests([Generate(id="", prompt=(0,), sampling=sampling)])
         failed = next((event for event in events if isinstance(event, Failed)), None)
         if failed is not None:
             raise StorageFailed(failed.message, code=failed.code)
 
-    def answers(self, requests: Iterable[Generate]) -> list[Event]:
-        """Run `requests` together to their ends, counted nowhere, and return what would have been emitted."""
+    def run_requests(self, requests: Iterable[Generate]) -> list[Event]:
+        """Run `requests` together to their ends and return their events instead of emitting them; no counter counts them."""
         events: list[Event] = []
         emit, self._emit = self._emit, events.append
         for request in requests:
@@ -170,21 +176,21 @@ class EngineCore:
         return events
 
     def report(self) -> None:
-        """Send the state now."""
+        """Emit the engine's state."""
         self._emit(self.stats())
 
     def stats(self) -> Stats:
-        """The state now; takes the load times gathered since the last call."""
+        """The engine's state. Each load's duration is in the first Stats after it ended, and in no other."""
         residency, scheduler = self.residency, self.scheduler
         load_seconds, residency.load_seconds = residency.load_seconds, []
         return Stats(
             running=len(scheduler.running),
-            waiting=scheduler.waiting + len(self._compiling),
+            waiting=scheduler.waiting + self._intake.compiling,
             running_adapters=scheduler.running_adapters(),
             waiting_adapters=scheduler.waiting_adapters(),
             resident=residency.resident(),
             resident_bytes=residency.bytes,
-            kv_used=self.pages.used,
+            kv_used=self.pages.usage,
             steps=self._steps,
             step_tokens=self._step_tokens,
             loads=dict(residency.loads),
@@ -193,9 +199,9 @@ class EngineCore:
             hits=dict(residency.hits),
             load_seconds=load_seconds,
             ram_bytes=residency.ram_bytes,
-            preemptions=scheduler.preemptions,
-            prefix_queries=scheduler.prefix_queries,
-            prefix_hits=scheduler.prefix_hits,
+            preemptions=scheduler.stats.preemptions,
+            prefix_queries=scheduler.stats.prefix_queries,
+            prefix_hits=scheduler.stats.prefix_hits,
         )
 
     def close(self) -> None:
@@ -203,58 +209,26 @@ class EngineCore:
         self.residency.close()
         self._compiler.close()
 
-    # -- taking requests in -----------------------------------------------------------------------------------------------
+    def _forward(self, scheduled: list[ScheduledTokens]) -> None:
+        """Run the model on the scheduled tokens and emit what came of it."""
+        batch = build_forward_batch(scheduled)
+        logits, hidden = self.model.run(batch)
+        self._steps += 1
+        self._step_tokens += len(batch.tokens)
+        for item in scheduled:
+            self.scheduler.advance(item)
+        for event in self._outputs.process(scheduled, batch, logits, hidden):
+            self._emit(event)
 
-    def _enqueue(self, command: Generate | Embed) -> None:
-        try:
-            self._check(command)
-        except TuneryError as error:
-            self._emit(Failed(command.id, error.code, error.message))
-            return
-        sequence = Sequence(command, eos_ids=self._eos_ids, now=self._clock())
-        constraint = sequence.sampling.constraint
-        if constraint is None:
-            self.scheduler.add(sequence)
-        else:
-            self._compiling[sequence.id] = sequence, self._compiler.submit(sequence.tenant, constraint)
-
-    def _check(self, command: Generate | Embed) -> None:
-        """Refuse what could never run, so that it does not wait for ever."""
-        new = command.sampling.max_tokens if isinstance(command, Generate) else 1
-        most = len(command.prompt) + (new if isinstance(command, Generate) else 0)
-        if not command.prompt or new < 1:
-            raise InvalidInput("a request needs at least one prompt token and max_tokens of 1 or more")
-        if most > (limit := min(self.model.context_length, self.pages.capacity)):
-            raise InvalidInput(
-                f"This model's maximum context length is {limit} tokens. However, you requested {most} tokens "
-                f"({len(command.prompt)} in the prompt, {new} in the completion); shorten either",
-                code="context_length_exceeded",
-            )
-        beyond = [token for token in command.prompt if not 0 <= token < self.model.vocab_size]
-        if beyond:
-            raise InvalidInput(f"token {beyond[0]} is not in the vocabulary of {self.model.vocab_size}")
-
-    def _take_compiled(self) -> None:
-        """Queue the requests whose constraints are compiled."""
-        done = [sequence for sequence, future in self._compiling.values() if future.done()]
-        for sequence in done:
-            _, future = self._compiling.pop(sequence.id)
-            try:
-                sequence.guide = future.result()
-            except TuneryError as error:
-                self._emit(Failed(sequence.id, error.code, error.message))
-            else:
-                self.scheduler.add(sequence)
-
-    def _preload(self) -> None:
-        """Move asked-for loads along and answer those that are done."""
+    def _poll_preloads(self) -> None:
+        """Answer the Load commands whose adapters are resident, or cannot be."""
         pending, self._preloads = self._preloads, []
         for command in pending:
             digest = command.adapter.digest
             try:
                 adapter = self.residency.hold(command.adapter, hit=False)
             except TuneryError as error:
-                self._emit(Failed(command.id, error.code, error.message))
+                self._fail(command.id, error)
                 continue
             if adapter is None:
                 self._preloads.append(command)
@@ -264,98 +238,10 @@ class EngineCore:
             self.residency.release(digest)
             self._emit(Loaded(command.id, digest, adapter.bytes))
 
-    # -- a step -----------------------------------------------------------------------------------------------------------
-
-    def _run(self, scheduled: list[ScheduledTokens]) -> None:
-        """Run the model on the scheduled tokens, and make tokens, scores and vectors of what comes out."""
-        step = build_forward_batch(scheduled)
-        logits, hidden = self.model.run(step)
-        self._steps += 1
-        self._step_tokens += len(step.tokens)
-        for item in scheduled:
-            self.scheduler.advance(item)
-        self._score([output for output in step.logits if not output.sample], step.logits, logits)
-        self._sample([output for output in step.logits if output.sample and self._runs(output)], step.logits, logits)
-        self._pool(scheduled, step.hidden, hidden)
-
-    def _score(self, wanted: list[OutputRow], outputs: tuple[OutputRow, ...], logits: torch.Tensor) -> None:
-        if not wanted:
-            return
-        tokens = [output.sequence.tokens[output.position + 1] for output in wanted]
-        counts = [output.sequence.sampling.prompt_logprobs for output in wanted]
-        for output, one in zip(wanted, score(_of(wanted, outputs, logits), tokens, counts, self._reduce), strict=True):
-            if one is not None:
-                output.sequence.scores.append(one)
-            elif self._runs(output):
-                self._fail(output.sequence)
-
-    def _sample(self, wanted: list[OutputRow], outputs: tuple[OutputRow, ...], logits: torch.Tensor) -> None:
-        if not wanted:
-            return
-        sequences = [output.sequence for output in wanted]
-        choices = sample(_of(wanted, outputs, logits), sequences, self._reduce)
-        tokens = []
-        for sequence, choice in zip(sequences, choices, strict=True):
-            if choice is None:
-                self._fail(sequence)
-                continue
-            first = not sequence.output
-            finish = sequence.append(choice.token)
-            if sequence.guide is not None and finish is None and sequence.guide.failure:
-                self._emit(Failed(sequence.id, "invalid_constraint", sequence.guide.failure))
-                self.scheduler.finish(sequence)
-                continue
-            extra = (sequence.cached, tuple(sequence.scores)) if first else ()
-            tokens.append(Token(sequence.id, choice.token, choice.logprob, finish, choice.top, *extra))
-            if finish is not None:
-                self.scheduler.finish(sequence)
-        self._emit(Tokens(tokens))
-
-    def _pool(self, scheduled: list[ScheduledTokens], outputs: tuple[OutputRow, ...], hidden: torch.Tensor) -> None:
-        """Add the hidden states up, and answer the embeddings that are complete."""
-        for output, row in zip(outputs, hidden, strict=True):
-            before = output.sequence.pooled
-            output.sequence.pooled = row.double() if before is None else before + row.double()
-        for item in scheduled:
-            sequence = item.sequence
-            if sequence.pooling is None or sequence.left or sequence.pooled is None:
-                continue
-            count = sequence.prompt_length if sequence.pooling == "mean" else 1
-            if not sequence.pooled.isfinite().all():
-                self._fail(sequence)
-                continue
-            self._emit(Embedded(sequence.id, (sequence.pooled / count).tolist()))
-            self.scheduler.finish(sequence)
-
-    def _runs(self, output: OutputRow) -> bool:
-        """Whether an output's sequence has not ended in this step."""
-        return self.scheduler.find(output.sequence.id) is output.sequence
-
-    def _fail(self, sequence: Sequence) -> None:
-        """End a sequence whose numbers are not finite: its adapters', or else the base's own fault."""
-        error = _not_finite(composition_title(sequence.composition), self._config)
-        self._emit(Failed(sequence.id, error.code, error.message))
-        self.scheduler.finish(sequence)
+    def _fail(self, request_id: str, error: TuneryError) -> None:
+        self._emit(Failed(request_id, error.code, error.message))
 
 
-def _not_finite(adapters: str, config: EngineConfig) -> TuneryError:
-    """The error of a request whose logits or hidden states are NaN or infinite."""
-    if adapters:
-        return ArtifactRefused(
-            f"{adapters} gives numbers that are not finite (NaN or infinity) on this base in {config.dtype}: its weights, its "
-            "lora_alpha or the weights of the composition are too large; publish another version",
-            code="nonfinite_output",
-        )
-    return StorageFailed(
-        f"the base {config.base_name} by itself gives numbers that are not finite (NaN or infinity) in {config.dtype}: its files "
-        "are damaged, or too large for that format; take it in again, or serve with --dtype float32",
-        code="base_nonfinite",
-    )
-
-
-def _of(wanted: list[OutputRow], outputs: tuple[OutputRow, ...], logits: torch.Tensor) -> torch.Tensor:
-    """The rows of `logits`, one per element of `outputs`, that belong to `wanted`."""
-    if len(wanted) == len(outputs):
-        return logits
-    places = {id(output): index for index, output in enumerate(outputs)}
-    return logits[torch.tensor([places[id(output)] for output in wanted], device=logits.device)]
+def _open_compiler(config: EngineConfig, model: Model) -> GrammarCompiler:
+    folder, eos_ids = Path(config.base_folder), sorted(set(config.eos_ids))
+    return GrammarCompiler(Grammars(folder, model.vocab_size, eos_ids), TrialProcess(folder, model.vocab_size, eos_ids))

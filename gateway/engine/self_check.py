@@ -139,7 +139,7 @@ def _ask(core: EngineCore, prompts: Sequence[tuple[int, ...]]) -> list[list[floa
     sampling = Sampling(max_tokens=1, temperature=0.0, ignore_eos=True, prompt_logprobs=0)
     room = core.model.context_length - 1
     requests = [Generate(id=str(at), prompt=prompt[:room], sampling=sampling) for at, prompt in enumerate(prompts)]
-    events: list[Event] = core.answers(requests)
+    events: list[Event] = core.run_requests(requests)
     failed = [event.message for event in events if isinstance(event, Failed)]
     if failed:
         raise ArtifactRefused(f"the base cannot be compared with transformers: {failed[0]}", code="unsupported_base")

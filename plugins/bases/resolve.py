@@ -14,8 +14,9 @@ from pathlib import Path
 
 from tunery.plugins.bases.architectures import refuse_folder
 from tunery.plugins.bases.validation import check_base
+from tunery.plugins.descriptors import load_entrypoint
 from tunery.plugins.hookspecs import BaseSource
-from tunery.plugins.manager import Plugins, load_entrypoint
+from tunery.plugins.manager import Plugins
 from tunery.registry import Base
 from tunery.registry.base_files import base_digest, changed_files
 from tunery.registry.errors import NotFound, StorageFailed, TuneryError, Unavailable, UnknownName, disk_code

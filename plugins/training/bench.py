@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from tunery.plugins.data.render.renderer import Renderer
+from tunery.plugins.descriptors import load_entrypoint
 from tunery.plugins.events import StepCompleted
-from tunery.plugins.manager import Plugins, load_entrypoint
+from tunery.plugins.manager import Plugins
 from tunery.plugins.parameters import read_parameters
 from tunery.plugins.runtime.memory import peak_memory
 from tunery.plugins.training.examples.corpus import read_corpus

@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tunery.gateway.gates import GATES
+from tunery.plugins.discovery import load_plugins
 from tunery.plugins.events import Failed, GateAnswered, JobEvent
-from tunery.plugins.manager import load_plugins
-from tunery.plugins.testing import TrainerBench
+from tunery.plugins.testing import TrainerHarness
 from tunery.plugins.training import load_base, resume
 from tunery.plugins.training.examples.batches import Example
 from tunery.plugins.training.gates import GateRequest, GateResult, GatesFailed, run_gates
@@ -28,8 +28,8 @@ NAMES = [gate.name for gate in GATES]
 Edit = Callable[[dict[str, torch.Tensor]], None]
 
 
-def made(folder: Path, trainer: str, **values: Any) -> TrainerBench:
-    return TrainerBench(folder, trainer, values, load_plugins(allow=()))
+def made(folder: Path, trainer: str, **values: Any) -> TrainerHarness:
+    return TrainerHarness(folder, trainer, values, load_plugins(allow=()))
 
 
 class Judged:

@@ -12,7 +12,7 @@ import pytest
 
 from tests.gateway.server import TINY, Process, served
 from tunery.plugins.bases.resolve import resolve_base
-from tunery.plugins.manager import load_plugins
+from tunery.plugins.discovery import load_plugins
 from tunery.registry.home import Home
 from tunery.registry.registry import Registry
 

@@ -29,7 +29,7 @@ from tunery.gateway.resolver import Resolver
 from tunery.gateway.serve import serve
 from tunery.plugins.bases.resolve import resolve_base
 from tunery.plugins.data.render.renderer import Renderer
-from tunery.plugins.manager import load_plugins
+from tunery.plugins.discovery import load_plugins
 from tunery.registry.errors import Unavailable
 from tunery.registry.home import Home
 from tunery.registry.registry import Registry

@@ -11,9 +11,11 @@ from typing import Any
 import click
 import pytest
 
+from tunery.plugins.descriptors import load_entrypoint
+from tunery.plugins.discovery import load_plugins
 from tunery.plugins.events import CheckpointSaved, JobEvent
 from tunery.plugins.hookspecs import API_VERSION, BaseSource, FormatInfo, TrainerInfo, hookimpl
-from tunery.plugins.manager import Plugins, load_entrypoint, load_plugins
+from tunery.plugins.manager import Plugins
 from tunery.plugins.parameters import TrainingParameters, read_parameters
 from tunery.registry import Job
 from tunery.registry.errors import InvalidInput, UnknownName
@@ -232,7 +234,7 @@ def test_order_is_ours_first_then_by_name_and_a_package_counts_once(monkeypatch:
         _Distribution("tunery", _Entry("core", registering(trainer("lora")))),
         _Distribution("Alpha", _Entry("stale", SystemExit())),
     ]
-    monkeypatch.setattr("tunery.plugins.manager.distributions", lambda: found)
+    monkeypatch.setattr("tunery.plugins.discovery.distributions", lambda: found)
     plugins = load_plugins()
     assert [record.name for record in plugins.records()] == ["core", "a", "z"]
     assert "trainer 'lora' is already registered by 'core'" in str(plugins.records()[2].error)
@@ -240,7 +242,7 @@ def test_order_is_ours_first_then_by_name_and_a_package_counts_once(monkeypatch:
 
 def test_the_allow_list_keeps_others_out_and_names_what_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     distribution = _Distribution("their-dist", _Entry("theirs", types.SimpleNamespace()))
-    monkeypatch.setattr("tunery.plugins.manager.distributions", lambda: [distribution])
+    monkeypatch.setattr("tunery.plugins.discovery.distributions", lambda: [distribution])
     monkeypatch.setenv("TUNERY_PLUGINS", "")
     assert load_plugins().records() == []
     monkeypatch.setenv("TUNERY_PLUGINS", "thiers")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tunery.gateway.engine.models.quantize import _NF4, nf4_codes
+from tunery.gateway.engine.models.quantize import NORMAL_FLOATS, nf4_codes
 from tunery.plugins.quantization import unpacked
 
 
@@ -16,5 +16,5 @@ def test_rows_that_are_no_whole_blocks_are_unpacked_rightly(shape: tuple[int, in
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     packed = Params4bit(weight.clone(), requires_grad=False, quant_type="nf4", compress_statistics=True).to("cpu")
     codes, maxima = nf4_codes(weight)
-    exact = torch.tensor(_NF4)[codes.long()].view(-1) * maxima.repeat_interleave(64)
+    exact = torch.tensor(NORMAL_FLOATS)[codes.long()].view(-1) * maxima.repeat_interleave(64)
     torch.testing.assert_close(unpacked(packed), exact.view(shape))

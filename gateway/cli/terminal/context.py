@@ -27,7 +27,7 @@ def open_registry(*, scarce: bool = False) -> Registry:
 
 def plugins() -> Plugins:
     """Every plugin that is installed and allowed."""
-    from tunery.plugins.manager import load_plugins
+    from tunery.plugins.discovery import load_plugins
 
     return load_plugins()
 

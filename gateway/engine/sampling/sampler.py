@@ -14,7 +14,7 @@ import torch
 
 from tunery.gateway.engine.messages import Sampling, Score, TopToken
 from tunery.gateway.engine.scheduling.sequence import Sequence
-from tunery.gateway.engine.structured_output.grammars import apply_masks
+from tunery.gateway.engine.structured_output.guide import apply_masks
 
 __all__ = ["Choice", "Reduction", "argmax_logsumexp", "sample", "score"]
 

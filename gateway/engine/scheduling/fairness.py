@@ -1,8 +1,8 @@
-"""Owns who has had how much of the engine, and so whose turn it is; refuses to know what is done in a turn.
+"""Fairness between tenants: a virtual token counter (VTC) that decides whose request comes next.
 
-The virtual token counter of "Fairness in Serving Large Language Models" (arXiv 2401.00588): every tenant pays for the tokens it is
-served, divided by its weight, and the one that has paid least comes first. Whoever was away comes back at the level of those who
-stayed, so that nobody saves up. Waiting counts too, so that no request waits for ever.
+From "Fairness in Serving Large Language Models" (arXiv 2401.00588): every tenant is charged for the tokens that it is served,
+divided by its weight, and the tenant that was charged least comes first. A tenant that comes back starts at the level of those
+that stayed, so idle time cannot be saved up. Beyond the paper, waiting counts too, so that no request waits for ever.
 """
 
 from __future__ import annotations
@@ -12,45 +12,45 @@ from collections.abc import Iterable, Mapping
 __all__ = ["VirtualTokenCounter"]
 
 PROMPT_TOKEN, OUTPUT_TOKEN = 1.0, 2.0
-"""What a token costs: an output token takes a step of its own."""
+"""Virtual tokens charged for one token: an output token needs a forward pass of its own."""
 
-AGEING = 20.0
-"""Tokens by which a second of waiting brings a request forward."""
+AGING_RATE = 20.0
+"""Virtual tokens by which one second of waiting moves a request forward."""
 
 
 class VirtualTokenCounter:
-    """The counters, in virtual tokens. A tenant without an entry in `weights` has weight 1."""
+    """One counter for each tenant, in virtual tokens. A tenant that `weights` does not name has weight 1."""
 
     def __init__(self, weights: Mapping[str, float] | None = None) -> None:
         self._weights = dict(weights or {})
-        self._paid: dict[str, float] = {}
+        self._counters: dict[str, float] = {}
 
     def weight(self, tenant: str) -> float:
-        """A tenant's share in proportion to the others'."""
+        """A tenant's share of the engine, relative to the other tenants' weights."""
         return self._weights.get(tenant, 1.0)
 
-    def arrive(self, tenant: str, active: Iterable[str]) -> None:
-        """A tenant that was away has a request; `active` are the tenants that wait or run."""
-        level = min((self._paid.get(other, 0.0) for other in active), default=0.0)
-        self._paid[tenant] = max(self._paid.get(tenant, 0.0), level)
+    def counter(self, tenant: str) -> float:
+        """Virtual tokens that a tenant has been charged."""
+        return self._counters.get(tenant, 0.0)
 
-    def leave(self, tenant: str, active: Iterable[str]) -> None:
-        """A tenant's last request is done. When nobody is left, the counters start anew."""
+    def arrive(self, tenant: str, active: Iterable[str]) -> None:
+        """Lift the counter of a tenant that had no request to the lowest of the `active` tenants, which wait or run."""
+        level = min((self.counter(other) for other in active), default=0.0)
+        self._counters[tenant] = max(self.counter(tenant), level)
+
+    def leave(self, active: Iterable[str]) -> None:
+        """A tenant's last request is done; when no tenant is `active` any more, reset all counters."""
         if not any(True for _ in active):
-            self._paid.clear()
+            self._counters.clear()
 
     def charge(self, tenant: str, *, prompt: int = 0, output: int = 0) -> None:
-        """A tenant is served tokens."""
+        """Charge a tenant for the prompt and output tokens it was served."""
         cost = (PROMPT_TOKEN * prompt + OUTPUT_TOKEN * output) / self.weight(tenant)
-        self._paid[tenant] = self._paid.get(tenant, 0.0) + cost
+        self._counters[tenant] = self.counter(tenant) + cost
 
-    def paid(self, tenant: str) -> float:
-        """What a tenant has paid."""
-        return self._paid.get(tenant, 0.0)
+    def priority(self, tenant: str, waited: float, *, uncharged: int = 0) -> float:
+        """The priority of a tenant's request that has waited `waited` seconds; the lowest value comes first.
 
-    def turn(self, tenant: str, waited: float, *, ahead: int = 0) -> float:
-        """The place in the order of a request that has waited so many seconds; the smallest comes first.
-
-        `ahead` are prompt tokens for which the tenant will pay before it comes to this request.
+        `uncharged` are prompt tokens of the tenant's running requests, for which it will be charged before this one.
         """
-        return self.paid(tenant) + PROMPT_TOKEN * ahead / self.weight(tenant) - AGEING * waited
+        return self.counter(tenant) + PROMPT_TOKEN * uncharged / self.weight(tenant) - AGING_RATE * waited

@@ -1,7 +1,7 @@
-"""Owns the description of one forward pass; refuses to know about requests or queues.
+"""ForwardBatch: what one forward pass computes, as the scheduler describes it and every model reads it.
 
-All tokens of a step lie in one row of length T, sorted by adapter, so that each adapter's tokens are one slice. Models take the
-description as it is; nothing in it is a tensor, so that a step can be laid out while the device still works.
+The tokens of all scheduled sequences form one dimension of length T, without padding, sorted by composition so that the rows of
+each adapter are contiguous. Nothing here is a tensor, so that a batch can be built while the device still computes.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ __all__ = ["OutputRow", "ScheduledTokens", "Segment", "Span", "ForwardBatch", "b
 
 @dataclass(frozen=True, slots=True)
 class ScheduledTokens:
-    """`count` more tokens of a running sequence go through the model in the next step."""
+    """The next `count` uncomputed tokens of a running sequence: one in decode, a chunk of the prompt in prefill."""
 
     sequence: Sequence
     count: int
 
     @property
     def completes(self) -> bool:
-        """Whether the step reaches the sequence's last known token, so that the next one can be chosen."""
-        return self.sequence.left == self.count
+        """Whether this reaches the sequence's last known token, so that the next one can be sampled."""
+        return self.sequence.uncomputed == self.count
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Rows `start:end` run through `adapter`, of the model's own kind, at `weight`; rows in no segment are the bare base's.
+    """Rows `start:end` use `adapter` (what the model's `place_adapter` returned) with this weight.
 
-    A composition has several segments over the same rows, one after the other.
+    Rows in no segment use the base model alone; those of a composition are in one segment for each of its adapters.
     """
 
     start: int
@@ -50,7 +50,10 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Rows `start:end` are the newest tokens of one sequence whose `length` tokens, them included, lie in `pages`."""
+    """Rows `start:end` are the newest of a sequence's `length` tokens.
+
+    `pages`, int32 [ceil(length / PAGE_SIZE)], is its page table (block table): where all its keys and values are in the KV cache.
+    """
 
     start: int
     end: int
@@ -60,9 +63,10 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class OutputRow:
-    """What is made of output row `row` (of T): the logits after token `position` of the sequence, or its hidden state.
+    """A row (of T) whose logits or final hidden state are wanted: the one of the sequence's token at `position`.
 
-    `sample` rows choose the next token; the others with logits score the prompt's token at `position + 1`.
+    With `sample`, its logits choose the next token; otherwise they give the log-probability of the prompt's token at
+    `position + 1`.
     """
 
     sequence: Sequence
@@ -73,11 +77,11 @@ class OutputRow:
 
 @dataclass(frozen=True, slots=True)
 class ForwardBatch:
-    """One forward pass over T rows.
+    """One forward pass over T tokens.
 
-    `tokens`, `positions` and `slots` (where each row's key and value go) are int64 [T]. `logits` are the rows whose logits are
-    wanted and `hidden` those whose final hidden states are, in this order the R outputs; `segments` index rows,
-    `output_segments` index the logits' rows.
+    `tokens`, `positions` and `slots` are int64 [T]; a row's key and value go to its slot, page * PAGE_SIZE + offset. `logits`
+    are the rows whose logits are wanted, `hidden` those whose final hidden states are; in this order they are the R output
+    rows. `segments` index the T rows, `output_segments` the rows of `logits`.
     """
 
     tokens: NDArray[np.int64]
@@ -91,12 +95,12 @@ class ForwardBatch:
 
     @property
     def rows(self) -> NDArray[np.int64]:
-        """The rows of the outputs, int64 [R]."""
+        """The indices (of T) of the output rows, int64 [R]."""
         return np.array([output.row for output in (*self.logits, *self.hidden)], dtype=np.int64)
 
 
 def build_forward_batch(scheduled: list[ScheduledTokens]) -> ForwardBatch:
-    """The step over `scheduled`, which is sorted by digest."""
+    """Describe the forward pass over `scheduled`, which is sorted by the sequences' digests."""
     tokens: list[int] = []
     spans: list[Span] = []
     positions, slots = [], []
@@ -106,13 +110,13 @@ def build_forward_batch(scheduled: list[ScheduledTokens]) -> ForwardBatch:
         sequence, start = item.sequence, len(tokens)
         begin, end = sequence.computed, sequence.computed + item.count
         pages = np.array(sequence.pages, dtype=np.int32)
-        own = np.arange(begin, end, dtype=np.int64)
+        places = np.arange(begin, end, dtype=np.int64)
         tokens += sequence.tokens[begin:end]
-        positions.append(own)
-        slots.append(pages[own // PAGE_SIZE].astype(np.int64) * PAGE_SIZE + own % PAGE_SIZE)
+        positions.append(places)
+        slots.append(pages[places // PAGE_SIZE].astype(np.int64) * PAGE_SIZE + places % PAGE_SIZE)
         spans.append(Span(start, len(tokens), end, pages))
         outputs = hidden if sequence.pooling else logits
-        outputs += _outputs(item, start, begin, end)
+        outputs += _output_rows(item, start)
     return ForwardBatch(
         tokens=np.array(tokens, dtype=np.int64),
         positions=np.concatenate(positions),
@@ -125,31 +129,31 @@ def build_forward_batch(scheduled: list[ScheduledTokens]) -> ForwardBatch:
     )
 
 
-def _outputs(item: ScheduledTokens, start: int, begin: int, end: int) -> list[OutputRow]:
-    """The rows of one sequence that something is made of."""
-    sequence = item.sequence
+def _output_rows(item: ScheduledTokens, start: int) -> list[OutputRow]:
+    """The output rows of one sequence, whose first scheduled token is row `start`."""
+    sequence, begin, end = item.sequence, item.sequence.computed, item.sequence.computed + item.count
     if sequence.pooling == "mean":
-        wanted: Iterable[int] = range(begin, end)
+        positions: Iterable[int] = range(begin, end)
     elif sequence.sampling.prompt_logprobs is not None:
-        wanted = range(max(begin, len(sequence.scores)), min(end, sequence.prompt_length - 1))
+        positions = range(max(begin, len(sequence.prompt_logprobs)), min(end, sequence.prompt_length - 1))
     else:
-        wanted = ()
-    rows = [OutputRow(sequence, start + position - begin, position, sample=False) for position in wanted]
+        positions = ()
+    rows = [OutputRow(sequence, start + position - begin, position, sample=False) for position in positions]
     if item.completes and sequence.pooling != "mean":
         rows.append(OutputRow(sequence, start + item.count - 1, end - 1, sample=True))
     return rows
 
 
 def _segments(rows: Iterable[tuple[Sequence, int]]) -> tuple[Segment, ...]:
-    """Merge neighbours with the same adapters into segments."""
+    """Merge neighbouring rows, given as (sequence, count), that have the same composition into segments."""
     runs: list[tuple[Sequence, int, int]] = []
-    at = 0
+    row = 0
     for sequence, count in rows:
         if runs and runs[-1][0].digest == sequence.digest:
-            runs[-1] = (runs[-1][0], runs[-1][1], at + count)
+            runs[-1] = (runs[-1][0], runs[-1][1], row + count)
         else:
-            runs.append((sequence, at, at + count))
-        at += count
+            runs.append((sequence, row, row + count))
+        row += count
     return tuple(
         Segment(start, end, adapter, weight)
         for sequence, start, end in runs

@@ -1,8 +1,9 @@
-"""Owns which pages of the key-value memory are free, used, or kept for their prefix; refuses to know what is stored in them.
+"""The page allocator of the KV cache, with prefix caching: which pages are free, held, or kept for their prefix.
 
-Pages of PAGE_SIZE tokens, as in PagedAttention (arXiv 2309.06180). A page whose tokens are all known has a key: a digest of the adapter's
-identity and of every token up to its end. Nobody's page with a key stays until its room is needed, so that whoever comes with the same
-beginning on the same adapter shares it. Page 0 is a scratch page that nobody owns.
+Pages hold PAGE_SIZE tokens each, as in PagedAttention (arXiv 2309.06180). A page whose tokens are all known has a key: a hash of
+the composition it was computed on and of every token up to its end. A page with a key that nobody holds is kept until its room
+is needed, so that a request with the same beginning on the same adapters can share it. Page 0 is a scratch page and is never
+allocated.
 """
 
 from __future__ import annotations
@@ -12,38 +13,38 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
 
-__all__ = ["PAGE_SIZE", "PageAllocator", "next_key", "pages_for", "prefix_keys"]
+__all__ = ["PAGE_SIZE", "PageAllocator", "next_page_key", "pages_for", "prefix_keys"]
 
 PAGE_SIZE = 16
 """Tokens of a page; the native kernels are compiled for this many (PAGE in their C sources)."""
 
 
 def pages_for(tokens: int) -> int:
-    """How many pages `tokens` need."""
+    """How many pages `tokens` tokens need."""
     return -(-tokens // PAGE_SIZE)
 
 
-def next_key(before: bytes, tokens: Sequence[int]) -> bytes:
-    """The key of the page with `tokens` that follows the page with the key `before`."""
-    return hashlib.blake2b(before + array("q", tokens).tobytes(), digest_size=16).digest()
+def next_page_key(previous: bytes, tokens: Sequence[int]) -> bytes:
+    """The key, 16 bytes, of the page with `tokens` that follows the page with key `previous`."""
+    return hashlib.blake2b(previous + array("q", tokens).tobytes(), digest_size=16).digest()
 
 
-def prefix_keys(identity: str, tokens: Sequence[int]) -> list[bytes]:
-    """The keys of all whole pages of `tokens`, computed on the adapters that `identity` stands for."""
+def prefix_keys(digest: str, tokens: Sequence[int]) -> list[bytes]:
+    """The keys of all whole pages of `tokens`, computed on the composition with this digest."""
     keys: list[bytes] = []
-    before = identity.encode()
+    previous = digest.encode()
     for start in range(0, len(tokens) - PAGE_SIZE + 1, PAGE_SIZE):
-        before = next_key(before, tokens[start : start + PAGE_SIZE])
-        keys.append(before)
+        previous = next_page_key(previous, tokens[start : start + PAGE_SIZE])
+        keys.append(previous)
     return keys
 
 
 class PageAllocator:
-    """`count` pages, numbered from 1. `reuse` False forgets every page when its last holder leaves."""
+    """`count` pages, numbered from 1. Without `prefix_caching`, a page is forgotten when its last holder releases it."""
 
-    def __init__(self, count: int, *, reuse: bool = True) -> None:
+    def __init__(self, count: int, *, prefix_caching: bool = True) -> None:
         self.count = count
-        self.reuse = reuse
+        self.prefix_caching = prefix_caching
         self._free = list(range(count, 0, -1))
         self._holders = [0] * (count + 1)
         self._key_of: dict[int, bytes] = {}
@@ -52,61 +53,61 @@ class PageAllocator:
 
     @property
     def capacity(self) -> int:
-        """Tokens that fit in all."""
+        """Tokens that fit into all pages."""
         return self.count * PAGE_SIZE
 
     @property
-    def used(self) -> float:
-        """Share of the pages that somebody holds, 0 to 1."""
+    def usage(self) -> float:
+        """Share of the pages that are held, 0 to 1."""
         return 1 - self.available / self.count
 
     @property
     def available(self) -> int:
-        """Pages that `take` could give now."""
+        """Pages that `allocate` could give now: free ones and those kept for their prefix."""
         return len(self._free) + len(self._kept)
 
-    def take(self, count: int) -> list[int]:
-        """Hold `count` new pages, the longest unused kept ones last; the caller has looked at `available`."""
-        taken = []
+    def allocate(self, count: int) -> list[int]:
+        """Hold `count` new pages, evicting the least recently used kept ones if need be; at most `available`."""
+        pages = []
         for _ in range(count):
-            page = self._free.pop() if self._free else self._forget_oldest()
+            page = self._free.pop() if self._free else self._evict_oldest()
             self._holders[page] = 1
-            taken.append(page)
-        return taken
+            pages.append(page)
+        return pages
 
-    def find(self, keys: Sequence[bytes]) -> list[int]:
-        """The pages of the longest known beginning of `keys`; they are not held yet."""
-        found = []
+    def find_prefix(self, keys: Sequence[bytes]) -> list[int]:
+        """The cached pages of the longest known prefix of `keys`; `share` holds them."""
+        pages = []
         for key in keys:
             page = self._page_of.get(key)
             if page is None:
                 break
-            found.append(page)
-        return found
+            pages.append(page)
+        return pages
 
-    def idle(self, pages: Sequence[int]) -> int:
-        """How many of `pages` nobody holds, so that sharing them leaves fewer `available`."""
+    def count_unheld(self, pages: Sequence[int]) -> int:
+        """How many of `pages` nobody holds: sharing them leaves that many fewer `available`."""
         return sum(self._holders[page] == 0 for page in pages)
 
-    def sole(self, pages: Sequence[int]) -> int:
-        """How many of `pages` have one holder, so that releasing them leaves more `available`."""
+    def count_held_once(self, pages: Sequence[int]) -> int:
+        """How many of `pages` have a single holder: its releasing them makes that many more `available`."""
         return sum(self._holders[page] == 1 for page in pages)
 
     def share(self, pages: Sequence[int]) -> None:
-        """Hold pages that `find` returned."""
+        """Hold pages that `find_prefix` returned."""
         for page in pages:
             if self._holders[page] == 0:
                 del self._kept[page]
             self._holders[page] += 1
 
     def publish(self, page: int, key: bytes) -> None:
-        """Say what a held page contains; the first page with a key keeps it."""
-        if self.reuse and key not in self._page_of and page not in self._key_of:
+        """Enter a held page whose tokens are all computed into the prefix cache; the first page with a key stays."""
+        if self.prefix_caching and key not in self._page_of and page not in self._key_of:
             self._page_of[key] = page
             self._key_of[page] = key
 
     def release(self, pages: Sequence[int]) -> None:
-        """Stop holding pages, given in the order of their tokens; the end of a prefix is forgotten before its beginning."""
+        """Stop holding pages, given in the order of their tokens; the end of a prefix is evicted before its beginning."""
         for page in reversed(pages):
             self._holders[page] -= 1
             if self._holders[page] == 0:
@@ -115,7 +116,7 @@ class PageAllocator:
                 else:
                     self._free.append(page)
 
-    def _forget_oldest(self) -> int:
+    def _evict_oldest(self) -> int:
         page, _ = self._kept.popitem(last=False)
         del self._page_of[self._key_of.pop(page)]
         return page

@@ -1,4 +1,4 @@
-"""Owns the line of each tenant's waiting sequences and the order in which they are looked at; refuses to start any."""
+"""The waiting queue: one queue for each tenant, visited in the order of priority."""
 
 from __future__ import annotations
 
@@ -13,46 +13,48 @@ __all__ = ["WaitingQueue"]
 
 
 class WaitingQueue:
-    """A line per tenant: within one, the first comes first; between them, `fairness` decides."""
+    """Waiting sequences: first come, first served within a tenant; between tenants, `fairness` decides."""
 
     def __init__(self, fairness: VirtualTokenCounter) -> None:
         self._fairness = fairness
-        self._lines: dict[str, deque[Sequence]] = {}
+        self._queues: dict[str, deque[Sequence]] = {}
 
     def __iter__(self) -> Iterator[Sequence]:
-        for line in self._lines.values():
-            yield from line
+        for queue in self._queues.values():
+            yield from queue
 
     def add(self, sequence: Sequence, *, first: bool = False) -> None:
-        """Put a sequence at the end of its tenant's line, or in front."""
-        line = self._lines.setdefault(sequence.tenant, deque())
+        """Append a sequence to its tenant's queue, or put it in front."""
+        queue = self._queues.setdefault(sequence.tenant, deque())
         if first:
-            line.appendleft(sequence)
+            queue.appendleft(sequence)
         else:
-            line.append(sequence)
+            queue.append(sequence)
 
     def remove(self, sequence: Sequence) -> None:
-        """Take a sequence out of its line."""
-        line = self._lines[sequence.tenant]
-        line.remove(sequence)
-        if not line:
-            del self._lines[sequence.tenant]
+        """Take a sequence out of its tenant's queue."""
+        queue = self._queues[sequence.tenant]
+        queue.remove(sequence)
+        if not queue:
+            del self._queues[sequence.tenant]
 
-    def in_turn(self, now: float, ahead: Mapping[str, int], closed: Container[str]) -> Iterator[Sequence]:
-        """Everybody who waits now, whose turn it is first; of tenants that are `closed`, no more.
+    def by_priority(self, now: float, uncharged: Mapping[str, int], closed: Container[str]) -> Iterator[Sequence]:
+        """Visit every sequence that waits now, highest priority first, and no more of a tenant once it is in `closed`.
 
-        `ahead` are the tokens of its running prompts that a tenant will yet pay for. Both are looked at whenever the next is taken.
+        `uncharged` counts each tenant's tokens that will yet be charged for its running sequences. Both are read anew before
+        each step of the iteration, so the caller may change them.
         """
-        lines = {tenant: deque(line) for tenant, line in self._lines.items()}
+        queues = {tenant: deque(queue) for tenant, queue in self._queues.items()}
 
-        def place(tenant: str) -> tuple[float, float, str]:
-            since = lines[tenant][0].since
-            return self._fairness.turn(tenant, now - since, ahead=ahead.get(tenant, 0)), since, tenant
+        def key(tenant: str) -> tuple[float, float, str]:
+            since = queues[tenant][0].since
+            priority = self._fairness.priority(tenant, now - since, uncharged=uncharged.get(tenant, 0))
+            return priority, since, tenant
 
-        order = [place(tenant) for tenant in lines]
-        heapq.heapify(order)
-        while order:
-            *_, tenant = heapq.heappop(order)
-            yield lines[tenant].popleft()
-            if lines[tenant] and tenant not in closed:
-                heapq.heappush(order, place(tenant))
+        heap = [key(tenant) for tenant in queues]
+        heapq.heapify(heap)
+        while heap:
+            *_, tenant = heapq.heappop(heap)
+            yield queues[tenant].popleft()
+            if queues[tenant] and tenant not in closed:
+                heapq.heappush(heap, key(tenant))

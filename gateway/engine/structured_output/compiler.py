@@ -1,5 +1,8 @@
-"""Compiling the grammars of requests beside the step: each is tried in a process with limits first, tenants take turns, equal
-grammars are compiled once, and what nobody waits for any more is given up."""
+"""Compiling the grammars of requests on threads, beside the forward passes.
+
+Each grammar is tried in a process with limits first, tenants take turns, equal grammars are compiled once, and one that nobody
+waits for any more is given up.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from tunery.gateway.engine.messages import Constraint
-from tunery.gateway.engine.structured_output.grammars import Grammars, Guide
+from tunery.gateway.engine.structured_output.grammars import Grammars
+from tunery.gateway.engine.structured_output.guide import Guide
 from tunery.gateway.engine.structured_output.trial import Trial, TrialProcess
 from tunery.registry.errors import InvalidInput, TuneryError, Unavailable
 
@@ -19,15 +23,15 @@ __all__ = ["GrammarCompiler"]
 log = logging.getLogger("tunery.engine")
 
 WORKERS, PER_TENANT = 8, 4
-"""Grammars compiled at once: in all, and of one tenant. Beside hostile ones a common one takes its milliseconds; behind them it would
-wait for seconds."""
-REFUSED = 256
+"""Grammars compiled at once: in all, and for one tenant. Next to hostile grammars a common one takes milliseconds; queued behind
+them it would wait for seconds."""
+MAX_REFUSED = 256
 """Grammars that cannot be compiled, remembered with their errors."""
 
 
 @dataclass(eq=False)
 class _Job:
-    """A grammar on its way, and who waits for it."""
+    """A grammar to be compiled, and the futures that wait for it."""
 
     constraint: Constraint
     tenant: str
@@ -36,7 +40,7 @@ class _Job:
 
     @property
     def wanted(self) -> bool:
-        """Whether anybody still waits."""
+        """Whether a request still waits."""
         return any(not future.cancelled() for future in self.waiting)
 
 
@@ -53,7 +57,10 @@ class GrammarCompiler:
         self._refused: OrderedDict[Constraint, InvalidInput] = OrderedDict()
 
     def submit(self, tenant: str, constraint: Constraint) -> Future[Guide]:
-        """A guide for one request, at the start of its output; fails with InvalidInput (`invalid_constraint`)."""
+        """Compile `constraint`: a guide for one request, at the start of its output.
+
+        The future fails with InvalidInput (`invalid_constraint`), or with Unavailable when compiling broke.
+        """
         future: Future[Guide] = Future()
         with self._lock:
             if (refusal := self._refused.get(constraint)) is not None:
@@ -68,7 +75,7 @@ class GrammarCompiler:
         return future
 
     def cancel(self, future: Future[Guide]) -> None:
-        """Nobody waits for `future` any more; a trial that nobody waits for is killed."""
+        """The request of `future` is gone; a trial that no other request waits for is killed."""
         if not future.cancel():
             return
         with self._lock:
@@ -83,7 +90,7 @@ class GrammarCompiler:
                 job.trial.kill()
 
     def close(self) -> None:
-        """Give everything up."""
+        """Stop compiling."""
         with self._lock:
             self._queues.clear()
             for job in self._jobs.values():
@@ -93,7 +100,7 @@ class GrammarCompiler:
         self._trials.close()
 
     def _start(self) -> None:
-        """Start what may start, tenant by tenant; the lock is held."""
+        """Start the jobs that may start, one tenant after another; the lock is held."""
         for tenant in list(self._queues):
             if sum(self._running.values()) >= WORKERS:
                 return
@@ -133,8 +140,8 @@ class GrammarCompiler:
                 future.set_exception(caught.with_traceback(None))
 
     def _compile(self, job: _Job) -> None:
-        """Try the grammar, unless it is known, and compile it here."""
-        if self._grammars.knows(job.constraint):
+        """Try the grammar unless it is cached, then compile it here."""
+        if self._grammars.is_cached(job.constraint):
             return
         trial = self._trials.begin(job.constraint)
         with self._lock:
@@ -148,5 +155,5 @@ class GrammarCompiler:
     def _refuse(self, constraint: Constraint, error: InvalidInput) -> None:
         error.__cause__ = error.__context__ = None
         self._refused[constraint] = error
-        if len(self._refused) > REFUSED:
+        if len(self._refused) > MAX_REFUSED:
             self._refused.popitem(last=False)

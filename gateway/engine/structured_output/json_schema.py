@@ -1,6 +1,6 @@
-"""JSON schemas before the grammar library reads them: annotations are taken out, and what only an endless text satisfies is refused.
+"""Prepares JSON schemas for llguidance: takes annotations out, and refuses a schema that only an endless text satisfies.
 
-JSON Schema (draft 2020-12, and what draft 7 calls otherwise) lets a validator ignore a `format` that it does not know;
+JSON Schema (draft 2020-12, and what draft 7 spells differently) lets a validator ignore a `format` that it does not know;
 llguidance refuses it.
 """
 
@@ -14,7 +14,7 @@ from urllib.parse import unquote
 __all__ = ["FORMATS", "prepare"]
 
 FORMATS = frozenset({"date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "uri", "uuid"})
-"""Formats that a text is held to; any other one is an annotation."""
+"""Formats that are enforced; any other one is an annotation."""
 
 _OF_NAMES = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 _OF_LISTS = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
@@ -29,16 +29,16 @@ Schema = dict[str, Any]
 
 
 def prepare(schema: Schema, *, lenient: bool = False) -> Schema:
-    """The schema for llguidance; raises ValueError where no finite text satisfies it.
+    """The schema as llguidance accepts it; raises ValueError when no finite text satisfies it.
 
-    A pattern with look-around, which llguidance cannot do, goes where a known format stands beside it (as zod writes them), and
-    everywhere with `lenient`, with which unsupported keywords are not refused either.
+    A pattern with look-around, which llguidance does not support, is dropped where a known format stands beside it (as zod
+    writes them). With `lenient` it is dropped everywhere, and unsupported keywords are ignored instead of refused.
     """
 
     def readable(part: Any) -> Any:
         if not isinstance(part, dict):
             return part
-        part = _each(part, readable)
+        part = _map_subschemas(part, readable)
         known = part.get("format") in FORMATS if isinstance(part.get("format"), str) else False
         if not known:
             part.pop("format", None)
@@ -49,14 +49,14 @@ def prepare(schema: Schema, *, lenient: bool = False) -> Schema:
     if not _Finite(schema).holds():
         raise ValueError("only an endless text satisfies it: a required part of it refers back to it")
     prepared: Schema = readable(schema)
-    own = prepared.get("x-guidance")
+    options = prepared.get("x-guidance")
     if lenient:
-        prepared["x-guidance"] = {**(own if isinstance(own, dict) else {}), "lenient": True}
+        prepared["x-guidance"] = {**(options if isinstance(options, dict) else {}), "lenient": True}
     return prepared
 
 
-def _each(schema: Schema, change: Callable[[Any], Any]) -> Schema:
-    """A copy with every schema in it changed; values, such as a `const`, are none."""
+def _map_subschemas(schema: Schema, change: Callable[[Any], Any]) -> Schema:
+    """A copy with `change` applied to every subschema; values such as a `const` are left as they are."""
     changed = dict(schema)
     for key, value in schema.items():
         if key in _OF_NAMES and isinstance(value, dict):
@@ -69,37 +69,37 @@ def _each(schema: Schema, change: Callable[[Any], Any]) -> Schema:
 
 
 class _Finite:
-    """Whether a finite text can satisfy a schema, as far as references decide it.
+    """Decides whether a finite text can satisfy a schema, as far as its references matter.
 
-    The least fixed point: a reference counts as soon as its target is satisfied by what counts already. Each round looks at the
-    target of every reference once.
+    Computes a least fixed point: a reference is finite once its target is, given the references found finite so far. Each
+    round looks at the target of every reference once.
     """
 
     def __init__(self, root: Schema) -> None:
         self._root = root
-        self._met: list[str] = []
+        self._references: list[str] = []
         self._seen: set[str] = set()
-        self._ends: set[str] = set()
+        self._finite: set[str] = set()
 
     def holds(self) -> bool:
-        """Schemas that need more rounds than there are get the benefit of the doubt."""
+        """Whether the root is finite; also true when _ROUNDS rounds do not decide it."""
         for _ in range(_ROUNDS):
-            before = len(self._met), len(self._ends)
+            before = len(self._references), len(self._finite)
             if self._schema(self._root):
                 return True
             self._round()
-            if before == (len(self._met), len(self._ends)):
+            if before == (len(self._references), len(self._finite)):
                 return False
         return True
 
     def _round(self) -> None:
-        """The latest references first: what they lead to is what the others wait for."""
-        waiting = list(self._met)
-        while waiting:
-            reference, met = waiting.pop(), len(self._met)
-            if reference not in self._ends and self._schema(_target(self._root, reference)):
-                self._ends.add(reference)
-            waiting += self._met[met:]
+        """One round, the latest references first: earlier ones depend on what they lead to."""
+        pending = list(self._references)
+        while pending:
+            reference, count = pending.pop(), len(self._references)
+            if reference not in self._finite and self._schema(_target(self._root, reference)):
+                self._finite.add(reference)
+            pending += self._references[count:]
 
     def _schema(self, schema: Any) -> bool:
         if not isinstance(schema, dict):
@@ -120,8 +120,8 @@ class _Finite:
     def _reference(self, reference: str) -> bool:
         if reference not in self._seen:
             self._seen.add(reference)
-            self._met.append(reference)
-        return reference in self._ends
+            self._references.append(reference)
+        return reference in self._finite
 
     def _object(self, schema: Schema) -> bool:
         properties = schema.get("properties")
@@ -140,19 +140,19 @@ class _Finite:
 
 
 def _target(root: Schema, reference: str) -> Any:
-    """What a JSON pointer (RFC 6901) points to; nothing for any other reference, and where there is nothing."""
+    """What a JSON pointer (RFC 6901) in the schema points to; None for other references, and for a pointer to nothing."""
     if reference != "#" and not reference.startswith("#/"):
         return None
-    found: Any = root
+    target: Any = root
     for step in reference.split("/")[1:]:
         key = unquote(step).replace("~1", "/").replace("~0", "~")
-        if isinstance(found, dict):
-            found = found.get(key)
-        elif isinstance(found, list) and key.isdecimal() and len(key) < 9 and int(key) < len(found):
-            found = found[int(key)]
+        if isinstance(target, dict):
+            target = target.get(key)
+        elif isinstance(target, list) and key.isdecimal() and len(key) < 9 and int(key) < len(target):
+            target = target[int(key)]
         else:
             return None
-    return found
+    return target
 
 
 def _list(value: Any) -> list[Any]:

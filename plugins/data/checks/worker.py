@@ -10,8 +10,8 @@ import msgspec
 from tunery.plugins.data.checks.check import Check, CheckContext, Fault
 from tunery.plugins.data.checks.parsed_record import Location, ParsedRecord
 from tunery.plugins.data.render.renderer import Renderer
+from tunery.plugins.descriptors import load_entrypoint
 from tunery.plugins.hookspecs import CheckInfo, FormatInfo
-from tunery.plugins.manager import load_entrypoint
 
 __all__ = ["Chunk", "CheckSetup", "RecordResult", "Worker", "failed_check", "load_checks"]
 

@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _run(gate: Gate, case: GateCase, any_failed: bool) -> GateResult:
     """Run one gate; one that raises an error counts as failed, or as skipped when an earlier gate has failed."""
-    from tunery.plugins.manager import load_entrypoint
+    from tunery.plugins.descriptors import load_entrypoint
     from tunery.plugins.training.gates.verdict import GateResult, Verdict
 
     code = gate.code

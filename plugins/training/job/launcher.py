@@ -15,8 +15,9 @@ import msgspec
 
 from tunery.plugins.data.read import data_digest
 from tunery.plugins.data.render.tokenizer import read_json
+from tunery.plugins.descriptors import load_entrypoint
 from tunery.plugins.events import EventSink
-from tunery.plugins.manager import Plugins, load_entrypoint
+from tunery.plugins.manager import Plugins
 from tunery.plugins.parameters import Choice, TrainingParameters, given_names, read_parameters
 from tunery.plugins.runtime.device import resolve_device
 from tunery.plugins.training.defaults import Facts, choose

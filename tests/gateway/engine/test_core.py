@@ -40,7 +40,7 @@ from tunery.gateway.engine.messages import (
 )
 from tunery.gateway.engine.models.native.kernels import load_kernels
 from tunery.gateway.engine.scheduling.forward_batch import ForwardBatch
-from tunery.gateway.engine.scheduling.scheduler import SCORED
+from tunery.gateway.engine.scheduling.scheduler import MAX_SCORED_TOKENS
 
 KERNELS = ["auto", "torch"] if load_kernels() else ["torch"]
 
@@ -253,7 +253,7 @@ def test_however_many_ask_for_scores_a_steps_logits_stay_few(base: Path, monkeyp
     monkeypatch.setattr(engine.core.model, "run", counted)
     asked = [request(str(index), prompt(50, seed=index), prompt_logprobs=0, max_tokens=1) for index in range(8)]
     served = engine.run([*asked, request("unasked", prompt(200, seed=9), max_tokens=3)])
-    assert max(rows) <= SCORED + 9
+    assert max(rows) <= MAX_SCORED_TOKENS + 9
     assert all(len(served[one.id][0].prompt) == 49 for one in asked)
     assert served["unasked"][-1].finish == "length"
 
@@ -300,7 +300,7 @@ def test_embeddings_are_transformers_hidden_states(
     for one in asked:
         torch.testing.assert_close(torch.tensor(answers[one.id]), hidden(base, one), rtol=0, atol=1e-4)
     assert_alone(with_adapter(base, "none", chatter.composition), chatter, engine.answers()["chatter"])
-    assert engine.core.pages.used == 0
+    assert engine.core.pages.usage == 0
 
 
 def test_an_embedding_that_was_taken_out_is_not_added_up_twice(base: Path) -> None:
@@ -406,7 +406,7 @@ def test_an_impossible_constraint_fails_its_request_only(
         ("bad", "invalid_constraint")
     ]
     assert {name: len(tokens) for name, tokens in engine.answers().items()}.keys() == {"good", "fine"}
-    assert engine.core.pages.used == 0
+    assert engine.core.pages.usage == 0
 
 
 # -- sharing and freeing ----------------------------------------------------------------------------------------------
@@ -438,7 +438,7 @@ def test_cancelling_frees_everything_wherever_a_request_is(
     ]
     for one in asked[:3]:
         engine.core.handle(one)
-    while not (engine.core.scheduler.running and engine.core.pages.used):
+    while not (engine.core.scheduler.running and engine.core.pages.usage):
         engine.core.step()
     engine.core.handle(asked[3])
     engine.core.step()

@@ -15,7 +15,7 @@ from tests.gateway.engine.test_core import said
 from tunery.gateway.engine.messages import AdapterSource, Failed, Load, Loaded
 from tunery.gateway.engine.models.native.kernels import load_kernels
 from tunery.plugins.bases.resolve import resolve_base
-from tunery.plugins.manager import load_plugins
+from tunery.plugins.discovery import load_plugins
 from tunery.registry import Base, base_files
 from tunery.registry.base_files import base_digest
 from tunery.registry.errors import StorageFailed

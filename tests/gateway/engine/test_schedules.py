@@ -21,7 +21,7 @@ from hypothesis import given, note
 from hypothesis import strategies as st
 from torch import nn
 
-from tests.gateway.engine.adapters.residency_harness import Lane
+from tests.gateway.engine.adapters.residency_harness import ManualExecutor
 from tests.gateway.engine.hypothesis_settings import often
 from tests.gateway.engine.peft_oracle import (
     TOLERANCE,
@@ -50,7 +50,7 @@ from tunery.gateway.engine.messages import (
     composition_digest,
 )
 from tunery.gateway.engine.models.native.kernels import load_kernels
-from tunery.gateway.engine.scheduling.scheduler import STARVED_AFTER
+from tunery.gateway.engine.scheduling.admission import STARVED_AFTER
 
 KINDS: list[dict[str, Any]] = [
     {"r": 1, "lora_alpha": 1},
@@ -212,9 +212,9 @@ class Play:
             **plan.settings,
         )
         self.core = self.engine.core
-        self.lane = Lane()
+        self.executor = ManualExecutor()
         loader: Any = self.core.residency._loader
-        loader._executor = self.lane
+        loader._executor = self.executor
         self.asked: dict[str, Generate | Embed] = {}
         self.silent: dict[str, int] = {}  # cancelled requests, and how much they had said
         self.loading: set[str] = set()
@@ -287,8 +287,8 @@ class Play:
 
     def step(self) -> None:
         for _ in range(self.plan.loads):
-            if self.lane.tasks:
-                self.lane.run()
+            if self.executor.tasks:
+                self.executor.run()
         self.core.step()
         self.now += self.plan.seconds
         assert self.core.residency.bytes <= self.core.residency.budget
@@ -351,8 +351,8 @@ class Play:
         assert self.loading <= {event.id for event in self.engine.events if isinstance(event, Loaded | Failed)}
         for number in range(len(KINDS)):
             self.unload(number)
-        while self.lane.tasks:  # loads whose requests were cancelled
-            self.lane.run()
+        while self.executor.tasks:  # loads whose requests were cancelled
+            self.executor.run()
         self.core.residency.poll()
         assert self.core.residency.bytes == 0
 

@@ -21,8 +21,9 @@ from tests.hub_server import HubServer
 from tunery.plugins.bases import architectures, smollm2
 from tunery.plugins.bases.hub import reachable
 from tunery.plugins.bases.resolve import base_digest, resolve_base
+from tunery.plugins.discovery import load_plugins
 from tunery.plugins.hookspecs import BaseSource, hookimpl
-from tunery.plugins.manager import Plugins, load_plugins
+from tunery.plugins.manager import Plugins
 from tunery.registry import Base
 from tunery.registry.base_files import require_sound
 from tunery.registry.errors import (
@@ -253,7 +254,7 @@ def test_a_known_base_is_found_without_torch(home: Home, tiny_base: Base) -> Non
 import sys
 from pathlib import Path
 from tunery.plugins.bases.resolve import resolve_base
-from tunery.plugins.manager import load_plugins
+from tunery.plugins.discovery import load_plugins
 from tunery.registry.home import Home
 from tunery.registry.registry import Registry
 with Registry.open(Home(Path(sys.argv[1]))) as registry:
@@ -332,7 +333,7 @@ def test_two_processes_taking_one_base_at_once_agree(home: Home, tiny_base_folde
 import sys
 from pathlib import Path
 from tunery.plugins.bases.resolve import resolve_base
-from tunery.plugins.manager import load_plugins
+from tunery.plugins.discovery import load_plugins
 from tunery.registry.home import Home
 from tunery.registry.registry import Registry
 with Registry.open(Home(Path(sys.argv[1]))) as registry:

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from tunery.plugins.discovery import load_plugins
 from tunery.plugins.events import EventSink, JobEvent
-from tunery.plugins.manager import load_plugins
 from tunery.plugins.parameters import read_parameters
 from tunery.plugins.testing import write_rows
 from tunery.registry import Base, Version

@@ -11,7 +11,7 @@ import pytest
 
 from tests.gateway.engine.models.random_bases import make_any_base
 from tunery.plugins.bases.resolve import resolve_base
-from tunery.plugins.manager import load_plugins
+from tunery.plugins.discovery import load_plugins
 from tunery.plugins.parameters import read_parameters
 from tunery.plugins.training import TrainRequest, train
 from tunery.registry import Version

@@ -1,1 +1,1 @@
-"""The CPU decoder on native kernels, for Llama-like bases."""
+"""Llama-like base models on CPUs, computed by native kernels."""

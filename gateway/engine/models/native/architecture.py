@@ -1,7 +1,7 @@
-"""Owns reading a base's config.json into what our own decoder needs to know; refuses what it would not compute exactly.
+"""Read a base's config.json into what the native decoder needs, and decide whether it computes that architecture exactly.
 
-The Llama kind: RMS norms before attention and MLP, rotary positions over halves, grouped queries, SwiGLU. Mistral adds a window, Qwen 2
-biases, Qwen 3 norms of queries and keys.
+The Llama kind: RMS norm before attention and MLP, rotary positions over halves, grouped-query attention, SwiGLU. Mistral adds a sliding
+window, Qwen 2 biases, Qwen 3 norms of queries and keys.
 """
 
 from __future__ import annotations
@@ -23,13 +23,17 @@ KINDS: dict[str, dict[str, Any]] = {
     "qwen2": _QWEN,
     "qwen3": _QWEN | {"head_dim": 128},
 }
-"""What we compute, and what transformers assumes where a file says nothing."""
+"""The architectures that the decoder computes, with transformers' defaults for what a config.json leaves out."""
 VECTOR = 16
-"""Lanes of the kernels' vectors; head sizes are multiples."""
+"""Lanes of the kernels' vectors; head sizes must be multiples."""
 
 
 class Architecture(msgspec.Struct, frozen=True, kw_only=True):
-    """`windows` has each layer's window in tokens, 0 for none; `inverse_frequencies` [size/2] are RoPE's, scaled as configured."""
+    """A decoder's sizes and settings.
+
+    `size` is that of a head, `longest` the most positions; `windows` are each layer's sliding window in tokens, 0 for none;
+    `inverse_frequencies` [size / 2] are RoPE's, scaled as configured.
+    """
 
     layers: int
     hidden: int
@@ -47,7 +51,7 @@ class Architecture(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_architecture(folder: Path) -> Architecture | None:
-    """The architecture of the base in `folder`, or None when the decoder does not compute its kind."""
+    """The architecture of the base in `folder`, or None if the decoder does not compute it."""
     try:
         config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -80,7 +84,7 @@ def read_architecture(folder: Path) -> Architecture | None:
 
 
 def _windows(config: dict[str, Any], kind: str, layers: int) -> tuple[int, ...]:
-    """Each layer's window. Mistral has one everywhere, Qwen from some layer on, where it is switched on; files may say it by layer."""
+    """Each layer's sliding window: in every layer of Mistral, from some layer on in Qwen if enabled, or as `layer_types` says."""
     has_one = kind == "mistral" or (kind.startswith("qwen") and bool(config.get("use_sliding_window")))
     window = int(config.get("sliding_window") or 0) if has_one else 0
     if kind == "mistral" or not window:
@@ -91,7 +95,7 @@ def _windows(config: dict[str, Any], kind: str, layers: int) -> tuple[int, ...]:
 
 
 def _frequencies(config: dict[str, Any], size: int) -> tuple[float, ...] | None:
-    """RoPE's inverse frequencies (arXiv 2104.09864), by the rules of transformers; None for rules that depend on the length."""
+    """RoPE's inverse frequencies (arXiv 2104.09864), scaled as transformers does; None for scalings that depend on the length."""
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if any(isinstance(value, dict) for value in rope.values()):
         return None
@@ -111,7 +115,7 @@ def _frequencies(config: dict[str, Any], size: int) -> tuple[float, ...] | None:
 
 
 def _llama3(rope: dict[str, Any], frequencies: torch.Tensor) -> torch.Tensor:
-    """Llama 3.1's scaling: long waves are stretched, short ones kept, those between blended."""
+    """Llama 3.1's scaling: long wavelengths are stretched, short ones kept, those between interpolated."""
     factor, low, high = (float(rope[name]) for name in ("factor", "low_freq_factor", "high_freq_factor"))
     context, waves = float(rope["original_max_position_embeddings"]), 2 * math.pi / frequencies
     smooth = (context / waves - low) / (high - low)

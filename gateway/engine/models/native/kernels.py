@@ -1,6 +1,6 @@
-"""Owns finding and calling the native kernels (kernels.c, built with the package where there is a compiler); refuses CPUs they do not fit.
+"""Find the native kernels (csrc/, built with the package where there is a C compiler) and bind their functions and structs.
 
-Tensors go in as they are: contiguous in their last dimension, on the CPU, of the dtype that the kernel's comment in kernels.c names.
+Only the wrappers in ops/ call them: those take tensors and check dtype, layout and shape.
 """
 
 from __future__ import annotations
@@ -9,20 +9,16 @@ import ctypes
 import functools
 from ctypes import POINTER, Structure, c_double, c_int64, c_void_p
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tunery.plugins.runtime.native import open_kernels
 
-if TYPE_CHECKING:
-    import torch
-
 __all__ = [
     "PANEL",
-    "Correction",
     "Kernels",
-    "SegmentRow",
-    "SpanRow",
-    "WeightRow",
+    "LoraStruct",
+    "SegmentStruct",
+    "SpanStruct",
+    "WeightStruct",
     "load_kernels",
     "why_no_kernels",
 ]
@@ -30,11 +26,11 @@ __all__ = [
 _HERE = Path(__file__).parent
 
 PANEL = 48
-"""Columns of a panel; a linear layer's outputs are padded up to whole panels."""
+"""Outputs of a linear layer that lie side by side in memory; a layer's outputs are padded to whole panels."""
 
 
-class WeightRow(Structure):
-    """`struct weight`."""
+class WeightStruct(Structure):
+    """`struct weight` in csrc/common.h: a linear layer's weight in panels."""
 
     _fields_ = (
         ("data", c_void_p),
@@ -47,8 +43,8 @@ class WeightRow(Structure):
     )
 
 
-class Correction(Structure):
-    """`struct correction`."""
+class LoraStruct(Structure):
+    """`struct lora` in csrc/common.h: what an adapter adds to one target module."""
 
     _fields_ = (
         ("a", c_void_p),
@@ -61,68 +57,58 @@ class Correction(Structure):
     )
 
 
-class SegmentRow(Structure):
-    """`struct segment`."""
+class SegmentStruct(Structure):
+    """`struct segment` in csrc/common.h: rows that run through one adapter."""
 
     _fields_ = (("start", c_int64), ("end", c_int64), ("table", c_void_p), ("weight", c_double))
 
 
-class SpanRow(Structure):
-    """`struct span`."""
+class SpanStruct(Structure):
+    """`struct span` in csrc/attention.c: rows of one sequence, and its pages in the KV cache."""
 
     _fields_ = (("start", c_int64), ("end", c_int64), ("length", c_int64), ("pages", c_void_p))
 
 
 _P, _I, _D = c_void_p, c_int64, c_double
 _SIGNATURES = {
-    "tunery_linear": (POINTER(WeightRow), _I, _P, _I, _I, _P, _I, _P, _I, _I, _I, _P, _I, _I),
-    "tunery_embed": (POINTER(WeightRow), _P, _I, _P),
-    "tunery_norm": (_P, _P, _I, _I, _I, _P, _D, _P, _I),
-    "tunery_swiglu": (_P, _I, _I, _I, _I, _P, _I),
-    "tunery_peaks": (_P, _I, _I, _I, _P, _P),
-    "tunery_rotate": (_P, _I, _I, _I, _I, _I, _I, _I, _P, _P, _D, _P, _P, _P, _P, _P, _P, _P, _I),
-    "tunery_attend": (_P, _I, _P, _P, _P, _I, _I, _I, _D, _I, _P, _I),
+    "linear": (POINTER(WeightStruct), _I, _P, _I, _I, _P, _I, _P, _I, _I, _I, _P, _I, _I),
+    "embed": (POINTER(WeightStruct), _P, _I, _P),
+    "norm": (_P, _P, _I, _I, _I, _P, _D, _P, _I),
+    "swiglu": (_P, _I, _I, _I, _I, _P, _I),
+    "peaks": (_P, _I, _I, _I, _P, _P),
+    "rotate": (_P, _I, _I, _I, _I, _I, _I, _I, _P, _P, _D, _P, _P, _P, _P, _P, _P, _P, _I),
+    "attend": (_P, _I, _P, _P, _P, _I, _I, _I, _D, _I, _P, _I),
 }
 
 
 class Kernels:
-    """The library's functions, each named as in kernels.c without its prefix; ctypes lets other threads run meanwhile."""
+    """The library's functions, by their names in csrc/ without the prefix `tunery_`. Other threads run while one computes."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         for name, arguments in _SIGNATURES.items():
-            function = getattr(library, name)
+            function = getattr(library, f"tunery_{name}")
             function.argtypes, function.restype = arguments, None
         self.linear = library.tunery_linear
         self.embed = library.tunery_embed
         self.norm = library.tunery_norm
         self.swiglu = library.tunery_swiglu
+        self.peaks = library.tunery_peaks
         self.rotate = library.tunery_rotate
         self.attend = library.tunery_attend
-        self._peaks = library.tunery_peaks
-
-    def argmax_logsumexp(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of each row of `logits` float32 [R, n], the index of the largest, int64 [R], and the log of the sum of exponentials, float32 [R]."""
-        import torch
-
-        rows, size = logits.shape
-        best = torch.empty(rows, dtype=torch.int64)
-        log_z = torch.empty(rows)
-        self._peaks(logits.data_ptr(), logits.stride(0), rows, size, best.data_ptr(), log_z.data_ptr())
-        return best, log_z
 
 
 def load_kernels(folder: Path = _HERE) -> Kernels | None:
-    """The kernels that were built into `folder`, or None; `why_no_kernels` says why. torch's OpenMP threads run them."""
-    found = _found(folder)
-    return found if isinstance(found, Kernels) else None
+    """The kernels that were built into `folder`, or None; `why_no_kernels` says why. They run on torch's OpenMP threads."""
+    result = _open(folder)
+    return result if isinstance(result, Kernels) else None
 
 
 def why_no_kernels(folder: Path = _HERE) -> str:
-    """Why `load_kernels` gives None, and what to do about it; empty when it does not."""
-    found = _found(folder)
-    return found if isinstance(found, str) else ""
+    """Why `load_kernels` returns None, and what to do about it; empty when it does not."""
+    result = _open(folder)
+    return result if isinstance(result, str) else ""
 
 
 @functools.cache
-def _found(folder: Path) -> Kernels | str:
+def _open(folder: Path) -> Kernels | str:
     return open_kernels(folder, Kernels)

@@ -1,8 +1,8 @@
-"""Owns getting a base's weights into the native kernels' layout, and keeping them so; refuses half a model.
+"""Load a base's weights in the native kernels' layout, from its checkpoint or from the packed copy of an earlier start.
 
-What quantizing and packing gave is kept in a file per base, quantization and dtype, from which the next start maps it straight into
-memory. The file's name ends with the digest of its bytes: one that is not what its name says is made again from the base, which is
-itself compared with its digest then.
+The quantized and packed weights are kept in one file per base, quantization and dtype, which the next start maps straight into memory.
+The file's name ends with the digest of its bytes. A file that does not match its digest is packed again from the base, whose own files are
+compared with the base's digest then.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from tunery.gateway.engine.config import EngineConfig
 from tunery.gateway.engine.models.native.architecture import Architecture
-from tunery.gateway.engine.models.native.packing import Format, Packed, dense, int8, nf4
+from tunery.gateway.engine.models.native.weight_layout import Format, PackedWeight, pack_dense, pack_int8, pack_nf4
 from tunery.registry.base_files import changed_files, damaged
 from tunery.registry.errors import ArtifactRefused
 from tunery.registry.storage.digest import tree_digest
@@ -34,36 +35,40 @@ log = logging.getLogger("tunery.engine")
 
 EMBEDDING, HEAD, NORM = "model.embed_tokens", "lm_head", "model.norm"
 LAYOUT = 1
-"""Of the kept files; another layout needs another number."""
+"""Version of the packed files' layout; change it with the layout."""
 
-Weights = tuple[dict[str, Packed], dict[str, torch.Tensor]]
-"""Linear layers by name, and everything else (norms; an embedding of its own) by parameter name."""
+
+class Weights(NamedTuple):
+    """Linear layers by module name, and everything else (norms; an embedding that is not tied) by parameter name."""
+
+    linear: dict[str, PackedWeight]
+    other: dict[str, torch.Tensor]
 
 
 def layer_targets(layer: int) -> list[str]:
-    """The linear layers of a decoder layer, those that share an input side by side."""
+    """Names of a decoder layer's linear layers in the order of LoRA tables; those that share their input are neighbours."""
     attention = [f"model.layers.{layer}.self_attn.{name}_proj" for name in ("q", "k", "v", "o")]
     return attention + [f"model.layers.{layer}.mlp.{name}_proj" for name in ("gate", "up", "down")]
 
 
 def load_weights(config: EngineConfig, architecture: Architecture, dtype: torch.dtype) -> Weights:
-    """The base's weights, packed; from the kept file where there is one."""
-    for kept in _kept_files(config):
+    """The base's weights, packed; from the packed file where there is one."""
+    for packed in _packed_files(config):
         with contextlib.suppress(SafetensorError, OSError, KeyError, ValueError):
-            if tree_digest(kept) == kept.stem.rpartition("-")[2]:
-                return _read(kept)
-        log.warning("the packed base %s is damaged; it is made again from the base", kept.name)
+            if tree_digest(packed) == packed.stem.rpartition("-")[2]:
+                return _read(packed)
+        log.warning("the packed base %s is damaged; packing the base again", packed.name)
     _check_base(config)
     weights = _pack(config, architecture, dtype)
     if config.cache_folder:
-        # Serving goes on without the file; whoever starts next tries again.
+        # Serving goes on without the file; the next start tries again.
         with contextlib.suppress(OSError):
             _write(config, weights)
     return weights
 
 
 def _check_base(config: EngineConfig) -> None:
-    """Raise StorageFailed when a base that is kept under its digest is another; what is packed is read whole anyway."""
+    """Raise StorageFailed if a base in a folder named by its digest does not match it; packing reads all of its files anyway."""
     folder, digest = Path(config.base_folder), config.base_digest
     if folder.name == digest:
         record = Path(config.cache_folder or folder.parent) / f"{digest}-checked.json"
@@ -73,27 +78,27 @@ def _check_base(config: EngineConfig) -> None:
 
 
 def _pack(config: EngineConfig, architecture: Architecture, dtype: torch.dtype) -> Weights:
-    quantize = {"nf4": nf4, "int8": int8, "none": dense}[config.quant]
-    linear: dict[str, Packed] = {}
+    pack = {"nf4": pack_nf4, "int8": pack_int8, "none": pack_dense}[config.quant]
+    linear: dict[str, PackedWeight] = {}
     other: dict[str, torch.Tensor] = {}
     with _Checkpoint(Path(config.base_folder), config.base_name) as checkpoint:
         for layer in range(architecture.layers):
             for name in layer_targets(layer):
-                linear[name] = quantize(checkpoint(f"{name}.weight").to(dtype), checkpoint.maybe(f"{name}.bias"))
+                linear[name] = pack(checkpoint(f"{name}.weight").to(dtype), checkpoint.maybe(f"{name}.bias"))
             for norm in checkpoint.below(f"model.layers.{layer}.", suffix="norm.weight"):
                 other[norm] = checkpoint(norm).float()
         other[f"{NORM}.weight"] = checkpoint(f"{NORM}.weight").float()
         embedding = checkpoint(f"{EMBEDDING}.weight").to(dtype)
         if architecture.tied:
-            linear[HEAD] = dense(embedding)
+            linear[HEAD] = pack_dense(embedding)
         else:
             other[f"{EMBEDDING}.weight"] = embedding
-            linear[HEAD] = dense(checkpoint(f"{HEAD}.weight").to(dtype), checkpoint.maybe(f"{HEAD}.bias"))
-    return linear, other
+            linear[HEAD] = pack_dense(checkpoint(f"{HEAD}.weight").to(dtype), checkpoint.maybe(f"{HEAD}.bias"))
+    return Weights(linear, other)
 
 
 class _Checkpoint:
-    """The safetensors files of a folder as one."""
+    """The safetensors files of a folder, read as one."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self._name = name
@@ -111,7 +116,7 @@ class _Checkpoint:
 
     def __call__(self, name: str) -> torch.Tensor:
         if name not in self._files:
-            raise ArtifactRefused(f"the base {self._name!r} has no {name}; get it again", code="unsupported_base")
+            raise ArtifactRefused(f"the base {self._name!r} has no {name}; download it again", code="unsupported_base")
         tensor: torch.Tensor = self._files[name].get_tensor(name)
         return tensor
 
@@ -122,33 +127,32 @@ class _Checkpoint:
         return (name for name in self._files if name.startswith(prefix) and name.endswith(suffix))
 
 
-# -- the kept file ----------------------------------------------------------------------------------------------------
+# -- the packed file --------------------------------------------------------------------------------------------------
 
 
 def _prefix(config: EngineConfig) -> str:
     return f"{config.base_digest}-{config.quant}-{config.dtype}-{LAYOUT}"
 
 
-def _kept_files(config: EngineConfig) -> list[Path]:
+def _packed_files(config: EngineConfig) -> list[Path]:
     return sorted(Path(config.cache_folder).glob(f"{_prefix(config)}-*.safetensors")) if config.cache_folder else []
 
 
 def _write(config: EngineConfig, weights: Weights) -> None:
-    """Write all or nothing, in place of what was kept before."""
-    linear, other = weights
-    tensors, shapes = dict(other), {}
-    for name, packed in linear.items():
+    """Write the packed file, all of it or nothing, and remove the ones before it."""
+    tensors, shapes = dict(weights.other), {}
+    for name, packed in weights.linear.items():
         shapes[name] = [int(packed.format), packed.n, packed.k, packed.group]
         parts: Mapping[str, torch.Tensor | None] = {"data": packed.data, "scales": packed.scales, "bias": packed.bias}
         tensors |= {f"{name}:{part}": tensor for part, tensor in parts.items() if tensor is not None}
     folder = Path(config.cache_folder)
     folder.mkdir(parents=True, exist_ok=True)
-    before = [*_kept_files(config), folder / f"{_prefix(config)}.safetensors"]
+    before = [*_packed_files(config), folder / f"{_prefix(config)}.safetensors"]
     handle, name = tempfile.mkstemp(dir=folder, prefix=".packing-")
     os.close(handle)
     temporary = Path(name)
     try:
-        with shared(temporary):  # else a collection could take it for a leftover
+        with shared(temporary):  # otherwise garbage collection could take it for a leftover
             save_file(tensors, temporary, metadata={"linear": json.dumps(shapes)})
             sync(temporary)
             final = folder / f"{_prefix(config)}-{tree_digest(temporary)}.safetensors"
@@ -166,7 +170,7 @@ def _read(path: Path) -> Weights:
         shapes = json.loads((opened.metadata() or {})["linear"])
     tensors = load_file(path)
     linear = {
-        name: Packed(
+        name: PackedWeight(
             Format(kind),
             n,
             k,
@@ -177,4 +181,4 @@ def _read(path: Path) -> Weights:
         )
         for name, (kind, n, k, group) in shapes.items()
     }
-    return linear, tensors
+    return Weights(linear, tensors)

@@ -31,7 +31,7 @@ class Weights:
         return self.size
 
 
-class Lane(Executor):
+class ManualExecutor(Executor):
     """Runs what was submitted when it is told to."""
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ class Lane(Executor):
         return [args[0].digest for _, _, args in self.tasks]
 
 
-class World:
+class ResidencyHarness:
     """Files, a device, a clock, and a residency whose loads run when they are told to.
 
     `sizes` are the true ones by adapter number (SIZE unless set), `disk` the files' (the true one unless set, None: no file),
@@ -75,9 +75,9 @@ class World:
         self.hosts: weakref.WeakSet[Weights] = weakref.WeakSet()
         self.device: weakref.WeakSet[Weights] = weakref.WeakSet()
         self.fullest = 0
-        self.lane = Lane()
+        self.executor = ManualExecutor()
         self.residency: Residency[Weights] = Residency(
-            budget, self.read, place=self.place, ram_budget=ram, clock=lambda: self.now, executor=self.lane
+            budget, self.read, place=self.place, ram_budget=ram, clock=lambda: self.now, executor=self.executor
         )
 
     def source(self, number: int) -> AdapterSource:
@@ -115,7 +115,7 @@ class World:
     def land(self) -> None:
         """Run all loads and take them in."""
         while self.residency.busy:
-            self.lane.run()
+            self.executor.run()
             assert self.residency.poll()
 
     def load(self, *numbers: int) -> None:

@@ -8,24 +8,25 @@ from typing import Any, cast
 
 import pytest
 
-from tests.gateway.engine.adapters.residency_harness import SIZE, World
+from tests.gateway.engine.adapters.residency_harness import SIZE, ResidencyHarness
 from tunery.gateway.engine.adapters.loader import MOST_LOADS
 from tunery.gateway.engine.messages import Generate, Sampling, WeightedAdapter
+from tunery.gateway.engine.scheduling.admission import STARVED_AFTER
 from tunery.gateway.engine.scheduling.page_allocator import PageAllocator
-from tunery.gateway.engine.scheduling.scheduler import STARVED_AFTER, Scheduler
+from tunery.gateway.engine.scheduling.scheduler import Scheduler
 from tunery.gateway.engine.scheduling.sequence import Sequence
 
 COLD = 200
 
 
-class Line:
+class LoadingHarness:
     """A scheduler over adapters that are loaded when they are told to."""
 
     def __init__(self, folder: Path, budget: int) -> None:
-        self.w = World(folder, budget)
+        self.w = ResidencyHarness(folder, budget)
         residency = cast(Any, self.w.residency)
         self.scheduler = Scheduler(
-            PageAllocator(1000, reuse=False), residency, max_batch=2 * COLD, token_budget=16 * COLD
+            PageAllocator(1000, prefix_caching=False), residency, max_batch=2 * COLD, token_budget=16 * COLD
         )
         self.ids = iter(range(10 * COLD))
 
@@ -43,62 +44,62 @@ class Line:
         """What the engine does in a step, and a load beside it."""
         self.w.residency.poll()
         assert self.scheduler.admit(self.w.now) == []
-        if self.w.lane.tasks:
-            self.w.lane.run()
+        if self.w.executor.tasks:
+            self.w.executor.run()
         self.w.now += seconds
 
 
 @pytest.fixture
-def line(tmp_path: Path) -> Line:
-    return Line(tmp_path, 2 * COLD * SIZE)
+def harness(tmp_path: Path) -> LoadingHarness:
+    return LoadingHarness(tmp_path, 2 * COLD * SIZE)
 
 
-def test_one_tenants_cold_adapters_delay_anothers_by_the_few_loads_that_had_begun(line: Line) -> None:
+def test_one_tenants_cold_adapters_delay_anothers_by_the_few_loads_that_had_begun(harness: LoadingHarness) -> None:
     for number in range(COLD):
-        line.ask("flood", number)
-    line.step()
-    other = line.ask("other", COLD)
+        harness.ask("flood", number)
+    harness.step()
+    other = harness.ask("other", COLD)
     steps = 0
-    while other not in line.scheduler.running:
-        line.step()
+    while other not in harness.scheduler.running:
+        harness.step()
         steps += 1
     assert steps <= MOST_LOADS + 2  # its own, and one step to see that
-    while line.scheduler.waiting:
-        line.step()
-    assert Counter(line.w.reads) == dict.fromkeys(range(COLD + 1), 1)
+    while harness.scheduler.waiting:
+        harness.step()
+    assert Counter(harness.w.reads) == dict.fromkeys(range(COLD + 1), 1)
 
 
-def test_two_floods_take_turns(line: Line) -> None:
+def test_two_floods_take_turns(harness: LoadingHarness) -> None:
     for number in range(COLD // 2):
-        line.ask("one", number)
+        harness.ask("one", number)
     for number in range(COLD // 2, COLD):
-        line.ask("two", number)
+        harness.ask("two", number)
     for _ in range(COLD // 2):
-        line.step()
-    served = Counter(sequence.tenant for sequence in line.scheduler.running)
+        harness.step()
+    served = Counter(sequence.tenant for sequence in harness.scheduler.running)
     assert abs(served["one"] - served["two"]) <= MOST_LOADS
 
 
-def test_nobody_is_taken_out_for_those_who_wait_for_their_turn(line: Line) -> None:
-    running = line.ask("early", 2 * COLD - 1)
-    while running not in line.scheduler.running:
-        line.step()
+def test_nobody_is_taken_out_for_those_who_wait_for_their_turn(harness: LoadingHarness) -> None:
+    running = harness.ask("early", 2 * COLD - 1)
+    while running not in harness.scheduler.running:
+        harness.step()
     for number in range(COLD):
-        line.ask("flood", number)
-    while line.scheduler.waiting:
-        line.step(STARVED_AFTER)
-    assert line.scheduler.preemptions == 0
+        harness.ask("flood", number)
+    while harness.scheduler.waiting:
+        harness.step(STARVED_AFTER)
+    assert harness.scheduler.stats.preemptions == 0
 
 
 def test_a_composition_that_lacks_room_for_both_gets_it(tmp_path: Path) -> None:
-    line = Line(tmp_path, 2 * SIZE)
-    running = line.ask("early", 1)
-    while running not in line.scheduler.running:
-        line.step()
+    harness = LoadingHarness(tmp_path, 2 * SIZE)
+    running = harness.ask("early", 1)
+    while running not in harness.scheduler.running:
+        harness.step()
     running.append(5)  # who has not said a word yet is left alone
-    both = line.ask("late", 2, 3)
-    while both not in line.scheduler.running:
-        assert line.w.now < 3 * STARVED_AFTER
-        line.step()
-    assert line.scheduler.running == [both]
-    assert line.scheduler.preemptions == 1
+    both = harness.ask("late", 2, 3)
+    while both not in harness.scheduler.running:
+        assert harness.w.now < 3 * STARVED_AFTER
+        harness.step()
+    assert harness.scheduler.running == [both]
+    assert harness.scheduler.stats.preemptions == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ from tests.gateway.server import overflow
 from tunery.gateway.engine.messages import AdapterSource, Embed, Embedded, Failed, Generate, Token, WeightedAdapter
 from tunery.gateway.engine.models.native.decoder import Decoder
 from tunery.gateway.engine.models.native.kernels import load_kernels
+from tunery.gateway.engine.models.native.ops import sampling as native
 from tunery.gateway.engine.sampling.sampler import Reduction, argmax_logsumexp, sample
 from tunery.registry.errors import StorageFailed
 
 NATIVE = load_kernels()
 KERNELS = ["auto", "torch"] if NATIVE else ["torch"]
-REDUCTIONS = [argmax_logsumexp, NATIVE.argmax_logsumexp] if NATIVE else [argmax_logsumexp]
+REDUCTIONS = [argmax_logsumexp, partial(native.argmax_logsumexp, NATIVE)] if NATIVE else [argmax_logsumexp]
 TARGETS = (["q_proj"], ["k_proj"], ["v_proj"], ["up_proj", "down_proj"], ["lm_head"], ["embed_tokens"])
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Setting `save_embedding_layers`:UserWarning", "ignore:.*(tied|tying).*:UserWarning"

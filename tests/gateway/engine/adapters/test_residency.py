@@ -13,20 +13,20 @@ from typing import Any
 import pytest
 import torch
 
-from tests.gateway.engine.adapters.residency_harness import SIZE, Lane, World
+from tests.gateway.engine.adapters.residency_harness import SIZE, ManualExecutor, ResidencyHarness
 from tunery.gateway.engine.adapters.adapter import LoadedAdapter, LowRank
 from tunery.gateway.engine.adapters.loader import MOST_LOADS
 from tunery.gateway.engine.adapters.residency import Residency
 from tunery.gateway.engine.messages import AdapterSource
 from tunery.registry.errors import ArtifactRefused, NotFound, StorageFailed, TuneryError, Unavailable
 
-MakeWorld = Callable[..., World]
+MakeWorld = Callable[..., ResidencyHarness]
 
 
 @pytest.fixture
 def world(tmp_path: Path) -> MakeWorld:
-    def make(budget: int, *, ram: int = 0) -> World:
-        return World(tmp_path, budget, ram=ram)
+    def make(budget: int, *, ram: int = 0) -> ResidencyHarness:
+        return ResidencyHarness(tmp_path, budget, ram=ram)
 
     return make
 
@@ -223,7 +223,7 @@ def test_an_adapter_larger_than_the_budget_is_refused_with_both_figures_and_not_
 
 
 def test_stretch_is_bytes_in_memory_per_byte_on_disk(tmp_path: Path) -> None:
-    residency = Residency(1000, read, stretch=0.5, executor=Lane())
+    residency = Residency(1000, read, stretch=0.5, executor=ManualExecutor())
     residency.hold(on_disk(tmp_path, 1))
     assert residency.bytes == 200
 
@@ -446,15 +446,15 @@ def test_few_loads_are_begun_ahead_so_that_many_cold_adapters_do_not_keep_anothe
         w.want(number)
     for number in range(200):
         assert w.hold(number) is None
-    assert w.lane.digests() == ["d0", "d1", "d2", "d3"]
+    assert w.executor.digests() == ["d0", "d1", "d2", "d3"]
     assert w.residency.bytes == MOST_LOADS * SIZE
-    w.lane.run()
+    w.executor.run()
     assert w.hold(500) is None
-    assert "d500" not in w.lane.digests()  # what is done and not taken in counts
+    assert "d500" not in w.executor.digests()  # what is done and not taken in counts
     w.residency.poll()
     assert w.hold(500) is None
     w.want(4)
-    assert w.lane.digests() == ["d1", "d2", "d3", "d500"]
+    assert w.executor.digests() == ["d1", "d2", "d3", "d500"]
 
 
 def test_an_adapter_that_only_waits_for_its_turn_is_coming_and_one_that_lacks_room_is_not(world: MakeWorld) -> None:
@@ -464,7 +464,7 @@ def test_an_adapter_that_only_waits_for_its_turn_is_coming_and_one_that_lacks_ro
     w.sizes[8] = 2 * SIZE
     for number in (2, 3, 4, 5, 7, 8):
         assert w.hold(number) is None
-    assert w.lane.digests() == ["d2", "d3", "d4", "d5"]
+    assert w.executor.digests() == ["d2", "d3", "d4", "d5"]
     assert w.resident == [0, 1]  # nothing goes for what cannot be loaded now
     assert [w.residency.is_coming(f"d{number}") for number in (5, 6, 7, 8)] == [True, False, True, False]
     w.take(1)

@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tests.gateway.engine.adapters.residency_harness import Weights, World
+from tests.gateway.engine.adapters.residency_harness import ResidencyHarness, Weights
 from tunery.gateway.engine.adapters.loader import MOST_LOADS
 from tunery.registry.errors import ArtifactRefused, StorageFailed, TuneryError
 
@@ -29,7 +29,7 @@ class Whatever(RuleBasedStateMachine):
     )
     def begin(self, budget: int, ram: int, sizes: list[int], disk: list[int | None]) -> None:
         self.folder = tempfile.TemporaryDirectory()
-        self.w = World(Path(self.folder.name), budget, ram=ram)
+        self.w = ResidencyHarness(Path(self.folder.name), budget, ram=ram)
         self.w.sizes = dict(enumerate(sizes))
         self.w.disk = dict(enumerate(disk))
         self.ram = ram
@@ -52,7 +52,7 @@ class Whatever(RuleBasedStateMachine):
         gone = [number for number in self.order if number not in self.w.resident]
         assert gone == candidates[: len(gone)]
         if gone:
-            assert f"d{claimant}" in self.w.lane.digests()
+            assert f"d{claimant}" in self.w.executor.digests()
             assert self.w.residency.bytes + self.w.sizes[gone[-1]] > self.w.budget  # not one more than was needed
         self.order = [number for number in self.order if number not in gone]
 
@@ -138,10 +138,10 @@ class Whatever(RuleBasedStateMachine):
         self.told.pop(number, None)
         self.leaving.discard(number)
 
-    @precondition(lambda self: self.w.lane.tasks)
+    @precondition(lambda self: self.w.executor.tasks)
     @rule()
     def work(self) -> None:
-        self.w.lane.run()
+        self.w.executor.run()
 
     @rule()
     def poll(self) -> None:
@@ -193,7 +193,7 @@ class Whatever(RuleBasedStateMachine):
     @invariant()
     def nothing_is_loaded_twice_at_once(self) -> None:
         if hasattr(self, "w"):
-            loading = self.w.lane.digests()
+            loading = self.w.executor.digests()
             assert len(loading) <= MOST_LOADS
             assert len(loading) == len(set(loading))
             assert not set(loading) & {f"d{number}" for number in self.order}

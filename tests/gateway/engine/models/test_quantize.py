@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from tunery.gateway.engine.models.quantize import BLOCK, int8_codes, nf4_codes
+from tunery.gateway.engine.models.quantize import NF4_BLOCK, int8_codes, nf4_codes
 
 bnb = pytest.importorskip("bitsandbytes.functional")
 
 
 def check(weight: torch.Tensor) -> None:
     """Codes and maxima equal those of bitsandbytes."""
-    codes, state = bnb.quantize_4bit(weight, blocksize=BLOCK, compress_statistics=True, quant_type="nf4")
+    codes, state = bnb.quantize_4bit(weight, blocksize=NF4_BLOCK, compress_statistics=True, quant_type="nf4")
     pairs = codes.view(-1)
     expected = torch.stack((pairs >> 4, pairs & 15), dim=1).view(-1)[: weight.numel()].view(weight.shape)
     ours, maxima = nf4_codes(weight)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from functools import partial
 
 import pytest
 import torch
 
 from tests.gateway.engine.peft_oracle import request
 from tunery.gateway.engine.models.native.kernels import load_kernels
+from tunery.gateway.engine.models.native.ops import sampling as native
 from tunery.gateway.engine.sampling.sampler import Choice, Reduction, argmax_logsumexp, sample, score
 from tunery.gateway.engine.scheduling.sequence import Sequence
 
 KERNELS = load_kernels()
-REDUCTIONS = [argmax_logsumexp, KERNELS.argmax_logsumexp] if KERNELS else [argmax_logsumexp]
+REDUCTIONS = [argmax_logsumexp, partial(native.argmax_logsumexp, KERNELS)] if KERNELS else [argmax_logsumexp]
 DRAWS = 4000
 
 

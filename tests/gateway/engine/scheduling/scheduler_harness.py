@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass, field
 
-from tests.gateway.engine.adapters.residency_harness import Lane
+from tests.gateway.engine.adapters.residency_harness import ManualExecutor
 from tunery.gateway.engine.adapters.residency import Residency
 from tunery.gateway.engine.messages import AdapterSource, Generate, Sampling, WeightedAdapter, composition_digest
 from tunery.gateway.engine.scheduling.fairness import VirtualTokenCounter
@@ -51,14 +51,14 @@ def alone(prompt: Rows[int], parts: Rows[WeightedAdapter], count: int) -> list[i
 
 
 @dataclass
-class Hall:
+class SchedulerHarness:
     """Drives a Scheduler. Adapters have one byte, or as many as `sizes` says by digest, and `adapters` bytes fit in memory.
 
     Loads end by themselves, one a step, unless the disk is `slow`.
     """
 
     pages: int = 64
-    reuse: bool = True
+    prefix_caching: bool = True
     max_batch: int = 8
     token_budget: int = 64
     adapters: int = 100
@@ -70,10 +70,10 @@ class Hall:
     def __post_init__(self) -> None:
         self.now = 0.0
         self.steps = 0
-        self.lane = Lane()
-        self.cache = PageAllocator(self.pages, reuse=self.reuse)
+        self.executor = ManualExecutor()
+        self.cache = PageAllocator(self.pages, prefix_caching=self.prefix_caching)
         self.residency: Residency[Adapter] = Residency(
-            self.adapters, self._read, clock=lambda: self.now, executor=self.lane
+            self.adapters, self._read, clock=lambda: self.now, executor=self.executor
         )
         self.scheduler = Scheduler(
             self.cache,
@@ -114,14 +114,14 @@ class Hall:
         """One turn of the engine's loop."""
         self.now += self.seconds
         self.steps += 1
-        if self.lane.tasks and not self.slow:
-            self.lane.run()
+        if self.executor.tasks and not self.slow:
+            self.executor.run()
         self.residency.poll()
         for sequence, error in self.scheduler.admit(self.now):
             self.failed[sequence.id] = error.code
             del self.expected[sequence.id]
         self.started += [s.id for s in self.scheduler.running if s.id not in self.started]
-        scheduled = self.scheduler.plan(self.now)
+        scheduled = self.scheduler.schedule(self.now)
         self._check_limits()
         if not scheduled:
             return
@@ -149,7 +149,7 @@ class Hall:
         """Everything is finished, right, and freed."""
         assert set(self.finished) >= set(self.expected)
         assert {name: self.said[name] for name in self.expected} == self.expected
-        assert (self.scheduler.running, self.scheduler.waiting, self.cache.used) == ([], 0, 0)
+        assert (self.scheduler.running, self.scheduler.waiting, self.cache.usage) == ([], 0, 0)
         assert not any(one.running for one in self.residency.resident())
 
     def _read(self, source: AdapterSource) -> Adapter:

@@ -7,37 +7,37 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.gateway.engine.hypothesis_settings import often
-from tunery.gateway.engine.scheduling.fairness import AGEING, VirtualTokenCounter
+from tunery.gateway.engine.scheduling.fairness import AGING_RATE, VirtualTokenCounter
 
 
 def test_output_costs_twice_as_much_as_prompt() -> None:
     fairness = VirtualTokenCounter()
     fairness.charge("a", prompt=10)
     fairness.charge("b", output=5)
-    assert fairness.paid("a") == fairness.paid("b") == 10
+    assert fairness.counter("a") == fairness.counter("b") == 10
 
 
 def test_a_weight_makes_everything_cheaper() -> None:
     fairness = VirtualTokenCounter({"a": 4.0})
     fairness.charge("a", prompt=10, output=15)
     fairness.charge("b", prompt=4, output=3)
-    assert fairness.paid("a") == fairness.paid("b") == 10
+    assert fairness.counter("a") == fairness.counter("b") == 10
     assert (fairness.weight("a"), fairness.weight("b")) == (4.0, 1.0)
-    assert fairness.turn("a", 0.0, ahead=40) == fairness.turn("b", 0.0, ahead=10) == 20
+    assert fairness.priority("a", 0.0, uncharged=40) == fairness.priority("b", 0.0, uncharged=10) == 20
 
 
 def test_whoever_has_paid_least_comes_first() -> None:
     fairness = VirtualTokenCounter()
     fairness.charge("a", prompt=10)
-    assert fairness.turn("b", 0.0) < fairness.turn("a", 0.0)
-    assert fairness.turn("a", 0.0) < fairness.turn("b", 0.0, ahead=11)  # what it runs already counts
+    assert fairness.priority("b", 0.0) < fairness.priority("a", 0.0)
+    assert fairness.priority("a", 0.0) < fairness.priority("b", 0.0, uncharged=11)  # what it runs already counts
 
 
 def test_waiting_brings_forward() -> None:
     fairness = VirtualTokenCounter()
-    fairness.charge("a", prompt=int(3 * AGEING))
-    assert fairness.turn("a", 2.9) > fairness.turn("b", 0.0)
-    assert fairness.turn("a", 3.1) < fairness.turn("b", 0.0)
+    fairness.charge("a", prompt=int(3 * AGING_RATE))
+    assert fairness.priority("a", 2.9) > fairness.priority("b", 0.0)
+    assert fairness.priority("a", 3.1) < fairness.priority("b", 0.0)
 
 
 def test_a_newcomer_starts_at_the_level_of_those_who_are_there() -> None:
@@ -45,19 +45,19 @@ def test_a_newcomer_starts_at_the_level_of_those_who_are_there() -> None:
     for tenant, tokens in (("a", 500), ("b", 300), ("gone", 100)):
         fairness.charge(tenant, prompt=tokens)
     fairness.arrive("new", ["a", "b"])
-    assert fairness.paid("new") == 300
+    assert fairness.counter("new") == 300
     fairness.charge("new", prompt=900)
     fairness.arrive("new", ["a", "b"])  # coming back does not wipe out what it has paid
-    assert fairness.paid("new") == 1200
+    assert fairness.counter("new") == 1200
 
 
 def test_counters_start_anew_when_nobody_is_left() -> None:
     fairness = VirtualTokenCounter()
     fairness.charge("a", prompt=500)
-    fairness.leave("a", ["b"])
-    assert fairness.paid("a") == 500
-    fairness.leave("a", [])
-    assert fairness.paid("a") == 0
+    fairness.leave(["b"])
+    assert fairness.counter("a") == 500
+    fairness.leave([])
+    assert fairness.counter("a") == 0
 
 
 @often(100)
@@ -70,10 +70,10 @@ def test_serving_whose_turn_it_is_gives_each_its_share(weights: list[float], siz
     tenants = [str(index) for index in range(len(weights))]
     served = dict.fromkeys(tenants, 0)
     for size in sizes * 4:
-        tenant = min(tenants, key=lambda t: fairness.turn(t, 0.0))
+        tenant = min(tenants, key=lambda t: fairness.priority(t, 0.0))
         served[tenant] += size
         fairness.charge(tenant, prompt=size)
     levels = [served[tenant] / fairness.weight(tenant) for tenant in tenants]
     # The bound of virtual token counters: nobody is ahead by more than one piece of work.
     assert max(levels) - min(levels) <= max(sizes) / min(weights)
-    assert [fairness.paid(tenant) for tenant in tenants] == pytest.approx(levels)
+    assert [fairness.counter(tenant) for tenant in tenants] == pytest.approx(levels)

@@ -7,7 +7,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tests.gateway.engine.hypothesis_settings import often
-from tunery.gateway.engine.scheduling.page_allocator import PAGE_SIZE, PageAllocator, next_key, pages_for, prefix_keys
+from tunery.gateway.engine.scheduling.page_allocator import (
+    PAGE_SIZE,
+    PageAllocator,
+    next_page_key,
+    pages_for,
+    prefix_keys,
+)
 
 
 def text(letters: str) -> list[int]:
@@ -27,7 +33,7 @@ def test_a_key_stands_for_the_adapter_and_every_token_up_to_its_page() -> None:
     assert len(set(keys)) == 3
     assert prefix_keys("digest", text("abc") + [1] * (PAGE_SIZE - 1)) == keys  # the last page is not whole
     assert prefix_keys("digest", text("abd"))[:2] == keys[:2]
-    assert next_key(keys[1], text("c")) == keys[2]
+    assert next_page_key(keys[1], text("c")) == keys[2]
     for other in (prefix_keys("other", text("abc")), prefix_keys("", text("abc")), prefix_keys("digest", text("xbc"))):
         assert not set(other) & set(keys)
 
@@ -41,25 +47,25 @@ def test_one_token_that_differs_makes_another_page() -> None:
 def test_what_nobody_holds_is_found_until_its_room_is_needed() -> None:
     pages = PageAllocator(4)
     keys = prefix_keys("d", text("abc"))
-    mine = pages.take(3)
+    mine = pages.allocate(3)
     for page, key in zip(mine, keys, strict=True):
         pages.publish(page, key)
     pages.release(mine)
-    assert (pages.available, pages.used) == (4, 0)
-    assert pages.find(keys) == mine
-    pages.take(1)  # the one that was never used
-    assert pages.find(keys) == mine
-    pages.take(1)  # the end of a prefix goes before its beginning
-    assert pages.find(keys) == mine[:2]
+    assert (pages.available, pages.usage) == (4, 0)
+    assert pages.find_prefix(keys) == mine
+    pages.allocate(1)  # the one that was never used
+    assert pages.find_prefix(keys) == mine
+    pages.allocate(1)  # the end of a prefix goes before its beginning
+    assert pages.find_prefix(keys) == mine[:2]
 
 
 def test_without_reuse_nothing_is_found() -> None:
-    pages = PageAllocator(4, reuse=False)
-    mine = pages.take(1)
+    pages = PageAllocator(4, prefix_caching=False)
+    mine = pages.allocate(1)
     pages.publish(mine[0], b"key")
-    assert pages.find([b"key"]) == []
+    assert pages.find_prefix([b"key"]) == []
     pages.release(mine)
-    assert pages.find([b"key"]) == []
+    assert pages.find_prefix([b"key"]) == []
     assert pages.available == 4
 
 
@@ -79,18 +85,18 @@ class Holders(RuleBasedStateMachine):
     @rule(identity=st.sampled_from(["", "d"]), letters=st.text("ab", min_size=1, max_size=5))
     def start(self, identity: str, letters: str) -> None:
         keys = prefix_keys(identity, text(letters))
-        found = self.pages.find(keys)
+        found = self.pages.find_prefix(keys)
         assert [self.contents[page] for page in found] == keys[: len(found)]
         assert len(found) == len(keys) or keys[len(found)] not in self.contents.values()
         idle = [page for page in found if not self.holders(page)]
-        assert self.pages.idle(found) == len(idle)
+        assert self.pages.count_unheld(found) == len(idle)
         missing = len(keys) - len(found)
         if missing + len(idle) > self.pages.available:
             return
         self.pages.share(found)
         self.kept = [page for page in self.kept if page not in found]
         self.held.append((found, keys))
-        taken = self.pages.take(missing)
+        taken = self.pages.allocate(missing)
         assert len({*taken, *found}) == len(keys)
         assert all(0 < page <= self.pages.count and not self.holders(page) for page in taken)
         self.forget(taken)
@@ -119,7 +125,7 @@ class Holders(RuleBasedStateMachine):
     def release(self, data: st.DataObject) -> None:
         pages, _ = self.held[index := data.draw(st.integers(0, len(self.held) - 1))]
         alone = [page for page in pages if self.holders(page) == 1]
-        assert self.pages.sole(pages) == len(alone)
+        assert self.pages.count_held_once(pages) == len(alone)
         before = self.pages.available
         del self.held[index]
         self.pages.release(pages)
@@ -131,13 +137,13 @@ class Holders(RuleBasedStateMachine):
         if hasattr(self, "pages"):
             held = {page for pages, _ in self.held for page in pages}
             assert self.pages.available == self.pages.count - len(held)
-            assert self.pages.used == pytest.approx(len(held) / self.pages.count)
+            assert self.pages.usage == pytest.approx(len(held) / self.pages.count)
 
     @invariant()
     def keys_are_exact(self) -> None:
         if hasattr(self, "pages"):
             for page, key in self.contents.items():
-                assert self.pages.find([key]) == [page]
+                assert self.pages.find_prefix([key]) == [page]
 
     @invariant()
     def strangers_share_only_what_is_the_same(self) -> None:
@@ -152,7 +158,7 @@ class Holders(RuleBasedStateMachine):
             self.pages.release(self.held.pop()[0])
         if hasattr(self, "pages"):
             assert self.pages.available == self.pages.count
-            assert len(set(self.pages.take(self.pages.count))) == self.pages.count
+            assert len(set(self.pages.allocate(self.pages.count))) == self.pages.count
 
 
 Holders.TestCase.settings = often(100, steps=40)

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from tunery.gateway.engine.messages import Constraint
-from tunery.gateway.engine.structured_output.grammars import MAX_BYTES, Grammars, Guide, apply_masks
+from tunery.gateway.engine.structured_output.grammars import MAX_BYTES, Grammars
+from tunery.gateway.engine.structured_output.guide import Guide, apply_masks
 from tunery.registry.errors import InvalidInput
 
 EOS, OTHER_EOS = 2, 1

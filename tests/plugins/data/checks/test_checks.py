@@ -13,7 +13,7 @@ from tunery.plugins.data.checks import CHECKS
 from tunery.plugins.data.checks.report import DataReport, Finding
 from tunery.plugins.data.checks.rules.personal_data import is_card, is_iban
 from tunery.plugins.data.checks.runner import check_data
-from tunery.plugins.manager import load_plugins
+from tunery.plugins.discovery import load_plugins
 
 PLUGINS = load_plugins(allow=())
 LONG = "The printer on the second floor shows a paper jam although there is no paper in any of its four trays today"

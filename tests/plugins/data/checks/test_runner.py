@@ -23,8 +23,9 @@ from tunery.plugins.data.checks.check import Check, Fault
 from tunery.plugins.data.checks.parsed_record import Location, ParsedRecord
 from tunery.plugins.data.checks.report import KEPT, DataReport
 from tunery.plugins.data.checks.runner import check_data
+from tunery.plugins.discovery import load_plugins
 from tunery.plugins.hookspecs import CheckInfo, hookimpl
-from tunery.plugins.manager import Plugins, load_plugins
+from tunery.plugins.manager import Plugins
 from tunery.registry.errors import NotFound, UnknownName
 
 
@@ -163,7 +164,7 @@ def test_any_text_is_checked_without_a_crash(
 
 def test_checking_imports_no_torch() -> None:
     code = (
-        "import sys; from tunery.plugins.data.checks import runner; from tunery.plugins.manager import load_plugins; load_plugins();"
+        "import sys; from tunery.plugins.data.checks import runner; from tunery.plugins.discovery import load_plugins; load_plugins();"
         "print(sorted({'torch', 'transformers', 'ftfy'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -237,7 +238,7 @@ def test_a_row_takes_bounded_work_and_memory_whatever_it_holds(tmp_path: Path) -
         (tmp_path / f"{name}.jsonl").write_text(row + "\n")
     code = PEAK + (
         "import sys; from pathlib import Path; from tunery.plugins.data.checks.runner import check_data\n"
-        "from tunery.plugins.manager import load_plugins\n"
+        "from tunery.plugins.discovery import load_plugins\n"
         "for path in sorted(Path(sys.argv[1]).glob('*.jsonl')):\n"
         "    report = check_data([path], None, plugins=load_plugins(allow=()), base_folder=None, max_length=8, processes=1)\n"
         "    assert sum(len(str(finding)) for finding in report.findings) < 20_000, path\n"

@@ -16,10 +16,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tunery.plugins.discovery import load_plugins
 from tunery.plugins.hookspecs import GateInfo, hookimpl
-from tunery.plugins.manager import load_plugins
 from tunery.plugins.parameters import read_parameters
-from tunery.plugins.testing import TrainerBench
+from tunery.plugins.testing import TrainerHarness
 from tunery.plugins.training import TrainRequest, train
 from tunery.plugins.training.examples.batches import Example
 from tunery.plugins.training.gates import (
@@ -135,7 +135,7 @@ def test_the_process_reads_a_request_and_writes_a_line_for_each_gate(files: Path
 # -- in a job ----------------------------------------------------------------------------------------------------------
 
 
-def bench_with(folder: Path, *gates: GateInfo) -> TrainerBench:
+def bench_with(folder: Path, *gates: GateInfo) -> TrainerHarness:
     """A bench whose plugins have these gates and no others."""
 
     def register_gates(register: Callable[[GateInfo], None]) -> None:
@@ -144,7 +144,7 @@ def bench_with(folder: Path, *gates: GateInfo) -> TrainerBench:
 
     plugins = load_plugins(allow=(), without=("gates",))
     plugins.add(types.SimpleNamespace(register_gates=hookimpl(register_gates)), "odd")
-    return TrainerBench(folder, "lora", {"max_steps": 1}, plugins)
+    return TrainerHarness(folder, "lora", {"max_steps": 1}, plugins)
 
 
 def gate(name: str, **values: Any) -> GateInfo:

@@ -13,8 +13,8 @@ import pytest
 
 from tests.plugins.training.conftest import Train
 from tunery.plugins.data.checks.runner import _POOL_MIN_BYTES
+from tunery.plugins.discovery import load_plugins
 from tunery.plugins.events import JobEvent, Started, StepCompleted
-from tunery.plugins.manager import load_plugins
 from tunery.plugins.training import resume
 from tunery.plugins.training.inputs.data_check import UNREADABLE, check_rows
 from tunery.registry import Base
@@ -102,7 +102,7 @@ def test_rules_that_may_not_be_allowed_or_do_not_exist_are_refused(data: Path, t
 SCRIPT = """
 import os, sys
 from pathlib import Path
-from tunery.plugins.manager import load_plugins
+from tunery.plugins.discovery import load_plugins
 from tunery.plugins.training.inputs.data_check import check_rows
 from tunery.registry import Base
 from tunery.registry.errors import TuneryError

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from tests.plugins.training.conftest import Train
+from tunery.plugins.discovery import load_plugins
 from tunery.plugins.events import JobEvent, StepCompleted
-from tunery.plugins.manager import load_plugins
 from tunery.plugins.parameters import read_parameters
 from tunery.plugins.testing import write_pairs, write_rows
 from tunery.plugins.training import TrainRequest

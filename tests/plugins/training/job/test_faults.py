@@ -19,8 +19,8 @@ from safetensors.numpy import save_file
 from sqlalchemy import event
 
 from tests.plugins.training.conftest import Train
+from tunery.plugins.discovery import load_plugins
 from tunery.plugins.events import CheckpointChosen, JobEvent, StepCompleted
-from tunery.plugins.manager import load_plugins
 from tunery.plugins.testing import CHATML, write_rows
 from tunery.plugins.training import resume
 from tunery.plugins.training.objectives.objective import Supervised

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.plugins.training.conftest import Train
+from tunery.plugins.discovery import load_plugins
 from tunery.plugins.events import EventSink, JobEvent, Started, StepCompleted
-from tunery.plugins.manager import load_plugins
 from tunery.plugins.testing import write_rows
 from tunery.plugins.training import resume
 from tunery.registry.errors import InvalidData, InvalidInput

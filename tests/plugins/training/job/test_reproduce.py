@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from tests.plugins.training.conftest import Train
-from tunery.plugins.manager import load_plugins
+from tunery.plugins.discovery import load_plugins
 from tunery.plugins.testing import CHATML, write_rows
 from tunery.plugins.training import Reproduction, reproduce
 from tunery.plugins.training.job.manifest import differences

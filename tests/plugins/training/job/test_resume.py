@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from tests.plugins.training.conftest import Train
+from tunery.plugins.discovery import load_plugins
 from tunery.plugins.events import JobEvent, StepCompleted
-from tunery.plugins.manager import load_plugins
 from tunery.plugins.testing import write_rows
 from tunery.plugins.training import resume
 from tunery.plugins.training.job.control import EVERY, ask

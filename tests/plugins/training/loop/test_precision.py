@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM
 from tests.plugins.training.conftest import Train
 from tunery.plugins.bases.resolve import resolve_base
 from tunery.plugins.data.render.renderer import Renderer
+from tunery.plugins.discovery import load_plugins
 from tunery.plugins.events import EventSink, JobEvent, StepCompleted
-from tunery.plugins.manager import load_plugins
 from tunery.plugins.training import resume
 from tunery.plugins.training.examples.batches import Example
 from tunery.plugins.training.examples.corpus import read_corpus

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tunery.plugins.data.render.renderer import Renderer
-from tunery.plugins.manager import load_plugins
+from tunery.plugins.discovery import load_plugins
 from tunery.plugins.testing import write_rows
 from tunery.plugins.training import load_base
 from tunery.plugins.training.examples.batches import Example

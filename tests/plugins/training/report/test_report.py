@@ -16,8 +16,8 @@ import torch
 
 from tests.plugins.training.conftest import Train
 from tests.plugins.training.job.test_launcher import METHODS, Killed, kill_at
+from tunery.plugins.discovery import load_plugins
 from tunery.plugins.events import JobEvent, ReportWritten, StepCompleted, encode_event
-from tunery.plugins.manager import load_plugins
 from tunery.plugins.testing import CHATML, write_pairs
 from tunery.plugins.trainers import LoraParameters
 from tunery.plugins.training import TrainRequest, reproduce, resume

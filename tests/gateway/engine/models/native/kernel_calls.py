@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,11 +10,15 @@ import torch
 
 from tunery.gateway.engine.adapters.adapter import LoadedAdapter, LowRank
 from tunery.gateway.engine.messages import AdapterSource
-from tunery.gateway.engine.models.native.kernels import Kernels, SegmentRow
-from tunery.gateway.engine.models.native.packed_adapter import PackedAdapter, pack_adapter
-from tunery.gateway.engine.models.native.packing import Packed, dense, int8, nf4, rows_of, unpacked
+from tunery.gateway.engine.models.native.adapter import NativeAdapter, Targets, build_adapter
+from tunery.gateway.engine.models.native.batch_metadata import LoraSegments
+from tunery.gateway.engine.models.native.kernels import Kernels
+from tunery.gateway.engine.models.native.ops.linear import LinearGroup, Workspace, dequantize
+from tunery.gateway.engine.models.native.ops.matrix import Matrix
+from tunery.gateway.engine.models.native.weight_layout import PackedWeight, pack_dense, pack_int8, pack_nf4
+from tunery.gateway.engine.scheduling.forward_batch import Segment
 
-PACKERS = {"dense": dense, "nf4": nf4, "int8": int8}
+PACKERS = {"dense": pack_dense, "nf4": pack_nf4, "int8": pack_int8}
 SUM_ERROR, INNER_ERROR = 3e-6, 2**-8
 """How far a float32 sum strays from the sum of magnitudes, and what narrowing the middle of a pair to bfloat16 costs."""
 
@@ -27,7 +30,7 @@ class Part:
     start: int
     end: int
     loaded: LoadedAdapter
-    packed: PackedAdapter
+    packed: NativeAdapter
     weight: float = 1.0
 
     def cut(self, start: int, end: int) -> Part | None:
@@ -36,38 +39,40 @@ class Part:
         return Part(low - start, high - start, self.loaded, self.packed, self.weight) if low < high else None
 
 
+class NanWorkspace(Workspace):
+    """Scratch memory in which nothing that was there before may matter."""
+
+    def address(self, count: int) -> int:
+        self.memory = torch.full((count + 1,), torch.nan)
+        return self.memory.data_ptr()
+
+
 @dataclass
 class Layer:
     """Linear layers that share their input of `dtype`; targets are named by their numbers."""
 
     kernels: Kernels
     dtype: torch.dtype
-    weights: list[Packed]
+    weights: list[PackedWeight]
 
     def part(self, start: int, end: int, loaded: LoadedAdapter, weight: float = 1.0) -> Part:
         """Pack an adapter for these layers."""
         own = [str(index) for index in range(len(self.weights))]
         biases = {str(i): w.bias[: w.n] for i, w in enumerate(self.weights) if w.bias is not None}
         # One target before these, and those of a layer that follows.
-        packed = pack_adapter(
-            loaded, ["before", *own, *own], biases=biases, embedding="", norms=frozenset(), dtype=self.dtype
-        )
+        targets = Targets(["before", *own, *own], biases, embedding="", norms=frozenset(), dtype=self.dtype)
+        packed = build_adapter(loaded, targets)
         return Part(start, end, loaded, packed, weight)
 
     def __call__(self, x: torch.Tensor, parts: Sequence[Part] = ()) -> torch.Tensor:
         """What the kernels say, float32 [rows, n of all targets]."""
-        segments = (SegmentRow * len(parts))()
-        for row, part in zip(segments, parts, strict=True):
-            row.start, row.end, row.weight = part.start, part.end, part.weight
-            row.table = ctypes.addressof(part.packed.table)
+        segments = LoraSegments(tuple(Segment(part.start, part.end, part.packed, part.weight) for part in parts))
         targets, width = len(self.weights), sum(weight.width for weight in self.weights)
-        ranks = max((part.packed.ranks for part in parts), default=0)
-        scratch = torch.full((sum(part.end - part.start for part in parts) * targets * ranks + 1,), torch.nan)
+        group = LinearGroup(
+            self.kernels, self.weights, self.dtype, workspace=NanWorkspace(), first=1, following=targets
+        )
         y = torch.full((len(x), width), torch.nan)
-        self.kernels.linear(
-            rows_of(*self.weights), targets, x.data_ptr(), x.stride(0), len(x), y.data_ptr(), width,
-            segments, len(parts), 1, targets, scratch.data_ptr(), ranks, int(self.dtype == torch.float32),
-        )  # fmt: skip
+        group(Matrix(x), Matrix(y), segments, rows=len(x))
         columns = y.split([weight.width for weight in self.weights], dim=1)
         return torch.cat([column[:, : w.n] for column, w in zip(columns, self.weights, strict=True)], dim=1)
 
@@ -78,9 +83,9 @@ class Layer:
         return torch.cat(values, dim=1), torch.cat(errors, dim=1)
 
     def _target(
-        self, name: str, weight: Packed, x: torch.Tensor, parts: Sequence[Part]
+        self, name: str, weight: PackedWeight, x: torch.Tensor, parts: Sequence[Part]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        values = unpacked(self.kernels, weight, self.dtype).double()
+        values = dequantize(self.kernels, weight, self.dtype).double()
         y, error = x @ values.T, SUM_ERROR * (x.abs() @ values.abs().T)
         inner_error = SUM_ERROR if self.dtype == torch.float32 else INNER_ERROR
         shift = torch.zeros_like(y) if weight.bias is None else weight.bias[: weight.n].double().expand_as(y).clone()

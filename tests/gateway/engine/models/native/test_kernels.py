@@ -16,8 +16,21 @@ from torch.nn import functional
 
 from tests.gateway.engine.hypothesis_settings import often
 from tests.gateway.engine.models.native.kernel_calls import Layer, Part, random_adapter, random_layer
-from tunery.gateway.engine.models.native.kernels import PANEL, Kernels, SpanRow, load_kernels
-from tunery.gateway.engine.models.native.packing import dense, rows_of, unpacked
+from tunery.gateway.engine.models.native.batch_metadata import BatchMetadata
+from tunery.gateway.engine.models.native.kernels import PANEL, Kernels, load_kernels
+from tunery.gateway.engine.models.native.ops.attention import (
+    HeadLayout,
+    KVCache,
+    PagedAttention,
+    QKNorm,
+    RotaryEmbedding,
+)
+from tunery.gateway.engine.models.native.ops.elementwise import RMSNorm, swiglu
+from tunery.gateway.engine.models.native.ops.linear import PackedEmbedding, dequantize
+from tunery.gateway.engine.models.native.ops.matrix import Matrix
+from tunery.gateway.engine.models.native.ops.sampling import argmax_logsumexp
+from tunery.gateway.engine.models.native.weight_layout import pack_dense
+from tunery.gateway.engine.scheduling.forward_batch import ForwardBatch, Span
 from tunery.gateway.engine.scheduling.page_allocator import PAGE_SIZE
 
 KERNELS = load_kernels()
@@ -144,7 +157,7 @@ def test_bits_are_the_same_for_any_number_of_threads_and_rows(
 def test_unpacked_weights_are_what_is_multiplied(kernels: Kernels) -> None:
     weight = noise(70, 64, seed=1)
     for dtype in DTYPES:
-        assert torch.equal(unpacked(kernels, dense(weight.to(dtype)), dtype), weight.to(dtype).float())
+        assert torch.equal(dequantize(kernels, pack_dense(weight.to(dtype)), dtype), weight.to(dtype).float())
 
 
 # -- rows -------------------------------------------------------------------------------------------------------------
@@ -155,10 +168,8 @@ def normed(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The kernel's norm of a copy of h [rows, size] (plus delta), and what the copy became."""
     h, out = h.clone(), torch.empty(h.shape, dtype=dtype)
-    rows, size = h.shape
-    added = (None, 0) if delta is None else (delta.data_ptr(), delta.stride(0))
-    wide = int(dtype == torch.float32)
-    kernels.norm(h.data_ptr(), *added, rows, size, gain.data_ptr(), 1e-5, out.data_ptr(), wide)
+    added = None if delta is None else Matrix(delta)
+    RMSNorm(kernels, gain, 1e-5)(Matrix(h), Matrix(out), rows=len(h), added=added)
     return out, h
 
 
@@ -186,7 +197,7 @@ def test_gated_units_equal_torch(kernels: Kernels, threads: int, dtype: torch.dt
 
     def gated(y: torch.Tensor) -> torch.Tensor:
         out = torch.empty(len(y), size, dtype=dtype)
-        kernels.swiglu(y.data_ptr(), y.stride(0), size + 5, len(y), size, out.data_ptr(), int(dtype == torch.float32))
+        swiglu(kernels, Matrix(y), size + 5, Matrix(out), rows=len(y))
         return out
 
     out = gated(y)
@@ -201,11 +212,11 @@ def test_argmax_and_logsumexp_equal_torch(kernels: Kernels, threads: int, size: 
     if size > 300:
         logits[1, 100:] = -torch.inf
         logits[2, [7, 40, 300]] = 99.0  # the first of equals
-    best, log_z = kernels.argmax_logsumexp(logits)
+    best, log_z = argmax_logsumexp(kernels, logits)
     assert best.tolist() == [int((row == row.max()).nonzero()[0]) for row in logits]
     torch.testing.assert_close(log_z.double(), logits.double().logsumexp(1), rtol=1e-6, atol=1e-6)
     for row in range(7):
-        alone = kernels.argmax_logsumexp(logits[row : row + 1])
+        alone = argmax_logsumexp(kernels, logits[row : row + 1])
         assert torch.equal(alone[0], best[row : row + 1])
         assert same(alone[1], log_z[row : row + 1])
 
@@ -213,10 +224,9 @@ def test_argmax_and_logsumexp_equal_torch(kernels: Kernels, threads: int, size: 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_embeddings_are_the_heads_rows(kernels: Kernels, dtype: torch.dtype) -> None:
     weight = noise(101, 34, seed=6, dtype=dtype)
-    packed = dense(weight)
-    tokens = torch.tensor([0, 100, 47, 48, 49, 48])
+    tokens = np.array([0, 100, 47, 48, 49, 48])
     out = torch.empty(len(tokens), 34)
-    kernels.embed(rows_of(packed), tokens.data_ptr(), len(tokens), out.data_ptr())
+    PackedEmbedding(kernels, pack_dense(weight))(tokens, Matrix(out))
     assert torch.equal(out, weight[tokens].float())
 
 
@@ -279,13 +289,15 @@ class Cache:
         counts = [math.ceil(len(y) / PAGE_SIZE) for y in sequences]
         order = np.random.default_rng(seed).permutation(sum(counts)).astype(np.int32)
         self.pages = [pages.copy() for pages in np.split(order, np.cumsum(counts)[:-1])]
+        self.layout = HeadLayout(attention.heads, attention.kv_heads, attention.size)
+        self.cache = KVCache(self.layout, sum(counts), attention.dtype)
         # What nobody wrote must not matter.
-        size = sum(counts) * PAGE_SIZE * attention.kv_heads * attention.size
-        self.keys, self.values = (torch.full((size,), torch.nan, dtype=attention.dtype) for _ in range(2))
+        for tensor in (self.cache.keys, self.cache.values):
+            tensor.fill_(torch.nan)
 
     def step(self, pieces: Sequence[tuple[int, int, int]]) -> list[torch.Tensor]:
         """Compute tokens [begin, end) of sequences, given as (number, begin, end); what attention gives them, by piece."""
-        a, wide = self.attention, int(self.attention.dtype == torch.float32)
+        a = self.attention
         y = torch.cat([self.sequences[number][begin:end] for number, begin, end in pieces])
         places = [np.arange(begin, end) for _, begin, end in pieces]
         slots = [
@@ -293,23 +305,18 @@ class Cache:
             for (n, _, _), at in zip(pieces, places, strict=True)
         ]
         positions, slots_of = np.concatenate(places), np.concatenate(slots).astype(np.int64)
+        spans, start = [], 0
+        for number, begin, end in pieces:
+            spans.append(Span(start, start + end - begin, end, self.pages[number]))
+            start += end - begin
+        batch = BatchMetadata(ForwardBatch(positions, positions, slots_of, tuple(spans), (), (), (), ()))
         cosine, sine = a.rotations(max(len(s) for s in self.sequences))
         q, out = (torch.full((len(y), a.heads * a.size), torch.nan, dtype=a.dtype) for _ in range(2))
-        caches = self.keys.data_ptr(), self.values.data_ptr()
-        gains = a.gains
-        q_norm, k_norm = (gain.data_ptr() if a.normed else None for gain in gains)
-        self.kernels.rotate(
-            y.data_ptr(), y.stride(0), a.heads * a.size, (a.heads + a.kv_heads) * a.size, len(y), a.heads, a.kv_heads, a.size,
-            q_norm, k_norm, 1e-5, cosine.data_ptr(), sine.data_ptr(), positions.ctypes.data, slots_of.ctypes.data,
-            q.data_ptr(), *caches, wide,
-        )  # fmt: skip
-        spans, at = (SpanRow * len(pieces))(), 0
-        for span, (number, begin, end) in zip(spans, pieces, strict=True):
-            span.start, span.end, span.length, span.pages = at, at + end - begin, end, self.pages[number].ctypes.data
-            at += end - begin
-        self.kernels.attend(
-            spans, len(spans), q.data_ptr(), *caches, a.heads, a.kv_heads, a.size, a.size**-0.5, a.window, out.data_ptr(), wide
-        )  # fmt: skip
+        columns = 0, a.heads * a.size, (a.heads + a.kv_heads) * a.size
+        norms: QKNorm = a.gains if a.normed else (None, None)
+        rotary = RotaryEmbedding(self.kernels, self.layout, cosine, sine, 1e-5)
+        rotary(Matrix(y), columns, Matrix(q), self.cache, batch, norms=norms, rows=len(y))
+        PagedAttention(self.kernels, self.layout, window=a.window)(Matrix(q), self.cache, Matrix(out), batch)
         return list(out.split([end - begin for _, begin, end in pieces]))
 
 

@@ -10,8 +10,17 @@ import torch
 from torch import nn
 
 from tests.gateway.engine.models.native.test_kernels import noise
-from tunery.gateway.engine.models.native.kernels import PANEL, Correction, load_kernels
-from tunery.gateway.engine.models.native.packing import Packed, dense, int8, nf4, pack_pair, padded, unpacked, zeros
+from tunery.gateway.engine.models.native.kernels import PANEL, LoraStruct, load_kernels
+from tunery.gateway.engine.models.native.ops.linear import dequantize
+from tunery.gateway.engine.models.native.weight_layout import (
+    PackedWeight,
+    allocate_zeros,
+    pack_dense,
+    pack_int8,
+    pack_lora,
+    pack_nf4,
+    pad_to_panels,
+)
 
 KERNELS = load_kernels()
 needs_kernels = pytest.mark.skipif(
@@ -21,9 +30,9 @@ SHAPES = [(48, 64), (101, 64), (7, 2), (50, 90), (33, 258), (64, 576), (1, 128)]
 DTYPES = [torch.float32, torch.bfloat16]
 
 
-def multiplied(packed: Packed, dtype: torch.dtype) -> torch.Tensor:
+def multiplied(packed: PackedWeight, dtype: torch.dtype) -> torch.Tensor:
     assert KERNELS is not None
-    return unpacked(KERNELS, packed, dtype)
+    return dequantize(KERNELS, packed, dtype)
 
 
 @needs_kernels
@@ -38,7 +47,7 @@ def test_four_bits_are_those_of_bitsandbytes(shape: tuple[int, int], dtype: torc
         expected = bnb.dequantize_4bit(codes.view(-1, 1), state).view(shape)
     else:
         expected = by_hand(codes, state, shape).to(dtype)
-    assert torch.equal(multiplied(nf4(weight), dtype), expected.float())
+    assert torch.equal(multiplied(pack_nf4(weight), dtype), expected.float())
 
 
 def by_hand(codes: torch.Tensor, state: bnb.QuantState, shape: tuple[int, int]) -> torch.Tensor:
@@ -54,9 +63,9 @@ def by_hand(codes: torch.Tensor, state: bnb.QuantState, shape: tuple[int, int]) 
 def test_eight_bits_are_those_of_bitsandbytes(shape: tuple[int, int]) -> None:
     weight = noise(*shape, seed=2) / 8
     codes, maxima, _ = bnb.int8_vectorwise_quant(weight.half())
-    assert torch.equal(multiplied(int8(weight), torch.float32), codes.float() * (maxima.float()[:, None] / 127.0))
+    assert torch.equal(multiplied(pack_int8(weight), torch.float32), codes.float() * (maxima.float()[:, None] / 127.0))
     rounded = (codes.float() * (maxima.float()[:, None] / 127.0)).bfloat16().float()
-    assert torch.equal(multiplied(int8(weight), torch.bfloat16), rounded)
+    assert torch.equal(multiplied(pack_int8(weight), torch.bfloat16), rounded)
 
 
 @needs_kernels
@@ -77,7 +86,7 @@ def test_layers_quantized_by_transformers_are_the_same(quant: str) -> None:
         layer = bits.nn.Linear8bitLt(64, 96, bias=False, has_fp16_weights=False, threshold=0.0)
         layer.weight = bits.nn.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
     layer = layer.to("cpu")
-    assert torch.equal(multiplied({"nf4": nf4, "int8": int8}[quant](weight), torch.float32), weight_of(layer))
+    assert torch.equal(multiplied({"nf4": pack_nf4, "int8": pack_int8}[quant](weight), torch.float32), weight_of(layer))
 
 
 @needs_kernels
@@ -85,21 +94,21 @@ def test_layers_quantized_by_transformers_are_the_same(quant: str) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_dense_weights_keep_their_bits(shape: tuple[int, int], dtype: torch.dtype) -> None:
     weight = noise(*shape, seed=4, dtype=dtype)
-    packed = dense(weight, noise(shape[0], seed=5))
+    packed = pack_dense(weight, noise(shape[0], seed=5))
     assert torch.equal(multiplied(packed, dtype), weight.float())
-    assert (packed.panels, packed.width) == (-(-shape[0] // PANEL), padded(weight).shape[0])
+    assert (packed.panels, packed.width) == (-(-shape[0] // PANEL), pad_to_panels(weight).shape[0])
     assert packed.bytes == packed.width * (shape[1] * weight.element_size() + 4)
 
 
 def test_what_is_padded_is_zero() -> None:
-    assert torch.equal(padded(torch.ones(50, 3))[50:], torch.zeros(46, 3))
-    assert padded(torch.ones(96)).shape == (96,)
+    assert torch.equal(pad_to_panels(torch.ones(50, 3))[50:], torch.zeros(46, 3))
+    assert pad_to_panels(torch.ones(96)).shape == (96,)
 
 
 @pytest.mark.parametrize("rank", [1, 2, 5, 16])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_pairs_take_their_true_rank_and_at_most_one_more(rank: int, dtype: torch.dtype) -> None:
-    a, b = pack_pair(noise(rank, 34, seed=6, dtype=dtype), noise(48, rank, seed=7, dtype=dtype))
+    a, b = pack_lora(noise(rank, 34, seed=6, dtype=dtype), noise(48, rank, seed=7, dtype=dtype))
     kept = rank + (rank % 2 if dtype == torch.bfloat16 else 0)
     assert (a.shape, b.numel()) == ((kept, 34), 48 * kept)
     assert not a[rank:].any()
@@ -107,12 +116,12 @@ def test_pairs_take_their_true_rank_and_at_most_one_more(rank: int, dtype: torch
 
 @pytest.mark.parametrize("huge", [False, True])
 def test_zeros_are_writable_memory_of_their_own(huge: bool) -> None:
-    tensor = zeros(1000, torch.bfloat16, huge=huge)
+    tensor = allocate_zeros(1000, torch.bfloat16, huge=huge)
     assert (tensor.shape, tensor.dtype, int(tensor.count_nonzero())) == ((1000,), torch.bfloat16, 0)
     tensor.fill_(1.0)
     assert int(tensor.sum()) == 1000
-    assert zeros(0, torch.float32).numel() == 0
+    assert allocate_zeros(0, torch.float32).numel() == 0
 
 
-def test_corrections_are_as_large_as_the_kernels_think() -> None:
-    assert ctypes.sizeof(Correction) == 7 * 8
+def test_lora_structs_are_as_large_as_the_kernels_think() -> None:
+    assert ctypes.sizeof(LoraStruct) == 7 * 8

@@ -1,0 +1,226 @@
+"""Admission: which waiting sequences join the running batch, and what is done for those that have waited too long.
+
+A sequence needs its adapters in memory, a place in the batch and pages for its known tokens. Requests are visited in the order of
+the tenants' virtual token counters (see fairness.py). One whose adapter is still loading lets others pass. Where there is no
+room, a tenant below its share of the batch preempts one above it (see preemption.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Literal
+
+from tunery.gateway.engine.adapters.interface import ServedAdapter, check_composition
+from tunery.gateway.engine.adapters.residency import Residency
+from tunery.gateway.engine.messages import composition_title
+from tunery.gateway.engine.scheduling.fairness import VirtualTokenCounter
+from tunery.gateway.engine.scheduling.page_allocator import pages_for
+from tunery.gateway.engine.scheduling.preemption import victims_for_adapters, victims_for_admission
+from tunery.gateway.engine.scheduling.running_batch import RunningBatch
+from tunery.gateway.engine.scheduling.sequence import HeldAdapters, Sequence
+from tunery.gateway.engine.scheduling.waiting_queue import WaitingQueue
+from tunery.registry.errors import TuneryError, Unavailable
+
+__all__ = ["STARVED_AFTER", "Admission"]
+
+STARVED_AFTER = 1.0
+"""Seconds of waiting for room, in the batch or among the adapters, after which others are kept back or preempted for it."""
+
+Obstacle = Literal["adapter", "prefix", "room"]
+"""What a sequence waits for: an adapter to be loaded, another sequence to compute a shared prefix, or a place and pages."""
+
+
+@dataclass(slots=True)
+class _Round:
+    """One round of admission.
+
+    `uncharged` counts each tenant's tokens still to be charged for its running sequences. No more sequences are started for
+    `closed` tenants, and none that would take a tenant's share of the batch above `max_share`: room that comes free is for
+    tenants with less. The adapters in `reserved` are held to the end of the round, so that later requests do not evict them.
+    """
+
+    now: float
+    uncharged: Counter[str]
+    failed: list[tuple[Sequence, TuneryError]] = field(default_factory=list)
+    closed: set[str] = field(default_factory=set)
+    reserved: list[ServedAdapter] = field(default_factory=list)
+    max_share: float = math.inf
+
+
+class Admission:
+    """Starts waiting sequences. At most one is `starved`: it has waited too long for its adapters and goes before all others."""
+
+    def __init__(
+        self,
+        waiting: WaitingQueue,
+        batch: RunningBatch,
+        residency: Residency[ServedAdapter],
+        fairness: VirtualTokenCounter,
+    ) -> None:
+        self._waiting = waiting
+        self._batch = batch
+        self._residency = residency
+        self._fairness = fairness
+        self._starved: Sequence | None = None
+
+    def announce(self, sequence: Sequence) -> None:
+        """Let the adapters of a sequence that has just been queued load, unless a starved one needs the room."""
+        if self._starved is None:
+            for part in sequence.composition:
+                self._residency.want(part.source)
+
+    def forget(self, sequence: Sequence) -> None:
+        """A sequence is finished or cancelled."""
+        if sequence is self._starved:
+            self._starved = None
+
+    def admit(self, now: float) -> list[tuple[Sequence, TuneryError]]:
+        """Start every waiting sequence that can start; return those that never can, with the error of their adapters.
+
+        The latter are taken out of the waiting queue.
+        """
+        current = _Round(now, self._uncharged())
+        self._find_starved(now)
+        starved = self._starved
+        room = starved is None or self._relieve(starved, current)
+        for sequence in self._waiting.by_priority(now, current.uncharged, current.closed):
+            if sequence is not starved and (room or not sequence.composition):
+                self._try(sequence, current)
+        for adapter in current.reserved:
+            self._residency.release(adapter.source.digest)
+            self._residency.want(adapter.source)
+        return current.failed
+
+    def _uncharged(self) -> Counter[str]:
+        uncharged: Counter[str] = Counter()
+        for sequence in self._batch.sequences:
+            uncharged[sequence.tenant] += sequence.uncharged
+        return uncharged
+
+    def _share(self, tenant: str, more: int) -> float:
+        """A tenant's running sequences, plus `more`, divided by its weight."""
+        return (sum(s.tenant == tenant for s in self._batch.sequences) + more) / self._fairness.weight(tenant)
+
+    def _try(self, sequence: Sequence, current: _Round) -> None:
+        """Start a sequence if possible; if it waits for room, keep that from those behind it."""
+        tenant = sequence.tenant
+        if self._share(tenant, 1) > current.max_share:
+            current.closed.add(tenant)
+            return
+        try:
+            obstacle = self._start(sequence, current)
+        except TuneryError as error:
+            self._fail(sequence, error, current)
+            return
+        if obstacle is None:
+            current.uncharged[tenant] += sequence.uncharged
+        elif obstacle == "room":
+            current.closed.add(tenant)
+            if current.now - sequence.since > STARVED_AFTER:
+                current.max_share = min(current.max_share, self._share(tenant, 0))
+
+    def _fail(self, sequence: Sequence, error: TuneryError, current: _Round) -> None:
+        self._waiting.remove(sequence)
+        self.forget(sequence)
+        current.failed.append((sequence, error))
+
+    # -- starting a sequence ----------------------------------------------------------------------------------------------
+
+    def _start(self, sequence: Sequence, current: _Round) -> Obstacle | None:
+        """Start a sequence, or return what it waits for. Raises what loading one of its adapters ended with."""
+        adapters = self._hold_adapters(sequence, current)
+        if adapters is None:
+            return "adapter"
+        obstacle = self._start_with(sequence, adapters, current.now)
+        if obstacle is not None:
+            current.reserved += (adapter for adapter, _ in adapters)
+        else:
+            self.forget(sequence)
+        return obstacle
+
+    def _start_with(self, sequence: Sequence, adapters: HeldAdapters, now: float) -> Obstacle | None:
+        """Preempt for a place and pages if the tenant is below its share, and start."""
+        batch = self._batch
+        cached = batch.find_prefix(sequence)
+        if cached is None:
+            return "prefix"
+        victims = victims_for_admission(
+            sequence.tenant,
+            batch.sequences,
+            self._fairness,
+            batch.pages,
+            max_batch=batch.max_size,
+            new_pages=pages_for(len(sequence.tokens)) - len(cached),
+            cached=cached,
+        )
+        if victims is None:
+            return "room"
+        for victim in victims:
+            batch.preempt(victim, now)
+        batch.start(sequence, adapters, cached, now)
+        return None
+
+    def _hold_adapters(self, sequence: Sequence, current: _Round) -> HeldAdapters | None:
+        """Hold all adapters of a sequence. If one is missing, start loading it, reserve the others for this round, return None."""
+        parts = sequence.composition
+        held: dict[int, ServedAdapter] = {}
+        try:
+            # Resident ones first, so that loading the others cannot evict them.
+            for index in sorted(range(len(parts)), key=lambda i: not self._is_resident(parts[i].source.digest)):
+                adapter = self._residency.hold(parts[index].source, hit=not sequence.adapters_requested)
+                if adapter is not None:
+                    held[index] = adapter
+            sequence.adapters_requested = True
+            if len(held) == len(parts):
+                adapters = tuple((held[index], part.weight) for index, part in enumerate(parts))
+                if len(adapters) > 1 or any(weight != 1.0 for _, weight in adapters):
+                    check_composition(held.values())
+                return adapters
+        except TuneryError:
+            current.reserved += held.values()
+            raise
+        sequence.adapter_missed = True
+        current.reserved += held.values()
+        return None
+
+    def _is_resident(self, digest: str) -> bool:
+        return self._residency.is_resident(digest)
+
+    # -- starvation -------------------------------------------------------------------------------------------------------
+
+    def _find_starved(self, now: float) -> None:
+        """Choose the sequence that has waited longest for adapter memory, once that is too long; it stays first until it runs."""
+        if self._starved is None:
+            late = (
+                s
+                for s in self._waiting
+                if s.adapter_missed and now - s.since > STARVED_AFTER and not self._adapters_coming(s)
+            )
+            self._starved = min(late, key=lambda s: s.since, default=None)
+
+    def _relieve(self, starved: Sequence, current: _Round) -> bool:
+        """Start the starved sequence, or preempt those that hold other adapters; whether others may start on adapters too."""
+        self._try(starved, current)
+        if starved is not self._starved or self._adapters_coming(starved):
+            return True
+        blocking = [s for s in self._batch.sequences if s.adapter_digests - starved.adapter_digests]
+        victims = victims_for_adapters(blocking, current.now)
+        for victim in victims:
+            self._batch.preempt(victim, current.now)
+        if not (blocking or self._residency.busy):
+            self._fail(starved, _too_large(starved), current)
+        return False
+
+    def _adapters_coming(self, sequence: Sequence) -> bool:
+        """Whether all adapters of a sequence are in memory or being loaded."""
+        return all(self._residency.is_coming(digest) for digest in sequence.adapter_digests)
+
+
+def _too_large(sequence: Sequence) -> Unavailable:
+    return Unavailable(
+        f"{composition_title(sequence.composition)} does not fit into memory beside the adapters that are pinned: unload one "
+        "of them, or raise adapter_budget_mb",
+        code="adapter_too_large",
+    )
