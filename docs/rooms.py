@@ -18,12 +18,12 @@ ROOT = Path(__file__).parents[1]
 FLOORS = ("gateway", "plugins", "registry")
 
 QUESTIONS = {
-    "Where is a LoRA delta added in a CPU step?": "tunery.gateway.engine.models.native.decoder:Decoder._call",
-    "What decides who is preempted?": "tunery.gateway.engine.scheduling.scheduler:Scheduler._victims",
+    "Where is a LoRA delta added in a CPU step?": "tunery.gateway.engine.models.native.ops.linear:LinearGroup",
+    "What decides who is preempted?": "tunery.gateway.engine.scheduling.preemption:victims_for_admission",
     "What decides which tenant is served next?": "tunery.gateway.engine.scheduling.fairness:VirtualTokenCounter",
     "Where is a version's digest computed?": "tunery.registry.versions.digest:version_digest",
     "Where is a file's digest computed?": "tunery.registry.storage.digest:file_digest",
-    "Where does a gate's verdict become a refusal?": "tunery.plugins.training.gates:check_gates",
+    "Where does a gate's verdict become a refusal?": "tunery.plugins.training.gates.verdict:check_gates",
     "Where does a new metric go?": "tunery.gateway.metrics:Metrics",
     "Where does a CLI option get its default?": "tunery.registry.settings:ServeSettings",
     "Where does a training parameter get its default?": "tunery.plugins.parameters:TrainingParameters",
