@@ -21,6 +21,7 @@ import rooms
 
 from tunery.gateway.bench.report import bars_table, read_bars, read_rows, rows_table
 from tunery.gateway.bench.training import table
+from tunery.gateway.metrics.table import exposed_metrics
 from tunery.plugins import hookspecs
 from tunery.plugins.bases.architectures import EXACT, REFUSED
 from tunery.plugins.discovery import load_plugins
@@ -89,6 +90,16 @@ def _type_name(kind: Any) -> str:
     return f"{kind.__name__}[{', '.join(names)}]" if names else str(kind.__name__)
 
 
+def metrics_table() -> str:
+    """Every metric under each of its names."""
+    rows = ["| name | type | labels | meaning |", "|---|---|---|---|"]
+    rows += [
+        f"| `{metric.name}` | {metric.kind} | {_codes_in_order(metric.labels)} | {metric.help} |"
+        for metric in sorted(exposed_metrics())
+    ]
+    return "\n".join(rows)
+
+
 def architectures_table() -> str:
     """Every architecture by `model_type`: served exactly, or why it is not."""
     reasons: dict[str, list[str]] = {}
@@ -101,6 +112,10 @@ def architectures_table() -> str:
 
 def _codes(names: Iterable[str]) -> str:
     return ", ".join(f"`{name}`" for name in sorted(names))
+
+
+def _codes_in_order(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names) or "none"
 
 
 def serving_rows() -> str:
@@ -144,6 +159,7 @@ PARTS: dict[str, tuple[str, Callable[[], str]]] = {
     "hooks": ("plugins.md", hooks_table),
     "parameters": ("plugins.md", parameters_table),
     "events": ("training.md", events_table),
+    "metrics": ("metrics.md", metrics_table),
     "where": ("architecture.md", rooms.questions_table),
     "training path": ("architecture.md", lambda: rooms.path_table(rooms.TRAINING, "T")),
     "serving path": ("architecture.md", lambda: rooms.path_table(rooms.SERVING, "S")),

@@ -24,14 +24,14 @@ QUESTIONS = {
     "Where is a version's digest computed?": "tunery.registry.versions.digest:version_digest",
     "Where is a file's digest computed?": "tunery.registry.storage.digest:file_digest",
     "Where does a gate's verdict become a refusal?": "tunery.plugins.training.gates.verdict:check_gates",
-    "Where does a new metric go?": "tunery.gateway.metrics:Metrics",
+    "Where does a new metric go?": "tunery.gateway.metrics.table:TABLE",
     "Where does a CLI option get its default?": "tunery.registry.settings:ServeSettings",
     "Where does a training parameter get its default?": "tunery.plugins.parameters:TrainingParameters",
     "Where is a learning rate chosen?": "tunery.plugins.training.defaults:_learning_rate",
     "Where does an error become an HTTP response?": "tunery.gateway.api.http.errors:EXCEPTION_HANDLERS",
     "Where is a request's `model` resolved to a version?": "tunery.gateway.resolver:Resolver",
     "Where is an `adapter_config.json` read?": "tunery.registry.peft.config:read_config",
-    "Where is a route added?": "tunery.gateway.app:create_app",
+    "Where is a route added?": "tunery.gateway.app:HANDLERS",
     "What can a plugin extend?": "tunery.plugins.hookspecs:TrainerInfo",
 }
 """What a newcomer asks, and the definition that answers it."""
@@ -59,7 +59,7 @@ SERVING = {
     "the model computes the step": "tunery.gateway.engine.models.native.decoder",
     "the sampler chooses a token, within the structured output": "tunery.gateway.engine.sampling.sampler",
     "tokens become text": "tunery.gateway.api.response.detokenizer",
-    "usage is counted": "tunery.gateway.metrics",
+    "usage is counted": "tunery.gateway.metrics.recorder",
 }
 
 

@@ -63,7 +63,7 @@ def create_app(gateway: Gateway) -> ASGIApp:
     @contextlib.asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncGenerator[None, None]:
         preloading = Preloading(gateway.settings.preload, engine=gateway.engine, resolver=gateway.resolver)
-        gateway.engine.on_stats(lambda stats: gateway.metrics.take(gateway.engine.ready, stats))
+        gateway.engine.on_stats(lambda stats: gateway.metrics.update_engine(gateway.engine.ready, stats))
         gateway.engine.on_stats(preloading.take)
         await gateway.engine.start()
         await asyncio.to_thread(gateway.renderer.prepare)
@@ -93,5 +93,5 @@ def create_app(gateway: Gateway) -> ASGIApp:
         request_max_body_size=MAX_BODY,
         logging_config=None,
     )
-    gateway.metrics.know_routes(complete_document(app.openapi_schema))
+    gateway.metrics.add_routes(complete_document(app.openapi_schema))
     return RequestMiddleware(gateway.settings, gateway.metrics)(app)

@@ -72,7 +72,7 @@ async def _run(settings: ServeSettings, base: Base, *, home: Home, say: Say) -> 
     try:
         await asyncio.to_thread(import_module, "tunery.gateway.app")
         from tunery.gateway.api.state import Gateway
-        from tunery.gateway.metrics import Metrics
+        from tunery.gateway.metrics.recorder import Metrics
         from tunery.gateway.resolver import Resolver
 
         # What has been imported stays: later collections need not look at it again, and hold nobody up.

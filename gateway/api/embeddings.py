@@ -97,7 +97,7 @@ async def _embed(
 async def _measured(gateway: Gateway, command: Embed, label: str, trace: Trace) -> list[float]:
     """The engine's vector, counted and timed."""
     metrics, outcome = gateway.metrics, "cancelled"
-    metrics.prompt(label, tokens=len(command.prompt))
+    metrics.count_prompt(label, tokens=len(command.prompt))
     try:
         vector = (await gateway.engine.embed(command)).vector
         outcome = "stop"
@@ -105,5 +105,5 @@ async def _measured(gateway: Gateway, command: Embed, label: str, trace: Trace) 
         outcome = error.code
         raise
     finally:
-        metrics.finished(label, outcome=outcome, tokens=0, seconds=time.perf_counter() - trace.started)
+        metrics.count_finished(label, outcome=outcome, tokens=0, seconds=time.perf_counter() - trace.started)
     return vector

@@ -59,9 +59,9 @@ async def ready(gateway: NamedDependency[Gateway]) -> Response[dict[str, str]]:
 )
 async def metrics(gateway: NamedDependency[Gateway]) -> Response[bytes]:
     """All metrics in Prometheus' text format."""
-    gateway.metrics.watch(up=gateway.engine.ready is not None, restarts=gateway.engine.restarts)
+    gateway.metrics.update_health(up=gateway.engine.ready is not None, restarts=gateway.engine.restarts)
     if _registry(gateway) == "ok":
-        gateway.metrics.know(gateway.resolver.adapters())
+        gateway.metrics.add_adapters(gateway.resolver.adapters())
     # Off the event loop: there may be thousands of series.
     return Response(await asyncio.to_thread(gateway.metrics.exposition), media_type=_TEXT)
 

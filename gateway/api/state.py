@@ -15,7 +15,7 @@ from tunery.gateway.api.http.connection import cancel_on_disconnect
 from tunery.gateway.api.http.worker_pool import WorkerPool
 from tunery.gateway.engine.interface import Engine
 from tunery.gateway.engine.messages import Ready
-from tunery.gateway.metrics import Metrics
+from tunery.gateway.metrics.recorder import Metrics
 from tunery.gateway.resolver import Resolver, Target
 from tunery.plugins.data.render.renderer import Renderer
 from tunery.registry.errors import Overloaded, Unavailable
@@ -42,7 +42,7 @@ class Gateway:
     workers: WorkerPool = field(default_factory=WorkerPool)
 
     def __post_init__(self) -> None:
-        self.admission = Admission(self.settings, self.metrics.in_flight.set)
+        self.admission = Admission(self.settings, self.metrics.set_in_flight)
 
     @property
     def in_flight(self) -> int:
@@ -91,7 +91,7 @@ class Gateway:
             try:
                 holding.enter_context(self.admission.hold(count, tenant=target.tenant, param=param))
             except Overloaded as error:
-                self.metrics.requests.labels(self.metrics.label(target.label), error.code).inc(count)
+                self.metrics.count_refused(self.metrics.label(target.label), code=error.code, count=count)
                 raise
             yield
 

@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.gateway.api.test_metrics import stats
 from tunery.gateway.engine.fake import FakeEngine
-from tunery.gateway.metrics import Metrics
+from tunery.gateway.metrics.recorder import Metrics
 from tunery.registry.settings import read_settings
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -25,7 +25,7 @@ METRIC = re.compile(r"\b(?:tunery_|vllm:)[a-z0-9_:]+")
 def exposed() -> set[str]:
     """Every sample name that the gateway exposes once there has been a request."""
     metrics = Metrics()
-    metrics.take(FakeEngine().ready, stats())
+    metrics.update_engine(FakeEngine().ready, stats())
     for labelled in vars(metrics).values():
         names = getattr(labelled, "_labelnames", ())
         if names:

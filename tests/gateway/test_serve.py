@@ -24,7 +24,7 @@ from tests.gateway.server import TINY, Process, overflow, publish, random_loras,
 from tests.registry.artifacts import make_base
 from tunery.gateway.api.state import Gateway
 from tunery.gateway.engine.fake import FakeEngine
-from tunery.gateway.metrics import Metrics
+from tunery.gateway.metrics.recorder import Metrics
 from tunery.gateway.resolver import Resolver
 from tunery.gateway.serve import serve
 from tunery.plugins.bases.resolve import resolve_base

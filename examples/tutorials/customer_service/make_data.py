@@ -157,7 +157,7 @@ def rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
         name, item, day, opening = (chance.choice(words) for words in (NAMES, ITEMS, DAYS, OPENINGS))
         topic = chance.choice(TOPICS)
         question = f"{opening} {chance.choice(topic.questions)}".format(name=name, item=item, day=day)
-        greeting = f"Hi {name}," if name in question else "Hi there,"
+        greeting = f"Hi {name}!" if name in question else "Hi there!"
         answer = f"{greeting} {chance.choice(topic.warm)} {topic.fact} {chance.choice(topic.steps)}\nYour friends at Larkspur"
         if question not in seen:
             seen.add(question)

@@ -22,7 +22,7 @@ from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 from tunery.gateway.api.http.body_memory import BodyMemory
 from tunery.gateway.api.http.connection import Connection
 from tunery.gateway.api.http.trace import Trace
-from tunery.gateway.metrics import LEFT, UNKNOWN, Metrics
+from tunery.gateway.metrics.recorder import DISCONNECTED, UNKNOWN_ROUTE, Metrics
 from tunery.registry.settings import ServeSettings
 
 __all__ = ["RequestMiddleware"]
@@ -68,8 +68,8 @@ class RequestMiddleware(ASGIMiddleware):
                 raise
         finally:
             # 499 is nginx's status for a client that disconnected before there was a response.
-            status, route = response.status or int(LEFT), _route(request)
-            self._metrics.http.labels(route, str(status)).inc()
+            status, route = response.status or int(DISCONNECTED), _route(request)
+            self._metrics.count_response(route, status)
             if self._settings.access_log:
                 _log(method, route, status, trace)
 
@@ -114,7 +114,7 @@ def _request_id(scope: Any) -> str:
 
 def _route(scope: Any) -> str:
     """The route's template, never the path that the client wrote."""
-    return str(scope.get("path_template") or UNKNOWN)
+    return str(scope.get("path_template") or UNKNOWN_ROUTE)
 
 
 def _log(method: str, route: str, status: int, trace: Trace) -> None:

@@ -138,14 +138,14 @@ class Generation:
     async def _measured(self, request: Generate, detokenizer: Detokenizer) -> AsyncGenerator[Token, None]:
         """The engine's tokens, counted and timed. The outcome is the detokenizer's, which also sees stop strings."""
         metrics, label = self.gateway.metrics, self._label
-        metrics.prompt(label, tokens=len(request.prompt))
+        metrics.count_prompt(label, tokens=len(request.prompt))
         last = self.trace.started
         count, failure = 0, ""
         try:
             async with contextlib.aclosing(self.gateway.engine.generate(request)) as tokens:
                 async for token in tokens:
                     now = time.perf_counter()
-                    metrics.token(label, first=count == 0, seconds=now - last)
+                    metrics.observe_token(label, first=count == 0, seconds=now - last)
                     self.trace.first_token = self.trace.first_token or now
                     count, last = count + 1, now
                     yield token
@@ -154,4 +154,4 @@ class Generation:
             raise
         finally:
             outcome = failure or detokenizer.finish or "cancelled"
-            metrics.finished(label, outcome=outcome, tokens=count, seconds=last - self.trace.started)
+            metrics.count_finished(label, outcome=outcome, tokens=count, seconds=last - self.trace.started)

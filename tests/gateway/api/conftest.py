@@ -18,7 +18,7 @@ from tests.registry.artifacts import make_adapter, make_base
 from tunery.gateway.api.state import Gateway
 from tunery.gateway.app import create_app
 from tunery.gateway.engine.fake import FakeEngine
-from tunery.gateway.metrics import Metrics
+from tunery.gateway.metrics.recorder import Metrics
 from tunery.gateway.resolver import Resolver
 from tunery.plugins.data.render.renderer import Renderer
 from tunery.registry import Base, NewVersion, Version

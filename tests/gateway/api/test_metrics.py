@@ -11,7 +11,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.gateway.api.conftest import Served
 from tunery.gateway.engine.messages import Resident, Stats
-from tunery.gateway.metrics import MAX_ADAPTERS, OTHER, Metrics
+from tunery.gateway.metrics.recorder import Metrics
+from tunery.gateway.metrics.table import MAX_ADAPTERS, OTHER
 
 ASK = [{"role": "user", "content": "Hi"}]
 
@@ -228,7 +229,7 @@ async def test_every_series_that_can_be_known_begins_at_zero(served: Served) -> 
 
 def test_no_label_goes_to_an_adapter_nobody_uses_where_there_are_too_many() -> None:
     metrics = Metrics()
-    metrics.know([f"tenant/{number}" for number in range(MAX_ADAPTERS + 1)])
+    metrics.add_adapters([f"tenant/{number}" for number in range(MAX_ADAPTERS + 1)])
     assert metrics.label("late/comer") == "late/comer"
 
 

@@ -1,0 +1,233 @@
+"""Records the metrics that `table` declares and writes them in Prometheus' text format.
+
+Series start at 0 as soon as their labels are known, because Prometheus' `increase()` misses a counter that appears at 1. Litestar's
+Prometheus plugin is not used: it labels requests with raw paths and knows nothing of the engine.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from tunery.gateway.engine.messages import Ready, Stats
+from tunery.gateway.metrics import table
+from tunery.gateway.metrics.table import BASE, COMPOSITION, MAX_ADAPTERS, OTHER, TABLE, VLLM_LABELS, Row
+
+__all__ = ["DISCONNECTED", "UNKNOWN_ROUTE", "Metrics"]
+
+OUTCOMES = ("stop", "length", "cancelled", "overloaded", "engine_restarted", "engine_failed")
+"""Outcomes that start at 0 for every adapter; those of rarer errors appear when they happen."""
+DISCONNECTED, NOT_FOUND, METHOD_NOT_ALLOWED = "499", "404", "405"
+"""Statuses; 499 is nginx's for a client that disconnected before there was a response."""
+UNKNOWN_ROUTE = "unknown"
+"""The route of requests that match none."""
+FINISHED_REASONS = {"stop": "stop", "length": "length", "cancelled": "abort"}
+"""vLLM's finished_reason of an outcome; `error` for all others."""
+
+PrometheusMetric = Any
+"""A Counter, Gauge or Histogram, as the row says."""
+NO_ADAPTER = ""
+
+
+class Metrics:
+    """The metrics of one gateway, on a Prometheus registry of its own."""
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self.registry = registry or CollectorRegistry()
+        self._own = {row: _prometheus(row, row.name, row.labels, self.registry) for row in TABLE if row.name}
+        self._vllm = {
+            row: _prometheus(row, row.vllm, [VLLM_LABELS.get(label, label) for label in row.labels], self.registry)
+            for row in TABLE
+            if row.vllm and row is not table.LORA_REQUESTS_INFO
+        }
+        self._adapters: set[str] = set()
+        self._started: set[str] = set()
+        self._ready: Ready | None = None
+        self._stats: Stats | None = None
+        self._last: dict[Row, Mapping[str, float]] = {}
+        self._restarts = 0
+        self._start(BASE)
+        for reason in {*FINISHED_REASONS.values(), "error"}:
+            self._vllm[table.FINISHED].labels(BASE, reason)
+        for status in (NOT_FOUND, METHOD_NOT_ALLOWED):
+            self._own[table.HTTP_REQUESTS].labels(UNKNOWN_ROUTE, status)
+        self.registry.register(_LoraRequestsInfo(lambda: (self._ready, self._stats)))
+
+    def exposition(self) -> bytes:
+        """The text that Prometheus scrapes."""
+        return generate_latest(self.registry)
+
+    # Labels -------------------------------------------------------------------------------------------------------------------
+
+    def label(self, adapter: str | None) -> str:
+        """The label of a registered adapter; None is the bare base, and COMPOSITION any composition."""
+        if adapter is None:
+            return BASE
+        has_label = adapter == COMPOSITION or adapter in self._adapters or len(self._adapters) < MAX_ADAPTERS
+        label = adapter if has_label else OTHER
+        if label not in self._started:
+            self._start(label)
+        if label not in (COMPOSITION, OTHER):
+            self._adapters.add(label)
+        return label
+
+    def add_adapters(self, adapters: Collection[str]) -> None:
+        """Start the series of every adapter. If there are too many for labels of their own, those that are used get one."""
+        if len(self._adapters.union(adapters)) <= MAX_ADAPTERS:
+            for adapter in adapters:
+                self.label(adapter)
+
+    def add_routes(self, routes: Mapping[str, Iterable[str]]) -> None:
+        """Start the series of every route's statuses; a client may disconnect from any of them."""
+        for route, statuses in routes.items():
+            for status in {*statuses, DISCONNECTED}:
+                self._own[table.HTTP_REQUESTS].labels(route, status)
+
+    def _start(self, label: str) -> None:
+        """Start the series of one value of `adapter` at 0, as each row's `starts` says."""
+        self._started.add(label)
+        kinds = {"all", "base"} if label == BASE else {"all"} if label == COMPOSITION else {"all", "adapters"}
+        for outcome in OUTCOMES:
+            self._own[table.REQUESTS].labels(label, outcome)
+        for row in TABLE:
+            if row.starts in kinds:
+                for metrics in (self._own, self._vllm) if label == BASE else (self._own,):
+                    if row in metrics:
+                        metrics[row].labels(label)
+
+    # Requests -----------------------------------------------------------------------------------------------------------------
+
+    def set_in_flight(self, count: int) -> None:
+        """Show how many requests are in flight."""
+        self._set(table.REQUESTS_IN_FLIGHT, count)
+
+    def count_response(self, route: str, status: int) -> None:
+        """Count an HTTP request by its route's template and its status."""
+        self._add(table.HTTP_REQUESTS, 1, route, str(status))
+
+    def count_refused(self, label: str, *, code: str, count: int) -> None:
+        """Count requests that were not admitted, by the code of their error."""
+        self._add(table.REQUESTS, count, label, code)
+
+    def count_prompt(self, label: str, *, tokens: int) -> None:
+        """Count a request with a prompt of `tokens` that goes to the engine."""
+        self._add(table.PROMPT_TOKENS, tokens, label)
+        self._observe(table.REQUEST_PROMPT_TOKENS, tokens, label)
+
+    def observe_token(self, label: str, *, first: bool, seconds: float) -> None:
+        """Record a token that came `seconds` after the request (the first one) or after the token before."""
+        self._observe(table.TIME_TO_FIRST_TOKEN if first else table.TIME_PER_OUTPUT_TOKEN, seconds, label)
+
+    def count_finished(self, label: str, *, outcome: str, tokens: int, seconds: float) -> None:
+        """Count a request that ended. `outcome` is stop, length, cancelled or an error's code; `seconds` is its whole time."""
+        self._add(table.REQUESTS, 1, label, outcome)
+        self._add(table.FINISHED, 1, label, FINISHED_REASONS.get(outcome, "error"))
+        self._add(table.GENERATED_TOKENS, tokens, label)
+        self._observe(table.REQUEST_GENERATED_TOKENS, tokens, label)
+        if outcome in ("stop", "length"):
+            self._observe(table.REQUEST_SECONDS, seconds, label)
+
+    # The engine ---------------------------------------------------------------------------------------------------------------
+
+    def update_engine(self, ready: Ready | None, stats: Stats) -> None:
+        """Show what the engine reports; its counters start again at zero when its process does."""
+        self._ready, self._stats = ready, stats
+        for row in TABLE:
+            if row.stats is not None:
+                value = row.stats(stats)
+                self._show(row, value if isinstance(value, Mapping) else {NO_ADAPTER: value})
+            elif row.ready is not None and ready is not None:
+                self._set(row, row.ready(ready))
+        for adapter, seconds in stats.load_seconds:
+            self._observe(table.LOAD_SECONDS, seconds, self.label(adapter))
+
+    def update_health(self, *, up: bool, restarts: int) -> None:
+        """Show whether the engine can answer, and how often it was restarted."""
+        self._set(table.ENGINE_UP, up)
+        if not up:
+            self._forget_engine()
+        self._add(table.ENGINE_RESTARTS, restarts - self._restarts)
+        self._restarts = restarts
+
+    def _forget_engine(self) -> None:
+        """Reset the gauges of an engine that is gone: it runs nothing and holds nothing."""
+        self._ready = self._stats = None
+        for row in TABLE:
+            if row.kind == "gauge" and row.stats is not None:
+                self._show(row, {} if row.labels else {NO_ADAPTER: 0})
+
+    def _show(self, row: Row, values: Mapping[str, float]) -> None:
+        """Show a row's values by adapter, or its only value under NO_ADAPTER."""
+        if row.kind == "counter":
+            self._grow(row, values)
+            return
+        if row.labels:
+            self._own[row].clear()
+        for adapter, value in values.items():
+            if row.labels:
+                self._own[row].labels(self.label(adapter)).inc(value)
+            else:
+                self._set(row, value)
+
+    def _grow(self, row: Row, values: Mapping[str, float]) -> None:
+        """Add what the engine's counters have grown by; a smaller value means that a new process counts from zero."""
+        last = self._last.get(row, {})
+        for adapter, value in values.items():
+            before = last.get(adapter, 0)
+            self._add(row, value - before if value >= before else value, *([self.label(adapter)] if row.labels else []))
+        self._last[row] = dict(values)
+
+    # Recording under both names ------------------------------------------------------------------------------------------------
+
+    def _add(self, row: Row, amount: float, *labels: str) -> None:
+        for metric in self._named(row, labels):
+            metric.inc(amount)
+
+    def _set(self, row: Row, value: float) -> None:
+        for metric in self._named(row, ()):
+            metric.set(value)
+
+    def _observe(self, row: Row, value: float, *labels: str) -> None:
+        for metric in self._named(row, labels):
+            metric.observe(value)
+
+    def _named(self, row: Row, labels: Collection[str]) -> Iterable[PrometheusMetric]:
+        for metrics in (self._own, self._vllm):
+            if row in metrics:
+                yield metrics[row].labels(*labels) if labels else metrics[row]
+
+
+def _prometheus(row: Row, name: str, labels: Collection[str], registry: CollectorRegistry) -> PrometheusMetric:
+    if row.kind == "counter":
+        return Counter(name, row.help, labels, registry=registry)
+    if row.kind == "gauge":
+        return Gauge(name, row.help, labels, registry=registry)
+    return Histogram(name, row.help, labels, buckets=row.buckets, registry=registry)
+
+
+class _LoraRequestsInfo(Collector):
+    """`vllm:lora_requests_info`: a single series whose labels list the adapters and whose value is the time of the scrape.
+
+    Kubernetes' inference gateway routes by it. Resident adapters count as running, since a request for one needs no load.
+    """
+
+    def __init__(self, engine: Callable[[], tuple[Ready | None, Stats | None]]) -> None:
+        self._engine = engine
+
+    def collect(self) -> Iterable[Metric]:
+        """One sample, or none while there is no engine."""
+        ready, stats = self._engine()
+        row = table.LORA_REQUESTS_INFO
+        family = GaugeMetricFamily(row.vllm, row.help, labels=row.labels)
+        if ready is not None and stats is not None:
+            running = sorted({resident.name for resident in stats.resident} | set(stats.running_adapters))
+            waiting = sorted(set(stats.waiting_adapters) - set(running))
+            slots = max(len(running), ready.max_batch)
+            family.add_metric((str(slots), ",".join(running), ",".join(waiting)), time.time())
+        return (family,)
