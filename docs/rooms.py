@@ -43,7 +43,7 @@ TRAINING = {
     "rows are rendered into token ids, with a mask of those that are trained": "tunery.plugins.data.render.renderer",
     "the trainer loads the base and adds what it trains": "tunery.plugins.trainers.lora",
     "the loop turns batches into weights": "tunery.plugins.training.loop.loop",
-    "the job stages all of it: preflight, checkpoints, evaluation, report": "tunery.plugins.training.job.run",
+    "the job stages all of it: preflight, checkpoints, evaluation, report": "tunery.plugins.training.job.stages",
     "gates look at the files in a fresh process": "tunery.plugins.training.gates",
     "the version is published in one transaction": "tunery.registry.versions.publish",
     "an alias moves to it": "tunery.registry.versions.aliases",

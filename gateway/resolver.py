@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from tunery.gateway.engine.messages import AdapterSource, WeightedAdapter, composition_digest, composition_title
+from tunery.gateway.engine.composition import AdapterSource, WeightedAdapter, composition_digest, composition_title
 from tunery.gateway.metrics.table import COMPOSITION
 from tunery.registry import Base, Version
 from tunery.registry.errors import InvalidInput, NotFound, near

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from tunery.gateway.engine.config import EngineConfig
-from tunery.gateway.engine.ipc.heartbeat import EngineLimits
-from tunery.gateway.engine.ipc.supervisor import EngineProcess
+from tunery.gateway.engine.ipc.heartbeat import EngineTimeouts
+from tunery.gateway.engine.ipc.supervisor import SupervisedEngine
 from tunery.gateway.sockets import free_port, limit_connections, resolve_host
 from tunery.plugins.bases.resolve import resolve_base
 from tunery.plugins.data.render.renderer import Renderer
@@ -62,12 +62,12 @@ def run(settings: ServeSettings, *, home: Home, plugins: Plugins, say: Say) -> N
 async def _run(settings: ServeSettings, base: Base, *, home: Home, say: Say) -> None:
     """Start the engine, put a gateway before it, and serve."""
     renderer = Renderer(Path(base.path))
-    limits = EngineLimits(
+    timeouts = EngineTimeouts(
         unready=settings.hang_unready_seconds,
         restart=settings.hang_restart_seconds,
         hold=settings.restart_hold_seconds,
     )
-    engine = EngineProcess(engine_config(settings, base, home=home, eos_ids=renderer.stop_ids), limits=limits)
+    engine = SupervisedEngine(engine_config(settings, base, home=home, eos_ids=renderer.stop_ids), timeouts=timeouts)
     await engine.start()
     try:
         await asyncio.to_thread(import_module, "tunery.gateway.app")

@@ -1,12 +1,12 @@
-"""Owns the whole extension surface of Tunery; everything built in registers through it like any third party.
+"""The whole extension surface of Tunery. Everything built in registers through it like any third party.
 
 A plugin is a module (or object) with functions marked `@hookimpl`, named by an entry point in the group `tunery`:
 
     [project.entry-points.tunery]
     dora = "tunery_dora"
 
-Registering must be cheap: a plugin hands over descriptors and names its heavy classes by string, so that listing plugins
-never imports torch. A hookimpl may take fewer arguments than its spec; it is called with keywords only.
+Registering must be cheap: a plugin registers descriptors that name its heavy classes by string, so that listing plugins never
+imports torch. A hookimpl may take fewer arguments than its spec; it is called with keyword arguments only.
 """
 
 from __future__ import annotations
@@ -45,17 +45,17 @@ hookimpl = pluggy.HookimplMarker("tunery")
 Severity = Literal["error", "warning", "info"]
 
 API_VERSION = 1
-"""What a descriptor declares it was written for; a newer major than the host's is refused by name."""
+"""The version of this interface. A descriptor that was written for a newer one is refused."""
 
 
 class BaseSource(msgspec.Struct, frozen=True, kw_only=True):
-    """A place base models come from.
+    """A source of base models, described without importing it.
 
-    `claims(reference)` says cheaply whether this source understands what the user wrote (`smollm2-135m`, a folder, a Hub
-    id with `@revision`, a `.gguf` file). `entrypoint` names, as `package.module:function`, a function
+    `claims(reference)` decides cheaply whether this source understands what the user wrote (`smollm2-135m`, a folder, a Hub id
+    with `@revision`, a `.gguf` file). `entrypoint` names, as `package.module:function`, a function
     `(reference: str, folder: Path) -> str | None` that fills the empty `folder` with the model as transformers saves it
-    (config.json, *.safetensors, tokenizer files) and says where it came from, or raises a TuneryError. The host checks what
-    it finds there: pickled weights, remote code and half a model are refused. Sources are tried in order of `priority`, lowest first.
+    (config.json, *.safetensors, tokenizer files) and returns a note on where it came from, or raises a TuneryError. The host checks
+    the result: pickled weights, remote code and incomplete models are refused. Sources are tried in order of `priority`, lowest first.
     """
 
     name: str
@@ -67,11 +67,11 @@ class BaseSource(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Conversation(msgspec.Struct, frozen=True, kw_only=True):
-    """A row as every format means it.
+    """What a row means, whatever its format.
 
-    `messages` have `role` and `content`, maybe `tool_calls` (arguments as objects) and `weight` (0: not trained); `tools` are the
-    functions on offer; `rejected` are the messages of a worse answer than the one that ends `messages`, and `prompt` says how
-    many of `messages` come before that answer (None: all but the last).
+    `messages` have `role` and `content`, and may have `tool_calls` (arguments as objects) and `weight` (0: not trained). `tools` are
+    the functions on offer. In a preference row `rejected` are the messages of the rejected answer, and `prompt` is the number of
+    `messages` before the chosen one (None: all but the last).
     """
 
     messages: list[dict[str, Any]]
@@ -81,12 +81,12 @@ class Conversation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FormatInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """A way to write training examples as JSON Lines.
+    """A format of training rows.
 
-    `sniff(row)` says whether a parsed line looks like this format; `to_conversation(row)` turns it into a list of messages
-    (`role`, `content`) whose assistant turns are trained, or into a Conversation where there is more to say, and raises
-    InvalidInput saying what is wrong and how to fix it; it is given no key that is null. Functions of a module, unlike lambdas, let
-    files be checked by several processes. `keys` are those that it reads: of other columns the check `extra_column` warns.
+    `sniff(row)` decides whether a row looks like this format. `to_conversation(row)` returns its messages (`role`, `content`), whose
+    assistant turns are trained, or a Conversation, and raises InvalidInput that says what is wrong and how to fix it. Null values are
+    removed before both. Use functions of a module, since lambdas keep files from being checked by several processes. `keys` are the
+    columns that the format reads; the check `extra_column` warns about others.
     """
 
     name: str
@@ -100,8 +100,8 @@ class FormatInfo(msgspec.Struct, frozen=True, kw_only=True):
 class CheckInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A check of training data, described without importing it.
 
-    `name` is the rule that its findings carry, `severity` what they are where a finding does not say otherwise: an error keeps a
-    file from being trained on. `entrypoint` names, as `package.module:Class`, a subclass of `tunery.plugins.data.checks.check.Check`.
+    `name` is the rule shown with its findings; `severity` is theirs unless a fault overrides it. An error keeps a file from being
+    trained on. `entrypoint` names, as `package.module:Class`, a subclass of `tunery.plugins.data.checks.check.Check`.
     """
 
     name: str
@@ -112,11 +112,11 @@ class CheckInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GateInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """Something that trained files must prove before they become a version, described without importing it.
+    """A test that trained files must pass before they become a version, described without importing it.
 
-    `code` is what the job fails with when they do not. `entrypoint` names, as `package.module:function`, a function
-    `(case: GateCase) -> Verdict` of `tunery.plugins.training.gates`; it is called in a fresh process. Gates are asked in order of
-    `priority`, lowest first, and a job fails with the code of the first that failed.
+    `code` is the error code of the job where they fail. `entrypoint` names, as `package.module:function`, a function
+    `(case: GateCase) -> Verdict` of `tunery.plugins.training.gates`; it is called in a fresh process. Gates run in order of
+    `priority`, lowest first, and a job fails with the code of the first that fails.
     """
 
     name: str
@@ -131,8 +131,8 @@ class TrainerInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A trainer, described without importing it.
 
     `entrypoint` names, as `package.module:Class`, a class that follows `tunery.plugins.training.Trainer`; it is imported only in
-    the process that trains. `parameters` is a frozen Struct of every parameter with its default (a subclass of
-    TrainingParameters): its JSON schema is shown to users and unknown names are refused with near matches.
+    the process that trains. `parameters` is a subclass of TrainingParameters with every parameter and its default: its JSON schema is
+    shown to users, and unknown names are refused with near matches.
     """
 
     name: str
@@ -149,7 +149,7 @@ class TrainerInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 @hookspec
 def register_bases(register: Callable[[BaseSource], None]) -> None:
-    """Call `register(BaseSource(...))` for every place base models may come from."""
+    """Call `register(BaseSource(...))` for every source of base models."""
 
 
 @hookspec

@@ -7,8 +7,8 @@ flat namespace.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from collections.abc import Collection, Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -95,6 +95,13 @@ class TrainingParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
         Literal["auto", "float32", "bfloat16"],
         about("what steps compute in; auto: bfloat16 where the hardware multiplies it"),
     ] = "auto"
+
+    def continuing(self, parent: Mapping[str, Any], given: Collection[str]) -> Self:
+        """These parameters for a run that continues a version; `parent` is its adapter configuration.
+
+        A subclass takes over what the parent decides, and raises InvalidInput when another value of that was `given`.
+        """
+        return self
 
 
 P = TypeVar("P", bound=TrainingParameters)

@@ -1,4 +1,4 @@
-"""Owns the one recipe by which a base is quantized, for training and for serving alike; refuses any other."""
+"""How a base is quantized, the same for training and for serving."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ __all__ = ["Quant", "quantization_config", "unpacked"]
 Quant = Literal["nf4", "int8", "none"]
 
 NF4_BLOCK = 64
-"""Values that share a maximum."""
+"""Weights that share an absolute maximum."""
 
 
 def quantization_config(quant: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:
-    """What to pass to `from_pretrained` so that the base is quantized as `quant` and computes in `dtype`.
+    """The `quantization_config` for `from_pretrained`: quantized as `quant`, computing in `dtype`. None for "none".
 
-    nf4 is QLoRA's (arXiv 2305.14314): normal-float 4 bit in blocks of 64 with double quantization. int8 is LLM.int8's row-wise
-    weight quantization (arXiv 2208.07339) without its outlier columns: which columns those are depends on the rest of the
+    nf4 is QLoRA's (arXiv 2305.14314): 4-bit NormalFloat in blocks of 64 with double quantization. int8 is LLM.int8()'s row-wise
+    weight quantization (arXiv 2208.07339) without outlier columns, because which columns are outliers depends on the rest of the
     batch. The engine multiplies the dequantized weights with unquantized activations.
     """
     from transformers import BitsAndBytesConfig
@@ -39,9 +39,10 @@ def quantization_config(quant: str, dtype: torch.dtype) -> BitsAndBytesConfig | 
 
 
 def unpacked(weight: Any) -> torch.Tensor:
-    """A weight that bitsandbytes keeps in four bits, in the dtype and shape it was quantized from.
+    """A 4-bit weight of bitsandbytes, dequantized to the dtype and shape that it was quantized from.
 
-    On a CPU bitsandbytes 0.50 takes every row for whole blocks, which is wrong for rows that are none: it is shown blocks as rows.
+    On a CPU, bitsandbytes 0.50 assumes that every row is a whole number of blocks. Where it is not, the weight is passed as rows of one
+    block each.
     """
     import torch
     from bitsandbytes.functional import dequantize_4bit

@@ -16,7 +16,7 @@ from tunery.gateway.api.schemas.models import (
     ResidentVersion,
 )
 from tunery.gateway.api.state import Gateway
-from tunery.gateway.engine.messages import AdapterSource
+from tunery.gateway.engine.composition import AdapterSource
 from tunery.registry.errors import InvalidInput
 
 __all__ = ["list_adapters", "load_adapter", "unload_adapter"]

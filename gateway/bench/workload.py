@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 
 from tunery.gateway.bench.driver import Driver
 from tunery.gateway.engine.adapters.adapter import CONFIG, WEIGHTS, AdapterShape
+from tunery.gateway.engine.composition import AdapterSource
 from tunery.gateway.engine.config import EngineConfig
-from tunery.gateway.engine.messages import AdapterSource
 
 __all__ = ["Figures", "ServeResult", "Workload", "bench_serve", "figures", "middle", "prompts", "random_adapter"]
 

@@ -86,7 +86,7 @@ def train(
                 plugins=loaded,
                 on_event=on_event,
                 forced_by=actor() if force else None,
-                asked=_asked(given),
+                options=_resume_options(given),
             ),
             threads,
         )
@@ -180,11 +180,11 @@ def _is_given(context: click.Context, name: str) -> bool:
     return context.get_parameter_source(name) is ParameterSource.COMMANDLINE
 
 
-def _asked(given: Mapping[str, Any]) -> Any:
+def _resume_options(given: Mapping[str, Any]) -> Any:
     """The options beside --resume that must be the job's."""
-    from tunery.plugins.training.job.resume import Asked
+    from tunery.plugins.training.job.resume import ResumeOptions
 
-    return Asked(
+    return ResumeOptions(
         trainer=given.get("method"),
         base=given.get("base"),
         adapter=given.get("adapter"),

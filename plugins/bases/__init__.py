@@ -1,4 +1,4 @@
-"""Where base models come from: the Hub, a local folder, a GGUF file, and the small base that ships as a package."""
+"""Sources of base models: the Hub, a local folder, a GGUF file, and the small base that is also a Python package."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SMALL = "smollm2-135m"
 
 @hookimpl
 def register_bases(register: Callable[[BaseSource], None]) -> None:
-    """The built-in sources, asked in this order."""
+    """Register the built-in sources, in the order in which they are tried."""
     register(
         BaseSource(
             name="small",

@@ -1,8 +1,8 @@
 """Which architectures are served exactly, by `model_type`, and why the others are not.
 
-Exact means: the log-probabilities of transformers' own forward in float32, alone and in a batch, with and without the prefix cache, with a LoRA
-on attention; and a LoRA trained here is served as it was trained. tests/gateway/engine/models/test_matrix.py holds both lists
-to the installed transformers. What is in neither is refused: nobody has looked at it.
+Exact means: the log-probabilities of transformers' own forward pass in float32, alone and in a batch, with and without the prefix
+cache, with a LoRA on attention; and a LoRA trained here is served as it was trained. tests/gateway/engine/models/test_matrix.py checks
+both lists against the installed transformers. An architecture in neither is refused, because nobody has verified it.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ _EXACT = """
     vaultgemma youtu
 """
 EXACT = frozenset(_EXACT.split())
+"""`model_type`s that are served exactly."""
 
 _REASONS = {
     "it keeps a recurrent state, which a cache of keys and values cannot hold": """
@@ -54,16 +55,17 @@ _REASONS = {
     "it only drafts for another model": "gemma4_assistant gemma4_unified_assistant",
 }
 REFUSED: Mapping[str, str] = {kind: reason for reason, kinds in _REASONS.items() for kind in kinds.split()}
+"""`model_type`s that are refused, with the reason."""
 
 _LIMITS = {"llama4_text": "attention_chunk_size", "phimoe": "sliding_window"}
-"""Settings up to which the engine's attention, which sees everything, is what the architecture means."""
+"""Settings that bound the context within which the engine's full attention is what the architecture means."""
 PHI3_CONTEXT = 4096
-"""What transformers takes for Phi-3's original context where a file does not say."""
+"""Phi-3's original context where its config does not give one, as in transformers."""
 _WITH_HEAD = ("ForCausalLM", "LMHeadModel")
 
 
 def refuse_architecture(config: Mapping[str, Any], title: str) -> None:
-    """Raise ArtifactRefused when the base with this config.json cannot be served exactly; needs nothing but that file."""
+    """Raise ArtifactRefused where the base with this config.json, called `title`, cannot be served exactly."""
     kind = config.get("model_type")
     reason = None
     if kind not in EXACT:
@@ -84,7 +86,7 @@ def refuse_architecture(config: Mapping[str, Any], title: str) -> None:
 
 
 def refuse_folder(folder: Path, title: str) -> None:
-    """The same for a base that has been taken; a folder without a readable config.json is refused by whoever loads it."""
+    """The same for the base in `folder`. A folder without a readable config.json is left to the code that loads it."""
     try:
         config = json.loads((folder / "config.json").read_bytes())
     except (OSError, ValueError):
@@ -94,18 +96,17 @@ def refuse_folder(folder: Path, title: str) -> None:
 
 
 def exact_context(config: Mapping[str, Any]) -> int | None:
-    """The most tokens for which positions and windows are the same for every row of a batch; None where there is no such limit.
+    """The longest context, in tokens, within which positions and windows are the same for every row of a batch; None without one.
 
-    LongRoPE (arXiv 2402.13753) turns all keys another way once a sequence is longer than the original context, those
-    that are in the cache too.
+    LongRoPE (arXiv 2402.13753) rotates all keys differently once a sequence exceeds the original context, including those in the
+    KV cache.
     """
     limits = [_original_context(config), config.get(_LIMITS.get(str(config.get("model_type")), ""))]
-    found = [int(limit) for limit in limits if limit]
-    return min(found, default=None)
+    return min((int(limit) for limit in limits if limit), default=None)
 
 
 def _original_context(config: Mapping[str, Any]) -> Any:
-    """Where LongRoPE changes over; None for other kinds of positions."""
+    """The context after which LongRoPE switches factors; None for other position encodings."""
     for rope in (config.get("rope_parameters"), config.get("rope_scaling")):
         if isinstance(rope, dict) and ("long_factor" in rope or rope.get("rope_type") == "longrope"):
             name = "original_max_position_embeddings"

@@ -1,4 +1,4 @@
-"""Owns taking a base from a folder as transformers saves it: what makes a base is copied, all else is left behind."""
+"""Import a base from a folder as transformers saves it: its weights, configuration and tokenizer are copied, nothing else."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from pathlib import Path
 from tunery.plugins.bases.validation import INDEX, SETTINGS, check_base, check_config, weight_files
 from tunery.registry.errors import ArtifactRefused
 
-__all__ = ["fill", "take"]
+__all__ = ["copy_base", "fill"]
 
 
 def fill(reference: str, folder: Path) -> str:
     """Copy the base in the folder `reference` into `folder`."""
-    take(Path(reference).expanduser(), folder)
+    copy_base(Path(reference).expanduser(), folder)
     return f"copied from the folder {reference}"
 
 
-def take(source: Path, folder: Path) -> None:
-    """Copy what makes a base, give it a fast tokenizer if it has none, and check it."""
+def copy_base(source: Path, folder: Path) -> None:
+    """Copy the base in `source` into `folder`, convert a slow tokenizer to a fast one, and check the result."""
     check_config(source, str(source))
     for name in (*SETTINGS, *weight_files(source, str(source)), INDEX):
         if (source / name).is_file():

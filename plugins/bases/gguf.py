@@ -1,4 +1,4 @@
-"""Owns turning a GGUF file into an ordinary model, dequantized to bfloat16; runs once per file."""
+"""Convert a GGUF file into an ordinary model, dequantized to bfloat16. It runs once per file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def fill(reference: str, folder: Path) -> str:
     logging.disable_progress_bar()
     source, name = str(path.parent), path.name
     try:
-        # dequantize: packed weights could be used but not saved.
+        # Dequantized, because packed weights could be used but not saved.
         model = AutoModelForCausalLM.from_pretrained(
             source,
             gguf_file=name,
@@ -29,7 +29,7 @@ def fill(reference: str, folder: Path) -> str:
             quantization_config=GgufConfig(dequantize=True),
         )
         tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=name)
-    except Exception as error:  # parsing somebody's file may raise anything
+    except Exception as error:  # parsing a foreign file may raise anything
         raise ArtifactRefused(f"{reference} cannot be read as a GGUF model: {error}", code="not_a_base") from error
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

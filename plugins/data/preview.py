@@ -1,4 +1,4 @@
-"""Owns showing one row as the model will see it: its text, and which of it is trained."""
+"""Show one row as the model will see it: its text, and which tokens are trained."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import msgspec
 
 from tunery.plugins.data.checks.parsed_record import Location, ParsedRecord
 from tunery.plugins.data.read import iter_records
-from tunery.plugins.data.render.renderer import Rendered, Renderer
+from tunery.plugins.data.render.examples import RenderedExample
+from tunery.plugins.data.render.renderer import Renderer
 from tunery.plugins.hookspecs import FormatInfo
 from tunery.registry.errors import InvalidData, InvalidInput, NotFound
 
@@ -18,7 +19,7 @@ __all__ = ["Preview", "Segment", "preview_line", "read_place"]
 
 
 class Segment(msgspec.Struct, frozen=True):
-    """A run of tokens that are all trained, or all not."""
+    """A run of tokens that are either all trained or all not."""
 
     text: str
     trained: bool
@@ -26,7 +27,7 @@ class Segment(msgspec.Struct, frozen=True):
 
 
 class Preview(msgspec.Struct, frozen=True):
-    """One example of a row; `cut` is the number of tokens that lie beyond max_length."""
+    """One example of a row. `cut` is the number of tokens beyond max_length, which training drops."""
 
     segments: list[Segment]
     ids: list[int]
@@ -35,23 +36,23 @@ class Preview(msgspec.Struct, frozen=True):
 
 
 def read_place(text: str) -> tuple[Path, int]:
-    """`FILE:LINE`; raise InvalidInput for what is none."""
+    """Parse `FILE:LINE`. Raises InvalidInput for anything else."""
     name, _, number = text.rpartition(":")
     if not name or not (number.isascii() and number.isdigit()) or int(number) < 1:
-        raise InvalidInput(f"{text!r} is no location in a file: write FILE:LINE, for example rows.jsonl:12")
+        raise InvalidInput(f"{text!r} is not a place in a file: write FILE:LINE, for example rows.jsonl:12")
     return Path(name), int(number)
 
 
 def preview_line(
     path: Path, number: int, *, formats: Sequence[FormatInfo], renderer: Renderer, max_length: int
 ) -> list[Preview]:
-    """The examples of one line, a rejected answer's last; raise NotFound for no such line, InvalidData for one that is no row."""
+    """The examples of one line, that of a rejected answer last. Raises NotFound without such a line, InvalidData for no row."""
     raw = next((raw for at, raw in iter_records(path) if at == number), None)
     if raw is None:
         raise NotFound(f"{path} has no line {number}; lines count from 1")
     record = ParsedRecord(Location(path.name, number), raw, formats=formats, renderer=renderer)
     if record.invalid:
-        raise InvalidData(f"{record.location} is no row", problems=record.invalid.problems(str(record.location)))
+        raise InvalidData(f"{record.location} is not a row", problems=record.invalid.problems(str(record.location)))
     if record.row is None:
         raise InvalidData(f"{record.location} is blank; name a line that holds a row")
     if isinstance(record.rendered, InvalidInput):
@@ -59,7 +60,7 @@ def preview_line(
     return [_preview(example, renderer, max_length) for example in record.rendered]
 
 
-def _preview(example: Rendered, renderer: Renderer, max_length: int) -> Preview:
+def _preview(example: RenderedExample, renderer: Renderer, max_length: int) -> Preview:
     segments = []
     for trained, run in groupby(zip(example.ids, example.trained, strict=True), key=lambda pair: pair[1]):
         ids = [number for number, _ in run]

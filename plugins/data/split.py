@@ -1,7 +1,7 @@
-"""Owns splitting a file into what is trained on and what is held out, so that no row has its like on the other side.
+"""Split a file into training rows and held-out rows, so that similar rows stay together.
 
-Rows with equal prompts, and near duplicates, are one group; a group goes to one side. Which ones depends on their content and the seed
-alone, not on their order. Lines are copied byte for byte; rows of other kinds of files are written as JSON Lines.
+Rows with equal prompts, and near duplicates, form a group, and a group goes to one side. Which side depends only on their content and
+the seed, not on their order. Lines are copied byte for byte; rows of other kinds of files are written as JSON Lines.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from tunery.registry.errors import Conflict, InvalidData, InvalidInput, StorageF
 __all__ = ["Split", "split_file"]
 
 _PROBLEMS = 100
-"""Bad lines that are described."""
+"""Problems that an error lists."""
 
 
 class Split(msgspec.Struct, frozen=True):
-    """What became of a file: rows on each side and groups of rows that belong together."""
+    """The result: the two files, the rows in each, and the number of groups."""
 
     train: Path
     held_out: Path
@@ -36,25 +36,25 @@ class Split(msgspec.Struct, frozen=True):
 
 
 class _Groups:
-    """Which rows belong together (disjoint sets, by halving paths)."""
+    """Which rows belong together: disjoint sets, with path halving."""
 
     def __init__(self) -> None:
         self._parents: list[int] = []
 
     def add(self) -> int:
-        """A new row, alone."""
+        """Add a row in a group of its own; return its number."""
         self._parents.append(len(self._parents))
         return len(self._parents) - 1
 
     def find(self, row: int) -> int:
-        """The row that stands for the group of a row."""
+        """The row that represents a row's group."""
         while self._parents[row] != row:
             self._parents[row] = self._parents[self._parents[row]]
             row = self._parents[row]
         return row
 
     def join(self, one: int, other: int) -> None:
-        """Make two groups one."""
+        """Merge the groups of two rows."""
         self._parents[self.find(one)] = self.find(other)
 
     def __len__(self) -> int:
@@ -71,9 +71,9 @@ def split_file(
     seed: int,
     replace: bool = False,
 ) -> Split:
-    """Write `train` and `held_out`, about `fraction` (0 to 1) of the rows in the latter.
+    """Write `train` and `held_out`, with about `fraction` (0 to 1) of the rows in the latter.
 
-    Raise InvalidData naming bad lines, or where all rows belong together; Conflict where a file exists and may not be replaced.
+    Raises InvalidData that names bad lines, or where all rows belong together, and Conflict where a file exists and `replace` is false.
     """
     if not 0 < fraction < 1:
         raise InvalidInput(f"fraction={fraction:g} must lie between 0 and 1, for example 0.1", param="fraction")
@@ -93,7 +93,7 @@ def split_file(
 
 
 def _group(path: Path, formats: Sequence[FormatInfo]) -> tuple[_Groups, list[bytes], dict[int, int]]:
-    """Groups, each row's prompt key, and the row of each line that holds one."""
+    """The groups, the prompt key of each row, and the row number of each line that holds one."""
     groups, keys, lines = _Groups(), list[bytes](), dict[int, int]()
     prompts: dict[bytes, int] = {}
     near: SimilarIndex[int] = SimilarIndex()
@@ -117,8 +117,8 @@ def _group(path: Path, formats: Sequence[FormatInfo]) -> tuple[_Groups, list[byt
         keys.append(record.prompt_key)
         groups.join(row, prompts.setdefault(record.prompt_key, row))
         if record.signature:
-            if (found := near.find(record.signature)) is not None:
-                groups.join(row, found[0])
+            if (similar := near.find(record.signature)) is not None:
+                groups.join(row, similar[0])
             else:
                 near.add(record.signature, row)
     if problems:
@@ -129,7 +129,7 @@ def _group(path: Path, formats: Sequence[FormatInfo]) -> tuple[_Groups, list[byt
 
 
 def _choose(groups: _Groups, keys: Sequence[bytes], fraction: float, seed: int) -> set[int]:
-    """Groups to hold out: at least one, not all, and no more rows than the share where that can be."""
+    """The groups to hold out: at least one, not all, and no more rows than `fraction` where possible."""
     members: dict[int, list[bytes]] = {}
     for row, key in enumerate(keys):
         members.setdefault(groups.find(row), []).append(key)
@@ -152,7 +152,7 @@ def _choose(groups: _Groups, keys: Sequence[bytes], fraction: float, seed: int) 
 
 
 def _write(source: Path, target: Path, wanted: Sequence[int]) -> None:
-    """Copy the wanted lines; the target is there whole or not at all."""
+    """Copy the wanted lines. The target is written as a whole or not at all."""
     kept = set(wanted)
     partial = target.with_name(target.name + ".part")
     try:

@@ -1,1 +1,1 @@
-"""Process-wide matters: memory allocator, threads, devices, logging and the loading of native libraries."""
+"""Process-wide settings: memory allocator, threads, devices, logging, and the loading of native libraries."""

@@ -1,8 +1,7 @@
-"""How glibc's allocator treats large buffers: kept, in a process that computes, or handed back, in one that serves. Other allocators
-are left alone.
+"""Tune glibc's allocator: a process that computes keeps large buffers, one that serves returns them. Other allocators are left alone.
 
-Every large temporary of a training or decoding step would otherwise be mapped, zeroed page by page and unmapped again, which
-costs more than the arithmetic. Call it before torch allocates; calling it again changes nothing.
+By default every large temporary of a training or decoding step is mapped, zeroed page by page and unmapped again, which costs more
+than the arithmetic. Call these before torch allocates; calling them again changes nothing.
 """
 
 from __future__ import annotations
@@ -22,23 +21,25 @@ _LARGE = 256 * 2**10
 
 
 def tune_allocator() -> bool:
-    """Keep freed memory in the process and serve large blocks from the heap; True when glibc took the settings."""
-    taken = _set((_TRIM_THRESHOLD, _KEEP), (_TOP_PAD, _PAD), (_MMAP_THRESHOLD, _KEEP))
-    if taken and not taken[-1]:
+    """Keep freed memory in the process and serve large blocks from the heap. True where glibc took the settings."""
+    accepted = _set((_TRIM_THRESHOLD, _KEEP), (_TOP_PAD, _PAD), (_MMAP_THRESHOLD, _KEEP))
+    if accepted and not accepted[-1]:
         # Some versions cap the threshold; without mappings at all every block comes from the heap.
-        taken[-1:] = _set((_MMAP_MAX, 0))
-    return bool(taken) and all(taken)
+        accepted[-1:] = _set((_MMAP_MAX, 0))
+    return bool(accepted) and all(accepted)
 
 
 def bound_allocator() -> bool:
-    """Hand freed memory back, for a process that needs much of it now and then: few heaps, and large blocks in mappings of their
-    own. Setting the thresholds also keeps glibc from raising them."""
-    taken = _set((_ARENA_MAX, 2), (_MMAP_THRESHOLD, _LARGE), (_TRIM_THRESHOLD, _LARGE))
-    return bool(taken) and all(taken)
+    """Return freed memory to the kernel, for a process that needs much of it now and then. True where glibc took the settings.
+
+    Uses few arenas, and a mapping for each large block. Setting the thresholds also keeps glibc from raising them.
+    """
+    accepted = _set((_ARENA_MAX, 2), (_MMAP_THRESHOLD, _LARGE), (_TRIM_THRESHOLD, _LARGE))
+    return bool(accepted) and all(accepted)
 
 
 def _set(*settings: tuple[int, int]) -> list[bool]:
-    """Which settings glibc took; none where there is another allocator."""
+    """Whether glibc took each setting; [] where there is another allocator."""
     if platform.libc_ver()[0] != "glibc":
         return []
     try:
@@ -50,13 +51,13 @@ def _set(*settings: tuple[int, int]) -> list[bool]:
 
 
 def trim_memory() -> None:
-    """Hand what glibc keeps and nobody uses back to the kernel: after something that needed much memory once."""
+    """Return unused memory that glibc keeps to the kernel, after something that needed much of it once."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def resident_bytes() -> int:
-    """Memory that this process takes now; 0 where the system does not say."""
+    """Resident memory of this process in bytes; 0 where the system does not report it."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
     except (OSError, IndexError, ValueError):

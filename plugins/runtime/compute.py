@@ -1,4 +1,4 @@
-"""Set a process up for computing, before torch is imported: memory, threads, and what libraries may say."""
+"""Set a process up for computing, before torch is imported: memory, threads, and the warnings of libraries."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["prepare_compute"]
 
 
 def prepare_compute(threads: int = 0) -> None:
-    """Keep large buffers in the process, silence harmless warnings, and compute with `threads` threads, 0 for all usable cores."""
+    """Keep large buffers in the process, silence harmless warnings, and compute with `threads` threads (0: all usable cores)."""
     tune_allocator()
     silence_libraries()
     apply_threads(threads)

@@ -1,4 +1,4 @@
-"""Decide where a model runs, before anything is started for it."""
+"""Choose and check the device that a model runs on, before anything is started for it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NAME = re.compile(r"cpu|cuda(?::\d{1,4})?")
 
 
 def resolve_device(name: str) -> str:
-    """`name` as torch takes it, `auto` being the GPU where there is one; raise InvalidInput where there is no such device.
+    """`name` as torch takes it; `auto` is the GPU where there is one. Raises InvalidInput where there is no such device.
 
     torch is imported only where the answer depends on it.
     """
@@ -31,28 +31,28 @@ def resolve_device(name: str) -> str:
 
 
 def check_device(name: str) -> None:
-    """The same check for a process that stays small: torch is asked in another one, and only about GPUs by name."""
+    """Raise InvalidInput where there is no such device, without importing torch here: a child process counts the GPUs."""
     _check_name(name)
     if name not in ("auto", "cpu"):
-        ask = "import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)"
-        done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=False)
+        code = "import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
         _check_number(name, int(done.stdout.strip() or 0))
 
 
 def _check_name(name: str) -> None:
     if name != "auto" and _NAME.fullmatch(name) is None:
-        raise _refused(f"device {name!r} is none that Tunery runs on; take cpu, cuda, cuda:1 … or auto")
+        raise _refused(f"device {name!r} is not one that Tunery runs on; use cpu, cuda, cuda:1 … or auto")
 
 
 def _check_number(name: str, count: int) -> None:
     if not count:
         raise _refused(
-            f"device {name!r}: torch finds no CUDA device here; take cpu, or install torch with CUDA and a driver"
+            f"device {name!r}: torch finds no CUDA device here; use cpu, or install torch with CUDA and a driver"
         )
     _, _, number = name.partition(":")
     if number and int(number) >= count:
-        known = ", ".join(f"cuda:{each}" for each in range(count))
-        raise _refused(f"device {name!r}: there is no such GPU; this machine has {known}")
+        names = ", ".join(f"cuda:{each}" for each in range(count))
+        raise _refused(f"device {name!r}: there is no such GPU; this machine has {names}")
 
 
 def _refused(message: str) -> InvalidInput:

@@ -1,4 +1,4 @@
-"""Owns keeping other libraries' chatter off Tunery's stderr, where people and scripts look for what matters."""
+"""Keep harmless warnings of other libraries off stderr."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["silence_libraries"]
 
 
 def silence_libraries() -> None:
-    """Silence what is known to be harmless; call it before transformers, peft or bitsandbytes are imported."""
+    """Silence warnings that are known to be harmless. Call it before transformers, peft or bitsandbytes are imported."""
     # bitsandbytes warns about an optional package of CPU kernels that Tunery does not use.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     # peft asks transformers for a name that transformers is retiring.

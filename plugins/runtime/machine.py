@@ -1,4 +1,4 @@
-"""Owns saying what a machine computes with, where something was trained or measured; refuses to name the machine."""
+"""Describe the hardware that something was trained or measured on, without identifying the machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16")
 
 
 def describe_machine(device: str) -> dict[str, Any]:
-    """Processor, its features that matter here, cores, memory, torch's threads, and the GPU that `device` names, if it is one."""
+    """Processor, its relevant features, usable cores, memory, torch's threads, and the GPU's name where `device` is one."""
     import torch
 
     return {

@@ -1,4 +1,4 @@
-"""Owns what memory a process holds, has held at most, may still have and gives back: the device's on a GPU, the machine's elsewhere."""
+"""Measure and release memory: the device's on a GPU, the process's elsewhere. All sizes are in bytes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["available_memory", "reset_peak_memory", "current_memory", "peak_memo
 
 
 def available_memory(device: torch.device) -> int:
-    """Bytes that are free for this process: the device's, or the machine's within its control group."""
+    """Bytes that this process may still allocate: on the GPU, or on the machine within its control group."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     free = [_meminfo()]
@@ -31,14 +31,14 @@ def available_memory(device: torch.device) -> int:
 
 
 def current_memory(device: torch.device) -> int:
-    """Bytes the process holds now."""
+    """Bytes in use now."""
     if device.type == "cuda":
         return int(torch.cuda.memory_allocated(device))
     return resident_bytes() or peak_memory(device)
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes the process has held at most; on a GPU and on Linux, since `reset_peak_memory`."""
+    """The most bytes in use so far; on a GPU and on Linux, since `reset_peak_memory`."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     try:
@@ -50,7 +50,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Start measuring the peak anew, where that can be (proc(5), clear_refs)."""
+    """Restart the measurement of the peak, where the system can (proc(5), clear_refs)."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
@@ -59,7 +59,7 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def release_memory() -> None:
-    """Give back what nothing uses any more, so that others find room."""
+    """Collect garbage and return unused memory to the system."""
     gc.collect()
     trim_memory()
     if torch.cuda.is_initialized():

@@ -1,7 +1,4 @@
-"""Open libraries of native kernels, which are built with the package where there is a compiler, and bound their threads.
-
-A library is refused, with the reason, where it was not built or does not fit the CPU.
-"""
+"""Load libraries of native kernels, which are built with the package where there is a compiler, and limit their threads."""
 
 from __future__ import annotations
 
@@ -21,12 +18,12 @@ _limit = 0
 
 
 def open_kernels(folder: Path, bind: Callable[[ctypes.CDLL], T]) -> T | str:
-    """What `bind` makes of the library that was built into `folder`, or why there is none and what to do about it."""
+    """The library built into `folder`, as `bind` returns it; or the reason why it cannot be used, and what to do about it."""
     import torch  # noqa: F401 - its OpenMP runtime must be the one that the library finds
 
     paths = [path for suffix in EXTENSION_SUFFIXES if (path := folder / f"_kernels{suffix}").is_file()]
     if not paths:
-        return "they were not built; install Tunery anew where there is a C compiler"
+        return "they were not built; reinstall Tunery where there is a C compiler"
     try:
         library = ctypes.CDLL(str(paths[0]))
         library.tunery_supported.restype = c_int
@@ -35,16 +32,16 @@ def open_kernels(folder: Path, bind: Callable[[ctypes.CDLL], T]) -> T | str:
         library.tunery_limit_threads.argtypes, library.tunery_limit_threads.restype = [c_int], None
         bound = bind(library)
     except (OSError, AttributeError) as error:
-        return f"{paths[0].name} cannot be used ({error}); install Tunery anew"
+        return f"{paths[0].name} cannot be used ({error}); reinstall Tunery"
     _libraries.append(library)
     library.tunery_limit_threads(_limit)
     return bound
 
 
 def limit_kernel_threads(limit: int) -> None:
-    """Let parallel regions of every open library take at most `limit` threads, 0 for no bound; regions that run go on as they are.
+    """Let parallel regions of every loaded library use at most `limit` threads (0: no limit), from the next region on.
 
-    Results do not change: every element of a kernel is computed by one thread in one order.
+    Results do not change: every element is computed by one thread, in a fixed order.
     """
     global _limit
     _limit = limit

@@ -1,13 +1,13 @@
-"""Decide how many threads compute, and keep them from waiting for each other on a machine that others use too.
+"""Choose how many threads compute, and keep them from waiting for each other on a shared machine.
 
-OpenMP threads meet at a barrier after every product. Where one of them has to share its core, all the others wait for it, and by
-default they do so spinning, which takes the time that whoever has the core would need to be done. So:
+OpenMP threads meet at a barrier after every matrix product. Where one of them has to share its core, all the others wait for it, by
+default in a busy loop that takes processor time from the very thread they wait for. Therefore:
 
-- there are no more threads than the process may use cores (its affinity and its cgroup's quota);
-- they spin for some microseconds only, and then sleep;
-- a governor watches how long they stand in line for a core and lets fewer of them compute while they do.
+- there are no more threads than usable cores (CPU affinity and cgroup quota);
+- threads spin for some microseconds only, and then sleep;
+- a governor watches how long threads wait for a core, and lets fewer of them compute while they do.
 
-Settings that the user made (OMP_NUM_THREADS, GOMP_SPINCOUNT, OMP_WAIT_POLICY) are kept.
+The user's own settings (OMP_NUM_THREADS, GOMP_SPINCOUNT, OMP_WAIT_POLICY) are kept.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from tunery.plugins.runtime.native import limit_kernel_threads
 __all__ = ["Governor", "Sample", "apply_threads", "available_cores", "follow_governor"]
 
 SPIN_COUNT = 3_000
-"""Turns of libgomp's waiting loop before a thread sleeps: tens of microseconds, about as long as the gap between two products."""
+"""Iterations of libgomp's busy loop before a thread sleeps: tens of microseconds, about the gap between two products."""
 
 _governor: Governor | None = None
 
 
 def apply_threads(threads: int = 0) -> int:
-    """Compute with `threads` threads, 0 for as many as there are cores to use, and govern them; give their number.
+    """Compute with `threads` threads (0: all usable cores) and start the governor. Returns the number of threads.
 
-    Call it before torch is imported: OpenMP reads its settings once. After that only the number of threads can still be changed.
+    Call it before torch is imported: OpenMP reads its settings once. Afterwards only the number of threads can still change.
     """
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     count = threads or (int(wanted) if wanted.isdecimal() and int(wanted) else available_cores())
@@ -47,9 +47,9 @@ def apply_threads(threads: int = 0) -> int:
 
 
 def follow_governor() -> None:
-    """Let torch itself compute with as many threads as the governor allows now.
+    """Set torch's own threads to the number that the governor allows now.
 
-    For work whose results need not be the same to the bit on any number of threads; native kernels follow by themselves.
+    Only for work whose results may differ in the last bit with the number of threads. Native kernels follow by themselves.
     """
     torch = sys.modules.get("torch")
     if _governor is not None and torch is not None and torch.get_num_threads() != _governor.threads:
@@ -57,7 +57,7 @@ def follow_governor() -> None:
 
 
 def _govern(count: int) -> None:
-    """Start the governor, or tell the one that runs that the number has changed."""
+    """Start the governor, or pass the new number to the running one."""
     global _governor
     if _governor is not None:
         _governor.set_most(count)
@@ -67,14 +67,14 @@ def _govern(count: int) -> None:
 
 
 def available_cores(root: Path = Path("/")) -> int:
-    """Cores that this process may use: its affinity, or fewer where its cgroup has a quota. At least 1."""
+    """Cores that this process may use: its CPU affinity, or fewer where its cgroup has a quota. At least 1."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quotas = [quota for folder in _cgroups(root) if (quota := _quota(folder)) is not None]
     return max(1, min(affinity, int(min(quotas, default=affinity))))
 
 
 def _cgroups(root: Path) -> list[Path]:
-    """Folders of this process's CPU cgroup and of those around it, whichever version of cgroups there is."""
+    """Folders of this process's CPU cgroup and of its parents, for cgroups v1 and v2."""
     mounted, folders = root / "sys/fs/cgroup", []
     for line in _read(root / "proc/self/cgroup").splitlines():
         number, _, rest = line.partition(":")
@@ -89,7 +89,7 @@ def _cgroups(root: Path) -> list[Path]:
 
 
 def _quota(folder: Path) -> float | None:
-    """Cores of the quota of a cgroup; None without one."""
+    """The quota of a cgroup, in cores; None without one."""
     quota, _, period = _read(folder / "cpu.max").partition(" ")
     if not quota:
         quota, period = _read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us")
@@ -108,8 +108,11 @@ def _read(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Sample:
-    """What the kernel has counted so far: at `when` (seconds), `tasks` gives each thread's time on a core and in line for one
-    (nanoseconds), `idle` the seconds that the usable cores had nothing to do, None where that is unknown."""
+    """Scheduler statistics at `when` (seconds).
+
+    `tasks` has each thread's time running and waiting for a core, in nanoseconds; `idle` the seconds for which the usable cores were
+    idle, None where that is unknown.
+    """
 
     when: float
     tasks: Mapping[int, tuple[int, int]]
@@ -118,7 +121,10 @@ class Sample:
 
 @dataclass
 class Governor:
-    """Let fewer threads compute while they stand in line for cores, and more again when cores are free."""
+    """Lets fewer threads compute while they wait for cores, and more again when cores are free.
+
+    `most` is the largest number of threads; `apply` is called with each new number.
+    """
 
     most: int
     apply: Callable[[int], None]
@@ -127,9 +133,9 @@ class Governor:
     INTERVAL = 0.2
     """Seconds between samples."""
     BUSY = 0.5
-    """A share of an interval: with less than that on a core nobody computes, and nothing can be said."""
+    """Share of an interval; where no thread was busy for that long, nothing is computing and nothing can be concluded."""
     BLIND = 5.0
-    """Seconds after which one thread more is tried where nobody says whether cores are free."""
+    """Seconds after which one more thread is tried where it is unknown whether cores are free."""
 
     def __post_init__(self) -> None:
         self.threads = self.most
@@ -137,12 +143,12 @@ class Governor:
         self._idle: list[float] = []
 
     def set_most(self, most: int) -> None:
-        """Govern up to so many threads from now on."""
+        """Govern up to `most` threads from now on."""
         self.most = self.threads = most
         self.apply(most)
 
     def run(self) -> None:
-        """Sample for as long as the process lives."""
+        """Sample and adjust forever."""
         before = take_sample()
         while True:
             time.sleep(self.INTERVAL)
@@ -151,7 +157,7 @@ class Governor:
             before = after
 
     def observe(self, before: Sample, after: Sample) -> None:
-        """Decide from two samples, one after the other."""
+        """Adjust the number of threads after two consecutive samples."""
         span = after.when - before.when
         shares = [
             ((ran - before.tasks[task][0]) / 1e9 / span, (waited - before.tasks[task][1]) / 1e9 / span)
@@ -166,15 +172,15 @@ class Governor:
             self._set(self.threads + 1, after.when)
 
     def _crowded(self, shares: Sequence[tuple[float, float]]) -> bool:
-        """Whether a thread that computes loses more by standing in line than the others would by doing without it."""
-        # One of n threads is worth about 1/n; a thread in line for a share of its time slows all of them by that share.
+        """Whether a computing thread loses more by waiting for a core than the others would lose without it."""
+        # One of n threads is worth about 1/n; a thread that waits for a share of its time slows all of them by that share.
         bound = max(0.15, 0.7 / self.threads)
         return self.threads > 1 and any(
             waited > bound * (ran + waited) for ran, waited in shares if ran + waited > self.BUSY / 2
         )
 
     def _has_room(self, before: Sample, after: Sample) -> bool:
-        """Whether a core has had nothing to do for a while."""
+        """Whether a core has been idle for a while."""
         if before.idle is None or after.idle is None:
             return after.when - self._changed >= self.BLIND
         self._idle = [*self._idle, (after.idle - before.idle) / (after.when - before.when)][-3:]
@@ -186,17 +192,17 @@ class Governor:
 
 
 def take_sample(proc: Path = Path("/proc")) -> Sample:
-    """What the kernel says of this process's threads and of the cores it may use."""
+    """Read the scheduler statistics of this process's threads and of its usable cores."""
     tasks: dict[int, tuple[int, int]] = {}
     for folder in (proc / "self/task").iterdir():
-        counted = _read(folder / "schedstat").split()
-        if len(counted) >= 2:
-            tasks[int(folder.name)] = (int(counted[0]), int(counted[1]))
+        fields = _read(folder / "schedstat").split()
+        if len(fields) >= 2:
+            tasks[int(folder.name)] = (int(fields[0]), int(fields[1]))
     return Sample(time.monotonic(), tasks, _idle_seconds(_read(proc / "stat")))
 
 
 def _idle_seconds(stat: str) -> float | None:
-    """Seconds without work of the cores that this process may use, from /proc/stat."""
+    """Seconds for which the usable cores were idle, from /proc/stat."""
     cores = {f"cpu{core}" for core in os.sched_getaffinity(0)}
     lines = [fields for line in stat.splitlines() if (fields := line.split())[:1] and fields[0] in cores]
     if not lines:

@@ -29,6 +29,7 @@ def make_tiny_base(folder: Path) -> Path:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    folder.mkdir(parents=True, exist_ok=True)
     size = _save_tokenizer(folder)
     state = torch.get_rng_state()
     torch.manual_seed(0)

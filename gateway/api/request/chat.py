@@ -16,7 +16,8 @@ from tunery.gateway.api.request.tool_call_grammar import TOOL_CALL_MARKS, tool_c
 from tunery.gateway.api.request.tools import ToolCalling
 from tunery.gateway.api.schemas.requests import ChatRequest
 from tunery.gateway.api.state import Gateway
-from tunery.gateway.engine.messages import Constraint, Ready
+from tunery.gateway.engine.messages import Ready
+from tunery.gateway.engine.sampling_params import Constraint
 from tunery.plugins.data.render.renderer import Renderer
 from tunery.registry.errors import InvalidInput
 
@@ -46,7 +47,9 @@ async def read_chat(
             add_generation_prompt=data.add_generation_prompt is not False,
             continue_final=bool(data.continue_final_message),
             tools=tools.offered,
-            check=length_check(check_wanted, context=context, param="messages", truncate=data.truncate_prompt_tokens),
+            check_length=length_check(
+                check_wanted, context=context, param="messages", truncate=data.truncate_prompt_tokens
+            ),
         )
 
     requested = data.max_completion_tokens or data.max_tokens

@@ -9,7 +9,8 @@ from tunery.gateway.api.request.sampling import OutputOptions, read_samplings
 from tunery.gateway.api.request.structured_output import read_constraint
 from tunery.gateway.api.schemas.requests import CompletionRequest
 from tunery.gateway.api.state import Gateway
-from tunery.gateway.engine.messages import Constraint, Ready
+from tunery.gateway.engine.messages import Ready
+from tunery.gateway.engine.sampling_params import Constraint
 from tunery.plugins.data.render.renderer import Renderer
 from tunery.registry.errors import InvalidInput
 

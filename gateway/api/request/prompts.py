@@ -54,7 +54,7 @@ def _token_ids(
     if isinstance(prompt, list):
         check(len(prompt))
     if isinstance(prompt, str):
-        ids = renderer.encode(prompt, special=options.special, check=check)
+        ids = renderer.encode(prompt, special=options.special, check_length=check)
     elif isinstance(prompt, list) and all(type(token) is int and 0 <= token < vocab_size for token in prompt):
         ids = prompt
     else:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tunery.gateway.api.request.tools import Function
-from tunery.gateway.engine.messages import Constraint
+from tunery.gateway.engine.sampling_params import Constraint
 from tunery.gateway.engine.structured_output.json_schema import prepare
 from tunery.plugins.data.render.tools import CallStyle
 from tunery.registry.errors import InvalidInput

@@ -96,7 +96,7 @@ class ChatCompletionBuilder:
         gateway, top = self._generation.gateway, self._request.prompt_logprobs
         prompt = self._generation.choices[delta.index].prompt
         return await gateway.offload(
-            len(delta.token.prompt) * SIZE_PER_PROMPT_TOKEN,
+            len(delta.token.prompt_scores) * SIZE_PER_PROMPT_TOKEN,
             lambda _: prompt_logprobs(gateway.renderer, top, prompt, delta),
         )
 

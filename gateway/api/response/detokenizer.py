@@ -20,7 +20,7 @@ class Detokenizer:
     """
 
     def __init__(self, renderer: Renderer, options: TextOptions, shown_controls: Mapping[int, str]) -> None:
-        self._decoder = renderer.decoder(skip_special=options.skip_special)
+        self._detokenizer = renderer.detokenizer(skip_special=options.skip_special)
         self._options = options
         self._shown_controls = shown_controls
         self._held = ""
@@ -50,9 +50,11 @@ class Detokenizer:
         if token.finish != "stop" or self._options.include_stop:
             self._waiting.append((self._released + len(self._held), token))
             control = self._shown_controls.get(token.token)
-            self._held += self._decoder.push(token.token) if control is None else self._decoder.flush() + control
+            self._held += (
+                self._detokenizer.push(token.token) if control is None else self._detokenizer.flush() + control
+            )
         if token.finish is not None:
-            self._held += self._decoder.flush()
+            self._held += self._detokenizer.flush()
 
     def _first_stop(self) -> tuple[int, str] | None:
         """Where the first stop string in the held text begins, and which one it is."""

@@ -121,7 +121,7 @@ class Generation:
             async for token in tokens:
                 text, first = detokenizer.push(token), detokenizer.tokens == 1
                 if first:
-                    self._note_cached(choice.prompt, token.cached)
+                    self._note_cached(choice.prompt, token.cached_tokens)
                 if choice.silent:
                     yield OutputDelta(index, "", token, detokenizer.finish, first, ())
                 else:

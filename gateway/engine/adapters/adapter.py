@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 
-from tunery.gateway.engine.messages import AdapterSource
+from tunery.gateway.engine.composition import AdapterSource
 from tunery.registry.errors import ArtifactRefused, StorageFailed, TuneryError
 from tunery.registry.peft.config import check_settings, scale_of
 

@@ -13,7 +13,8 @@ import msgspec
 from tunery.plugins.data.checks.minhash import signature
 from tunery.plugins.data.read.formats import InvalidRow
 from tunery.plugins.data.read.row import Row, parse_object, to_row
-from tunery.plugins.data.render.renderer import Rendered, Renderer
+from tunery.plugins.data.render.examples import RenderedExample
+from tunery.plugins.data.render.renderer import Renderer
 from tunery.plugins.hookspecs import FormatInfo
 from tunery.registry.errors import InvalidInput
 
@@ -53,7 +54,7 @@ class ParsedRecord:
             self.invalid = InvalidRow([("$", getattr(error, "message", None) or f"{type(error).__name__}: {error}")])
 
     @cached_property
-    def rendered(self) -> list[Rendered] | InvalidInput:
+    def rendered(self) -> list[RenderedExample] | InvalidInput:
         """The row's examples at full length, or the error where the base's template refuses it. [] without a row or a base."""
         if self.row is None or self.renderer is None:
             return []
@@ -66,7 +67,7 @@ class ParsedRecord:
             return error
 
     @property
-    def examples(self) -> list[Rendered]:
+    def examples(self) -> list[RenderedExample]:
         """The row's examples at full length; [] where it does not render."""
         return self.rendered if isinstance(self.rendered, list) else []
 

@@ -1,6 +1,6 @@
-"""Read CSV and its relatives: a header, then a row a record; a row's number is that of the line it begins on.
+"""Read CSV and its relatives: a header, then one row per record. A row's number is that of the line on which it begins.
 
-Cells that are empty, and a column without a name (where pandas writes its index), are absent. Columns that hold messages or functions have them as JSON.
+Empty cells, and a column without a name (where pandas writes its index), are absent. Messages and tools are JSON inside a cell.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _SAVED = "save it as CSV in UTF-8, with quotes around texts that hold delimiters
 
 
 def delimiter_of(header: str) -> str:
-    """What separates the names of a header: what it holds most of."""
+    """The delimiter of a header: the candidate that occurs most often."""
     return max(_DELIMITERS, key=header.count)
 
 
 def read_delimited(path: Path, stream: io.BufferedReader, delimiter: str) -> Iterator[Record]:
-    """Every record with the header's names; raise FileBroken at the first that does not have as many cells."""
+    """Yield every record under the header's names. Raises FileBroken at the first with another number of cells."""
     csv.field_size_limit(max(csv.field_size_limit(), MAX_ROW))
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
     rows = csv.reader(text, delimiter=delimiter, strict=True)

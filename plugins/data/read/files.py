@@ -1,6 +1,6 @@
-"""Say which files a path of data stands for, how large they are, and their digest.
+"""The files that a data path stands for, their size and their digest.
 
-A path is a regular file, or a folder of Parquet or Arrow files of one split. Refuse devices, pipes and folders that leave a choice.
+A path is a regular file, or a folder of Parquet or Arrow files of one split. Devices, pipes and ambiguous folders are refused.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _FIX = "write it to a file first"
 
 
 def data_files(path: Path) -> list[Path]:
-    """The regular files that hold the rows of a path, in their order; raise NotFound or InvalidData."""
+    """The regular files that hold the rows of a path, in order. Raises NotFound or InvalidData."""
     if str(path) == "-":
         raise InvalidData(f"standard input is not read; {_FIX}")
     try:
@@ -40,12 +40,12 @@ def data_files(path: Path) -> list[Path]:
 
 
 def data_size(path: Path) -> int:
-    """Bytes of the files of a path, as they lie there."""
+    """Size of a path's files in bytes, as stored."""
     return sum(file.stat().st_size for file in data_files(path))
 
 
 def data_digest(path: Path) -> tuple[str, int]:
-    """Hex sha256 and size: of a file its bytes', of a folder that of the names and digests of the files that hold its rows."""
+    """SHA-256 in hex and size in bytes. Of a file, its bytes'; of a folder, that of the names and digests of its data files."""
     files = data_files(path)
     if files == [path]:
         return file_digest(path)
@@ -58,22 +58,22 @@ def data_digest(path: Path) -> tuple[str, int]:
 
 
 def _in_folder(path: Path) -> list[Path]:
-    """The tables of a folder, or of its folder `data`."""
+    """The tables in a folder, or in its subfolder `data`."""
     if (path / "dataset_dict.json").is_file():
         splits = sorted(each.name for each in path.iterdir() if (each / "state.json").is_file())
         raise InvalidData(f"{path} holds the splits {', '.join(splits)}; name one of them, such as {path / splits[0]}")
-    found = [each for folder in (path, path / "data") for each in _tables(folder)]
-    if not found:
+    files = [each for folder in (path, path / "data") for each in _tables(folder)]
+    if not files:
         raise InvalidData(
             f"{path} is a folder without Parquet or Arrow files; name one file, such as {path / 'rows.jsonl'}"
         )
-    if len({each.suffix for each in found}) > 1 or len({each.parent for each in found}) > 1:
+    if len({each.suffix for each in files}) > 1 or len({each.parent for each in files}) > 1:
         raise InvalidData(f"{path} holds tables of several kinds or in several folders; name the files one by one")
-    if len(names := sorted({_SHARD.sub("", each.stem) for each in found})) > 1:
+    if len(names := sorted({_SHARD.sub("", each.stem) for each in files})) > 1:
         raise InvalidData(
             f"{path} holds {', '.join(names[:5])}, which may be different splits; name the files of one of them"
         )
-    return found
+    return files
 
 
 def _tables(folder: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Turn the cells of a table into the values of a row: JSON that stands in a text is read where a row needs more than a text."""
+"""Turn the cells of a table into the values of a row: JSON in a text cell is parsed where the column needs more than text."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _MESSAGES = (
 )  # fmt: skip
 _LISTS = ("tools", "conversations", "history")
 _KEPT_EMPTY = ("arguments", "parameters", "properties")
-"""What an object without fields means something in: a function that takes nothing."""
+"""Fields in which an empty object is a value: a function without parameters, say."""
 
 
 def with_json_columns(row: dict[str, Any]) -> dict[str, Any]:
-    """The row with messages, functions and turns that are written as JSON inside a text read; other texts stay texts."""
+    """The row with messages, tools and turns parsed where they are written as JSON text; other texts stay texts."""
     for name, text in row.items():
         if isinstance(text, str) and text[:1] in ("[", "{") and (value := _structure(name, text)) is not None:
             row[name] = value
@@ -25,7 +25,7 @@ def with_json_columns(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def without_nulls(value: Any) -> Any:
-    """The value without fields that are null. A table has every field of every row in all of them, so there null means absent."""
+    """The value without null fields. In a table every row has the fields of all rows, so null means absent there."""
     if isinstance(value, dict):
         kept = {name: without_nulls(item) for name, item in value.items() if item is not None}
         return {name: item for name, item in kept.items() if item != {} or name in _KEPT_EMPTY}
@@ -35,7 +35,7 @@ def without_nulls(value: Any) -> Any:
 
 
 def _structure(name: str, text: str) -> Any:
-    """What a column's text holds as JSON, if that is what the column is for; None for any other text in brackets, which is text."""
+    """The JSON in a column's text, if the column is for JSON; None for any other text, brackets or not."""
     if name not in (*_MESSAGES, *_LISTS, "input"):
         return None
     try:

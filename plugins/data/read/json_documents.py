@@ -1,6 +1,6 @@
-"""Read JSON that is not one object a line: an array of objects, or objects one after another over as many lines as they like.
+"""Read JSON that is not one object per line: an array of objects, or objects one after another over any number of lines.
 
-The text is taken in as it is needed, so a file of any size needs the memory of its longest row. A row's number is its place among the
+The text is read as it is needed, so a file of any size takes the memory of its longest row. A row's number is its position among the
 objects, from 1.
 """
 
@@ -22,7 +22,7 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 
 
 def read_documents(path: Path, stream: io.BufferedReader) -> Iterator[Record]:
-    """The objects of one array, or of the top level; raise FileBroken at the first place that is no JSON."""
+    """Yield the objects of one array, or of the top level. Raises FileBroken at the first place that is not JSON."""
     text = _Text(path, stream)
     is_array = text.next_character() == "["
     if is_array:
@@ -41,7 +41,7 @@ def read_documents(path: Path, stream: io.BufferedReader) -> Iterator[Record]:
 
 
 class _Text:
-    """The characters of a stream that are not read yet, a window of them in memory."""
+    """The characters of a stream that have not been consumed, with a window of them in memory."""
 
     def __init__(self, path: Path, stream: io.BufferedReader) -> None:
         self._path, self._stream = path, stream
@@ -50,7 +50,7 @@ class _Text:
         self._window, self._at, self._line, self._ended = "", 0, 1, False
 
     def next_character(self) -> str:
-        """The next character that is no white space, not taken; an empty text at the end."""
+        """The next character that is not white space, without consuming it; "" at the end."""
         while True:
             end = _SPACE.match(self._window, self._at).end()  # type: ignore[union-attr]
             self._advance(end)
@@ -60,14 +60,14 @@ class _Text:
                 return ""
 
     def take(self, wanted: str) -> None:
-        """Step over a character; raise FileBroken where another one, or none, comes next."""
-        found = self.next_character()
-        if found != wanted:
-            raise self.broken(f"has {found!r} where {wanted!r} must stand" if found else "ends early: it was cut off")
+        """Consume a character. Raises FileBroken where another one, or none, comes next."""
+        actual = self.next_character()
+        if actual != wanted:
+            raise self.broken(f"has {actual!r} where {wanted!r} must stand" if actual else "ends early: it was cut off")
         self._advance(self._at + 1)
 
     def value(self, number: int) -> bytes:
-        """The next JSON value as one line; raise FileBroken where there is none, or it is longer than a row may be."""
+        """Consume the next JSON value; return it on one line. Raises FileBroken where there is none, or it is too long."""
         while True:
             try:
                 _, end = self._json.raw_decode(self._window, self._at)
@@ -82,17 +82,17 @@ class _Text:
                 raise self.broken(f"row {number} is longer than {MAX_ROW >> 20} MiB; split it")
             if self._ended:
                 raise self.broken(f"row {number} is not complete where the file ends: it was cut off, copy it again")
-            # Twice as much each time, so that a long row is not read again for every block of it.
+            # Twice as much each time, so that a long row is not parsed again for every block of it.
             self._more(max(_FIRST, len(self._window) - self._at))
 
     def broken(self, problem: str) -> FileBroken:
-        """The error for where the text is now."""
+        """The error for the current position."""
         return FileBroken(f"{self._path}, line {self._line}: {problem}")
 
     def _line_of(self, end: int) -> bytes:
         text = self._window[self._at : end]
         self._advance(end)
-        # White space between the parts of a value; a text has no line end that is not escaped.
+        # Line ends only stand between the parts of a value; inside a string they are escaped.
         return text.replace("\r", " ").replace("\n", " ").encode("utf-8", "surrogatepass") + b"\n"
 
     def _not_json(self, problem: json.JSONDecodeError) -> FileBroken:
@@ -107,7 +107,7 @@ class _Text:
         self._at = to
 
     def _more(self, size: int) -> bool:
-        """Take in about `size` bytes; False at the end of the stream."""
+        """Read about `size` bytes more; False at the end of the stream."""
         if self._ended:
             return False
         block = self._stream.read(size)
@@ -121,5 +121,5 @@ class _Text:
 
 
 def _is_open(problem: json.JSONDecodeError, window: str) -> bool:
-    """Whether more text could still make a value: the problem is that of a window which ends in the middle of one."""
+    """Whether more text could still complete a value: the window ends in the middle of one."""
     return problem.msg.startswith("Unterminated") or problem.pos >= len(window.rstrip()) - len("-Infinity")

@@ -1,4 +1,4 @@
-"""Read JSON Lines: a row a line, its number the line's."""
+"""Read JSON Lines: one row per line, numbered by line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["read_lines"]
 
 
 def read_lines(stream: io.BufferedReader) -> Iterator[Record]:
-    """Every line, blank ones too, line ending included; of one that is too long only the beginning."""
+    """Yield every line with its line end, blank ones too; of a line that is too long only the beginning."""
     number = 0
     while line := stream.readline(MAX_ROW + 1):
         number += 1

@@ -1,4 +1,4 @@
-"""Recognise what kind of file data is in, and read its rows."""
+"""Recognise the kind of a data file, and read its rows."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ _COLUMNS = frozenset(
     ("prompt", "completion", "instruction", "output", "chosen", "rejected", "messages", "conversations")
 )
 _LOOKED_AT = 20
-"""Lines from which a text is known to be none of rows."""
+"""Lines after which a text without any JSON object is not a file of rows."""
 
 
 def iter_records(path: Path) -> Iterator[Record]:
-    """Every row of a file or folder, with its number from 1.
+    """Yield every row of a file or folder, with its number from 1.
 
-    Raise NotFound for no file, InvalidData for one that is not to be read, FileBroken where no more can be, Unavailable where a
-    package is missing.
+    Raises NotFound where there is no file, InvalidData for one that cannot be read, FileBroken where no more of it can be read, and
+    Unavailable where a package is missing.
     """
     path = Path(path)
     files = data_files(path)
@@ -48,7 +48,7 @@ def iter_records(path: Path) -> Iterator[Record]:
     try:
         for file in files:
             before = number
-            for number, raw in _of_file(file):
+            for number, raw in _read_file(file):
                 number += before
                 yield number, raw
     except FileBroken:
@@ -57,7 +57,7 @@ def iter_records(path: Path) -> Iterator[Record]:
         raise InvalidData(f"{path} cannot be read ({error.strerror})") from error
 
 
-def _of_file(path: Path) -> Iterator[Record]:
+def _read_file(path: Path) -> Iterator[Record]:
     with path.open("rb") as file:
         start = file.read(16)
     if start.startswith(b"PAR1"):
@@ -65,10 +65,10 @@ def _of_file(path: Path) -> Iterator[Record]:
     if start.startswith((b"ARROW1", b"\xff\xff\xff\xff")):
         return read_arrow(path)
     _refuse_foreign(path, start)
-    return _of_text(path)
+    return _read_text(path)
 
 
-def _of_text(path: Path) -> Iterator[Record]:
+def _read_text(path: Path) -> Iterator[Record]:
     head, stream = open_text(path)
     with stream:
         _refuse_foreign(path, head)
@@ -95,7 +95,7 @@ def _refuse_foreign(path: Path, start: bytes) -> None:
 
 
 def _is_documents(head: bytes) -> bool:
-    """Whether a text is an array of objects, or objects over several lines, rather than an object a line."""
+    """Whether a text is an array of objects, or objects over several lines, rather than one object per line."""
     text = head.decode("utf-8", "replace").lstrip("\ufeff \t\r\n")
     first, _, others = text.partition("\n")
     if text[:1] not in ("[", "{") or (_is_json(first) and (text[0] == "{" or others.strip())):
@@ -105,7 +105,7 @@ def _is_documents(head: bytes) -> bool:
     try:
         _, end = json.JSONDecoder().raw_decode(text)
     except (ValueError, RecursionError):
-        # The first object may be longer than what was looked at; a second line that is an object itself speaks against it.
+        # The first object may be longer than the head; a second line that is an object itself speaks against that.
         return len(head) >= HEAD and "\n" in text and not others.lstrip().startswith("{")
     return "\n" in text[:end] or text[end:].lstrip(" \t").startswith("{")
 
@@ -119,18 +119,18 @@ def _is_json(line: str) -> bool:
 
 
 def _delimiter(path: Path, head: bytes) -> str | None:
-    """What separates cells, in a file that is called CSV or whose first line names columns of a format; None in another."""
+    """The delimiter of a file named .csv or .tsv, or whose first line names columns of a format; None for any other."""
     first = head.removeprefix(b"\xef\xbb\xbf").split(b"\n", 1)[0].decode("utf-8", "replace").strip()
     if not first or first[0] in "{[":
         return None
     delimiter = delimiter_of(first)
     names = {name.lower() for name in path.name.split(".")[1:]}
-    is_called = bool(names & {"csv", "tsv"})
+    has_csv_name = bool(names & {"csv", "tsv"})
     try:
         cells = {cell.strip() for cell in next(csv.reader([first], delimiter=delimiter), [])}
     except csv.Error:
         return None
-    return delimiter if is_called or len(cells & _COLUMNS) > 1 else None
+    return delimiter if has_csv_name or len(cells & _COLUMNS) > 1 else None
 
 
 def _is_no_rows(head: bytes) -> bool:

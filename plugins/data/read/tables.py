@@ -1,4 +1,4 @@
-"""Read Parquet and Arrow, which need pyarrow (the extra `data`); a row's number is its place in the table, from 1."""
+"""Read Parquet and Arrow, which need pyarrow (the extra `data`). A row's number is its position in the table, from 1."""
 
 from __future__ import annotations
 
@@ -17,26 +17,29 @@ from tunery.registry.errors import Unavailable
 __all__ = ["read_arrow", "read_parquet"]
 
 _ROWS = 32
-"""Rows that are in memory at a time."""
+"""Rows in memory at a time."""
 
 
 def read_parquet(path: Path) -> Iterator[Record]:
-    """Every row of a Parquet file; raise FileBroken where it is damaged, Unavailable without pyarrow."""
+    """Yield every row of a Parquet file. Raises FileBroken where it is damaged, Unavailable without pyarrow."""
     _need_pyarrow(path)
     from pyarrow import parquet
 
-    with _told(path), parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False, memory_map=False) as file:
+    with (
+        _reporting_damage(path),
+        parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False, memory_map=False) as file,
+    ):
         groups = range(file.metadata.num_row_groups)
         check_expansion(path, sum(file.metadata.row_group(n).total_byte_size for n in groups), path.stat().st_size)
         yield from _records(file.iter_batches(batch_size=_ROWS, use_threads=False))
 
 
 def read_arrow(path: Path) -> Iterator[Record]:
-    """Every row of an Arrow file or stream; raise FileBroken where it is damaged, Unavailable without pyarrow."""
+    """Yield every row of an Arrow file or stream. Raises FileBroken where it is damaged, Unavailable without pyarrow."""
     _need_pyarrow(path)
     import pyarrow
 
-    with _told(path), pyarrow.memory_map(str(path)) as file:
+    with _reporting_damage(path), pyarrow.memory_map(str(path)) as file:
         if file.read(6) == b"ARROW1":
             table = pyarrow.ipc.open_file(file)
             batches = (table.get_batch(number) for number in range(table.num_record_batches))
@@ -47,10 +50,10 @@ def read_arrow(path: Path) -> Iterator[Record]:
 
 
 def _pieces(path: Path, batches: Iterator[Any]) -> Iterator[Any]:
-    """Batches cut to a few rows each; what is not compressed stays in the file until it is asked for."""
+    """Batches cut to a few rows each; uncompressed data stays in the file until it is used."""
     for batch in batches:
         check_expansion(path, batch.nbytes, path.stat().st_size)
-        batch.validate(full=True)  # what pyarrow reads as it stands, it would follow beyond its end
+        batch.validate(full=True)  # otherwise pyarrow would follow damaged offsets beyond the buffer
         yield from (batch.slice(start, _ROWS) for start in range(0, batch.num_rows, _ROWS))
 
 
@@ -63,7 +66,8 @@ def _records(batches: Iterator[Any]) -> Iterator[Record]:
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
+def _reporting_damage(path: Path) -> Iterator[None]:
+    """Turn pyarrow's errors into FileBroken."""
     import pyarrow
 
     try:

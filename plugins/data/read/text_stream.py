@@ -1,7 +1,7 @@
-"""Open a text file of rows as a stream of UTF-8 lines, whatever it is packed in and however it was saved.
+"""Open a text file of rows as a stream of UTF-8 lines, however it was compressed and encoded.
 
-Gzip, UTF-16 and UTF-32 with a byte order mark, and lines that end in CR alone are undone here, block by block. Refuse a stream that
-expands as no file of examples does.
+Gzip, UTF-16 and UTF-32 with a byte order mark, and lines that end in CR alone are undone here, block by block. A stream that expands
+like no file of examples is refused.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ HEAD = 256 * 2**10
 
 _BLOCK = 2**20
 _EXPANDS, _UNCHECKED = 200, 64 * 2**20
-"""How many times its size a file may unpack to, from 64 MiB on. Chat rows unpack to five to twenty times."""
+"""How many times its size a file may expand to, beyond 64 MiB. Chat rows expand five to twenty times."""
 
 _ENCODINGS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -36,7 +36,7 @@ Blocks = Iterable[bytes]
 
 
 def open_text(path: Path) -> tuple[bytes, io.BufferedReader]:
-    """The beginning of a file's text, and a stream of all of it; raise FileBroken where it cannot be unpacked or decoded."""
+    """The head of a file's text, and a stream of all of it. The stream raises FileBroken where it cannot be unpacked or decoded."""
     blocks = _unpacked(path)
     head, blocks = _peek(blocks, 4)
     if encoding := next((name for mark, name in _ENCODINGS if head.startswith(mark)), None):
@@ -49,7 +49,7 @@ def open_text(path: Path) -> tuple[bytes, io.BufferedReader]:
 
 
 def check_expansion(path: Path, unpacked: int, packed: int) -> None:
-    """Raise FileBroken where bytes unpack to more than any examples would."""
+    """Raise FileBroken where `packed` bytes expand to more than any examples would."""
     if unpacked > _UNCHECKED and unpacked > _EXPANDS * packed:
         raise FileBroken(
             f"{path} unpacks to more than {_EXPANDS} times its size, which no examples do; unpack it yourself and look at it"
@@ -57,7 +57,7 @@ def check_expansion(path: Path, unpacked: int, packed: int) -> None:
 
 
 class _Stream(io.RawIOBase):
-    """Blocks as a raw stream."""
+    """A raw stream over blocks."""
 
     def __init__(self, blocks: Iterator[bytes]) -> None:
         self._blocks = blocks
@@ -79,7 +79,7 @@ class _Stream(io.RawIOBase):
 
 
 def _peek(blocks: Iterator[bytes], size: int) -> tuple[bytes, Iterator[bytes]]:
-    """At least `size` bytes where there are as many, and all blocks, these included."""
+    """At least `size` bytes, if there are as many, and all blocks including these."""
     head = b""
     while len(head) < size and (block := next(blocks, None)) is not None:
         head += block

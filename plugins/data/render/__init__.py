@@ -1,1 +1,1 @@
-"""The renderer that turns conversations into token ids, for training labels and for serving prompts alike."""
+"""Conversations to token ids and back, the same for training examples and for serving prompts."""

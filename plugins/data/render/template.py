@@ -1,7 +1,7 @@
-"""Owns rendering messages through a base's Jinja chat template; refuses templates that reach outside their sandbox.
+"""A base's Jinja chat template, compiled in a sandbox.
 
-The environment is the one published for chat templates by transformers (trimmed blocks, loop controls, `tojson`,
-`raise_exception`, `strftime_now`, an inert `generation` tag), so that a template renders here as it does there.
+The environment is that of transformers' chat templates (trimmed blocks, loop controls, `tojson`, `raise_exception`,
+`strftime_now`, an inert `generation` tag), so that a template renders here as it does there.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from jinja2.ext import Extension
 from jinja2.meta import find_undeclared_variables
 from jinja2.parser import Parser
 
-from tunery.plugins.data.render.sandbox import BoundedEnvironment, TemplateLimit
+from tunery.plugins.data.render.conversation import Message
+from tunery.plugins.data.render.sandbox import BoundedEnvironment
+from tunery.plugins.data.render.sandbox_limits import TemplateLimit
 from tunery.registry.errors import InvalidInput
 
-__all__ = ["ChatTemplate", "Message", "find_template"]
+__all__ = ["ChatTemplate", "find_template"]
 
-Message = dict[str, Any]
-
-_GIVEN = {"messages", "tools", "documents", "add_generation_prompt", "raise_exception", "strftime_now"}
+_RESERVED = {"messages", "tools", "documents", "add_generation_prompt", "raise_exception", "strftime_now"}
 _SHOWN = 500
 _TOKENS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 
 
 class _Generation(Extension):
-    """`{% generation %}` marks assistant text for other tools; the spans are found without it."""
+    """`{% generation %}` marks assistant text for other tools; trained spans are found without it."""
 
     tags = {"generation"}  # noqa: RUF012 - jinja2 declares it so
 
@@ -42,7 +42,7 @@ class _Generation(Extension):
 
 
 class ChatTemplate:
-    """One compiled template with the special tokens it may name."""
+    """One compiled template, with the special tokens that it may name. Raises InvalidInput where it does not compile."""
 
     def __init__(self, source: str, *, tokens: Mapping[str, str], now: Callable[[], datetime] = datetime.now) -> None:
         self.source = source
@@ -64,13 +64,13 @@ class ChatTemplate:
 
     @property
     def sha256(self) -> str:
-        """The template's identity."""
+        """SHA-256 of the source, in hex."""
         return hashlib.sha256(self.source.encode()).hexdigest()
 
     @property
     def variables(self) -> frozenset[str]:
-        """What the template reads and a request may set: not the conversation, nor the names of tokens."""
-        return frozenset(self._names - _GIVEN - self._tokens.keys() - {f"{kind}_token" for kind in _TOKENS})
+        """Variables that the template reads and a request may set: neither the conversation nor the names of tokens."""
+        return frozenset(self._names - _RESERVED - self._tokens.keys() - {f"{kind}_token" for kind in _TOKENS})
 
     def render(
         self,
@@ -80,7 +80,7 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> str:
-        """The text of a conversation; raise InvalidInput with the template's own words when it refuses the messages."""
+        """The text of a conversation. Raises InvalidInput with the template's own message where it refuses, or exceeds a bound."""
         names = {**self._tokens, **(options or {})}
         try:
             with self._environment.budget():
@@ -93,7 +93,7 @@ class ChatTemplate:
                 )
         except TemplateLimit as error:
             raise InvalidInput(
-                f"the base's chat template ({self.sha256[:12]}) goes beyond {error} with these messages; send fewer or "
+                f"the base's chat template ({self.sha256[:12]}) exceeds {error} with these messages; send fewer or "
                 "shorter ones, or use a base with a simpler template",
                 code="template_limit",
                 param="messages",
@@ -121,18 +121,18 @@ class ChatTemplate:
 
 
 def find_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
-    """The default chat template of a tokenizer folder, wherever its version of transformers wrote it, or None."""
+    """The default chat template in a base's folder, wherever its version of transformers wrote it, or None."""
     single = folder / "chat_template.jinja"
     if single.is_file():
         return single.read_text(encoding="utf-8")
-    found = settings.get("chat_template")
+    source = settings.get("chat_template")
     legacy = folder / "chat_template.json"
-    if found is None and legacy.is_file():
-        found = json.loads(legacy.read_text(encoding="utf-8")).get("chat_template")
-    if isinstance(found, list):
-        named = {entry["name"]: entry["template"] for entry in found}
-        found = named.get("default")
-    return found if isinstance(found, str) else None
+    if source is None and legacy.is_file():
+        source = json.loads(legacy.read_text(encoding="utf-8")).get("chat_template")
+    if isinstance(source, list):
+        named = {entry["name"]: entry["template"] for entry in source}
+        source = named.get("default")
+    return source if isinstance(source, str) else None
 
 
 def _tojson(
@@ -146,9 +146,9 @@ def _tojson(
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
-def _short(said: object) -> str:
-    """What a template says, as far as it fits an error message."""
-    text = str(said)
+def _short(message: object) -> str:
+    """A template's message, shortened to fit into an error."""
+    text = str(message)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 

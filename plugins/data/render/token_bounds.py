@@ -1,4 +1,4 @@
-"""How many tokens a text has at least, from its bytes alone, so that a text that cannot fit is refused before it is tokenized."""
+"""A lower bound of a text's length in tokens, from its bytes alone, so that a text that cannot fit is refused before it is encoded."""
 
 from __future__ import annotations
 
@@ -8,35 +8,35 @@ from typing import Any
 import msgspec
 from tokenizers import Tokenizer
 
-__all__ = ["TokenBound", "byte_alphabet", "min_token_count", "token_bytes"]
+__all__ = ["TokenBound", "byte_alphabet", "min_token_count", "token_bound"]
 
 _STEP = 1 << 18
 
 _SHRINKING = {"NFC": 4, "NFKC": 12, "NFD": 1, "NFKD": 12, "Lowercase": 4, "Prepend": 1, "ByteLevel": 1, "Replace": 1}
-"""How many bytes of a text a normalizer makes one of, at most."""
+"""How many bytes of a text a normalizer may turn into one, by its type."""
 _KEEPING = {"ByteLevel", "Metaspace", "Split", "Digits", "UnicodeScripts"}
-"""What splits a text without dropping any of it."""
+"""Pre-tokenizers that split a text without dropping any of it."""
 
 
 class TokenBound(msgspec.Struct, frozen=True):
-    """A token stands for `longest` bytes of a text at most; the bytes in `dropped` may be part of none."""
+    """A token stands for at most `longest` bytes of a text; bytes in `dropped` may belong to no token."""
 
     longest: int
     dropped: bytes = b""
 
 
-def min_token_count(text: str, known: TokenBound | None) -> int:
-    """The fewest tokens that `text` can be; 0 where nothing is known."""
-    if known is None:
+def min_token_count(text: str, bound: TokenBound | None) -> int:
+    """The fewest tokens that `text` can have; 0 without a bound."""
+    if bound is None:
         return 0
     # In steps, since each holds the interpreter's lock.
     parts = (text[at : at + _STEP].encode(errors="replace") for at in range(0, len(text), _STEP))
-    size = sum(len(part.translate(None, known.dropped)) for part in parts)
-    return -(-size // known.longest)
+    size = sum(len(part.translate(None, bound.dropped)) for part in parts)
+    return -(-size // bound.longest)
 
 
-def token_bytes(tokenizer: Tokenizer) -> TokenBound | None:
-    """What a token can stand for; None where a tokenizer may drop or merge any number of bytes."""
+def token_bound(tokenizer: Tokenizer) -> TokenBound | None:
+    """What a token can stand for at most; None where a tokenizer may drop or merge any number of bytes."""
     normal = _shrinking(_state(tokenizer.normalizer))
     if normal is None or not _keeps(_state(tokenizer.pre_tokenizer)) or _strips(tokenizer):
         return None
@@ -53,29 +53,29 @@ def token_bytes(tokenizer: Tokenizer) -> TokenBound | None:
 
 
 def byte_alphabet() -> dict[str, int]:
-    """Which byte each letter of GPT-2's alphabet is: printable bytes are themselves, the others follow from U+0100 on."""
+    """The byte of each letter of GPT-2's byte-level alphabet: printable bytes are themselves, the others follow from U+0100."""
     themselves = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in themselves]
     return {chr(byte): byte for byte in themselves} | {chr(256 + at): byte for at, byte in enumerate(others)}
 
 
 def _state(part: Any) -> list[dict[str, Any]]:
-    """A normalizer or pre-tokenizer as its parts, each as its description."""
+    """The descriptions of the parts of a normalizer or pre-tokenizer."""
     if part is None:
         return []
-    found: dict[str, Any] = json.loads(part.__getstate__())
-    return found.get("normalizers") or found.get("pretokenizers") or [found]
+    state: dict[str, Any] = json.loads(part.__getstate__())
+    return state.get("normalizers") or state.get("pretokenizers") or [state]
 
 
 def _shrinking(parts: list[dict[str, Any]]) -> int | None:
     factor = 1
     for part in parts:
-        own = _SHRINKING.get(part["type"])
-        if own is None or (part["type"] == "Replace" and part.get("pattern") != {"String": " "}):
+        shrinking = _SHRINKING.get(part["type"])
+        if shrinking is None or (part["type"] == "Replace" and part.get("pattern") != {"String": " "}):
             return None
         if part["type"] == "Replace" and not part.get("content"):
             return None
-        factor *= own
+        factor *= shrinking
     return factor
 
 
@@ -88,5 +88,5 @@ def _byte_level(*parts: list[dict[str, Any]]) -> bool:
 
 
 def _strips(tokenizer: Tokenizer) -> bool:
-    """Whether an added token takes in the white space around it, however much there is."""
+    """Whether an added token swallows the white space around it, however much there is."""
     return any(token.lstrip or token.rstrip for token in tokenizer.get_added_tokens_decoder().values())

@@ -1,6 +1,6 @@
-"""Owns how functions, calls of them and their results are written where a chat template knows none: in the Hermes format, as text.
+"""Tool calling for any chat template: which format a template uses for calls, and tools as plain text where it has none.
 
-Templates that show functions do it in one of a few styles; which one it is follows from what the template itself says of them.
+A template without tools gets them as text in the Hermes format.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any, Literal
 
-from tunery.plugins.data.render.template import Message
+from tunery.plugins.data.render.conversation import Message
 
 __all__ = ["CallStyle", "PROBE", "as_text", "call_style", "with_short_ids"]
 
@@ -23,9 +23,9 @@ PROBE: Message = {
     "type": "function",
     "function": {"name": "a_probe", "description": "", "parameters": {"type": "object", "properties": {}}},
 }
-"""A function to see whether a template shows functions at all."""
+"""A tool that shows whether a template writes tools at all."""
 
-_ASKING = """\
+_INSTRUCTIONS = """\
 You may call functions to help with what the user asks. These are the functions, one a line:
 <tools>
 {tools}
@@ -37,28 +37,28 @@ To call one, write its name and its arguments as a JSON object:
 
 
 def call_style(template: str) -> CallStyle:
-    """The style of calls that a template which shows functions asks for."""
+    """The format of calls that a template with tools asks for, recognised from its source."""
     if "[TOOL_CALLS]" in template:
         return "mistral"
     return "llama" if '"parameters"' in template and "<tool_call>" not in template else "hermes"
 
 
 def as_text(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> list[Message]:
-    """The conversation as one without functions: the first message asks for calls, the others have them in their text.
+    """The conversation without tools: the system message describes them, and calls stand in the text of messages.
 
-    Calls have their arguments as objects. Results become turns of the user, as few templates know another role.
+    Results become user messages, since few templates know another role.
     """
     written: list[Message] = []
     for is_result, group in groupby(messages, lambda message: bool(message["role"] == "tool")):
         if is_result:
             written.append({"role": "user", "content": "\n".join(map(_result, group))})
         else:
-            written += map(_turn, group)
-    return _asked(written, tools) if tools else written
+            written += map(_message, group)
+    return _with_instructions(written, tools) if tools else written
 
 
 def with_short_ids(messages: Sequence[Message]) -> list[Message]:
-    """The conversation with ids of calls as Mistral's templates insist on them: nine letters and digits."""
+    """The conversation with call ids as Mistral's templates require them: nine letters and digits."""
     return [
         message
         | ({"tool_call_id": _short(message["tool_call_id"])} if message.get("tool_call_id") else {})
@@ -75,13 +75,13 @@ def _short(call_id: str) -> str:
     return hashlib.sha256(call_id.encode()).hexdigest()[:9]
 
 
-def _turn(message: Message) -> Message:
+def _message(message: Message) -> Message:
     calls = message.get("tool_calls")
     if not calls:
         return message
-    said = [message.get("content") or "", *map(_call, calls)]
+    texts = [message.get("content") or "", *map(_call, calls)]
     weight = {"weight": message["weight"]} if "weight" in message else {}
-    return {"role": message["role"], "content": "\n".join(filter(None, said)), **weight}
+    return {"role": message["role"], "content": "\n".join(filter(None, texts)), **weight}
 
 
 def _call(call: Mapping[str, Any]) -> str:
@@ -93,9 +93,9 @@ def _result(message: Message) -> str:
     return f"<tool_response>\n{message['content']}\n</tool_response>"
 
 
-def _asked(messages: list[Message], tools: Sequence[Mapping[str, Any]]) -> list[Message]:
-    """The functions at the end of the system message, or in one of their own."""
-    text = _ASKING.format(tools="\n".join(map(_json, tools)))
+def _with_instructions(messages: list[Message], tools: Sequence[Mapping[str, Any]]) -> list[Message]:
+    """The conversation with the tools at the end of its system message, or in a new one."""
+    text = _INSTRUCTIONS.format(tools="\n".join(map(_json, tools)))
     if messages and messages[0]["role"] == "system":
         return [{**messages[0], "content": f"{messages[0]['content']}\n\n{text}"}, *messages[1:]]
     return [{"role": "system", "content": text}, *messages]

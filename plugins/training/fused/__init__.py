@@ -1,4 +1,4 @@
-"""Training's own mathematics, where it is known to equal transformers' and PEFT's: rows without padding, the loss, low-rank pairs.
+"""Faster mathematics for training where it equals transformers' and PEFT's: padding-free batches, fused layers with LoRA, the loss.
 
-Everything here has a plain way beside it, which is taken wherever a model is not understood.
+Everything has a plain torch version beside it, and models that are not known are left to transformers.
 """

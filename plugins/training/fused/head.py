@@ -1,6 +1,6 @@
-"""Owns the loss of each token straight from the decoder's output, never holding the logits of more than a few hundred tokens.
+"""The loss of each token straight from the decoder's output, holding the logits of at most a few hundred tokens at a time.
 
-For a frozen head the gradient is computed with the loss, in the same piece, from the same logits; a trained head computes them again.
+The head is frozen: the gradient is computed together with the loss, chunk by chunk, from the same logits.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from typing import Any
 import torch
 from torch import nn
 
+from tunery.plugins.training.fused.matmul import matmul_sum
 from tunery.plugins.training.fused.operations import cross_entropy
-from tunery.plugins.training.fused.products import product
 
-__all__ = ["fusable", "token_losses"]
+__all__ = ["is_frozen_linear", "token_losses"]
 
-PIECE = 256
+CHUNK = 256
 """Tokens whose logits are held at once."""
 
 
-def fusable(head: Any) -> bool:
-    """Whether a head is a frozen linear layer and nothing else."""
+def is_frozen_linear(head: Any) -> bool:
+    """Whether a head is a frozen linear layer without bias, as `token_losses` needs it."""
     return type(head) is nn.Linear and head.bias is None and not head.weight.requires_grad
 
 
@@ -31,25 +31,25 @@ def token_losses(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tens
 
 
 class _TokenLosses(torch.autograd.Function):
-    """Cross-entropy in pieces; what is kept for backward is as large as `hidden`."""
+    """Cross-entropy in chunks; what is kept for the backward pass is as large as `hidden`."""
 
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         needed = ctx.needs_input_grad[0]
         losses = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
-        slopes = torch.empty(hidden.shape if needed else (0,), dtype=weight.dtype, device=hidden.device)
+        grads = torch.empty(hidden.shape if needed else (0,), dtype=weight.dtype, device=hidden.device)
         with torch.autocast(hidden.device.type, enabled=False):
-            for start in range(0, len(targets), PIECE):
-                piece = slice(start, start + PIECE)
-                logits = product([(hidden[piece].to(weight.dtype), weight.T)])
-                losses[piece] = cross_entropy(logits, targets[piece], slopes=needed)
+            for start in range(0, len(targets), CHUNK):
+                chunk = slice(start, start + CHUNK)
+                logits = matmul_sum([(hidden[chunk].to(weight.dtype), weight.T)])
+                losses[chunk] = cross_entropy(logits, targets[chunk], with_gradient=needed)
                 if needed:
-                    product([(logits, weight)], out=slopes[piece])
-        ctx.save_for_backward(slopes)
+                    matmul_sum([(logits, weight)], out=grads[chunk])
+        ctx.save_for_backward(grads)
         ctx.dtype = hidden.dtype
         return losses
 
     @staticmethod
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        (slopes,) = ctx.saved_tensors
-        return (slopes * upstream[0][:, None]).to(ctx.dtype), None, None
+        (grads,) = ctx.saved_tensors
+        return (grads * upstream[0][:, None]).to(ctx.dtype), None, None

@@ -1,6 +1,6 @@
-"""Owns finding and calling the native kernels of training (the C files beside it, built with the package where there is a compiler).
+"""Find the native kernels of training (csrc/, built with the package where there is a C compiler) and bind their functions and structs.
 
-They are used for bfloat16 tensors on CPUs that they fit; who calls them has a plain way for everything else.
+Only native_ops.py calls them: it takes tensors and checks dtype, layout and shape.
 """
 
 from __future__ import annotations
@@ -11,26 +11,24 @@ from ctypes import POINTER, Structure, c_double, c_int64, c_void_p
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from tunery.plugins.runtime.native import open_kernels
 
-__all__ = ["Kernels", "PackedWeight", "RowsTable", "Term", "load_kernels", "native"]
+__all__ = ["Kernels", "NF4Struct", "SequencesStruct", "TermStruct", "load_kernels"]
 
 _P, _I, _D = c_void_p, c_int64, c_double
 
 
-class RowsTable(Structure):
-    """`struct rows`."""
+class SequencesStruct(Structure):
+    """`struct sequences` in csrc/attention.c: how packed sequences lie."""
 
     _fields_ = (
-        *((name, c_void_p) for name in ("start", "length", "seen", "first", "index", "shares")),
+        *((name, c_void_p) for name in ("start", "length", "seen", "first", "index", "weights")),
         *((name, c_int64) for name in ("count", "tokens", "heads", "groups", "size")),
     )
 
 
-class PackedWeight(Structure):
-    """`struct packed`."""
+class NF4Struct(Structure):
+    """`struct nf4_weight` in csrc/matmul.c: a weight that bitsandbytes keeps in four bits."""
 
     _fields_ = (
         *((name, c_void_p) for name in ("elements", "scales", "values", "steps", "levels")),
@@ -39,8 +37,8 @@ class PackedWeight(Structure):
     )
 
 
-class Term(Structure):
-    """`struct term`."""
+class TermStruct(Structure):
+    """`struct term` in csrc/matmul.c: one product of a sum."""
 
     _fields_ = (
         *((name, c_void_p) for name in ("a", "b", "packed")),
@@ -49,8 +47,8 @@ class Term(Structure):
 
 
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
-    "attend": (_P, _P, _P, _P, _P, POINTER(RowsTable), _D),
-    "attend_backward": (_P, _P, _P, _P, _P, _P, _P, _P, POINTER(RowsTable), _D),
+    "attend": (_P, _P, _P, _P, _P, POINTER(SequencesStruct), _D),
+    "attend_backward": (_P, _P, _P, _P, _P, _P, _P, _P, POINTER(SequencesStruct), _D),
     "cross_entropy": (_P, _P, _P, _I, _I, _I),
     "norm": (_P, _P, _P, _P, _I, _I, _D),
     "norm_backward": (_P, _P, _P, _P, _P, _P, _P, _I, _I),
@@ -62,30 +60,29 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
 
 
 class Kernels:
-    """The library's functions, each named as in its C file without its prefix; tensors are given for their data.
+    """The library's functions, by their names in csrc/ without the prefix `tunery_`.
 
-    `tiles` says that the CPU multiplies tiles of bfloat16, so that torch's own products are faster.
+    `has_amx` says that the CPU multiplies tiles of bfloat16, with which torch's own products are faster.
     """
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        self._functions = {name: getattr(library, f"tunery_{name}") for name in _SIGNATURES}
-        for name, function in self._functions.items():
-            function.argtypes, function.restype = _SIGNATURES[name], None
-        self.tiles = bool(library.tunery_has_tiles())
-
-    def call(self, name: str, *arguments: object) -> None:
-        """Run one of them."""
-        self._functions[name](*(a.data_ptr() if isinstance(a, torch.Tensor) else a for a in arguments))
+        for name, arguments in _SIGNATURES.items():
+            function = getattr(library, f"tunery_{name}")
+            function.argtypes, function.restype = arguments, None
+        self.attend = library.tunery_attend
+        self.attend_backward = library.tunery_attend_backward
+        self.cross_entropy = library.tunery_cross_entropy
+        self.norm = library.tunery_norm
+        self.norm_backward = library.tunery_norm_backward
+        self.product = library.tunery_product
+        self.rotate = library.tunery_rotate
+        self.swiglu = library.tunery_swiglu
+        self.swiglu_backward = library.tunery_swiglu_backward
+        self.has_amx = bool(library.tunery_has_tiles())
 
 
 @functools.cache
 def load_kernels(folder: Path = Path(__file__).parent) -> Kernels | None:
-    """The kernels that were built into `folder`, or None where they were not or do not fit this CPU."""
-    found = open_kernels(folder, Kernels)
-    return found if isinstance(found, Kernels) else None
-
-
-def native(*tensors: torch.Tensor) -> Kernels | None:
-    """The kernels, if they are there and fit these tensors."""
-    fitting = all(x.dtype == torch.bfloat16 and x.device.type == "cpu" and x.is_contiguous() for x in tensors)
-    return load_kernels() if fitting else None
+    """The kernels that were built into `folder`, or None if they were not or this CPU cannot run them."""
+    result = open_kernels(folder, Kernels)
+    return result if isinstance(result, Kernels) else None

@@ -1,8 +1,8 @@
-"""Owns a whole decoder layer as one differentiable function, whose backward pass is written out.
+"""A whole decoder layer as one differentiable function, with its backward pass written out.
 
-After attention only the tokens that are wanted go on: of the last layer those that predict something. Kept for the backward pass are x,
-the middle of the layer, queries, keys, values, attention's shares and output, gate, up and the pairs' inner values; norms and
-activations are computed again. Frozen weights are multiplied in place wherever they lie.
+After attention only the tokens that are wanted go on: in the last layer those that predict a trained token. For the backward pass it keeps x,
+the middle of the layer, queries, keys, values, attention's weights and output, gate, up and LoRA's inner values; norms and activations
+are computed again. Frozen weights are multiplied as they are stored.
 """
 
 from __future__ import annotations
@@ -14,49 +14,46 @@ import msgspec
 import torch
 
 from tunery.plugins.training.fused.attention import attend, attend_backward
-from tunery.plugins.training.fused.layout import Layout
-from tunery.plugins.training.fused.operations import norm, norm_backward, rotate, swiglu, swiglu_backward
-from tunery.plugins.training.fused.projection import Pairs, Readers, projection_of
+from tunery.plugins.training.fused.operations import rms_norm, rms_norm_backward, rotate, swiglu, swiglu_backward
+from tunery.plugins.training.fused.packed_layout import PackedLayout
+from tunery.plugins.training.fused.projection import LinearGroup, LoraPairs, projection_of
 
-__all__ = ["Layer", "Rows", "layer_of", "run_layer"]
+__all__ = ["FusedLayer", "PackedTokens", "fuse_layer", "run_layer"]
 
 Tensor = torch.Tensor
 
 LAYERS = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer"}
-"""Pre-norm layers with rotary positions and gated activations, nothing else."""
+"""Pre-norm layers with rotary positions and gated activations, and nothing else."""
 
 
-class Rows(msgspec.Struct, frozen=True):
-    """How rows lie end to end, and the rotary `cosine` and `sine` of every token, float32 [T, d]."""
+class PackedTokens(msgspec.Struct, frozen=True):
+    """How the tokens of a batch are packed, and the rotary `cosine` and `sine` of each, float32 [T, d]."""
 
-    layout: Layout
+    layout: PackedLayout
     cosine: Tensor
     sine: Tensor
 
 
-class Layer(msgspec.Struct, frozen=True):
-    """The parts of a layer: who reads the first norm (q, k, v), attention (o), the second norm (gate, up) and the activation (down).
+class FusedLayer(msgspec.Struct, frozen=True):
+    """A layer's parts: its linear layers by the input they share, both norms' weights float32 [D] and epsilon, a head's size, attention's scale."""
 
-    Both norms' weights float32 [D] and epsilon; the size of a head and attention's scale.
-    """
-
-    heads: Readers
-    out: Readers
-    gates: Readers
-    down: Readers
+    qkv: LinearGroup
+    o: LinearGroup
+    gate_up: LinearGroup
+    down: LinearGroup
     norms: tuple[Tensor, Tensor]
-    eps: float
+    epsilon: float
     size: int
     scale: float
 
     @property
-    def readers(self) -> tuple[Readers, ...]:
-        """All four, in the order in which they run."""
-        return self.heads, self.out, self.gates, self.down
+    def groups(self) -> tuple[LinearGroup, ...]:
+        """All linear layers, in the order in which they run."""
+        return self.qkv, self.o, self.gate_up, self.down
 
 
-def layer_of(module: Any) -> Layer | None:
-    """A layer of transformers taken apart; None where it is of another kind, or more than pairs is trained in it."""
+def fuse_layer(module: Any) -> FusedLayer | None:
+    """Take apart a layer of transformers; None if it is of another kind, or if more of it is trained than LoRA pairs."""
     recomputed = getattr(module, "gradient_checkpointing", False)
     if (
         type(module).__name__ not in LAYERS
@@ -65,108 +62,115 @@ def layer_of(module: Any) -> Layer | None:
         or module.mlp.config.hidden_act != "silu"
     ):
         return None
-    attention, feed, norms = module.self_attn, module.mlp, (module.input_layernorm, module.post_attention_layernorm)
-    groups = (
+    attention, mlp, norms = module.self_attn, module.mlp, (module.input_layernorm, module.post_attention_layernorm)
+    members = (
         (attention.q_proj, attention.k_proj, attention.v_proj),
         (attention.o_proj,),
-        (feed.gate_proj, feed.up_proj),
-        (feed.down_proj,),
+        (mlp.gate_proj, mlp.up_proj),
+        (mlp.down_proj,),
     )
-    readers = [found for group in groups if (found := _readers(group)) is not None]
-    if len(readers) < len(groups) or any(each.weight.requires_grad for each in norms):
+    groups = [group for modules in members if (group := _linear_group(modules)) is not None]
+    if len(groups) < len(members) or any(norm.weight.requires_grad for norm in norms):
         return None
-    heads, out, gates, down = readers
-    return Layer(
-        heads=heads,
-        out=out,
-        gates=gates,
+    qkv, o, gate_up, down = groups
+    return FusedLayer(
+        qkv=qkv,
+        o=o,
+        gate_up=gate_up,
         down=down,
         norms=(norms[0].weight.float(), norms[1].weight.float()),
-        eps=float(norms[0].variance_epsilon),
+        epsilon=float(norms[0].variance_epsilon),
         size=int(attention.head_dim),
         scale=float(attention.scaling),
     )
 
 
-def _readers(modules: Sequence[Any]) -> Readers | None:
+def _linear_group(modules: Sequence[Any]) -> LinearGroup | None:
     projections = [projection for module in modules if (projection := projection_of(module)) is not None]
-    return Readers(projections) if len(projections) == len(modules) else None
+    return LinearGroup(projections) if len(projections) == len(modules) else None
 
 
-def run_layer(x: Tensor, layer: Layer, rows: Rows, wanted: Tensor | None = None) -> Tensor:
-    """The residual stream [T, D] after the layer, in the dtype of `x`; [n, D] of the tokens `wanted` int64 [n] where only they are."""
-    trained = [weight for readers in layer.readers for weight in readers.trained]
-    out: Tensor = _Layer.apply(x, layer, rows, wanted, *trained)  # type: ignore[no-untyped-call]
+def run_layer(x: Tensor, layer: FusedLayer, tokens: PackedTokens, wanted: Tensor | None = None) -> Tensor:
+    """The residual stream [T, D] after the layer, in the dtype of `x`; only the rows `wanted`, int64 [n], if given: [n, D]."""
+    trained = [weight for group in layer.groups for weight in group.trained]
+    out: Tensor = _Layer.apply(x, layer, tokens, wanted, *trained)  # type: ignore[no-untyped-call]
     return out
 
 
 class _Layer(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, layer: Layer, rows: Rows, wanted: Tensor | None, *trained: Tensor | None
+        ctx: Any, x: Tensor, layer: FusedLayer, tokens: PackedTokens, wanted: Tensor | None, *trained: Tensor | None
     ) -> Tensor:
-        pairs = [Pairs(readers.projections, x.dtype) for readers in layer.readers]
+        pairs = [LoraPairs(group.projections, x.dtype) for group in layer.groups]
         with torch.autocast(x.device.type, enabled=False):
-            out, kept = _forward(x, layer, rows, wanted, pairs)
-        ctx.layer, ctx.rows, ctx.wanted, ctx.pairs = layer, rows, wanted, pairs
+            out, kept = _forward(x, layer, tokens, wanted, pairs)
+        ctx.layer, ctx.tokens, ctx.wanted, ctx.pairs = layer, tokens, wanted, pairs
         ctx.save_for_backward(*kept)
         return out
 
     @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
-        by_x, trained = _backward(slopes[0].contiguous(), ctx.layer, ctx.rows, ctx.wanted, ctx.pairs, ctx.saved_tensors)
-        return by_x, None, None, None, *trained
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad_x, trained = _backward(
+            grads[0].contiguous(), ctx.layer, ctx.tokens, ctx.wanted, ctx.pairs, ctx.saved_tensors
+        )
+        return grad_x, None, None, None, *trained
 
 
 def _forward(
-    x: Tensor, layer: Layer, rows: Rows, wanted: Tensor | None, pairs: Sequence[Pairs]
+    x: Tensor, layer: FusedLayer, tokens: PackedTokens, wanted: Tensor | None, pairs: Sequence[LoraPairs]
 ) -> tuple[Tensor, list[Tensor]]:
     """The layer's output, and what its backward pass needs."""
-    first, scale1 = norm(x, layer.norms[0], layer.eps)
-    parts, inner1 = layer.heads.forward(first, pairs[0])
+    first, scale1 = rms_norm(x, layer.norms[0], layer.epsilon)
+    parts, inner1 = layer.qkv.forward(first, pairs[0])
     q, k, v = (part.view(len(x), -1, layer.size) for part in parts)
-    rotate(q, rows.cosine, rows.sine)
-    rotate(k, rows.cosine, rows.sine)
-    attended, shares = attend(q, k, v, rows.layout, layer.scale)
-    seen, before = _only(attended.view(len(x), -1), wanted), _only(x, wanted)
-    (middle,), inner2 = layer.out.forward(seen, pairs[1], before)
-    second, scale2 = norm(middle, layer.norms[1], layer.eps)
-    (gate, up), inner3 = layer.gates.forward(second, pairs[2])
+    rotate(q, tokens.cosine, tokens.sine)
+    rotate(k, tokens.cosine, tokens.sine)
+    attention, weights = attend(q, k, v, tokens.layout, layer.scale)
+    attended, residual = _select(attention.view(len(x), -1), wanted), _select(x, wanted)
+    (middle,), inner2 = layer.o.forward(attended, pairs[1], residual)
+    second, scale2 = rms_norm(middle, layer.norms[1], layer.epsilon)
+    (gate, up), inner3 = layer.gate_up.forward(second, pairs[2])
     (out,), inner4 = layer.down.forward(swiglu(gate, up), pairs[3], middle)
-    return out, [x, scale1, q, k, v, seen, middle, scale2, gate, up, inner1, inner2, inner3, inner4, *shares]
+    return out, [x, scale1, q, k, v, attended, middle, scale2, gate, up, inner1, inner2, inner3, inner4, *weights]
 
 
 def _backward(
-    slope: Tensor, layer: Layer, rows: Rows, wanted: Tensor | None, pairs: Sequence[Pairs], kept: Sequence[Tensor]
+    grad: Tensor,
+    layer: FusedLayer,
+    tokens: PackedTokens,
+    wanted: Tensor | None,
+    pairs: Sequence[LoraPairs],
+    kept: Sequence[Tensor],
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """Gradients by x and by every pair, from the layer's end to its beginning."""
-    x, scale1, q, k, v, seen, middle, scale2, gate, up, inner1, inner2, inner3, inner4, *shares = kept
-    by_active, by_inner = layer.down.backward([slope], pairs[3])
-    by_gate, by_up, active = swiglu_backward(by_active, gate, up)
-    down = layer.down.gradients([slope], active, inner4, by_inner, pairs[3])
+    """Gradients by x and by every LoRA pair, from the layer's end to its beginning."""
+    x, scale1, q, k, v, attended, middle, scale2, gate, up, inner1, inner2, inner3, inner4, *weights = kept
+    grad_active, grad_inner = layer.down.backward([grad], pairs[3])
+    grad_gate, grad_up, active = swiglu_backward(grad_active, gate, up)
+    down = layer.down.weight_gradients([grad], active, inner4, grad_inner, pairs[3])
 
-    by_second, by_inner = layer.gates.backward([by_gate, by_up], pairs[2])
-    by_middle, second = norm_backward(by_second, middle, layer.norms[1], scale2, slope)
-    gates = layer.gates.gradients([by_gate, by_up], second, inner3, by_inner, pairs[2])
+    grad_second, grad_inner = layer.gate_up.backward([grad_gate, grad_up], pairs[2])
+    grad_middle, second = rms_norm_backward(grad_second, middle, layer.norms[1], scale2, grad)
+    gate_up = layer.gate_up.weight_gradients([grad_gate, grad_up], second, inner3, grad_inner, pairs[2])
 
-    by_seen, by_inner = layer.out.backward([by_middle], pairs[1])
-    out = layer.out.gradients([by_middle], seen, inner2, by_inner, pairs[1])
-    by_seen, by_middle = _among(by_seen, wanted, len(x)), _among(by_middle, wanted, len(x))
-    by_q, by_k, by_v = attend_backward(by_seen.view(q.shape), q, k, v, shares, rows.layout, layer.scale)
-    rotate(by_q, rows.cosine, rows.sine, back=True)
-    rotate(by_k, rows.cosine, rows.sine, back=True)
+    grad_attended, grad_inner = layer.o.backward([grad_middle], pairs[1])
+    o = layer.o.weight_gradients([grad_middle], attended, inner2, grad_inner, pairs[1])
+    grad_attended, grad_middle = _scatter(grad_attended, wanted, len(x)), _scatter(grad_middle, wanted, len(x))
+    grad_q, grad_k, grad_v = attend_backward(grad_attended.view(q.shape), q, k, v, weights, tokens.layout, layer.scale)
+    rotate(grad_q, tokens.cosine, tokens.sine, inverse=True)
+    rotate(grad_k, tokens.cosine, tokens.sine, inverse=True)
 
-    parts = [part.view(len(x), -1) for part in (by_q, by_k, by_v)]
-    by_first, by_inner = layer.heads.backward(parts, pairs[0])
-    by_x, first = norm_backward(by_first, x, layer.norms[0], scale1, by_middle)
-    return by_x, [*layer.heads.gradients(parts, first, inner1, by_inner, pairs[0]), *out, *gates, *down]
+    grads = [part.view(len(x), -1) for part in (grad_q, grad_k, grad_v)]
+    grad_first, grad_inner = layer.qkv.backward(grads, pairs[0])
+    grad_x, first = rms_norm_backward(grad_first, x, layer.norms[0], scale1, grad_middle)
+    return grad_x, [*layer.qkv.weight_gradients(grads, first, inner1, grad_inner, pairs[0]), *o, *gate_up, *down]
 
 
-def _only(x: Tensor, wanted: Tensor | None) -> Tensor:
+def _select(x: Tensor, wanted: Tensor | None) -> Tensor:
     """The rows of `x` that are wanted."""
     return x if wanted is None else x[wanted]
 
 
-def _among(x: Tensor, wanted: Tensor | None, count: int) -> Tensor:
+def _scatter(x: Tensor, wanted: Tensor | None, count: int) -> Tensor:
     """`x` at the wanted ones of `count` rows, zeros elsewhere."""
     return x if wanted is None else x.new_zeros(count, x.shape[1]).index_copy_(0, wanted, x)

@@ -1,6 +1,6 @@
-"""Owns what a decoder layer computes besides matrix products, forward and backward: in one pass natively where that fits, plainly in torch otherwise.
+"""What a decoder layer computes besides matrix products, forward and backward: natively in one pass where that fits, else in torch.
 
-Everything is computed in float32 and rounded once to the dtype of what was given.
+Everything is computed in float32 and rounded once to the dtype of the input.
 """
 
 from __future__ import annotations
@@ -8,15 +8,16 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from tunery.plugins.training.fused.kernels import native
+from tunery.plugins.training.fused import native_ops
+from tunery.plugins.training.fused.native_ops import kernels_for
 
 __all__ = [
+    "causal_softmax",
+    "causal_softmax_backward",
     "cross_entropy",
-    "norm",
-    "norm_backward",
+    "rms_norm",
+    "rms_norm_backward",
     "rotate",
-    "softmax",
-    "softmax_backward",
     "swiglu",
     "swiglu_backward",
 ]
@@ -24,95 +25,91 @@ __all__ = [
 Tensor = torch.Tensor
 
 
-def cross_entropy(logits: Tensor, targets: Tensor, *, slopes: bool) -> Tensor:
-    """Losses in nats float32 [n] of `targets` int64 [n] under `logits` [n, vocabulary], which are used up: with `slopes` they become the gradient."""
-    losses = torch.empty(len(targets), dtype=torch.float32, device=logits.device)
-    kernels = native(logits)
+def cross_entropy(logits: Tensor, targets: Tensor, *, with_gradient: bool) -> Tensor:
+    """Losses in nats, float32 [n], of `targets` int64 [n] under `logits` [n, vocabulary].
+
+    `with_gradient` overwrites the logits with their gradient.
+    """
+    kernels = kernels_for(logits)
     if kernels is not None:
-        kernels.call("cross_entropy", logits, targets, losses, *logits.shape, int(slopes))
-        return losses
-    wide, wanted = logits.float(), targets[:, None]
-    total = wide.logsumexp(dim=1, keepdim=True)
-    losses.copy_((total - wide.gather(1, wanted))[:, 0])
-    if slopes:
-        shares = (wide - total).exp_()
-        logits.copy_(shares.scatter_add_(1, wanted, torch.full_like(total, -1.0)))
+        return native_ops.cross_entropy(kernels, logits, targets, with_gradient=with_gradient)
+    wide, column = logits.float(), targets[:, None]
+    log_z = wide.logsumexp(dim=1, keepdim=True)
+    losses = (log_z - wide.gather(1, column))[:, 0]
+    if with_gradient:
+        probabilities = (wide - log_z).exp_()
+        logits.copy_(probabilities.scatter_add_(1, column, torch.full_like(log_z, -1.0)))
     return losses
 
 
-def norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """RMS norm (arXiv 1910.07467) of `x` [T, D] with `weight` float32 [D]; and the inverse roots float32 [T, 1]."""
-    kernels = native(x)
-    if kernels is None:
-        scale = torch.rsqrt(x.float().pow(2).mean(dim=1, keepdim=True) + eps)
-        return (x.float() * scale * weight).to(x.dtype), scale
-    y, scale = torch.empty_like(x), torch.empty(len(x), 1)
-    kernels.call("norm", x, weight, y, scale, *x.shape, eps)
-    return y, scale
+def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """RMS norm (arXiv 1910.07467) of `x` [T, D] with `weight` float32 [D], and the inverse roots float32 [T, 1]."""
+    kernels = kernels_for(x)
+    if kernels is not None:
+        return native_ops.rms_norm(kernels, x, weight, epsilon)
+    scale = torch.rsqrt(x.float().pow(2).mean(dim=1, keepdim=True) + epsilon)
+    return (x.float() * scale * weight).to(x.dtype), scale
 
 
-def norm_backward(slope: Tensor, x: Tensor, weight: Tensor, scale: Tensor, carried: Tensor) -> tuple[Tensor, Tensor]:
-    """`carried` plus the gradient by `x` where `slope` is that by the norm's output; and that output again. All [T, D]."""
-    kernels = native(x)
-    if kernels is None:
-        wide, g = x.float(), slope.float() * weight
-        along = (g * wide).mean(dim=1, keepdim=True) * scale.pow(3)
-        return (carried.float() + g * scale - wide * along).to(x.dtype), (wide * scale * weight).to(x.dtype)
-    out, y = torch.empty_like(x), torch.empty_like(x)
-    kernels.call("norm_backward", slope, x, weight, scale, carried, out, y, *x.shape)
-    return out, y
+def rms_norm_backward(grad: Tensor, x: Tensor, weight: Tensor, scale: Tensor, carried: Tensor) -> tuple[Tensor, Tensor]:
+    """`carried` plus the gradient by `x`, where `grad` is the gradient by the output; and the output again. All [T, D]."""
+    kernels = kernels_for(x)
+    if kernels is not None:
+        return native_ops.rms_norm_backward(kernels, grad, x, weight, scale, carried)
+    wide, scaled = x.float(), grad.float() * weight
+    along = (scaled * wide).mean(dim=1, keepdim=True) * scale.pow(3)
+    return (carried.float() + scaled * scale - wide * along).to(x.dtype), (wide * scale * weight).to(x.dtype)
 
 
-def rotate(x: Tensor, cosine: Tensor, sine: Tensor, *, back: bool = False) -> Tensor:
-    """Rotary positions (arXiv 2104.09864) in place: `x` [T, heads, d], `cosine` and `sine` float32 [T, d], halves alike; `back` undoes."""
-    half, sign = x.shape[2] // 2, -1.0 if back else 1.0
-    kernels = native(x)
-    if kernels is None:
-        low, high = x[..., :half].float(), x[..., half:].float()
-        c, s = cosine[:, None, :half], sine[:, None, :half] * sign
-        x.copy_(torch.cat((low * c - high * s, high * c + low * s), dim=2))
-    else:
-        kernels.call("rotate", x, cosine, sine, x.shape[0], x.shape[1], half, sign)
-    return x
+def rotate(x: Tensor, cosine: Tensor, sine: Tensor, *, inverse: bool = False) -> Tensor:
+    """Rotary positions (arXiv 2104.09864) in place: `x` [T, heads, d], `cosine` and `sine` float32 [T, d] with equal halves.
+
+    `inverse` rotates back, which is also the backward pass.
+    """
+    kernels = kernels_for(x)
+    if kernels is not None:
+        native_ops.rotate(kernels, x, cosine, sine, inverse=inverse)
+        return x
+    half = x.shape[2] // 2
+    low, high = x[..., :half].float(), x[..., half:].float()
+    c, s = cosine[:, None, :half], sine[:, None, :half] * (-1.0 if inverse else 1.0)
+    return x.copy_(torch.cat((low * c - high * s, high * c + low * s), dim=2))
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) times up (arXiv 2002.05202), any shape."""
-    kernels = native(gate)
-    if kernels is None:
-        return (functional.silu(gate.float()) * up.float()).to(gate.dtype)
-    out = torch.empty_like(gate)
-    kernels.call("swiglu", gate, up, out, gate.numel())
-    return out
+    kernels = kernels_for(gate)
+    if kernels is not None:
+        return native_ops.swiglu(kernels, gate, up)
+    return (functional.silu(gate.float()) * up.float()).to(gate.dtype)
 
 
-def swiglu_backward(slope: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients by `gate` and `up` where `slope` is that by swiglu's output, and that output again; `slope` is used up."""
-    kernels = native(gate)
-    if kernels is None:
-        d, g, u = slope.float(), gate.float(), up.float()
-        share = torch.sigmoid(g)
-        active = g * share
-        found = d * u * (share + active * (1 - share)), d * active, active * u
-        return tuple(tensor.to(gate.dtype) for tensor in found)  # type: ignore[return-value]
-    of_gate, of_up = torch.empty_like(gate), torch.empty_like(up)
-    kernels.call("swiglu_backward", slope, gate, up, of_gate, of_up, gate.numel())
-    return of_gate, of_up, slope
+def swiglu_backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients by `gate` and `up`, where `grad` is the gradient by the output, and the output again; `grad` may be overwritten."""
+    kernels = kernels_for(gate)
+    if kernels is not None:
+        return native_ops.swiglu_backward(kernels, grad, gate, up)
+    d, g, u = grad.float(), gate.float(), up.float()
+    sigmoid = torch.sigmoid(g)
+    active = g * sigmoid
+    grad_gate, grad_up = d * u * (sigmoid + active * (1 - sigmoid)), d * active
+    return grad_gate.to(gate.dtype), grad_up.to(gate.dtype), (active * u).to(gate.dtype)
 
 
-def softmax(scores: Tensor, scale: float, before: int = 0) -> Tensor:
-    """Causal shares in place: `scores` [n, k L, before + L], of which row r of k L sees the first before + r mod L + 1."""
-    shares = (scores.float() * scale).masked_fill_(_hidden(scores, before), -torch.inf)
-    return scores.copy_(shares.softmax(dim=2))
+def causal_softmax(scores: Tensor, scale: float, prefix: int = 0) -> Tensor:
+    """Attention weights in place of `scores` [n, k L, prefix + L], of which row r sees the first prefix + r mod L + 1."""
+    weights = (scores.float() * scale).masked_fill_(_future(scores, prefix), -torch.inf)
+    return scores.copy_(weights.softmax(dim=2))
 
 
-def softmax_backward(shares: Tensor, slope: Tensor, scale: float) -> Tensor:
-    """The gradient by the scores of `softmax`, in place of `slope`, that by the `shares`."""
-    p, d = shares.float(), slope.float()
-    return slope.copy_(p * (d - (p * d).sum(dim=2, keepdim=True)) * scale)
+def causal_softmax_backward(weights: Tensor, grad: Tensor, scale: float) -> Tensor:
+    """The gradient by the scores, in place of `grad`, the gradient by the attention `weights`."""
+    p, d = weights.float(), grad.float()
+    return grad.copy_(p * (d - (p * d).sum(dim=2, keepdim=True)) * scale)
 
 
-def _hidden(scores: Tensor, before: int) -> Tensor:
-    _, rows, seen = scores.shape
-    position = torch.arange(seen, device=scores.device)
-    return (position[None] > position[before:, None]).repeat(rows // (seen - before), 1)
+def _future(scores: Tensor, prefix: int) -> Tensor:
+    """Bool [k L, prefix + L]: what each row must not see."""
+    _, rows, length = scores.shape
+    position = torch.arange(length, device=scores.device)
+    return (position[None] > position[prefix:, None]).repeat(rows // (length - prefix), 1)

@@ -1,6 +1,6 @@
-"""Owns the frozen linear layers of a decoder that read the same values, and the low-rank pairs on them, as PEFT holds them.
+"""Frozen linear layers of a decoder that read the same input, with the LoRA pairs that PEFT has put on them, forward and backward.
 
-The pairs' first halves are stacked, so that they are one product. Refuses every variant of a layer that it does not know.
+The A matrices of the pairs are stacked, so that they take one product. Only plain layers and plain LoRA are known; `projection_of` says so.
 """
 
 from __future__ import annotations
@@ -11,102 +11,105 @@ from typing import Any
 import torch
 from torch import nn
 
-from tunery.plugins.training.fused.products import Packed, product
+from tunery.plugins.training.fused.matmul import matmul_sum
+from tunery.plugins.training.fused.quantized_weight import QuantizedWeight
 
-__all__ = ["Pairs", "Projection", "Readers", "projection_of"]
+__all__ = ["LinearGroup", "LoraPairs", "Projection", "projection_of"]
 
 Tensor = torch.Tensor
 
 
 class Projection:
-    """y = x W' + bias, and the pair's weights where there is one: `a` [r, in], `b` [out, r], and its factor (arXiv 2106.09685)."""
+    """y = x W^T + bias + scale (x A^T) B^T (arXiv 2106.09685), with `a` [r, in] and `b` [out, r] if the layer has a LoRA pair."""
 
     def __init__(self, layer: Any, a: Tensor | None = None, b: Tensor | None = None, scale: float = 1.0) -> None:
         self._layer, self.a, self.b, self.scale = layer, a, b, scale
 
-    def weight(self, dtype: torch.dtype) -> Tensor | Packed:
-        """W [out, in], as it is where it can be multiplied so."""
+    def weight(self, dtype: torch.dtype) -> Tensor | QuantizedWeight:
+        """W [out, in] in `dtype`, without dequantizing it where products can read it as it is."""
         weight: Tensor = self._layer.weight
         if hasattr(weight, "quant_state"):
-            packed = Packed(weight)
-            if packed.dtype == dtype:
-                return packed
-            weight = packed.whole()
+            quantized = QuantizedWeight(weight)
+            if quantized.dtype == dtype:
+                return quantized
+            weight = quantized.dequantize()
         return weight if weight.dtype == dtype else weight.to(dtype)
 
     @property
     def bias(self) -> Tensor | None:
         """[out], or None."""
-        found: Tensor | None = self._layer.bias
-        return found
+        bias: Tensor | None = self._layer.bias
+        return bias
 
 
-class Pairs:
-    """The pairs of some projections in the dtype of the computation: `a` [R, in] is all their first halves, one below the other.
+class LoraPairs:
+    """The LoRA pairs of some projections in the dtype of the computation: `a` [R, in] has all their A, one below the other.
 
-    Of each projection `b` [out, r], times the pair's factor, and the columns of R that are its own; None where it has no pair.
+    For each projection, `b` [out, r] is its B times its scale and `columns` its part of R; None and empty without a pair.
     """
 
     def __init__(self, projections: Sequence[Projection], dtype: torch.dtype) -> None:
         self.a: Tensor | None = None
         self.b: list[Tensor | None] = []
         self.columns: list[slice] = []
-        halves, start = [], 0
+        stacked, start = [], 0
         for projection in projections:
             rank = 0 if projection.a is None else len(projection.a)
             self.columns.append(slice(start, start + rank))
             self.b.append(None if projection.b is None else (projection.b * projection.scale).to(dtype))
-            halves += [] if projection.a is None else [projection.a]
+            stacked += [] if projection.a is None else [projection.a]
             start += rank
         self.rank = start
-        if halves:
-            self.a = torch.cat(halves).to(dtype)
+        if stacked:
+            self.a = torch.cat(stacked).to(dtype)
 
 
-class Readers:
-    """Projections of the same values."""
+class LinearGroup:
+    """Projections of the same input."""
 
     def __init__(self, projections: Sequence[Projection]) -> None:
         self.projections = tuple(projections)
 
     @property
     def trained(self) -> list[Tensor | None]:
-        """Both halves of each pair, in turn; None twice where there is none."""
+        """A and B of each projection in turn; None twice without a pair."""
         return [half for projection in self.projections for half in (projection.a, projection.b)]
 
-    def forward(self, x: Tensor, pairs: Pairs, onto: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
-        """The outputs for `x` [T, in], the pairs' share in them, added to `onto`; and the pairs' inner values [T, R]."""
-        inner = x.new_empty(len(x), 0) if pairs.a is None else product([(x, pairs.a.T)])
+    def forward(self, x: Tensor, pairs: LoraPairs, onto: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
+        """The outputs for `x` [T, in], LoRA included and added to `onto`; and x A^T [T, R], which the backward pass needs."""
+        inner = x.new_empty(len(x), 0) if pairs.a is None else matmul_sum([(x, pairs.a.T)])
         outputs = []
         for projection, b, columns in zip(self.projections, pairs.b, pairs.columns, strict=True):
             terms = [(x, projection.weight(x.dtype).T), *([] if b is None else [(inner[:, columns], b.T)])]
-            y = product(terms, onto)
+            y = matmul_sum(terms, onto)
             outputs.append(y if projection.bias is None else y.add_(projection.bias))
         return outputs, inner
 
-    def backward(self, slopes: Sequence[Tensor], pairs: Pairs) -> tuple[Tensor, Tensor]:
-        """The gradients by x [T, in] and by the inner values [T, R], where `slopes` are those by the outputs."""
-        by_inner = slopes[0].new_empty(len(slopes[0]), pairs.rank)
-        for slope, b, columns in zip(slopes, pairs.b, pairs.columns, strict=True):
+    def backward(self, grads: Sequence[Tensor], pairs: LoraPairs) -> tuple[Tensor, Tensor]:
+        """The gradients by x [T, in] and by x A^T [T, R], where `grads` are those by the outputs."""
+        grad_inner = grads[0].new_empty(len(grads[0]), pairs.rank)
+        for grad, b, columns in zip(grads, pairs.b, pairs.columns, strict=True):
             if b is not None:
-                product([(slope, b)], out=by_inner[:, columns])
-        terms = [(slope, each.weight(slope.dtype)) for slope, each in zip(slopes, self.projections, strict=True)]
-        return product([*terms, *([] if pairs.a is None else [(by_inner, pairs.a)])]), by_inner
+                matmul_sum([(grad, b)], out=grad_inner[:, columns])
+        terms = [
+            (grad, projection.weight(grad.dtype)) for grad, projection in zip(grads, self.projections, strict=True)
+        ]
+        return matmul_sum([*terms, *([] if pairs.a is None else [(grad_inner, pairs.a)])]), grad_inner
 
-    def gradients(
-        self, slopes: Sequence[Tensor], x: Tensor, inner: Tensor, by_inner: Tensor, pairs: Pairs
+    def weight_gradients(
+        self, grads: Sequence[Tensor], x: Tensor, inner: Tensor, grad_inner: Tensor, pairs: LoraPairs
     ) -> list[Tensor | None]:
-        """Those by `trained`, float32, in its order."""
+        """The gradients by `trained`, float32, in its order."""
         if pairs.a is None:
             return [None] * (2 * len(self.projections))
-        by_a = (by_inner.T @ x).float()
-        found: list[Tensor | None] = []
-        for slope, projection, b, columns in zip(slopes, self.projections, pairs.b, pairs.columns, strict=True):
+        grad_a = (grad_inner.T @ x).float()
+        gradients: list[Tensor | None] = []
+        for grad, projection, b, columns in zip(grads, self.projections, pairs.b, pairs.columns, strict=True):
             if b is None:
-                found += [None, None]
+                gradients += [None, None]
             else:
-                found += [by_a[columns], (slope.T @ inner[:, columns]).float().mul_(projection.scale)]
-        return found
+                gradients += [grad_a[columns], (grad.T @ inner[:, columns]).float().mul_(projection.scale)]
+        return gradients
 
 
 def projection_of(module: Any) -> Projection | None:
@@ -128,7 +131,7 @@ def projection_of(module: Any) -> Projection | None:
 
 
 def _frozen(layer: Any) -> bool:
-    """Whether a layer is torch's linear one or bitsandbytes' in four bits, and nothing of it is trained."""
-    bits = type(layer).__name__ == "Linear4bit" and type(layer).__module__.startswith("bitsandbytes")
-    known = type(layer) is nn.Linear or bits
+    """Whether a layer is torch's Linear or bitsandbytes' Linear4bit, and nothing of it is trained."""
+    quantized = type(layer).__name__ == "Linear4bit" and type(layer).__module__.startswith("bitsandbytes")
+    known = type(layer) is nn.Linear or quantized
     return known and not layer._forward_hooks and all(not parameter.requires_grad for parameter in layer.parameters())

@@ -1,4 +1,4 @@
-"""Owns the gates that need no engine: what the produced files hold, and what the trainer measured of them."""
+"""The gates that need no engine: they look at the files, and at what the trainer measured of them."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import openai
 import pytest
 
 from tests.gateway.api.conftest import Served
-from tunery.gateway.engine.messages import composition_digest
+from tunery.gateway.engine.composition import composition_digest
 
 ASK = [{"role": "user", "content": "Hi"}]
 

@@ -87,7 +87,7 @@ def test_a_failed_gate_ends_with_nine_and_is_forced_on_record(
         (["--from", "acme/other"], 3, "acme/other"),
         (["--data", "/no/such/file"], 2, "/no/such/file"),
         (["--resume", "job-x"], 3, "job-x"),
-        (["--device", "tpu"], 2, "device 'tpu' is none that Tunery runs on; take cpu, cuda"),
+        (["--device", "tpu"], 2, "device 'tpu' is not one that Tunery runs on; use cpu, cuda"),
         (["--device", "cuda:99"], 2, "device 'cuda:99': "),
         (["--allow", "duplicat"], 2, "unknown rule 'duplicat': did you mean 'duplicate'"),
     ],
@@ -113,7 +113,7 @@ def test_a_device_that_is_none_ends_every_command_with_two(
     words = [str(rows) if word == "rows.jsonl" else word for word in command]
     done = tunery(home, *words, "--base", "tiny", "--device", "tpu")
     assert (done.returncode, done.stdout) == (2, ""), done.stderr
-    assert done.stderr.startswith("error: device 'tpu' is none that Tunery runs on")
+    assert done.stderr.startswith("error: device 'tpu' is not one that Tunery runs on")
 
 
 def test_a_job_goes_on_as_it_began_and_what_differs_is_refused_by_name(

@@ -35,20 +35,8 @@ from tests.gateway.engine.peft_oracle import (
     request,
     with_adapter,
 )
-from tunery.gateway.engine.messages import (
-    AdapterSource,
-    Cancel,
-    Embed,
-    Embedded,
-    Failed,
-    Generate,
-    Load,
-    Loaded,
-    Token,
-    Unload,
-    WeightedAdapter,
-    composition_digest,
-)
+from tunery.gateway.engine.composition import AdapterSource, WeightedAdapter, composition_digest
+from tunery.gateway.engine.messages import Cancel, Embed, Embedded, Failed, Generate, Load, Loaded, Token, Unload
 from tunery.gateway.engine.models.native.kernels import load_kernels
 from tunery.gateway.engine.scheduling.admission import STARVED_AFTER
 
@@ -338,7 +326,7 @@ class Play:
         else:
             assert_scored(model, asked, tokens)
             assert [token.token for token in tokens] == text_alone(asked, self.kernels)
-        scores = tokens[0].prompt
+        scores = tokens[0].prompt_scores
         assert len(scores) == (0 if asked.sampling.prompt_logprobs is None else len(asked.prompt) - 1)
         if scores:
             assert_near(model, asked.prompt, [one.logprob for one in scores], name=asked.id)

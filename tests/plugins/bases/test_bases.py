@@ -454,7 +454,7 @@ def test_a_base_of_a_folder_that_is_not_on_this_machine_is_found_by_its_content(
     base = resolve_base(str(tmp_path / "there" / "model"), registry=registry, plugins=plugins, name="tiny")
     (tmp_path / "there").rename(tmp_path / "here")
     assert resolve_base("tiny", registry=registry, plugins=plugins) == base
-    with pytest.raises(NotFound, match="'tiny' was taken from a folder of that name"):
+    with pytest.raises(NotFound, match="'tiny' was imported from a folder of that name"):
         resolve_base("/data/elsewhere/model", registry=registry, plugins=plugins)
     shutil.rmtree(base.path)
     with pytest.raises(NotFound, match="take the same model from where it lies now"):

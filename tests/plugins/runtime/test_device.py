@@ -15,7 +15,7 @@ from tunery.registry.errors import InvalidInput
 @pytest.mark.parametrize("name", ["tpu", "cuda:", "cuda:x", "cuda:-1", "CPU", "cpu:0", "mps", "", "cuda:0:1"])
 @pytest.mark.parametrize("check", [resolve_device, check_device])
 def test_nonsense_is_refused_with_what_there_is(check: object, name: str) -> None:
-    with pytest.raises(InvalidInput, match="take cpu, cuda, cuda:1 … or auto") as caught:
+    with pytest.raises(InvalidInput, match="use cpu, cuda, cuda:1 … or auto") as caught:
         check(name)  # type: ignore[operator]
     assert caught.value.code == "invalid_device"
 

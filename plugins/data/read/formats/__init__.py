@@ -1,4 +1,4 @@
-"""The built-in ways to write a training row; each refuses rows it would have to guess at."""
+"""The built-in formats of training rows. Each refuses a row whose meaning it would have to guess."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns OpenAI's chat format: `messages`, with functions, calls of them, and `weight` 0 for answers that are not trained."""
+"""OpenAI's chat format: `messages`, with tools and tool calls, and `weight` 0 for answers that are not trained."""
 
 from __future__ import annotations
 

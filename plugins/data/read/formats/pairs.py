@@ -1,4 +1,4 @@
-"""Owns the formats of one question and one answer: prompt/completion and Alpaca."""
+"""The formats of one question and one answer: prompt/completion and Alpaca."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _prompt_completion(row: dict[str, Any]) -> list[dict[str, Any]]:
     errors = [*misplaced_keys(row, _PAIR_KEYS), *text_errors(row, "prompt", "completion")]
     if errors:
         raise InvalidRow(errors)
-    return _turn(row["prompt"], row["completion"])
+    return _exchange(row["prompt"], row["completion"])
 
 
 def _sniff_alpaca(row: dict[str, Any]) -> bool:
@@ -49,8 +49,12 @@ def _alpaca(row: dict[str, Any]) -> list[dict[str, Any]]:
     if errors:
         raise InvalidRow(errors)
     system = [{"role": "system", "content": row["system"]}] if row.get("system") else []
-    asked = "\n\n".join(filter(None, (row["instruction"], row.get("input"))))
-    return [*system, *(message for pair in history for message in _turn(*pair)), *_turn(asked, row["output"])]
+    question = "\n\n".join(filter(None, (row["instruction"], row.get("input"))))
+    return [
+        *system,
+        *(message for pair in history for message in _exchange(*pair)),
+        *_exchange(question, row["output"]),
+    ]
 
 
 def _history_errors(history: Any) -> RowErrors:
@@ -65,7 +69,7 @@ def _exchange_errors(path: str, pair: Any) -> RowErrors:
     return [(path, "must be [question, answer], two texts")]
 
 
-def _turn(question: str, answer: str) -> list[dict[str, Any]]:
+def _exchange(question: str, answer: str) -> list[dict[str, Any]]:
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 

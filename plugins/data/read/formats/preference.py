@@ -1,7 +1,7 @@
-"""Owns rows of one prompt with a better and a worse answer: as OpenAI writes them (both spellings) and as TRL does.
+"""Preference rows, one prompt with a chosen and a rejected answer, as OpenAI (in both spellings) and as TRL write them.
 
-The better answer ends `messages`; `rejected` holds the messages of the worse one, without the prompt. Answers that begin with the
-whole prompt, as whole conversations do, are read without it; answers that repeat a part of it are refused.
+The chosen answer ends `messages`; `rejected` holds the messages of the other, without the prompt. Answers that begin with the whole
+prompt, as whole conversations do, are read without it; answers that repeat only a part of it are refused.
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ def _openai(row: dict[str, Any]) -> Conversation:
     names = _SPELLINGS[1] if set(_SPELLINGS[1]) & set(row) else _SPELLINGS[0]
     errors = misplaced_keys(row, ("input", *names))
     given = row.get("input")
-    asked = given if isinstance(given, dict) else {}
+    body = given if isinstance(given, dict) else {}
     if not isinstance(given, dict):
         errors.append(("$.input", f"must be an object with messages, not {json_type(given)}"))
-    errors += unknown_keys("$.input", asked, ("messages", "tools", "parallel_tool_calls"))
-    if asked.get("tools") is not None:
-        errors += tool_errors("$.input.tools", asked["tools"])
-    errors += _messages_errors("$.input.messages", asked.get("messages"), answer=False)
+    errors += unknown_keys("$.input", body, ("messages", "tools", "parallel_tool_calls"))
+    if body.get("tools") is not None:
+        errors += tool_errors("$.input.tools", body["tools"])
+    errors += _messages_errors("$.input.messages", body.get("messages"), answer=False)
     for name in names:
         errors += _messages_errors(f"$.{name}", row.get(name), answer=True)
     if errors:
         raise InvalidRow(errors)
-    return _conversation(asked["messages"], row[names[0]], row[names[1]], asked.get("tools"), names[0], names[1])
+    return _conversation(body["messages"], row[names[0]], row[names[1]], body.get("tools"), names[0], names[1])
 
 
 def _sniff_trl(row: dict[str, Any]) -> bool:
@@ -70,7 +70,7 @@ def _trl(row: dict[str, Any]) -> Conversation:
     errors += _text_answers_errors(row) if is_text else _message_answers_errors(row)
     if errors:
         raise InvalidRow(errors)
-    prompt, chosen, rejected = _from_texts(row) if is_text else _from_talk(row)
+    prompt, chosen, rejected = _from_texts(row) if is_text else _from_messages(row)
     return _conversation(prompt, chosen, rejected, tools, "chosen", "rejected")
 
 
@@ -81,7 +81,7 @@ def _text_answers_errors(row: dict[str, Any]) -> RowErrors:
 def _message_answers_errors(row: dict[str, Any]) -> RowErrors:
     errors: RowErrors = []
     if isinstance(row.get("prompt"), str):
-        # What UltraFeedback and its descendants have: the question as a text beside two conversations.
+        # As in UltraFeedback and its descendants: the question as a text beside two conversations.
         errors += text_errors(row, "prompt")
     elif "prompt" in row:
         errors += _messages_errors("$.prompt", row["prompt"], answer=False)
@@ -91,7 +91,7 @@ def _message_answers_errors(row: dict[str, Any]) -> RowErrors:
 
 
 def _from_texts(row: dict[str, Any]) -> tuple[Messages, Messages, Messages]:
-    """A prompt and two answers; without `prompt` it is what both answers begin with, up to the end of a word."""
+    """Prompt and two answers given as texts. Without `prompt` it is the common prefix of the answers, up to the end of a word."""
     prompt, chosen, rejected = row.get("prompt"), row["chosen"], row["rejected"]
     if prompt is None:
         shared = commonprefix([chosen, rejected])
@@ -102,8 +102,8 @@ def _from_texts(row: dict[str, Any]) -> tuple[Messages, Messages, Messages]:
     return [{"role": "user", "content": prompt}], [_answer(chosen)], [_answer(rejected)]
 
 
-def _from_talk(row: dict[str, Any]) -> tuple[Messages, Messages, Messages]:
-    """A prompt and two answers; without `prompt` it is the messages that both begin with."""
+def _from_messages(row: dict[str, Any]) -> tuple[Messages, Messages, Messages]:
+    """Prompt and two answers given as messages. Without `prompt` it is the messages that both begin with."""
     chosen, rejected = row["chosen"], row["rejected"]
     prompt = row.get("prompt")
     if isinstance(prompt, list):
@@ -141,20 +141,20 @@ def _conversation(
 
 
 def _without_prompt(path: str, answer: Messages, prompt: Messages) -> Messages:
-    """The messages of an answer, given alone or after the whole prompt; raise InvalidRow where it repeats a part of the prompt."""
+    """The messages of an answer, given alone or after the whole prompt. Raises InvalidRow where it repeats only a part of it."""
     if len(answer) > len(prompt) and all(map(_same, answer, prompt)):
         answer = answer[len(prompt) :]
     for index, message in enumerate(answer):
         if message["role"] == "assistant":
             break
-        if any(_same(message, asked) for asked in prompt):
+        if any(_same(message, earlier) for earlier in prompt):
             text = "repeats a message of the prompt; leave out of it what the prompt has, or repeat the prompt whole"
             raise InvalidRow([(f"{path}[{index}]", text)])
     return answer
 
 
 def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two messages say the same, whatever keys are null and whatever is trained of them."""
+    """Whether two messages are equal, apart from null fields and weights."""
     kept = [{name: item for name, item in m.items() if item is not None and name != "weight"} for m in (one, other)]
     return kept[0] == kept[1]
 

@@ -1,4 +1,4 @@
-"""Owns the ShareGPT format: `conversations` of turns `from` a human, a model, a function, with their `value`."""
+"""The ShareGPT format: `conversations` of turns `from` a human, a model or a function, with their `value`."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ def _turn_errors(path: str, turn: Any) -> RowErrors:
         return [*errors, (f"{path}.value", state)]
     if speaker == "function_call" and not _calls(turn["value"]):
         return [*errors, (f"{path}.value", 'must be {"name": ..., "arguments": {...}} as text, or a list of such')]
-    found = message_errors(path, _message(turn))
-    return errors + [(at.replace(".content", ".value"), text) for at, text in found]
+    message_problems = message_errors(path, _message(turn))
+    return errors + [(at.replace(".content", ".value"), text) for at, text in message_problems]
 
 
 def _message(turn: dict[str, Any]) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def _message(turn: dict[str, Any]) -> dict[str, Any]:
 
 
 def _calls(text: str) -> list[dict[str, Any]]:
-    """The calls that a text holds; none where it holds anything else."""
+    """The calls in a text; [] where it holds anything else."""
     value = from_json_text(text)
     calls = value if isinstance(value, list) else [value]
     if not all(isinstance(call, dict) and isinstance(call.get("name"), str) for call in calls):

@@ -18,6 +18,7 @@ from tests.plugins.data.chat_templates import TEMPLATES, base_with
 from tunery.gateway.api.http.worker_pool import MAX_PENDING, Abandoned, WorkerPool
 from tunery.gateway.api.request.chat import MAX_MESSAGES
 from tunery.plugins.data.render.renderer import Renderer
+from tunery.plugins.data.render.special_tokens import SpecialTokens
 from tunery.plugins.data.render.template import ChatTemplate
 from tunery.plugins.data.render.token_bounds import min_token_count, token_bytes
 from tunery.plugins.data.render.tokenizer import BaseTokenizer
@@ -34,13 +35,13 @@ def body_of(path: str, text: str) -> dict[str, Any]:
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """The thread and the characters of every text that is tokenized."""
     seen: list[tuple[int, int]] = []
-    read = BaseTokenizer._read
+    read = BaseTokenizer.encode_with_offsets
 
-    def spy(self: BaseTokenizer, tokenizer: Any, text: str, *rest: Any) -> Any:
+    def spy(self: BaseTokenizer, text: str, **options: Any) -> Any:
         seen.append((threading.get_ident(), len(text)))
-        return read(self, tokenizer, text, *rest)
+        return read(self, text, **options)
 
-    monkeypatch.setattr(BaseTokenizer, "_read", spy)
+    monkeypatch.setattr(BaseTokenizer, "encode_with_offsets", spy)
     return seen
 
 
@@ -65,16 +66,16 @@ async def test_long_texts_are_read_off_the_event_loop_and_others_are_answered_me
     served: Served, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     entered, go_on, threads = threading.Event(), threading.Event(), set()
-    read = BaseTokenizer._read
+    read = BaseTokenizer.encode_with_offsets
 
-    def slow(self: BaseTokenizer, tokenizer: Any, text: str, *rest: Any) -> Any:
+    def slow(self: BaseTokenizer, text: str, **options: Any) -> Any:
         if len(text) > 2000:
             threads.add(threading.get_ident())
             entered.set()
             assert go_on.wait(60)
-        return read(self, tokenizer, text, *rest)
+        return read(self, text, **options)
 
-    monkeypatch.setattr(BaseTokenizer, "_read", slow)
+    monkeypatch.setattr(BaseTokenizer, "encode_with_offsets", slow)
     long = asyncio.create_task(served.post(path, body_of(path, "a " * 1500)))
     await asyncio.to_thread(entered.wait, 60)
     for _ in range(5):  # the loop is free, and so are short requests
@@ -89,11 +90,11 @@ async def test_nothing_is_read_for_a_client_that_has_gone(served: Served, monkey
     entered, ended = threading.Event(), threading.Event()
     encode = Renderer.encode
 
-    def endless(self: Renderer, text: str, *, check: Callable[[int], None], **rest: Any) -> list[int]:
+    def endless(self: Renderer, text: str, *, check_length: Callable[[int], None], **rest: Any) -> list[int]:
         entered.set()
         try:
             while True:
-                check(0)
+                check_length(0)
         except Abandoned:
             ended.set()
             raise
@@ -144,8 +145,8 @@ class Batched:
 
 def test_the_interpreters_lock_is_let_go_of_while_a_long_text_is_tokenized(tiny_base_folder: Path) -> None:
     renderer = Renderer(tiny_base_folder)
-    doubles = [Batched(renderer._tokens._tokenizer), Batched(renderer._tokens._plain)]
-    renderer._tokens._tokenizer, renderer._tokens._plain = doubles
+    doubles = [Batched(renderer.tokenizer._tokenizer), Batched(renderer.tokenizer._plain_tokenizer)]
+    renderer.tokenizer._tokenizer, renderer.tokenizer._plain_tokenizer = doubles
     for text in ("word and " * 3000, "x" * 20_000, "<|im_end|> " * 2000):
         renderer.encode(text)
         renderer.prompt_ids([{"role": "user", "content": text}])
@@ -166,24 +167,24 @@ class Work:
 @pytest.fixture
 def work(monkeypatch: pytest.MonkeyPatch) -> Work:
     counted = Work()
-    render, read, search = ChatTemplate.render, BaseTokenizer._read, BaseTokenizer.find_special
+    render, read, search = ChatTemplate.render, BaseTokenizer.encode_with_offsets, SpecialTokens.find
 
     def counting_render(self: ChatTemplate, messages: Any, **rest: Any) -> str:
         counted.messages += len(messages)
         return render(self, messages, **rest)
 
-    def counting_read(self: BaseTokenizer, tokenizer: Any, text: str, *rest: Any) -> Any:
+    def counting_read(self: BaseTokenizer, text: str, **options: Any) -> Any:
         counted.characters += len(text)
-        return read(self, tokenizer, text, *rest)
+        return read(self, text, **options)
 
-    def counting_search(self: BaseTokenizer, text: str, start: int = 0, stop: int | None = None) -> Any:
+    def counting_search(self: SpecialTokens, text: str, start: int = 0, stop: int | None = None) -> Any:
         match = search(self, text, start, stop)
         counted.characters += (match.end() if match else len(text) if stop is None else stop) - start
         return match
 
     monkeypatch.setattr(ChatTemplate, "render", counting_render)
-    monkeypatch.setattr(BaseTokenizer, "_read", counting_read)
-    monkeypatch.setattr(BaseTokenizer, "find_special", counting_search)
+    monkeypatch.setattr(BaseTokenizer, "encode_with_offsets", counting_read)
+    monkeypatch.setattr(SpecialTokens, "find", counting_search)
     return counted
 
 
@@ -251,15 +252,15 @@ def test_a_text_in_pieces_has_the_ids_of_the_whole(
     folder = base_with(tiny_base_folder, tmp_path / "base", name)
     whole = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text, add_special_tokens=False)
     told: list[int] = []
-    tokens = BaseTokenizer(folder)
-    ids, offsets = tokens._read(tokens._tokenizer, text, told.append)
+    tokenizer = BaseTokenizer(folder)
+    ids, offsets = tokenizer.encode_with_offsets(text, check_length=told.append)
     assert ids == whole.ids
     assert list(offsets) == whole.offsets
     assert told == sorted(told)
     if text.startswith("some") and name == "chatml":
         assert len(told) > 3
-    assert tokens.known
-    assert 0 < tokens.least(text) <= len(ids)
+    assert tokenizer.bound
+    assert 0 < tokenizer.min_length(text) <= len(ids)
 
 
 def test_what_a_token_stands_for_is_known_only_where_nothing_is_dropped(tiny_base_folder: Path) -> None:

@@ -16,7 +16,8 @@ from tests.plugins.data.chat_templates import TEMPLATES, base_with
 from tunery.plugins.data.read.dataset import read_rows
 from tunery.plugins.data.read.formats import BUILT_IN
 from tunery.plugins.data.read.row import Row
-from tunery.plugins.data.render.renderer import Rendered, Renderer
+from tunery.plugins.data.render.examples import RenderedExample
+from tunery.plugins.data.render.renderer import Renderer
 from tunery.registry.errors import InvalidInput
 
 Message = dict[str, Any]
@@ -113,7 +114,7 @@ def asked(shape: dict[str, Any]) -> tuple[list[list[Message]], Any]:
     return [[*shape["prompt"], *shape[name]] for name in ("chosen", "rejected")], None
 
 
-def before_answers(examples: Sequence[Rendered]) -> list[list[int]]:
+def before_answers(examples: Sequence[RenderedExample]) -> list[list[int]]:
     """What stands before each stretch of trained tokens."""
     found = []
     for example in examples:

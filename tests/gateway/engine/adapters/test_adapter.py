@@ -20,7 +20,7 @@ from tunery.gateway.engine.adapters.adapter import (
     read_config,
 )
 from tunery.gateway.engine.adapters.interface import check_composition
-from tunery.gateway.engine.messages import AdapterSource
+from tunery.gateway.engine.composition import AdapterSource
 from tunery.registry.errors import InvalidInput, TuneryError
 
 SHAPE = AdapterShape(

@@ -10,7 +10,7 @@ import torch
 
 from tests.registry.artifacts import HIDDEN, make_adapter
 from tunery.gateway.engine.adapters.adapter import AdapterShape, read_adapter
-from tunery.gateway.engine.messages import AdapterSource
+from tunery.gateway.engine.composition import AdapterSource
 
 SHAPE = AdapterShape(
     {

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tests.gateway.engine.adapters.residency_harness import ResidencyHarness, Weights
-from tunery.gateway.engine.adapters.loader import MOST_LOADS
+from tunery.gateway.engine.adapters.loader import MAX_LOADS
 from tunery.registry.errors import ArtifactRefused, StorageFailed, TuneryError
 
 COUNT = 6
@@ -194,7 +194,7 @@ class Whatever(RuleBasedStateMachine):
     def nothing_is_loaded_twice_at_once(self) -> None:
         if hasattr(self, "w"):
             loading = self.w.executor.digests()
-            assert len(loading) <= MOST_LOADS
+            assert len(loading) <= MAX_LOADS
             assert len(loading) == len(set(loading))
             assert not set(loading) & {f"d{number}" for number in self.order}
 

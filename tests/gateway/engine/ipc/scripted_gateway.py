@@ -6,11 +6,11 @@ import asyncio
 import sys
 
 from tunery.gateway.engine.config import EngineConfig
-from tunery.gateway.engine.ipc.supervisor import EngineProcess
+from tunery.gateway.engine.ipc.supervisor import SupervisedEngine
 
 
 async def main() -> None:
-    engine = EngineProcess(
+    engine = SupervisedEngine(
         EngineConfig(base_folder="x", base_name="tiny", base_digest="0"),
         command=(sys.executable, "-m", "tests.gateway.engine.ipc.scripted_engine"),
     )

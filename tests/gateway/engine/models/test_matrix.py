@@ -26,7 +26,7 @@ from tunery.gateway.engine.models.torch.model import load_plain
 from tunery.plugins.bases.architectures import EXACT, REFUSED, refuse_architecture
 from tunery.plugins.bases.folder import fill
 from tunery.plugins.trainers.full import unserved
-from tunery.plugins.training.fused.packed_rows import KNOWN
+from tunery.plugins.training.fused.padding_free import ARCHITECTURES
 from tunery.registry import Base
 from tunery.registry.errors import ArtifactRefused
 from tunery.registry.peft.artifact import check_artifact
@@ -93,7 +93,7 @@ def test_it_is_served_and_trained_exactly(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize(("kind", "settings"), VARIANTS, ids=lambda value: str(value)[:40])
 def test_a_setting_of_its_own_changes_nothing(tmp_path: Path, kind: str, settings: dict[str, Any]) -> None:
-    compare(tmp_path, make_any_base(tmp_path / "base", kind, **settings), trained=kind in KNOWN)
+    compare(tmp_path, make_any_base(tmp_path / "base", kind, **settings), trained=kind in ARCHITECTURES)
 
 
 @pytest.mark.parametrize("quant", ["nf4", "int8"])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tunery.gateway.engine.messages import Constraint
+from tunery.gateway.engine.sampling_params import Constraint
 from tunery.gateway.engine.structured_output import compiler as compiling
 from tunery.gateway.engine.structured_output.compiler import GrammarCompiler
 from tunery.gateway.engine.structured_output.grammars import Grammars

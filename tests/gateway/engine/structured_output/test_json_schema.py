@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tunery.gateway.engine.messages import Constraint
+from tunery.gateway.engine.sampling_params import Constraint
 from tunery.gateway.engine.structured_output import json_schema
 from tunery.gateway.engine.structured_output.grammars import Grammars
 from tunery.gateway.engine.structured_output.json_schema import FORMATS, prepare

@@ -170,9 +170,9 @@ def test_an_answer_that_is_part_of_the_end_of_turn_token_is_trained_with_it(
 def test_the_incremental_decoder_says_the_same_and_never_half_a_character(folders: dict[str, Path]) -> None:
     renderer = Renderer(folders["chatml"])
     said = "Grüße, 世界! 👩‍👩‍👧‍👦 done"
-    decoder = renderer.decoder()
-    pieces = [decoder.push(token) for token in renderer.encode(said)]
-    assert "".join(pieces) + decoder.flush() == said
+    detokenizer = renderer.detokenizer()
+    pieces = [detokenizer.push(token) for token in renderer.encode(said)]
+    assert "".join(pieces) + detokenizer.flush() == said
     assert not any("\ufffd" in piece for piece in pieces)
 
 

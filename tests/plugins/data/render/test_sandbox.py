@@ -13,7 +13,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from tests.plugins.data.chat_templates import TEMPLATES, WHOLE
 from tunery.gateway.cli import main
-from tunery.plugins.data.render import sandbox
+from tunery.plugins.data.render import sandbox_limits
 from tunery.plugins.data.render.renderer import Renderer
 from tunery.plugins.data.render.template import ChatTemplate
 from tunery.registry.errors import InvalidInput
@@ -82,7 +82,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", sorted(HOSTILE))
 def test_what_has_no_end_is_ended(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sandbox, "MAX_STEPS", 50_000)
+    monkeypatch.setattr(sandbox_limits, "MAX_STEPS", 50_000)
     template = ChatTemplate(HOSTILE[name], tokens={})
     tracemalloc.start()
     try:
@@ -92,7 +92,7 @@ def test_what_has_no_end_is_ended(name: str, monkeypatch: pytest.MonkeyPatch) ->
     finally:
         tracemalloc.stop()
     assert len(caught.value.message) < 1500
-    assert peak < 20 * sandbox.MAX_TEXT
+    assert peak < 20 * sandbox_limits.MAX_TEXT
     if caught.value.code == "template_limit":
         assert template.sha256[:12] in caught.value.message
     # The next rendering begins anew.
@@ -100,7 +100,7 @@ def test_what_has_no_end_is_ended(name: str, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_time_is_bounded_where_steps_are_slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sandbox, "MAX_SECONDS", 0.0)
+    monkeypatch.setattr(sandbox_limits, "MAX_SECONDS", 0.0)
     with pytest.raises(InvalidInput, match="0 seconds") as caught:
         ChatTemplate("{% for a in range(2000) %}{% endfor %}", tokens={}).render(TALK, add_generation_prompt=True)
     assert caught.value.code == "template_limit"
@@ -150,7 +150,7 @@ def test_training_rows_and_the_check_of_data_name_the_template_and_the_limit(
     monkeypatch.setenv("TUNERY_HOME", str(tmp_path / "home"))
     rows = tmp_path / "rows.jsonl"
     rows.write_text(json.dumps({"messages": TALK[:2]}) + "\n")
-    monkeypatch.setattr(sandbox, "MAX_STEPS", 50_000)
+    monkeypatch.setattr(sandbox_limits, "MAX_STEPS", 50_000)
     with pytest.raises(SystemExit):
         main(["data", "check", str(rows), "--base", str(folder)])
     said = "".join(capsys.readouterr())

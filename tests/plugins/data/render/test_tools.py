@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken, Tokenizer
 
-from tunery.plugins.data.render.renderer import Rendered, Renderer
+from tunery.plugins.data.render.examples import RenderedExample
+from tunery.plugins.data.render.renderer import Renderer
 from tunery.registry.errors import InvalidInput
 
 WEATHER = {
@@ -142,7 +143,7 @@ CALLING = (
 )
 
 
-def trained_texts(renderer: Renderer, example: Rendered) -> list[str]:
+def trained_texts(renderer: Renderer, example: RenderedExample) -> list[str]:
     runs = groupby(zip(example.ids, example.trained, strict=True), key=lambda pair: pair[1])
     return [renderer.decode([n for n, _ in run], skip_special=False) for trained, run in runs if trained]
 

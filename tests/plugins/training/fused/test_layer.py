@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from tests.plugins.training.objectives.test_loss import gradients, make_batch, reference
-from tunery.plugins.training.fused import packed_rows as rows
-from tunery.plugins.training.fused.layer import layer_of
+from tunery.plugins.training.fused import padding_free
+from tunery.plugins.training.fused.layer import fuse_layer
 from tunery.plugins.training.objectives.loss import row_losses
 
 SIZES = {
@@ -39,7 +39,7 @@ def taken_apart(model: Any) -> bool:
 
 
 def taken_apart_base(model: Any) -> bool:
-    return all(layer_of(layer) is not None for layer in model.get_decoder().layers)
+    return all(fuse_layer(layer) is not None for layer in model.get_decoder().layers)
 
 
 def check(model: Any) -> None:
@@ -71,17 +71,17 @@ def test_what_is_hooked_or_trained_is_left_to_transformers() -> None:
     model = make("llama")
     layer = model.get_base_model().get_decoder().layers[0]
     layer.mlp.up_proj.register_forward_hook(lambda *_: None)
-    assert layer_of(layer) is None
+    assert fuse_layer(layer) is None
     check(model)
     layer = model.get_base_model().get_decoder().layers[1]
     layer.input_layernorm.weight.requires_grad_()
-    assert layer_of(layer) is None
+    assert fuse_layer(layer) is None
 
 
 def test_what_is_computed_again_is_left_to_transformers() -> None:
     layer = make("llama").get_base_model().get_decoder().layers[0]
     layer.gradient_checkpointing = True
-    assert layer_of(layer) is None
+    assert fuse_layer(layer) is None
 
 
 def test_without_its_adapter_the_base_answers() -> None:
@@ -120,7 +120,7 @@ def close_in_bfloat16(made: Callable[[int], tuple[Any, Any]]) -> None:
         with torch.autocast("cpu", torch.bfloat16):
             ours += error(gradients(narrow, row_losses(narrow, make_batch())), exact)
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(rows, "KNOWN", set())
+                patch.setattr(padding_free, "ARCHITECTURES", set())
                 theirs += error(gradients(narrow, row_losses(narrow, make_batch())), exact)
     assert ours < 1.2 * theirs
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from tunery.plugins.training.examples.batches import Batch, Example, collate
-from tunery.plugins.training.fused import packed_rows as rows
+from tunery.plugins.training.fused import padding_free
 from tunery.plugins.training.objectives import loss
 from tunery.plugins.training.objectives.loss import row_losses, summed_loss
 from tunery.registry import Base
@@ -59,14 +59,14 @@ def gradients(model: Any, losses: torch.Tensor) -> list[torch.Tensor]:
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many tokens of each row are computed."""
     counts: list[int] = []
-    lay = loss.lay
+    pack_sequences = loss.pack_sequences
 
     def counting(*given: Any) -> Any:
-        layout, computed = lay(*given)
+        layout, computed = pack_sequences(*given)
         counts.extend(computed.sum(dim=1).tolist())
         return layout, computed
 
-    monkeypatch.setattr(loss, "lay", counting)
+    monkeypatch.setattr(loss, "pack_sequences", counting)
     return counts
 
 
@@ -101,7 +101,7 @@ def test_rows_end_to_end_give_each_rows_loss_and_gradient(
     model: Any, monkeypatch: pytest.MonkeyPatch, known: bool
 ) -> None:
     if not known:
-        monkeypatch.setattr(rows, "KNOWN", set())
+        monkeypatch.setattr(padding_free, "ARCHITECTURES", set())
     batch = make_batch()
     expected, found = reference(model, batch), row_losses(model, batch)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
@@ -125,13 +125,13 @@ def test_the_attention_setting_is_put_back(model: Any) -> None:
     ("name", "value"), [("sliding_window", 4), ("attention_dropout", 0.1), ("_attn_implementation", "eager")]
 )
 def test_what_rows_cannot_express_is_padded(model: Any, name: str, value: Any) -> None:
-    inner = rows.decoder_of(model)
-    assert rows.packable(inner)
+    inner = padding_free.causal_lm_of(model)
+    assert padding_free.supports_packing(inner)
     setattr(inner.config, name, value)
-    assert not rows.packable(inner)
+    assert not padding_free.supports_packing(inner)
 
 
 def test_layers_that_are_computed_again_are_padded(model: Any) -> None:
-    inner = rows.decoder_of(model)
+    inner = padding_free.causal_lm_of(model)
     inner.get_decoder().layers[0].gradient_checkpointing = True
-    assert not rows.packable(inner)
+    assert not padding_free.supports_packing(inner)

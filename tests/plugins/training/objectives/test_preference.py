@@ -21,8 +21,9 @@ from tunery.plugins.trainers import DpoParameters
 from tunery.plugins.training import reproduce, resume
 from tunery.plugins.training.examples.batches import Example, collate, epoch_batches
 from tunery.plugins.training.examples.corpus import Corpus, read_corpus
-from tunery.plugins.training.fused import packed_rows as fused_rows
-from tunery.plugins.training.job.control import EVERY, ask
+from tunery.plugins.training.folder import JobFolder
+from tunery.plugins.training.fused import padding_free
+from tunery.plugins.training.job.control import POLL_SECONDS, signal_job
 from tunery.plugins.training.objectives.preference import Preference
 from tunery.registry import Base
 from tunery.registry.errors import InvalidData, InvalidInput, JobPaused, TuneryError
@@ -112,7 +113,7 @@ def test_loss_and_gradient_are_those_of_two_models_by_the_book(
     policy, reference = models
     expected = by_the_book(policy, reference, **settings)
     if not packed:
-        monkeypatch.setattr(fused_rows, "KNOWN", set())
+        monkeypatch.setattr(padding_free, "ARCHITECTURES", set())
     objective = Preference(**settings)
     objective.prepare(reference, (PAIRS, ()), path=tmp_path / "reference.json", device=CPU, dtype=FLOAT)
     found = objective.loss(policy, collate(PAIRS, device=CPU))
@@ -256,8 +257,8 @@ def test_a_paused_run_goes_on_to_the_same_bits_and_a_rerun_too(train: Train, pai
 
     def pause(event: JobEvent) -> None:
         if isinstance(event, StepCompleted) and event.step == 5:
-            ask(registry.home.jobs / registry.jobs()[0].id, "pause")
-            time.sleep(3 * EVERY)
+            signal_job(JobFolder(registry.home.jobs / registry.jobs()[0].id), "pause")
+            time.sleep(3 * POLL_SECONDS)
 
     with pytest.raises(JobPaused):
         train("dpo", on_event=pause, **settings)

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunery.plugins.training.fused.layout import lay
+from tunery.plugins.training.fused.packed_layout import pack_sequences
 
 rows = st.lists(st.lists(st.integers(1, 2), min_size=1, max_size=8), min_size=1, max_size=6)
 
@@ -21,28 +21,33 @@ def padded(given: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
 def test_rows_see_their_own_tokens(given: list[list[int]], data: st.DataObject) -> None:
     own = [data.draw(st.integers(0, len(row) - 1)) for row in given]
     ids, kept = padded(given)
-    layout, computed = lay(ids, kept, own)
+    layout, computed = pack_sequences(ids, kept, own)
     flat, places = ids[computed], computed.nonzero()[:, 1]
     assert list(layout.lengths) == computed.sum(dim=1).tolist()
     assert min(layout.lengths) >= 1
     for number, row in enumerate(given):
-        assert flat[layout.seen[number]].tolist() == row
-        assert places[layout.seen[number]].tolist() == list(range(len(row)))
+        assert flat[layout.contexts[number]].tolist() == row
+        assert places[layout.contexts[number]].tolist() == list(range(len(row)))
         assert computed[number, own[number] : len(row)].all()
 
 
 @given(rows)
 def test_what_may_be_shared_is(given: list[list[int]]) -> None:
     ids, kept = padded(given)
-    _, computed = lay(ids, kept, [len(row) - 1 for row in given])
+    _, computed = pack_sequences(ids, kept, [len(row) - 1 for row in given])
     found = {tuple(row[: end + 1]) for row in given for end in range(len(row) - 1)}
     assert sum(computed[number, : len(row) - 1].sum() for number, row in enumerate(given)) <= len(found)
 
 
 def test_the_first_rows_beginning_serves_the_others() -> None:
     ids, kept = padded([[1, 2, 3, 4], [1, 2, 5, 6], [9, 2, 3, 4], [1, 2, 5, 7, 8]])
-    layout, computed = lay(ids, kept, [3, 3, 3, 4])
+    layout, computed = pack_sequences(ids, kept, [3, 3, 3, 4])
     assert computed.sum(dim=1).tolist() == [4, 2, 4, 2]
-    assert [seen.tolist() for seen in layout.seen] == [[0, 1, 2, 3], [0, 1, 4, 5], [6, 7, 8, 9], [0, 1, 4, 10, 11]]
-    _, whole = lay(ids, kept, [0, 0, 0, 0])
+    assert [context.tolist() for context in layout.contexts] == [
+        [0, 1, 2, 3],
+        [0, 1, 4, 5],
+        [6, 7, 8, 9],
+        [0, 1, 4, 10, 11],
+    ]
+    _, whole = pack_sequences(ids, kept, [0, 0, 0, 0])
     assert torch.equal(whole, kept)
