@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import functools
 import html
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from pathlib import Path
 import grimp
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "build" / "typing"))
+"""Where tunery is one folder, which an editable install does not make it; grimp reads it from there."""
 FLOORS = ("gateway", "plugins", "registry")
 
 QUESTIONS = {
@@ -122,7 +125,7 @@ def _is_package(module: str) -> bool:
 
 @functools.cache
 def _graph() -> grimp.ImportGraph:
-    return grimp.build_graph(*(f"tunery.{floor}" for floor in FLOORS), cache_dir=None)
+    return grimp.build_graph("tunery", cache_dir=None)
 
 
 def _file(place: str) -> str:

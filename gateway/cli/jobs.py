@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import rich_click as click
 
-from tunery.gateway.cli.terminal.context import open_registry, print_json
+from tunery.gateway.cli.terminal.context import print_json
 from tunery.gateway.cli.terminal.options import as_json
 from tunery.gateway.cli.terminal.tables import print_table, when
+from tunery.gateway.python.home import open_registry
 from tunery.plugins.events import event_fields, read_events
 from tunery.registry.errors import Conflict
 

@@ -16,6 +16,7 @@ from tunery.plugins.trainers import EXACT
 from tunery.plugins.trainers.parameters import PEFT_NAMES, LoraParameters
 from tunery.plugins.training.trainer import LoadContext, SaveContext, load_base
 from tunery.registry.errors import InvalidInput
+from tunery.registry.peft.config import AdapterConfig
 
 __all__ = ["LoraTrainer"]
 
@@ -79,9 +80,7 @@ class LoraTrainer:
 
     def whole_weights(self, parent: Mapping[str, Any] | None) -> bool:
         """Whether the version to continue from holds whole weights beside its LoRA; they are trained too."""
-        found = parent or {}
-        whole = found.get("modules_to_save") or found.get("trainable_token_indices")
-        return bool(whole) or found.get("bias", "none") != "none"
+        return parent is not None and AdapterConfig.from_fields(parent).has_whole_weights
 
     def load(self, context: LoadContext[LoraParameters]) -> nn.Module:
         """The base with a fresh LoRA, or with that of the version to continue from."""

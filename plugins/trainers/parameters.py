@@ -8,8 +8,9 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 import msgspec
 from msgspec import Meta
 
-from tunery.plugins.parameters import PositiveFloat, PositiveInt, TrainingParameters, about
+from tunery.plugins.parameters import PositiveFloat, PositiveInt, TrainingParameters
 from tunery.registry.errors import InvalidInput
+from tunery.registry.values import about
 
 __all__ = ["DpoParameters", "FullParameters", "LoraParameters"]
 

@@ -22,6 +22,8 @@ from peft import LoraConfig
 from safetensors.torch import save_file
 from torch import nn
 
+from tunery.registry.peft.layout import PREFIX, WEIGHTS, pair_keys, parameter_key
+
 __all__ = ["SEARCHES", "save_delta"]
 
 HIGHEST, LOWEST, SEARCHES = 0.9995, 0.05, 7
@@ -162,21 +164,19 @@ def _write(model: nn.Module, factors: dict[str, _Factors], ranks: dict[str, int]
     tensors: dict[str, torch.Tensor] = {}
     for name, rank in ranks.items():
         left, right = factors[name].left[:, :rank], factors[name].right[:rank]
-        prefix = f"base_model.model.{name}"
         if isinstance(modules[name], nn.Embedding):
+            a, b = pair_keys(name, embedding=True)
             # PEFT looks tokens up in A: E^T = B A with A [r, vocabulary], B [hidden, r].
-            tensors[f"{prefix}.lora_embedding_A"] = left.T.contiguous().bfloat16()
-            tensors[f"{prefix}.lora_embedding_B"] = right.T.contiguous().bfloat16()
+            tensors |= {a: left.T.contiguous().bfloat16(), b: right.T.contiguous().bfloat16()}
         else:
-            tensors[f"{prefix}.lora_A.weight"] = right.contiguous().bfloat16()
-            tensors[f"{prefix}.lora_B.weight"] = left.contiguous().bfloat16()
+            a, b = pair_keys(name)
+            tensors |= {a: right.contiguous().bfloat16(), b: left.contiguous().bfloat16()}
         if name == _tied_embedding(model):
-            head = f"base_model.model.{_head(model)}"
-            tensors[f"{head}.lora_A.weight"] = right.contiguous().bfloat16()
-            tensors[f"{head}.lora_B.weight"] = left.contiguous().bfloat16()
+            a, b = pair_keys(_head(model))
+            tensors |= {a: right.contiguous().bfloat16(), b: left.contiguous().bfloat16()}
     whole, biases = _rest(model, set(ranks))
     tensors |= whole | biases
-    save_file(tensors, folder / "adapter_model.safetensors")
+    save_file(tensors, folder / WEIGHTS)
     _config(model, ranks, whole, bool(biases)).save_pretrained(str(folder))
     return sum(tensor.nbytes for tensor in tensors.values())
 
@@ -190,10 +190,9 @@ def _rest(model: nn.Module, adapted: set[str]) -> tuple[dict[str, torch.Tensor],
         module, _, leaf = name.rpartition(".")
         value = parameter.detach().cpu().contiguous()
         if module not in matrices:
-            whole[f"base_model.model.{name}"] = value
+            whole[parameter_key(name)] = value
         elif leaf == "bias":
-            wrapped = ".base_layer" if module in adapted else ""
-            biases[f"base_model.model.{module}{wrapped}.bias"] = value
+            biases[parameter_key(name, adapted=module in adapted)] = value
     return whole, biases
 
 
@@ -201,7 +200,7 @@ def _config(model: nn.Module, ranks: dict[str, int], whole: dict[str, torch.Tens
     embedding = _tied_embedding(model)
     adapted = ranks | ({_head(model): ranks[embedding]} if embedding in ranks else {})
     patterns = {name.replace(".", r"\."): rank for name, rank in adapted.items()}
-    saved = sorted({key.removeprefix("base_model.model.").rsplit(".", 2)[-2] for key in whole})
+    saved = sorted({key.removeprefix(PREFIX).rsplit(".", 2)[-2] for key in whole})
     return LoraConfig(
         r=max(adapted.values(), default=1),
         lora_alpha=max(adapted.values(), default=1),
