@@ -52,7 +52,7 @@ class Gateway:
     def engine_ready(self) -> Ready:
         """The engine's description; raise Unavailable while it cannot answer or the server is draining."""
         if self.draining:
-            raise Unavailable("this server is about to end; send the request again", code="draining")
+            raise Unavailable("this server is shutting down; send the request again", code="draining")
         ready = self.engine.ready
         if ready is None:
             raise self._outage()

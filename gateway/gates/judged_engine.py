@@ -20,7 +20,7 @@ from tunery.plugins.data.render.renderer import Renderer
 from tunery.plugins.training.examples.batches import Example
 from tunery.plugins.training.gates import GateCase, GateRequest, Precision
 from tunery.registry.errors import ArtifactRefused
-from tunery.registry.peft.artifact import CONFIG, WEIGHTS
+from tunery.registry.peft.layout import CONFIG, WEIGHTS
 
 __all__ = ["Answer", "Served", "served"]
 

@@ -1,7 +1,7 @@
 """Records the metrics that `table` declares and writes them in Prometheus' text format.
 
 Series start at 0 as soon as their labels are known, because Prometheus' `increase()` misses a counter that appears at 1. Litestar's
-Prometheus plugin is not used: it labels requests with raw paths and knows nothing of the engine.
+Prometheus plugin is not used because it measures HTTP requests only, not tokens, adapters or the engine.
 """
 
 from __future__ import annotations

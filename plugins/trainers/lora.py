@@ -1,4 +1,4 @@
-"""The LoRA trainer (arXiv 2106.09685): the base frozen, a low-rank pair on every linear layer trained in float32."""
+"""The LoRA trainer (arXiv 2106.09685): the base is frozen, low-rank matrices on its linear layers are trained in float32."""
 
 from __future__ import annotations
 
@@ -12,27 +12,29 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from tunery.plugins.quantization import Quant
-from tunery.plugins.trainers import EXACT, LoraParameters
+from tunery.plugins.trainers import EXACT
+from tunery.plugins.trainers.parameters import PEFT_NAMES, LoraParameters
 from tunery.plugins.training.trainer import LoadContext, SaveContext, load_base
 from tunery.registry.errors import InvalidInput
+from tunery.registry.peft.config import AdapterConfig
 
 __all__ = ["LoraTrainer"]
 
 
 ALL_LINEAR = "all-linear"
 _LINEAR = frozenset({"Linear", "Linear4bit", "Linear8bitLt"})
-"""Not what is made from them, such as routers that choose."""
+"""Classes of linear layers; their subclasses, such as routers, are not adapted."""
 _PROJECTIONS = frozenset({"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"})
-"""What PEFT takes for experts' weights, whatever else is called so."""
+"""Names that PEFT takes for experts' weights, whatever else has them."""
 
 
 def mixes_experts(model: nn.Module) -> bool:
-    """Whether rows are sent to some of a layer's experts: their weights lie in one tensor each, or one module each."""
+    """Whether the model is a mixture of experts, with its experts' weights in one tensor or in modules of their own."""
     return any(parameter.dim() == 3 or ".experts." in name for name, parameter in model.named_parameters())
 
 
 def linear_beside_experts(model: nn.Module) -> list[str]:
-    """Last names of the linear layers that all rows go through: attention's, in a mixture of experts."""
+    """Last names of the linear layers outside the experts, such as attention's."""
     head: Any = model.get_output_embeddings()  # type: ignore[operator]
     linear = {
         name
@@ -43,7 +45,7 @@ def linear_beside_experts(model: nn.Module) -> list[str]:
 
 
 def _leave_out_experts(asked: LoraConfig, base: nn.Module) -> None:
-    """Name the layers that all rows go through where all were asked for; refuse experts, which PEFT would adapt and nobody serve."""
+    """Replace "all-linear" by the layers outside the experts; refuse experts, which PEFT would adapt but no engine here serves."""
     beside = linear_beside_experts(base)
     if asked.target_modules == ALL_LINEAR:
         asked.target_modules = beside
@@ -64,7 +66,7 @@ class LoraTrainer:
     quant: Quant = "none"
 
     def config(self, parameters: LoraParameters) -> LoraConfig:
-        """What PEFT is asked for."""
+        """PEFT's configuration for these parameters."""
         targets: Any = parameters.target_modules
         alpha: Any = parameters.alpha
         return LoraConfig(
@@ -77,13 +79,11 @@ class LoraTrainer:
         )
 
     def whole_weights(self, parent: Mapping[str, Any] | None) -> bool:
-        """Whether the version to continue from has more than pairs: all it has is trained on."""
-        found = parent or {}
-        whole = found.get("modules_to_save") or found.get("trainable_token_indices")
-        return bool(whole) or found.get("bias", "none") != "none"
+        """Whether the version to continue from holds whole weights beside its LoRA; they are trained too."""
+        return parent is not None and AdapterConfig.from_fields(parent).has_whole_weights
 
     def load(self, context: LoadContext[LoraParameters]) -> nn.Module:
-        """The base with fresh pairs, or with those of the version to continue from."""
+        """The base with a fresh LoRA, or with that of the version to continue from."""
         base = load_base(context.base_folder, quant=self.quant, dtype=context.dtype, device=context.device)
         asked = self.config(context.parameters)
         if context.parent is not None:
@@ -94,7 +94,7 @@ class LoraTrainer:
             _leave_out_experts(asked, base)
         asked.fan_in_fan_out = any(isinstance(module, Conv1D) for module in base.modules())
         with warnings.catch_warnings():
-            # Of GPT-2's layers some lie the other way round and some do not; PEFT looks at each, and says so.
+            # GPT-2 has transposed layers beside normal ones; PEFT corrects the option for each, with a warning.
             warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
             try:
                 wrapped: nn.Module = get_peft_model(base, asked)
@@ -114,10 +114,10 @@ class LoraTrainer:
 
 
 def _continued(parent: Path, asked: LoraConfig, defaulted: set[str]) -> LoraConfig:
-    """The parent's own configuration, with the dropout that is asked for; refuses what its pair cannot become."""
+    """The parent's own configuration with the new dropout; raise InvalidInput when the parent cannot be continued as a LoRA."""
     if (parent / EXACT).is_dir():
         raise InvalidInput(
-            "the version to continue from is a full fine-tune, which is no pair; continue it with --method full, or start "
+            "the version to continue from is a full fine-tune, not a LoRA; continue it with --method full, or start "
             "without --from",
             code="invalid_parent",
         )
@@ -128,8 +128,7 @@ def _continued(parent: Path, asked: LoraConfig, defaulted: set[str]) -> LoraConf
             "or start without --from",
             code="invalid_parent",
         )
-    fixed = {"r": "r", "alpha": "lora_alpha", "rslora": "use_rslora", "target_modules": "target_modules"}
-    for name, field in fixed.items():
+    for name, field in PEFT_NAMES.items():
         before, wanted = _plain(getattr(found, field)), _plain(getattr(asked, field))
         if before != wanted and name not in defaulted:
             raise InvalidInput(
@@ -142,11 +141,11 @@ def _continued(parent: Path, asked: LoraConfig, defaulted: set[str]) -> LoraConf
 
 
 def _plain(value: Any) -> Any:
-    """Names of modules in one order, so that they compare and read alike."""
+    """Module names in one order, so that they compare and read alike."""
     return sorted(value) if isinstance(value, set) else value
 
 
 def _defaulted(parameters: LoraParameters) -> set[str]:
-    """Names whose value is the default, so that nobody can be said to have asked for it."""
+    """Names of parameters at their defaults, which nobody may have asked for."""
     default = type(parameters)()
     return {name for name in parameters.__struct_fields__ if getattr(parameters, name) == getattr(default, name)}

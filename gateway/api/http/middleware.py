@@ -108,8 +108,8 @@ async def _discard_body(receive: Receive) -> None:
 
 def _request_id(scope: Any) -> str:
     """The client's own id if it is fit for a header and a log line, else a new one."""
-    given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
-    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    client_id = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
+    return client_id if _REQUEST_ID.fullmatch(client_id) else uuid.uuid4().hex
 
 
 def _route(scope: Any) -> str:

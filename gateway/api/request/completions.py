@@ -39,7 +39,7 @@ async def read_completion(data: CompletionRequest, *, gateway: Gateway, ready: R
     constraint = read_constraint(data)
     options = PromptOptions(
         param="prompt",
-        most=MAX_PROMPTS,
+        max_prompts=MAX_PROMPTS,
         special=data.add_special_tokens is not False,
         truncate=data.truncate_prompt_tokens,
     )

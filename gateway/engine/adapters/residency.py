@@ -22,7 +22,6 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import Generic
 
-from tunery.gateway.engine.adapters.adapter import WEIGHTS
 from tunery.gateway.engine.adapters.failed_loads import FailedLoads
 from tunery.gateway.engine.adapters.interface import AdapterT
 from tunery.gateway.engine.adapters.loader import Load, Loader
@@ -31,6 +30,7 @@ from tunery.gateway.engine.adapters.resident_tier import ResidentTier
 from tunery.gateway.engine.composition import AdapterSource
 from tunery.gateway.engine.messages import Resident
 from tunery.registry.errors import NotFound, TuneryError, Unavailable
+from tunery.registry.peft.layout import WEIGHTS
 
 __all__ = ["Residency"]
 

@@ -1,4 +1,4 @@
-"""Owns the gates that need no engine: what the produced files hold, and what the trainer measured of them."""
+"""The gates that need no engine: they look at the files, and at what the trainer measured of them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from safetensors import safe_open
 
 from tunery.plugins.training.gates.request import GateCase
 from tunery.plugins.training.gates.verdict import Verdict, failed, passed, skipped
-from tunery.registry.peft.artifact import CONFIG, WEIGHTS, base_shapes
+from tunery.registry.peft.base_shapes import base_shapes
+from tunery.registry.peft.layout import CONFIG, WEIGHTS, read_layout
 from tunery.registry.peft.safetensors_header import nonfinite_tensor, read_header
 
 __all__ = ["changes_every_target", "delta_is_faithful", "is_finite"]
 
-PREFIX = "base_model.model."
 FIDELITY_SLACK = 0.005
 """The search for a delta measures in the precision it trains in; this much of the fidelity asked for is rounding."""
 SHOWN = 5
@@ -76,14 +76,14 @@ def _norms(file: Any) -> Iterator[tuple[str, float]]:
 
     ‖BA‖² is the sum of (BᵀB)·(AAᵀ), r by r, so that the product itself is never made.
     """
-    for name in file.keys():  # noqa: SIM118 - an open file is no mapping
-        for a, b in (("lora_A.weight", "lora_B.weight"), ("lora_embedding_A", "lora_embedding_B")):
-            if name.endswith(f".{a}"):
-                module = name.removesuffix(f".{a}")
-                first, second = file.get_tensor(name).double(), file.get_tensor(f"{module}.{b}").double()
-                squared = float(((second.T @ second) * (first @ first.T)).sum())
-                # Rounding may leave a hair of what cancels.
-                yield module.removeprefix(PREFIX), max(squared, 0.0) ** 0.5
+    for module, pair in read_layout(file.keys()).pairs.items():
+        if pair.a is None or pair.b is None:
+            yield module, 0.0
+            continue
+        a, b = file.get_tensor(pair.a).double(), file.get_tensor(pair.b).double()
+        squared = float(((b.T @ b) * (a @ a.T)).sum())
+        # Rounding may leave a hair of what cancels.
+        yield module, max(squared, 0.0) ** 0.5
 
 
 def _is_full(case: GateCase) -> bool:

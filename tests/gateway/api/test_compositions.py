@@ -1,4 +1,4 @@
-"""Several adapters in one answer, through the real openai client."""
+"""Compositions of several adapters, through the real openai client."""
 
 from __future__ import annotations
 

@@ -397,7 +397,7 @@ def test_a_job_does_not_train_on_a_damaged_base(registry: Registry, plugins: Plu
     base = resolve_base(str(tiny_base_folder), registry=registry, plugins=plugins, name="tiny")
     require_sound(base, registry.home)
     _scribble(Path(base.path) / "model.safetensors", keep_times=True)
-    with pytest.raises(StorageFailed, match=r"damaged \(model\.safetensors\): take it again") as caught:
+    with pytest.raises(StorageFailed, match=r"damaged \(model\.safetensors\): add it again") as caught:
         require_sound(base, registry.home)
     assert caught.value.code == "base_damaged"
     assert resolve_base("tiny", registry=registry, plugins=plugins) == base

@@ -1,4 +1,4 @@
-"""Every field of PEFT's LoraConfig is accounted for, has PEFT's default, and is refused by name where it is not applied."""
+"""Every field of PEFT's LoraConfig is accounted for, with PEFT's default, and refused by name if not applied."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from tests.registry.artifacts import make_adapter
 from tunery.registry import Base, NewVersion
 from tunery.registry.errors import ArtifactRefused
-from tunery.registry.peft.config import is_target, rank_of, scale_of
+from tunery.registry.peft.config import AdapterConfig
 from tunery.registry.peft.fields import APPLIED, DEFAULTS, FOREIGN, IGNORED, check_fields
 from tunery.registry.registry import Registry
 
@@ -89,7 +89,10 @@ def test_a_value_that_peft_does_not_have_is_refused_by_name(name: str, value: ob
 
 
 def test_what_is_left_out_is_pefts_default() -> None:
-    assert rank_of("q_proj", {}) == 8
+    def scale_of(module: str, fields: dict[str, Any]) -> float:
+        return AdapterConfig.from_fields(fields).scale_of(module)
+
+    assert AdapterConfig.from_fields({}).rank_of("q_proj") == 8
     assert scale_of("q_proj", {}) == 1.0
     assert scale_of("q_proj", {"r": 32}) == 0.25  # not 1: alpha is 8, whatever the rank
     assert scale_of("q_proj", {"r": 64, "use_rslora": True}) == 1.0
@@ -131,7 +134,7 @@ def test_targets_are_the_modules_that_peft_takes(tiny_base_folder: Path, config:
         theirs = {n.removeprefix(prefix) for n, module in tuned.named_modules() if isinstance(module, LoraLayer)}
     else:
         theirs = set()
-    assert {name for name in modules if is_target(name, config)} == theirs
+    assert {name for name in modules if AdapterConfig.from_fields(config).is_target(name)} == theirs
 
 
 @pytest.mark.parametrize(
@@ -144,7 +147,7 @@ def test_targets_are_the_modules_that_peft_takes(tiny_base_folder: Path, config:
         ({"r": 10**30}, "artifact_incomplete", "r="),
         ({"exclude_modules": ["q_proj"]}, "artifact_incomplete", "would not be used"),
         ({"exclude_modules": {"q_proj": 1}}, "artifact_incomplete", "exclude_modules"),
-        ({"target_modules": "(unclosed"}, "artifact_incomplete", "no pattern"),
+        ({"target_modules": "(unclosed"}, "artifact_incomplete", "not a regular expression"),
         ({"target_modules": "up_proj", "layers_to_transform": [0]}, "artifact_incomplete", "layers_to_transform"),
         ({"layers_to_transform": [7]}, "artifact_incomplete", "would not be used"),
         ({"layers_to_transform": ["0"]}, "artifact_incomplete", "layers_to_transform"),

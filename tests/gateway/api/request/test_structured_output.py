@@ -1,4 +1,4 @@
-"""Every way to say what the output must be, on both endpoints."""
+"""Every way to ask for structured output, on both endpoints."""
 
 from __future__ import annotations
 

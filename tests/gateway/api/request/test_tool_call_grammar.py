@@ -1,4 +1,4 @@
-"""Grammars that make an answer a call: whatever they allow reads back as calls of what was offered."""
+"""Tool call grammars: whatever they allow parses back as calls of the functions that were offered."""
 
 from __future__ import annotations
 

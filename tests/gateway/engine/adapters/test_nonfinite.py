@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.gateway.engine.peft_oracle import Engine, describe, make_adapter, make_base, prompt, request
-from tests.gateway.server import overflow
+from tests.gateway.serve_process import overflow
 from tunery.gateway.engine.composition import AdapterSource, WeightedAdapter
 from tunery.gateway.engine.messages import Embed, Embedded, Failed, Generate, Token
 from tunery.gateway.engine.models.native.decoder import Decoder

@@ -23,7 +23,7 @@ from tests.gateway.engine.peft_oracle import (
 from tunery.gateway.engine.composition import AdapterSource
 from tunery.gateway.engine.models.native.kernels import load_kernels
 from tunery.registry import Base
-from tunery.registry.hub.transfer import import_folder
+from tunery.registry.hub.incoming import import_folder
 from tunery.registry.registry import Registry
 
 KERNELS = ["auto", "torch"] if load_kernels() else ["torch"]

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 from tests.registry.artifacts import HIDDEN, make_adapter
-from tunery.gateway.engine.adapters.adapter import AdapterShape, read_adapter
+from tunery.gateway.engine.adapters.adapter import AdapterShape
+from tunery.gateway.engine.adapters.reader import read_adapter
 from tunery.gateway.engine.composition import AdapterSource
 
 SHAPE = AdapterShape(

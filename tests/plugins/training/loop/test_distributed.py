@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 from tunery.plugins.testing import write_pairs, write_rows
-from tunery.plugins.training.job.control import ask
+from tunery.plugins.training.folder import JobFolder
+from tunery.plugins.training.job.control import signal_job
 from tunery.plugins.training.loop.distributed import ProcessGroup, connect_process_group
 from tunery.registry import Base, Version
 from tunery.registry.errors import InvalidInput
@@ -161,7 +162,7 @@ def test_one_that_dies_ends_the_other_and_resumed_they_give_the_same_bits(launch
 def test_what_is_asked_of_one_process_ends_all(wish: Any, state: str, launcher: Launcher) -> None:
     processes = launcher.train(2, max_steps=100_000, eval_every=0, checkpoint_every=0)
     job = launcher.until("step", processes)
-    ask(launcher.home.jobs / job, wish)
+    signal_job(JobFolder(launcher.home.jobs / job), wish)
     for process in processes:
         process.communicate(timeout=20)
         assert process.returncode != 0
@@ -202,7 +203,7 @@ def test_alone_nothing_is_shared_and_nothing_is_copied() -> None:
     assert alone.shard(rows) is rows
     assert alone.all_gather(lambda: 7) == [7]
     state = torch.get_rng_state()
-    alone.seed(0, 1)
+    alone.seed_step(0, 1)
     assert torch.equal(torch.get_rng_state(), state)
 
 

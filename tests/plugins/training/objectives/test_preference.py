@@ -21,8 +21,9 @@ from tunery.plugins.trainers import DpoParameters
 from tunery.plugins.training import reproduce, resume
 from tunery.plugins.training.examples.batches import Example, collate, epoch_batches
 from tunery.plugins.training.examples.corpus import Corpus, read_corpus
+from tunery.plugins.training.folder import JobFolder
 from tunery.plugins.training.fused import padding_free
-from tunery.plugins.training.job.control import EVERY, ask
+from tunery.plugins.training.job.control import POLL_SECONDS, signal_job
 from tunery.plugins.training.objectives.preference import Preference
 from tunery.registry import Base
 from tunery.registry.errors import InvalidData, InvalidInput, JobPaused, TuneryError
@@ -256,8 +257,8 @@ def test_a_paused_run_goes_on_to_the_same_bits_and_a_rerun_too(train: Train, pai
 
     def pause(event: JobEvent) -> None:
         if isinstance(event, StepCompleted) and event.step == 5:
-            ask(registry.home.jobs / registry.jobs()[0].id, "pause")
-            time.sleep(3 * EVERY)
+            signal_job(JobFolder(registry.home.jobs / registry.jobs()[0].id), "pause")
+            time.sleep(3 * POLL_SECONDS)
 
     with pytest.raises(JobPaused):
         train("dpo", on_event=pause, **settings)

@@ -17,6 +17,7 @@ from tunery.plugins.testing import write_rows
 from tunery.plugins.training import load_base
 from tunery.plugins.training.examples.batches import Example
 from tunery.plugins.training.examples.corpus import Corpus, read_corpus
+from tunery.plugins.training.folder import JobFolder
 from tunery.plugins.training.objectives.loss import mean_loss
 from tunery.plugins.training.report.evaluation import (
     LARGEST_SAMPLE,
@@ -51,7 +52,7 @@ def corpus(tmp_path: Path, renderer: Renderer) -> Corpus:
 
 def evaluation_of(corpus: Corpus, renderer: Renderer, folder: Path, **changes: Any) -> Evaluation:
     given: dict[str, Any] = {"seen": 100, "seed": 0, "device": CPU, "dtype": torch.float32, **changes}
-    return Evaluation(corpus, renderer, folder=folder, **given)
+    return Evaluation(corpus, renderer, folder=JobFolder(folder), **given)
 
 
 def test_scores_are_the_loss_of_each_example_in_their_order(model: Any, corpus: Corpus) -> None:

@@ -21,7 +21,9 @@ from tunery.plugins.events import JobEvent, ReportWritten, StepCompleted, encode
 from tunery.plugins.testing import CHATML, write_pairs
 from tunery.plugins.trainers import LoraParameters
 from tunery.plugins.training import TrainRequest, reproduce, resume
+from tunery.plugins.training.folder import JobFolder
 from tunery.plugins.training.inputs.read import read_inputs
+from tunery.plugins.training.loop.compute import ComputeContext
 from tunery.plugins.training.report import (
     Report,
     ReportFacts,
@@ -180,9 +182,8 @@ def test_a_template_that_asks_for_the_time_is_told_the_jobs(
     request = TrainRequest(adapter="a/b", trainer="lora", base=base.digest, data=(str(data),))
     inputs = read_inputs(request, parameters, registry=registry, plugins=plugins, now=datetime(1987, 6, 5))
     cpu = torch.device("cpu")
-    asked = ReportBuilder(
-        inputs, parameters, folder=tmp_path, supervised=True, device=cpu, dtype=torch.float32
-    ).evaluation
+    compute = ComputeContext(device=cpu, dtype=torch.float32, measured_dtype=torch.float32)
+    asked = ReportBuilder(inputs, parameters, folder=JobFolder(tmp_path), compute=compute, supervised=True).evaluation
     for example in (*asked.held_out, *asked.train, *asked.general):
         assert asked.decode(example.ids).startswith("1987\n")
 
