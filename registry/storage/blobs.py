@@ -75,7 +75,7 @@ class BlobStore:
             staged.unlink(missing_ok=True)
         return FileEntry(name, sha256, size)
 
-    def check(self, entry: FileEntry) -> str | None:
+    def problem(self, entry: FileEntry) -> str | None:
         """What is wrong with a stored file, or None; reads it whole."""
         try:
             digest, _ = file_digest(self.path(entry.sha256))

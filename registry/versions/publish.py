@@ -83,7 +83,7 @@ def stage(blobs: BlobStore, new: NewVersion, *, lease: Path, watch: Watch, other
 
 def _verify(blobs: BlobStore, entries: Iterable[FileEntry]) -> None:
     for entry in entries:
-        problem = blobs.check(entry)
+        problem = blobs.problem(entry)
         if problem is not None:
             raise StorageFailed(
                 f"{entry.path} {problem} right after it was stored: check the disk; nothing was changed"

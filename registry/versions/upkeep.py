@@ -44,7 +44,7 @@ def verify(blobs: BlobStore, versions: list[Version]) -> list[Problem]:
     problems = []
     for version in versions:
         for entry in version.files:
-            problem = blobs.check(entry)
+            problem = blobs.problem(entry)
             if problem is not None:
                 problems.append(Problem(version.name, entry.path, problem))
     return problems
