@@ -64,6 +64,8 @@ class Tutorial:
             for process in self.background:
                 process.send_signal(signal.SIGTERM)
                 process.wait(timeout=60)
+                if process.stderr is not None:
+                    process.stderr.close()
 
     def _command(self, command: str) -> str:
         line = self.change(command.replace("\\\n", " ")).replace("8000", self.port)
