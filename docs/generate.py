@@ -28,18 +28,18 @@ from tunery.plugins.discovery import load_plugins
 from tunery.plugins.events import EVENTS
 from tunery.plugins.parameters import describe_parameters
 from tunery.registry.settings import Settings
+from tunery.registry.values import describe_fields
 
 DOCS = Path(__file__).parent
 
 
 def settings_table() -> str:
-    """Every setting with its default."""
-    rows = ["| setting | default | |", "|---|---|---|"]
+    """Every setting with its default as config.toml has it, and what it is for."""
+    rows = ["| setting | default | type | |", "|---|---|---|---|"]
     for section in msgspec.structs.fields(Settings):
-        helps = _option_helps(section.name)
-        for field in msgspec.structs.fields(section.type):
-            default = field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
-            rows += [f"| `{section.name}.{field.name}` | `{default}` | {helps.get(field.name, '')} |"]
+        for field in describe_fields(section.type):
+            default = msgspec.json.encode(field.default).decode()
+            rows.append(f"| `{section.name}.{field.name}` | `{default}` | {field.type} | {field.description} |")
     return "\n".join(rows)
 
 
@@ -197,15 +197,6 @@ def outdated() -> list[str]:
             if "--check" not in sys.argv:
                 path.write_text(after)
     return changed
-
-
-def _option_helps(section: str) -> dict[str, str]:
-    """What the help of the section's command says of each option, defaults left out."""
-    from tunery.gateway.cli.serve import serve
-    from tunery.gateway.cli.train import train
-
-    options = {"serve": serve, "training": train}[section].params
-    return {str(option.name): re.sub(r"\s*\[default:.*", "", getattr(option, "help", None) or "") for option in options}
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import functools
 import html
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +16,17 @@ from pathlib import Path
 import grimp
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "build" / "typing"))
+"""Where tunery is one folder, which an editable install does not make it; grimp reads it from there."""
 FLOORS = ("gateway", "plugins", "registry")
 
 QUESTIONS = {
-    "Where is a LoRA delta added in a CPU step?": "tunery.gateway.engine.models.native.decoder:Decoder._call",
-    "What decides who is preempted?": "tunery.gateway.engine.scheduling.scheduler:Scheduler._victims",
+    "Where is a LoRA delta added in a CPU step?": "tunery.gateway.engine.models.native.ops.linear:LinearGroup",
+    "What decides who is preempted?": "tunery.gateway.engine.scheduling.preemption:victims_for_admission",
     "What decides which tenant is served next?": "tunery.gateway.engine.scheduling.fairness:VirtualTokenCounter",
     "Where is a version's digest computed?": "tunery.registry.versions.digest:version_digest",
     "Where is a file's digest computed?": "tunery.registry.storage.digest:file_digest",
-    "Where does a gate's verdict become a refusal?": "tunery.plugins.training.gates:check_gates",
+    "Where does a gate's verdict become a refusal?": "tunery.plugins.training.gates.verdict:check_gates",
     "Where does a new metric go?": "tunery.gateway.metrics.table:TABLE",
     "Where does a CLI option get its default?": "tunery.registry.settings:ServeSettings",
     "Where does a training parameter get its default?": "tunery.plugins.parameters:TrainingParameters",
@@ -43,7 +46,7 @@ TRAINING = {
     "rows are rendered into token ids, with a mask of those that are trained": "tunery.plugins.data.render.renderer",
     "the trainer loads the base and adds what it trains": "tunery.plugins.trainers.lora",
     "the loop turns batches into weights": "tunery.plugins.training.loop.loop",
-    "the job stages all of it: preflight, checkpoints, evaluation, report": "tunery.plugins.training.job.run",
+    "the job stages all of it: preflight, checkpoints, evaluation, report": "tunery.plugins.training.job.stages",
     "gates look at the files in a fresh process": "tunery.plugins.training.gates",
     "the version is published in one transaction": "tunery.registry.versions.publish",
     "an alias moves to it": "tunery.registry.versions.aliases",
@@ -122,7 +125,7 @@ def _is_package(module: str) -> bool:
 
 @functools.cache
 def _graph() -> grimp.ImportGraph:
-    return grimp.build_graph(*(f"tunery.{floor}" for floor in FLOORS), cache_dir=None)
+    return grimp.build_graph("tunery", cache_dir=None)
 
 
 def _file(place: str) -> str:

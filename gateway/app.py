@@ -26,7 +26,7 @@ from tunery.gateway.api.http.middleware import RequestMiddleware
 from tunery.gateway.api.http.openapi import complete_document
 from tunery.gateway.api.models import list_models, show_model
 from tunery.gateway.api.state import Gateway
-from tunery.gateway.preload import Preloading
+from tunery.gateway.preload import Preloader
 
 __all__ = ["create_app"]
 
@@ -55,23 +55,23 @@ async def root() -> Redirect:
 
 
 def create_app(gateway: Gateway) -> ASGIApp:
-    """An application that serves the gateway's parts. It starts the engine, and closes engine and registry when it stops."""
+    """An application that serves the gateway's parts; it starts and stops the engine, and closes the registry."""
 
     async def provide_gateway() -> Gateway:
         return gateway
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncGenerator[None, None]:
-        preloading = Preloading(gateway.settings.preload, engine=gateway.engine, resolver=gateway.resolver)
+        preloader = Preloader(gateway.settings.preload, engine=gateway.engine, resolver=gateway.resolver)
         gateway.engine.on_stats(lambda stats: gateway.metrics.update_engine(gateway.engine.ready, stats))
-        gateway.engine.on_stats(preloading.take)
+        gateway.engine.on_stats(preloader.on_stats)
         await gateway.engine.start()
         await asyncio.to_thread(gateway.renderer.prepare)
         try:
             yield
         finally:
             gateway.draining = True
-            await preloading.stop()
+            await preloader.stop()
             gateway.workers.close()
             await gateway.engine.stop()
             gateway.registry.close()

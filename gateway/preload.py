@@ -1,4 +1,4 @@
-"""Owns having the preloaded adapters in the engine's memory, pinned, whenever an engine has become ready. Refuses to stop anything."""
+"""Loads and pins the preloaded adapters whenever an engine becomes ready. A failure is logged and stops nothing."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from tunery.gateway.engine.messages import Ready, Stats
 from tunery.gateway.resolver import Resolver
 from tunery.registry.errors import InvalidInput, TuneryError
 
-__all__ = ["Preloading"]
+__all__ = ["Preloader"]
 
 log = logging.getLogger("tunery.gateway")
 
 
-class Preloading:
-    """Loads `references`, as they resolve at the time, into each new engine. What cannot be loaded is logged and left out."""
+class Preloader:
+    """Loads `references`, as they resolve at the time, into each new engine; logs and skips those that fail."""
 
     def __init__(self, references: Sequence[str], *, engine: Engine, resolver: Resolver) -> None:
         self._references, self._engine, self._resolver = references, engine, resolver
         self._loaded_for: Ready | None = None
         self._task: asyncio.Task[None] | None = None
 
-    def take(self, stats: Stats) -> None:
-        """The engine lives: an engine that has just become ready says so with its first state."""
+    def on_stats(self, stats: Stats) -> None:
+        """Start loading if these are the first stats of an engine that has just become ready."""
         ready = self._engine.ready
         if not self._references or ready is None or ready is self._loaded_for:
             return
@@ -36,7 +36,7 @@ class Preloading:
         self._task = asyncio.create_task(self._load_all(), name="preload")
 
     async def stop(self) -> None:
-        """Load nothing more."""
+        """Stop loading."""
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):

@@ -1,28 +1,28 @@
-"""Owns going from the model a client names to the version that answers; refuses to fall back on the base.
+"""Resolves the model that a request names to the adapter versions that answer it. It never falls back on the base.
 
-What was resolved is kept until anybody, in any process, commits to the registry, so that a moved alias takes effect with the
-next request and an unmoved one costs no query.
+Results are cached until any process commits to the registry, so a moved alias takes effect with the next request, and
+an unmoved one costs no query.
 """
 
 from __future__ import annotations
 
 import msgspec
 
-from tunery.gateway.engine.messages import AdapterSource, WeightedAdapter, composition_digest, composition_title
+from tunery.gateway.engine.composition import AdapterSource, WeightedAdapter, composition_digest, composition_title
 from tunery.gateway.metrics.table import COMPOSITION
 from tunery.registry import Base, Version
 from tunery.registry.errors import InvalidInput, NotFound, near
 from tunery.registry.names import MAX_PARTS, parse_composition, tenant_of
-from tunery.registry.peft.artifact import CONFIG, WEIGHTS
+from tunery.registry.peft.layout import CONFIG, WEIGHTS
 from tunery.registry.registry import Registry
 
 __all__ = ["Resolver", "Target"]
 
-LONGEST_NAME = 256
+MAX_NAME_LENGTH = 256
 
 
 class Target(msgspec.Struct, frozen=True):
-    """What answers a request: the versions of `composition` on the base, each with its weight; the bare base when there are none."""
+    """What answers a request: the adapter versions of `composition` on the base, or the bare base without any."""
 
     base: Base
     versions: tuple[Version, ...] = ()
@@ -35,7 +35,7 @@ class Target(msgspec.Struct, frozen=True):
 
     @property
     def tenant(self) -> str:
-        """Who is charged: the tenant of the first adapter; for the bare base, nobody."""
+        """The tenant that is charged: the first adapter's, or none (an empty string) for the bare base."""
         return tenant_of(self.versions[0].adapter) if self.versions else ""
 
     @property
@@ -45,16 +45,16 @@ class Target(msgspec.Struct, frozen=True):
 
     @property
     def title(self) -> str | None:
-        """What the access log calls it: the adapter, or all parts of a composition."""
+        """The adapter, or all parts of a composition, for the access log."""
         return self.version.adapter if self.version else composition_title(self.composition) or None
 
     @property
     def fingerprint(self) -> str:
-        """`system_fingerprint`: the identity of the base and of what is on it."""
+        """`system_fingerprint`: identifies the base and what is applied to it."""
         return f"tunery-{self.base.digest[:10]}-{composition_digest(self.composition)[:10] or 'base'}"
 
     def headers(self) -> dict[str, str]:
-        """What the response says of who answered; the parts of a composition are joined by commas."""
+        """Response headers that say what answered; the parts of a composition are joined by commas."""
         headers = {"x-tunery-base": f"{self.base.name}@{self.base.digest[:12]}"}
         if self.versions:
             headers |= {
@@ -68,42 +68,45 @@ class Target(msgspec.Struct, frozen=True):
 
 
 class Resolver:
-    """Resolves names against one served base."""
+    """Resolves names to versions trained on the served base."""
 
     def __init__(self, registry: Registry, base: Base) -> None:
         self._registry = registry
         self.base = base
-        self._bare = Target(base)
-        self._seen = -1
-        self._known: dict[str, Target] = {}
+        self._bare_base = Target(base)
+        self._changes = -1
+        self._targets: dict[str, Target] = {}
         self._adapters: tuple[str, ...] | None = None
 
     def resolve(self, model: str, *, adapter: str | None = None) -> Target:
-        """The target of a request for `model`; `adapter` (a field or header) chooses when `model` is the base's name.
+        """The target of a request for `model`, or for `adapter` (a field or header) when `model` is the base's name.
 
-        Either may be a composition.
+        Either may be a composition. Raises NotFound for a model that does not exist or is not on this base, and
+        InvalidInput when the two disagree or a composition is malformed.
         """
         if self._is_base(model):
-            return self._bare if adapter is None else self._composition(adapter, "adapter")
+            return self._bare_base if adapter is None else self._composition(adapter, "adapter")
         if adapter is not None and adapter != model:
             raise InvalidInput(
-                f"the model {model!r} and the adapter {adapter!r} disagree; name the adapter once, or the base as model",
+                f"the model {model!r} and the adapter {adapter!r} disagree; "
+                "name the adapter once, or the base as the model",
                 param="adapter",
             )
         return self._composition(model, "model")
 
     def resolve_one(self, name: str, *, param: str = "model") -> Target:
-        """The target of `name` where a composition makes no sense: what is loaded or described is one version, or the base."""
+        """The target of `name` where only one version or the base makes sense; raise InvalidInput for a composition."""
         if "+" in name or ":" in name:
             raise InvalidInput(
-                f"{name[:LONGEST_NAME]!r} is a composition, which only inference endpoints take; name one adapter without a weight",
+                f"{name[:MAX_NAME_LENGTH]!r} is a composition, which only inference endpoints take; "
+                "name one adapter without a weight",
                 param=param,
             )
-        return self._bare if self._is_base(name) else self._version(name, param)
+        return self._bare_base if self._is_base(name) else self._version(name, param)
 
     def _composition(self, text: str, param: str) -> Target:
-        """One reference, or several with weights. Only the parts are kept, since weights are without end."""
-        if not {"+", ":"} & set(text) or len(text) > MAX_PARTS * LONGEST_NAME:
+        """The target of one reference, or several with weights. Only parts are cached, as weights are endless."""
+        if not {"+", ":"} & set(text) or len(text) > MAX_PARTS * MAX_NAME_LENGTH:
             return self._version(text, param)
         try:
             parts = parse_composition(text)
@@ -115,7 +118,7 @@ class Resolver:
         versions = tuple(version for target in targets for version in target.versions)
         if len({version.digest for version in versions}) < len(versions):
             raise InvalidInput(
-                f"{text!r} has one version twice, by different references; add its weights",
+                f"{text!r} names one version twice, by different references; name it once with the sum of the weights",
                 code="invalid_composition",
                 param=param,
             )
@@ -126,28 +129,28 @@ class Resolver:
         return Target(self.base, versions, tuple(composition))
 
     def _is_base(self, name: str) -> bool:
-        # A Hub id looks like an adapter's name; where there is such an adapter, that is what is meant.
+        # A Hub id looks like an adapter's name. If there is an adapter of that name, it wins.
         return name == self.base.name or (name == self.base.source and name not in self._registry.adapters())
 
     def _version(self, reference: str, param: str) -> Target:
-        if len(reference) > LONGEST_NAME:
+        if len(reference) > MAX_NAME_LENGTH:
             raise NotFound(
-                f"the model {reference[:20]!r}… does not exist: no name is longer than {LONGEST_NAME} characters",
+                f"the model {reference[:20]!r}… does not exist: no name is longer than {MAX_NAME_LENGTH} characters",
                 code="model_not_found",
                 param=param,
             )
         self._notice_changes()
-        if reference not in self._known:
-            self._known[reference] = self._look_up(reference, param)
-        return self._known[reference]
+        if reference not in self._targets:
+            self._targets[reference] = self._look_up(reference, param)
+        return self._targets[reference]
 
     def _notice_changes(self) -> None:
-        """Forget what was resolved before the latest commit."""
+        """Drop what was resolved before the latest commit to the registry."""
         changes = self._registry.changes()
-        if changes != self._seen:
-            self._known.clear()
+        if changes != self._changes:
+            self._targets.clear()
             self._adapters = None
-            self._seen = changes
+            self._changes = changes
 
     def _look_up(self, reference: str, param: str) -> Target:
         try:
@@ -171,16 +174,16 @@ class Resolver:
         return Target(self.base, (version,), (WeightedAdapter(source),))
 
     def names(self) -> list[str]:
-        """Every model name there is: the base's and the adapters'."""
+        """Every model name: the base's and all adapters'."""
         return [self.base.name, *self._registry.adapters()]
 
     def adapters(self) -> tuple[str, ...]:
-        """The adapters that fit the served base."""
+        """The names of the adapters on the served base."""
         self._notice_changes()
         if self._adapters is None:
             self._adapters = tuple(version.adapter for version in self.served())
         return self._adapters
 
     def served(self) -> list[Version]:
-        """What each adapter's bare name means now, of the adapters that fit the served base."""
+        """The version that each adapter's bare name means now, for the adapters on the served base."""
         return [version for version in self._registry.latest() if version.base_digest == self.base.digest]

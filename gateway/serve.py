@@ -1,7 +1,8 @@
-"""Owns running the gateway: Granian in front, the application and its engine behind it, from the first line to the drain.
+"""Runs the gateway from start to drain: Granian, the application behind it, and the engine process.
 
-Everything but the engine is one process with one event loop, so that the same signal handler that stops the server also knows
-which requests are in hand. The engine starts first: while its process imports torch, this one, which never does, imports the rest.
+Everything but the engine runs in one process with one event loop, so the signal handler that stops the server also
+knows which requests are in flight. The engine starts first: while its process imports torch, this process, which never
+does, imports everything else.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from tunery.gateway.engine.config import EngineConfig
-from tunery.gateway.engine.ipc.heartbeat import EngineLimits
-from tunery.gateway.engine.ipc.supervisor import EngineProcess
+from tunery.gateway.engine.ipc.heartbeat import EngineTimeouts
+from tunery.gateway.engine.ipc.supervisor import SupervisedEngine
 from tunery.gateway.sockets import free_port, limit_connections, resolve_host
 from tunery.plugins.bases.resolve import resolve_base
 from tunery.plugins.data.render.renderer import Renderer
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 __all__ = ["engine_config", "run", "serve"]
 
 STOP_SECONDS = 5.0
-"""What Granian gets to end connections whose requests are over, before the process ends anyway."""
+"""How long Granian may take to close connections without requests before the process exits anyway."""
 BACKLOG = 1024
 
 Say = Callable[[str], None]
@@ -60,14 +61,14 @@ def run(settings: ServeSettings, *, home: Home, plugins: Plugins, say: Say) -> N
 
 
 async def _run(settings: ServeSettings, base: Base, *, home: Home, say: Say) -> None:
-    """Start the engine, put a gateway before it, and serve."""
+    """Start the engine, create the gateway in front of it, and serve."""
     renderer = Renderer(Path(base.path))
-    limits = EngineLimits(
+    timeouts = EngineTimeouts(
         unready=settings.hang_unready_seconds,
         restart=settings.hang_restart_seconds,
         hold=settings.restart_hold_seconds,
     )
-    engine = EngineProcess(engine_config(settings, base, home=home, eos_ids=renderer.stop_ids), limits=limits)
+    engine = SupervisedEngine(engine_config(settings, base, home=home, eos_ids=renderer.stop_ids), timeouts=timeouts)
     await engine.start()
     try:
         await asyncio.to_thread(import_module, "tunery.gateway.app")
@@ -75,16 +76,16 @@ async def _run(settings: ServeSettings, base: Base, *, home: Home, say: Say) -> 
         from tunery.gateway.metrics.recorder import Metrics
         from tunery.gateway.resolver import Resolver
 
-        # What has been imported stays: later collections need not look at it again, and hold nobody up.
+        # Imported modules stay alive, so later garbage collections need not spend time on them.
         gc.freeze()
-        registry = Registry.open(home)  # the application closes it
+        registry = Registry.open(home)  # closed by the application
         await serve(Gateway(settings, registry, engine, renderer, Resolver(registry, base), Metrics()), say=say)
     finally:
         await engine.stop()
 
 
 def engine_config(settings: ServeSettings, base: Base, *, home: Home, eos_ids: tuple[int, ...]) -> EngineConfig:
-    """The engine's settings, from the server's."""
+    """The engine's configuration, derived from the server's settings."""
     return EngineConfig(
         base_folder=base.path,
         base_name=base.name,
@@ -107,44 +108,49 @@ def engine_config(settings: ServeSettings, base: Base, *, home: Home, eos_ids: t
 
 
 async def serve(gateway: Gateway, *, say: Say) -> None:
-    """Serve on the settings' address, announce readiness once, and drain when told to end."""
+    """Serve on the settings' address, announce readiness once, and drain on SIGTERM or SIGINT.
+
+    Raises Unavailable when the engine never becomes ready or the HTTP server fails.
+    """
     from tunery.gateway.app import create_app
 
-    told = _end_signals()
+    signals = _stop_signals()
     server = _server(create_app(gateway), gateway.settings)
     running = asyncio.create_task(server.serve())
     announcing = asyncio.create_task(_announce(gateway, say))
-    ending = asyncio.create_task(told.get())
+    stopping = asyncio.create_task(signals.get())
     try:
-        await _until_over(running, announcing, ending)
+        await _wait_for_stop(running, announcing, stopping)
         if not running.done():
-            await _drain(gateway, told, say)
+            await _drain(gateway, signals, say)
     finally:
         server.stop()
         await asyncio.wait((running,), timeout=STOP_SECONDS)
-        for task in (running, announcing, ending):
+        for task in (running, announcing, stopping):
             task.cancel()
-        await asyncio.gather(running, announcing, ending, return_exceptions=True)
+        await asyncio.gather(running, announcing, stopping, return_exceptions=True)
 
 
-async def _until_over(running: asyncio.Task[None], announcing: asyncio.Task[None], ending: asyncio.Task[None]) -> None:
-    """Wait for a reason to end; raise Unavailable when it is a failure."""
-    waited: set[asyncio.Task[None]] = {running, announcing, ending}
-    while not (running.done() or ending.done()):
-        done, _ = await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
-        waited -= done
+async def _wait_for_stop(
+    running: asyncio.Task[None], announcing: asyncio.Task[None], stopping: asyncio.Task[None]
+) -> None:
+    """Wait for a signal to stop; raise Unavailable when the server or the engine fails first."""
+    pending: set[asyncio.Task[None]] = {running, announcing, stopping}
+    while not (running.done() or stopping.done()):
+        done, _ = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+        pending -= done
         if announcing in done:
             announcing.result()
     if running.done():
         cause = running.exception()
-        raise Unavailable(f"the HTTP server ended by itself: {cause or 'it gave no reason'}") from cause
+        raise Unavailable(f"the HTTP server stopped unexpectedly: {cause or 'it gave no reason'}") from cause
 
 
 async def _announce(gateway: Gateway, say: Say) -> None:
-    """Say where the server is, once the engine can answer and the port accepts."""
+    """Print the server's address once the engine can answer and the port accepts connections."""
     settings, base = gateway.settings, gateway.resolver.base
     ready = await gateway.engine.wait_ready()
-    await _accepting(settings)
+    await _wait_for_port(settings)
     limit_connections(settings.port, write_seconds=settings.write_seconds)
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     say(
@@ -153,8 +159,8 @@ async def _announce(gateway: Gateway, say: Say) -> None:
     )
 
 
-async def _accepting(settings: ServeSettings) -> None:
-    # Whoever listens on every address is reached on the loopback one.
+async def _wait_for_port(settings: ServeSettings) -> None:
+    # A server that listens on every address is reachable on loopback.
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104
     while True:
         try:
@@ -168,30 +174,30 @@ async def _accepting(settings: ServeSettings) -> None:
         return
 
 
-async def _drain(gateway: Gateway, told: asyncio.Queue[None], say: Say) -> None:
-    """Take nothing new and let what is in hand finish, until the time is up or a second signal comes."""
+async def _drain(gateway: Gateway, signals: asyncio.Queue[None], say: Say) -> None:
+    """Accept no new requests and let those in flight finish, until the time is up or a second signal comes."""
     gateway.draining = True
     seconds = gateway.settings.drain_seconds
     if gateway.in_flight:
         say(f"draining: {gateway.in_flight} requests have {seconds} s to finish; a second signal ends them now")
     idle = asyncio.create_task(gateway.admission.idle())
-    again = asyncio.create_task(told.get())
-    await asyncio.wait((idle, again), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    second_signal = asyncio.create_task(signals.get())
+    await asyncio.wait((idle, second_signal), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     if not idle.done():
         say(f"{gateway.in_flight} requests did not finish and end with an error")
-    for task in (idle, again):
+    for task in (idle, second_signal):
         task.cancel()
-    # Whoever still waits for tokens is told that there will be none, in the stream or as a 503.
+    # Requests that still wait for tokens end with an error, in their stream or as a 503.
     await gateway.engine.stop()
 
 
-def _end_signals() -> asyncio.Queue[None]:
-    """Where SIGTERM and SIGINT turn up."""
-    told: asyncio.Queue[None] = asyncio.Queue()
+def _stop_signals() -> asyncio.Queue[None]:
+    """A queue that gets an item for each SIGTERM or SIGINT."""
+    signals: asyncio.Queue[None] = asyncio.Queue()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, told.put_nowait, None)
-    return told
+        loop.add_signal_handler(number, signals.put_nowait, None)
+    return signals
 
 
 def _server(app: ASGIApp, settings: ServeSettings) -> Server:

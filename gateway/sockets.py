@@ -1,4 +1,4 @@
-"""The address to serve on: resolved to a number, known to be free, and with the kernel's limits on its connections."""
+"""Resolves the address to serve on, finds a free port, and sets the kernel's limits on connections."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from tunery.registry.errors import InvalidInput
 __all__ = ["free_port", "limit_connections", "resolve_host"]
 
 PROBE_AFTER, PROBES = 60, 4
-"""TCP keep-alive: seconds of silence before an idle peer is asked whether it still lives, and how often it is asked."""
+"""TCP keep-alive: seconds of silence before an idle peer is probed, and how many probes may go unanswered."""
 
 
 def resolve_host(host: str) -> str:
-    """The numeric address of `host`, an IPv4 one where it has one; raises InvalidInput when it is no name of this machine's."""
+    """The numeric address of `host`, IPv4 if it has one; raise InvalidInput when it cannot be resolved."""
     try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        entries = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
         raise InvalidInput(
-            f"the host {host!r} cannot be resolved ({error}); give an address such as 127.0.0.1, or 0.0.0.0 for all, "
-            "with --host",
+            f"the host {host!r} cannot be resolved ({error}); set --host to an address such as 127.0.0.1, or to "
+            "0.0.0.0 for all",
             code="address_unknown",
         ) from error
-    addresses = sorted(found, key=lambda entry: entry[0] != socket.AF_INET)
+    addresses = sorted(entries, key=lambda entry: entry[0] != socket.AF_INET)
     return str(addresses[0][4][0])
 
 
 def free_port(host: str, port: int) -> int:
-    """The port to serve on, known to be free a moment ago; port 0 asks the system for one."""
+    """The port to serve on, which was free a moment ago; for port 0, one that the system chooses."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -39,18 +39,19 @@ def free_port(host: str, port: int) -> int:
             probe.bind((host, port))
         except OSError as error:
             raise InvalidInput(
-                f"{host}:{port} cannot be served on ({error.strerror}); choose another with --port, or 0 for any",
+                f"cannot listen on {host}:{port} ({error.strerror}); "
+                "choose another port with --port, or 0 for any free one",
                 code="address_in_use",
             ) from error
-        found: int = probe.getsockname()[1]
-    return found
+        bound: int = probe.getsockname()[1]
+    return bound
 
 
 def limit_connections(port: int, *, write_seconds: int) -> None:
-    """Have the kernel close connections whose peer takes nothing for `write_seconds`, or is gone without a word.
+    """Have the kernel close connections whose peer accepts no data for `write_seconds`, or has silently disappeared.
 
-    The server that listens on `port` in this process keeps its socket to itself, so it is looked for among the open files.
-    Connections inherit the options of the socket that accepted them. Only Linux can do this; elsewhere nothing happens.
+    Granian does not expose its listening socket, so it is found among this process's open files by its `port`. Accepted
+    connections inherit its options. Does nothing on systems other than Linux.
     """
     if not hasattr(socket, "TCP_USER_TIMEOUT"):
         return
@@ -67,8 +68,8 @@ def _listeners(port: int) -> Iterator[socket.socket]:
         with contextlib.suppress(OSError):
             if not str(entry.readlink()).startswith("socket:"):
                 continue
-            with socket.socket(fileno=os.dup(int(entry.name))) as found:
-                name = found.getsockname()
-                listens = found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+            with socket.socket(fileno=os.dup(int(entry.name))) as candidate:
+                name = candidate.getsockname()
+                listens = candidate.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
                 if listens and isinstance(name, tuple) and name[1] == port:
-                    yield found
+                    yield candidate

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
         hookimpl,
     )
     from tunery.plugins.manager import PluginRecord, Plugins
-    from tunery.plugins.parameters import TrainingParameters, about, read_parameters
+    from tunery.plugins.parameters import TrainingParameters, read_parameters
+    from tunery.registry.values import about
 
 __all__ = [
     "API_VERSION",
@@ -60,7 +61,6 @@ _MODULES = {
     "PluginRecord": "manager",
     "Plugins": "manager",
     "TrainingParameters": "parameters",
-    "about": "parameters",
     "load_plugins": "discovery",
     "read_parameters": "parameters",
 }
@@ -70,4 +70,5 @@ _MODULES = {
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES.get(name, 'hookspecs')}"), name)
+    module = "tunery.registry.values" if name == "about" else f"{__name__}.{_MODULES.get(name, 'hookspecs')}"
+    return getattr(import_module(module), name)

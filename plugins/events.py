@@ -20,7 +20,8 @@ from typing import Annotated, Any, TypeAlias
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from tunery.plugins.parameters import Choice, about
+from tunery.plugins.parameters import Choice
+from tunery.registry.values import about
 
 __all__ = [
     "EVENTS",

@@ -7,22 +7,20 @@ flat namespace.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from collections.abc import Collection, Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import msgspec
 from msgspec import Meta
 
 from tunery.registry.errors import InvalidInput, UnknownName
-from tunery.registry.values import read_value, type_text
+from tunery.registry.values import FieldDescription, about, describe_fields, read_value
 
 __all__ = [
     "AUTO",
     "CHOSEN",
     "Choice",
-    "ParameterDescription",
     "TrainingParameters",
-    "about",
     "describe_parameters",
     "given_names",
     "read_parameters",
@@ -50,11 +48,6 @@ PositiveInt = Annotated[int, Meta(ge=1)]
 NonNegativeInt = Annotated[int, Meta(ge=0)]
 PositiveFloat = Annotated[float, Meta(gt=0)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
-
-
-def about(description: str) -> Meta:
-    """Document a parameter, as in `r: Annotated[int, about("rank of the pairs")] = 16`."""
-    return Meta(description=description)
 
 
 class TrainingParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -96,6 +89,13 @@ class TrainingParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
         about("what steps compute in; auto: bfloat16 where the hardware multiplies it"),
     ] = "auto"
 
+    def continuing(self, parent: Mapping[str, Any], given: Collection[str]) -> Self:
+        """These parameters for a run that continues a version; `parent` is its adapter configuration.
+
+        A subclass takes over what the parent decides, and raises InvalidInput when another value of that was `given`.
+        """
+        return self
+
 
 P = TypeVar("P", bound=TrainingParameters)
 
@@ -131,34 +131,12 @@ def given_names(values: Mapping[str, Any]) -> set[str]:
     return {name for name, value in values.items() if value != AUTO or name == "precision"}
 
 
-class ParameterDescription(msgspec.Struct, frozen=True, kw_only=True):
-    """A parameter for people: its type in words, its default (`auto`: chosen for the run), and what it is for."""
-
-    name: str
-    type: str
-    default: Any
-    description: str
-
-
-def describe_parameters(kind: type[TrainingParameters]) -> list[ParameterDescription]:
-    """Describe every parameter of a trainer, for the command line and the documentation."""
+def describe_parameters(kind: type[TrainingParameters]) -> list[FieldDescription]:
+    """Describe every parameter of a trainer; the default of one that is chosen for the run is `auto`."""
     return [
-        ParameterDescription(
-            name=field.name,
-            type=type_text(field.type),
-            default=AUTO if field.name in CHOSEN else msgspec.to_builtins(field.default),
-            description=_description(kind, field.name),
-        )
-        for field in msgspec.structs.fields(kind)
+        msgspec.structs.replace(field, default=AUTO) if field.name in CHOSEN else field
+        for field in describe_fields(kind)
     ]
-
-
-def _description(kind: type[TrainingParameters], name: str) -> str:
-    """The description that the class, or one that it inherits from, gives a parameter."""
-    parents = [each for each in kind.__mro__ if issubclass(each, TrainingParameters)]
-    types = [field.type for each in parents for field in msgspec.structs.fields(each) if field.name == name]
-    notes = [note for type_ in types for note in reversed(getattr(type_, "__metadata__", ()))]
-    return next((note.description for note in notes if getattr(note, "description", None)), "")
 
 
 def step_count(parameters: TrainingParameters, rows: int) -> int:

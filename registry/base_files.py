@@ -1,8 +1,9 @@
 """Compare the files of a base with its digest.
 
-A base's digest is over the digests of its files, so a list of those proves itself. The list is kept with how each file looked when it
-was read (size and times): at a start, only files that look different are read again, and the small ones always. Damage below the file
-system that leaves sizes and times alone is found where a file is read whole anyway: when a base is packed, and by a verification.
+A base's digest covers the digests of its files, so a recorded list of those can be verified by itself. It is kept with
+each file's size and times as they were when it was read: at a start only files that look different are read again, and
+small ones always. Damage below the file system, which changes neither, is found where files are read whole: by packing
+a base, and by a verification.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ __all__ = ["base_digest", "changed_files", "damaged", "require_sound"]
 SMALL = 4 * 2**20
 """Bytes up to which a file is read at every start."""
 
-# What transformers notes in a configuration of where and how it was saved.
+# Fields in which transformers notes where and how a configuration was saved.
 _INCIDENTAL = frozenset(
     {"_model_name_or_path", "_name_or_path", "is_local", "local_files_only", "name_or_path", "transformers_version"}
 )
 
 
-class _Seen(msgspec.Struct, frozen=True):
-    """A file's content digest, and how it looked then."""
+class _Stamp(msgspec.Struct, frozen=True):
+    """A file's content digest, with its size in bytes and its times in ns when that was computed."""
 
     content: str
     size: int
@@ -47,64 +48,65 @@ def base_digest(folder: Path) -> str:
 
 
 def changed_files(folder: Path, digest: str, record: Path, *, whole: bool = False) -> list[str]:
-    """Names of the files that make the base in `folder` another than that of `digest`; none when it is sound.
+    """Names of the files in `folder` that differ from the base with that digest; empty when it is sound.
 
-    `whole` reads every file. Where `record` does not help, what is wrong is the folder: its name is given.
+    `record` is where the list of stamps is kept; without one that fits, the folder's own name stands for what is wrong.
+    `whole` reads every file, whatever its stamp.
     """
-    known = _recorded(record, digest)
+    recorded = _recorded(record, digest)
     paths = {path.name: path for path in folder.iterdir()} if folder.is_dir() else {}
     same = {
-        name: seen.content
-        for name, seen in known.items()
-        if not whole and name in paths and seen.size > SMALL and _look(paths[name], seen.content) == seen
+        name: stamp.content
+        for name, stamp in recorded.items()
+        if not whole and name in paths and stamp.size > SMALL and _stamp(paths[name], stamp.content) == stamp
     }
     read = _contents([path for name, path in paths.items() if name not in same])
     if _digest(same | read) == digest:
-        looks = {name: _look(paths[name], content) for name, content in (same | read).items()}
-        if looks != known:
+        stamps = {name: _stamp(paths[name], content) for name, content in (same | read).items()}
+        if stamps != recorded:
             with room_or_not():
-                write_durably(record, msgspec.json.encode(looks))
+                write_durably(record, msgspec.json.encode(stamps))
         return []
     wrong = sorted(
         name
-        for name in known | paths
-        if name not in same and (name not in known or known[name].content != read.get(name))
+        for name in recorded | paths
+        if name not in same and (name not in recorded or recorded[name].content != read.get(name))
     )
-    _distrust(known, wrong, record)
+    _distrust(recorded, wrong, record)
     return wrong or [folder.name]
 
 
 def require_sound(base: Base, home: Home) -> None:
-    """Raise StorageFailed (base_damaged) where a base in the home does not look like what its digest was taken of."""
+    """Raise StorageFailed (base_damaged) where the files of a base in the home do not match its digest."""
     folder = home.bases / base.digest
-    wrong = changed_files(folder, base.digest, home.verified(base.digest)) if folder.is_dir() else []
+    wrong = changed_files(folder, base.digest, home.base_stamps(base.digest)) if folder.is_dir() else []
     if wrong:
         raise damaged(base.name, wrong)
 
 
 def damaged(name: str, wrong: list[str]) -> StorageFailed:
-    """The error for a base whose files are not what its digest was taken of."""
+    """The error for a base whose files do not match its digest."""
     return StorageFailed(
-        f"the base {name} is damaged ({', '.join(wrong)}): take it again with `tunery bases add {name}`",
+        f"the base {name} is damaged ({', '.join(wrong)}): add it again with `tunery bases add {name}`",
         code="base_damaged",
     )
 
 
-def _distrust(known: Mapping[str, _Seen], wrong: list[str], record: Path) -> None:
-    """Have what was found to be wrong read again next time, whatever it looks like."""
-    if known:
-        marked = {name: _Seen(seen.content, 0, 0, 0) if name in wrong else seen for name, seen in known.items()}
+def _distrust(recorded: Mapping[str, _Stamp], wrong: list[str], record: Path) -> None:
+    """Spoil the stamps of wrong files, so that they are read again next time even if they look the same."""
+    if recorded:
+        marked = {name: _Stamp(stamp.content, 0, 0, 0) if name in wrong else stamp for name, stamp in recorded.items()}
         with room_or_not():
             write_durably(record, msgspec.json.encode(marked))
 
 
-def _recorded(record: Path, digest: str) -> dict[str, _Seen]:
-    """What is on record, if it is a record of this base."""
+def _recorded(record: Path, digest: str) -> dict[str, _Stamp]:
+    """The recorded stamps, if they are of this base."""
     try:
-        known = msgspec.json.decode(record.read_bytes(), type=dict[str, _Seen])
+        stamps = msgspec.json.decode(record.read_bytes(), type=dict[str, _Stamp])
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
         return {}
-    return known if _digest({name: seen.content for name, seen in known.items()}) == digest else {}
+    return stamps if _digest({name: stamp.content for name, stamp in stamps.items()}) == digest else {}
 
 
 def _digest(contents: Mapping[str, str]) -> str:
@@ -125,7 +127,7 @@ def _read(paths: list[Path]) -> dict[Path, str]:
 
 
 def _content(path: Path) -> str:
-    """Hex sha256 of a file, or of a configuration's meaning; empty where it cannot be read."""
+    """Hex sha256 of a file, or of what a configuration means; empty where it cannot be read."""
     try:
         if not path.name.endswith("config.json"):
             return file_digest(path)[0]
@@ -135,6 +137,6 @@ def _content(path: Path) -> str:
         return ""
 
 
-def _look(path: Path, content: str) -> _Seen:
-    found = path.stat()
-    return _Seen(content, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+def _stamp(path: Path, content: str) -> _Stamp:
+    stat = path.stat()
+    return _Stamp(content, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)

@@ -1,7 +1,7 @@
 """Record bases, and find their folders again on whichever machine the home is.
 
-A path within the home is kept relative to it, so that a home can be moved or copied; and the folder that the home has under a base's
-digest is that base, whatever path an earlier release recorded.
+A path within the home is kept relative to it, so that a home can be moved or copied; and the folder that the home has
+under a base's digest is that base, whatever path an earlier release recorded.
 """
 
 from __future__ import annotations

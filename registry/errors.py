@@ -3,14 +3,14 @@
     TuneryError
     ├── InvalidInput (ValueError)          the caller wrote something wrong
     │   ├── InvalidData                    rows of a training file, all bad lines together
-    │   └── UnknownName                    no such parameter, trainer, base ...; carries near matches
+    │   └── UnknownName                    no such parameter, trainer, base ...; the message lists near matches
     ├── NotFound (LookupError)             a well-formed name of something that does not exist
-    ├── Conflict                           somebody else moved first (compare-and-set failed)
+    ├── Conflict                           the state changed meanwhile (compare-and-set failed)
     ├── ArtifactRefused (ValueError)       weights or configs that must not enter or be served
     ├── StorageFailed (OSError)            disk full, blob missing or damaged
     ├── TrainingFailed (ArithmeticError)   a run that cannot end well, or whose result must not be served
-    ├── JobPaused                          a job kept a checkpoint and ended, because it was asked to
-    ├── JobCancelled                       a command was interrupted, or a job told to stop
+    ├── JobPaused                          a job wrote a checkpoint and ended, as requested
+    ├── JobCancelled                       a command was interrupted, or a job stopped from elsewhere
     └── Unavailable                        the engine, or the Hub, cannot answer now
         └── Overloaded                     too many requests wait; try again a little later
 
@@ -62,7 +62,7 @@ class TuneryError(Exception):
 
 
 class InvalidInput(TuneryError, ValueError):
-    """The caller wrote something that cannot be meant."""
+    """The caller wrote something that is not valid."""
 
     code = "invalid_input"
 
@@ -94,7 +94,7 @@ class NotFound(TuneryError, LookupError):
 
 
 class Conflict(TuneryError):
-    """The state changed under the caller; read it again and decide anew."""
+    """The state changed since the caller read it; read it again and decide again."""
 
     code = "conflict"
 
@@ -106,7 +106,7 @@ class ArtifactRefused(TuneryError, ValueError):
 
 
 class StorageFailed(TuneryError, OSError):
-    """The disk would not take or give the bytes."""
+    """The disk cannot be read or written, or what is stored is missing or damaged."""
 
     code = "storage_failed"
 
@@ -118,26 +118,26 @@ class TrainingFailed(TuneryError, ArithmeticError):
 
 
 class JobPaused(TuneryError):
-    """A job kept a checkpoint and ended because it was asked to pause."""
+    """A job wrote a checkpoint and ended, because it was asked to pause."""
 
     code = "job_paused"
 
 
 class JobCancelled(TuneryError):
-    """What ran was interrupted, or told to stop from elsewhere."""
+    """A command was interrupted, or a job was stopped from elsewhere."""
 
     code = "job_cancelled"
 
 
 class Unavailable(TuneryError):
-    """A part that is needed now does not answer; trying again later may help, `retry_after` seconds later."""
+    """Something that is needed does not answer; trying again in `retry_after` seconds may help."""
 
     code = "unavailable"
     retry_after = 1
 
 
 class Overloaded(Unavailable):
-    """Too many requests wait already."""
+    """Too many requests are waiting already."""
 
     code = "overloaded"
 

@@ -58,7 +58,7 @@ class Home(msgspec.Struct, frozen=True):
         """Bases in the layout that the engine maps into memory, by digest; made again when missing."""
         return self.root / "packed"
 
-    def verified(self, digest: str) -> Path:
+    def base_stamps(self, digest: str) -> Path:
         """The record of how a base's files looked when they last matched its digest; see `base_files`."""
         return self.packed / f"{digest}-checked.json"
 

@@ -1,4 +1,4 @@
-"""Say what a version's losses are in: nats per token, or whatever else its trainer minimised."""
+"""Give the unit of a version's losses: nats per token, or whatever else its trainer minimised."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ LONGEST = 40
 
 
 def loss_unit(version: Version) -> str:
-    """Such as `nats per token` or `DPO loss per pair`; versions from before units were kept are told by their method."""
+    """Such as `nats per token` or `DPO loss per pair`; by the method for versions that do not record it."""
     unit = version.manifest.get("loss_unit")
     if isinstance(unit, str) and unit:
-        # Whoever published it wrote this.
+        # Not trusted: it comes from whoever published the version.
         return "".join(letter for letter in unit if letter.isalnum() or letter in " -/'.")[:LONGEST]
     return "DPO loss per pair" if version.method == "dpo" else NATS
 
 
 def loss_text(version: Version) -> str:
-    """Held-out loss before and after, such as `4.135 → 2.855`, or `0.693 → 0.412 DPO loss per pair`; `-` where there is none."""
+    """Held-out loss before and after training, such as `4.135 → 2.855` or `0.693 → 0.412 DPO loss per pair`; else
+    `-`.
+    """
     before, after = version.metrics.get("base_loss"), version.metrics.get("eval_loss")
     if before is None or after is None:
         return "-"

@@ -1,4 +1,4 @@
-"""Owns how adapters, aliases and versions are written; refuses anything that could be a path.
+"""Parse and check the names of adapters, aliases and versions. Nothing that could be a path is accepted.
 
 A reference is what a caller writes: `acme/support` (its `production` alias, or the newest version while
 it has none), `acme/support@3` or `acme/support@canary`. A composition is several of them with weights:
@@ -28,7 +28,7 @@ __all__ = [
 PRODUCTION = "production"
 MAX_PARTS, MAX_WEIGHT = 8, 10.0
 MAX_DIGITS = 18
-"""Of a version's number, which is kept in 64 bits."""
+"""Digits of a version's number, which is stored in 64 bits."""
 
 _WORD = r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?"
 _ADAPTER = re.compile(rf"{_WORD}/{_WORD}")
@@ -105,7 +105,7 @@ def parse_reference(text: str) -> Reference:
 def parse_composition(text: str) -> tuple[Part, ...]:
     """Read `acme/tone:0.5+acme/facts`, references with a weight or (for 1) without; a single reference is one part.
 
-    Raises InvalidInput: code `invalid_name` for what is no reference, else `invalid_composition`.
+    Raises InvalidInput: code `invalid_name` for what is not a reference, else `invalid_composition`.
     """
     spelled = text.split("+")
     if len(spelled) > MAX_PARTS:
@@ -129,7 +129,7 @@ def _weight(reference: str, text: str) -> float:
     weight = float(text) if len(text) <= 32 and _WEIGHT.fullmatch(text) else math.nan
     if not 0 < abs(weight) <= MAX_WEIGHT:
         raise InvalidInput(
-            f"{text[:32]!r} is no weight for {reference}: write a number other than 0, from -{MAX_WEIGHT:g} to "
+            f"{text[:32]!r} is not a weight for {reference}: write a number other than 0, from -{MAX_WEIGHT:g} to "
             f"{MAX_WEIGHT:g}, for example {reference}:0.5",
             code="invalid_composition",
         )

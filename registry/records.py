@@ -10,7 +10,7 @@ import msgspec
 __all__ = ["AliasMove", "Base", "DataUse", "FileEntry", "Job", "MoveKind", "NewVersion", "Version"]
 
 MoveKind = Literal["move", "publish", "rollback", "drop"]
-"""Why an alias moved: by hand, with a new version, back to where it was, or away."""
+"""Why an alias moved: by a command, with a new version, back to an earlier one, or because it was deleted."""
 
 
 class FileEntry(msgspec.Struct, frozen=True, order=True):
@@ -24,7 +24,7 @@ class FileEntry(msgspec.Struct, frozen=True, order=True):
 class Base(msgspec.Struct, frozen=True, kw_only=True):
     """A base model pinned by content.
 
-    `digest` covers weights, tokenizer, chat template and config; `source` is what the user asked for (a Hub id
+    `digest` covers weights, tokenizer, chat template and config; `source` is what the user named (a Hub id
     at a revision, a folder, a GGUF file); `path` is the folder of safetensors and tokenizer files that holds it.
     """
 
@@ -70,8 +70,9 @@ class Version(msgspec.Struct, frozen=True, kw_only=True):
 class NewVersion(msgspec.Struct, frozen=True, kw_only=True):
     """What to publish: a folder in PEFT layout as the next version of an adapter.
 
-    `alias` is pointed at the new version. `trust_base` accepts an adapter whose configuration names another base than `base`; its
-    shapes must fit all the same. `report` is a folder whose files are stored under `report/` and are not part of the digest.
+    `alias` is pointed at the new version. `trust_base` accepts an adapter whose configuration names another base than
+    `base`; its shapes must fit all the same. `report` is a folder whose files are stored under `report/` and are not
+    part of the digest.
     """
 
     adapter: str
@@ -100,7 +101,7 @@ class AliasMove(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DataUse(msgspec.Struct, frozen=True, kw_only=True):
-    """A data file that a version was made with; `role` is `train` or `held-out`, `name` what the file was called then."""
+    """A data file that a version was trained on; `role` is `train` or `held-out`, `name` the file's name then."""
 
     adapter: str
     number: int
@@ -115,7 +116,7 @@ class DataUse(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """One run of a trainer. `state` is queued, running, paused, succeeded, failed or cancelled; times are Unix seconds."""
+    """One run of a trainer; `state` is queued, running, paused, succeeded, failed or cancelled; Unix times in s."""
 
     id: str
     adapter: str

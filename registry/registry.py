@@ -1,4 +1,4 @@
-"""The way in to everything the registry keeps: opens one transaction per call and leaves the work to the modules beside it."""
+"""The way in to everything the registry keeps: one transaction per call, around the functions of other modules."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ class Registry:
     def open(cls, home: Home | None = None, *, clock: Callable[[], float] = time.time, scarce: bool = False) -> Self:
         """Open the registry of `home`, by default the one that `TUNERY_HOME` names; make it where nothing is there yet.
 
-        `scarce` is for commands that free space: on a full disk they use the room that is kept in reserve for them. Raise
-        StorageFailed (registry_lost) where there are blobs and no database.
+        `scarce` is for commands that free space: on a full disk they use the room that is kept in reserve for them.
+        Raise StorageFailed (registry_lost) where there are blobs and no database.
         """
         return cls(home or Home.from_env(), clock=clock, scarce=scarce)
 
@@ -84,7 +84,8 @@ class Registry:
     def publish(self, new: NewVersion, *, watch: publish.Watch = _ignore) -> Version:
         """Store a PEFT folder as the adapter's next version and, if asked, point an alias at it; all or nothing.
 
-        Raise ArtifactRefused for a folder that does not fit its base exactly, and StorageFailed where the disk does not take it.
+        Raise ArtifactRefused for a folder that does not fit its base exactly, and StorageFailed where the disk does not
+        take it.
         """
         with self._database.read() as connection:
             self._mirror.require_same_registry(connection)
@@ -121,7 +122,7 @@ class Registry:
             return lookup.current_versions(connection)
 
     def by_digest(self, digest: str) -> Version:
-        """The newest version with this digest, or with a digest that starts with it (8 characters at least); raise NotFound."""
+        """The newest version whose digest is or starts with this (8 characters at least); raise NotFound."""
         with self._database.read() as connection:
             return lookup.by_digest(connection, digest)
 
@@ -131,7 +132,7 @@ class Registry:
             return line_of(connection, version)
 
     def uses(self, sha256: str) -> list[DataUse]:
-        """Which versions were trained on the data file of this sha256, or of one that starts with it (8 characters at least)."""
+        """Which versions were trained on the data file whose sha256 is or starts with this (8 characters at least)."""
         with self._database.read() as connection:
             return uses_of(connection, sha256)
 
@@ -199,7 +200,7 @@ class Registry:
     # -- upkeep -----------------------------------------------------------------------------------------------------
 
     def verify(self, reference: str | None = None) -> list[Problem]:
-        """Compare one version's files with their digests; without a reference those of all versions, bases and packed bases."""
+        """Compare a version's files, or else all versions', bases' and packed bases', with their digests."""
         if reference is not None:
             return upkeep.verify(self.blobs, [self.resolve(reference)])
         return upkeep.verify_all(self.home, self.blobs, self._mirror.manifests, self.versions(), self.bases())
@@ -214,7 +215,7 @@ class Registry:
     # -- bases ------------------------------------------------------------------------------------------------------
 
     def add_base(self, base: Base) -> Base:
-        """Record a base; the same content again is the same base. Raise Conflict (base_exists) for a name that is in use."""
+        """Record a base, unless it is known; raise Conflict (base_exists) for a name that is in use."""
         with self._mirror.write() as change:
             return bases.add(change, base, self.home)
 

@@ -1,7 +1,8 @@
-"""Owns the one configuration tree: `TUNERY_HOME/config.toml` and `TUNERY_*` variables, read once. Unknown keys are errors.
+"""The settings, their defaults and what each is for; and reading them once, from `TUNERY_HOME/config.toml` and `TUNERY_*` variables.
 
-Precedence: what a command was given, then the environment (`TUNERY_SERVE_PORT=8001`), then the file (`[serve] port = 8001`), then
-the defaults below.
+An option of the command wins over the environment (`TUNERY_SERVE_PORT=8001`), that over the file (`[serve] port = 8001`), and that over
+the defaults below. Unknown names are errors, all reported together. Options, their help and docs/operations.md are made from the
+fields of these structs.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import msgspec
 from msgspec import Meta
 
 from tunery.registry.errors import InvalidInput, UnknownName
-from tunery.registry.values import read_value
+from tunery.registry.values import about, read_value
 
 __all__ = ["ServeSettings", "Settings", "TrainingSettings", "read_settings"]
 
@@ -25,7 +26,7 @@ Count = Annotated[int, Meta(ge=0)]
 AtLeastOne = Annotated[int, Meta(ge=1)]
 Weight = Annotated[float, Meta(gt=0, le=1e6)]
 
-# Variables that mean something to Tunery without being settings.
+# Variables that Tunery reads and that are not settings.
 _OTHER_VARIABLES = frozenset({"TUNERY_HOME", "TUNERY_PLUGINS", "TUNERY_ACTOR", "TUNERY_DEBUG", "TUNERY_TEST_CACHE"})
 
 
@@ -46,62 +47,73 @@ _SERVICE_LINKS = tuple(
 
 
 class ServeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How `tunery serve` serves.
+    """How `tunery serve` serves; each field is also an option of that command."""
 
-    `adapter_budget_mb` is the memory for adapters' weights, `adapter_ram_mb` the main memory for those that were evicted from it;
-    `kv_tokens` the tokens the cache holds (0: follows `max_batch`), `prefix_cache` whether it keeps what prompts have in common,
-    `token_budget` the tokens of one step (0: the engine's choice); `context_length` 0 is the base's own; `max_waiting` requests
-    may wait beyond the `max_batch` that run, and one tenant may have `max_waiting_per_tenant` in hand (0: half of all while
-    others ask too); `tenant_weights` are shares of the engine, 1 for whom they do not name; `preload` names the adapters that
-    are in memory from the start and stay there; `allowed_hosts` are the names that requests may have in their Host header besides
-    loopback ones (none given: any name, but only loopback ones where `host` is loopback), `allowed_origins` the pages that may use
-    this server besides its own; `default_max_tokens` is for requests that name none; `drain_seconds` is how
-    long running requests may take after SIGTERM; `read_seconds` is how long a request's head, and its body, may take to come and
-    a connection may be idle, `write_seconds` how long in all an answer may wait for a client that does not read it, and
-    `max_connections` how many connections are served at once; an engine that has not responded for `hang_unready_seconds`
-    counts as not ready, after `hang_restart_seconds` it is started again, and requests that have not begun wait
-    `restart_hold_seconds` for an engine.
-    """
-
-    host: str = "127.0.0.1"
-    port: Annotated[int, Meta(ge=0, le=65535)] = 8000
-    base: str = "smollm2-135m"
-    quant: Literal["nf4", "int8", "none"] = "nf4"
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    device: str = "auto"
-    adapter_budget_mb: AtLeastOne = 1024
-    adapter_ram_mb: Count = 0
-    preload: tuple[str, ...] = ()
-    allowed_hosts: tuple[str, ...] = ()
-    allowed_origins: tuple[str, ...] = ()
-    max_batch: AtLeastOne = 32
-    max_waiting: Count = 256
-    max_waiting_per_tenant: Count = 0
-    tenant_weights: dict[str, Weight] = {}
-    context_length: Count = 0
-    kv_tokens: Count = 0
-    token_budget: Count = 0
-    prefix_cache: bool = True
-    default_max_tokens: AtLeastOne = 1024
-    drain_seconds: AtLeastOne = 30
-    read_seconds: AtLeastOne = 30
-    write_seconds: AtLeastOne = 60
-    max_connections: AtLeastOne = 1024
-    hang_unready_seconds: AtLeastOne = 10
-    hang_restart_seconds: AtLeastOne = 60
-    restart_hold_seconds: Count = 15
-    threads: Count = 0
-    access_log: bool = False
+    base: Annotated[str, about("The base model: a name, folder, GGUF file or Hub id.")] = "smollm2-135m"
+    quant: Annotated[Literal["nf4", "int8", "none"], about("How the base is quantized: nf4, int8 or none.")] = "nf4"
+    dtype: Annotated[Literal["float32", "bfloat16"], about("What is computed in: bfloat16 or float32.")] = "bfloat16"
+    device: Annotated[str, about("cpu, cuda, cuda:1 …")] = "auto"
+    host: Annotated[str, about("The address to listen on.")] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535), about("The port; 0 for any that is free.")] = 8000
+    allowed_hosts: Annotated[
+        tuple[str, ...],
+        about(
+            "Names that a request's Host header may have besides loopback ones, separated by commas; * is a wildcard. None given: "
+            "any name, but only loopback ones where the host is loopback."
+        ),
+    ] = ()
+    allowed_origins: Annotated[
+        tuple[str, ...], about("Origins of web pages that may use this server besides its own, separated by commas.")
+    ] = ()
+    adapter_budget_mb: Annotated[AtLeastOne, about("Memory for the weights of adapters, in MiB.")] = 1024
+    adapter_ram_mb: Annotated[Count, about("Main memory for adapters evicted from that, in MiB.")] = 0
+    preload: Annotated[
+        tuple[str, ...], about("Adapters to load at the start and keep in memory, separated by commas.")
+    ] = ()
+    max_batch: Annotated[AtLeastOne, about("Requests that run at once.")] = 32
+    max_waiting: Annotated[Count, about("Requests that may wait beyond those that run.")] = 256
+    max_waiting_per_tenant: Annotated[
+        Count,
+        about("Requests that one tenant may have waiting and running; 0 for half of all while others have some too."),
+    ] = 0
+    tenant_weights: Annotated[
+        dict[str, Weight], about("Shares of the engine by tenant, such as acme=2,globex=1; 1 for all others.")
+    ] = {}
+    context_length: Annotated[Count, about("Tokens of prompt and output; 0 for the base's own limit.")] = 0
+    kv_tokens: Annotated[Count, about("Tokens that the KV cache holds; 0 follows max_batch.")] = 0
+    token_budget: Annotated[Count, about("Tokens that one step computes; 0 for the engine's choice.")] = 0
+    prefix_cache: Annotated[bool, about("Keep the KV cache of prefixes that prompts share.")] = True
+    default_max_tokens: Annotated[AtLeastOne, about("Tokens that are generated for a request that sets no limit.")] = (
+        1024
+    )
+    threads: Annotated[Count, about("Threads of the engine; 0 for all usable cores.")] = 0
+    drain_seconds: Annotated[AtLeastOne, about("Seconds that running requests may take after SIGTERM.")] = 30
+    read_seconds: Annotated[
+        AtLeastOne,
+        about("Seconds that a request's head, and its body, may take to arrive, and that a connection may be idle."),
+    ] = 30
+    write_seconds: Annotated[AtLeastOne, about("Seconds in all that a response may wait for a client to read it.")] = 60
+    max_connections: Annotated[AtLeastOne, about("Connections that are served at once.")] = 1024
+    hang_unready_seconds: Annotated[
+        AtLeastOne, about("Seconds without a heartbeat after which the engine counts as not ready.")
+    ] = 10
+    hang_restart_seconds: Annotated[
+        AtLeastOne, about("Seconds without a heartbeat after which the engine is restarted.")
+    ] = 60
+    restart_hold_seconds: Annotated[
+        Count, about("Seconds that a request which has not begun waits for an engine that is starting.")
+    ] = 15
+    access_log: Annotated[bool, about("Write one line of JSON per request to stderr.")] = False
 
 
 class TrainingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How `tunery train` trains: `threads` that compute, 0 for all usable cores."""
+    """How `tunery train` trains; each field is also an option of that command."""
 
-    threads: Count = 0
+    threads: Annotated[Count, about("Threads that compute; 0 for all usable cores.")] = 0
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The whole tree."""
+    """All settings, by section."""
 
     serve: ServeSettings = ServeSettings()
     training: TrainingSettings = TrainingSettings()
@@ -110,7 +122,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 def read_settings(
     home: Path, *, environ: Mapping[str, str] = os.environ, overrides: Mapping[str, Mapping[str, Any]] | None = None
 ) -> Settings:
-    """Read the tree; raise InvalidInput with every problem at once. `overrides` is {section: {name: value}}; None is unset."""
+    """Read all settings; raise InvalidInput with every problem at once. `overrides` is {section: {name: value}}; None is unset."""
     problems: list[str] = []
     tree: dict[str, dict[str, Any]] = {field.name: {} for field in msgspec.structs.fields(Settings)}
     _merge(tree, _from_file(home / "config.toml", problems), "config.toml", problems)
@@ -136,19 +148,19 @@ def _from_file(path: Path, problems: list[str]) -> dict[str, Any]:
 
 
 def _from_environment(environ: Mapping[str, str], problems: list[str]) -> dict[str, dict[str, str]]:
-    found: dict[str, dict[str, str]] = {}
+    values: dict[str, dict[str, str]] = {}
     sections = {field.name for field in msgspec.structs.fields(Settings)}
     for name, value in environ.items():
         if not name.startswith("TUNERY_") or name in _OTHER_VARIABLES or _is_service_link(name, value):
             continue
         section, _, key = name.removeprefix("TUNERY_").lower().partition("_")
         if section in sections:
-            found.setdefault(section, {})[key] = value
+            values.setdefault(section, {})[key] = value
         else:
             problems.append(
                 f"{name}: no such variable; settings are TUNERY_<section>_<name>, sections: {sorted(sections)}"
             )
-    return found
+    return values
 
 
 def _is_service_link(name: str, value: str) -> bool:
@@ -167,14 +179,14 @@ def _merge(tree: dict[str, dict[str, Any]], more: Mapping[str, Any], source: str
 
 
 def _section(kind: Any, section: str, values: Mapping[str, Any], problems: list[str]) -> Any:
-    known = {field.name: field.type for field in msgspec.structs.fields(kind)}
-    good: dict[str, Any] = {}
+    types = {field.name: field.type for field in msgspec.structs.fields(kind)}
+    valid: dict[str, Any] = {}
     for name, value in values.items():
-        if name not in known:
-            problems.append(str(UnknownName("setting", f"{section}.{name}", (f"{section}.{other}" for other in known))))
+        if name not in types:
+            problems.append(str(UnknownName("setting", f"{section}.{name}", (f"{section}.{other}" for other in types))))
             continue
         try:
-            good[name] = read_value(f"{section}.{name}", value, known[name])
+            valid[name] = read_value(f"{section}.{name}", value, types[name])
         except InvalidInput as error:
             problems.append(error.message)
-    return kind(**good)
+    return kind(**valid)

@@ -1,6 +1,6 @@
-"""Read one value, written as text or given as it is, into the type that a setting or parameter has.
+"""Values of settings and parameters: read one into the type that it has, and describe that type and what the value is for.
 
-Text is read by type: lists as `a,b` or JSON, tables as `a=1,b=2` or JSON, booleans as true or false, nothing as none.
+Text is read by type: lists as `a,b` or JSON, tables as `a=1,b=2` or JSON, booleans as true or false, null as none.
 """
 
 from __future__ import annotations
@@ -10,13 +10,51 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import msgspec
+from msgspec import Meta
 
 from tunery.registry.errors import InvalidInput, near
 
-__all__ = ["read_value", "type_text"]
+__all__ = ["FieldDescription", "about", "describe_fields", "read_value", "type_text"]
 
 _PLAIN = {str: "text", int: "a whole number", float: "a number", bool: "true or false", NoneType: "none"}
 _BOUNDS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
+
+
+def about(description: str) -> Meta:
+    """An annotation that says what a field is for: `rank: Annotated[int, about("rank of the adapter")]`."""
+    return Meta(description=description)
+
+
+class FieldDescription(msgspec.Struct, frozen=True, kw_only=True):
+    """A setting or parameter for people: its type in words, its default, and what it is for."""
+
+    name: str
+    type: str
+    default: Any
+    description: str
+
+
+def describe_fields(kind: type[msgspec.Struct]) -> list[FieldDescription]:
+    """Describe every field of a struct whose fields all have defaults."""
+    return [
+        FieldDescription(
+            name=field.name,
+            type=type_text(field.type),
+            default=msgspec.to_builtins(
+                field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
+            ),
+            description=_description(kind, field.name),
+        )
+        for field in msgspec.structs.fields(kind)
+    ]
+
+
+def _description(kind: type[msgspec.Struct], name: str) -> str:
+    """What the class, or one that it inherits from, says that a field is for."""
+    parents = [each for each in kind.__mro__ if issubclass(each, msgspec.Struct) and each is not msgspec.Struct]
+    types = [field.type for each in parents for field in msgspec.structs.fields(each) if field.name == name]
+    notes = [note for type_ in types for note in reversed(getattr(type_, "__metadata__", ()))]
+    return next((note.description for note in notes if getattr(note, "description", None)), "")
 
 
 def read_value(name: str, value: Any, kind: Any) -> Any:

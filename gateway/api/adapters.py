@@ -1,4 +1,4 @@
-"""`/v1/adapters`: what the registry has for this base and what of it is in memory; loading ahead of use, and unloading."""
+"""`/v1/adapters`: list the adapters on this base and which versions are in memory; load and unload them."""
 
 from __future__ import annotations
 
@@ -16,41 +16,42 @@ from tunery.gateway.api.schemas.models import (
     ResidentVersion,
 )
 from tunery.gateway.api.state import Gateway
-from tunery.gateway.engine.messages import AdapterSource
+from tunery.gateway.engine.composition import AdapterSource
 from tunery.registry.errors import InvalidInput
 
 __all__ = ["list_adapters", "load_adapter", "unload_adapter"]
 
 MAX_BODY = 64 * 1024
-"""Bytes of a body that names an adapter."""
+"""Bytes of a request body that names an adapter."""
 _ERRORS = error_responses(400, 404, 413, 415, 500, 503)
 
 
 @get(
     "/v1/adapters",
     operation_id="listAdapters",
-    summary="Every adapter, and its versions in memory",
+    summary="List adapters and their versions in memory",
     responses=error_responses(500),
     tags=["adapters"],
 )
 async def list_adapters(gateway: NamedDependency[Gateway]) -> AdapterList:
-    """Every adapter that this server serves: what its bare name means now, its aliases, and what is resident."""
+    """List the adapters on the served base: what each bare name means, the aliases, and the resident versions."""
     stats = gateway.engine.stats
     resident: dict[str, list[ResidentVersion]] = {}
-    for one in sorted(stats.resident if stats else (), key=lambda one: one.number):
-        shown = ResidentVersion(version=one.number, bytes=one.bytes, running=one.running, pinned=one.pinned)
-        resident.setdefault(one.name, []).append(shown)
+    for version in sorted(stats.resident if stats else (), key=lambda version: version.number):
+        resident.setdefault(version.name, []).append(
+            ResidentVersion(version=version.number, bytes=version.bytes, running=version.running, pinned=version.pinned)
+        )
     return AdapterList(
         [
             AdapterCard(
-                id=version.adapter,
-                version=version.number,
-                digest=version.digest,
-                method=version.method,
-                aliases=gateway.registry.aliases(version.adapter),
-                resident=resident.get(version.adapter, []),
+                id=latest.adapter,
+                version=latest.number,
+                digest=latest.digest,
+                method=latest.method,
+                aliases=gateway.registry.aliases(latest.adapter),
+                resident=resident.get(latest.adapter, []),
             )
-            for version in gateway.resolver.served()
+            for latest in gateway.resolver.served()
         ]
     )
 
@@ -58,14 +59,14 @@ async def list_adapters(gateway: NamedDependency[Gateway]) -> AdapterList:
 @post(
     "/v1/adapters/load",
     operation_id="loadAdapter",
-    summary="Bring an adapter into memory before anybody asks for it",
+    summary="Load an adapter into memory ahead of its first request",
     status_code=200,
     responses=_ERRORS | error_responses(422),
     tags=["adapters"],
     request_max_body_size=MAX_BODY,
 )
 async def load_adapter(data: JSONBody[LoadRequest], gateway: NamedDependency[Gateway]) -> AdapterState:
-    """Load a version; fails as a request for it would. It may be evicted later like any other, unless it is pinned."""
+    """Load a version, with the errors that a request for it would have. It can be evicted later unless it is pinned."""
     source = _source(data, gateway)
     gateway.engine_ready()
     loaded = await gateway.engine.load(source, pin=bool(data.pin))
@@ -75,14 +76,14 @@ async def load_adapter(data: JSONBody[LoadRequest], gateway: NamedDependency[Gat
 @post(
     "/v1/adapters/unload",
     operation_id="unloadAdapter",
-    summary="Free an adapter's memory once its running requests have ended",
+    summary="Unload an adapter once its running requests have ended",
     status_code=200,
     responses=_ERRORS,
     tags=["adapters"],
     request_max_body_size=MAX_BODY,
 )
 async def unload_adapter(data: JSONBody[AdapterReference], gateway: NamedDependency[Gateway]) -> AdapterState:
-    """Unload a version; `bytes` is what that gave back. The next request for it loads it again."""
+    """Unload a version; `bytes` is the memory that this frees. The next request for it loads it again."""
     source = _source(data, gateway)
     gateway.engine_ready()
     freed = await gateway.engine.unload(source.digest)

@@ -61,7 +61,7 @@ async def _read_inputs(data: EmbeddingRequest, gateway: Gateway, ready: Ready) -
     """The token ids of each input, all within the context."""
     truncate, context = data.truncate_prompt_tokens, ready.context_length
     options = PromptOptions(
-        param="input", most=MAX_INPUTS, special=data.add_special_tokens is not False, truncate=truncate
+        param="input", max_prompts=MAX_INPUTS, special=data.add_special_tokens is not False, truncate=truncate
     )
     prompts = await read_prompts(data.input, options, gateway=gateway, ready=ready)
     inputs = [truncate_prompt(prompt, truncate, context=context) for prompt in prompts]

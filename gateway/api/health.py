@@ -1,4 +1,4 @@
-"""`/health/live`, `/health/ready` and `/metrics`: what machines ask."""
+"""`/health/live`, `/health/ready` and `/metrics`: the endpoints for orchestrators and monitoring."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def live() -> dict[str, str]:
     operation_id="healthReady",
     summary="Whether requests can be answered",
     responses=error_responses()
-    | {503: ResponseSpec(dict[str, str], description="Some check is not ok.", generate_examples=False)},
+    | {503: ResponseSpec(dict[str, str], description="At least one check is not ok.", generate_examples=False)},
     tags=["operation"],
 )
 async def ready(gateway: NamedDependency[Gateway]) -> Response[dict[str, str]]:
@@ -45,8 +45,8 @@ async def ready(gateway: NamedDependency[Gateway]) -> Response[dict[str, str]]:
         "registry": _registry(gateway),
         "draining": "yes" if gateway.draining else "ok",
     }
-    fine = all(check == "ok" for check in checks.values())
-    return Response({"status": "ready" if fine else "not ready", **checks}, status_code=200 if fine else 503)
+    all_ok = all(check == "ok" for check in checks.values())
+    return Response({"status": "ready" if all_ok else "not ready", **checks}, status_code=200 if all_ok else 503)
 
 
 @get(
@@ -62,7 +62,7 @@ async def metrics(gateway: NamedDependency[Gateway]) -> Response[bytes]:
     gateway.metrics.update_health(up=gateway.engine.ready is not None, restarts=gateway.engine.restarts)
     if _registry(gateway) == "ok":
         gateway.metrics.add_adapters(gateway.resolver.adapters())
-    # Off the event loop: there may be thousands of series.
+    # There may be thousands of series, so they are formatted off the event loop.
     return Response(await asyncio.to_thread(gateway.metrics.exposition), media_type=_TEXT)
 
 

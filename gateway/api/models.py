@@ -1,4 +1,4 @@
-"""`GET /v1/models`: the base and every adapter that it serves, as OpenAI lists models."""
+"""`GET /v1/models`: the base and its adapters, in the format of OpenAI's model list."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ __all__ = ["list_models", "show_model"]
 @get(
     "/v1/models",
     operation_id="listModels",
-    summary="The base and every adapter it serves",
+    summary="List the base and the adapters it serves",
     responses=error_responses(500),
     tags=["models"],
 )
 async def list_models(gateway: NamedDependency[Gateway]) -> ModelList:
-    """Everything that may be named as `model`."""
+    """List everything that a request may name as `model`."""
     resolver = gateway.resolver
     adapters = [_version_card(version.adapter, version, resolver.base.name) for version in resolver.served()]
     return ModelList([_base_card(resolver.base.name, resolver.base), *adapters])
@@ -32,12 +32,12 @@ async def list_models(gateway: NamedDependency[Gateway]) -> ModelList:
 @get(
     "/v1/models/{name:path}",
     operation_id="retrieveModel",
-    summary="One model",
+    summary="Describe one model",
     responses=error_responses(400, 404, 500),
     tags=["models"],
 )
 async def show_model(name: FromPath[str], gateway: NamedDependency[Gateway]) -> ModelCard:
-    """What a name means now."""
+    """Describe what a name means now: the base, or a version of an adapter."""
     name = name.lstrip("/")
     target = gateway.resolver.resolve_one(name)
     if target.version is None:

@@ -7,18 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 
+from tunery.gateway.engine.composition import AdapterSource, WeightedAdapter
 from tunery.gateway.engine.config import EngineConfig
 from tunery.gateway.engine.core import EngineCore
-from tunery.gateway.engine.messages import (
-    AdapterSource,
-    Event,
-    Failed,
-    Generate,
-    Load,
-    Sampling,
-    Tokens,
-    WeightedAdapter,
-)
+from tunery.gateway.engine.messages import Event, Failed, Generate, Load, Tokens
+from tunery.gateway.engine.sampling_params import SamplingParams
 from tunery.registry.errors import Unavailable
 
 __all__ = ["Driver", "Times"]
@@ -83,7 +76,7 @@ class Driver:
 
     def ask(self, name: str, prompt: tuple[int, ...], new: int, source: AdapterSource | None) -> None:
         """Queue a greedy request of exactly `new` tokens."""
-        sampling = Sampling(max_tokens=new, temperature=0.0, ignore_eos=True)
+        sampling = SamplingParams(max_tokens=new, temperature=0.0, ignore_eos=True)
         composition = (WeightedAdapter(source),) if source else ()
         self._times[name] = Times(self.now())
         tenant = source.name.partition("/")[0] if source else ""

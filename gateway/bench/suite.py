@@ -24,8 +24,8 @@ import msgspec
 
 from tunery.gateway.bench.driver import Driver
 from tunery.gateway.bench.workload import Workload, figures, middle, prompts, random_adapter
+from tunery.gateway.engine.composition import AdapterSource
 from tunery.gateway.engine.config import EngineConfig
-from tunery.gateway.engine.messages import AdapterSource
 
 __all__ = ["Row", "Suite", "run_suite"]
 

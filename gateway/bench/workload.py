@@ -13,9 +13,10 @@ import torch
 from safetensors.torch import save_file
 
 from tunery.gateway.bench.driver import Driver
-from tunery.gateway.engine.adapters.adapter import CONFIG, WEIGHTS, AdapterShape
+from tunery.gateway.engine.adapters.adapter import AdapterShape
+from tunery.gateway.engine.composition import AdapterSource
 from tunery.gateway.engine.config import EngineConfig
-from tunery.gateway.engine.messages import AdapterSource
+from tunery.registry.peft.layout import CONFIG, WEIGHTS, pair_keys
 
 __all__ = ["Figures", "ServeResult", "Workload", "bench_serve", "figures", "middle", "prompts", "random_adapter"]
 
@@ -116,15 +117,15 @@ def prompts(driver: Driver, workload: Workload) -> list[tuple[int, ...]]:
 def random_adapter(shape: AdapterShape, folder: Path, *, rank: int, seed: int) -> AdapterSource:
     """Write a random LoRA over every linear layer except the head, in PEFT layout, as bfloat16."""
     generator = torch.Generator().manual_seed(seed)
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for name, shapes in shape.parameters.items():
         weight = shapes.get("weight", ())
         if len(weight) != 2 or name in (shape.embedding, shape.head):
             continue
         a = torch.randn(rank, weight[1], generator=generator) * 0.01
         b = torch.randn(weight[0], rank, generator=generator) * 0.01
-        tensors[f"base_model.model.{name}.lora_A.weight"] = a.to(torch.bfloat16)
-        tensors[f"base_model.model.{name}.lora_B.weight"] = b.to(torch.bfloat16)
+        key_a, key_b = pair_keys(name)
+        tensors |= {key_a: a.to(torch.bfloat16), key_b: b.to(torch.bfloat16)}
     folder.mkdir(parents=True)
     save_file(tensors, folder / WEIGHTS)
     (folder / CONFIG).write_text(json.dumps({"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank}))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import rich_click as click
 
-from tunery.gateway.cli.terminal.context import open_registry, plugins, print_json, say
+from tunery.gateway.cli.terminal.context import plugins, print_json, say
 from tunery.gateway.cli.terminal.options import as_json
 from tunery.gateway.cli.terminal.tables import print_table
+from tunery.gateway.python.home import open_registry
 
 __all__ = ["bases"]
 

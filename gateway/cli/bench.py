@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import rich_click as click
 
-from tunery.gateway.cli.terminal.context import open_registry, plugins, print_json, say
-from tunery.gateway.cli.train import parse_settings
+from tunery.gateway.cli.terminal.context import plugins, print_json, say
+from tunery.gateway.cli.terminal.options import parse_settings
+from tunery.gateway.python.home import open_registry
 from tunery.plugins.quantization import Quant
 from tunery.plugins.runtime.compute import prepare_compute
 from tunery.plugins.runtime.device import resolve_device

@@ -8,9 +8,10 @@ from pathlib import Path
 import msgspec
 import rich_click as click
 
-from tunery.gateway.cli.terminal.context import open_registry, print_json
+from tunery.gateway.cli.terminal.context import print_json
 from tunery.gateway.cli.terminal.options import as_json
 from tunery.gateway.cli.terminal.tables import print_table
+from tunery.gateway.python.home import open_registry
 from tunery.registry.errors import NotFound
 
 __all__ = ["files"]

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import rich_click as click
 
-from tunery.gateway.cli.terminal.context import open_registry, print_json
+from tunery.gateway.cli.terminal.context import print_json
 from tunery.gateway.cli.terminal.options import as_json
 from tunery.gateway.cli.terminal.tables import print_table, when
+from tunery.gateway.python.home import open_registry
 from tunery.plugins.events import event_fields, read_events
 from tunery.registry.errors import Conflict
 
@@ -71,22 +72,24 @@ def cancel_job(job_id: str) -> None:
 
 
 def _ask(job_id: str, wish: Any) -> None:
-    from tunery.plugins.training.job.control import ask
+    from tunery.plugins.training.folder import JobFolder
+    from tunery.plugins.training.job.control import signal_job
     from tunery.plugins.training.job.lock import is_running
 
     with open_registry() as registry:
         job = registry.job(job_id)
         folder = registry.home.jobs / job_id
-    if not is_running(folder):
+    if not is_running(JobFolder(folder)):
         raise Conflict(f"{job_id} does not run: it is {'interrupted' if job.state == 'running' else job.state}")
-    ask(folder, wish)
+    signal_job(JobFolder(folder), wish)
 
 
 def _state(registry: Registry, job: Job) -> str:
     """The job's state; one whose process is gone is interrupted, whatever was written last."""
+    from tunery.plugins.training.folder import JobFolder
     from tunery.plugins.training.job.lock import is_running
 
-    if job.state == "running" and not is_running(registry.home.jobs / job.id):
+    if job.state == "running" and not is_running(JobFolder(registry.home.jobs / job.id)):
         return "interrupted"
     return job.state
 

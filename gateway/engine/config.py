@@ -1,4 +1,4 @@
-"""Owns the settings the engine process is started with; refuses to read the environment."""
+"""The settings that the engine process is started with; the environment is not read."""
 
 from __future__ import annotations
 
@@ -10,12 +10,17 @@ __all__ = ["EngineConfig"]
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """One engine's settings.
+    """Settings of one engine.
 
-    `cache_folder`, unless empty, is where the packed base is kept for the next start. `adapter_budget` (resident) and `adapter_ram` (evicted, kept in main memory) are in bytes. `context_length` and `kv_tokens` 0
-    mean the model's own and one that follows `max_batch`; `token_budget` is the most tokens of one step, 0 for a choice by
-    device. `eos_ids` end every request that does not ignore them. `tenant_weights` are shares of the engine, 1 for whom they do
-    not name. `threads` 0 leaves the choice to torch; `kernels` "torch" does without the native ones.
+    `base_folder` has the base's files; `cache_folder`, unless empty, keeps the packed base for the next start. `device` is
+    "auto", "cpu" or "cuda". `kernels` "torch" does without the native kernels.
+
+    `adapter_budget` is the memory for resident adapters in bytes, `adapter_ram` that for host copies of evicted ones.
+    `max_batch` bounds the running requests, `context_length` (0: the model's own) the tokens of one, `kv_tokens` (0: as many as
+    `max_batch` suggests) those of the KV cache, `token_budget` (0: by device) those of one forward pass.
+
+    `eos_ids` end every request that does not ignore them. `tenant_weights` are shares of the engine; a tenant that is not named
+    has weight 1. `threads` 0 leaves their number to torch.
     """
 
     base_folder: str

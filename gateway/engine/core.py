@@ -19,7 +19,6 @@ from tunery.gateway.engine.messages import (
     Load,
     Loaded,
     Ready,
-    Sampling,
     Stats,
     Unload,
     Unloaded,
@@ -29,6 +28,7 @@ from tunery.gateway.engine.models.open_model import open_model
 from tunery.gateway.engine.output_processor import OutputProcessor
 from tunery.gateway.engine.request_intake import RequestIntake
 from tunery.gateway.engine.sampling.sampler import argmax_logsumexp
+from tunery.gateway.engine.sampling_params import SamplingParams
 from tunery.gateway.engine.scheduling.fairness import VirtualTokenCounter
 from tunery.gateway.engine.scheduling.forward_batch import ScheduledTokens, build_forward_batch
 from tunery.gateway.engine.scheduling.page_allocator import PageAllocator
@@ -157,7 +157,7 @@ class EngineCore:
 
         Raises StorageFailed with the code and message of the failure.
         """
-        sampling = Sampling(max_tokens=2, temperature=0.0, ignore_eos=True)
+        sampling = SamplingParams(max_tokens=2, temperature=0.0, ignore_eos=True)
         events = self.run_requests([Generate(id="", prompt=(0,), sampling=sampling)])
         failed = next((event for event in events if isinstance(event, Failed)), None)
         if failed is not None:

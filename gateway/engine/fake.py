@@ -1,4 +1,4 @@
-"""A public test double: an Engine that answers at once from a script, in the gateway's own process. It has no model."""
+"""FakeEngine: a public test double that answers at once from a script, in the caller's process and without a model."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 
 import msgspec
 
+from tunery.gateway.engine.composition import AdapterSource
 from tunery.gateway.engine.interface import Outage
 from tunery.gateway.engine.messages import (
-    AdapterSource,
     Embed,
     Embedded,
     Generate,
     Loaded,
+    PromptScore,
     Ready,
-    Score,
     Stats,
     Token,
     TopToken,
@@ -27,11 +27,12 @@ __all__ = ["FakeEngine"]
 
 
 class FakeEngine:
-    """Says `reply` (token ids) to everything, or what `reply(request)` returns, one token every `delay` seconds.
+    """Answers every request with `reply` (token ids), or what `reply(request)` returns, one token every `delay` seconds.
 
-    `FakeEngine.echo` as `reply` says the prompt back. `requests` and `embeds` record what it was asked, `loaded`, `pinned` and
-    `unloaded` the digests it was told of, `cancelled` whom it was told to drop; `failure` is raised instead of answering, and
-    `cached` is how much of each prompt it claims to know already. All may be changed while it runs.
+    With `FakeEngine.echo` as `reply`, it answers with the prompt. `requests` and `embeds` record the requests, `loaded`,
+    `pinned` and `unloaded` the digests of these commands, `cancelled` the ids of cancelled requests. `failure` is raised
+    instead of answering, and `cached` is how many tokens of each prompt it reports as found in the prefix cache. All may be
+    changed while it runs.
     """
 
     def __init__(
@@ -107,25 +108,25 @@ class FakeEngine:
             callback(stats)
 
     def die(self) -> None:
-        """Not ready from now on."""
+        """Be not ready from now on."""
         self._ready = None
 
     async def start(self) -> None:
-        """Nothing to start."""
+        """See Engine.start: there is nothing to start."""
 
     async def wait_ready(self) -> Ready:
-        """Ready at once, or never."""
+        """See Engine.wait_ready: ready at once, or Unavailable after `die`."""
         if self._ready is None:
             raise Unavailable("the fake engine is dead")
         return self._ready
 
     async def stop(self) -> None:
-        """End whatever runs with an error, as a process that ends does."""
+        """See Engine.stop: running requests fail, as when the process ends."""
         self.die()
         self.failure = self.failure or Unavailable("the fake engine has stopped", code="engine_restarted")
 
     async def generate(self, request: Generate) -> AsyncGenerator[Token, None]:
-        """The scripted tokens, then the end-of-turn token if there is room for it."""
+        """See Engine.generate: the scripted tokens, then the end-of-turn token if `max_tokens` leaves room for it."""
         self.requests.append(request)
         if self._ready is None:
             raise Unavailable("the engine is starting", code="engine_starting")
@@ -137,14 +138,18 @@ class FakeEngine:
                 await self._pause()
                 stops = token == self._eos_id or token in sampling.stop_token_ids
                 ended = stops or index + 1 == sampling.max_tokens
-                said = Token(
+                made = Token(
                     request.id,
                     token,
                     -0.5,
                     "stop" if stops else "length" if ended else None,
                     _top(token, sampling.logprobs),
                 )
-                yield said if index else msgspec.structs.replace(said, cached=self.cached, prompt=_scores(request))
+                yield (
+                    made
+                    if index
+                    else msgspec.structs.replace(made, cached_tokens=self.cached, prompt_scores=_scores(request))
+                )
                 if ended:
                     return
         finally:
@@ -152,7 +157,7 @@ class FakeEngine:
                 self.cancelled.append(request.id)
 
     async def embed(self, request: Embed) -> Embedded:
-        """A vector of two numbers, the prompt's length and its last token."""
+        """See Engine.embed: a vector of two numbers, the prompt's length and its last token."""
         self.embeds.append(request)
         if self._ready is None:
             raise Unavailable("the engine is starting", code="engine_starting")
@@ -164,7 +169,7 @@ class FakeEngine:
         return Embedded(request.id, [float(len(request.prompt)), float(request.prompt[-1])])
 
     async def load(self, adapter: AdapterSource, *, pin: bool = False) -> Loaded:
-        """Loaded at once, unless it is to fail."""
+        """See Engine.load: loaded at once."""
         if self.failure is not None:
             raise self.failure
         self.loaded.append(adapter.digest)
@@ -173,7 +178,7 @@ class FakeEngine:
         return Loaded("", adapter.digest, 1000)
 
     async def unload(self, digest: str) -> Unloaded:
-        """Unloaded at once."""
+        """See Engine.unload: unloaded at once."""
         self.unloaded.append(digest)
         return Unloaded("", digest, 1000)
 
@@ -184,11 +189,11 @@ class FakeEngine:
 
 
 def _top(token: int, count: int | None) -> tuple[TopToken, ...]:
-    """Alternatives: the token itself, then those after it."""
+    """Alternatives: the token itself, then the ids after it."""
     return tuple(TopToken(token + i, -0.5 - i) for i in range(count or 0))
 
 
-def _scores(request: Generate) -> tuple[Score, ...]:
-    """The prompt's scores, if asked for: every token after the first has -0.25."""
+def _scores(request: Generate) -> tuple[PromptScore, ...]:
+    """The prompt's log-probabilities, if asked for: -0.25 for every token after the first."""
     wanted = request.sampling.prompt_logprobs
-    return () if wanted is None else tuple(Score(-0.25, _top(token, wanted)) for token in request.prompt[1:])
+    return () if wanted is None else tuple(PromptScore(-0.25, _top(token, wanted)) for token in request.prompt[1:])

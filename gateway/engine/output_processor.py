@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from tunery.gateway.engine.composition import composition_title
 from tunery.gateway.engine.config import EngineConfig
-from tunery.gateway.engine.messages import Embedded, Event, Failed, Token, Tokens, composition_title
+from tunery.gateway.engine.messages import Embedded, Event, Failed, Token, Tokens
 from tunery.gateway.engine.sampling.sampler import Choice, Reduction, sample, score
 from tunery.gateway.engine.scheduling.forward_batch import ForwardBatch, OutputRow, ScheduledTokens
 from tunery.gateway.engine.scheduling.scheduler import Scheduler

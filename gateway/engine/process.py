@@ -1,7 +1,7 @@
-"""Owns the engine's process: `python -m tunery.gateway.engine.process --socket PATH --config JSON`.
+"""The engine process: `python -m tunery.gateway.engine.process --socket PATH --config JSON`.
 
-The main thread steps the engine; another reads commands, and one sends heartbeats. It ends when the gateway's end of the socket closes, so an engine
-never outlives its gateway.
+The main thread runs the engine's loop, another reads commands, a third sends heartbeats. The process ends when the gateway's end
+of the socket closes, so an engine never outlives its gateway.
 """
 
 from __future__ import annotations
@@ -33,24 +33,26 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 STATS_EVERY = 1.0
+"""Seconds between reports of the state."""
 LOAD_POLL = 0.002
+"""Seconds between looks at running loads while no sequence runs."""
 REFUSED = 78
-"""EX_CONFIG of sysexits.h: starting again changes nothing."""
-GROWTH = 64 * 2**20
-"""Bytes by which an idle engine may have grown before it hands back what it does not need."""
+"""Exit code when the base is not one that the engine serves (EX_CONFIG of sysexits.h): starting again changes nothing."""
+TRIM_AFTER = 64 * 2**20
+"""Bytes by which an idle engine may have grown before it returns unused memory to the system."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Connect to the gateway, load the base, serve until told to stop.
+    """Connect to the gateway, load the base, and serve until the gateway stops the engine.
 
-    0 on a quiet end, REFUSED when the base is one that this engine does not serve, 1 when it could not be loaded for another reason.
+    Returns the exit code: 0 at a regular end, REFUSED when the engine does not serve this base, 1 when it could not be loaded.
     """
     parser = argparse.ArgumentParser(prog="tunery-engine")
     parser.add_argument("--socket", required=True)
     parser.add_argument("--config", required=True)
     options = parser.parse_args(arguments)
     die_with_parent()
-    # A signal to the whole group (Ctrl-C, a service manager) must not cut a drain short: the gateway decides when the engine ends.
+    # A signal to the process group (Ctrl-C, a service manager) must not cut a drain short: the gateway ends the engine.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     config = msgspec.json.decode(options.config, type=EngineConfig)
@@ -68,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _serve(config: EngineConfig, connection: socket.socket) -> None:
-    """Load the base, say so, and loop."""
+    """Load and check the base, report it, and run the loop."""
     writer = EventWriter(connection)
     heartbeat = Heartbeat(writer.write)
     heartbeat.start()
@@ -94,35 +96,35 @@ def _serve(config: EngineConfig, connection: socket.socket) -> None:
 
 
 def _loop(core: EngineCore, commands: queue.SimpleQueue[Command | None], heartbeat: Heartbeat) -> None:
-    """Take what commands there are, step, report; sleep only when there is nothing to do."""
-    reported, known = time.monotonic(), 0
+    """Carry out commands, step, report; sleep only when there is nothing to do."""
+    reported, in_use = time.monotonic(), 0
     while True:
         wait = STATS_EVERY if core.idle else LOAD_POLL if core.blocked else 0.0
-        taken = _taken(commands, wait)
+        received = _take_commands(commands, wait)
         heartbeat.begin()
-        for command in taken:
+        for command in received:
             if command is None or isinstance(command, Shutdown):
                 return
             core.handle(command)
         core.step()
         heartbeat.end()
         if core.idle:
-            known = _tidied(known)
+            in_use = _trim(in_use)
         if time.monotonic() - reported >= STATS_EVERY:
             reported = time.monotonic()
             core.report()
 
 
-def _tidied(known: int) -> int:
-    """Hand memory back when there is much more of it than was known to be needed; how much is known to be needed now."""
-    if resident_bytes() <= known + GROWTH:
-        return known
+def _trim(in_use: int) -> int:
+    """Return unused memory to the system once the process has grown TRIM_AFTER bytes beyond `in_use`; the new `in_use`."""
+    if resident_bytes() <= in_use + TRIM_AFTER:
+        return in_use
     trim_memory()
-    return max(known, resident_bytes())
+    return max(in_use, resident_bytes())
 
 
-def _taken(commands: queue.SimpleQueue[Command | None], wait: float) -> list[Command | None]:
-    """All commands that are there, after waiting up to `wait` seconds for the first."""
+def _take_commands(commands: queue.SimpleQueue[Command | None], wait: float) -> list[Command | None]:
+    """All queued commands, after waiting up to `wait` seconds for the first."""
     taken: list[Command | None] = []
     try:
         taken.append(commands.get(timeout=wait) if wait else commands.get_nowait())
@@ -133,7 +135,7 @@ def _taken(commands: queue.SimpleQueue[Command | None], wait: float) -> list[Com
 
 
 def _listen(reader: CommandReader) -> queue.SimpleQueue[Command | None]:
-    """Read commands on a thread; None ends the stream."""
+    """Read commands on a thread into the queue that is returned; None ends the stream."""
     commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
 
     def listen() -> None:

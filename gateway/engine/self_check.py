@@ -1,8 +1,9 @@
-"""Compare what a base says in the engine with transformers' own forward, once for each base, quantization and version.
+"""The self-check: compares a base in the engine with transformers' own forward pass, once for each base, quantization and version.
 
-The table of architectures (plugins/bases/architectures.py) is held to transformers by tests on small configurations. What no test has seen,
-a setting of a base's own or another release of a library, shows here, before the first request. transformers answers in a process of its own,
-`python -m tunery.gateway.engine.self_check CONFIG`, which ends before the engine loads the base: the memory is taken once.
+The supported architectures (plugins/bases/architectures.py) are tested against transformers on small configurations. What no test
+has seen, such as a setting of this base or another release of a library, shows here before the first request. transformers runs
+in a process of its own, `python -m tunery.gateway.engine.self_check CONFIG`, which ends before the engine loads the base, so that
+the base is in memory only once.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from tunery.gateway.engine.config import EngineConfig
-from tunery.gateway.engine.messages import Event, Failed, Generate, Sampling, Tokens
+from tunery.gateway.engine.messages import Event, Failed, Generate, Tokens
+from tunery.gateway.engine.sampling_params import SamplingParams
 from tunery.plugins.bases.architectures import refuse_folder
 from tunery.plugins.runtime.compute import prepare_compute
 from tunery.plugins.runtime.parent_watch import die_with_parent
@@ -29,17 +31,19 @@ if TYPE_CHECKING:
 
 __all__ = ["Expected", "expectation", "main", "scores", "verify"]
 
-CHECK = 1
-"""Of what is compared; another check needs another number."""
+CHECK_VERSION = 1
+"""To be raised when the check changes, so that every base is compared again."""
 LENGTHS = (23, 61)
+"""Tokens of the two prompts."""
 SHARED = 20
-"""Tokens that both prompts begin with, more than a page, so that the second time one finds the other's."""
+"""Tokens that both prompts begin with: more than a page, so that the second run uses the prefix cache."""
 TOLERANCE = {"float32": 2e-3, "bfloat16": 0.5}
-"""Mean distance in nats of a token. Another order of summation costs a hundredth of it, another attention pattern whole nats."""
+"""Largest mean distance of a token's log-probability, in nats, by dtype. Another order of summation costs a hundredth of it,
+another attention pattern whole nats."""
 
 
 class Expected(msgspec.Struct, frozen=True):
-    """Prompts, and of each the natural-log probabilities of its tokens from the second on; or why there are none, in `refusal`."""
+    """Prompts, and the natural-log probabilities of each one's tokens from the second on; or why there are none, in `refusal`."""
 
     prompts: tuple[tuple[int, ...], ...] = ()
     scores: tuple[tuple[float, ...], ...] = ()
@@ -47,7 +51,10 @@ class Expected(msgspec.Struct, frozen=True):
 
 
 def expectation(config: EngineConfig) -> Expected | None:
-    """What transformers says of two prompts, each alone; None where this base has been compared, or cannot be."""
+    """What transformers computes for two prompts; None when this base has been compared before, or cannot be.
+
+    Raises ArtifactRefused (`unsupported_base`) when the base is not one that the engine serves.
+    """
     marker = _marker(config)
     if marker is not None and marker.is_file():
         return None
@@ -56,10 +63,10 @@ def expectation(config: EngineConfig) -> Expected | None:
     done = subprocess.run(command, stdout=subprocess.PIPE, check=False)
     if done.returncode:
         sys.stderr.write(
-            f"engine: transformers could not be asked about the base ({done.returncode}); it is served unchecked\n"
+            f"engine: the base could not be run in transformers (exit code {done.returncode}); it is served without the check\n"
         )
         return None
-    # A library may have printed something before.
+    # Libraries may have printed something before the last line.
     expected = msgspec.json.decode(done.stdout.splitlines()[-1], type=Expected)
     if expected.refusal:
         raise ArtifactRefused(expected.refusal, code="unsupported_base")
@@ -67,10 +74,10 @@ def expectation(config: EngineConfig) -> Expected | None:
 
 
 def verify(core: EngineCore, expected: Expected, config: EngineConfig) -> None:
-    """Raise ArtifactRefused when the engine does not say what was expected: together, and again with what is cached."""
+    """Raise ArtifactRefused (`unsupported_base`) when the engine computes something else, in a batch or from the prefix cache."""
     for attempt in ("in a batch", "from the prefix cache"):
-        distance = _distance(_ask(core, expected.prompts), expected.scores)
-        # Not a number is no distance either.
+        distance = _mean_distance(_prompt_logprobs(core, expected.prompts), expected.scores)
+        # Written so that a distance of NaN fails too.
         if not distance <= TOLERANCE[config.dtype]:
             raise ArtifactRefused(
                 f"the base {config.base_name!r} is not served exactly: {attempt} the engine is {distance:.3g} nats a token away from "
@@ -79,14 +86,14 @@ def verify(core: EngineCore, expected: Expected, config: EngineConfig) -> None:
             )
     marker = _marker(config)
     if marker is not None:
-        # Serving goes on without it; whoever starts next compares again.
+        # Without the marker, the next start compares again.
         with contextlib.suppress(OSError):
             marker.parent.mkdir(parents=True, exist_ok=True)
             marker.touch()
 
 
 def scores(config: EngineConfig) -> Expected:
-    """What `expectation` asks for, in this process."""
+    """The prompts and scores of `expectation`, computed in this process."""
     from tunery.gateway.engine.models.torch.model import load_plain
 
     module: Any = load_plain(config)
@@ -97,7 +104,7 @@ def scores(config: EngineConfig) -> Expected:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print what transformers says of the base of the configuration that is given."""
+    """Print the Expected of the engine configuration given as JSON, as JSON on the last line."""
     die_with_parent()
     config = msgspec.json.decode(arguments[0], type=EngineConfig)
     prepare_compute(config.threads)
@@ -110,16 +117,16 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _marker(config: EngineConfig) -> Path | None:
-    """The file that says that this base has been compared."""
+    """The file that marks this base as compared; None without a cache folder."""
     if not config.cache_folder:
         return None
     versions = "-".join(version(name) for name in ("tunery", "transformers", "torch"))
-    way = f"{config.quant}-{config.dtype}-{config.device}-{config.kernels}"
-    return Path(config.cache_folder) / f"{config.base_digest}-{way}-{versions}-{CHECK}.checked"
+    setting = f"{config.quant}-{config.dtype}-{config.device}-{config.kernels}"
+    return Path(config.cache_folder) / f"{config.base_digest}-{setting}-{versions}-{CHECK_VERSION}.checked"
 
 
 def _prompt(index: int, length: int, vocabulary: int, longest: int) -> tuple[int, ...]:
-    """Token ids from all over the vocabulary; all prompts begin alike."""
+    """Token ids from all over the vocabulary; all prompts begin with the same SHARED ones."""
     seeds = [at if at < SHARED else at + 1000 * (index + 1) for at in range(min(length, longest))]
     return tuple((seed * 7919 + 13) % vocabulary for seed in seeds)
 
@@ -130,13 +137,13 @@ def _scores(module: Any, prompt: tuple[int, ...]) -> tuple[float, ...]:
     with torch.inference_mode():
         ids = torch.tensor([prompt], device=module.device)
         logits = module(input_ids=ids, use_cache=False).logits[0, :-1].float()
-        found: list[float] = logits.log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0].tolist()
-    return tuple(found)
+        logprobs: list[float] = logits.log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0].tolist()
+    return tuple(logprobs)
 
 
-def _ask(core: EngineCore, prompts: Sequence[tuple[int, ...]]) -> list[list[float]]:
-    """The engine's scores of the prompts, as long as its context allows, asked for together."""
-    sampling = Sampling(max_tokens=1, temperature=0.0, ignore_eos=True, prompt_logprobs=0)
+def _prompt_logprobs(core: EngineCore, prompts: Sequence[tuple[int, ...]]) -> list[list[float]]:
+    """The engine's log-probabilities of the prompts, cut to its context length and run together."""
+    sampling = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True, prompt_logprobs=0)
     room = core.model.context_length - 1
     requests = [Generate(id=str(at), prompt=prompt[:room], sampling=sampling) for at, prompt in enumerate(prompts)]
     events: list[Event] = core.run_requests(requests)
@@ -144,13 +151,15 @@ def _ask(core: EngineCore, prompts: Sequence[tuple[int, ...]]) -> list[list[floa
     if failed:
         raise ArtifactRefused(f"the base cannot be compared with transformers: {failed[0]}", code="unsupported_base")
     tokens = [token for event in events if isinstance(event, Tokens) for token in event.tokens]
-    return [[score.logprob for score in token.prompt] for token in sorted(tokens, key=lambda token: int(token.id))]
+    return [
+        [score.logprob for score in token.prompt_scores] for token in sorted(tokens, key=lambda token: int(token.id))
+    ]
 
 
-def _distance(found: Sequence[Sequence[float]], expected: Sequence[Sequence[float]]) -> float:
-    """The mean over all tokens that both have."""
-    pairs = [pair for ours, theirs in zip(found, expected, strict=True) for pair in zip(ours, theirs, strict=False)]
-    return sum(abs(ours - theirs) for ours, theirs in pairs) / max(len(pairs), 1)
+def _mean_distance(ours: Sequence[Sequence[float]], expected: Sequence[Sequence[float]]) -> float:
+    """The mean absolute difference over all tokens that both have."""
+    pairs = [pair for one, other in zip(ours, expected, strict=True) for pair in zip(one, other, strict=False)]
+    return sum(abs(one - other) for one, other in pairs) / max(len(pairs), 1)
 
 
 if __name__ == "__main__":

@@ -11,23 +11,16 @@ from pathlib import Path
 
 import msgspec
 
+from tunery.gateway.engine.composition import AdapterSource, WeightedAdapter
 from tunery.gateway.engine.config import EngineConfig
 from tunery.gateway.engine.core import EngineCore
-from tunery.gateway.engine.messages import (
-    AdapterSource,
-    Event,
-    Failed,
-    Generate,
-    Sampling,
-    Token,
-    Tokens,
-    WeightedAdapter,
-)
+from tunery.gateway.engine.messages import Event, Failed, Generate, Token, Tokens
+from tunery.gateway.engine.sampling_params import SamplingParams
 from tunery.plugins.data.render.renderer import Renderer
 from tunery.plugins.training.examples.batches import Example
 from tunery.plugins.training.gates import GateCase, GateRequest, Precision
 from tunery.registry.errors import ArtifactRefused
-from tunery.registry.peft.artifact import CONFIG, WEIGHTS
+from tunery.registry.peft.layout import CONFIG, WEIGHTS
 
 __all__ = ["Answer", "Served", "served"]
 
@@ -86,22 +79,24 @@ class Served:
 
         A row may be as long as the context less one token.
         """
-        sampling = Sampling(max_tokens=1, temperature=0.0, prompt_logprobs=0)
+        sampling = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0)
         answers = self._run([row.ids for row in rows], [sampling] * len(rows), tuned=tuned)
         return [
-            [score.logprob for score, trained in zip(tokens[0].prompt, row.trained[1:], strict=True) if trained]
+            [score.logprob for score, trained in zip(tokens[0].prompt_scores, row.trained[1:], strict=True) if trained]
             for row, tokens in zip(rows, answers, strict=True)
         ]
 
     def answers(self, prompts: Sequence[Sequence[int]], *, tuned: bool, limit: int) -> list[Answer]:
         """Greedy answers of at most `limit` tokens, the one that ends them included."""
         room = [min(limit, self.context_length - len(prompt)) for prompt in prompts]
-        sampling = [Sampling(max_tokens=most, temperature=0.0) for most in room]
+        sampling = [SamplingParams(max_tokens=most, temperature=0.0) for most in room]
         return [
             Answer(len(tokens), tokens[-1].finish == "stop") for tokens in self._run(prompts, sampling, tuned=tuned)
         ]
 
-    def _run(self, prompts: Sequence[Sequence[int]], sampling: Sequence[Sampling], *, tuned: bool) -> list[list[Token]]:
+    def _run(
+        self, prompts: Sequence[Sequence[int]], sampling: Sequence[SamplingParams], *, tuned: bool
+    ) -> list[list[Token]]:
         """Run requests together to their ends; each one's tokens. Raise ArtifactRefused when the engine refuses one."""
         self._events.clear()
         composition = self._adapter if tuned else ()

@@ -98,7 +98,7 @@ def _import(
             if again and Path(base.path).is_dir():
                 Path(base.path).rename(folder.with_name(f"damaged-{folder.name}"))
             _move(folder, Path(base.path))
-            changed_files(Path(base.path), digest, registry.home.verified(digest))
+            changed_files(Path(base.path), digest, registry.home.base_stamps(digest))
     except TuneryError:
         raise
     except OSError as error:
@@ -134,7 +134,7 @@ def _damaged_files(base: Base, registry: Registry) -> list[str]:
     folder = Path(base.path)
     if folder.name != base.digest or not folder.is_dir():
         return []
-    return changed_files(folder, base.digest, registry.home.verified(base.digest))
+    return changed_files(folder, base.digest, registry.home.base_stamps(base.digest))
 
 
 def _check_source_exists(base: Base) -> None:

@@ -122,7 +122,8 @@ class TrainerConformance:
 
     def test_a_run_stops_when_it_is_told_to(self, harness: TrainerHarness) -> None:
         """A cancelled run ends long before its last step and leaves the registry as it was."""
-        from tunery.plugins.training.job.control import ask
+        from tunery.plugins.training.folder import JobFolder
+        from tunery.plugins.training.job.control import signal_job
 
         before, steps = len(harness.registry.versions()), 100_000
         done: list[int] = []
@@ -131,7 +132,7 @@ class TrainerConformance:
             if isinstance(event, StepCompleted):
                 done.append(event.step)
                 if len(done) == 1:
-                    ask(harness.registry.home.jobs / harness.registry.jobs()[0].id, "cancel")
+                    signal_job(JobFolder(harness.registry.home.jobs / harness.registry.jobs()[0].id), "cancel")
 
         with pytest.raises(KeyboardInterrupt, match="was cancelled"):
             harness.train(on_event=cancel_at_first, max_steps=steps, eval_every=0, checkpoint_every=0)

@@ -17,6 +17,8 @@ def distributions(harness: TrainerHarness, folder: Path) -> tuple[Any, Any, Any]
 
     from tunery.plugins.descriptors import load_entrypoint
     from tunery.plugins.training import LoadContext, SaveContext, load_base
+    from tunery.plugins.training.folder import JobFolder
+    from tunery.plugins.training.loop.compute import ComputeContext
     from tunery.plugins.training.loop.loop import Loop
     from tunery.plugins.training.objectives.objective import objective_of
     from tunery.plugins.training.trainer import load_trained
@@ -33,9 +35,14 @@ def distributions(harness: TrainerHarness, folder: Path) -> tuple[Any, Any, Any]
     rows, objective = harness.corpus().train, objective_of(trainer, parameters)
     objective.prepare(model, (rows, ()), path=folder / "reference.json", device=cpu, dtype=torch.float32)
     Loop(
-        model, rows, parameters, device=cpu, dtype=torch.float32, checkpoint=folder / "checkpoint",
-        fingerprint="", on_event=lambda event: None, evaluate=None, objective=objective,
-    ).run()  # fmt: skip
+        model,
+        rows,
+        parameters,
+        compute=ComputeContext(device=cpu, dtype=torch.float32, measured_dtype=torch.float32),
+        folder=JobFolder(folder),
+        fingerprint="",
+        objective=objective,
+    ).run()
     live = _log_probabilities(model, harness.prompts())
     output = folder / "output"
     output.mkdir()

@@ -1,9 +1,9 @@
-"""The DPO trainer (arXiv 2305.18290): a low-rank pair taught by which of two answers is better."""
+"""The DPO trainer (arXiv 2305.18290): LoRA trained on which of two answers is better."""
 
 from __future__ import annotations
 
-from tunery.plugins.trainers import DpoParameters
 from tunery.plugins.trainers.lora import LoraTrainer
+from tunery.plugins.trainers.parameters import DpoParameters
 from tunery.plugins.training.objectives.preference import Preference
 
 __all__ = ["DpoTrainer"]

@@ -11,7 +11,8 @@ from peft import PeftModel
 from torch import nn
 
 from tunery.plugins.quantization import Quant
-from tunery.plugins.trainers import EXACT, FullParameters
+from tunery.plugins.trainers import EXACT
+from tunery.plugins.trainers.parameters import FullParameters
 from tunery.plugins.training.delta import SEARCHES, save_delta
 from tunery.plugins.training.trainer import LoadContext, SaveContext, load_base
 from tunery.registry.errors import InvalidInput
@@ -26,11 +27,11 @@ class FullTrainer:
     save_evaluations = SEARCHES + 1
 
     def whole_weights(self, parent: Mapping[str, Any] | None) -> bool:
-        """All of them, whatever it continues from."""
+        """Always: every weight is trained."""
         return True
 
     def load(self, context: LoadContext[FullParameters]) -> nn.Module:
-        """The base, or the parent's exact weights, with everything trained; a parent that is a pair is added to the base."""
+        """The base, or the parent's exact weights, with everything trained; a parent that is a LoRA is merged into the base."""
         exact = context.parent / EXACT if context.parent else None
         whole = exact is not None and exact.is_dir()
         folder = exact if exact is not None and whole else context.base_folder
@@ -43,8 +44,8 @@ class FullTrainer:
                 code="unsupported_base",
             )
         if context.parent is not None and not whole:
-            pair: Any = PeftModel.from_pretrained(model, str(context.parent))
-            model = pair.merge_and_unload()
+            adapted: Any = PeftModel.from_pretrained(model, str(context.parent))
+            model = adapted.merge_and_unload()
         return model.requires_grad_(requires_grad=True)
 
     def save(self, model: nn.Module, folder: Path, context: SaveContext[FullParameters]) -> dict[str, float]:
@@ -66,7 +67,7 @@ class FullTrainer:
 
 
 def unserved(model: nn.Module) -> str | None:
-    """A parameter whose change no adapter carries (an expert's, a router's, a sink of attention's, GPT-2's turned weights), if any."""
+    """A parameter whose change no adapter can hold (an expert's, a router's, an attention sink's, GPT-2's transposed weights), or None."""
     for name, module in model.named_modules():
         own = dict(module.named_parameters(recurse=False))
         plain = isinstance(module, nn.Linear | nn.Embedding) and ".experts." not in name

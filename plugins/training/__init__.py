@@ -1,7 +1,22 @@
-"""What every trainer gets for nothing: data, loop, evaluation, checkpoints, manifest, publishing.
+"""Training: everything around a trainer, from a request to a published version.
 
-A trainer is a class with `quant`, `load(context)` and `save(model, folder, context)`; see `trainer.py`. The names below are
-imported when they are asked for, because most of them bring torch.
+    from tunery.plugins.discovery import load_plugins
+    from tunery.plugins.parameters import read_parameters
+    from tunery.plugins.training import TrainRequest, train
+    from tunery.registry.registry import Registry
+
+    plugins, registry = load_plugins(), Registry.open()
+    request = TrainRequest(
+        adapter="acme/support", trainer="lora", base=registry.bases()[0].digest, data=("/data/tickets.jsonl",)
+    )
+    parameters = read_parameters(plugins.trainer("lora").parameters, request.parameters)
+    version = train(request, parameters, registry=registry, plugins=plugins, on_event=print)
+
+`resume` goes on with a job that was paused, cancelled or killed; `reproduce` trains a version again and compares the digests.
+
+A trainer is a class with `quant`, `load(context)` and `save(model, folder, context)`, see `Trainer`; rendering, splitting, batches, the
+optimizer, evaluation, checkpoints, gates and publishing are done for it. Its `load` usually begins with `load_base`. The names below are
+imported when they are used, because most of them bring torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Owns measuring the training loop: the same loop, on a file's rows, with nothing published."""
+"""Measure the training loop on the rows of a file; nothing is published."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from tunery.plugins.manager import Plugins
 from tunery.plugins.parameters import read_parameters
 from tunery.plugins.runtime.memory import peak_memory
 from tunery.plugins.training.examples.corpus import read_corpus
-from tunery.plugins.training.loop.loop import Loop
+from tunery.plugins.training.folder import JobFolder
+from tunery.plugins.training.loop.compute import ComputeContext
+from tunery.plugins.training.loop.loop import Loop, LoopCallbacks
 from tunery.plugins.training.objectives.loss import mean_loss
 from tunery.plugins.training.trainer import (
     LoadContext,
@@ -61,12 +63,12 @@ def bench_train(
             model,
             corpus.train,
             parameters,
-            device=where,
-            dtype=dtype,
-            checkpoint=Path(scratch) / "checkpoint",
+            compute=ComputeContext(device=where, dtype=dtype, measured_dtype=measured),
+            folder=JobFolder(Path(scratch)),
             fingerprint="",
-            on_event=lambda event: steps.append(event) if isinstance(event, StepCompleted) else None,
-            evaluate=None,
+            callbacks=LoopCallbacks(
+                on_event=lambda event: steps.append(event) if isinstance(event, StepCompleted) else None
+            ),
         ).run()
     peak = peak_memory(where)
     first, last = steps[0], steps[-1]

@@ -1,6 +1,6 @@
-"""Owns choosing what nobody gave: every rule with its reason and its source, so that no number is unexplained.
+"""Choose the training parameters that were not given, each by a rule with a reason and a source.
 
-Refuses to touch a value that was given. A rule sees only the data, the base and the method, so the same inputs choose the same.
+A given value is never changed. A rule sees only the data, the base and the method, so the same inputs give the same choices.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ __all__ = ["RULES", "Facts", "choose"]
 P = TypeVar("P", bound=TrainingParameters)
 
 REFERENCE_WIDTH = 2048
-"""Hidden units of the base that a trainer's default learning rate is for."""
+"""Hidden size of the base that a trainer's default learning rate is for."""
 
 FULL_RATE = TrainingParameters().learning_rate
 SHORT_RUN = 100
-"""Steps below which low-rank pairs take a higher rate."""
+"""Steps below which LoRA takes a higher learning rate."""
 
 LARGEST_BATCH, SMALLEST_BATCH = 16, 4
 EVALUATIONS, CHECKPOINTS = 5, 10
 ENOUGH_HELD_OUT = 8
-"""Held-out rows from which on a worse loss means something."""
+"""Held-out rows below which a higher loss is taken for noise."""
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
-    """What the rules look at: training and held-out rows, and the base's hidden units."""
+    """What the rules depend on: numbers of training and held-out rows, and the base's hidden size."""
 
     rows: int
     held_out: int
@@ -39,7 +39,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def choose(parameters: P, given: Collection[str], facts: Facts) -> tuple[P, list[Choice]]:
-    """`parameters` with everything chosen that has a rule and is not in `given`; and the choices in order."""
+    """Replace every parameter that has a rule and is not in `given`; return the parameters and the choices, in order."""
     choices: list[Choice] = []
     for name, rule in RULES.items():
         if name not in given:
@@ -140,4 +140,4 @@ RULES: dict[str, Callable[[TrainingParameters, Facts], Choice]] = {
     "checkpoint_every": _checkpoint_every,
     "patience": _patience,
 }
-"""The parameters that are chosen, in this order: a rule may look at what earlier ones chose."""
+"""The parameters with a rule, in order: a rule may depend on what earlier ones chose."""

@@ -1,12 +1,12 @@
-"""Owns what a full fine-tune is served as: its difference from the base, low rank per matrix, everything else exactly.
+"""The delta that a full fine-tune is served as: its difference from the base, low rank for every matrix, exact for everything else.
 
-The result is an ordinary PEFT adapter, so PEFT itself can check it: a LoRA whose `rank_pattern` gives each matrix its own
-rank (alpha equal to it, so the scale is 1), norms whole in `modules_to_save`, biases whole (`bias: all`). The embedding's difference
-is a `lora_embedding_A`/`B` pair; where the output head shares the embedding's weight, the head gets the same pair, transposed.
+The result is an ordinary PEFT adapter, so PEFT itself can check it: a LoRA whose `rank_pattern` gives each matrix its own rank (alpha is
+equal to it, so the scale is 1), with whole norms in `modules_to_save` and whole biases (`bias: all`). The embedding's difference is
+`lora_embedding_A` and `lora_embedding_B`; an output head that shares the embedding's weight gets the same two, transposed.
 
-The rank of a matrix is the smallest that keeps a share of its difference's energy (squared Frobenius norm; Eckart and Young 1936). The
-share is the same for all matrices and as small as the fidelity asked for allows: the part of the held-out improvement that is kept,
-(base − delta) / (base − exact).
+The rank of a matrix is the smallest that keeps a given share of its difference's energy (squared Frobenius norm; Eckart and Young 1936).
+The share is the same for all matrices, and the smallest that reaches the requested fidelity, which is the part of the held-out
+improvement that is kept: (base − delta) / (base − exact).
 """
 
 from __future__ import annotations
@@ -22,11 +22,13 @@ from peft import LoraConfig
 from safetensors.torch import save_file
 from torch import nn
 
+from tunery.registry.peft.layout import PREFIX, WEIGHTS, pair_keys, parameter_key
+
 __all__ = ["SEARCHES", "save_delta"]
 
 HIGHEST, LOWEST, SEARCHES = 0.9995, 0.05, 7
 UNMEASURED = 0.95
-"""The share of energy kept when nothing was held out to measure by."""
+"""The share of energy that is kept when no rows are held out to measure fidelity with."""
 
 
 class _Factors(msgspec.Struct):
@@ -56,9 +58,9 @@ def save_delta(
     base_loss: float | None,
     exact_loss: float | None,
 ) -> dict[str, float]:
-    """Write the delta of `model` against `base`, and return its measured fidelity, losses and size.
+    """Write the delta of `model` against `base` into `folder`; return its measured fidelity, losses and size in bytes.
 
-    `base` is changed in place, to what base and delta together are.
+    `base` is changed in place: it becomes base plus delta.
     """
     factors = _factorise(model, base)
     originals = {name: module.weight.detach().clone() for name, module in _matrices(base)}
@@ -88,14 +90,14 @@ def save_delta(
 
 
 def _fidelity(base: float, exact: float, delta: float) -> float:
-    """The share of the improvement that the delta keeps; 1 when there was none to keep."""
+    """The share of the improvement that the delta keeps; 1 when there is none."""
     return (base - delta) / (base - exact) if base > exact else 1.0
 
 
 def _search(
     loss_at: Callable[[float], float], wanted: float, base: float | None, exact: float | None
 ) -> tuple[float, float]:
-    """The smallest share of energy, by bisection, whose measured fidelity is `wanted`; and the loss there."""
+    """The smallest share of energy, by bisection, whose measured fidelity reaches `wanted`, and the loss at that share."""
     if base is None or exact is None or base <= exact:
         share = UNMEASURED if base is None else HIGHEST
         return share, loss_at(share)
@@ -112,7 +114,7 @@ def _search(
 
 
 def _matrices(model: nn.Module) -> list[tuple[str, Any]]:
-    """Linear layers and embeddings, a head that shares the embedding's weight left out."""
+    """Linear layers and embeddings, without an output head that shares the embedding's weight."""
     whole: Any = model
     embedding = whole.get_input_embeddings()
     head = whole.get_output_embeddings()
@@ -142,13 +144,13 @@ def _factors(difference: torch.Tensor) -> _Factors:
 
 def _product(factors: _Factors, share: float) -> torch.Tensor:
     rank = factors.rank(share)
-    # As it is served: the pair is stored in bfloat16.
+    # As served: both factors are stored in bfloat16.
     left, right = factors.left[:, :rank].bfloat16().float(), factors.right[:rank].bfloat16().float()
     return left @ right
 
 
 def _copy_rest(model: nn.Module, base: nn.Module) -> None:
-    """Give the base every parameter that is no matrix: norms and biases."""
+    """Copy every parameter outside the matrices (norms and biases) to the base."""
     matrices = {f"{name}.weight" for name, _ in _matrices(base)}
     own = dict(model.named_parameters())
     for name, parameter in base.named_parameters():
@@ -157,32 +159,30 @@ def _copy_rest(model: nn.Module, base: nn.Module) -> None:
 
 
 def _write(model: nn.Module, factors: dict[str, _Factors], ranks: dict[str, int], folder: Path) -> int:
-    """The adapter's two files; bytes of the weights."""
+    """Write the adapter's two files; return the size of the weights in bytes."""
     modules = dict(model.named_modules())
     tensors: dict[str, torch.Tensor] = {}
     for name, rank in ranks.items():
         left, right = factors[name].left[:, :rank], factors[name].right[:rank]
-        prefix = f"base_model.model.{name}"
         if isinstance(modules[name], nn.Embedding):
+            a, b = pair_keys(name, embedding=True)
             # PEFT looks tokens up in A: E^T = B A with A [r, vocabulary], B [hidden, r].
-            tensors[f"{prefix}.lora_embedding_A"] = left.T.contiguous().bfloat16()
-            tensors[f"{prefix}.lora_embedding_B"] = right.T.contiguous().bfloat16()
+            tensors |= {a: left.T.contiguous().bfloat16(), b: right.T.contiguous().bfloat16()}
         else:
-            tensors[f"{prefix}.lora_A.weight"] = right.contiguous().bfloat16()
-            tensors[f"{prefix}.lora_B.weight"] = left.contiguous().bfloat16()
+            a, b = pair_keys(name)
+            tensors |= {a: right.contiguous().bfloat16(), b: left.contiguous().bfloat16()}
         if name == _tied_embedding(model):
-            head = f"base_model.model.{_head(model)}"
-            tensors[f"{head}.lora_A.weight"] = right.contiguous().bfloat16()
-            tensors[f"{head}.lora_B.weight"] = left.contiguous().bfloat16()
+            a, b = pair_keys(_head(model))
+            tensors |= {a: right.contiguous().bfloat16(), b: left.contiguous().bfloat16()}
     whole, biases = _rest(model, set(ranks))
     tensors |= whole | biases
-    save_file(tensors, folder / "adapter_model.safetensors")
+    save_file(tensors, folder / WEIGHTS)
     _config(model, ranks, whole, bool(biases)).save_pretrained(str(folder))
     return sum(tensor.nbytes for tensor in tensors.values())
 
 
 def _rest(model: nn.Module, adapted: set[str]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Norms (and other leaf modules) whole, and biases of linear layers, under PEFT's names."""
+    """Whole norms (and other leaf modules), and biases of linear layers, under PEFT's names."""
     whole: dict[str, torch.Tensor] = {}
     biases: dict[str, torch.Tensor] = {}
     matrices = {name for name, _ in _matrices(model)}
@@ -190,10 +190,9 @@ def _rest(model: nn.Module, adapted: set[str]) -> tuple[dict[str, torch.Tensor],
         module, _, leaf = name.rpartition(".")
         value = parameter.detach().cpu().contiguous()
         if module not in matrices:
-            whole[f"base_model.model.{name}"] = value
+            whole[parameter_key(name)] = value
         elif leaf == "bias":
-            wrapped = ".base_layer" if module in adapted else ""
-            biases[f"base_model.model.{module}{wrapped}.bias"] = value
+            biases[parameter_key(name, adapted=module in adapted)] = value
     return whole, biases
 
 
@@ -201,7 +200,7 @@ def _config(model: nn.Module, ranks: dict[str, int], whole: dict[str, torch.Tens
     embedding = _tied_embedding(model)
     adapted = ranks | ({_head(model): ranks[embedding]} if embedding in ranks else {})
     patterns = {name.replace(".", r"\."): rank for name, rank in adapted.items()}
-    saved = sorted({key.removeprefix("base_model.model.").rsplit(".", 2)[-2] for key in whole})
+    saved = sorted({key.removeprefix(PREFIX).rsplit(".", 2)[-2] for key in whole})
     return LoraConfig(
         r=max(adapted.values(), default=1),
         lora_alpha=max(adapted.values(), default=1),
@@ -215,14 +214,14 @@ def _config(model: nn.Module, ranks: dict[str, int], whole: dict[str, torch.Tens
 
 
 def _head(model: nn.Module) -> str:
-    """The output head's name."""
+    """The name of the output head."""
     whole: Any = model
     names: dict[Any, str] = {module: name for name, module in model.named_modules()}
     return names[whole.get_output_embeddings()]
 
 
 def _tied_embedding(model: nn.Module) -> str:
-    """The embedding's name when the output head shares its weight, else nothing."""
+    """The name of the embedding when the output head shares its weight, else an empty string."""
     whole: Any = model
     embedding, head = whole.get_input_embeddings(), whole.get_output_embeddings()
     if head is None or head.weight is not embedding.weight:

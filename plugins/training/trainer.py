@@ -1,7 +1,7 @@
-"""Owns what a trainer is: something that gives the loop a model to train and turns the result into servable files.
+"""The interface of a trainer: it loads a model to train, and saves the result as files that can be served.
 
-Everything else (rendering, splitting, batches, optimizer, evaluation, checkpoints, manifest, publishing) is the host's, so
-every trainer has it.
+Everything else (rendering, splitting, batches, optimizer, evaluation, checkpoints, manifest, publishing) is done by the host for every
+trainer.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ P = TypeVar("P", bound=TrainingParameters)
 
 
 class LoadContext(Generic[P]):
-    """What a trainer may use to build its model.
+    """What a trainer may use to load its model.
 
-    `dtype` is what frozen weights are kept in, and what figures are measured in (see `measuring_dtype`); trained weights are
-    float32, whatever a trainer makes of them. `parent` holds the files of the version to continue from, or is None.
+    `dtype` is the dtype of frozen weights and of measured figures (see `measuring_dtype`); trained weights become float32, whatever dtype
+    a trainer gives them. `parent` is the folder of the version to continue from, or None.
     """
 
     def __init__(
@@ -49,11 +49,10 @@ class LoadContext(Generic[P]):
 
 
 class SaveContext(Generic[P]):
-    """What a trainer may use to save: as for loading, and `evaluate`, the mean held-out loss in nats per trained token of any
-    model that takes the base's inputs (None when nothing was held out).
+    """What a trainer may use to save: the load context, and `evaluate`, which returns the mean held-out loss in nats per trained token of
+    any model with the base's inputs (None when nothing was held out).
 
-    A trainer whose files say something else than its model, because they only approximate it, calls `record` with a model that
-    says what the files do; serving is compared with that.
+    A trainer whose files only approximate its model calls `record` with a model that equals the files; serving is compared with that one.
     """
 
     def __init__(
@@ -73,27 +72,27 @@ class SaveContext(Generic[P]):
 
 
 class Trainer(Protocol):
-    """A trainer's heavy half, imported only in the process that trains.
+    """A trainer, imported only in the process that trains.
 
-    `quant` is the quantization of the base it trains on, and that its base loss is measured on.
+    `quant` is the quantization of the base in training, and of the base whose loss is compared.
 
-    A trainer that changes weights of the base themselves, instead of low-rank pairs beside them, says so with a method
-    `whole_weights(parent: Mapping[str, Any] | None) -> bool`, where `parent` is the adapter configuration of the version to
-    continue from: its figures are then measured in float32, because a change may be smaller than bfloat16 can tell.
-    One that evaluates while it saves says how often by an attribute `save_evaluations`, so that it can be quoted.
+    Optional members: `whole_weights(parent: Mapping[str, Any] | None) -> bool`, where `parent` is the adapter configuration of the version
+    to continue from, returns True when weights of the base itself are trained and not a LoRA beside them; figures are then measured in
+    float32, because such changes can be smaller than bfloat16 resolves. `save_evaluations: int` is how often `save` calls `evaluate`, which
+    the quote takes into account. `objective(parameters) -> Objective` replaces the supervised loss.
     """
 
     quant: Quant
 
     def load(self, context: LoadContext[Any]) -> nn.Module:
-        """The model to train, on its device; what has `requires_grad` is trained. Randomness is already seeded."""
+        """Return the model on its device; parameters with `requires_grad` are trained. torch is already seeded."""
 
     def save(self, model: nn.Module, folder: Path, context: SaveContext[Any]) -> dict[str, float]:
-        """Write what is served into `folder` in PEFT layout; returns extra metrics."""
+        """Write the files to serve into `folder`, in PEFT layout; return metrics of the trainer's own."""
 
 
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """What steps compute in: bfloat16 where the hardware multiplies it natively, unless the parameters say otherwise."""
+    """The dtype of training steps: that of the parameter `precision`, or bfloat16 on hardware that multiplies it natively."""
     if precision != "auto":
         return torch.bfloat16 if precision == "bfloat16" else torch.float32
     if device.type == "cuda":
@@ -109,17 +108,17 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def measuring_dtype(trainer: Trainer, parent: Mapping[str, Any] | None, dtype: torch.dtype) -> torch.dtype:
-    """What losses and log-probabilities are measured in, where steps compute in `dtype`.
+    """The dtype in which losses and log-probabilities are measured when steps compute in `dtype`.
 
-    The same, as serving rounds a pair as training does; but float32 where whole weights are trained. `parent` is the adapter
-    configuration of the version to continue from.
+    The same, since serving rounds a LoRA as training does; float32 when whole weights are trained. `parent` is the adapter configuration
+    of the version to continue from.
     """
-    asked: Callable[[Mapping[str, Any] | None], bool] | None = getattr(trainer, "whole_weights", None)
-    return torch.float32 if asked is not None and asked(parent) else dtype
+    whole_weights: Callable[[Mapping[str, Any] | None], bool] | None = getattr(trainer, "whole_weights", None)
+    return torch.float32 if whole_weights is not None and whole_weights(parent) else dtype
 
 
 def load_trained(trainer: Trainer, context: LoadContext[Any]) -> nn.Module:
-    """A trainer's model, with every trained weight in float32: an optimizer's steps would be lost in anything less."""
+    """A trainer's model with every trained weight in float32; in a smaller dtype the optimizer's steps would be rounded away."""
     model = trainer.load(context)
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
@@ -128,7 +127,7 @@ def load_trained(trainer: Trainer, context: LoadContext[Any]) -> nn.Module:
 
 
 def load_base(folder: Path, *, quant: Quant, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """The base as transformers loads it, quantized by the one recipe that serving uses too."""
+    """The base as transformers loads it, quantized as in serving."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -152,14 +151,14 @@ def load_base(folder: Path, *, quant: Quant, dtype: torch.dtype, device: torch.d
 
 
 def _keep_differentiable(model: nn.Module) -> None:
-    """Keep bitsandbytes from packing weights for inference when a model is evaluated between steps: it cannot be trained after."""
+    """Keep bitsandbytes from packing weights for inference when a model is evaluated between steps: it could not be trained afterwards."""
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             vars(module)["support_avx512bf16_for_cpu"] = False
 
 
 def _forget_unquantized(model: nn.Module) -> None:
-    """Let go of the file's pages, which the few weights that stay as they were would hold on to, and of what quantizing took."""
+    """Copy the few weights that are not quantized, which otherwise keep the file's pages in memory, and release the rest."""
     for parameter in model.parameters():
         if parameter.device.type == "cpu" and not hasattr(parameter, "quant_state"):
             parameter.data = parameter.data.clone()

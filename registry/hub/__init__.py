@@ -1,1 +1,1 @@
-"""Publishing to and importing from the Hugging Face Hub."""
+"""Publish to the Hugging Face Hub, and import from it or from a local PEFT folder."""

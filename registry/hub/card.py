@@ -1,4 +1,4 @@
-"""Owns the model card that goes to the Hub with a version: what it is, where it came from, how good it is, how to use it."""
+"""Write the model card that is published with a version: its metrics, report and lineage, and how to use it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def model_card(
 ) -> str:
     """README.md of a published version, with the Hub's front matter.
 
-    `adapter` is the folder of the adapter where the repository has the whole model too; `report` and `samples` are the version's own
-    pages, where it has them.
+    `adapter` is the adapter's folder in a repository that has the exact model too; `report` and `samples` are the
+    Markdown pages of the version's report, empty where it has none.
     """
     front = {
         "base_model": base_model,
@@ -44,7 +44,8 @@ def _metrics(version: Version) -> str:
     if not version.metrics:
         return ""
     rows = "\n".join(f"| {name} | {value:.6g} |" for name, value in sorted(version.metrics.items()))
-    return f"\n## Metrics\n\nLosses are in {loss_unit(version)}{_precision(version)}.\n\n| metric | value |\n|---|---|\n{rows}\n"
+    unit = f"Losses are in {loss_unit(version)}{_precision(version)}."
+    return f"\n## Metrics\n\n{unit}\n\n| metric | value |\n|---|---|\n{rows}\n"
 
 
 def _precision(version: Version) -> str:
@@ -54,22 +55,22 @@ def _precision(version: Version) -> str:
 
 
 def _report(version: Version, report: str, samples: str) -> str:
-    """Both pages without their titles, the picture's place as it is from here."""
+    """Both pages without their titles, with the path of the picture as it is from the card."""
     pages = [page.split("\n", 1)[1].strip() for page in (report, samples) if "\n" in page]
     if not pages:
         return ""
     if samples:
         pages[-1] = "## Samples\n\n" + pages[-1]
-    claim = (
-        "What this section says came with the version from where it was published before.\n\n"
+    note = (
+        "This section came with the version from where it was first published; it was not checked here.\n\n"
         if is_imported(version)
         else ""
     )
-    return f"\n## Report\n\n{claim}" + "\n\n".join(pages).replace("](loss.png)", "](report/loss.png)") + "\n"
+    return f"\n## Report\n\n{note}" + "\n\n".join(pages).replace("](loss.png)", "](report/loss.png)") + "\n"
 
 
 def _lineage(version: Version) -> str:
-    """Identities, and what the manifest says of data, seed and parameters."""
+    """Digests, and what the manifest says of data, seed and parameters."""
     manifest = version.manifest
     facts: list[tuple[str, Any]] = [
         ("version", version.name),
@@ -106,7 +107,8 @@ or the low-rank delta that Tunery serves, on the base:
 ```python
 from peft import PeftModel
 
-model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base_model}"), "{repository}", subfolder="{adapter}")
+base = AutoModelForCausalLM.from_pretrained("{base_model}")
+model = PeftModel.from_pretrained(base, "{repository}", subfolder="{adapter}")
 ```
 
 or `tunery adapters pull {repository} tenant/name`.

@@ -1,4 +1,4 @@
-"""Owns talking to a Hub: which endpoint, over plain LFS where Xet is not on offer, and its failures as ours."""
+"""Talk to a Hub: choose the endpoint, use plain LFS where there is no Xet, and turn its failures into our errors."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __all__ = ["HUB", "hub", "no_revision", "parse_hub"]
 
 HUB = "https://huggingface.co"
 
-# What a disk says, and a network does not.
+# Errors of a disk, not of a network.
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 
 
 def parse_hub(source: str) -> tuple[str, str, str | None]:
-    """Repository, subfolder and revision of `organisation/name`, `organisation/name/sub/folder`, either with `@revision`."""
+    """Repository, subfolder and revision of `organisation/name[/sub/folder][@revision]`; raise InvalidInput."""
     place, _, revision = source.partition("@")
     parts = place.split("/")
     if len(parts) < 2 or not all(parts) or ".." in parts:
@@ -32,7 +32,7 @@ def parse_hub(source: str) -> tuple[str, str, str | None]:
 
 
 def no_revision(repository: str, revision: str | None, endpoint: str | None) -> NotFound:
-    """The error for a repository that is there and has no such revision; lists those it has."""
+    """The error for a repository that has no such revision; lists those it has."""
     from huggingface_hub import HfApi
 
     try:
@@ -40,14 +40,19 @@ def no_revision(repository: str, revision: str | None, endpoint: str | None) -> 
         has = (
             f"it has {', '.join([ref.name for ref in (*refs.branches, *refs.tags)][:8])}, and its commits by their ids"
         )
-    except Exception:  # the message is all that this is for
+    except Exception:  # only the message would be better
         has = "look at its branches and tags on the Hub"
     return NotFound(f"{repository} has no revision {revision or 'main'!r}: {has}", code="hub_revision_not_found")
 
 
 @contextmanager
 def hub(endpoint: str | None, repository: str, revision: str | None = None) -> Iterator[str]:
-    """The endpoint to use (`HF_ENDPOINT` unless given); what goes wrong with it inside the block becomes one of our errors."""
+    """The endpoint to use: `endpoint`, else `HF_ENDPOINT`, else the public Hub. Errors in the block become ours.
+
+    NotFound (hub_not_found, hub_revision_not_found), InvalidInput (hub_forbidden, or a name that the Hub does not
+    accept), Conflict (hub_conflict), StorageFailed for this machine's disk, and Unavailable (hub_unreachable,
+    hub_failed).
+    """
     import httpx2
     from huggingface_hub import constants
     from huggingface_hub.errors import (
@@ -92,13 +97,15 @@ def hub(endpoint: str | None, repository: str, revision: str | None = None) -> I
 
 def _refused(error: Any, repository: str, url: str) -> TuneryError:
     status = getattr(error.response, "status_code", 0)
-    said = getattr(error, "server_message", None) or ""
+    message = getattr(error, "server_message", None) or ""
     if status in (401, 403):
         return InvalidInput(
-            f"{url} does not let you use {repository} ({status} {said}): log in with `hf auth login`, or set HF_TOKEN "
-            "to a token that may",
+            f"{url} does not let you use {repository} ({status} {message}): log in with `hf auth login`, or set "
+            "HF_TOKEN to a token that may",
             code="hub_forbidden",
         )
     if status in (409, 412):
         return Conflict(f"somebody else keeps changing {repository}; publish again", code="hub_conflict")
-    return Unavailable(f"{url} answered {status} {said}; try again later: nothing was changed here", code="hub_failed")
+    return Unavailable(
+        f"{url} answered {status} {message}; try again later: nothing was changed here", code="hub_failed"
+    )

@@ -1,1 +1,1 @@
-"""PEFT's adapter format: its configuration, its tensor names, and what an imported adapter must be."""
+"""PEFT's adapter format: the layout of its tensors, its configuration, and the checks that an adapter must pass."""

@@ -1,4 +1,4 @@
-"""Define every field of PEFT's LoraConfig (0.21.2): its default, and whether it is applied, means nothing here, or is refused."""
+"""List every field of PEFT's LoraConfig (0.21.2): its default, and whether it is applied, ignored or refused."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ DEFAULTS: Mapping[str, Any] = MappingProxyType(
         "ensure_weight_tying": False,
     }
 )
-"""What PEFT takes for a field that the file leaves out. `runtime_config` is never written."""
+"""PEFT's default for a field that the file leaves out. `runtime_config` is never written."""
 
 APPLIED = frozenset(
     {
         "task_type", "peft_type", "auto_mapping", "base_model_name_or_path", "r", "target_modules", "exclude_modules",
-        "lora_alpha", "fan_in_fan_out", "bias", "use_rslora", "modules_to_save", "init_lora_weights", "layers_to_transform",
-        "layers_pattern", "rank_pattern", "alpha_pattern", "trainable_token_indices", "use_dora", "lora_bias",
-        "ensure_weight_tying",
+        "lora_alpha", "fan_in_fan_out", "bias", "use_rslora", "modules_to_save", "init_lora_weights",
+        "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern", "trainable_token_indices", "use_dora",
+        "lora_bias", "ensure_weight_tying",
     }
 )  # fmt: skip
 """Fields that are checked, or that decide how the weights are applied."""
@@ -81,7 +81,7 @@ FOREIGN = frozenset({"lora_dtype", "lorap_lr_ratio", "lorap_emb_lr", "merge_weig
 OWN_PREFIX = "tunery_"
 
 REWRITES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""Initialisations that rewrite the base's weights, so that the saved low-rank pair alone does not mean what was trained."""
+"""Initialisations that rewrite the base's weights, so that the saved pair alone is not what was trained."""
 
 _PLAIN_STARTS = ("gaussian", "eva", "orthogonal", "mica")
 _CHOICES: Mapping[str, tuple[Any, ...]] = {
@@ -91,7 +91,7 @@ _CHOICES: Mapping[str, tuple[Any, ...]] = {
 
 
 def setting(config: Mapping[str, Any], name: str) -> Any:
-    """The value of a field, PEFT's default where the file leaves it out or says null."""
+    """The value of a field; PEFT's default where the file leaves it out or says null."""
     value = config.get(name)
     return DEFAULTS[name] if value is None else value
 

@@ -1,4 +1,7 @@
-"""Owns reading what a safetensors file says of itself, and scanning its numbers; needs neither torch nor the whole file."""
+"""Read the header of a safetensors file and scan its numbers, without torch and without holding the file in memory.
+
+The `safetensors` library checks a header too, but opens the file as torch or numpy tensors and accepts repeated names.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ _LIMITS = {
     "F32": ("<u4", 0x7F7F8000),
     "F64": ("<u8", 0x47EFEFFFF0000000),
 }
-"""The bits, without the sign, of the smallest number that bfloat16 rounds to infinity (of the smaller formats, of infinity)."""
+"""The bits, without the sign, of the smallest number that is infinite in bfloat16, or in a smaller format itself."""
 
 
 class TensorEntry(msgspec.Struct, frozen=True):
@@ -41,7 +44,7 @@ class TensorEntry(msgspec.Struct, frozen=True):
 
 
 def read_header(path: Path) -> dict[str, TensorEntry]:
-    """Tensors by name; raise ArtifactRefused when the file is not whole and sound."""
+    """Tensors by name; raise ArtifactRefused (artifact_truncated) when the file is cut off or inconsistent."""
     header, data = read_json_header(path)
     try:
         entries = {name: _entry(value, data) for name, value in header.items() if name != _METADATA}
@@ -52,7 +55,7 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
 
 
 def read_json_header(path: Path) -> tuple[dict[str, Any], int]:
-    """The header as it stands in the file, and where the data begins; raise ArtifactRefused when it is no header."""
+    """The header as it is in the file, and the data's offset; raise ArtifactRefused (artifact_truncated)."""
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -68,7 +71,7 @@ def read_json_header(path: Path) -> tuple[dict[str, Any], int]:
 
 
 def nonfinite_tensor(path: Path, entries: dict[str, TensorEntry]) -> str | None:
-    """The name of the first tensor that holds NaN, infinity, or what bfloat16 cannot hold, or None; reads the file in pieces."""
+    """The first tensor that holds NaN, infinity, or a number too large for bfloat16, or None; reads in pieces."""
     with path.open("rb") as file:
         for name, entry in entries.items():
             file.seek(entry.begin)
@@ -78,16 +81,16 @@ def nonfinite_tensor(path: Path, entries: dict[str, TensorEntry]) -> str | None:
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object whose names are all different; of two tensors of one name, readers would take different ones."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    """An object with distinct names; of two tensors with one name, readers would take different ones."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
         raise ValueError("a name is there twice")
-    return found
+    return value
 
 
 def _check_metadata(metadata: Any) -> None:
     if metadata is not None and not (isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values())):
-        raise ValueError("the metadata are no texts")
+        raise ValueError("the metadata are not strings")
 
 
 def _entry(value: dict[str, Any], data: int) -> TensorEntry:
@@ -103,7 +106,7 @@ def _whole(number: Any) -> int:
 
 
 def _check_layout(path: Path, entries: dict[str, TensorEntry], data: int, size: int) -> None:
-    """Every tensor as long as its shape says, one after the other, up to the end of the file."""
+    """Raise unless every tensor is as long as its shape says, one after the other, up to the end of the file."""
     at = data
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
         if entry.dtype not in _SIZES:
@@ -128,7 +131,7 @@ def _pieces(file: Any, entry: TensorEntry) -> Iterator[bytes]:
 
 
 def _nonfinite(piece: bytes, dtype: str) -> bool:
-    """Whether a number is NaN or infinite, or too large for bfloat16: without their signs, the bits of numbers order as they do."""
+    """Whether a number is NaN, infinite or too large for bfloat16; without signs, floats are ordered as their bits."""
     import numpy as np  # only here: listing what a registry holds must not wait for it
 
     if dtype not in _LIMITS:

@@ -1,4 +1,4 @@
-"""Compare the tokenizer files that lie beside an adapter with its base's: versions are served with the base's, so a difference is told."""
+"""Compare the tokenizer and chat template that came with an adapter with its base's, which versions are served with."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["COMPANIONS", "MAX_COMPANION", "differences"]
 
 TEMPLATE, SETTINGS, TOKENIZER = "chat_template.jinja", "tokenizer_config.json", "tokenizer.json"
 COMPANIONS = (TEMPLATE, "chat_template.json", SETTINGS, TOKENIZER)
-"""What trainers save beside an adapter and what decides how a conversation becomes tokens."""
+"""Files that trainers save beside an adapter and that decide how a conversation becomes tokens."""
 
 MAX_COMPANION = 64 * 2**20
 """Bytes; a larger file is not read."""
@@ -19,8 +19,9 @@ _SHOWN = 5
 
 
 def differences(folder: Path, base: Path) -> list[str]:
-    """What conversations would look like otherwise if `folder`'s own template and tokenizer were used; a sentence each."""
-    return [told for told in (_template_differs(folder, base), _tokens_differ(folder, base)) if told]
+    """A sentence for each way in which the template or tokenizer in `folder` differs from that of the base's folder."""
+    warnings = (_template_differs(folder, base), _tokens_differ(folder, base))
+    return [warning for warning in warnings if warning]
 
 
 def _template_differs(folder: Path, base: Path) -> str | None:
@@ -29,8 +30,8 @@ def _template_differs(folder: Path, base: Path) -> str | None:
         return None
     which = "another chat template than its base" if used is not None else "a chat template, and its base has none"
     return (
-        f"it comes with {which}; chat requests are rendered with the base's. To serve it with its own, put the template into a "
-        "copy of the base's folder, take that in (tunery bases add FOLDER) and import on it"
+        f"it comes with {which}; chat requests are rendered with the base's. To serve it with its own, put the "
+        "template into a copy of the base's folder, add that (tunery bases add FOLDER) and import on it"
     )
 
 
@@ -44,8 +45,8 @@ def _tokens_differ(folder: Path, base: Path) -> str | None:
     shown = ", ".join(repr(text) for text in changed[:_SHOWN])
     more = f" and {len(changed) - _SHOWN:,} more" if len(changed) > _SHOWN else ""
     return (
-        f"its tokenizer has other ids than its base's for {len(changed):,} of its tokens ({shown}{more}), or its base's has not these; "
-        "requests are read with the base's tokenizer, which spells them in other tokens"
+        f"its tokenizer has other ids than its base's for {len(changed):,} of its tokens ({shown}{more}), or its "
+        "base's has not these; requests are read with the base's tokenizer, which spells them in other tokens"
     )
 
 
@@ -54,11 +55,13 @@ def _template(folder: Path) -> str | None:
     single = _text(folder / TEMPLATE)
     if single:
         return single
-    found = _json(folder / SETTINGS).get("chat_template") or _json(folder / "chat_template.json").get("chat_template")
-    if isinstance(found, list):
-        named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
-        found = named.get("default")
-    return found if isinstance(found, str) else None
+    template = _json(folder / SETTINGS).get("chat_template") or _json(folder / "chat_template.json").get(
+        "chat_template"
+    )
+    if isinstance(template, list):
+        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+        template = named.get("default")
+    return template if isinstance(template, str) else None
 
 
 def _tokens(folder: Path) -> dict[str, int]:
@@ -78,12 +81,12 @@ def _tokens(folder: Path) -> dict[str, int]:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is none that can be read."""
+    """The JSON object in a file; empty where there is none that can be read."""
     try:
-        found = json.loads(_text(path) or "{}")
+        value = json.loads(_text(path) or "{}")
     except (ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return value if isinstance(value, dict) else {}
 
 
 def _text(path: Path) -> str:

@@ -1,7 +1,8 @@
-"""Owns files by their sha256; refuses to forget one that a version needs or to show one that is half written.
+"""Store files by their sha256.
 
-A blob appears under its name by one rename, after its bytes are on the disk. Whoever stores blobs holds a lease, which names each of
-them before it appears, so that no collection takes them before a version names them.
+A blob appears under its name by one rename, after its bytes are on the disk, so that none is ever half written. A
+publisher holds a lease, which names each blob before it appears, so that no collection removes it before a version
+names it.
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ class BlobStore:
         self._staging = staging
 
     def path(self, sha256: str) -> Path:
-        """Where a blob lies, or would."""
+        """Where a blob is stored, or would be."""
         return self._folder / sha256[:2] / sha256
 
     @contextmanager
     def lease(self) -> Iterator[Path]:
-        """A staging folder whose holder stores blobs; they are safe from collections until the block ends."""
+        """A staging folder to store blobs under; they are safe from collections until the block ends."""
         try:
             with leases.staged(self._staging, "publish") as lease:
                 yield lease
@@ -50,7 +51,7 @@ class BlobStore:
 
     @contextmanager
     def closed(self) -> Iterator[set[str]]:
-        """While the block runs, no blob appears; gives the digests of those that leases name."""
+        """Keep new blobs from appearing while the block runs; yields the digests of those that leases name."""
         with leases.exclusive(self._folder, wait=True):
             yield {sha256 for lease in self._staging.glob("publish-*") for sha256 in _named(lease)}
 
@@ -64,7 +65,7 @@ class BlobStore:
                 with (lease / _NAMES).open("a") as names:
                     names.write(f"{sha256}\n")
                 target.parent.mkdir(parents=True, exist_ok=True)
-                # Also over a blob that is there: that mends a damaged one, and a collection takes it for new.
+                # Also over an existing blob: that repairs a damaged one, and makes it look new to a collection.
                 staged.rename(target)
             sync(target.parent)
             sync(self._folder)
@@ -74,16 +75,16 @@ class BlobStore:
             staged.unlink(missing_ok=True)
         return FileEntry(name, sha256, size)
 
-    def check(self, entry: FileEntry) -> str | None:
+    def problem(self, entry: FileEntry) -> str | None:
         """What is wrong with a stored file, or None; reads it whole."""
         try:
-            found, _ = file_digest(self.path(entry.sha256))
+            digest, _ = file_digest(self.path(entry.sha256))
         except OSError as error:
             return f"cannot be read ({os.strerror(error.errno or 0)})"
-        return None if found == entry.sha256 else "is damaged: its bytes no longer match its digest"
+        return None if digest == entry.sha256 else "is damaged: its bytes no longer match its digest"
 
     def copy_out(self, entry: FileEntry, target: Path) -> bool:
-        """Copy a stored file out, and say whether the copy is what it should be."""
+        """Copy a stored file out; returns whether the copy matches its digest."""
         digest = hashlib.sha256()
         with self.path(entry.sha256).open("rb") as reader, target.open("wb") as writer:
             while chunk := reader.read(_CHUNK):
@@ -102,7 +103,7 @@ class BlobStore:
 
 
 def _named(lease: Path) -> list[str]:
-    """The blobs that a lease names; none when nobody holds it any more."""
+    """The digests that a lease names; none when its holder is gone."""
     with leases.exclusive(lease, wait=False) as free:
         try:
             return [] if free else (lease / _NAMES).read_text().split()
@@ -111,7 +112,7 @@ def _named(lease: Path) -> list[str]:
 
 
 def _copy(source: Path, target: Path) -> tuple[str, int]:
-    """Copy bytes to the disk itself; hex sha256 and size of what was copied."""
+    """Copy a file and sync it; hex sha256 and size in bytes of what was copied."""
     digest, size = hashlib.sha256(), 0
     with source.open("rb") as reader, target.open("xb") as writer:
         while chunk := reader.read(_CHUNK):

@@ -1,10 +1,11 @@
-"""Owns the connection to SQLite and its migrations; refuses to know what the tables mean.
+"""Open the SQLite database, migrate it, and run transactions.
 
 Writers take the lock when they begin (BEGIN IMMEDIATE): a transaction that first reads and then writes would otherwise
-fail at once with SQLITE_BUSY when somebody wrote in between, whatever the timeout.
+fail at once with SQLITE_BUSY when another process wrote in between, whatever the timeout.
 
-On a full disk SQLite cannot make the small file of shared memory that WAL mode needs. A database that nobody else has open is then
-opened alone (locking_mode=EXCLUSIVE), which keeps it in the process instead; that is enough for reading and for a collection.
+On a full disk SQLite cannot make the small file of shared memory that WAL mode needs. A database that no other process
+has open is then opened exclusively (locking_mode=EXCLUSIVE), which keeps that memory in the process; enough for reading
+and for a collection.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ Created = Callable[[Connection], None]
 class Database:
     """One SQLite file; `read` and `write` give a connection for one transaction.
 
-    `on_create` is called within the transaction that makes the tables; what it raises undoes that. `scarce` opens the database alone
-    where the disk is too full to share it.
+    `on_create` is called within the transaction that makes the tables, which is rolled back when it raises. `scarce`
+    opens the database exclusively where the disk is too full to share it. Errors of SQLite become StorageFailed.
     """
 
     def __init__(self, path: Path, *, on_create: Created = lambda connection: None, scarce: bool = False) -> None:
@@ -81,7 +82,8 @@ class Database:
             try:
                 if _identity(self._path) != self._file:
                     raise StorageFailed(
-                        f"{self._path} was removed or replaced since this process opened it; nothing was changed: start it again",
+                        f"{self._path} was removed or replaced since this process opened it; nothing was changed: "
+                        "start it again",
                         code="registry_replaced",
                     )
                 yield connection
@@ -92,7 +94,7 @@ class Database:
 
     @contextmanager
     def _connection(self, what: str) -> Iterator[Connection]:
-        """A connection; an error of SQLite is named wherever it comes up, opening the file included."""
+        """A connection; an error of SQLite becomes StorageFailed, also one of opening the file."""
         try:
             with self._engine.connect() as connection:
                 yield connection
@@ -100,7 +102,7 @@ class Database:
             raise _failure(self._path, error, what) from error
 
     def changes(self) -> int:
-        """Differs from the last call's result when anybody, this process included, committed in between."""
+        """A number that differs from the last call's when any process, this one included, committed in between."""
         # A connection of its own: data_version does not count what the asking connection commits.
         try:
             with self._lock:
@@ -141,10 +143,10 @@ class Database:
 
 
 def _engine(path: Path, *, alone: bool) -> Engine:
-    """An engine whose transactions are ours alone: the driver begins none by itself. `alone`, it has one connection and no sharers."""
+    """An engine whose driver begins no transactions; with `alone`, one connection that locks out other processes."""
     pool: dict[str, Any] = {"poolclass": StaticPool} if alone else {}
     engine = create_engine(
-        # Not a string: what looks like an escape in a path is none.
+        # Not a string: what looks like an escape sequence in a path is not one.
         URL.create("sqlite", database=str(path)),
         connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False, "isolation_level": None},
         **pool,
@@ -177,35 +179,36 @@ def _set(connection: sqlite3.Connection, pragma: str) -> None:
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """Which file lies at a path now."""
+    """Device and inode of the file at a path, or None."""
     try:
-        found = path.stat()
+        stat = path.stat()
     except OSError:
         return None
-    return found.st_dev, found.st_ino
+    return stat.st_dev, stat.st_ino
 
 
 def _failure(path: Path, error: DatabaseError, what: str) -> StorageFailed:
-    """What went wrong with a database, by its true cause, and what to do."""
-    said: str = getattr(error.orig, "sqlite_errorname", None) or ""
-    if said.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+    """The error for what went wrong with a database, by its true cause."""
+    name: str = getattr(error.orig, "sqlite_errorname", None) or ""
+    if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
         return StorageFailed(f"{path} stayed locked for {BUSY_SECONDS} s by another process; try again")
-    if said.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT")):
+    if name.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT")):
         return StorageFailed(
-            f"{path} is damaged or no database ({error.orig}): put back a backup, or let `tunery registry rebuild` make it again "
-            "from the manifests beside the files",
+            f"{path} is damaged or not a database ({error.orig}): put back a backup, or let `tunery registry rebuild` "
+            "make it again from the manifests beside the files",
             code="registry_damaged",
         )
-    if said == "SQLITE_FULL" or no_room(path.parent):
+    if name == "SQLITE_FULL" or no_room(path.parent):
         return StorageFailed(
-            f"{path} {what}: its disk is full; nothing was changed: free some space, for example with `tunery adapters gc`",
+            f"{path} {what}: its disk is full; nothing was changed: free some space, for example with `tunery adapters "
+            "gc`",
             code="disk_full",
         )
     return StorageFailed(f"{path} {what} ({error.orig}); nothing was changed: look at its disk and its permissions")
 
 
 def _roll_back(connection: Connection) -> None:
-    """Through the driver, which knows whether SQLite has already rolled back by itself, as it does on a full disk."""
+    """Roll back through the driver, which knows whether SQLite has done so by itself, as it does on a full disk."""
     connection.connection.rollback()
 
 
@@ -215,7 +218,7 @@ def _upgrade(connection: Connection, path: Path) -> None:
     from alembic.util import CommandError
 
     config = Config()
-    # A percent sign in a path is no interpolation.
+    # A percent sign in a path must not be interpolated.
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
     config.attributes["connection"] = connection
     try:

@@ -1,4 +1,4 @@
-"""Compute the sha256 of files, which is what blobs are named by. What a version's digest covers is in `versions.digest`."""
+"""Compute the sha256 of files, by which blobs are named. `versions.digest` says what a version's digest covers."""
 
 from __future__ import annotations
 

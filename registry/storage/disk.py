@@ -1,7 +1,7 @@
 """Write files durably, and go on as well as possible on a full disk.
 
-`write_durably` is our own because no kept library syncs the folder as well as the file, without which a rename may not survive a
-power cut.
+`write_durably` is our own because no kept library syncs the folder as well as the file, without which a rename may not
+survive a power cut.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ RESERVE = 1 << 18
 
 
 def sync(path: Path) -> None:
-    """Wait until a file's bytes, or a folder's names, are on the disk itself."""
+    """Wait until a file's bytes, or a folder's entries, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -31,7 +31,7 @@ def sync(path: Path) -> None:
 
 
 def write_durably(path: Path, data: bytes) -> None:
-    """Replace a file with `data`, all or nothing, and wait until that is on the disk."""
+    """Replace a file with `data` atomically, and wait until it is on the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
@@ -44,7 +44,7 @@ def write_durably(path: Path, data: bytes) -> None:
 
 
 def no_room(folder: Path) -> bool:
-    """Whether the disk that holds `folder` takes nothing more; tried, since quotas and limits show nowhere else."""
+    """Whether the disk of `folder` is full, by trying to write: quotas and limits show nowhere else."""
     probe = folder / f".room-{uuid.uuid4().hex}"
     try:
         probe.write_bytes(bytes(_PROBE))
@@ -56,7 +56,7 @@ def no_room(folder: Path) -> bool:
 
 
 def keep_room(path: Path, size: int = RESERVE) -> None:
-    """Take up room on a disk with a file, where that is not done yet and there is any."""
+    """Reserve `size` bytes of a disk with a file, unless it exists already or the disk is full."""
     if not path.exists():
         with room_or_not():
             write_durably(path, os.urandom(size))
@@ -64,7 +64,7 @@ def keep_room(path: Path, size: int = RESERVE) -> None:
 
 @contextmanager
 def room_or_not() -> Iterator[None]:
-    """Go on without what the block writes where the disk is full."""
+    """Ignore that the disk is too full for what the block writes."""
     try:
         yield
     except OSError as error:

@@ -1,6 +1,8 @@
-"""Staging folders that a running process holds, so that a collection can tell them from what a dead one left behind.
+"""Hold staging folders in use, so that a collection can tell them from what a dead process left behind.
 
-A holder keeps a shared `flock` on its folder. The system releases it when the process ends, however that happens.
+A holder keeps a shared `flock` on the folder itself, which the system releases when the process ends, however that
+happens. The `filelock` library has no shared locks, and locks a file beside what is held, which would itself have to be
+collected.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ def staged(staging: Path, what: str) -> Iterator[Path]:
 
 @contextmanager
 def shared(path: Path) -> Iterator[None]:
-    """Hold an existing file or folder together with others; wait while somebody has it exclusively."""
+    """Hold an existing file or folder together with others; waits while it is held exclusively."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         _lock(descriptor, fcntl.LOCK_SH)
@@ -41,14 +43,14 @@ def shared(path: Path) -> Iterator[None]:
 
 @contextmanager
 def exclusive(path: Path, *, wait: bool) -> Iterator[bool]:
-    """Hold an existing file or folder alone: False when somebody else holds it and `wait` is not set.
+    """Hold an existing file or folder exclusively; yields False when it is held already and `wait` is not set.
 
-    Where the file system knows no locks, everything counts as free, and its age must decide.
+    On a file system without locks everything counts as free, and only its age protects it.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except OSError:
-        # It vanished, so whoever held it is done with it.
+        # It vanished, so its holder is done with it.
         yield True
         return
     try:
@@ -58,7 +60,7 @@ def exclusive(path: Path, *, wait: bool) -> Iterator[bool]:
 
 
 def _make(staging: Path, what: str) -> tuple[Path, int]:
-    """A folder and the descriptor that holds it; made again when a collection was faster than the lock."""
+    """A new folder and the descriptor that holds it; tried again when a collection removed it before it was locked."""
     while True:
         folder = staging / f"{what}-{uuid.uuid4().hex}"
         folder.mkdir(parents=True)

@@ -1,12 +1,12 @@
-"""Read and write what is kept beside the blobs, so that a lost database can be made again from it.
+"""Keep a copy of what the database holds beside the blobs, from which a lost database can be made again.
 
     manifests/registry.json               which registry the blobs belong to
     manifests/versions/acme/support/3.json      one version; `3.removed` in its place once it was removed
     manifests/aliases/acme/support.jsonl  every move of the adapter's aliases, one a line
     manifests/bases/DIGEST.json           one base
 
-A version's manifest is on the disk before its transaction ends, under a pending name, and gets its own name afterwards. So one that has
-its own name belongs to a version that was published.
+A version's manifest is on the disk before its transaction ends, under a pending name, and gets its own name afterwards.
+So one that has its own name belongs to a version that was published.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Move(AliasMove, frozen=True, kw_only=True):
 
 
 class Manifests:
-    """The folder of manifests."""
+    """The folder of manifests. A file that cannot be read counts as missing."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -55,12 +55,12 @@ class Manifests:
     # -- which registry -----------------------------------------------------------------------------------------------
 
     def id(self) -> str | None:
-        """Which registry the blobs belong to, or None where that is not written, or not readable."""
+        """The id of the registry that the blobs belong to, or None where it is missing or unreadable."""
         marker = _read(self._marker, _Marker)
         return marker.id if marker else None
 
     def claim(self, registry_id: str) -> None:
-        """Write down which registry the blobs belong to."""
+        """Record which registry the blobs belong to."""
         write_durably(self._marker, msgspec.json.encode(_Marker(registry_id)))
 
     # -- versions -----------------------------------------------------------------------------------------------------
@@ -78,7 +78,7 @@ class Manifests:
         sync(pending.parent)
 
     def retire(self, adapter: str, number: int) -> None:
-        """A version was removed: keep no more of it than that its number was taken."""
+        """Reduce the manifest of a removed version to a record that its number was given out."""
         path = self._version(adapter, number)
         with suppress(FileNotFoundError):
             path.replace(path.with_suffix(_REMOVED))
@@ -93,22 +93,23 @@ class Manifests:
         return ((adapter, number) for adapter, number, suffix in self._entries() if suffix == ".json")
 
     def leftovers(self) -> list[Path]:
-        """What publications leave that did not come to their end, and those have that are about to."""
+        """Files of publications that did not finish, or are about to."""
         return [*self._pending(), *self._folder.rglob(".*")]
 
     def highest(self) -> dict[str, int]:
-        """The highest number that each adapter was given, as far as the folder knows."""
-        found: dict[str, int] = {}
+        """The highest version number of each adapter that is recorded here."""
+        numbers: dict[str, int] = {}
         for adapter, number, _ in self._entries():
-            found[adapter] = max(number, found.get(adapter, 0))
-        return found
+            numbers[adapter] = max(number, numbers.get(adapter, 0))
+        return numbers
 
     def version(self, adapter: str, number: int) -> Version | None:
-        """A version as its manifest has it; None where that cannot be read, or is another's."""
+        """A version as its manifest has it; None where that is unreadable, or another version's."""
         path = self._version(adapter, number)
-        found = _read(path, Version) or _read(path.with_name(f"{path.name}{_PENDING}"), Version)
-        sound = found is not None and (found.adapter, found.number) == (adapter, number) and _is_sound(found)
-        return found if sound else None
+        version = _read(path, Version) or _read(path.with_name(f"{path.name}{_PENDING}"), Version)
+        if version is None or (version.adapter, version.number) != (adapter, number) or not _is_sound(version):
+            return None
+        return version
 
     def unfinished(self) -> Iterator[tuple[str, int]]:
         """Versions of which there is only a pending manifest."""
@@ -117,14 +118,14 @@ class Manifests:
             if number and not (self.has(adapter, number) or path.with_name(f"{number}{_REMOVED}").exists()):
                 yield adapter, number
 
-    # -- aliases and bases ----------------------------------------------------------------------------------------------
+    # -- aliases and bases --------------------------------------------------------------------------------------------
 
     def last_move(self, adapter: str) -> int:
-        """The number of the last move that is written down for an adapter, 0 when there is none."""
+        """The number of the last move recorded for an adapter, 0 when there is none."""
         return max((move.id for move in self._moves(self._alias(adapter), last=_TAIL)), default=0)
 
     def add_moves(self, adapter: str, moves: Iterable[Move]) -> None:
-        """Write down further moves."""
+        """Append moves to an adapter's."""
         path = self._alias(adapter)
         path.parent.mkdir(parents=True, exist_ok=True)
         # The line break in front ends a line that a crash cut short; empty lines mean nothing.
@@ -134,23 +135,23 @@ class Manifests:
         sync(path)
 
     def write_moves(self, adapter: str, moves: Iterable[Move]) -> None:
-        """Write down an adapter's moves in place of what is there."""
+        """Replace an adapter's recorded moves."""
         write_durably(self._alias(adapter), b"".join(msgspec.json.encode(move) + b"\n" for move in moves))
 
     def moves(self) -> list[Move]:
-        """Every move of every adapter's aliases; lines that cannot be read are passed over."""
+        """Every move of every adapter's aliases; lines that cannot be read are skipped."""
         return [move for path in sorted(self._aliases.glob("*/*.jsonl")) for move in self._moves(path)]
 
     def write_base(self, base: Base) -> None:
-        """Keep a base; `path` as the database has it."""
+        """Record a base, with its path as the database has it."""
         write_durably(self._bases / f"{base.digest}.json", _encode(base))
 
     def bases(self) -> list[Base]:
         """Every base that can be read."""
-        found = [_read(path, Base) for path in sorted(self._bases.glob("*.json"))]
-        return [base for base in found if base is not None]
+        bases = [_read(path, Base) for path in sorted(self._bases.glob("*.json"))]
+        return [base for base in bases if base is not None]
 
-    # -- inside ---------------------------------------------------------------------------------------------------------
+    # -- inside -------------------------------------------------------------------------------------------------------
 
     def _pending(self) -> list[Path]:
         return sorted(self._versions.glob(f"*/*/*.json{_PENDING}"))
@@ -168,7 +169,7 @@ class Manifests:
                 yield adapter, number, path.suffix
 
     def _moves(self, path: Path, *, last: int | None = None) -> list[Move]:
-        """The moves in a file, or those in its `last` bytes; a line that is cut short is passed over."""
+        """The moves in a file, or those in its `last` bytes; a line that is cut short is skipped."""
         try:
             with path.open("rb") as file:
                 if last is not None:
@@ -185,7 +186,7 @@ class Manifests:
 
 
 def _named(path: Path) -> tuple[str, int]:
-    """The adapter and number that a manifest's place says; number 0 where it says none."""
+    """The adapter and number in a manifest's path; number 0 where it has none."""
     adapter, number = "/".join(path.parts[-3:-1]), path.stem
     try:
         check_adapter(adapter)
@@ -195,7 +196,7 @@ def _named(path: Path) -> tuple[str, int]:
 
 
 def _is_sound(version: Version) -> bool:
-    """Whether what becomes part of a path is a digest."""
+    """Whether every sha256, which becomes part of a path, is one."""
     return bool(version.files) and all(_SHA256.fullmatch(entry.sha256) for entry in version.files)
 
 

@@ -1,7 +1,7 @@
 """Mirror the database in the manifests beside the blobs, and refuse to change blobs that belong to another database.
 
-A database can be lost, replaced by an older backup, or meet the blobs of another home when a volume is mounted in the wrong place.
-Nothing is published or collected then: what is there may be all that is left.
+A database can be lost, replaced by an older backup, or meet the blobs of another home when a volume is mounted in the
+wrong place. Nothing is published or collected then: what is there may be all that is left.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Change:
         self._removed.append((adapter, number))
 
     def moved(self, adapter: str) -> None:
-        """Aliases of an adapter were moved; every move that its manifest does not have yet is written, earlier ones included."""
+        """Aliases of an adapter were moved; all moves that its manifest does not have yet are written."""
         self._moves[adapter] = moves_after(self.connection, adapter, self._manifests.last_move(adapter))
 
     def added(self, base: Base) -> None:
@@ -122,19 +122,20 @@ class Mirror:
                 _try(self.manifests.claim, ours)
         elif theirs is None:
             raise StorageFailed(
-                "the files in blobs/ are not those that registry.db names; nothing was changed: look whether the right volume is "
-                f"mounted there. If registry.db was lost and made anew, put back a backup of it, or use {REBUILD}",
+                "the files in blobs/ are not those that registry.db names; nothing was changed: look whether the right "
+                "volume is mounted there. If registry.db was lost and made anew, put back a backup of it, or use "
+                f"{REBUILD}",
                 code="registry_mismatch",
             )
         elif theirs != ours:
             raise StorageFailed(
-                f"registry.db is of the registry {ours}, and blobs/ belongs to {theirs}; nothing was changed: put them together with "
-                f"their own, or move registry.db away and use {REBUILD}",
+                f"registry.db is of the registry {ours}, and blobs/ belongs to {theirs}; nothing was changed: put them "
+                f"together with their own, or move registry.db away and use {REBUILD}",
                 code="registry_mismatch",
             )
 
     def require_up_to_date(self, connection: Connection) -> None:
-        """Raise StorageFailed (registry_behind) where there are manifests of versions that the database does not know."""
+        """Raise StorageFailed (registry_behind) where there are manifests of versions unknown to the database."""
         last = _last_numbers(connection)
         unknown = [
             f"{adapter}@{number}" for adapter, number in self.manifests.numbers() if number > last.get(adapter, 0)
@@ -146,8 +147,8 @@ class Mirror:
         """The error for a database that is older than the manifests."""
         shown = ", ".join(versions[:5]) + (f" and {len(versions) - 5} more" if len(versions) > 5 else "")
         return StorageFailed(
-            f"registry.db does not know {shown}, of which there are manifests in blobs/: it is older than they are; nothing was "
-            f"changed: {REBUILD} adds them",
+            f"registry.db does not know {shown}, of which there are manifests in blobs/: it is older than they are; "
+            f"nothing was changed: {REBUILD} adds them",
             code="registry_behind",
         )
 
@@ -202,8 +203,9 @@ def _kept(manifests: Manifests, blobs: BlobStore) -> str:
 
 def _lost(home: Home, kept: str) -> StorageFailed:
     return StorageFailed(
-        f"{home.database} is missing or empty, and {home.blobs} holds {kept}; nothing was made in its place. Look whether TUNERY_HOME "
-        f"is right and every volume is mounted; if registry.db is lost, put back a backup, or let {REBUILD} make it again",
+        f"{home.database} is missing or empty, and {home.blobs} holds {kept}; nothing was made in its place. Look "
+        "whether TUNERY_HOME is right and every volume is mounted; if registry.db is lost, put back a backup, or let "
+        f"{REBUILD} make it again",
         code="registry_lost",
     )
 

@@ -1,4 +1,4 @@
-"""Owns the tables; refuses behaviour. Portable between SQLite and Postgres."""
+"""Define the tables, portably between SQLite and Postgres."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What happens to versions: publishing, aliases, lineage, reports, verification and garbage collection."""
+"""Everything that is done with versions: publishing, aliases, lineage, reports, verification and garbage collection."""

@@ -84,8 +84,8 @@ def history(connection: Connection, adapter: str, alias: str | None = None) -> l
 def previous(connection: Connection, adapter: str, alias: str) -> int:
     """The version that a rollback leads to: the last different target that still exists.
 
-    Rolling back twice goes back two targets, not forward again; a dropped alias comes back to where it was. Raise InvalidInput
-    (nothing_to_roll_back) when there is none.
+    Rolling back twice goes back two targets, not forward again; a dropped alias comes back to where it was. Raise
+    InvalidInput (nothing_to_roll_back) when there is none.
     """
     now = alias_map(connection, adapter).get(alias)
     column = schema.versions.c

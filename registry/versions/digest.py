@@ -6,7 +6,8 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from tunery.registry.peft.config import CONFIG, normalised
+from tunery.registry.peft.config import normalised
+from tunery.registry.peft.layout import CONFIG
 from tunery.registry.records import FileEntry
 from tunery.registry.versions.reports import without_report
 

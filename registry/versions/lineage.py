@@ -25,8 +25,11 @@ _SHORTEST, _SHA256 = 8, 64
 
 
 class Ancestor(msgspec.Struct, frozen=True, kw_only=True):
-    """A version in a line of ancestors. `version` is None where this registry has none with that `digest`; `again` says that it is
-    in the line already, so that the line ends."""
+    """A version in a line of ancestors.
+
+    `version` is None where this registry has none with that digest; `again` says that it is in the line already, so
+    that the line ends.
+    """
 
     name: str
     digest: str
@@ -58,8 +61,8 @@ class UsedFile(msgspec.Struct, frozen=True, kw_only=True):
 class Origin(msgspec.Struct, frozen=True, kw_only=True):
     """What a version was made of, as far as its manifest says; that of an imported version says little.
 
-    `data` is in the order in which it was given; `choices` are the parameters that Tunery chose for the run; `allowed` are the data
-    checks whose errors were overridden.
+    `data` is in the order in which it was given; `choices` are the parameters that Tunery chose for the run; `allowed`
+    are the data checks whose errors were overridden.
     """
 
     base: str

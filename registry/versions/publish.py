@@ -47,7 +47,8 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True):
 def stage(blobs: BlobStore, new: NewVersion, *, lease: Path, watch: Watch, others: Iterable[Base] = ()) -> Draft:
     """Phase one: check the artifact, copy its files in under a lease of the blobs, and verify the copies.
 
-    `others` are the other bases known here. Raise InvalidInput, ArtifactRefused or StorageFailed; nothing is changed then.
+    `others` are the other bases known here. Raise InvalidInput, ArtifactRefused or StorageFailed; nothing is changed
+    then.
     """
     check_adapter(new.adapter)
     if new.alias is not None:
@@ -82,7 +83,7 @@ def stage(blobs: BlobStore, new: NewVersion, *, lease: Path, watch: Watch, other
 
 def _verify(blobs: BlobStore, entries: Iterable[FileEntry]) -> None:
     for entry in entries:
-        problem = blobs.check(entry)
+        problem = blobs.problem(entry)
         if problem is not None:
             raise StorageFailed(
                 f"{entry.path} {problem} right after it was stored: check the disk; nothing was changed"
@@ -178,7 +179,7 @@ def _stamps(folder: Path) -> dict[str, tuple[int, int, int]]:
 
 
 def _require_blobs(blobs: BlobStore, draft: Draft) -> None:
-    """Raise StorageFailed unless every file is stored; a collection needs the lock that we hold, so what is here now stays."""
+    """Raise StorageFailed unless every file is stored; the lock that we hold keeps collections away."""
     missing = [entry.path for entry in draft.files if not blobs.path(entry.sha256).exists()]
     if missing:
         raise StorageFailed(f"{', '.join(missing)} vanished while publishing; publish again")

@@ -1,7 +1,7 @@
 """Make a lost or outdated database again from the manifests beside the blobs.
 
-What the database has stays as it is; what only the manifests have is added: versions, bases, and the moves of aliases, which say
-where each alias points. Jobs are kept nowhere else and are not restored.
+What the database has stays as it is; what only the manifests have is added: versions, bases, and the moves of aliases,
+which say where each alias points. Jobs are kept nowhere else and are not restored.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ __all__ = ["Rebuilt", "rebuild"]
 class Rebuilt(msgspec.Struct, kw_only=True):
     """What a rebuild added.
 
-    `moved_aside` is where a damaged database was moved to; `unreadable` names manifests that could not be read, and `unfinished`
-    versions whose publication may have been cut short.
+    `moved_aside` is where a damaged database was moved to; `unreadable` names manifests that could not be read, and
+    `unfinished` versions whose publication may have been cut short.
     """
 
     versions: int = 0
@@ -42,8 +42,8 @@ class Rebuilt(msgspec.Struct, kw_only=True):
 def rebuild(home: Home) -> Rebuilt:
     """Add what the manifests of `home` have and its database does not.
 
-    Raise NotFound (nothing_to_rebuild) where there are no manifests, and Conflict (registry_mismatch) where they are of another
-    registry.
+    Raise NotFound (nothing_to_rebuild) where there are no manifests, and Conflict (registry_mismatch) where they are of
+    another registry.
     """
     home.ensure()
     manifests, blobs = Manifests(home.manifests), BlobStore(home.blobs, home.staging)
@@ -90,8 +90,9 @@ def _set_aside(path: Path) -> str | None:
 def _require_manifests(home: Home, manifests: Manifests, blobs: BlobStore) -> None:
     if next(manifests.numbers(), None) is None and not manifests.bases() and blobs.count():
         raise NotFound(
-            f"{home.manifests} has no manifests to make {home.database.name} from: look whether the right volume is mounted, or put back "
-            f"a backup of {home.database.name}. When none of the {blobs.count()} files in {home.blobs} is needed, move them away",
+            f"{home.manifests} has no manifests to make {home.database.name} from: look whether the right volume is "
+            f"mounted, or put back a backup of {home.database.name}. When none of the {blobs.count()} files in "
+            f"{home.blobs} is needed, move them away",
             code="nothing_to_rebuild",
         )
 
@@ -100,8 +101,8 @@ def _require_same_registry(connection: Connection, manifests: Manifests) -> None
     ours, theirs = connection.scalar(select(schema.identity.c.id)), manifests.id()
     if ours is not None and theirs is not None and ours != theirs:
         raise Conflict(
-            f"registry.db is of the registry {ours}, and blobs/ belongs to {theirs}; nothing was changed: move registry.db away and "
-            "rebuild again, or put it together with its own blobs",
+            f"registry.db is of the registry {ours}, and blobs/ belongs to {theirs}; nothing was changed: move "
+            "registry.db away and rebuild again, or put it together with its own blobs",
             code="registry_mismatch",
         )
 

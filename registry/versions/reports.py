@@ -61,7 +61,7 @@ def check_names(names: Iterable[str]) -> None:
 
 
 def report_files(folder: Path | None) -> dict[str, Path]:
-    """The files of a report by their names in a version; raise ArtifactRefused (artifact_reserved) for one that may not be in it."""
+    """A report's files by their names in a version; raise ArtifactRefused (artifact_reserved) for an unfit one."""
     files = {} if folder is None else {PREFIX + path.name: path for path in sorted(folder.iterdir())}
     for name, path in files.items():
         problem = report_problem(name, path)

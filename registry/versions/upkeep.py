@@ -44,7 +44,7 @@ def verify(blobs: BlobStore, versions: list[Version]) -> list[Problem]:
     problems = []
     for version in versions:
         for entry in version.files:
-            problem = blobs.check(entry)
+            problem = blobs.problem(entry)
             if problem is not None:
                 problems.append(Problem(version.name, entry.path, problem))
     return problems
@@ -79,7 +79,7 @@ def _verify_bases(home: Home, bases: list[Base]) -> list[Problem]:
     for base in bases:
         folder = home.bases / base.digest
         if folder.is_dir():
-            for name in changed_files(folder, base.digest, home.verified(base.digest), whole=True):
+            for name in changed_files(folder, base.digest, home.base_stamps(base.digest), whole=True):
                 again = f"is damaged: take the base again with `tunery bases add {base.name}`"
                 problems.append(Problem(f"base {base.name}", name, again))
         for path in sorted(home.packed.glob(f"{base.digest}-*.safetensors")):
@@ -103,10 +103,11 @@ def collect(
     older_than: float,
     dry_run: bool,
 ) -> Collected:
-    """Remove blobs that no version names, staged leftovers, and packed copies of unknown bases, older than `older_than` seconds.
+    """Remove blobs, staged files and packed bases that nothing needs and that are older than `older_than` seconds.
 
-    Runs under the write lock and with the blob store closed to publishers; what one of them has stored is named by its lease. Raise
-    StorageFailed where the blobs are not this database's (registry_mismatch), or it does not know all versions (registry_behind).
+    Runs under the write lock and with the blob store closed to publishers; what one of them has stored is named by its
+    lease. Raise StorageFailed where the blobs are not this database's (registry_mismatch), or it does not know all
+    versions (registry_behind).
     """
     with database.write() as connection, blobs.closed() as leased:
         mirror.require_same_registry(connection)

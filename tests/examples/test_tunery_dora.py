@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.gateway.engine.peft_oracle import Engine, request
-from tunery.gateway.engine.messages import AdapterSource
+from tunery.gateway.engine.composition import AdapterSource
 from tunery.plugins.testing import write_rows
 from tunery.registry.home import Home
 from tunery.registry.registry import Registry

@@ -1,4 +1,4 @@
-"""Clients that do not read, do not send, send far too much or nothing at all, before a real server: what they hold is given back."""
+"""Clients that do not read, do not send, or send far too much, against a real server: what they hold is released."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.gateway.server import TINY, Process, served
+from tests.gateway.serve_process import TINY, ServeProcess, start_server
 from tunery.registry.errors import InvalidInput
 from tunery.registry.home import Home
 
@@ -26,15 +26,15 @@ FLOOD |= {"logprobs": 20}
 
 
 @pytest.fixture(scope="module")
-def serving(tmp_path_factory: pytest.TempPathFactory, tiny_base_folder: Path) -> Iterator[Process]:
+def serving(tmp_path_factory: pytest.TempPathFactory, tiny_base_folder: Path) -> Iterator[ServeProcess]:
     folder = tmp_path_factory.mktemp("connections")
     base = folder / "base"
     base.symlink_to(tiny_base_folder)
-    with served(folder, Home(folder / "home"), base, *TINY, *LIMITS) as running:
+    with start_server(folder, Home(folder / "home"), base, *TINY, *LIMITS) as running:
         yield running
 
 
-def connect(server: Process, *, buffer: int = 0) -> socket.socket:
+def connect(server: ServeProcess, *, buffer: int = 0) -> socket.socket:
     """A connection; with a small receive `buffer` the server soon has to wait for its reader."""
     connection = socket.socket()
     if buffer:
@@ -48,7 +48,7 @@ def head(path: str, size: int) -> bytes:
     return f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {size}\r\n\r\n".encode()
 
 
-def flood(server: Process) -> socket.socket:
+def flood(server: ServeProcess) -> socket.socket:
     """Ask for a stream of many choices and read no more than its first bytes."""
     connection, body = connect(server, buffer=4096), json.dumps(FLOOD).encode()
     connection.sendall(head("/v1/completions", len(body)) + body)
@@ -56,7 +56,7 @@ def flood(server: Process) -> socket.socket:
     return connection
 
 
-def in_flight(server: Process) -> int:
+def in_flight(server: ServeProcess) -> int:
     lines = httpx.get(f"{server.url}/metrics", timeout=SECONDS).text.splitlines()
     return int(float(next(line.split()[1] for line in lines if line.startswith("tunery_requests_in_flight "))))
 
@@ -82,7 +82,7 @@ def ended(connection: socket.socket) -> bytes:
             said += piece
 
 
-def test_a_name_is_served_on_its_address(serving: Process) -> None:
+def test_a_name_is_served_on_its_address(serving: ServeProcess) -> None:
     assert serving.url.startswith("http://127.0.0.1:")
 
 
@@ -94,7 +94,7 @@ def test_a_name_of_nothing_says_so() -> None:
 
 
 @pytest.mark.parametrize("reset", [False, True])
-def test_slots_of_a_client_that_stops_reading_and_closes_are_given_back(serving: Process, reset: bool) -> None:
+def test_slots_of_a_client_that_stops_reading_and_closes_are_given_back(serving: ServeProcess, reset: bool) -> None:
     connections = [flood(serving) for _ in range(2)]
     for connection in connections:
         if reset:
@@ -103,7 +103,7 @@ def test_slots_of_a_client_that_stops_reading_and_closes_are_given_back(serving:
     until(lambda: in_flight(serving) == 0)
 
 
-def test_a_client_that_only_stops_reading_is_given_up(serving: Process) -> None:
+def test_a_client_that_only_stops_reading_is_given_up(serving: ServeProcess) -> None:
     connection = flood(serving)
     until(lambda: in_flight(serving) == 0)
     if hasattr(socket, "TCP_USER_TIMEOUT"):
@@ -115,13 +115,13 @@ def test_a_client_that_only_stops_reading_is_given_up(serving: Process) -> None:
 @pytest.mark.parametrize(
     "start", [b"", b"GET /health/live HTT", b"GET /health/live HTTP/1.1\r\nhost: localhost\r\n\r\n"]
 )
-def test_a_connection_that_says_nothing_or_half_a_head_is_closed(serving: Process, start: bytes) -> None:
+def test_a_connection_that_says_nothing_or_half_a_head_is_closed(serving: ServeProcess, start: bytes) -> None:
     connection = connect(serving)
     connection.sendall(start)
     assert (b" 200 OK" in ended(connection)) == start.endswith(b"\r\n\r\n")
 
 
-def test_a_body_that_trickles_is_refused(serving: Process) -> None:
+def test_a_body_that_trickles_is_refused(serving: ServeProcess) -> None:
     connection = connect(serving)
     connection.sendall(head("/v1/completions", 1000))
     connection.settimeout(0.2)
@@ -138,7 +138,7 @@ def test_a_body_that_trickles_is_refused(serving: Process) -> None:
     assert json.loads(said.partition(b"\r\n\r\n")[2])["error"]["message"].startswith("the body did not come in time")
 
 
-def test_more_connections_than_allowed_wait_and_idle_ones_make_room(serving: Process) -> None:
+def test_more_connections_than_allowed_wait_and_idle_ones_make_room(serving: ServeProcess) -> None:
     idle = [connect(serving) for _ in range(CONNECTIONS)]
     assert httpx.get(f"{serving.url}/health/live", timeout=SECONDS).status_code == 200
     closed = 0
@@ -158,7 +158,7 @@ HOSTILE = {
 """Each is refused, after much memory for some."""
 
 
-def test_memory_that_large_bodies_took_is_given_back(serving: Process) -> None:
+def test_memory_that_large_bodies_took_is_given_back(serving: ServeProcess) -> None:
     processes = [psutil.Process(pid) for pid in (serving.process.pid, serving.engine)]
 
     def memory() -> list[int]:

@@ -1,4 +1,4 @@
-"""SIGKILL of the engine under load: every request in flight is told, none hangs, and soon everything is as it was."""
+"""SIGKILL of the engine under load: every request in flight gets an error or an answer, and the engine recovers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import httpx
 import msgspec
 import pytest
 
-from tests.gateway.server import TINY, Process, publish, random_loras, served
+from tests.gateway.serve_process import TINY, ServeProcess, publish, random_loras, start_server
 from tunery.plugins.bases.resolve import resolve_base
 from tunery.plugins.discovery import load_plugins
 from tunery.registry.home import Home
@@ -29,24 +29,24 @@ LOAD = ("--max-batch", "8", "--preload", ",".join(MODELS[:PINNED]))
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory, tiny_base_folder: Path) -> Iterator[Process]:
+def tiny(tmp_path_factory: pytest.TempPathFactory, tiny_base_folder: Path) -> Iterator[ServeProcess]:
     folder = tmp_path_factory.mktemp("killed")
     home = Home(folder / "home")
     with Registry.open(home) as registry:
         base = resolve_base(str(tiny_base_folder), registry=registry, plugins=load_plugins(), name="base")
         publish(registry, base, random_loras(folder, tiny_base_folder, ADAPTERS), name=MODELS.__getitem__)
-    with served(folder, home, "base", *TINY, *LOAD) as running:
+    with start_server(folder, home, "base", *TINY, *LOAD) as running:
         yield running
 
 
 @pytest.fixture
-def real(tmp_path: Path, base_folder: Path, base_cache: Home) -> Iterator[Process]:
+def real(tmp_path: Path, base_folder: Path, base_cache: Home) -> Iterator[ServeProcess]:
     with Registry.open(base_cache) as cache:
         known = cache.base("smollm2-135m")
     with Registry.open(Home(tmp_path / "home")) as registry:
         base = registry.add_base(msgspec.structs.replace(known, name="base"))
         publish(registry, base, random_loras(tmp_path, base_folder, ADAPTERS, size=0.5), name=MODELS.__getitem__)
-    with served(tmp_path, Home(tmp_path / "home"), "base", *LOAD) as running:
+    with start_server(tmp_path, Home(tmp_path / "home"), "base", *LOAD) as running:
         yield running
 
 
@@ -103,7 +103,7 @@ async def until(condition: Any, seconds: float) -> float:
     return time.monotonic() - started
 
 
-async def kill_under_load(server: Process, client: httpx.AsyncClient) -> None:
+async def kill_under_load(server: ServeProcess, client: httpx.AsyncClient) -> None:
     """The proof."""
     before = await answers(client)
     assert len(set(before)) == ADAPTERS
@@ -135,8 +135,8 @@ async def kill_under_load(server: Process, client: httpx.AsyncClient) -> None:
 
 
 def check(outcome: Outcome) -> None:
-    """It ended as a request must whose engine has died: in the envelope, or in its stream when that had begun. What had no token
-    yet was answered by the next engine."""
+    """It ended as a request must whose engine has died: in the envelope, or in its stream when that had begun. What had
+    no token yet was answered by the next engine."""
     if outcome.status == 200 and (outcome.answer or not any('"error"' in event for event in outcome.events)):
         assert outcome.answer.get("choices") or outcome.events[-1] == "[DONE]"
     elif outcome.events:
@@ -169,7 +169,7 @@ async def client(request: pytest.FixtureRequest) -> AsyncIterator[httpx.AsyncCli
 
 
 async def test_every_request_in_flight_is_told_and_the_engine_comes_back_with_its_adapters(
-    tiny: Process, client: httpx.AsyncClient
+    tiny: ServeProcess, client: httpx.AsyncClient
 ) -> None:
     client.base_url = httpx.URL(tiny.url)
     await until(lambda: pinned(client), HANG)
@@ -179,7 +179,7 @@ async def test_every_request_in_flight_is_told_and_the_engine_comes_back_with_it
 
 
 @pytest.mark.slow
-async def test_so_it_is_on_the_real_base(real: Process, client: httpx.AsyncClient) -> None:
+async def test_so_it_is_on_the_real_base(real: ServeProcess, client: httpx.AsyncClient) -> None:
     client.base_url = httpx.URL(real.url)
     await until(lambda: pinned(client), HANG)
     await kill_under_load(real, client)

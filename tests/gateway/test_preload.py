@@ -1,4 +1,4 @@
-"""Adapters that are to be in memory from the start, and again in every new engine."""
+"""Adapters that are preloaded at the start, and again into every new engine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from tests.gateway.api.test_metrics import stats
 from tests.registry.artifacts import make_adapter, make_base
 from tunery.gateway.engine.fake import FakeEngine
-from tunery.gateway.preload import Preloading
+from tunery.gateway.preload import Preloader
 from tunery.gateway.resolver import Resolver
 from tunery.registry import NewVersion, Version
 from tunery.registry.errors import ArtifactRefused
@@ -51,8 +51,8 @@ def versions(registry: Registry, tmp_path: Path) -> dict[str, Version]:
     }
 
 
-def preloading(registry: Registry, engine: FakeEngine, *references: str) -> Preloading:
-    return Preloading(references, engine=engine, resolver=Resolver(registry, registry.base("tiny")))
+def preloading(registry: Registry, engine: FakeEngine, *references: str) -> Preloader:
+    return Preloader(references, engine=engine, resolver=Resolver(registry, registry.base("tiny")))
 
 
 async def settled() -> None:
@@ -66,11 +66,11 @@ async def test_each_new_engine_gets_them_once_and_pinned(
     made = preloading(registry, engine, "acme/tone", "acme/facts@1")
     digests = [versions[name].digest for name in ("acme/tone", "acme/facts")]
     for _ in range(3):
-        made.take(stats())
+        made.on_stats(stats())
         await settled()
     assert engine.loaded == engine.pinned == digests
     engine.restart()
-    made.take(stats())
+    made.on_stats(stats())
     await settled()
     assert engine.pinned == 2 * digests
     await made.stop()
@@ -80,14 +80,14 @@ async def test_what_cannot_be_loaded_is_logged_and_the_others_are(
     registry: Registry, engine: RestartedEngine, versions: dict[str, Version], caplog: pytest.LogCaptureFixture
 ) -> None:
     made = preloading(registry, engine, "acme/none", "tiny", "acme/tone+acme/facts", "acme/facts")
-    made.take(stats())
+    made.on_stats(stats())
     await settled()
     assert engine.pinned == [versions["acme/facts"].digest]
     for said in ("acme/none is not preloaded", "tiny is not preloaded", "acme/tone+acme/facts is not preloaded"):
         assert said in caplog.text
     engine.restart()
     engine.failure = ArtifactRefused("it has NaN")
-    made.take(stats())
+    made.on_stats(stats())
     await settled()
     assert "acme/facts is not preloaded: it has NaN" in caplog.text
     await made.stop()
@@ -98,7 +98,7 @@ async def test_an_engine_that_is_not_ready_gets_nothing(
 ) -> None:
     made = preloading(registry, engine, "acme/tone")
     engine.die()
-    made.take(stats())
+    made.on_stats(stats())
     await settled()
     assert engine.loaded == []
     await made.stop()

@@ -1,4 +1,4 @@
-"""What clients ask for, answered by the real engine: numbers at their bounds, forms that must hold, vectors of length 1."""
+"""Requests to the real engine: numbers at their bounds, structured output, and vectors of length 1."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.gateway.server import TINY, Process, served
+from tests.gateway.serve_process import TINY, ServeProcess, start_server
 from tunery.plugins.bases.resolve import resolve_base
 from tunery.plugins.discovery import load_plugins
 from tunery.registry.home import Home
@@ -39,17 +39,17 @@ REAL = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, tiny_base_folder: Path) -> Iterator[Process]:
+def server(tmp_path_factory: pytest.TempPathFactory, tiny_base_folder: Path) -> Iterator[ServeProcess]:
     folder = tmp_path_factory.mktemp("requests")
     home = Home(folder / "home")
     with Registry.open(home) as registry:
         resolve_base(str(tiny_base_folder), registry=registry, plugins=load_plugins(), name="tiny")
-    with served(folder, home, "tiny", *TINY) as running:
+    with start_server(folder, home, "tiny", *TINY) as running:
         yield running
 
 
 @pytest.fixture
-def client(server: Process) -> Iterator[httpx.Client]:
+def client(server: ServeProcess) -> Iterator[httpx.Client]:
     """A client; afterwards the same engine still answers, and nothing was logged as a bug."""
     engine = server.engine
     with httpx.Client(base_url=server.url, timeout=60) as client:

@@ -1,4 +1,4 @@
-"""From the name a client writes to the version that answers; never to the base by mistake."""
+"""Resolving the name that a client writes to a version; never to the base by mistake."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_who_answers_has_one_identity_however_it_is_written(
         ("acme/tone+acme/none", "model_not_found", "acme/none"),
         ("acme/tone+tiny", "model_not_found", "'tiny' is not an adapter name"),
         ("acme/tone+", "model_not_found", "''"),
-        ("acme/tone:x", "invalid_composition", "'x' is no weight for acme/tone"),
+        ("acme/tone:x", "invalid_composition", "'x' is not a weight for acme/tone"),
         ("acme/tone+acme/tone@1", "invalid_composition", "one version twice"),
     ],
 )

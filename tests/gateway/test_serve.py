@@ -20,7 +20,7 @@ import openai
 import pytest
 from openai import InternalServerError
 
-from tests.gateway.server import TINY, Process, overflow, publish, random_loras, served
+from tests.gateway.serve_process import TINY, ServeProcess, overflow, publish, random_loras, start_server
 from tests.registry.artifacts import make_base
 from tunery.gateway.api.state import Gateway
 from tunery.gateway.engine.fake import FakeEngine
@@ -55,7 +55,7 @@ def _breaking_at(text: str, folder: Path, base: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def serving(tmp_path_factory: pytest.TempPathFactory, tiny_base_folder: Path) -> Iterator[Process]:
+def serving(tmp_path_factory: pytest.TempPathFactory, tiny_base_folder: Path) -> Iterator[ServeProcess]:
     """One server with two versions of one adapter, for the tests that leave it running."""
     folder = tmp_path_factory.mktemp("serving")
     home = Home(folder / "home")
@@ -66,11 +66,11 @@ def serving(tmp_path_factory: pytest.TempPathFactory, tiny_base_folder: Path) ->
         (lora,) = random_loras(folder / "broken", tiny_base_folder, 1)
         publish(registry, base, [overflow(lora)], name=lambda index: "acme/broken")
         publish(registry, base, [_breaking_at("Z", folder / "late", tiny_base_folder)], name=lambda index: "acme/late")
-    with served(folder, home, tiny_base_folder, *TINY, "--access-log", "--hang-unready-seconds", "3") as running:
+    with start_server(folder, home, tiny_base_folder, *TINY, "--access-log", "--hang-unready-seconds", "3") as running:
         yield running
 
 
-def test_the_ready_line_names_an_address_that_answers(serving: Process) -> None:
+def test_the_ready_line_names_an_address_that_answers(serving: ServeProcess) -> None:
     assert serving.url.startswith("http://127.0.0.1:")
     assert httpx.get(f"{serving.url}/health/ready").json()["engine"] == "ok"
     raw = serving.client.chat.completions.with_raw_response.create(
@@ -89,7 +89,7 @@ def test_the_ready_line_names_an_address_that_answers(serving: Process) -> None:
     assert tuned.choices[0].message.content != base.choices[0].message.content
 
 
-def test_a_damaged_version_is_refused_with_a_code_and_the_others_are_served(serving: Process) -> None:
+def test_a_damaged_version_is_refused_with_a_code_and_the_others_are_served(serving: ServeProcess) -> None:
     with Registry.open(serving.home) as registry:
         weights = registry.files(registry.version("acme/support", 2))["adapter_model.safetensors"]
         other = registry.files(registry.version("acme/support", 1))["adapter_model.safetensors"]
@@ -111,7 +111,7 @@ def test_a_damaged_version_is_refused_with_a_code_and_the_others_are_served(serv
     assert serving.client.chat.completions.create(model="acme/support@2", messages=ASK, max_tokens=4).choices
 
 
-def test_the_gateway_never_loads_torch_and_the_engine_keeps_the_base_for_its_next_start(serving: Process) -> None:
+def test_the_gateway_never_loads_torch_and_the_engine_keeps_the_base_for_its_next_start(serving: ServeProcess) -> None:
     (packed,) = serving.home.packed.glob("*.safetensors")
     assert list(serving.home.packed.glob("*.checked"))  # nor is it compared with transformers again
     if sys.platform == "linux":
@@ -121,7 +121,7 @@ def test_the_gateway_never_loads_torch_and_the_engine_keeps_the_base_for_its_nex
     assert packed.stat().st_size > 0
 
 
-def test_an_alias_moved_by_the_command_line_is_served_by_the_next_request(serving: Process) -> None:
+def test_an_alias_moved_by_the_command_line_is_served_by_the_next_request(serving: ServeProcess) -> None:
     def version() -> str:
         raw = serving.client.completions.with_raw_response.create(model="acme/support", prompt="x", max_tokens=1)
         return raw.headers["x-tunery-version"]
@@ -137,7 +137,7 @@ def test_an_alias_moved_by_the_command_line_is_served_by_the_next_request(servin
         assert version() == number
 
 
-def test_the_access_log_is_json_and_holds_no_prompt(serving: Process) -> None:
+def test_the_access_log_is_json_and_holds_no_prompt(serving: ServeProcess) -> None:
     serving.client.chat.completions.create(model="acme/support@2", messages=ASK, max_tokens=3)
     time.sleep(0.1)
     text = serving.log.read_text()
@@ -157,7 +157,9 @@ def test_the_access_log_is_json_and_holds_no_prompt(serving: Process) -> None:
 
 @pytest.mark.parametrize("model", ["acme/broken", "acme/support:0.5+acme/broken:0.5"])
 @pytest.mark.parametrize("stream", [False, True])
-def test_an_adapter_that_overflows_is_422_and_its_neighbours_answer(serving: Process, model: str, stream: bool) -> None:
+def test_an_adapter_that_overflows_is_422_and_its_neighbours_answer(
+    serving: ServeProcess, model: str, stream: bool
+) -> None:
     client = serving.client
     asks: list[Callable[[], object]] = [
         lambda: client.chat.completions.create(model=model, messages=ASK, max_tokens=4, logprobs=True, stream=stream),
@@ -173,7 +175,7 @@ def test_an_adapter_that_overflows_is_422_and_its_neighbours_answer(serving: Pro
         assert client.completions.create(model=sound, prompt="x", max_tokens=2, logprobs=1).usage.completion_tokens == 2
 
 
-def test_an_adapter_that_overflows_in_the_middle_ends_its_stream_with_the_error(serving: Process) -> None:
+def test_an_adapter_that_overflows_in_the_middle_ends_its_stream_with_the_error(serving: ServeProcess) -> None:
     body = {"model": "acme/late", "prompt": "x", "max_tokens": 8, "guided_regex": "Z{8}", "stream": True, "logprobs": 1}
     with httpx.stream("POST", f"{serving.url}/v1/completions", json=body) as answer:
         events = [line.removeprefix("data: ") for line in answer.iter_lines() if line]
@@ -185,7 +187,7 @@ def test_an_adapter_that_overflows_in_the_middle_ends_its_stream_with_the_error(
     assert -9999 <= logprob <= 0  # however unlikely, a number
 
 
-def test_requests_that_come_while_a_killed_engine_is_replaced_are_held_and_answered(serving: Process) -> None:
+def test_requests_that_come_while_a_killed_engine_is_replaced_are_held_and_answered(serving: ServeProcess) -> None:
     os.kill(serving.engine, signal.SIGKILL)
     deadline, ready, answers = time.monotonic() + 60, [], []
     while not (503 in ready and ready[-1] == 200):
@@ -200,7 +202,7 @@ def test_requests_that_come_while_a_killed_engine_is_replaced_are_held_and_answe
     assert "tunery_engine_restarts_total 1.0" in httpx.get(f"{serving.url}/metrics").text
 
 
-def test_a_hung_engine_is_shown_and_recovers(serving: Process) -> None:
+def test_a_hung_engine_is_shown_and_recovers(serving: ServeProcess) -> None:
     def engine_up(up: int) -> bool:
         return f"tunery_engine_up {up}.0" in httpx.get(f"{serving.url}/metrics").text
 
@@ -223,7 +225,7 @@ async def _until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.05)
 
 
-def test_sigterm_lets_a_stream_finish_and_takes_the_engine_along(serving: Process) -> None:
+def test_sigterm_lets_a_stream_finish_and_takes_the_engine_along(serving: ServeProcess) -> None:
     """Last of those that share the server, since it ends it."""
     stream = serving.client.completions.create(
         model="acme/support", prompt="x", max_tokens=400, stream=True, extra_body={"ignore_eos": True}
@@ -237,7 +239,7 @@ def test_sigterm_lets_a_stream_finish_and_takes_the_engine_along(serving: Proces
     assert str(serving.home.root) not in left
 
 
-def test_a_port_in_use_is_an_error_that_says_so(serving: Process, tiny_base_folder: Path) -> None:
+def test_a_port_in_use_is_an_error_that_says_so(serving: ServeProcess, tiny_base_folder: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -250,7 +252,7 @@ def test_a_port_in_use_is_an_error_that_says_so(serving: Process, tiny_base_fold
             check=False,
         )
     assert ended.returncode == 2
-    assert f"127.0.0.1:{port} cannot be served on (Address already in use)" in ended.stderr
+    assert f"cannot listen on 127.0.0.1:{port} (Address already in use)" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 

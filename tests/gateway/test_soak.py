@@ -1,7 +1,8 @@
-"""Minutes of mixed load on a real server with far more adapters than fit: nothing fails, nothing leaks, nothing changes.
+"""Minutes of mixed load on a real server with far more adapters than fit: nothing fails, nothing leaks, nothing
+changes.
 
-`make soak`. SOAK_SECONDS sets how long; the default is ten minutes. Memory may settle for the first fifth of the time (two minutes);
-from then on the median of a minute and that of the last minute must agree.
+`make soak`. SOAK_SECONDS sets how long; the default is ten minutes. Memory may settle for the first fifth of the time
+(two minutes); from then on the median of a minute and that of the last minute must agree.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import openai
 import psutil
 import pytest
 
-from tests.gateway.server import Process, publish, random_loras, served
+from tests.gateway.serve_process import ServeProcess, publish, random_loras, start_server
 from tunery.registry.home import Home
 from tunery.registry.registry import Registry
 
@@ -53,7 +54,7 @@ pytestmark = pytest.mark.soak
 class Soak:
     """A server under load: what was asked, what went wrong, what was said before, and memory by second."""
 
-    server: Process
+    server: ServeProcess
     client: openai.AsyncOpenAI
     asked: Counter[str] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
@@ -180,7 +181,7 @@ KINDS: list[Callable[[Soak, random.Random], Awaitable[None]]] = [
 
 
 @pytest.fixture
-def server(tmp_path: Path, base_folder: Path, base_cache: Home) -> Iterator[Process]:
+def server(tmp_path: Path, base_folder: Path, base_cache: Home) -> Iterator[ServeProcess]:
     """A server of the real base with all adapters in two versions each."""
     with Registry.open(base_cache) as cache:
         base = cache.base("smollm2-135m")
@@ -189,7 +190,7 @@ def server(tmp_path: Path, base_folder: Path, base_cache: Home) -> Iterator[Proc
         registry.add_base(base)
         folders = random_loras(tmp_path, base_folder, ADAPTERS * VERSIONS, rank=RANK, size=0.5)
         publish(registry, base, folders, name=lambda index: named(index // VERSIONS))
-    with served(tmp_path, home, base.name, *ROOM, *CACHE) as running:
+    with start_server(tmp_path, home, base.name, *ROOM, *CACHE) as running:
         yield running
 
 
@@ -248,7 +249,7 @@ def report(soak: Soak, exposition: str) -> str:
 
 
 @pytest.mark.timeout(2 * SECONDS + 600)
-async def test_memory_is_flat_and_nothing_fails_while_adapters_come_and_go(server: Process) -> None:
+async def test_memory_is_flat_and_nothing_fails_while_adapters_come_and_go(server: ServeProcess) -> None:
     client = openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0, timeout=120)
     async with client:
         soak = Soak(server, client)

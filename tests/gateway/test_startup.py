@@ -1,4 +1,4 @@
-"""What is imported before `tunery serve` is ready: no more than that takes."""
+"""What is imported before `tunery serve` is ready."""
 
 from __future__ import annotations
 

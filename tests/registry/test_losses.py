@@ -1,4 +1,4 @@
-"""Losses are shown in what they are in: nats per token, or a trainer's own."""
+"""Losses are shown in their unit: nats per token, or a trainer's own."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def version(method: str, **manifest: Any) -> Version:
 
 
 @pytest.mark.parametrize(
-    ("found", "unit", "text"),
+    ("version", "unit", "text"),
     [
         (version("lora"), "nats per token", "0.693 → 0.400"),
         (version("lora", loss_unit="nats per token"), "nats per token", "0.693 → 0.400"),
@@ -29,10 +29,10 @@ def version(method: str, **manifest: Any) -> Version:
         (version("lora", loss_unit=3), "nats per token", "0.693 → 0.400"),
     ],
 )
-def test_the_unit_is_the_manifests_or_the_methods(found: Version, unit: str, text: str) -> None:
-    assert loss_unit(found) == unit
-    assert loss_text(found) == text
-    assert f"Losses are in {unit}." in model_card(found, base_model="tiny", repository="acme/x")
+def test_the_unit_is_the_manifests_or_the_methods(version: Version, unit: str, text: str) -> None:
+    assert loss_unit(version) == unit
+    assert loss_text(version) == text
+    assert f"Losses are in {unit}." in model_card(version, base_model="tiny", repository="acme/x")
 
 
 def test_the_card_says_what_losses_were_measured_in() -> None:

@@ -9,7 +9,7 @@ import pytest
 from msgspec import Meta
 
 from tunery.registry.errors import InvalidInput
-from tunery.registry.values import read_value
+from tunery.registry.values import about, describe_fields, read_value
 
 Count = Annotated[int, Meta(ge=1)]
 Names = Annotated[tuple[str, ...] | Literal["all-linear"], Meta(description="layers")]
@@ -68,3 +68,21 @@ def test_what_cannot_be_meant_names_parameter_and_type(text: str, kind: Any, say
         read_value("x", text, kind)
     assert says in caught.value.message
     assert caught.value.param == "x"
+
+
+def test_a_field_is_described_by_the_class_that_says_most_of_it() -> None:
+    class Parent(msgspec.Struct):
+        rank: Annotated[Count, about("rank of the pairs")] = 8
+        layers: Annotated[list[str], about("layers that get one")] = []
+
+    class Child(Parent):
+        rank: Count = 4
+
+    rank, layers = describe_fields(Child)
+    assert (rank.name, rank.type, rank.default, rank.description) == (
+        "rank",
+        "a whole number, at least 1",
+        4,
+        "rank of the pairs",
+    )
+    assert (layers.default, layers.description) == ([], "layers that get one")

@@ -1,1 +1,1 @@
-"""What happens around every request: middleware, guards, limits, errors and documentation."""
+"""What surrounds every request: middleware, guards, limits, errors, and the API documentation."""

@@ -32,8 +32,9 @@ class Busy(Overloaded):
 class Admission:
     """The requests in flight, running or waiting. `on_change` is called with their number whenever it changes.
 
-    All tenants together may have `max_batch + max_waiting`, one tenant `max_waiting_per_tenant`. If that is 0, a tenant that is
-    alone may have them all, but only half of them once another tenant has sent a request, admitted or not, within the last minute.
+    All tenants together may have `max_batch + max_waiting`, one tenant `max_waiting_per_tenant`. If that is 0, a tenant
+    that is alone may have them all, but only half of them once another tenant has sent a request, admitted or not,
+    within the last minute.
     """
 
     def __init__(
@@ -72,16 +73,16 @@ class Admission:
 
     def _check(self, count: int, tenant: str, param: str) -> None:
         alone = self._alone(tenant)
-        if count > (most := min(self._tenant_limit or self._limit, self._limit)):
+        if count > (limit := min(self._tenant_limit or self._limit, self._limit)):
             raise InvalidInput(
-                f"the request asks for {count} answers; at most {most} can be in flight at once", param=param
+                f"the request asks for {count} answers; at most {limit} can be in flight at once", param=param
             )
         if self.count + count > self._limit:
             raise self._busy(f"{self.count} requests are in flight; the limit is {self._limit}")
-        most = self._tenant_limit or (self._limit if alone else max(1, self._limit // 2))
-        if self._by_tenant[tenant] + count > most:
+        limit = self._tenant_limit or (self._limit if alone else max(1, self._limit // 2))
+        if self._by_tenant[tenant] + count > limit:
             name = f"the tenant {tenant}" if tenant else "the bare base"
-            raise self._busy(f"{self._by_tenant[tenant]} requests for {name} are in flight; the limit is {most}")
+            raise self._busy(f"{self._by_tenant[tenant]} requests for {name} are in flight; the limit is {limit}")
 
     def _alone(self, tenant: str) -> bool:
         """Whether no other tenant has sent a request lately; notes this one's."""

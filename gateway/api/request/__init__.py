@@ -1,1 +1,1 @@
-"""Turning a request body into what the engine is asked for."""
+"""Turns request bodies into what the engine is to generate."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tunery.gateway.engine.messages import Sampling
+from tunery.gateway.engine.sampling_params import SamplingParams
 
 __all__ = ["ChoiceRequest"]
 
@@ -14,5 +14,5 @@ class ChoiceRequest:
     """Continue `prompt` (token ids); when `silent`, only compute the prompt and show no output."""
 
     prompt: tuple[int, ...]
-    sampling: Sampling
+    sampling: SamplingParams
     silent: bool = False

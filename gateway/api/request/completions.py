@@ -9,7 +9,8 @@ from tunery.gateway.api.request.sampling import OutputOptions, read_samplings
 from tunery.gateway.api.request.structured_output import read_constraint
 from tunery.gateway.api.schemas.requests import CompletionRequest
 from tunery.gateway.api.state import Gateway
-from tunery.gateway.engine.messages import Constraint, Ready
+from tunery.gateway.engine.messages import Ready
+from tunery.gateway.engine.sampling_params import Constraint
 from tunery.plugins.data.render.renderer import Renderer
 from tunery.registry.errors import InvalidInput
 
@@ -38,7 +39,7 @@ async def read_completion(data: CompletionRequest, *, gateway: Gateway, ready: R
     constraint = read_constraint(data)
     options = PromptOptions(
         param="prompt",
-        most=MAX_PROMPTS,
+        max_prompts=MAX_PROMPTS,
         special=data.add_special_tokens is not False,
         truncate=data.truncate_prompt_tokens,
     )

@@ -33,27 +33,26 @@ def length_check(
 ) -> Callable[[int], None]:
     """A check for the tokenizer to call with the least tokens a text can have, while it works.
 
-    Raises what `check_wanted` raises, or InvalidInput when the text cannot fit. One that is to be truncated may be longer than the
-    context, but not without limit.
+    Raises what `check_wanted` raises, or InvalidInput when the text cannot fit. One that is to be truncated may be
+    longer than the context, but not without limit.
     """
-    most = context if truncate is None else MAX_TRUNCATED_CONTEXTS * context
+    limit = context if truncate is None else MAX_TRUNCATED_CONTEXTS * context
 
     def check(least: int) -> None:
         check_wanted()
-        if least > most:
+        if least > limit:
             raise _too_long(least, 0, context, param, at_least=True)
 
     return check
 
 
-def truncate_prompt(prompt: tuple[int, ...], most: int | None, *, context: int, output: int = 0) -> tuple[int, ...]:
-    """The last `most` tokens of a prompt: all of them for None; for -1, as many as fit the context before `output`."""
-    if most == 0:
+def truncate_prompt(prompt: tuple[int, ...], keep: int | None, *, context: int, output: int = 0) -> tuple[int, ...]:
+    """The last `keep` tokens of a prompt: all of them for None; for -1, as many as fit the context before `output`."""
+    if keep == 0:
         raise InvalidInput("truncate_prompt_tokens is 0, so nothing would be left", param="truncate_prompt_tokens")
-    if most is None:
+    if keep is None:
         return prompt
-    room = most if most > 0 else max(context - output, 1)
-    return prompt[-room:]
+    return prompt[-(keep if keep > 0 else max(context - output, 1)) :]
 
 
 def _too_long(prompt: int, output: int, context: int, param: str, *, at_least: bool = False) -> InvalidInput:

@@ -1,4 +1,4 @@
-"""Reads the raw prompts of completions and embeddings: a text, several texts, token ids, or several lists of token ids."""
+"""Reads the raw prompts of completions and embeddings: one or several texts or lists of token ids."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ __all__ = ["PromptOptions", "read_prompts"]
 class PromptOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How to read prompts.
 
-    `param` is the field that errors name, `most` the most prompts there may be. `special` adds the tokens that the tokenizer puts
+    `param` is the field that errors name. `special` adds the tokens that the tokenizer puts
     around a text; `truncate` is the request's `truncate_prompt_tokens`.
     """
 
     param: str
-    most: int
+    max_prompts: int
     special: bool = True
     truncate: int | None = None
 
@@ -34,9 +34,9 @@ async def read_prompts(
 ) -> list[tuple[int, ...]]:
     """The token ids of each prompt; raise InvalidInput as soon as one cannot fit the context."""
     several = prompts if isinstance(prompts, list) and prompts and not isinstance(prompts[0], int) else [prompts]
-    if len(several) > options.most:
+    if len(several) > options.max_prompts:
         raise InvalidInput(
-            f"{options.param} has {len(several)} prompts; the limit is {options.most}", param=options.param
+            f"{options.param} has {len(several)} prompts; the limit is {options.max_prompts}", param=options.param
         )
 
     def read(check_wanted: Callable[[], None]) -> list[tuple[int, ...]]:

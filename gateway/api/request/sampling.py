@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from tunery.gateway.api.schemas.requests import SamplingFields
-from tunery.gateway.engine.messages import Constraint, Sampling
+from tunery.gateway.engine.sampling_params import Constraint, SamplingParams
 from tunery.plugins.data.render.renderer import Renderer
 from tunery.registry.errors import InvalidInput
 
@@ -21,7 +21,7 @@ TokenIds = tuple[int, ...]
 
 
 class OutputOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What the endpoints read in ways of their own: the output's length, its structure, and which log-probabilities to report."""
+    """What each endpoint reads in its own way: the output's length and structure, and the log-probabilities to report."""
 
     max_tokens: int
     logprobs: int | None = None
@@ -31,7 +31,7 @@ class OutputOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 def read_samplings(
     request: SamplingFields, output: OutputOptions, *, vocab_size: int, renderer: Renderer
-) -> list[Sampling]:
+) -> list[SamplingParams]:
     """The engine's settings for each of the request's `n` choices, which differ in their seeds only.
 
     Raises InvalidInput naming the field that is wrong.
@@ -41,7 +41,7 @@ def read_samplings(
         for name in ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
         if (value := getattr(request, name)) is not None
     }
-    sampling = Sampling(
+    sampling = SamplingParams(
         max_tokens=output.max_tokens,
         top_k=max(request.top_k or 0, 0),
         stop_token_ids=_token_ids("stop_token_ids", request.stop_token_ids or (), vocab_size),
@@ -58,7 +58,7 @@ def read_samplings(
     return [_with_seed(sampling, request.seed, index) for index in range(request.n or 1)]
 
 
-def _with_seed(sampling: Sampling, seed: int | None, index: int) -> Sampling:
+def _with_seed(sampling: SamplingParams, seed: int | None, index: int) -> SamplingParams:
     return sampling if seed is None else msgspec.structs.replace(sampling, seed=(seed + index) % 2**63)
 
 
@@ -78,7 +78,8 @@ def _allowed_token_ids(
     stops = {*renderer.stop_ids, *(request.stop_token_ids or ())}
     if allowed and request.min_tokens and stops.issuperset(allowed):
         raise InvalidInput(
-            "allowed_token_ids has only stop tokens, which min_tokens forbids; allow another token or leave out min_tokens",
+            "allowed_token_ids has only stop tokens, which min_tokens forbids; "
+            "allow another token or leave out min_tokens",
             param="allowed_token_ids",
         )
     return allowed

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from tunery.gateway.api.schemas.requests import SamplingFields
-from tunery.gateway.engine.messages import Constraint
+from tunery.gateway.engine.sampling_params import Constraint
 from tunery.registry.errors import InvalidInput
 
 __all__ = ["read_constraint"]

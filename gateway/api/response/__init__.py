@@ -1,1 +1,1 @@
-"""Turning the engine's tokens into response bodies and streams."""
+"""Turns the engine's tokens into response bodies and streams."""

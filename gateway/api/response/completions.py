@@ -54,8 +54,10 @@ class CompletionBuilder:
 
     async def _build_choice(self, deltas: Sequence[OutputDelta]) -> Choice:
         """What these deltas, all of one choice, add to it; many log-probabilities are built off the event loop."""
-        scores = sum(1 + len(delta.token.top) + len(delta.token.prompt) * SIZE_PER_PROMPT_TOKEN for delta in deltas)
-        size = scores if self._request.logprobs is not None or deltas[0].token.prompt else 0
+        scores = sum(
+            1 + len(delta.token.top) + len(delta.token.prompt_scores) * SIZE_PER_PROMPT_TOKEN for delta in deltas
+        )
+        size = scores if self._request.logprobs is not None or deltas[0].token.prompt_scores else 0
         return await self._generation.gateway.offload(size, lambda _: self._choice(deltas))
 
     def _choice(self, deltas: Sequence[OutputDelta]) -> Choice:

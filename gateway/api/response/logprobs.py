@@ -9,7 +9,7 @@ from msgspec import UNSET, UnsetType
 
 from tunery.gateway.api.response.generation import OutputDelta
 from tunery.gateway.api.schemas.responses import PromptLogprob, PromptLogprobs, TokenLogprob, TopLogprob
-from tunery.gateway.engine.messages import Score, TopToken
+from tunery.gateway.engine.messages import PromptScore, TopToken
 from tunery.plugins.data.render.renderer import Renderer
 
 __all__ = ["SIZE_PER_PROMPT_TOKEN", "CompletionLogprobs", "chat_logprobs", "prompt_logprobs"]
@@ -17,7 +17,7 @@ __all__ = ["SIZE_PER_PROMPT_TOKEN", "CompletionLogprobs", "chat_logprobs", "prom
 NEVER = -9999.0
 """OpenAI's log-probability of an impossible token; JSON has no minus infinity."""
 SIZE_PER_PROMPT_TOKEN = 10
-"""What one prompt token with its alternatives adds to the size of offloaded work, in bytes of text that take as long."""
+"""What one prompt token with its alternatives adds to the size of offloaded work, in bytes of equally slow text."""
 
 
 def chat_logprobs(renderer: Renderer, delta: OutputDelta) -> list[TokenLogprob]:
@@ -39,11 +39,14 @@ def prompt_logprobs(
         return UNSET
     return [
         None,
-        *(_position(renderer, token, score) for token, score in zip(prompt[1:], delta.token.prompt, strict=True)),
+        *(
+            _position(renderer, token, score)
+            for token, score in zip(prompt[1:], delta.token.prompt_scores, strict=True)
+        ),
     ]
 
 
-def _position(renderer: Renderer, token: int, score: Score) -> dict[str, PromptLogprob]:
+def _position(renderer: Renderer, token: int, score: PromptScore) -> dict[str, PromptLogprob]:
     candidates = {top.token: top.logprob for top in score.top} | {token: score.logprob}
     return {
         str(candidate): PromptLogprob(_finite(logprob), renderer.token_bytes(candidate).decode(errors="replace"))
@@ -67,7 +70,7 @@ class CompletionLogprobs:
         """The lists for what these deltas added."""
         rows: list[tuple[int, float | None, Sequence[TopToken] | None]] = []
         if deltas[0].first and self._echoed:
-            scores = zip(self._echoed[1:], deltas[0].token.prompt, strict=True)
+            scores = zip(self._echoed[1:], deltas[0].token.prompt_scores, strict=True)
             rows = [(self._echoed[0], None, None), *((token, score.logprob, score.top) for token, score in scores)]
         rows += [(token.token, token.logprob, token.top) for delta in deltas for token in delta.shown]
         return {

@@ -1,4 +1,4 @@
-"""Owns how models and adapters are shown, and what those endpoints take."""
+"""The bodies of the model and adapter endpoints."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = [
 
 
 class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
-    """A model that can be asked. `root` is the base; `digest` and `version` are what the name means now."""
+    """A model that requests can name. `root` is the base; `digest` and `version` are what the name means now."""
 
     id: str
     object: Literal["model"] = "model"
@@ -40,7 +40,7 @@ class ModelList(msgspec.Struct, frozen=True):
 
 
 class ResidentVersion(msgspec.Struct, frozen=True, kw_only=True):
-    """A version in memory: the bytes it takes, the requests that run on it, and whether it stays there whatever needs room."""
+    """A version in memory: the bytes it takes, the requests that run on it, and whether it is exempt from eviction."""
 
     version: int
     bytes: int
@@ -49,7 +49,7 @@ class ResidentVersion(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AdapterCard(msgspec.Struct, frozen=True, kw_only=True):
-    """An adapter: the version its bare name means now, its aliases, and which of its versions are in memory."""
+    """An adapter: the version that its bare name means now, its aliases, and its versions in memory."""
 
     id: str
     object: Literal["adapter"] = "adapter"
@@ -80,7 +80,7 @@ class LoadRequest(AdapterReference, frozen=True):
 
 
 class AdapterState(msgspec.Struct, frozen=True, kw_only=True):
-    """What loading or unloading did; `bytes` is the memory taken, or given back."""
+    """The result of loading or unloading; `bytes` is the memory taken or freed."""
 
     id: str
     version: int

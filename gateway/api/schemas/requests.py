@@ -1,6 +1,8 @@
-"""What clients of the inference endpoints may send: every field that is declared here is applied. `fields.py` has the others.
+"""The request bodies of the inference endpoints. Every field declared here is applied; request/fields.py handles the
+others.
 
-Every optional field may be null, which is to leave it out."""
+Every optional field may be null, which means the same as leaving it out.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Alternatives = Annotated[int, Meta(ge=0, le=20)]
 TokenId = Annotated[int, Meta(ge=0, lt=2**31)]
 Tokens = str | list[Any]
-"""One prompt as text or token ids, or several of either; told apart by hand, since msgspec unions may hold one list type."""
+"""One prompt as text or token ids, or several of either; prompts.py tells them apart, which msgspec cannot."""
 
 
 class StreamOptions(msgspec.Struct, frozen=True):
@@ -25,10 +27,13 @@ class StreamOptions(msgspec.Struct, frozen=True):
 
 
 class SamplingFields(msgspec.Struct, frozen=True, kw_only=True):
-    """What both kinds of request say about choosing tokens; see OpenAI's reference. `top_k`, `min_p`, `repetition_penalty`,
-    `ignore_eos`, `min_tokens`, `stop_token_ids`, `allowed_token_ids`, `bad_words`, `skip_special_tokens`,
-    `include_stop_str_in_output`, `truncate_prompt_tokens`, `prompt_logprobs`, `structured_outputs` and `guided_…` are extensions
-    that vLLM has too; `regex` and `grammar` are short for them."""
+    """The fields that chat and completion requests share; see OpenAI's reference.
+
+    `top_k`, `min_p`, `repetition_penalty`, `ignore_eos`, `min_tokens`, `stop_token_ids`, `allowed_token_ids`,
+    `bad_words`, `skip_special_tokens`, `include_stop_str_in_output`, `truncate_prompt_tokens`, `prompt_logprobs`,
+    `structured_outputs` and `guided_…` are extensions that vLLM has too; `regex` and `grammar` are short for
+    `guided_regex` and `guided_grammar`.
+    """
 
     model: str
     adapter: str | None = None

@@ -1,4 +1,4 @@
-"""Owns what the inference endpoints answer, and how every error looks; `requests.py` has what they take."""
+"""The response bodies of the inference endpoints, and the body of every error."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ __all__ = [
 
 
 class CachedTokens(msgspec.Struct, frozen=True):
-    """How many tokens of the prompt had been computed before, for another request."""
+    """How many prompt tokens came from the prefix cache."""
 
     cached_tokens: int
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """Tokens of a request, over all its choices."""
+    """The tokens of a request, over all its choices."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -46,14 +46,14 @@ class Usage(msgspec.Struct, frozen=True):
 
 
 class PromptLogprob(msgspec.Struct, frozen=True):
-    """A token that stands, or could have stood, at one place of the prompt."""
+    """The token at one position of the prompt, or an alternative to it."""
 
     logprob: float
     decoded_token: str
 
 
 PromptLogprobs = list[dict[str, PromptLogprob] | None]
-"""vLLM's `prompt_logprobs`: for each place of the prompt what could stand there, by token id; None for the first."""
+"""vLLM's `prompt_logprobs`: the candidates at each position of the prompt by token id; None for the first position."""
 
 
 class TopLogprob(msgspec.Struct, frozen=True):
@@ -81,14 +81,14 @@ class Logprobs(msgspec.Struct, frozen=True):
 
 
 class FunctionCall(msgspec.Struct, frozen=True, kw_only=True):
-    """The called function and its arguments as the text of a JSON object."""
+    """The called function, and its arguments as the text of a JSON object."""
 
     name: str | UnsetType = UNSET
     arguments: str
 
 
 class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
-    """A call, or in a stream a part of the one with that `index`."""
+    """A tool call, or in a stream a part of the call with that `index`."""
 
     index: int | UnsetType = UNSET
     id: str | UnsetType = UNSET
@@ -97,7 +97,7 @@ class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ChatMessage(msgspec.Struct, frozen=True, kw_only=True):
-    """A message, or in a stream a part of one. What is unset is left out."""
+    """A message, or in a stream a part of one. Unset fields are left out."""
 
     role: Literal["assistant"] | UnsetType = UNSET
     content: str | UnsetType | None = UNSET
@@ -106,7 +106,7 @@ class ChatMessage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ChatChoice(msgspec.Struct, frozen=True, kw_only=True):
-    """One answer (`message`) or a part of one (`delta`)."""
+    """One choice: a whole `message`, or in a stream a `delta`."""
 
     index: int
     message: ChatMessage | UnsetType = UNSET
@@ -117,7 +117,7 @@ class ChatChoice(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer to a chat request, or one chunk of its stream."""
+    """The response to a chat request, or one chunk of its stream."""
 
     id: str
     object: Literal["chat.completion", "chat.completion.chunk"]
@@ -139,7 +139,7 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Completion(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer to a completion request, or one chunk of its stream."""
+    """The response to a completion request, or one chunk of its stream."""
 
     id: str
     object: Literal["text_completion"] = "text_completion"
@@ -159,14 +159,14 @@ class Embedding(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EmbeddingUsage(msgspec.Struct, frozen=True):
-    """Tokens of all inputs."""
+    """The tokens of all inputs."""
 
     prompt_tokens: int
     total_tokens: int
 
 
 class EmbeddingList(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer to an embedding request, in the order of its inputs."""
+    """The response to an embedding request, in the order of its inputs."""
 
     data: list[Embedding]
     model: str
@@ -184,6 +184,6 @@ class ErrorBody(msgspec.Struct, frozen=True):
 
 
 class ErrorEnvelope(msgspec.Struct, frozen=True):
-    """What every error looks like."""
+    """The body of every error response."""
 
     error: ErrorBody

@@ -6,9 +6,10 @@ from typing import Any
 
 import rich_click as click
 
-from tunery.gateway.cli.terminal.context import actor, open_registry, print_json
+from tunery.gateway.cli.terminal.context import print_json
 from tunery.gateway.cli.terminal.options import as_json
 from tunery.gateway.cli.terminal.tables import print_table, when
+from tunery.gateway.python.home import current_actor, open_registry
 from tunery.registry.names import PRODUCTION
 
 __all__ = ["COMMANDS"]
@@ -31,9 +32,9 @@ def alias(
     expectation: dict[str, Any] = {} if expect is None else {"expected": expect or None}
     with open_registry() as registry:
         if number is None:
-            moved = registry.drop_alias(adapter, alias, actor=actor(), reason=reason, **expectation)
+            moved = registry.drop_alias(adapter, alias, actor=current_actor(), reason=reason, **expectation)
         else:
-            moved = registry.move_alias(adapter, alias, number, actor=actor(), reason=reason, **expectation)
+            moved = registry.move_alias(adapter, alias, number, actor=current_actor(), reason=reason, **expectation)
     if as_json:
         print_json(moved)
     else:
@@ -65,7 +66,7 @@ def rollback(adapter: str, alias: str, expect: int | None, reason: str, as_json:
     """Point ALIAS (production) where it pointed before."""
     expectation: dict[str, Any] = {} if expect is None else {"expected": expect or None}
     with open_registry() as registry:
-        moved = registry.rollback(adapter, alias, actor=actor(), reason=reason, **expectation)
+        moved = registry.rollback(adapter, alias, actor=current_actor(), reason=reason, **expectation)
     if as_json:
         print_json(moved)
     else:

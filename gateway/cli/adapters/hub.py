@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import rich_click as click
 
-from tunery.gateway.cli.terminal.context import actor, open_registry, plugins, print_json, say
+from tunery.gateway.cli.terminal.context import plugins, print_json, say
 from tunery.gateway.cli.terminal.options import as_json
 from tunery.gateway.cli.terminal.tables import size_text
+from tunery.gateway.python.home import current_actor, open_registry
 
 if TYPE_CHECKING:
     from tunery.registry import Base, Version
@@ -27,7 +28,7 @@ __all__ = ["COMMANDS"]
 @as_json
 def publish(reference: str, repo: str, private: bool, base_model: str | None, samples: bool, as_json: bool) -> None:
     """Put a version on the Hugging Face Hub: one commit, one tag, with a model card. HF_ENDPOINT is honoured."""
-    from tunery.registry.hub.transfer import publish_to_hub
+    from tunery.registry.hub.push import publish_to_hub
 
     with open_registry() as registry:
         published = publish_to_hub(
@@ -53,12 +54,12 @@ def publish(reference: str, repo: str, private: bool, base_model: str | None, sa
 @as_json
 def pull(source: str, adapter: str, base: str, alias: str | None, trust_base: bool, as_json: bool) -> None:
     """Bring a PEFT LoRA from the Hub in as the next version of ADAPTER."""
-    from tunery.registry.hub.transfer import pull_from_hub
+    from tunery.registry.hub.pull import pull_from_hub
 
     with open_registry() as registry:
         trained_on = _base(registry, base)
         version = pull_from_hub(
-            registry, source, adapter, base=trained_on, actor=actor(), alias=alias, trust_base=trust_base
+            registry, source, adapter, base=trained_on, actor=current_actor(), alias=alias, trust_base=trust_base
         )
     _print_version(version, as_json)
 
@@ -72,12 +73,12 @@ def pull(source: str, adapter: str, base: str, alias: str | None, trust_base: bo
 @as_json
 def import_(folder: Path, adapter: str, base: str, alias: str | None, trust_base: bool, as_json: bool) -> None:
     """Bring a local PEFT folder in as the next version of ADAPTER."""
-    from tunery.registry.hub.transfer import import_folder
+    from tunery.registry.hub.incoming import import_folder
 
     with open_registry() as registry:
         trained_on = _base(registry, base)
         version = import_folder(
-            registry, folder, adapter, base=trained_on, actor=actor(), alias=alias, trust_base=trust_base
+            registry, folder, adapter, base=trained_on, actor=current_actor(), alias=alias, trust_base=trust_base
         )
     _print_version(version, as_json)
 

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import rich_click as click
 
-from tunery.gateway.cli.terminal.context import open_registry, print_json
+from tunery.gateway.cli.terminal.context import print_json
 from tunery.gateway.cli.terminal.options import as_json
 from tunery.gateway.cli.terminal.tables import when
 from tunery.gateway.cli.terminal.text import visible
+from tunery.gateway.python.home import open_registry
 
 if TYPE_CHECKING:
     from rich.tree import Tree

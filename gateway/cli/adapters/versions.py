@@ -8,9 +8,10 @@ import rich_click as click
 from msgspec import to_builtins
 
 from tunery.gateway.cli.adapters.report import print_report, report_data, report_lines
-from tunery.gateway.cli.terminal.context import actor, open_registry, print_json
+from tunery.gateway.cli.terminal.context import print_json
 from tunery.gateway.cli.terminal.options import as_json
 from tunery.gateway.cli.terminal.tables import print_table, size_text, when
+from tunery.gateway.python.home import current_actor, open_registry
 from tunery.registry.losses import LOSSES, loss_text, loss_unit
 
 __all__ = ["COMMANDS"]
@@ -104,7 +105,7 @@ def remove(reference: str, force: bool, as_json: bool) -> None:
     if "@" not in reference:
         raise click.UsageError(f"say which version: {reference}@NUMBER")
     with open_registry(scarce=True) as registry:
-        version = registry.remove(reference, actor=actor(), force=force)
+        version = registry.remove(reference, actor=current_actor(), force=force)
     if as_json:
         print_json(version)
     else:

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import rich_click as click
 
-from tunery.gateway.cli.data.options import base_folder, format_option, max_length_option
-from tunery.gateway.cli.terminal.context import plugins, print_json
+from tunery.gateway.cli.data.options import format_option, max_length_option
+from tunery.gateway.cli.terminal.context import print_json, say
 from tunery.gateway.cli.terminal.options import as_json
 from tunery.gateway.cli.terminal.streams import is_utf8
 from tunery.gateway.cli.terminal.tables import print_table
 from tunery.gateway.cli.terminal.text import visible
+from tunery.gateway.python.checking import check_data
 from tunery.plugins.data.checks.report import KEPT
 from tunery.registry.errors import InvalidData
 
@@ -52,16 +53,14 @@ def check(
     """Report everything that is wrong with files of rows; exit with 2 where anything is an error."""
     if as_json and as_html:
         raise click.UsageError("--json and --html exclude each other")
-    from tunery.plugins.data.checks.runner import check_data
-
     report = check_data(
         files,
-        validation,
-        plugins=plugins(),
-        base_folder=base_folder(base) if base else None,
+        base=base,
+        validation=validation,
         max_length=max_length,
-        processes=processes,
         format=format_name,
+        processes=processes,
+        on_message=say,
     )
     if as_json:
         print_json(msgspec.to_builtins(report) | {"errors": report.count("error")})

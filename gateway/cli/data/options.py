@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import rich_click as click
 
-from tunery.gateway.cli.terminal.context import open_registry, plugins, say
+from tunery.gateway.cli.terminal.context import plugins, say
+from tunery.gateway.python.home import open_registry
 
 if TYPE_CHECKING:
     from tunery.plugins.hookspecs import FormatInfo

@@ -1,9 +1,7 @@
-"""Owns what every command needs: the registry, the plugins, who is acting, and printing JSON."""
+"""What every command needs: the plugins, and printing JSON and progress."""
 
 from __future__ import annotations
 
-import getpass
-import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -13,16 +11,8 @@ from tunery.gateway.cli.terminal.streams import ascii_text, is_utf8
 
 if TYPE_CHECKING:
     from tunery.plugins.manager import Plugins
-    from tunery.registry.registry import Registry
 
-__all__ = ["actor", "open_registry", "plugins", "print_json", "say"]
-
-
-def open_registry(*, scarce: bool = False) -> Registry:
-    """The registry under TUNERY_HOME; `scarce` also where its disk is full."""
-    from tunery.registry.registry import Registry
-
-    return Registry.open(scarce=scarce)
+__all__ = ["plugins", "print_json", "say"]
 
 
 def plugins() -> Plugins:
@@ -30,15 +20,6 @@ def plugins() -> Plugins:
     from tunery.plugins.discovery import load_plugins
 
     return load_plugins()
-
-
-def actor() -> str:
-    """Who to record: TUNERY_ACTOR, or the user's name."""
-    try:
-        name = os.environ.get("TUNERY_ACTOR") or getpass.getuser()
-        return os.fsencode(name).decode("utf-8", "replace")
-    except (OSError, KeyError):
-        return "unknown"
 
 
 def print_json(value: Any) -> None:

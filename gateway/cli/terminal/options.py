@@ -1,9 +1,52 @@
-"""Options that several commands share."""
+"""Options that several commands share, and reading what was given to them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import msgspec
 import rich_click as click
 
-__all__ = ["as_json"]
+from tunery.registry.errors import InvalidInput
+from tunery.registry.values import FieldDescription, describe_fields
+
+__all__ = ["as_json", "parse_settings", "setting_options"]
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def setting_options(settings: type[msgspec.Struct]) -> Callable[[Command], Command]:
+    """An option for every field of a struct of settings; one that is not given is None, and left to `read_settings`."""
+
+    def decorate(command: Command) -> Command:
+        for field in reversed(describe_fields(settings)):
+            command = _option(field)(command)
+        return command
+
+    return decorate
+
+
+def _option(field: FieldDescription) -> Callable[[Command], Command]:
+    name, default = field.name.replace("_", "-"), field.default
+    if default is True:
+        return click.option(f"--{name}/--no-{name}", default=None, help=f"{field.description}  [default: {name}]")
+    if default is False:
+        return click.option(f"--{name}", is_flag=True, default=None, help=field.description)
+    shown = field.description if default in ((), {}) else f"{field.description}  [default: {default}]"
+    return click.option(f"--{name}", type=int if isinstance(default, int) else None, help=shown)
+
+
+def parse_settings(settings: Sequence[str]) -> dict[str, str]:
+    """`name=value` pairs; raise InvalidInput for anything else."""
+    values: dict[str, str] = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals or not name:
+            raise InvalidInput(
+                f"--set {setting!r}: write NAME=VALUE, for example learning_rate=2e-4", code="invalid_parameter"
+            )
+        values[name.strip()] = value.strip()
+    return values

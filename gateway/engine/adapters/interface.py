@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol, TypeVar
 
-from tunery.gateway.engine.messages import AdapterSource
+from tunery.gateway.engine.composition import AdapterSource
 from tunery.registry.errors import InvalidInput
 
 __all__ = ["AdapterT", "ServedAdapter", "StoredAdapter", "check_composition"]

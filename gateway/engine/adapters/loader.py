@@ -1,7 +1,7 @@
-"""Owns the thread on which adapters are loaded, one after another, and the bytes reserved for them; refuses to decide which.
+"""The thread that loads adapters, one after another, and the bytes reserved for them.
 
-Only a few loads are begun ahead of the thread. So who is next is decided when there is a place, by whoever decides about turns, and
-not by who came first with many.
+Only a few loads are submitted ahead of the thread, so the next one is chosen when a place comes free, by the scheduler's order,
+and not by who came first with many.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from dataclasses import dataclass
 from typing import Generic
 
 from tunery.gateway.engine.adapters.interface import AdapterT
-from tunery.gateway.engine.messages import AdapterSource
+from tunery.gateway.engine.composition import AdapterSource
 
-__all__ = ["MOST_LOADS", "Load", "Loader"]
+__all__ = ["MAX_LOADS", "Load", "Loader"]
 
-MOST_LOADS = 4
-"""Loads under way at once: what keeps the thread busy for as long as a step may take, and makes nobody wait for more."""
+MAX_LOADS = 4
+"""Loads submitted at once: enough to keep the thread busy during a forward pass, few enough that nobody waits for many."""
 
 
 @dataclass(slots=True)
 class Load(Generic[AdapterT]):
-    """A load under way.
+    """A load in progress, started at `started` seconds.
 
-    `reserved` bytes are set aside for it; it may not evict what was wanted later than tick `since`; `unwanted` says that it
-    comes to nothing. `future` gives the host copy, and the adapter in its place, or None where more than reserved is needed.
+    `reserved` bytes are set aside for it. It may not evict adapters wanted after tick `since`. `unwanted` says that its result
+    will be dropped. `future` gives the host copy and the placed adapter, which is None when it needs more than was reserved.
     """
 
     source: AdapterSource
@@ -40,7 +40,10 @@ class Load(Generic[AdapterT]):
 
 
 class Loader(Generic[AdapterT]):
-    """Loads by digest. `executor` runs them, in order, in place of a thread of low priority."""
+    """Loads by digest: `read` gives the host copy, `place` moves it to the device.
+
+    `executor` runs them in order, instead of a thread of low priority.
+    """
 
     def __init__(
         self,
@@ -55,28 +58,28 @@ class Loader(Generic[AdapterT]):
 
     @property
     def busy(self) -> bool:
-        """Whether a load is under way, or done and not taken yet."""
+        """Whether a load is in progress, or finished and not taken yet."""
         return bool(self._loads)
 
     @property
     def full(self) -> bool:
-        """Whether as many loads are under way, or done and not taken yet, as may be."""
-        return len(self._loads) >= MOST_LOADS
+        """Whether MAX_LOADS loads are in progress, or finished and not taken yet."""
+        return len(self._loads) >= MAX_LOADS
 
     def find(self, digest: str) -> Load[AdapterT] | None:
-        """The load of `digest` that is under way."""
+        """The load of `digest` that is in progress."""
         return self._loads.get(digest)
 
     def begin(
         self, source: AdapterSource, host: AdapterT | None, reserved: int, *, started: float, since: float
     ) -> None:
-        """Load from the host copy, or else from disk, what is not being loaded yet; not to be called when it is full."""
+        """Start a load, from the host copy or else from disk. It must not be in progress yet, and the loader not be full."""
         future = self._executor.submit(self._load, source, host, reserved)
         self._loads[source.digest] = Load(source, started, since, reserved, future)
         self.reserved += reserved
 
     def take(self) -> Load[AdapterT] | None:
-        """The next load that has finished, its reservation given back; they finish in the order they began."""
+        """The next finished load, whose reservation is released; loads finish in the order they began."""
         load = next(iter(self._loads.values()), None)
         if load is None or not load.future.done():
             return None
@@ -95,7 +98,7 @@ class Loader(Generic[AdapterT]):
 
 
 def _lower_priority() -> None:
-    """Let the step loop go first: on Linux, and only there, a thread has a priority of its own."""
+    """Let the engine's loop go first. Only on Linux does a thread have a priority of its own."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
             os.nice(10)

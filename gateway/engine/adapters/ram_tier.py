@@ -1,4 +1,4 @@
-"""Owns host copies of adapters under a hard byte budget, least recently used out first; refuses to know what they are for."""
+"""The RAM tier: host copies of evicted adapters under a byte budget, evicted least recently used first."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["RamTier"]
 
 
 class RamTier(Generic[AdapterT]):
-    """Host copies by digest."""
+    """Host copies by digest. `budget` and `bytes` are in bytes."""
 
     def __init__(self, budget: int) -> None:
         self.budget = budget
@@ -19,25 +19,25 @@ class RamTier(Generic[AdapterT]):
         self._copies: OrderedDict[str, tuple[AdapterT, int]] = OrderedDict()
 
     def get(self, digest: str) -> AdapterT | None:
-        """The copy, which now counts as just used."""
-        copy = self._copies.get(digest)
-        if copy is None:
+        """The copy, or None; it counts as used now."""
+        entry = self._copies.get(digest)
+        if entry is None:
             return None
         self._copies.move_to_end(digest)
-        return copy[0]
+        return entry[0]
 
-    def put(self, digest: str, held: AdapterT) -> None:
-        """Keep a copy, in the place of the least recently used ones; one that is larger than the budget is not kept."""
+    def put(self, digest: str, copy: AdapterT) -> None:
+        """Keep a copy, evicting the least recently used ones; a copy larger than the budget is not kept."""
         self.drop(digest)
-        size = held.bytes
+        size = copy.bytes
         if size > self.budget:
             return
         while self.bytes + size > self.budget:
             self.drop(next(iter(self._copies)))
-        self._copies[digest] = held, size
+        self._copies[digest] = copy, size
         self.bytes += size
 
     def drop(self, digest: str) -> None:
-        """Free a copy; harmless when there is none."""
+        """Free a copy; does nothing when there is none."""
         _, size = self._copies.pop(digest, (None, 0))
         self.bytes -= size

@@ -1,12 +1,13 @@
-"""Owns which adapters are in memory, under hard byte budgets: disk → RAM → resident; refuses to make the step loop wait.
+"""Residency: which adapters are in memory, under hard byte budgets, on the way disk → RAM → resident.
 
-Loads happen once each, one after another and only a few ahead, on a thread of low priority: `read` fetches the files into host
-memory and `place` moves them to the device. Whoever runs on an adapter holds it; what is neither held nor pinned may be evicted, least recently
-used first. All methods are called from the step loop's thread, and none but `resident` takes longer the more adapters there are.
+Each adapter is loaded once, one after another and only a few ahead, on a thread of low priority: `read` fetches the files into
+host memory and `place` moves them to the device. A running sequence holds its adapters; those that are neither held nor pinned may
+be evicted, least recently used first. All methods are called from the engine's loop; none blocks it, and none but `resident` takes
+longer with more adapters.
 
-A load reserves its bytes before it begins. How many is a guess from the file until the first read has told the truth; when
-the guess was too low, nothing is placed before the rest is reserved too, and if that cannot be had, the load gives back
-everything and begins anew, with the true figure, when there is room. So loads never wait for each other's reservations.
+A load reserves its bytes before it begins. Their number is estimated from the file until the first read has shown the true one.
+When the estimate was too low, nothing is placed before the rest is reserved too; if it cannot be, the load releases everything
+and begins again with the true size when there is room. So loads never wait for each other's reservations.
 """
 
 from __future__ import annotations
@@ -21,35 +22,36 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import Generic
 
-from tunery.gateway.engine.adapters.adapter import WEIGHTS
 from tunery.gateway.engine.adapters.failed_loads import FailedLoads
 from tunery.gateway.engine.adapters.interface import AdapterT
 from tunery.gateway.engine.adapters.loader import Load, Loader
 from tunery.gateway.engine.adapters.ram_tier import RamTier
 from tunery.gateway.engine.adapters.resident_tier import ResidentTier
-from tunery.gateway.engine.messages import AdapterSource, Resident
+from tunery.gateway.engine.composition import AdapterSource
+from tunery.gateway.engine.messages import Resident
 from tunery.registry.errors import NotFound, TuneryError, Unavailable
+from tunery.registry.peft.layout import WEIGHTS
 
 __all__ = ["Residency"]
 
-MOST_NOTES = 10_000
-"""Digests whose size, and whose last want, is remembered; forgetting one costs a look at its file."""
+MAX_NOTES = 10_000
+"""Digests whose size and latest `want` are remembered; a forgotten size is read from the file again."""
 
 
-def _unmoved(held: AdapterT) -> AdapterT:
-    return held
+def _identity(adapter: AdapterT) -> AdapterT:
+    return adapter
 
 
 class Residency(Generic[AdapterT]):
     """Adapters by digest: resident, loading, in RAM, or only on disk.
 
-    `budget` bounds the bytes of what is resident or being loaded, `ram_budget` those of the host copies kept for adapters
-    that come back (where `place` moves nothing, copy and resident are the same memory, counted in both). `place` must not
-    return more bytes than it was given: what does is taken out again, and placed anew with its true size reserved. `stretch`
-    is how many bytes in memory one byte on disk becomes. `executor` runs the loads, in order, in place of the thread.
+    `budget` bounds the bytes of resident and loading adapters, `ram_budget` those of host copies kept for evicted ones (where
+    `place` moves nothing, copy and resident adapter are the same memory, counted in both). `place` should not return more bytes
+    than it was given; if it does, the adapter is placed again with its true size reserved. `stretch` is how many bytes in memory
+    a byte on disk becomes. `executor` runs the loads in order, instead of a thread.
 
-    `loads`, `load_failures`, `evictions` and `hits` count by adapter name; `load_seconds` are the loads that the reader has
-    not taken yet, as (name, seconds).
+    `loads`, `load_failures`, `evictions` and `hits` count by adapter name. `load_seconds` are finished loads as (name, seconds),
+    until the reader takes them.
     """
 
     def __init__(
@@ -57,7 +59,7 @@ class Residency(Generic[AdapterT]):
         budget: int,
         read: Callable[[AdapterSource], AdapterT],
         *,
-        place: Callable[[AdapterT], AdapterT] = _unmoved,
+        place: Callable[[AdapterT], AdapterT] = _identity,
         ram_budget: int = 0,
         clock: Callable[[], float] = time.monotonic,
         stretch: float = 1.0,
@@ -68,10 +70,10 @@ class Residency(Generic[AdapterT]):
         self._loader: Loader[AdapterT] = Loader(read, place, executor)
         self._tier: ResidentTier[AdapterT] = ResidentTier()
         self._ram: RamTier[AdapterT] = RamTier(ram_budget)
-        self._refusals = FailedLoads(clock)
+        self._failures = FailedLoads(clock)
         self._sizes: dict[str, int] = {}
         self._wanted: dict[str, int] = {}
-        self._turns: dict[str, int] = {}
+        self._awaiting_loader: dict[str, int] = {}
         self._ticks = itertools.count(1)
         self.loads: Counter[str] = Counter()
         self.load_failures: Counter[str] = Counter()
@@ -81,7 +83,7 @@ class Residency(Generic[AdapterT]):
 
     @property
     def bytes(self) -> int:
-        """Memory of what is resident, plus what is set aside for loads under way."""
+        """Memory of resident adapters, plus what is reserved for loads."""
         return self._tier.bytes + self._loader.reserved
 
     @property
@@ -91,70 +93,70 @@ class Residency(Generic[AdapterT]):
 
     @property
     def busy(self) -> bool:
-        """Whether a load is under way."""
+        """Whether a load is in progress."""
         return self._loader.busy
 
     def is_resident(self, digest: str) -> bool:
-        """Whether the adapter can be held at once."""
+        """Whether `hold` would return the adapter now."""
         return digest in self._tier
 
     def is_coming(self, digest: str) -> bool:
-        """Whether the adapter is in memory or being loaded, or lacked nothing but its turn when it was last asked for."""
-        return digest in self._tier or self._loader.find(digest) is not None or digest in self._turns
+        """Whether the adapter is resident or loading, or lacked only a place in the loader at the latest `hold`."""
+        return digest in self._tier or self._loader.find(digest) is not None or digest in self._awaiting_loader
 
     def resident(self) -> list[Resident]:
-        """What is in memory, least recently used first."""
+        """The resident adapters, least recently used first."""
         return self._tier.resident()
 
     def hold(self, source: AdapterSource, *, hit: bool = True) -> AdapterT | None:
-        """Take the adapter for a request that starts now, or see to its loading and return None: call again after `poll`.
+        """Hold the adapter for a request that starts now, or have it loaded and return None: call again after `poll`.
 
-        `hit` says that the caller has not waited for it before. Raises what its loading ended with, to everybody who asks
-        while that counts (see `FailedLoads`), and Unavailable (adapter_too_large) when it can never fit beside what is pinned.
+        With `hit`, a resident adapter counts as a hit: the request has not waited for it. Raises what its loading ended with,
+        as long as that counts (see FailedLoads), and Unavailable (`adapter_too_large`) when it can never fit beside the pinned
+        ones.
         """
         held = self._tier.hold(source.digest)
         if held is not None:
             self._wanted.pop(source.digest, None)
             self.hits[source.name] += hit
             return held
-        error = self._refusals.find(source.digest)
+        error = self._failures.find(source.digest)
         if error is not None:
             raise error
         self._begin(source, math.inf)
         return None
 
     def release(self, digest: str) -> None:
-        """One holder is done; to be called once for every `hold` that gave the adapter."""
+        """Release a held adapter; to be called once for every `hold` that returned it."""
         self._tier.release(digest)
 
     def pin(self, digest: str) -> None:
-        """Keep a resident adapter until it is unloaded, whatever needs room; raises NotFound when it is not resident."""
+        """Keep a resident adapter until it is unloaded; raises NotFound when it is not resident."""
         if not self._tier.pin(digest):
             raise NotFound(f"adapter {digest} is not resident: load it, and pin it while it is held")
 
     def want(self, source: AdapterSource) -> None:
-        """A request for the adapter is in the queue: load it if that costs nobody else what they are about to use.
+        """A request for the adapter waits: load it, unless that evicts what other requests are about to use. Never raises.
 
-        Evicts only what is idle and has not been wanted, without being used, since the last time that this one was. So wants
-        that are repeated while their request waits protect each other, and one that is repeated no more gives way.
-        Never raises.
+        Evicts only idle adapters that nobody has wanted since the previous `want` for this one. So wants that are repeated
+        while their requests wait protect each other, and one that is no longer repeated gives way.
         """
         before = self._wanted.pop(source.digest, 0)
         _note(self._wanted, source.digest, next(self._ticks))
-        if source.digest not in self._tier and self._refusals.find(source.digest) is None:
-            with contextlib.suppress(TuneryError):  # too large: its own hold will say so
+        if source.digest not in self._tier and self._failures.find(source.digest) is None:
+            with contextlib.suppress(TuneryError):  # too large: `hold` will raise it
                 self._begin(source, before)
 
     def forget(self, digest: str) -> None:
-        """An operator wants the adapter loaded: drop what is held against it, its past errors and an unload still to come."""
-        self._refusals.forget(digest)
+        """An operator wants the adapter loaded: forget its failures, and an unload that is still to take effect."""
+        self._failures.forget(digest)
         self._sizes.pop(digest, None)
         self._tier.stay(digest)
 
     def unload(self, digest: str) -> int:
-        """Free an adapter in both tiers, pinned or not; its resident bytes (0 when there are none).
+        """Free an adapter in both tiers, pinned or not; its resident bytes (0 when it is not resident).
 
-        One that is held goes with its last holder. A load under way comes to nothing unless somebody asks for it again.
+        A held one is freed with its last holder. The result of a load in progress is dropped unless it is asked for again.
         """
         self._ram.drop(digest)
         load = self._loader.find(digest)
@@ -163,7 +165,7 @@ class Residency(Generic[AdapterT]):
         return self._tier.unload(digest)
 
     def poll(self) -> bool:
-        """Take in the loads that have finished; return whether anything changed."""
+        """Take in finished loads; whether there were any."""
         changed = False
         while (load := self._loader.take()) is not None:
             self._finish(load)
@@ -175,7 +177,7 @@ class Residency(Generic[AdapterT]):
         self._loader.close()
 
     def _begin(self, source: AdapterSource, since: float) -> None:
-        """Start a load if it is not under way, the loader takes it and room can be made; else leave things for a later call."""
+        """Start a load, unless it is in progress, the loader is full or there is no room; a later call tries again."""
         load = self._loader.find(source.digest)
         if load is None:
             self._start(source, since, self._ram.get(source.digest), self._clock())
@@ -190,52 +192,55 @@ class Residency(Generic[AdapterT]):
             self._loader.begin(source, host, needed, started=started, since=since)
 
     def _may_begin(self, digest: str, needed: int, since: float) -> bool:
-        """Whether the loader takes one more and room has been made for it; for `is_coming`, notes a request that only lacks the former."""
+        """Whether the loader takes one more and room has been made for it.
+
+        For `is_coming`, records a request that lacks only a place in the loader.
+        """
         requested = since == math.inf
         if requested:
-            self._turns.pop(digest, None)
+            self._awaiting_loader.pop(digest, None)
         if not self._loader.full:
             return self._make_room(needed, since)
         if requested and self._missing(needed) <= self._tier.idle_bytes:
-            _note(self._turns, digest, 0)
+            _note(self._awaiting_loader, digest, 0)
         return False
 
     def _too_large(self, source: AdapterSource, needed: int) -> Unavailable:
         pinned = self._tier.pinned_bytes
-        but, advice = (
+        occupied, advice = (
             (f", of which {pinned:,} are pinned", "unload one of those, or ") if needed <= self.budget else ("", "")
         )
         return Unavailable(
-            f"{source.title} needs {needed:,} bytes and the adapter budget is {self.budget:,}{but}: "
+            f"{source.title} needs {needed:,} bytes and the adapter budget is {self.budget:,}{occupied}: "
             f"{advice}raise adapter_budget_mb",
             code="adapter_too_large",
         )
 
     def _missing(self, needed: int) -> int:
-        """How many bytes have to go before `needed` more fit; none when it is negative."""
+        """How many bytes must be freed for `needed` more; none if it is negative."""
         return self.bytes + needed - self.budget
 
     def _make_room(self, needed: int, since: float) -> bool:
-        """Evict idle adapters, oldest first, until `needed` bytes fit; evict nothing when they cannot."""
+        """Evict idle adapters, least recently used first, until `needed` bytes fit; none if they would not. Whether they fit."""
         missing = self._missing(needed)
         if missing <= 0:
             return True
         victims = self._tier.oldest(missing, lambda digest: self._wanted.get(digest, 0) > since)
         for digest in victims:
             self.evictions[self._tier.remove(digest).source.name] += 1
-            self._ram.get(digest)  # its host copy counts as used until now
+            self._ram.get(digest)  # its host copy counts as used now
         return bool(victims)
 
     def _finish(self, load: Load[AdapterT]) -> None:
-        """Take in what a load came to."""
+        """Take in a finished load, or remember its error."""
         source = load.source
         try:
             host, placed = load.future.result()
             if not load.unwanted:
                 self._take_in(load, host, placed)
-        except Exception as error:  # a load must never end the step loop
+        except Exception as error:  # a load must never end the engine's loop
             self.load_failures[source.name] += 1
-            self._refusals.add(source, error)
+            self._failures.add(source, error)
 
     def _take_in(self, load: Load[AdapterT], host: AdapterT, placed: AdapterT | None) -> None:
         source = load.source
@@ -244,25 +249,25 @@ class Residency(Generic[AdapterT]):
             self._start(source, load.since, host, load.started)
         else:
             self._tier.put(source.digest, placed)
-            self._refusals.forget(source.digest)
+            self._failures.forget(source.digest)
             self.loads[source.name] += 1
             self.load_seconds.append((source.name, self._clock() - load.started))
         self._ram.put(source.digest, host)
 
     def _size(self, source: AdapterSource) -> int:
-        """Bytes that the adapter takes, as far as is known; a missing file is left for the load to report."""
-        known = self._sizes.get(source.digest)
-        if known is None:
+        """Bytes of the adapter: measured, or estimated from its file; 0 for a missing file, which the load will report."""
+        size = self._sizes.get(source.digest)
+        if size is None:
             try:
                 on_disk = Path(source.files[WEIGHTS]).stat().st_size
             except (KeyError, OSError):
                 return 0
-            known = int(on_disk * self._stretch)
-            _note(self._sizes, source.digest, known)
-        return known
+            size = int(on_disk * self._stretch)
+            _note(self._sizes, source.digest, size)
+        return size
 
 
 def _note(notes: dict[str, int], digest: str, value: int) -> None:
     notes[digest] = value
-    if len(notes) > MOST_NOTES:
+    if len(notes) > MAX_NOTES:
         del notes[next(iter(notes))]

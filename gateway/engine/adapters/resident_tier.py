@@ -1,4 +1,4 @@
-"""Owns the adapters that can be applied now: who holds them, which are pinned, which may go; refuses to load or to budget."""
+"""The resident tier: adapters that can be applied now, with their holders and pins, in the order of their use."""
 
 from __future__ import annotations
 
@@ -19,11 +19,14 @@ class _Entry(Generic[AdapterT]):
     bytes: int
     holders: int = 0
     pinned: bool = False
-    leaving: bool = False  # with its last holder
+    leaving: bool = False  # removed when its last holder releases it
 
 
 class ResidentTier(Generic[AdapterT]):
-    """Adapters by digest, least recently used first. `bytes` is the memory of all, `idle_bytes` of what may be evicted, `pinned_bytes` of what may not."""
+    """Adapters by digest, least recently used first.
+
+    `bytes` is the memory of all, `idle_bytes` that of adapters that may be evicted, `pinned_bytes` that of pinned ones.
+    """
 
     def __init__(self) -> None:
         self.bytes = 0
@@ -35,20 +38,20 @@ class ResidentTier(Generic[AdapterT]):
         return digest in self._entries
 
     def resident(self) -> list[Resident]:
-        """All of them, least recently used first."""
+        """All adapters, least recently used first."""
         return [
             Resident(digest, one.held.source.name, one.held.source.number, one.bytes, one.holders, one.pinned)
             for digest, one in self._entries.items()
         ]
 
     def put(self, digest: str, held: AdapterT) -> None:
-        """Take in an adapter that is not there yet; it counts as used now."""
+        """Add an adapter that is not resident yet; it counts as used now."""
         entry = self._entries[digest] = _Entry(held, held.bytes)
         self.bytes += entry.bytes
         self._used(digest, entry)
 
     def hold(self, digest: str) -> AdapterT | None:
-        """The adapter, for one more holder; None when it is not here."""
+        """The adapter, for one more holder; None when it is not resident."""
         entry = self._entries.get(digest)
         if entry is None:
             return None
@@ -57,7 +60,7 @@ class ResidentTier(Generic[AdapterT]):
         return entry.held
 
     def release(self, digest: str) -> None:
-        """One holder less; the last one of an adapter that is to leave takes it along."""
+        """One holder less; an adapter that is leaving is removed with its last holder."""
         entry = self._entries[digest]
         entry.holders -= 1
         if entry.leaving and not entry.holders:
@@ -66,7 +69,7 @@ class ResidentTier(Generic[AdapterT]):
             self._used(digest, entry)
 
     def pin(self, digest: str) -> bool:
-        """Keep the adapter until it is unloaded; whether it is here."""
+        """Keep the adapter until it is unloaded; whether it is resident."""
         entry = self._entries.get(digest)
         if entry is None:
             return False
@@ -76,7 +79,7 @@ class ResidentTier(Generic[AdapterT]):
         return True
 
     def unload(self, digest: str) -> int:
-        """Remove the adapter, pinned or not, now or with its last holder; its bytes, 0 when it is not here."""
+        """Remove the adapter, pinned or not, now or with its last holder; its bytes, 0 when it is not resident."""
         entry = self._entries.get(digest)
         if entry is None:
             return 0

@@ -1,4 +1,4 @@
-"""Owns one connection to a running engine: requests out, tokens in, sorted by request. Refuses to start or restart anything."""
+"""The gateway's end of the connection to a running engine: sends requests and sorts the answers by request."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from collections.abc import AsyncGenerator, Callable
 
 import msgspec
 
+from tunery.gateway.engine.composition import AdapterSource
 from tunery.gateway.engine.ipc.wire import read_event, write_command
 from tunery.gateway.engine.messages import (
-    AdapterSource,
     Alive,
     Cancel,
     Command,
@@ -32,13 +32,13 @@ from tunery.gateway.engine.messages import (
 )
 from tunery.registry.errors import ArtifactRefused, InvalidInput, Overloaded, StorageFailed, TuneryError, Unavailable
 
-__all__ = ["MOST_QUEUED", "RESTARTED", "EngineClient", "engine_gone"]
+__all__ = ["MAX_QUEUED_TOKENS", "RESTARTED", "EngineClient", "engine_gone"]
 
 log = logging.getLogger("tunery.engine")
 
 Answer = Token | Embedded | Loaded | Unloaded | TuneryError
 
-_KINDS: dict[str, type[TuneryError]] = {
+_ERRORS: dict[str, type[TuneryError]] = {
     "invalid_input": InvalidInput,
     "context_length_exceeded": InvalidInput,
     "invalid_constraint": InvalidInput,
@@ -56,17 +56,17 @@ _KINDS: dict[str, type[TuneryError]] = {
     "unsupported_adapter": ArtifactRefused,
     "wrong_base": ArtifactRefused,
 }
-
+"""The class of an error by its code; other codes are Unavailable."""
 
 RESTARTED = "engine_restarted"
-"""The code of whatever an engine had in hand when it ended."""
+"""The error code of requests that an engine was working on when it ended."""
 
-MOST_QUEUED = 1024
-"""Tokens of one request that may wait to be taken. More than that is a client that does not read what it asked for."""
+MAX_QUEUED_TOKENS = 1024
+"""Tokens of one request that may wait to be read; more means that the client does not read its answer."""
 
 
 def engine_gone() -> Unavailable:
-    """The error of whoever was waiting when the engine died."""
+    """The error of requests that were running when the engine died."""
     return Unavailable(
         "the engine stopped while it worked on this request and is being restarted; send it again",
         code=RESTARTED,
@@ -74,7 +74,7 @@ def engine_gone() -> Unavailable:
 
 
 class EngineClient:
-    """One engine's socket."""
+    """The connection to one engine. After `listen` returns, every call raises Unavailable (`engine_restarted`)."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -82,7 +82,7 @@ class EngineClient:
         self._waiting: dict[str, asyncio.Queue[Answer]] = {}
         self._alive = True
         self.refusal: Failed | None = None
-        """Why the engine does not serve its base, if it said so; nobody waits for that."""
+        """Why the engine does not serve its base, if it said so."""
 
     async def listen(
         self,
@@ -90,7 +90,7 @@ class EngineClient:
         on_stats: Callable[[Stats], None],
         on_any: Callable[[Event], None] = lambda event: None,
     ) -> None:
-        """Hand out events until the engine is gone; then everybody who waits is told. `on_any` sees every one of them first."""
+        """Deliver events until the engine is gone, then fail the requests that still wait. `on_any` gets every event first."""
         decoder = msgspec.msgpack.Decoder(Event)
         try:
             while (event := await read_event(self._reader, decoder)) is not None:
@@ -101,11 +101,11 @@ class EngineClient:
                     on_stats(event)
                 elif not isinstance(event, Alive):
                     self._deliver(event)
-                    # Frames that have come already are read without waiting: let whoever they are for take them.
+                    # Frames that are already buffered are read without suspending: let their requests run.
                     await asyncio.sleep(0)
         except (msgspec.DecodeError, Unavailable) as error:
-            # Nothing after this can be trusted, so the engine is treated as one that died.
-            log.error("the engine sent what is no event (%s); its connection is closed", error)
+            # What follows cannot be trusted either: treat the engine as dead.
+            log.error("the engine sent something that is not an event (%s); its connection is closed", error)
         finally:
             self._alive = False
             for queue in self._waiting.values():
@@ -155,7 +155,7 @@ class EngineClient:
         return answer
 
     def shut_down(self) -> None:
-        """Ask the engine to end."""
+        """Ask the engine to exit."""
         self._send(Shutdown())
 
     async def _answer(self, command: Embed | Load | Unload) -> Answer:
@@ -171,7 +171,7 @@ class EngineClient:
     def _ask(self, command: Generate | Embed | Load | Unload) -> asyncio.Queue[Answer]:
         if not self._alive:
             raise engine_gone()
-        # First the sending: a command that cannot be written leaves nothing behind.
+        # Send first: a command that cannot be written leaves no queue behind.
         self._send(command)
         queue: asyncio.Queue[Answer] = asyncio.Queue()
         self._waiting[command.id] = queue
@@ -182,7 +182,7 @@ class EngineClient:
             write_command(self._writer, command)
 
     def _deliver(self, event: Tokens | Embedded | Failed | Loaded | Unloaded) -> None:
-        """Give an event to whoever asked; what nobody waits for any more is dropped."""
+        """Hand an event to the request that waits for it; drop it if none does any more."""
         if isinstance(event, Tokens):
             for token in event.tokens:
                 if (queue := self._waiting.get(token.id)) is not None:
@@ -193,19 +193,19 @@ class EngineClient:
             queue.put_nowait(_error(event) if isinstance(event, Failed) else event)
 
     def _queue(self, token: Token, queue: asyncio.Queue[Answer]) -> None:
-        """Give a token to its request, or end the request when too many wait already."""
-        if queue.qsize() < MOST_QUEUED:
+        """Queue a token for its request, or end the request when too many wait to be read."""
+        if queue.qsize() < MAX_QUEUED_TOKENS:
             queue.put_nowait(token)
             return
         del self._waiting[token.id]
         self._send(Cancel(token.id))
         queue.put_nowait(
             Overloaded(
-                f"{MOST_QUEUED} tokens of this answer wait to be read; read streams as they come, or ask for less at once",
+                f"{MAX_QUEUED_TOKENS} tokens of this answer wait to be read; read streams as they come, or ask for less at once",
                 code="client_too_slow",
             )
         )
 
 
 def _error(event: Failed) -> TuneryError:
-    return _KINDS.get(event.code, Unavailable)(event.message, code=event.code)
+    return _ERRORS.get(event.code, Unavailable)(event.message, code=event.code)

@@ -1,8 +1,8 @@
-"""How a hung engine is told from a busy one. The engine's process sends a heartbeat from a thread of its own, with how long the
-step that is running has been at it; the gateway measures how long it has been silent.
+"""How a hung engine is told from a busy one: heartbeats with the duration of the running step.
 
-Silence means that the process is stopped, starved, or holds the interpreter's lock for ever. Heartbeats without progress mean that
-one step does not end: a long prompt on a slow machine may look like that for a while, so a step gets ten times as long.
+The engine process sends a heartbeat from a thread of its own; the gateway measures how long the engine has been silent. Silence
+means that the process is stopped, starved, or holds the interpreter's lock for ever. Heartbeats without progress mean that one
+forward pass does not end. A long prompt on a slow machine may look like that for a while, so a step gets ten times as long.
 """
 
 from __future__ import annotations
@@ -15,16 +15,22 @@ import msgspec
 
 from tunery.gateway.engine.messages import Alive, Event
 
-__all__ = ["EngineLimits", "Heartbeat", "Pulse"]
+__all__ = ["EngineTimeouts", "Heartbeat", "SilenceMonitor"]
 
 BEAT_EVERY, TICK_EVERY = 1.0, 0.5
+"""Seconds between heartbeats, and between the monitor's ticks."""
 STEP_ALLOWANCE = 10
+"""How many seconds of one step count as one second of silence."""
 LONGEST_TICK = 1.0
+"""The most that one tick adds to the silence, in seconds."""
 
 
-class EngineLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """In seconds: silence after which an engine counts as not ready, and after which it is killed and started again; and how long
-    a request that has not begun is held while there is none."""
+class EngineTimeouts(msgspec.Struct, frozen=True, kw_only=True):
+    """Timeouts in seconds.
+
+    An engine that is silent for `unready` is not ready, and for `restart` it is killed and started again. A request that has not
+    begun is held for up to `hold` while no engine can answer.
+    """
 
     unready: float = 10.0
     restart: float = 60.0
@@ -32,35 +38,35 @@ class EngineLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Heartbeat:
-    """The engine's side: `begin` and `end` around every turn of the loop, `start` sends an Alive every second from a thread."""
+    """The engine's side: call `begin` and `end` around every step; `start` sends an Alive every second from a thread."""
 
     def __init__(self, send: Callable[[Event], None]) -> None:
         self._send = send
-        self._began: float | None = None
+        self._step_began: float | None = None
 
     def start(self) -> None:
-        """Beat until the gateway is gone."""
+        """Send heartbeats until the gateway is gone."""
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
 
     def begin(self) -> None:
         """A step begins."""
-        self._began = time.monotonic()
+        self._step_began = time.monotonic()
 
     def end(self) -> None:
-        """It has ended."""
-        self._began = None
+        """The step has ended."""
+        self._step_began = None
 
     def _beat(self) -> None:
         try:
             while True:
-                began = self._began
+                began = self._step_began
                 self._send(Alive(0.0 if began is None else time.monotonic() - began))
                 time.sleep(BEAT_EVERY)
         except OSError:
             return
 
 
-class Pulse:
+class SilenceMonitor:
     """The gateway's side: how long an engine has shown no sign of life. Call `tick` every TICK_EVERY seconds.
 
     Time in which this process itself did not run (a busy event loop, a machine that slept) hardly counts.
@@ -73,16 +79,16 @@ class Pulse:
 
     @property
     def silence(self) -> float:
-        """Seconds, those of a step that does not end divided by STEP_ALLOWANCE."""
+        """Seconds of silence, or of a step that does not end divided by STEP_ALLOWANCE, whichever is more."""
         return max(self._silent, self._step / STEP_ALLOWANCE)
 
-    def take(self, event: Event) -> None:
-        """Any event is a sign of life."""
+    def record(self, event: Event) -> None:
+        """An event came: any is a sign of life."""
         self._silent = 0.0
         self._step = event.step_seconds if isinstance(event, Alive) else 0.0
 
     def tick(self) -> None:
-        """Time has passed."""
+        """Add the time since the last tick to the silence."""
         now = self._clock()
         self._silent += min(now - self._ticked, LONGEST_TICK)
         self._ticked = now

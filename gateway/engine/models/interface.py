@@ -12,8 +12,8 @@ from tunery.gateway.engine.scheduling.page_allocator import pages_for
 if TYPE_CHECKING:
     from tunery.gateway.engine.adapters.adapter import AdapterShape
     from tunery.gateway.engine.adapters.interface import ServedAdapter
+    from tunery.gateway.engine.composition import AdapterSource
     from tunery.gateway.engine.config import EngineConfig
-    from tunery.gateway.engine.messages import AdapterSource
     from tunery.gateway.engine.scheduling.forward_batch import ForwardBatch
 
 __all__ = ["DTYPES", "Model", "Reduction", "kv_cache_pages"]

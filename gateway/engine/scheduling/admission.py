@@ -14,7 +14,7 @@ from typing import Literal
 
 from tunery.gateway.engine.adapters.interface import ServedAdapter, check_composition
 from tunery.gateway.engine.adapters.residency import Residency
-from tunery.gateway.engine.messages import composition_title
+from tunery.gateway.engine.composition import composition_title
 from tunery.gateway.engine.scheduling.fairness import VirtualTokenCounter
 from tunery.gateway.engine.scheduling.page_allocator import pages_for
 from tunery.gateway.engine.scheduling.preemption import victims_for_adapters, victims_for_admission

@@ -5,14 +5,9 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING, Literal
 
-from tunery.gateway.engine.messages import (
-    Embed,
-    Generate,
-    Sampling,
-    Score,
-    WeightedAdapter,
-    composition_digest,
-)
+from tunery.gateway.engine.composition import WeightedAdapter, composition_digest
+from tunery.gateway.engine.messages import Embed, Generate, PromptScore
+from tunery.gateway.engine.sampling_params import SamplingParams
 from tunery.gateway.engine.scheduling.page_allocator import PAGE_SIZE, next_page_key, prefix_keys
 
 if TYPE_CHECKING:
@@ -47,7 +42,7 @@ class Sequence:
         self.id = request.id
         self.composition: tuple[WeightedAdapter, ...] = request.composition
         self.tenant = request.tenant
-        self.sampling = request.sampling if isinstance(request, Generate) else Sampling(max_tokens=1)
+        self.sampling = request.sampling if isinstance(request, Generate) else SamplingParams(max_tokens=1)
         self.pooling: Literal["mean", "last"] | None = request.pooling if isinstance(request, Embed) else None
         self.digest = composition_digest(request.composition)
         self.adapter_digests = frozenset(part.source.digest for part in request.composition)
@@ -62,7 +57,7 @@ class Sequence:
         self.since = now
         self.admission = self.length_at_start = 0
         self.adapters_requested = self.adapter_missed = False
-        self.prompt_logprobs: list[Score] = []
+        self.prompt_logprobs: list[PromptScore] = []
         self.pooled: torch.Tensor | None = None
         self.guide: Guide | None = None
         self._noise = random.Random(self.sampling.seed)  # noqa: S311 - noise, not a secret

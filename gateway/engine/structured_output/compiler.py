@@ -12,7 +12,7 @@ from collections import Counter, OrderedDict, deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from tunery.gateway.engine.messages import Constraint
+from tunery.gateway.engine.sampling_params import Constraint
 from tunery.gateway.engine.structured_output.grammars import Grammars
 from tunery.gateway.engine.structured_output.guide import Guide
 from tunery.gateway.engine.structured_output.trial import Trial, TrialProcess

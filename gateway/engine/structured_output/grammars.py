@@ -16,7 +16,7 @@ from pathlib import Path
 
 from llguidance import LLMatcher, LLParserLimits, regex_to_lark
 
-from tunery.gateway.engine.messages import Constraint
+from tunery.gateway.engine.sampling_params import Constraint
 from tunery.gateway.engine.structured_output.guide import Guide, TokenMasks, describe_error
 from tunery.gateway.engine.structured_output.json_schema import prepare
 from tunery.registry.errors import InvalidInput

@@ -15,7 +15,7 @@ from subprocess import Popen
 
 import msgspec
 
-from tunery.gateway.engine.messages import Constraint
+from tunery.gateway.engine.sampling_params import Constraint
 from tunery.gateway.engine.structured_output.trial_process import (
     MAX_BYTES,
     MAX_SECONDS,

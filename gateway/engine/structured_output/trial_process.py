@@ -22,7 +22,7 @@ from pathlib import Path
 
 import msgspec
 
-from tunery.gateway.engine.messages import Constraint
+from tunery.gateway.engine.sampling_params import Constraint
 from tunery.gateway.engine.structured_output.grammars import Grammars
 from tunery.registry.errors import TuneryError
 

@@ -1,4 +1,4 @@
-"""Owns turning examples into batches: in an order that seed and epoch decide alone, neighbours of like length together."""
+"""Turn examples into batches, in an order that depends only on seed and epoch, with examples of similar length together."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import torch
 __all__ = ["Batch", "Example", "collate", "epoch_batches", "micro_batches"]
 
 POOL = 16
-"""Rows are sorted by length within pools of this many batches: little padding, and still a shuffled order."""
+"""Rows are sorted by length within pools of this many batches: little padding, yet a shuffled order."""
 
 
 class Example(msgspec.Struct, frozen=True):
-    """One rendered example: `ids`, which of them are `trained`, and the `line` of the `file` it came from.
+    """One rendered example: token `ids`, which of them are `trained`, and the `line` of the `file` that it came from.
 
-    Of a pair it is the better half, and `rejected` the worse.
+    A preference pair is the example of its chosen answer, with that of the rejected answer in `rejected`.
     """
 
     ids: list[int]
@@ -29,7 +29,7 @@ class Example(msgspec.Struct, frozen=True):
 
     @property
     def last_answer(self) -> tuple[int, int]:
-        """Where the last run of trained tokens begins and ends; 0 and 0 where none is."""
+        """Start and end of the last run of trained tokens; 0 and 0 when there is none."""
         end = len(self.trained) - self.trained[::-1].index(True) if any(self.trained) else 0
         start = end
         while start and self.trained[start - 1]:
@@ -38,26 +38,26 @@ class Example(msgspec.Struct, frozen=True):
 
     @property
     def tokens(self) -> int:
-        """Ids of the row, of both halves where it is a pair."""
+        """Number of token ids, of a pair those of both answers."""
         return len(self.ids) + (len(self.rejected.ids) if self.rejected else 0)
 
     @property
     def content(self) -> str:
-        """A digest of what is rendered, wherever it came from."""
+        """A digest of the rendered tokens, independent of file and line."""
         halves = [(half.ids, half.trained) for half in (self, self.rejected) if half]
         return hashlib.sha256(msgspec.json.encode(halves)).hexdigest()
 
     @property
     def targets(self) -> int:
-        """Tokens the loss is taken over; the first token has no prediction."""
+        """Number of tokens in the loss; the first token is never predicted."""
         return sum(self.trained[1:])
 
 
 class Batch(msgspec.Struct, frozen=True):
     """Padded examples: `ids`, `mask` and `labels` are int64 [B, L], labels -100 where nothing is trained.
 
-    `tokens` counts ids without padding, `targets` the trained ones; `lines` say where the examples came from. The worse halves of
-    pairs follow all the better ones, in the same order.
+    `tokens` counts ids without padding, `targets` those in the loss; `lines` are the lines of the examples. Rejected answers of pairs
+    follow all the chosen ones, in the same order.
     """
 
     ids: torch.Tensor
@@ -70,7 +70,7 @@ class Batch(msgspec.Struct, frozen=True):
 
 
 def epoch_batches(examples: Sequence[Example], batch_size: int, *, seed: int, epoch: int) -> list[list[Example]]:
-    """The optimizer steps of one epoch: every example once, `batch_size` to a step (the last may have fewer)."""
+    """The batches of one epoch: every example once, `batch_size` in each optimizer step but perhaps the last."""
     noise = random.Random(f"{seed}/{epoch}")  # noqa: S311 - an order, not a secret
     order = list(examples)
     noise.shuffle(order)
@@ -84,13 +84,13 @@ def epoch_batches(examples: Sequence[Example], batch_size: int, *, seed: int, ep
 
 
 def micro_batches(examples: Sequence[Example], size: int, *, device: torch.device) -> Iterator[Batch]:
-    """The examples in padded pieces of `size`."""
+    """The examples in padded batches of `size`."""
     for start in range(0, len(examples), size):
         yield collate(examples[start : start + size], device=device)
 
 
 def collate(examples: Sequence[Example], *, device: torch.device) -> Batch:
-    """Pad examples on the right to the longest of them; both halves of pairs."""
+    """Pad examples, of pairs both answers, on the right to the longest."""
     rows = [*examples, *(example.rejected for example in examples if example.rejected)]
     longest = max(len(row.ids) for row in rows)
     ids = torch.zeros(len(rows), longest, dtype=torch.int64)

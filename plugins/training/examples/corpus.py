@@ -1,6 +1,6 @@
-"""Owns going from files to examples: rows read and rendered, cut to length, split without a row on both sides.
+"""From files to examples: rows are read, rendered, cut to length, and split so that equal rows are never on both sides.
 
-Refuses rows that a trainer cannot learn from: pairs of answers where one answer is asked for, and one answer where pairs are.
+Rows that do not suit the trainer are refused: preference pairs for a supervised trainer, single answers for a preference trainer.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["Corpus", "DataFile", "read_corpus"]
 
 
 class DataFile(msgspec.Struct, frozen=True):
-    """A file as it was when it was read."""
+    """A data file as it was when it was read."""
 
     name: str
     sha256: str
@@ -34,7 +34,7 @@ class DataFile(msgspec.Struct, frozen=True):
 
 
 class Corpus(msgspec.Struct, frozen=True):
-    """What is trained on and what is held out; `cut` examples lost their end to `max_length`."""
+    """Training and held-out examples; `cut` is how many were cut to `max_length`."""
 
     train: list[Example]
     held_out: list[Example]
@@ -53,7 +53,7 @@ def read_corpus(
     seed: int,
     preferences: bool = False,
 ) -> Corpus:
-    """Read everything, pairs if `preferences`; raise InvalidData naming every bad line of every file."""
+    """Read all files, as preference pairs if `preferences`; raise InvalidData naming every bad line of every file."""
     files: list[DataFile] = []
     problems: list[str] = []
     groups: list[list[tuple[Row, list[Example]]]] = []
@@ -83,7 +83,7 @@ def read_corpus(
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """What files are called in what is said of their rows: their names, with their folders' where two have one name."""
+    """How files are called in messages: by name, with the folder when two have the same name."""
     names = [path.name for path in paths]
     return names if len(set(names)) == len(names) else [f"{path.parent.name}/{path.name}" for path in paths]
 
@@ -91,7 +91,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
 def _render(
     name: str, rows: Sequence[Row], renderer: Renderer, max_length: int, preferences: bool
 ) -> tuple[list[tuple[Row, list[Example]]], list[str], int]:
-    """Rows with their examples, what is wrong with them, and how many had to be cut."""
+    """Rows with their examples, problems, and how many examples were cut."""
     read = _pair if preferences else _answers
     rendered, problems, cut = [], [], 0
     for row in rows:
@@ -106,24 +106,24 @@ def _render(
 
 
 def _answers(name: str, row: Row, renderer: Renderer, max_length: int) -> tuple[list[Example], int]:
-    """The examples of a row of good answers, and how many were cut."""
+    """The examples of a supervised row, and how many were cut."""
     if row.rejected is not None:
         raise InvalidInput(
             "has a rejected answer, which this trainer would ignore; keep the better answer as a chat row, or train with "
             "--method dpo"
         )
-    found = [_cut(example, max_length) for example in renderer.examples(row.messages, tools=row.tools)]
-    return [Example(ids, trained, row.line, name) for ids, trained, _ in found], sum(lost for *_, lost in found)
+    examples = [_cut(example, max_length) for example in renderer.examples(row.messages, tools=row.tools)]
+    return [Example(ids, trained, row.line, name) for ids, trained, _ in examples], sum(lost for *_, lost in examples)
 
 
 def _pair(name: str, row: Row, renderer: Renderer, max_length: int) -> tuple[list[Example], int]:
-    """The one example of a row of two answers, and 1 if it was cut."""
+    """The example of a preference pair, and 1 if it was cut."""
     if row.rejected is None:
         raise InvalidInput(
             "has no rejected answer, and this trainer learns from pairs; add the worse answer as `rejected`, or train with "
             "--method lora"
         )
-    halves = [_cut(renderer.example(said, tools=row.tools), max_length) for said in row.conversations]
+    halves = [_cut(renderer.example(answered, tools=row.tools), max_length) for answered in row.conversations]
     (ids, trained, lost), (worse, wanted, missing) = halves
     if ids == worse:
         raise InvalidInput(f"both answers are the same within max_length={max_length} tokens; raise max_length")
@@ -132,7 +132,7 @@ def _pair(name: str, row: Row, renderer: Renderer, max_length: int) -> tuple[lis
 
 
 def _cut(example: RenderedExample, max_length: int) -> tuple[list[int], list[bool], bool]:
-    """Ids and what is trained of them within `max_length`, and whether that is not everything; refuses when nothing is trained."""
+    """Ids and trained flags within `max_length`, and whether anything was cut; raise InvalidInput when nothing is left to train."""
     ids, trained = example.ids[:max_length], example.trained[:max_length]
     if not any(trained[1:]):
         raise InvalidInput(
@@ -144,8 +144,8 @@ def _cut(example: RenderedExample, max_length: int) -> tuple[list[int], list[boo
 def _split(
     rows: list[tuple[Row, list[Example]]], fraction: float, seed: int
 ) -> tuple[list[tuple[Row, list[Example]]], list[tuple[Row, list[Example]]]]:
-    """Hold out a share of the distinct rows, chosen by their content and the seed, so that equal rows stay together; of pairs, those
-    about the same prompt."""
+    """Hold out a share of the distinct rows, chosen by content and seed, so that equal rows (of pairs, those with the same prompt) stay
+    together."""
 
     def key(row: Row) -> str:
         content = row.messages if row.rejected is None else row.prompt_messages

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from tunery.plugins.quantization import NF4_BLOCK, unpacked
+from tunery.plugins.quantization import NF4_BLOCK, dequantize_nf4
 from tunery.plugins.training.fused.kernels import NF4Struct
 
 __all__ = ["QuantizedWeight"]
@@ -32,7 +32,7 @@ class QuantizedWeight:
 
     def dequantize(self) -> torch.Tensor:
         """As a tensor."""
-        weight = unpacked(self._weight)
+        weight = dequantize_nf4(self._weight)
         return weight.T if self.transposed else weight
 
     @property

@@ -1,4 +1,4 @@
-"""Owns the gates that need no engine: what the produced files hold, and what the trainer measured of them."""
+"""The gates that need no engine: they look at the files, and at what the trainer measured of them."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from safetensors import safe_open
 
 from tunery.plugins.training.gates.request import GateCase
 from tunery.plugins.training.gates.verdict import Verdict, failed, passed, skipped
-from tunery.registry.peft.artifact import CONFIG, WEIGHTS, base_shapes
+from tunery.registry.peft.base_shapes import base_shapes
+from tunery.registry.peft.layout import CONFIG, WEIGHTS, read_layout
 from tunery.registry.peft.safetensors_header import nonfinite_tensor, read_header
 
 __all__ = ["changes_every_target", "delta_is_faithful", "is_finite"]
 
-PREFIX = "base_model.model."
 FIDELITY_SLACK = 0.005
-"""The search for a delta measures in the precision it trains in; this much of the fidelity asked for is rounding."""
+"""The search for a delta measures in the precision of training; a shortfall of this much is rounding."""
 SHOWN = 5
 
 
@@ -58,17 +58,17 @@ def changes_every_target(case: GateCase) -> Verdict:
 
 
 def delta_is_faithful(case: GateCase) -> Verdict:
-    """The served delta of a full fine-tune keeps the share of the held-out improvement that was asked for."""
+    """The served delta of a full fine-tune keeps the requested share of the held-out improvement."""
     measured, wanted = case.request.metrics.get("delta_fidelity"), case.request.parameters.get("fidelity")
     if wanted is None:
         return skipped("only a full fine-tune is served as a delta")
     if measured is None:
         return skipped("nothing was held out to measure the delta by", asked=wanted)
     figures = {"fidelity": measured, "asked": wanted}
-    told = f"the served delta keeps {measured:.3f} of the held-out improvement, {wanted:g} was asked for"
+    message = f"the served delta keeps {measured:.3f} of the held-out improvement, {wanted:g} was asked for"
     if measured >= wanted - FIDELITY_SLACK:
-        return passed(told, **figures)
-    return failed(f"{told}: lower fidelity, hold out more rows, or train a lora, which is served exactly", **figures)
+        return passed(message, **figures)
+    return failed(f"{message}: lower fidelity, hold out more rows, or train a lora, which is served exactly", **figures)
 
 
 def _norms(file: Any) -> Iterator[tuple[str, float]]:
@@ -76,14 +76,14 @@ def _norms(file: Any) -> Iterator[tuple[str, float]]:
 
     ‖BA‖² is the sum of (BᵀB)·(AAᵀ), r by r, so that the product itself is never made.
     """
-    for name in file.keys():  # noqa: SIM118 - an open file is no mapping
-        for a, b in (("lora_A.weight", "lora_B.weight"), ("lora_embedding_A", "lora_embedding_B")):
-            if name.endswith(f".{a}"):
-                module = name.removesuffix(f".{a}")
-                first, second = file.get_tensor(name).double(), file.get_tensor(f"{module}.{b}").double()
-                squared = float(((second.T @ second) * (first @ first.T)).sum())
-                # Rounding may leave a hair of what cancels.
-                yield module.removeprefix(PREFIX), max(squared, 0.0) ** 0.5
+    for module, pair in read_layout(file.keys()).pairs.items():
+        if pair.a is None or pair.b is None:
+            yield module, 0.0
+            continue
+        a, b = file.get_tensor(pair.a).double(), file.get_tensor(pair.b).double()
+        squared = float(((b.T @ b) * (a @ a.T)).sum())
+        # Rounding may leave a hair of what cancels.
+        yield module, max(squared, 0.0) ** 0.5
 
 
 def _is_full(case: GateCase) -> bool:

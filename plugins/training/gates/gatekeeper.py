@@ -1,4 +1,4 @@
-"""Owns a job's dealings with the gates: what they are shown, what is told and kept of their verdicts, and whether to publish."""
+"""A job's gates: what they are given to judge, what is recorded of their verdicts, and whether the files may be published."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from tunery.plugins.manager import Plugins
 from tunery.plugins.parameters import TrainingParameters
 from tunery.plugins.quantization import Quant
 from tunery.plugins.training.examples.batches import Example
+from tunery.plugins.training.folder import JobFolder
 from tunery.plugins.training.gates.reference import record_reference
 from tunery.plugins.training.gates.request import GateRequest, Precision, gate_entries
 from tunery.plugins.training.gates.runner import run_gates
@@ -26,16 +27,15 @@ from tunery.registry.settings import read_settings
 __all__ = ["Gatekeeper"]
 
 FEW, MANY = 8, 256
-"""Rows whose log-probabilities are compared one by one, and held-out rows whose loss is."""
+"""Rows whose log-probabilities are compared token by token, and held-out rows whose loss is compared."""
 TOKENS = 256
-"""Trained tokens that such a comparison should have: of a handful, rounding on one that nobody expected decides."""
+"""Trained tokens that a comparison of log-probabilities should have: with a handful, the rounding of one unlikely token decides."""
 
 
 class Gatekeeper:
-    """One job's. Where no gates are registered it does nothing.
+    """Runs one job's gates; does nothing when no gates are registered.
 
-    `quant` and `dtype` are how the trainer holds its base and computes; `supervised` says that it minimises the loss of the
-    trained tokens.
+    `quant` and `dtype` are the trainer's precision; `supervised` says that it minimises the cross-entropy of the trained tokens.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Gatekeeper:
         inputs: Inputs,
         registry: Registry,
         plugins: Plugins,
-        folder: Path,
+        folder: JobFolder,
         quant: Quant,
         dtype: torch.dtype,
         supervised: bool,
@@ -52,41 +52,40 @@ class Gatekeeper:
         self._inputs, self._registry, self._folder = inputs, registry, folder
         self._gates = gate_entries(plugins.gates())
         self._quant, self._dtype, self._supervised = quant, dtype, supervised
-        # Read before anything is trained: a mistake in the settings shows at once.
+        # Read before training, so that a mistake in the settings shows at once.
         self._serve = read_settings(registry.home.root).serve
-        self._reference = folder / "gates.reference.json"
 
     @property
     def has_gates(self) -> bool:
-        """Whether anything is asked."""
+        """Whether any gates are registered."""
         return bool(self._gates)
 
     def record(self, model: nn.Module) -> None:
-        """Keep what `model` says of a few rows; called again, what it said before is forgotten."""
+        """Record the log-probabilities of a few rows under `model`, replacing those recorded before."""
         if self._gates:
             device = torch.device(self._inputs.request.device)
-            record_reference(model, self._few(), self._reference, device=device, dtype=self._dtype)
+            record_reference(model, self._few(), self._folder.gates_reference, device=device, dtype=self._dtype)
 
-    def ask(
+    def run(
         self, output: Path, metrics: dict[str, float], parameters: TrainingParameters, on_event: EventSink
     ) -> dict[str, Any]:
-        """Have the gates look at the files in `output`, and report each verdict; what the manifest is to say of them.
+        """Run the gates on the files in `output` and send each result as an event; return what the manifest records of them.
 
-        `check` tells whether that allows publishing.
+        `check` decides from that whether the files may be published.
         """
         if not self._gates:
             return {}
-        results = run_gates(self._request(output, metrics, parameters), folder=self._folder)
+        results = run_gates(self._request(output, metrics, parameters), folder=self._folder.path)
         for result in results:
             on_event(msgspec.convert(msgspec.to_builtins(result), GateAnswered))
-        kept: dict[str, Any] = {"gates": [msgspec.to_builtins(result) for result in results]}
+        record: dict[str, Any] = {"gates": [msgspec.to_builtins(result) for result in results]}
         request = self._inputs.request
         if request.force and any(result.failed for result in results):
-            kept |= {"forced": True, "forced_by": request.actor}
-        return kept
+            record |= {"forced": True, "forced_by": request.actor}
+        return record
 
     def check(self, manifest: dict[str, Any], output: Path) -> None:
-        """Raise GatesFailed where a gate in the manifest failed, unless that was overruled."""
+        """Raise GatesFailed when a gate in the manifest failed, unless publishing was forced."""
         if not manifest.get("forced"):
             check_gates(msgspec.convert(manifest.get("gates", []), list[GateResult]), output)
 
@@ -105,14 +104,14 @@ class Gatekeeper:
             device=request.device,
             held_out=_spread(corpus.held_out, MANY),
             trained=_spread(corpus.train, FEW),
-            reference=str(self._reference),
+            reference=str(self._folder.gates_reference),
             metrics=metrics,
             parameters=msgspec.to_builtins(parameters),
             supervised=self._supervised,
         )
 
     def _few(self) -> list[Example]:
-        """Some held-out rows, and training rows where those say too little."""
+        """Some held-out rows, and training rows too when those have too few trained tokens."""
         corpus = self._inputs.corpus
         rows = _spread(corpus.held_out, FEW)
         for row in _spread(corpus.train, MANY):
@@ -123,7 +122,7 @@ class Gatekeeper:
 
 
 def _spread(rows: Sequence[Example], most: int) -> list[Example]:
-    """At most so many of the rows, from all over them."""
+    """At most `most` rows, evenly spaced."""
     if len(rows) <= most:
         return list(rows)
     return [rows[index * len(rows) // most] for index in range(most)]

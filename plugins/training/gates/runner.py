@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from tunery.plugins.runtime.memory import release_memory
+from tunery.plugins.training.folder import JobFolder
 from tunery.plugins.training.gates.request import GateRequest
 from tunery.plugins.training.gates.verdict import GateResult
 
@@ -31,26 +32,30 @@ def run_gates(request: GateRequest, *, folder: Path, seconds: float = TIMEOUT_SE
     `gate_process_failed` and the end of the process's stderr.
     """
     release_memory()
-    request_path, results_path, stderr_path = (
-        folder / f"gates.{kind}" for kind in ("request.json", "results.jsonl", "stderr")
-    )
-    request_path.write_bytes(msgspec.json.encode(request))
-    results_path.write_bytes(b"")
-    failure = _spawn(request_path, results_path, stderr_path, seconds)
-    results = [msgspec.json.decode(line, type=GateResult) for line in _whole_lines(results_path)]
+    files = JobFolder(folder)
+    files.gates_request.write_bytes(msgspec.json.encode(request))
+    files.gates_results.write_bytes(b"")
+    failure = _spawn(files, seconds)
+    results = [msgspec.json.decode(line, type=GateResult) for line in _whole_lines(files.gates_results)]
     if failure:
-        last = stderr_path.read_text(encoding="utf-8", errors="replace").strip()[-STDERR_TAIL:]
+        last = files.gates_stderr.read_text(encoding="utf-8", errors="replace").strip()[-STDERR_TAIL:]
         at = request.gates[min(len(results), len(request.gates) - 1)]
         message = f"the gates' process {failure}; its last output: {last or 'none'}"
         results.append(GateResult(name=at.name, code=PROCESS_FAILED, passed=False, message=message))
     return results
 
 
-def _spawn(request: Path, results: Path, stderr_path: Path, seconds: float) -> str:
+def _spawn(files: JobFolder, seconds: float) -> str:
     """Run the process to its end; return how it failed, or an empty string."""
-    command = [sys.executable, "-m", "tunery.plugins.training.gates.process", str(request), str(results)]
+    command = [
+        sys.executable,
+        "-m",
+        "tunery.plugins.training.gates.process",
+        str(files.gates_request),
+        str(files.gates_results),
+    ]
     with (
-        stderr_path.open("wb") as stderr,
+        files.gates_stderr.open("wb") as stderr,
         _killed_at_the_end(subprocess.Popen(command, stdout=stderr, stderr=stderr, env=_environment())) as process,
     ):
         try:

@@ -19,7 +19,7 @@ from tunery.plugins.training.inputs.request import TrainRequest
 from tunery.registry import Base, Version
 from tunery.registry.base_files import require_sound
 from tunery.registry.errors import InvalidInput
-from tunery.registry.peft.artifact import CONFIG
+from tunery.registry.peft.layout import CONFIG
 from tunery.registry.registry import Registry
 
 __all__ = ["Inputs", "adapter_config", "read_inputs"]

@@ -1,7 +1,7 @@
-"""Owns telling a running job to pause or to stop, from any process, through one small file in the job's folder.
+"""Pause or cancel a running job from any process, through one small file in the job's folder.
 
-A pause waits for the step to end and keeps a checkpoint. A cancellation does not wait: it interrupts the process as Ctrl-C does, and
-again until the run has taken notice, because an interruption that lands in a destructor or a foreign callback is lost.
+A pause waits for the step to end and saves a checkpoint. A cancellation does not wait: it interrupts the process as Ctrl-C does, and
+repeats that until the job ends, because an interruption that lands in a destructor or in a foreign callback is lost.
 """
 
 from __future__ import annotations
@@ -11,84 +11,84 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Literal
 
-__all__ = ["Control", "ask", "how_to_go_on", "watch"]
+from tunery.plugins.training.folder import JobFolder, replace_file
 
-FILE = "control"
-EVERY = 0.2
-"""Seconds between looks."""
-AGAIN = 10
-"""Looks after which a run that goes on as if nothing had happened is interrupted once more."""
+__all__ = ["Control", "Request", "resume_advice", "signal_job", "watch"]
 
-Wish = Literal["pause", "cancel"]
+POLL_SECONDS = 0.2
+POLLS_PER_INTERRUPT = 10
+"""Polls after which a cancelled run that goes on regardless is interrupted once more."""
 
-
-def ask(folder: Path, wish: Wish) -> None:
-    """Ask the job whose folder this is to pause or to stop."""
-    staged = folder / f"{FILE}.new"
-    staged.write_text(wish)
-    staged.replace(folder / FILE)
+Request = Literal["pause", "cancel"]
 
 
-def how_to_go_on(job: str, folder: Path, where: str, repeats: str | None = None) -> str:
-    """What to tell who cancelled a job `where` it was, such as `after step 3 of 10`; one that `repeats` a version is not resumed."""
+def signal_job(folder: JobFolder, request: Request) -> None:
+    """Tell the job to pause or to stop."""
+    replace_file(folder.control, request.encode())
+
+
+def resume_advice(job_id: str, folder: JobFolder, progress: str, repeats: str | None = None) -> str:
+    """The message for a job that was cancelled at some `progress`, such as `after step 3 of 10`.
+
+    A job that `repeats` a version is not resumed but started over.
+    """
     if repeats:
-        return f"{job} was cancelled {where}; nothing was published: start over with tunery reproduce {repeats}"
-    kept = (folder / "checkpoint").is_dir()
-    there = "its last checkpoint is kept" if kept else "there is no checkpoint yet"
-    how = f"{'go on' if kept else 'start over'} with tunery train --resume {job}"
-    return f"{job} was cancelled {where}; nothing was published and {there}: {how}"
+        return f"{job_id} was cancelled {progress}; nothing was published: start over with tunery reproduce {repeats}"
+    kept = folder.checkpoint.is_dir()
+    checkpoint = "its last checkpoint is kept" if kept else "there is no checkpoint yet"
+    advice = f"{'go on' if kept else 'start over'} with tunery train --resume {job_id}"
+    return f"{job_id} was cancelled {progress}; nothing was published and {checkpoint}: {advice}"
 
 
 class Control:
-    """What was asked of this job so far."""
+    """What this job has been told to do so far."""
 
     def __init__(self, number: signal.Signals = signal.SIGINT) -> None:
         self._signal = number
         self._pausing, self._cancelled, self._ending = threading.Event(), threading.Event(), threading.Event()
-        self._looks = 0
+        self._polls = 0
 
     @property
     def pausing(self) -> bool:
-        """Whether to stop at the end of this step, with a checkpoint."""
+        """Whether to stop after this step, with a checkpoint."""
         return self._pausing.is_set()
 
     @property
     def cancelled(self) -> bool:
-        """Whether the run was asked to stop, whatever the interruption became on its way up."""
+        """Whether the job was told to stop, whatever error that has become since."""
         return self._cancelled.is_set()
 
     def end(self) -> None:
-        """The run is ending: nothing interrupts it any more."""
+        """Do not interrupt the job any more: it is ending."""
         self._ending.set()
 
-    def look(self, folder: Path) -> None:
-        """Take up what is asked now."""
+    def poll(self, folder: JobFolder) -> None:
+        """Read the control file and act on it."""
         try:
-            wish = (folder / FILE).read_text()
+            request = folder.control.read_text()
         except OSError:
             return
-        if wish == "pause":
+        if request == "pause":
             self._pausing.set()
-        elif wish == "cancel" and not self._ending.is_set():
+        elif request == "cancel" and not self._ending.is_set():
             self._cancelled.set()
-            if self._looks % AGAIN == 0:
+            if self._polls % POLLS_PER_INTERRUPT == 0:
                 _thread.interrupt_main(self._signal)
-            self._looks += 1
+            self._polls += 1
 
 
 @contextmanager
-def watch(folder: Path) -> Iterator[Control]:
-    """A control that looks at `folder` in a thread of its own while the block runs; what was asked before is forgotten."""
-    (folder / FILE).unlink(missing_ok=True)
+def watch(folder: JobFolder) -> Iterator[Control]:
+    """A Control that a thread keeps up to date while the block runs; earlier requests are dropped."""
+    folder.control.unlink(missing_ok=True)
     with _interruptible() as number:
         control, ended = Control(number), threading.Event()
 
         def run() -> None:
-            while not ended.wait(EVERY):
-                control.look(folder)
+            while not ended.wait(POLL_SECONDS):
+                control.poll(folder)
 
         thread = threading.Thread(target=run, name="job-control", daemon=True)
         thread.start()
@@ -101,7 +101,7 @@ def watch(folder: Path) -> Iterator[Control]:
 
 @contextmanager
 def _interruptible() -> Iterator[signal.Signals]:
-    """The signal that interrupts this process: SIGINT, or SIGUSR1 where that is ignored, as it is in what a script runs behind itself."""
+    """The signal that interrupts this process: SIGINT, or SIGUSR1 where SIGINT is ignored, as in a shell script's background jobs."""
     main = threading.current_thread() is threading.main_thread()
     if not main or signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         yield signal.SIGINT

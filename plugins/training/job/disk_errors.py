@@ -1,4 +1,4 @@
-"""Owns telling a full disk for what it is, whoever ran into it: torch, safetensors or the run itself. Other errors pass as they are."""
+"""One error for a full disk, whichever library ran into it: torch, safetensors or Python itself."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from contextlib import contextmanager
 
 from tunery.registry.errors import StorageFailed, TuneryError, is_full
 
-__all__ = ["full_disk_told"]
+__all__ = ["disk_full_explained"]
 
 
 @contextmanager
-def full_disk_told(job: str) -> Iterator[None]:
-    """Turn what a full disk makes anything raise into StorageFailed with the code `disk_full`, and say how to go on with `job`."""
+def disk_full_explained(job: str) -> Iterator[None]:
+    """Turn whatever a full disk makes the block raise into StorageFailed `disk_full`, which says how to resume `job`.
+
+    Other errors pass unchanged.
+    """
     try:
         yield
     except Exception as error:

@@ -1,6 +1,6 @@
-"""Owns starting, resuming and repeating training jobs; what happens in one is `run.py`.
+"""Start, resume and reproduce training jobs. `run.py` and `stages.py` are what happens in one.
 
-The manifest is on disk before anything is trained. Whatever fails, the registry stays as it was and the job says why.
+The manifest is on disk before anything is trained. Whatever fails, the registry stays as it was and the job records why.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ import msgspec
 
 from tunery.plugins.data.read import data_digest
 from tunery.plugins.data.render.tokenizer import read_json
-from tunery.plugins.descriptors import load_entrypoint
 from tunery.plugins.events import EventSink
 from tunery.plugins.manager import Plugins
 from tunery.plugins.parameters import Choice, TrainingParameters, given_names, read_parameters
 from tunery.plugins.runtime.device import resolve_device
 from tunery.plugins.training.defaults import Facts, choose
-from tunery.plugins.training.inputs.parent import with_parent_shape
+from tunery.plugins.training.folder import JobFolder
 from tunery.plugins.training.inputs.read import Inputs, adapter_config, read_inputs
 from tunery.plugins.training.inputs.request import TrainRequest
-from tunery.plugins.training.job.disk_errors import full_disk_told
+from tunery.plugins.training.job.context import JobHost, JobSetup
+from tunery.plugins.training.job.disk_errors import disk_full_explained
 from tunery.plugins.training.job.manifest import IDENTITY, build_manifest, changed_files, differences, rendered_at
-from tunery.plugins.training.job.resume import Asked, unlike
-from tunery.plugins.training.job.run import Run
+from tunery.plugins.training.job.resume import ResumeOptions, conflicting_options
+from tunery.plugins.training.job.run import publish_job, reproduce_job
 from tunery.plugins.training.loop.distributed import ProcessGroup, connect_process_group
 from tunery.registry import Job, Version
 from tunery.registry.errors import InvalidInput, NotFound
@@ -54,10 +54,11 @@ def train(
     check_adapter(request.adapter)
     resolve_device(request.device)
     processes = connect_process_group(request.device)
-    told = processes.on_main(datetime.now).replace(microsecond=0)
+    # One time for all processes: a chat template may print it.
+    template_time = processes.on_main(datetime.now).replace(microsecond=0)
     inputs = processes.on_all(
         lambda: read_inputs(
-            request, parameters, registry=registry, plugins=plugins, check=processes.is_main_process, now=told
+            request, parameters, registry=registry, plugins=plugins, check=processes.is_main_process, now=template_time
         )
     )
     facts = Facts(
@@ -65,17 +66,19 @@ def train(
     )
     given = given_names(request.parameters)
     parameters, choices = choose(parameters, given, facts)
-    parameters = with_parent_shape(parameters, given, adapter_config(registry, inputs.parent))
+    if (parent := adapter_config(registry, inputs.parent)) is not None:
+        parameters = parameters.continuing(parent, given)
 
     def start() -> tuple[Job, dict[str, Any]]:
         job = _start(request, registry)
-        with full_disk_told(job.id):
-            (registry.home.jobs / job.id / "request.json").write_bytes(msgspec.json.encode(request))
+        with disk_full_explained(job.id):
+            _folder(registry, job.id).request.write_bytes(msgspec.json.encode(request))
         return job, _manifest(inputs, parameters, choices, plugins=plugins, job=job, processes=processes)
 
     job, manifest = processes.on_main(start)
-    run = _run(inputs, parameters, manifest, processes, registry=registry, plugins=plugins, job=job, on_event=on_event)
-    return run.publish()
+    host = JobHost(registry=registry, plugins=plugins, on_event=on_event, processes=processes)
+    setup = JobSetup(host=host, job=job, inputs=inputs, parameters=parameters, manifest=manifest)
+    return publish_job(setup)
 
 
 def resume(
@@ -85,34 +88,34 @@ def resume(
     plugins: Plugins,
     on_event: EventSink,
     forced_by: str | None = None,
-    asked: Asked | None = None,
+    options: ResumeOptions | None = None,
 ) -> Version:
-    """Go on with a job from its last checkpoint; refused, with what differs, when data or settings changed meanwhile, or when
-    something is `asked` for that is not the job's.
+    """Resume a job from its last checkpoint and publish its version.
 
-    What fails a gate is published if `forced_by` names who wants it.
+    Raise InvalidInput `resume_mismatch`, with a line for every difference, when data or settings changed since the job began, or when
+    `options` differ from the job's. A version that fails a gate is published when `forced_by` names who wants that.
     """
     job = registry.job(job_id)
     if job.state == "succeeded":
         raise InvalidInput(f"{job_id} has already succeeded: {job.adapter}@{job.version}")
-    folder = registry.home.jobs / job_id
-    if not (folder / "request.json").exists() or not (folder / "manifest.json").exists():
-        raise NotFound(f"{job_id} kept nothing to resume from; start it anew")
-    request = msgspec.json.decode((folder / "request.json").read_bytes(), type=TrainRequest)
+    folder = _folder(registry, job_id)
+    if not folder.request.exists() or not folder.manifest.exists():
+        raise NotFound(f"{job_id} stored nothing to resume from; start a new job")
+    request = msgspec.json.decode(folder.request.read_bytes(), type=TrainRequest)
     if forced_by is not None:
         request = msgspec.structs.replace(request, force=True, actor=forced_by)
-    before = msgspec.json.decode((folder / "manifest.json").read_bytes())
+    before = folder.read_manifest()
     kind = plugins.trainer(request.trainer).parameters
-    if asked is not None and (lines := unlike(asked, request, before, kind, registry)):
+    if options is not None and (lines := conflicting_options(options, request, before, kind, registry)):
         raise InvalidInput(
             f"{job_id} goes on as it began; leave out what differs, or start a new job without --resume:\n"
             + "\n".join(lines),
             code="resume_mismatch",
         )
     resolve_device(request.device)
-    if before.get("parent"):  # what was asked for may be a name that means another version by now
+    if before.get("parent"):  # the requested alias may point at another version by now
         request = msgspec.structs.replace(request, parent=before["parent"]["version"])
-    # Before rows are read: a file that was cut short has changed, whatever else is wrong with it.
+    # Before rows are read: a file that was cut short counts as changed, whatever else is wrong with it.
     _refuse(job_id, changed_files(before, [Path(path) for path in (*request.data, request.validation) if path]))
     parameters = read_parameters(kind, before["parameters"])
     processes = connect_process_group(request.device)
@@ -122,8 +125,9 @@ def resume(
     _refuse(
         job_id, differences(before, _manifest(inputs, parameters, (), plugins=plugins, job=job, processes=processes))
     )
-    run = _run(inputs, parameters, before, processes, registry=registry, plugins=plugins, job=job, on_event=on_event)
-    return run.publish()
+    host = JobHost(registry=registry, plugins=plugins, on_event=on_event, processes=processes)
+    setup = JobSetup(host=host, job=job, inputs=inputs, parameters=parameters, manifest=before)
+    return publish_job(setup)
 
 
 def _refuse(job_id: str, changed: Sequence[str]) -> None:
@@ -135,7 +139,7 @@ def _refuse(job_id: str, changed: Sequence[str]) -> None:
 
 
 class Reproduction(msgspec.Struct, frozen=True, kw_only=True):
-    """A version trained again: whether its digest came out the same, and a line for everything that may be why not."""
+    """A version trained again: whether the digest is the `same`, and a line for everything that can explain a difference."""
 
     version: str
     same: bool
@@ -147,13 +151,15 @@ class Reproduction(msgspec.Struct, frozen=True, kw_only=True):
 def reproduce(
     version: Version, *, data: Sequence[Path], registry: Registry, plugins: Plugins, on_event: EventSink
 ) -> Reproduction:
-    """Train from a version's manifest and compare; `data` are files to use instead of those the job remembers.
+    """Train again from a version's manifest and compare the digests; `data` are files to use instead of those that the job recorded.
 
-    Every file must have the sha256 that the manifest names.
+    Every file must have the sha256 in the manifest; raise NotFound `file_not_found` when one is missing.
     """
     manifest = version.manifest
     if "parameters" not in manifest or "data" not in manifest:
-        raise InvalidInput(f"{version.name} was not trained here, so it has no manifest to go by", code="no_manifest")
+        raise InvalidInput(
+            f"{version.name} was not trained here, so it has no manifest to train from", code="no_manifest"
+        )
     request = _request_again(version, data, registry)
     resolve_device(request.device)
     parameters = read_parameters(plugins.trainer(request.trainer).parameters, manifest["parameters"])
@@ -163,10 +169,11 @@ def reproduce(
     )
     job = processes.on_main(lambda: _start(request, registry))
     now = _manifest(inputs, parameters, (), plugins=plugins, job=job, processes=processes)
-    # The quote decided how many rows go through the model at once, and sums depend on that.
+    # The quote decided the micro-batch size, on which rounding depends.
     now |= {"quote": manifest["quote"], "repeats": version.name} if "quote" in manifest else {"repeats": version.name}
-    run = _run(inputs, parameters, now, processes, registry=registry, plugins=plugins, job=job, on_event=on_event)
-    again, files = run.repeat()
+    host = JobHost(registry=registry, plugins=plugins, on_event=on_event, processes=processes)
+    setup = JobSetup(host=host, job=job, inputs=inputs, parameters=parameters, manifest=now)
+    again, files = reproduce_job(setup)
     changed = differences(manifest, now, names=(*IDENTITY, "plugins", "packages", "hardware"))
     before = {entry.path: entry.sha256 for entry in version.files}
     changed += [f"file {entry.path}" for entry in files if before.get(entry.path) != entry.sha256]
@@ -180,9 +187,9 @@ def reproduce(
 
 
 def _request_again(version: Version, data: Sequence[Path], registry: Registry) -> TrainRequest:
-    """The request of a version's job, its files found by sha256 among `data` and where they were."""
+    """The request of a version's job, with its files looked up by sha256 in `data` and at their recorded paths."""
     manifest = version.manifest
-    path = registry.home.jobs / str(manifest.get("job")) / "request.json"
+    path = _folder(registry, str(manifest.get("job"))).request
     kept = msgspec.json.decode(path.read_bytes(), type=TrainRequest) if path.exists() else None
     remembered = [*kept.data, *([kept.validation] if kept.validation else [])] if kept else []
     at: dict[str, str] = {}
@@ -197,7 +204,7 @@ def _request_again(version: Version, data: Sequence[Path], registry: Registry) -
     others = [str(path) for path in data if data_digest(path)[0] not in used]
     if others:
         raise InvalidInput(
-            f"{version.name} was not trained on {', '.join(others)}, whose content is none of its files'; leave that out",
+            f"{version.name} was not trained on {', '.join(others)}, whose content differs from all of its files; leave that out",
             code="invalid_data",
         )
     files = [at[file["sha256"]] for file in manifest["data"]]
@@ -216,10 +223,14 @@ def _request_again(version: Version, data: Sequence[Path], registry: Registry) -
 
 
 def _start(request: TrainRequest, registry: Registry) -> Job:
-    """A new job with its folder."""
+    """Record a new job and make its folder."""
     job = registry.start_job(f"job-{uuid.uuid4().hex[:12]}", adapter=request.adapter, trainer=request.trainer)
-    (registry.home.jobs / job.id).mkdir(parents=True, exist_ok=True)
+    _folder(registry, job.id).path.mkdir(parents=True, exist_ok=True)
     return job
+
+
+def _folder(registry: Registry, job_id: str) -> JobFolder:
+    return JobFolder(registry.home.jobs / job_id)
 
 
 def _manifest(
@@ -239,33 +250,8 @@ def _manifest(
     return manifest
 
 
-def _run(
-    inputs: Inputs,
-    parameters: TrainingParameters,
-    manifest: dict[str, Any],
-    processes: ProcessGroup,
-    *,
-    registry: Registry,
-    plugins: Plugins,
-    job: Job,
-    on_event: EventSink,
-) -> Run:
-    return Run(
-        inputs=inputs,
-        parameters=parameters,
-        registry=registry,
-        plugins=plugins,
-        trainer=load_entrypoint(plugins.trainer(inputs.request.trainer).entrypoint)(),
-        job=job,
-        folder=registry.home.jobs / job.id,
-        manifest=manifest,
-        on_event=on_event,
-        processes=processes,
-    )
-
-
 def _width(base: Path) -> int:
-    """Hidden units of the base; multimodal configurations keep them one level down."""
+    """Hidden size of the base; multimodal configurations have it one level down."""
     config: Mapping[str, Any] = read_json(base / "config.json")
     inner = config.get("text_config") or {}
     return int(config.get("hidden_size") or inner.get("hidden_size") or FALLBACK_WIDTH)

@@ -1,4 +1,4 @@
-"""Owns where a version comes from, written down before training starts; and saying what differs when it is not the same again."""
+"""The manifest of a job: what its version is made from, and how two manifests differ."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PACKAGES = (
 )
 
 IDENTITY = ("base_digest", "data", "parameters", "parent", "template", "trainer", "plugin", "validation")
-"""What a run's result depends on, given the same packages and hardware."""
+"""The parts of a manifest that decide a run's result, given the same packages and hardware."""
 
 
 def build_manifest(
@@ -47,8 +47,8 @@ def build_manifest(
 ) -> dict[str, Any]:
     """Everything that is known before the first step.
 
-    `plugin` is the package and version that the trainer comes from, `plugins` the versions of all that may have had a hand in it.
-    `validation` says that the last file was held out whole.
+    `plugin` is the package and version that the trainer comes from, `plugins` are the versions of all loaded plugins. The manifest's
+    `validation` says that the last data file is held out whole.
     """
     request, base, parent, corpus = inputs.request, inputs.base, inputs.parent, inputs.corpus
     return {
@@ -77,19 +77,19 @@ def build_manifest(
 
 
 def rendered_at(manifest: Mapping[str, Any]) -> datetime | None:
-    """The time that templates were told when a manifest's rows were rendered; None where it was not kept yet."""
+    """The current time as templates saw it when a manifest's rows were rendered; None in manifests that do not record it."""
     now = (manifest.get("template_arguments") or {}).get("now")
     return datetime.fromisoformat(now) if now else None
 
 
 def fingerprint(manifest: Mapping[str, Any]) -> str:
-    """One digest over everything that a checkpoint depends on."""
+    """A digest over everything that a checkpoint depends on."""
     parts = {name: manifest.get(name) for name in IDENTITY}
     return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], *, names: Sequence[str] = IDENTITY) -> list[str]:
-    """A line for everything that is not the same in two manifests, such as `parameters.seed: 1 → 2`."""
+    """A line for every difference between two manifests, such as `parameters.seed: 1 → 2`."""
     lines: list[str] = []
     for name in names:
         lines += _compare(name, before.get(name), now.get(name))
@@ -97,7 +97,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], *, names: Seq
 
 
 def changed_files(manifest: Mapping[str, Any], paths: Sequence[Path]) -> list[str]:
-    """A line for every data file whose content is not the manifest's; one that is gone is left to whoever reads it."""
+    """A line for every data file whose content differs from the manifest's; missing files are reported by whoever reads them."""
     kept = manifest["data"]
     now = [
         {**entry, "sha256": data_digest(path)[0]} if path.exists() else entry

@@ -1,6 +1,6 @@
-"""What a run's time goes to, phase by phase: foretold in the quote, and measured.
+"""The time of each phase of a job: estimated for the quote, and measured.
 
-Phases are measured without what runs inside them under a name of its own, so that they add up.
+A phase is measured without the phases inside it, so that all of them add up to the whole.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Literal
 
-__all__ = ["Phase", "Phases", "foretell", "minutes_text"]
+__all__ = ["Phase", "Phases", "estimate_phases", "minutes_text"]
 
 Phase = Literal[
     "loading", "base loss", "base questions", "preflight", "training", "evaluation", "report", "saving", "gates"
@@ -19,13 +19,13 @@ Phase = Literal[
 STARTING_GATES = 10.0
 """Seconds until a fresh process can ask the first gate."""
 ENGINES = 2
-"""The gates load the base twice: as it was trained on, and as it will be served."""
+"""The gates load the base twice: in the precision of training and in that of serving."""
 FORWARD = 1 / 3
-"""The share of a training step's time that its forward pass takes, about."""
+"""The approximate share of a training step's time that its forward pass takes."""
 
 
 class Phases:
-    """The seconds of each phase so far."""
+    """Measures the seconds of each phase."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self.seconds: dict[str, float] = {}
@@ -33,7 +33,7 @@ class Phases:
 
     @contextmanager
     def of(self, name: Phase) -> Iterator[None]:
-        """Count the block's time for `name`, but for what is counted for others inside it."""
+        """Add the block's time to the phase `name`, without that of phases inside the block."""
         began, outer, self._inside = self._clock(), self._inside, 0.0
         try:
             yield
@@ -43,11 +43,11 @@ class Phases:
             self._inside = outer + took
 
     def get(self, name: Phase) -> float:
-        """Seconds of a phase; 0 where it has not been."""
+        """Seconds of a phase so far."""
         return self.seconds.get(name, 0.0)
 
 
-def foretell(
+def estimate_phases(
     so_far: Phases,
     *,
     training: float,
@@ -57,11 +57,11 @@ def foretell(
     save_evaluations: int,
     gates: bool,
 ) -> dict[str, float]:
-    """Seconds of every phase of a run that is about to take its first step; what is over is as it was measured.
+    """Estimated seconds of every phase, before the first step; phases that are over keep their measured time.
 
-    `training` is what the steps will take, and `held_out_share` how many tokens are held out for each that is trained on, which is used
-    where this run has not measured the base itself. The report asks the tuned model what the base was asked; the gates ask about as
-    much, in a process that loads the base anew.
+    `training` is the estimate for all steps; `held_out_share`, the number of held-out tokens per trained one, is used when this run has not
+    evaluated the base itself. The report evaluates the tuned model as the base was evaluated; so do the gates, about, in a process that
+    loads the base again.
     """
     evaluation = so_far.get("base loss") or training * FORWARD * held_out_share
     questions = so_far.get("base questions") or evaluation
@@ -76,7 +76,7 @@ def foretell(
 
 
 def minutes_text(seconds: Mapping[str, float]) -> str:
-    """Such as `4.9 minutes (training 4.0, gates 0.6, report 0.3)`, longest first; what takes no tenth of a minute is summed up."""
+    """Such as `4.9 minutes (training 4.0, gates 0.6, report 0.3)`, longest first; phases under three seconds are summed as `other`."""
     shown = {name: value / 60 for name, value in seconds.items() if value >= 3}
     parts = [f"{name} {value:.1f}" for name, value in sorted(shown.items(), key=lambda item: -item[1])]
     rest = sum(seconds.values()) / 60 - sum(shown.values())

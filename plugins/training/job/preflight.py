@@ -1,14 +1,15 @@
-"""Owns trying a run before it starts: the longest rows forward and backward, a quote, and smaller micro-batches where they must be.
+"""Try a run before it starts: the longest rows forward and backward, a quote, and a micro-batch size that fits in memory.
 
-Memory is measured with one row first and foretold for a whole micro-batch, because a machine that is out of memory kills the
-process instead of raising an error. Nothing is changed: gradients are dropped and random states put back.
+Memory is measured with a single row and extrapolated to a whole micro-batch, because a machine that runs out of memory kills the process
+instead of raising an error. Nothing is changed: gradients are dropped and random states restored.
 """
 
 from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import msgspec
 import torch
@@ -17,20 +18,20 @@ from torch import nn
 from tunery.plugins.parameters import TrainingParameters, step_count
 from tunery.plugins.runtime.memory import available_memory, current_memory, peak_memory, reset_peak_memory
 from tunery.plugins.training.examples.batches import Example, collate
-from tunery.plugins.training.loop.distributed import ProcessGroup
+from tunery.plugins.training.loop.compute import ComputeContext
 from tunery.plugins.training.objectives.objective import Objective
 from tunery.registry.errors import InvalidInput
 
 __all__ = ["Quote", "preflight"]
 
 SPARE = 0.9
-"""The share of what is free that a run may plan with."""
+"""The share of free memory that a run may use."""
 
 
 class Quote(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run will take: tokens without padding, optimizer steps, minutes, bytes at most; rows at once, and why so many.
+    """What a run will take: tokens without padding, optimizer steps, minutes, peak memory; the micro-batch size, and why that one.
 
-    `parts` are the seconds of each phase, where more than the steps is quoted.
+    `parts` are the seconds of each phase, when more than the steps is quoted.
     """
 
     tokens: int
@@ -48,19 +49,17 @@ def preflight(
     parameters: TrainingParameters,
     *,
     objective: Objective,
-    device: torch.device,
-    dtype: torch.dtype,
-    processes: ProcessGroup | None = None,
+    compute: ComputeContext,
 ) -> Quote:
     """Try the longest rows; raise InvalidInput with code `out_of_memory` when not even one row fits.
 
-    Several processes try at the same time, and share the memory of the machine and the steps.
+    Several processes do so at the same time, and share the machine's memory and the steps.
     """
-    processes = processes or ProcessGroup()
+    device, dtype, processes = compute.device, compute.dtype, compute.processes
     ranked = sorted(examples, key=lambda example: example.tokens, reverse=True)
     sharing = processes.local_size if device.type == "cpu" else 1
     budget = int(parameters.memory_gb * 1e9) or current_memory(device) + int(SPARE * available_memory(device) / sharing)
-    with _Undisturbed(model):
+    with _restored(model):
         states = _states(model, dtype)
         before = current_memory(device) + states
         reset_peak_memory(device)
@@ -95,7 +94,7 @@ def preflight(
 
 
 def _states(model: nn.Module, dtype: torch.dtype) -> int:
-    """Bytes that the loop adds from its first step on: two moments of every trained weight, and a rounded copy for bfloat16."""
+    """Bytes that the loop allocates at its first step: two moments of every trained weight, and a rounded copy for bfloat16."""
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return trained * (12 if dtype == torch.bfloat16 else 8)
 
@@ -122,22 +121,18 @@ def _try(
     return time.perf_counter() - began, batch.tokens
 
 
-class _Undisturbed:
-    """While it is open the model may be tried; afterwards nothing of it is left."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-
-    def __enter__(self) -> None:
-        self._training = self._model.training
-        self._random = torch.get_rng_state()
-        self._devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-        self._model.train()
-
-    def __exit__(self, *error: object) -> None:
-        self._model.zero_grad(set_to_none=True)
-        self._model.train(self._training)
-        torch.set_rng_state(self._random)
-        if self._devices:
-            torch.cuda.set_rng_state_all(self._devices)
+@contextmanager
+def _restored(model: nn.Module) -> Iterator[None]:
+    """Train the model within the block; afterwards its mode, gradients and the random states are as before."""
+    training, state = model.training, torch.get_rng_state()
+    device_states = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    model.train()
+    try:
+        yield
+    finally:
+        model.zero_grad(set_to_none=True)
+        model.train(training)
+        torch.set_rng_state(state)
+        if device_states:
+            torch.cuda.set_rng_state_all(device_states)
         gc.collect()

@@ -1,4 +1,4 @@
-"""Quote a whole run: what preflight measured of the steps, and everything else that a job does."""
+"""Quote a whole job: the steps as preflight measured them, and every other phase."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import msgspec
 
 from tunery.plugins.parameters import TrainingParameters
 from tunery.plugins.training.examples.corpus import Corpus
-from tunery.plugins.training.job.phases import Phases, foretell
+from tunery.plugins.training.job.phases import Phases, estimate_phases
 from tunery.plugins.training.job.preflight import Quote
 from tunery.plugins.training.trainer import Trainer
 
@@ -23,9 +23,9 @@ def whole_quote(
     report: bool,
     gates: bool,
 ) -> Quote:
-    """The quote of the steps with every other phase; `report` and `gates` say whether there will be any."""
+    """Add every other phase to the quote of the steps; `report` and `gates` say whether there will be any."""
     trained, held_out = (sum(row.tokens for row in rows) for rows in (corpus.train, corpus.held_out))
-    parts = foretell(
+    parts = estimate_phases(
         so_far,
         training=60 * steps.minutes,
         evaluations=_evaluations(steps.steps, parameters.eval_every) if held_out else 0,
@@ -38,5 +38,5 @@ def whole_quote(
 
 
 def _evaluations(steps: int, every: int) -> int:
-    """Every so many steps, and after the last."""
+    """One evaluation every so many steps, and one after the last."""
     return -(-steps // every) if every else 1

@@ -1,4 +1,4 @@
-"""Owns the state of a run on disk: everything that the next step depends on, written whole or not at all."""
+"""Checkpoints: everything that the next step depends on, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ WEIGHTS, STATE = "trained.safetensors", "state.pt"
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """How far a run is: steps done (the sampler's position follows from it), tokens without padding, seconds in the loop, the
-    first and the last loss, and (step, held-out loss) of every evaluation, with whatever else it measured by name."""
+    """How far a run is: steps done (which give the sampler's position), tokens without padding, seconds in the loop, first and last loss,
+    and every evaluation as (step, held-out loss), with its other figures by name."""
 
     step: int = 0
     tokens: int = 0
@@ -45,7 +45,7 @@ def save_checkpoint(
     fingerprint: str,
     progress: Progress,
 ) -> None:
-    """Replace the checkpoint in `folder`; `fingerprint` identifies data and settings. StorageFailed keeps the one before."""
+    """Replace the checkpoint in `folder`; `fingerprint` identifies data and settings. When StorageFailed is raised, the old one stays."""
     with _writing(folder):
         staged = folder.with_name(folder.name + ".new")
         shutil.rmtree(staged, ignore_errors=True)
@@ -58,7 +58,7 @@ def save_checkpoint(
             "fingerprint": fingerprint,
             "progress": msgspec.to_builtins(progress),
         }
-        # To a file of Python's: torch's own loses what the disk said.
+        # To a Python file: torch's own writer hides the disk's error.
         with (staged / STATE).open("wb") as file:
             torch.save(state, file)
         for path in (*staged.iterdir(), staged):
@@ -80,7 +80,7 @@ def load_checkpoint(
     scheduler: torch.optim.lr_scheduler.LRScheduler,
     fingerprint: str,
 ) -> Progress:
-    """Put everything back and return how far the run was; a killed save leaves the checkpoint before it."""
+    """Restore everything and return the progress; after a save that was killed, this is the checkpoint before it."""
     folder = next((f for f in (folder, folder.with_name(folder.name + ".old")) if (f / STATE).exists()), folder)
     if not (folder / STATE).exists():
         return Progress()
@@ -99,7 +99,7 @@ def load_checkpoint(
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
-    """Write what is trained to `path`, whole or not at all."""
+    """Write the trained weights to `path`, whole or not at all."""
     staged = path.with_name(path.name + ".new")
     with _writing(path):
         save_file(_trained(model), staged)
@@ -109,7 +109,7 @@ def save_weights(model: nn.Module, path: Path) -> None:
 
 @torch.no_grad()
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Put back what `save_weights` wrote."""
+    """Restore the weights that `save_weights` wrote."""
     weights = load_file(path)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -121,7 +121,7 @@ def _trained(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _random_state() -> dict[str, Any]:
-    """Every generator a step may draw from: torch's on each device, and Python's."""
+    """The states of all generators that a step may draw from: torch's on every device, and Python's."""
     version, numbers, gauss = random.getstate()
     devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return {"torch": torch.get_rng_state(), "cuda": devices, "python": [version, list(numbers), gauss]}
@@ -137,7 +137,7 @@ def _set_random_state(state: dict[str, Any]) -> None:
 
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """Turn what the disk or safetensors and torch say of it into our own error."""
+    """Turn errors of the disk, safetensors and torch into StorageFailed."""
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:

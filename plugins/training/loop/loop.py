@@ -1,6 +1,6 @@
-"""Owns the training loop, on accelerate: mixed precision, accumulation, clipping, schedule, evaluation, checkpoints.
+"""The training loop, on accelerate: mixed precision, gradient accumulation, clipping, schedule, evaluation, checkpoints.
 
-Refuses to go on with a loss that is not a number or has exploded: it stops at that step and names the rows.
+It stops, and names the rows of the step, when the loss is not finite or has exploded.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -19,24 +18,33 @@ from torch import nn
 from tunery.plugins.events import CheckpointSaved, Evaluated, EventSink, StepCompleted
 from tunery.plugins.parameters import TrainingParameters, step_count
 from tunery.plugins.training.examples.batches import Example, epoch_batches, micro_batches
-from tunery.plugins.training.job.control import Control
+from tunery.plugins.training.folder import JobFolder
 from tunery.plugins.training.loop.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_weights
-from tunery.plugins.training.loop.distributed import ProcessGroup
+from tunery.plugins.training.loop.compute import ComputeContext
 from tunery.plugins.training.loop.rounding import StochasticRounding
 from tunery.plugins.training.objectives.objective import Objective, Supervised, unit_of
 from tunery.registry.errors import JobPaused, TrainingFailed
 from tunery.registry.losses import NATS
 
-__all__ = ["TrainingResult", "Loop"]
+__all__ = ["Loop", "LoopCallbacks", "TrainingResult"]
 
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
 """Figures of the held-out rows by name, `loss` among them."""
 
 
-class TrainingResult(msgspec.Struct, frozen=True):
-    """What a run did: optimizer steps, tokens without padding, seconds in the loop, and the last step's loss.
+class LoopCallbacks(msgspec.Struct, frozen=True, kw_only=True):
+    """What the loop calls: `on_event` for every step, evaluation and checkpoint; `evaluate` for the figures of the held-out rows, None when
+    nothing is held out; `should_pause` after every step, in the main process, to stop there with a checkpoint."""
 
-    `evaluations` are (step, held-out loss); the weights are those of `chosen`, for the reason in `why`, and `figures` is what else
+    on_event: EventSink = lambda event: None
+    evaluate: Evaluate | None = None
+    should_pause: Callable[[], bool] = lambda: False
+
+
+class TrainingResult(msgspec.Struct, frozen=True):
+    """How training went: optimizer steps, tokens without padding, seconds in the loop, and the last step's loss.
+
+    `evaluations` are (step, held-out loss); the weights are those of step `chosen`, for the reason in `why`, and `figures` is what else
     was measured of them.
     """
 
@@ -51,14 +59,14 @@ class TrainingResult(msgspec.Struct, frozen=True):
 
     @property
     def metrics(self) -> dict[str, float]:
-        """What is kept of it with the version."""
+        """The metrics that are stored with the version."""
         speed = round(self.tokens / max(self.seconds, 1e-9), 1)
-        done = {"train_loss": self.train_loss, "steps": float(self.steps), "tokens": float(self.tokens)}
-        return done | {"useful_tok_s": speed} | dict(self.figures)
+        counts = {"train_loss": self.train_loss, "steps": float(self.steps), "tokens": float(self.tokens)}
+        return counts | {"useful_tok_s": speed} | dict(self.figures)
 
 
 class Loop:
-    """One run: what it trains, and how far it is. `on_event` is given every step, evaluation and checkpoint."""
+    """One training run of `model` on `examples`; its checkpoints are in the job's `folder`, and only fit the same `fingerprint`."""
 
     def __init__(
         self,
@@ -66,42 +74,40 @@ class Loop:
         examples: Sequence[Example],
         parameters: TrainingParameters,
         *,
-        device: torch.device,
-        dtype: torch.dtype,
-        checkpoint: Path,
+        compute: ComputeContext,
+        folder: JobFolder,
         fingerprint: str,
-        on_event: EventSink,
-        evaluate: Evaluate | None,
         objective: Objective | None = None,
-        control: Control | None = None,
-        processes: ProcessGroup | None = None,
+        callbacks: LoopCallbacks | None = None,
     ) -> None:
-        self.model, self.examples, self.parameters, self.device = model, examples, parameters, device
-        self.checkpoint, self.fingerprint, self.on_event, self.evaluate = checkpoint, fingerprint, on_event, evaluate
-        self.objective, self.control = objective or Supervised(), control or Control()
-        self.processes = processes or ProcessGroup()
-        self.best = checkpoint.with_name("best.safetensors")
+        self.model, self.examples, self.parameters = model, examples, parameters
+        self.compute, self.processes, self.device = compute, compute.processes, compute.device
+        self.folder, self.fingerprint = folder, fingerprint
+        self.objective, self.callbacks = objective or Supervised(), callbacks or LoopCallbacks()
         config: Any = getattr(model, "config", None)
         self.vocabulary = int(getattr(config, "vocab_size", 0) or 2)
-        # Precision is the loop's own matter: accelerate keeps one for the whole process, and evaluations have another.
-        self.accelerator = Accelerator(mixed_precision="no", cpu=device.type == "cpu", gradient_accumulation_steps=1)
-        self.dtype = dtype
+        # The loop sets precision itself: accelerate has one for the whole process, and evaluations use another.
+        self.accelerator = Accelerator(
+            mixed_precision="no", cpu=self.device.type == "cpu", gradient_accumulation_steps=1
+        )
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        # Only where products are computed in less than the weights are kept in.
-        self.rounding = StochasticRounding(self.trained if dtype == torch.bfloat16 else (), seed=parameters.seed)
+        # Only when matrix products compute in a smaller dtype than the weights are stored in.
+        self.rounding = StochasticRounding(
+            self.trained if compute.dtype == torch.bfloat16 else (), seed=parameters.seed
+        )
         self.optimizer = torch.optim.AdamW(
             self.trained, lr=parameters.learning_rate, weight_decay=parameters.weight_decay, fused=True
         )
         self.total = step_count(parameters, len(examples))
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, _schedule(parameters, self.total))
         self.progress = load_checkpoint(
-            checkpoint, model=model, optimizer=self.optimizer, scheduler=self.scheduler, fingerprint=fingerprint
+            folder.checkpoint, model=model, optimizer=self.optimizer, scheduler=self.scheduler, fingerprint=fingerprint
         )
         self.processes.broadcast_parameters(self.trained)
 
     def run(self) -> TrainingResult:
-        """Train the model in place, going on from the checkpoint where there is one; it ends with the best weights."""
-        # Without the wrapper that adds up gradients between processes: it would not see layers that the loss runs directly.
+        """Train the model in place, from the last checkpoint if there is one; it ends with the best weights."""
+        # The model is not wrapped for distributed training: the wrapper would not see the layers that the loss runs directly.
         optimizer = self.accelerator.prepare_optimizer(self.optimizer)
         self.model.train()
         began, stopped = time.perf_counter() - self.progress.seconds, False
@@ -111,8 +117,8 @@ class Loop:
             self.scheduler.step()
             self._advance(loss, tokens, time.perf_counter() - began)
             step = self.progress.step
-            _check(loss, norm, step, rows, self.objective.ceiling(self.vocabulary, self.progress.first or 0.0))
-            self.on_event(
+            _check_loss(loss, norm, step, rows, self.objective.ceiling(self.vocabulary, self.progress.first or 0.0))
+            self.callbacks.on_event(
                 StepCompleted(
                     step=step,
                     steps=self.total,
@@ -123,11 +129,11 @@ class Loop:
                     seconds=round(self.progress.seconds, 3),
                 )
             )
-            stopped = self._evaluated(step) and self._stale() and step < self.total
-            self._keep(step, stopped)
+            stopped = self._evaluate_if_due(step) and self._is_stale() and step < self.total
+            self._checkpoint_if_due(step, stopped)
             if stopped:
                 break
-        chosen, why = self._choose(stopped)
+        chosen, why = self._restore_best(stopped)
         self.accelerator.free_memory()
         done = self.progress
         figures = dict(zip([step for step, _ in done.evaluations], done.figures, strict=True)).get(chosen, {})
@@ -136,24 +142,24 @@ class Loop:
         )
 
     def _optimize(self, optimizer: Any, rows: Sequence[Example]) -> tuple[float, float, int]:
-        """One optimizer step over `rows`: mean loss per term, gradient norm before clipping, tokens."""
+        """One optimizer step over `rows`; return the mean loss per term, the gradient norm before clipping, and tokens."""
         terms = self.objective.terms(rows)
         self.processes.seed_step(self.parameters.seed, self.progress.step)
         with self.rounding.applied(self.progress.step):
-            found = self.processes.all_gather(lambda: self._accumulate(self.processes.shard(rows), terms))
+            parts = self.processes.all_gather(lambda: self._accumulate(self.processes.shard(rows), terms))
         self.processes.all_reduce_gradients(self.trained)
         norm = float(self.accelerator.clip_grad_norm_(self.trained, self.parameters.max_grad_norm))
         if math.isfinite(norm):
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return sum(loss for loss, _ in found), norm, sum(tokens for _, tokens in found)
+        return sum(loss for loss, _ in parts), norm, sum(tokens for _, tokens in parts)
 
     def _accumulate(self, rows: Sequence[Example], terms: int) -> tuple[float, int]:
-        """Gradients of these rows' share of a step of so many terms: their part of its loss, and tokens."""
+        """Accumulate the gradients of this process's rows of a step with so many `terms`; return their part of the loss, and tokens."""
         total, tokens = 0.0, 0
         for batch in micro_batches(rows, self.parameters.micro_batch_size, device=self.device):
-            # Divided by the whole step's terms, so that how it is cut into micro-batches changes nothing.
-            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            # Divided by the terms of the whole step, so that the size of micro-batches changes nothing but rounding.
+            with torch.autocast(self.device.type, self.compute.dtype, enabled=self.compute.dtype != torch.float32):
                 loss = self.objective.loss(self.model, batch) / terms
             self.accelerator.backward(loss)
             total += float(loss.detach())
@@ -171,40 +177,41 @@ class Loop:
             loss=loss,
         )
 
-    def _evaluated(self, step: int) -> bool:
-        """Look at the held-out rows where that is due, and keep the weights if they are the best so far."""
-        if self.evaluate is None or not (_due(step, self.parameters.eval_every) or step == self.total):
+    def _evaluate_if_due(self, step: int) -> bool:
+        """Evaluate the held-out rows when that is due, and save the weights if they are the best so far; return whether it was due."""
+        evaluate = self.callbacks.evaluate
+        if evaluate is None or not (_is_due(step, self.parameters.eval_every) or step == self.total):
             return False
-        figures = dict(self.evaluate(self.model))
+        figures = dict(evaluate(self.model))
         loss = figures.pop("loss")
-        self.on_event(Evaluated(step=step, eval_loss=loss, figures=figures))
+        self.callbacks.on_event(Evaluated(step=step, eval_loss=loss, figures=figures))
         before = [other for _, other in self.progress.evaluations]
         if all(loss < other for other in before):
-            self.processes.on_main(lambda: save_weights(self.model, self.best))
+            self.processes.on_main(lambda: save_weights(self.model, self.folder.best_weights))
         done = self.progress
         self.progress = msgspec.structs.replace(
             done, evaluations=[*done.evaluations, (step, loss)], figures=[*done.figures, figures]
         )
         return True
 
-    def _stale(self) -> bool:
-        """Whether the last `patience` evaluations were all no better than one before them."""
+    def _is_stale(self) -> bool:
+        """Whether none of the last `patience` evaluations was better than the best before them."""
         patience, losses = self.parameters.patience, [loss for _, loss in self.progress.evaluations]
         return 0 < patience < len(losses) and min(losses[-patience:]) >= min(losses[:-patience])
 
-    def _keep(self, step: int, stopped: bool) -> None:
-        """Checkpoint where that is due; where a pause was asked for, always, and end there."""
-        pausing = self.processes.on_main(lambda: self.control.pausing) and step < self.total and not stopped
-        if not pausing and not _due(step, self.parameters.checkpoint_every):
+    def _checkpoint_if_due(self, step: int, stopped: bool) -> None:
+        """Save a checkpoint when one is due; when a pause was requested, save one and raise JobPaused."""
+        pausing = self.processes.on_main(self.callbacks.should_pause) and step < self.total and not stopped
+        if not pausing and not _is_due(step, self.parameters.checkpoint_every):
             return
-        self.processes.on_main(self._save)
-        self.on_event(CheckpointSaved(step=step))
+        self.processes.on_main(self._save_checkpoint)
+        self.callbacks.on_event(CheckpointSaved(step=step))
         if pausing:
             raise JobPaused(f"paused after step {step} of {self.total}; go on with tunery train --resume JOB")
 
-    def _save(self) -> None:
+    def _save_checkpoint(self) -> None:
         save_checkpoint(
-            self.checkpoint,
+            self.folder.checkpoint,
             model=self.model,
             optimizer=self.optimizer,
             scheduler=self.scheduler,
@@ -212,8 +219,8 @@ class Loop:
             progress=self.progress,
         )
 
-    def _choose(self, stopped: bool) -> tuple[int, str]:
-        """Put the best evaluated weights back; which step's they are, and why."""
+    def _restore_best(self, stopped: bool) -> tuple[int, str]:
+        """Restore the weights with the lowest held-out loss; return their step, and why it was chosen."""
         step, evaluations = self.progress.step, self.progress.evaluations
         if not evaluations:
             return step, f"the last step, {step}: nothing was held out to choose by"
@@ -224,14 +231,14 @@ class Loop:
         end = f"; stopped early, after {self.parameters.patience} evaluations without a better one" if stopped else ""
         if best == step:
             return step, f"the last step, {step}, has the lowest held-out {name} of {count}, {loss:.4f}{end}"
-        self.processes.on_main(lambda: load_weights(self.model, self.best))
+        self.processes.on_main(lambda: load_weights(self.model, self.folder.best_weights))
         return best, f"step {best} of {step} has the lowest held-out {name} of {count}, {loss:.4f}{end}"
 
 
 def _steps(
     examples: Sequence[Example], parameters: TrainingParameters, *, skip: int, total: int
 ) -> Iterator[list[Example]]:
-    """The rows of every step after the first `skip`, epoch after epoch."""
+    """The rows of every step after the first `skip`, epoch by epoch."""
     done, epoch = 0, 0
     while done < total:
         for rows in epoch_batches(examples, parameters.batch_size, seed=parameters.seed, epoch=epoch):
@@ -258,7 +265,8 @@ def _schedule(parameters: TrainingParameters, total: int) -> Callable[[int], flo
     return factor
 
 
-def _check(loss: float, norm: float, step: int, rows: Sequence[Example], ceiling: float) -> None:
+def _check_loss(loss: float, norm: float, step: int, rows: Sequence[Example], ceiling: float) -> None:
+    """Raise TrainingFailed when the loss or the gradient norm is not finite, or the loss is above `ceiling`."""
     finite = math.isfinite(loss) and math.isfinite(norm)
     if finite and loss <= ceiling:
         return
@@ -271,5 +279,5 @@ def _check(loss: float, norm: float, step: int, rows: Sequence[Example], ceiling
     )
 
 
-def _due(step: int, every: int) -> bool:
+def _is_due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0

@@ -1,8 +1,8 @@
-"""Stochastic rounding: what a step computes with in bfloat16, on average, is the float32 weight it updates.
+"""Stochastic rounding: the bfloat16 weight that a step computes with is, on average, the float32 weight that it updates.
 
-Trained weights are float32, and autocast rounds them to the nearest bfloat16 in every product. At a small learning rate most steps
-are smaller than half the distance between two bfloat16 numbers, so the forward pass would not see them. Rounding up or down with the
-probability that makes the average exact (Gupta et al. 2015, arXiv 1502.02551) shows it every step.
+Trained weights are float32, and autocast rounds them to the nearest bfloat16 in every product. At a small learning rate most updates are
+smaller than half the distance between two bfloat16 numbers, so the forward pass would not see them. Rounding up or down with the
+probability that makes the average exact (Gupta et al. 2015, arXiv 1502.02551) makes every update count.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from torch import nn
 __all__ = ["StochasticRounding"]
 
 PIECE = 2**20
-"""Random numbers drawn for a step; longer weights use them again."""
+"""Random numbers drawn per step; longer weights reuse them."""
 LOWER_HALF = 0xFFFF
 """The bits of a float32 that a bfloat16 does not have."""
 
 
 class StochasticRounding:
-    """Rounds `parameters` while a step computes; between steps they are their float32 selves.
+    """Rounds `parameters` while a step computes; between steps they have their float32 values.
 
-    The random numbers follow from `seed` and the step alone, so that a resumed run, and every process of one run, draws the same.
+    The random numbers depend on `seed` and step alone, so a resumed run, and every process of a run, draws the same.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], *, seed: int) -> None:
@@ -35,7 +35,7 @@ class StochasticRounding:
 
     @contextmanager
     def applied(self, step: int) -> Iterator[None]:
-        """Within, the weights are bfloat16 numbers (kept as float32), rounded for `step`."""
+        """Within the block the weights are rounded to bfloat16 values, stored as float32."""
         exact = [parameter.data for parameter in self._parameters]
         self._rounded = self._rounded or [
             torch.empty_like(weight, memory_format=torch.contiguous_format) for weight in exact

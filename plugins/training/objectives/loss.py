@@ -1,6 +1,6 @@
-"""Owns the loss: cross-entropy of the trained tokens, summed, with logits only where there is something to predict.
+"""The supervised loss: cross-entropy summed over the trained tokens, with logits only where a trained token is predicted.
 
-Rows are laid end to end where the model is known to allow it, what they begin with alike only once, and padded where it is not.
+Rows are packed end to end, and shared prefixes computed once, when the model is known to allow that; otherwise they are padded.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ __all__ = ["evaluation_mode", "mean_loss", "row_losses", "summed_loss"]
 
 
 def row_losses(model: nn.Module, batch: Batch) -> torch.Tensor:
-    """Of each row the sum over its trained tokens of their negative log-likelihood in nats, float32 [rows], differentiable."""
+    """The negative log-likelihood in nats, summed over the trained tokens of each row; float32 [rows], differentiable."""
     inner = causal_lm_of(model)
     if inner is None or not supports_packing(inner):
         return _padded(model, batch)
     following = functional.pad(batch.labels[:, 1:], (0, 1), value=-100)
     predicting = following != -100
     kept, layers = _until_the_last(predicting) & batch.mask.bool(), fused_layers(inner)
-    # What is before the first token that predicts a trained one may be another row's as well.
+    # Tokens before the first one that predicts a trained token may be shared with other rows.
     own = predicting.int().argmax(dim=1).tolist() if layers or not uses_dropout(inner) else [0] * len(kept)
     layout, computed = pack_sequences(batch.ids, kept, own)
     hidden, wanted = run_packed(inner, layers, batch.ids, layout, computed, predicting), following[predicting]
@@ -47,13 +47,13 @@ def row_losses(model: nn.Module, batch: Batch) -> torch.Tensor:
 
 
 def summed_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
-    """Sum over the batch's trained tokens of their negative log-likelihood in nats, float32 []."""
+    """The negative log-likelihood in nats, summed over the batch's trained tokens; float32 []."""
     return row_losses(model, batch).sum()
 
 
 @contextmanager
 def evaluation_mode(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """Within, the model computes as it does between steps, without gradients; its mode is restored."""
+    """Within the block the model is in eval mode, without gradients, with autocast to `dtype`; its mode is restored."""
     training = model.training
     model.eval()
     try:
@@ -66,7 +66,7 @@ def evaluation_mode(model: nn.Module, device: torch.device, dtype: torch.dtype) 
 def mean_loss(
     model: nn.Module, examples: Iterable[Example], *, batch_size: int, device: torch.device, dtype: torch.dtype
 ) -> float:
-    """Mean negative log-likelihood per trained token in nats, over all examples; the model's mode is restored."""
+    """The mean negative log-likelihood in nats per trained token of all examples; the model's mode is restored."""
     ordered = sorted(examples, key=lambda example: len(example.ids))
     total, count = 0.0, 0
     with evaluation_mode(model, device, dtype):
@@ -77,16 +77,16 @@ def mean_loss(
 
 
 def _until_the_last(predicting: torch.Tensor) -> torch.Tensor:
-    """Of each row [rows, L] the tokens up to the last that predicts a trained one: nobody looks at the others. The first always."""
+    """A mask [rows, L] of the tokens up to the last one that predicts a trained token, which are all that the loss needs."""
     kept = predicting.flip(1).cummax(dim=1).values.flip(1)
     kept[:, 0] = True
     return kept
 
 
 def _padded(model: nn.Module, batch: Batch) -> torch.Tensor:
-    """The same through the model's own forward, padding and all."""
+    """The same through the model's own forward pass, with padding."""
     targets = batch.labels[:, 1:]
-    # A vocabulary of tens of thousands makes the head as dear as many layers: compute it for the columns that need it.
+    # With a large vocabulary the head costs as much as many layers: compute it only for the columns that need it.
     columns = (targets != -100).any(dim=0).nonzero()[:, 0]
     logits = model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False, logits_to_keep=columns).logits
     wanted = targets[:, columns]
@@ -95,5 +95,5 @@ def _padded(model: nn.Module, batch: Batch) -> torch.Tensor:
 
 
 def _per_row(losses: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-    """Sums of the `losses` [n] of the tokens `chosen` [rows, L], row by row; in one order, so that they are the same every time."""
+    """The `losses` [n] of the tokens `chosen` [rows, L], summed per row, always in the same order."""
     return torch.stack([piece.sum() for piece in losses.split(chosen.sum(dim=1).tolist())])

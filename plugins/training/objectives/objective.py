@@ -1,8 +1,6 @@
-"""Owns what a step minimises: a sum over rows, divided by how many terms it has; supervised by default, a trainer's own otherwise.
+"""The objective of a training step: a sum of terms over its rows, divided by their number; supervised unless a trainer has its own.
 
-A trainer has its own by a method `objective(parameters)`.
-
-Because the sum is divided by the whole step's terms, how a step is cut into micro-batches changes nothing but rounding.
+Because the divisor is the number of terms of the whole step, the size of micro-batches changes nothing but rounding.
 """
 
 from __future__ import annotations
@@ -26,8 +24,8 @@ __all__ = ["Objective", "Supervised", "objective_of", "unit_of"]
 class Objective(Protocol):
     """What the loop minimises.
 
-    `relative` says that the loss is taken against the model as it was before the first step; that model is then the baseline, and
-    the base itself otherwise. `unit` is what the loss is in, as it is shown beside it; it may be left out.
+    `relative` says that the loss is relative to the model before the first step; that model is then the baseline, otherwise the base is.
+    `unit` is the unit of the loss, as shown beside it, and may be missing.
     """
 
     relative: bool
@@ -42,22 +40,24 @@ class Objective(Protocol):
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        """Called once before anything is tried, with the untrained model and all rows: training ones, then held-out ones. What must
-        be the same after a resume is kept at `path`. It draws no random numbers and leaves the model as it was."""
+        """Called once with the untrained model and all rows, first the training rows, then the held-out rows.
+
+        What must be the same after a resume is stored at `path`. Draws no random numbers, and leaves the model as it was.
+        """
 
     def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         """The sum of a micro-batch's terms, float32 []."""
 
     def terms(self, rows: Sequence[Example]) -> int:
-        """How many terms `rows` have."""
+        """The number of terms of `rows`."""
 
     def ceiling(self, vocabulary: int, first: float) -> float:
-        """A step's mean loss above which a run has exploded that began with `first`."""
+        """The mean loss of a step above which a run whose first step had the loss `first` counts as exploded."""
 
     def evaluate(
         self, model: nn.Module, rows: Sequence[Example], *, batch_size: int, device: torch.device, dtype: torch.dtype
     ) -> dict[str, float]:
-        """Figures of `rows` by name, means over their terms: `loss` at least, which the best weights have least of."""
+        """Means over the terms of `rows`, by name; `loss` is one of them, and the weights with the lowest are kept."""
 
 
 def objective_of(trainer: object, parameters: TrainingParameters) -> Objective:
@@ -67,12 +67,12 @@ def objective_of(trainer: object, parameters: TrainingParameters) -> Objective:
 
 
 def unit_of(objective: Objective) -> str:
-    """What an objective's loss is in."""
+    """The unit of an objective's loss."""
     return getattr(objective, "unit", "") or "loss of the trainer's own"
 
 
 class Supervised:
-    """Cross-entropy of the trained tokens, in nats a token."""
+    """Cross-entropy of the trained tokens, in nats per token."""
 
     relative = False
     unit = NATS
@@ -86,18 +86,18 @@ class Supervised:
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        """Nothing."""
+        """Do nothing: this loss needs no reference."""
 
     def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        """Negative log-likelihood of every trained token."""
+        """The negative log-likelihood of every trained token, summed."""
         return summed_loss(model, batch)
 
     def terms(self, rows: Sequence[Example]) -> int:
-        """Trained tokens."""
+        """The number of trained tokens."""
         return sum(example.targets for example in rows)
 
     def ceiling(self, vocabulary: int, first: float) -> float:
-        """Worse than guessing every token with equal chance, and far worse than at the start."""
+        """The loss of guessing all tokens with equal chance, or far above the first step's, whichever is higher."""
         return max(math.log(max(vocabulary, 2)), 2 * first + 2)
 
     def evaluate(

@@ -7,14 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
 from tunery.plugins.data.render.renderer import Renderer
 from tunery.plugins.events import StepCompleted, read_events
 from tunery.plugins.parameters import TrainingParameters, step_count
 from tunery.plugins.training.examples.batches import Example
+from tunery.plugins.training.folder import JobFolder
 from tunery.plugins.training.inputs.read import Inputs
+from tunery.plugins.training.loop.compute import ComputeContext
 from tunery.plugins.training.loop.loop import TrainingResult
 from tunery.plugins.training.report.assemble import ReportFacts, assemble_report
 from tunery.plugins.training.report.evaluation import Evaluation, EvaluationResults, ExampleLoss
@@ -39,13 +40,11 @@ class ReportBuilder:
         inputs: Inputs,
         parameters: TrainingParameters,
         *,
-        folder: Path,
+        folder: JobFolder,
+        compute: ComputeContext,
         supervised: bool,
-        device: torch.device,
-        dtype: torch.dtype,
     ) -> None:
-        self._adapter, self._job, self.folder = inputs.request.adapter, folder, folder / "report"
-        self._supervised = supervised
+        self._adapter, self._folder, self._supervised = inputs.request.adapter, folder, supervised
         self.evaluation = Evaluation(
             inputs.corpus,
             Renderer(Path(inputs.base.path), now=lambda: inputs.now),
@@ -53,8 +52,8 @@ class ReportBuilder:
             seen=step_count(parameters, len(inputs.corpus.train)) * parameters.batch_size,
             rows=parameters.report_rows,
             seed=parameters.seed,
-            device=device,
-            dtype=dtype,
+            device=compute.device,
+            dtype=compute.measured_dtype,
         )
 
     def evaluate_base(self, load: Callable[[], nn.Module]) -> None:
@@ -62,9 +61,9 @@ class ReportBuilder:
         self._base_results = self.evaluation.base_results(load)
 
     def build(self, model: nn.Module, result: TrainingResult, manifest: Mapping[str, Any]) -> Report:
-        """Evaluate the trained model and write the report into `folder`, replacing any other."""
+        """Evaluate the trained model and write the report, replacing any other."""
         before, after = self._base_results, self.evaluation.evaluate(model)
-        steps = steps_of(self._job / "metrics.jsonl")
+        steps = steps_of(self._folder.events)
         rows = row_losses(self.evaluation, before, after)
         facts = ReportFacts(
             adapter=self._adapter,
@@ -83,10 +82,10 @@ class ReportBuilder:
                 for why in sorted({before.generation_error, after.generation_error} - {""})
             ],
         )
-        shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.rmtree(self._folder.report, ignore_errors=True)
         return write_report(
             assemble_report(rows, facts),
-            self.folder,
+            self._folder.report,
             rows=rows,
             samples=paired_samples(self.evaluation, before, after, rows),
             rates=history(steps, "learning_rate"),
@@ -130,9 +129,9 @@ def paired_samples(
     return samples
 
 
-def steps_of(metrics: Path) -> list[StepCompleted]:
+def steps_of(path: Path) -> list[StepCompleted]:
     """The steps in a job's events, in order; the last one where a step was repeated after a crash."""
-    steps = {event.step: event for event in read_events(metrics) if isinstance(event, StepCompleted)}
+    steps = {event.step: event for event in read_events(path) if isinstance(event, StepCompleted)}
     return [steps[number] for number in sorted(steps)]
 
 

@@ -20,6 +20,7 @@ from torch import nn
 from tunery.plugins.data.render.renderer import Renderer
 from tunery.plugins.training.examples.batches import Example, collate
 from tunery.plugins.training.examples.corpus import Corpus
+from tunery.plugins.training.folder import JobFolder, replace_file
 from tunery.plugins.training.objectives.loss import evaluation_mode, row_losses
 from tunery.registry.errors import InvalidInput
 
@@ -71,14 +72,14 @@ class Evaluation:
         corpus: Corpus,
         renderer: Renderer,
         *,
-        folder: Path,
+        folder: JobFolder,
         seen: int,
         rows: int = 0,
         seed: int,
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        self._path, self._device, self._dtype, self._renderer = folder / "base.json", device, dtype, renderer
+        self._path, self._device, self._dtype, self._renderer = folder.base_results, device, dtype, renderer
         self.held_out = corpus.held_out
         self.train, self.rows = _sample(corpus.train, rows or _share(seen), seed)
         self.general = general_examples(renderer)
@@ -87,9 +88,7 @@ class Evaluation:
     def base_results(self, load: Callable[[], nn.Module]) -> EvaluationResults:
         """The base's results; the base is loaded only when no earlier run of this job stored them."""
         if not self._path.exists():
-            staged = self._path.with_suffix(".new")
-            staged.write_bytes(msgspec.json.encode(self.evaluate(load())))
-            staged.replace(self._path)
+            replace_file(self._path, msgspec.json.encode(self.evaluate(load())))
         return msgspec.json.decode(self._path.read_bytes(), type=EvaluationResults)
 
     def evaluate(self, model: nn.Module) -> EvaluationResults:

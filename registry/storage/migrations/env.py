@@ -1,4 +1,4 @@
-"""Owns running the migrations on the connection that the registry hands over; refuses to open one itself."""
+"""Run the migrations on the connection that the registry passes in."""
 
 from __future__ import annotations
 

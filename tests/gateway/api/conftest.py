@@ -1,4 +1,4 @@
-"""The real application over a real loopback socket, with a FakeEngine where the model would be."""
+"""The real application on a loopback socket, with a FakeEngine in place of the model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several adapters in one answer, through the real openai client."""
+"""Compositions of several adapters, through the real openai client."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import openai
 import pytest
 
 from tests.gateway.api.conftest import Served
-from tunery.gateway.engine.messages import composition_digest
+from tunery.gateway.engine.composition import composition_digest
 
 ASK = [{"role": "user", "content": "Hi"}]
 

@@ -1,4 +1,4 @@
-"""Vectors through the real openai client."""
+"""Embeddings through the real openai client."""
 
 from __future__ import annotations
 

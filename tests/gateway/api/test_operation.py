@@ -1,4 +1,4 @@
-"""What operators use: adapters in memory, health, the documentation page."""
+"""The operators' endpoints: adapters in memory, health, and the documentation page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models, aliases moved under load, and the queue's bound."""
+"""Models, aliases that move under load, and the limit on waiting requests."""
 
 from __future__ import annotations
 

@@ -26,19 +26,12 @@ from transformers import (
     Qwen3Config,
 )
 
+from tunery.gateway.engine.composition import AdapterSource, WeightedAdapter
 from tunery.gateway.engine.config import EngineConfig
 from tunery.gateway.engine.core import EngineCore
-from tunery.gateway.engine.messages import (
-    AdapterSource,
-    Event,
-    Failed,
-    Generate,
-    Sampling,
-    Token,
-    Tokens,
-    WeightedAdapter,
-)
+from tunery.gateway.engine.messages import Event, Failed, Generate, Token, Tokens
 from tunery.gateway.engine.models.torch.linear import weight_of
+from tunery.gateway.engine.sampling_params import SamplingParams
 from tunery.plugins.quantization import quantization_config
 
 VOCAB = 320
@@ -146,7 +139,9 @@ def request(name: str, prompt: Iterable[int], adapter: AdapterSource | None = No
     """A greedy request of 12 tokens unless `sampling` says otherwise."""
     defaults: dict[str, Any] = {"max_tokens": 12, "temperature": 0.0, "logprobs": 1, "ignore_eos": True}
     composition = (WeightedAdapter(adapter),) if adapter else ()
-    return Generate(id=name, prompt=tuple(prompt), sampling=Sampling(**(defaults | sampling)), composition=composition)
+    return Generate(
+        id=name, prompt=tuple(prompt), sampling=SamplingParams(**(defaults | sampling)), composition=composition
+    )
 
 
 def prompt(length: int, *, seed: int) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""The step loop: sampling, stopping, cancelling, scarce memory, and swaps under way."""
+"""The engine's loop: sampling, stopping, cancelling, scarce memory, and aliases that move while requests run."""
 
 from __future__ import annotations
 
@@ -22,10 +22,9 @@ from tests.gateway.engine.peft_oracle import (
     request,
     with_adapter,
 )
+from tunery.gateway.engine.composition import AdapterSource, WeightedAdapter
 from tunery.gateway.engine.messages import (
-    AdapterSource,
     Cancel,
-    Constraint,
     Embed,
     Embedded,
     Failed,
@@ -36,9 +35,9 @@ from tunery.gateway.engine.messages import (
     Tokens,
     Unload,
     Unloaded,
-    WeightedAdapter,
 )
 from tunery.gateway.engine.models.native.kernels import load_kernels
+from tunery.gateway.engine.sampling_params import Constraint
 from tunery.gateway.engine.scheduling.forward_batch import ForwardBatch
 from tunery.gateway.engine.scheduling.scheduler import MAX_SCORED_TOKENS
 
@@ -230,14 +229,14 @@ def test_a_prompts_scores_are_pefts_however_it_is_cut(
     for one in asked[:3]:
         first, *others = served[one.id]
         expected = log_probabilities(with_adapter(base, "none", one.composition), one.prompt)[:-1]
-        assert len(first.prompt) == len(one.prompt) - 1
-        for score, row, token in zip(first.prompt, expected, one.prompt[1:], strict=True):
+        assert len(first.prompt_scores) == len(one.prompt) - 1
+        for score, row, token in zip(first.prompt_scores, expected, one.prompt[1:], strict=True):
             assert score.logprob == pytest.approx(float(row[token]), abs=TOLERANCE)
             best = row.topk(one.sampling.prompt_logprobs or 0)
             assert [top.token for top in score.top] == best.indices.tolist()
             assert [top.logprob for top in score.top] == pytest.approx(best.values.tolist(), abs=TOLERANCE)
-        assert not any(token.prompt for token in others)
-    assert served["unasked"][0].prompt == ()
+        assert not any(token.prompt_scores for token in others)
+    assert served["unasked"][0].prompt_scores == ()
     assert_alone(with_adapter(base, "none", asked[0].composition), asked[0], served["adapted"])
 
 
@@ -254,7 +253,7 @@ def test_however_many_ask_for_scores_a_steps_logits_stay_few(base: Path, monkeyp
     asked = [request(str(index), prompt(50, seed=index), prompt_logprobs=0, max_tokens=1) for index in range(8)]
     served = engine.run([*asked, request("unasked", prompt(200, seed=9), max_tokens=3)])
     assert max(rows) <= MAX_SCORED_TOKENS + 9
-    assert all(len(served[one.id][0].prompt) == 49 for one in asked)
+    assert all(len(served[one.id][0].prompt_scores) == 49 for one in asked)
     assert served["unasked"][-1].finish == "length"
 
 
@@ -417,7 +416,7 @@ def test_equal_prompts_at_once_share_their_pages(base: Path, adapters: list[Adap
     engine = Engine.on(base, kernels=kernels, kv_tokens=160)
     mine = [request(str(i), prompt(70, seed=1), adapters[0], temperature=1.0, seed=i, max_tokens=6) for i in range(5)]
     served = engine.run(mine)
-    assert sorted(tokens[0].cached for tokens in served.values()) == [0, 64, 64, 64, 64]
+    assert sorted(tokens[0].cached_tokens for tokens in served.values()) == [0, 64, 64, 64, 64]
     assert len({tuple(token.token for token in tokens) for tokens in served.values()}) > 1
     assert engine.core.stats().prefix_hits == 4 * 64
     assert engine.core.stats().preemptions == 0  # five alone would not have fitted

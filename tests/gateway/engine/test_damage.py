@@ -1,4 +1,4 @@
-"""What lies on disk and is not what its digest says is never computed with: adapters, packed bases, bases."""
+"""Files whose bytes do not match their digest are never computed with: adapters, packed bases, bases."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import pytest
 
 from tests.gateway.engine.peft_oracle import Engine, describe, make_adapter, make_base, prompt, request
 from tests.gateway.engine.test_core import said
-from tunery.gateway.engine.messages import AdapterSource, Failed, Load, Loaded
+from tunery.gateway.engine.composition import AdapterSource
+from tunery.gateway.engine.messages import Failed, Load, Loaded
 from tunery.gateway.engine.models.native.kernels import load_kernels
 from tunery.plugins.bases.resolve import resolve_base
 from tunery.plugins.discovery import load_plugins

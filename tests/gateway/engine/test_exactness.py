@@ -1,4 +1,4 @@
-"""Served in a mixed batch, every request equals PEFT alone on the same quantized base, and no row's bits depend on its neighbours."""
+"""In a batch of different adapters, every request equals PEFT alone on the same quantized base, and no row's bits depend on others."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from tests.gateway.engine.peft_oracle import (
     request,
     with_adapter,
 )
-from tunery.gateway.engine.messages import AdapterSource, Generate, Token, WeightedAdapter, composition_digest
+from tunery.gateway.engine.composition import AdapterSource, WeightedAdapter, composition_digest
+from tunery.gateway.engine.messages import Generate, Token
 from tunery.gateway.engine.models.native.kernels import load_kernels
 from tunery.plugins.training.delta import save_delta
 
@@ -232,7 +233,7 @@ def test_every_rows_bits_are_the_same_in_any_company_and_any_pieces(tmp_path: Pa
 
 def strip(tokens: list[Token]) -> list[Token]:
     """Without how much was cached."""
-    return [msgspec.structs.replace(token, cached=0) for token in tokens]
+    return [msgspec.structs.replace(token, cached_tokens=0) for token in tokens]
 
 
 @pytest.mark.parametrize("family", ["gemma3", "qwen3", "mistral"])
@@ -256,7 +257,7 @@ def test_a_known_beginning_is_found_and_changes_nothing(tmp_path: Path, kernels:
     fresh = Engine.on(base, kernels=kernels, prefix_cache=False)
     engine = Engine.on(base, kernels=kernels)
     first, second, third = (engine.run([one])[one.id] for one in (mine, mine, longer))
-    assert [tokens[0].cached for tokens in (first, second, third)] == [0, 64, 64]
+    assert [tokens[0].cached_tokens for tokens in (first, second, third)] == [0, 64, 64]
     for one, tokens in ((mine, first), (mine, second), (longer, third)):
         assert_alone(with_adapter(base, "none", one.composition), one, tokens)
         if kernels == "auto":
@@ -286,7 +287,7 @@ def test_another_version_under_the_same_name_and_number_never_sees_the_others_pa
     for cached in (0, 48):  # at first nobody finds anything of the others', then everybody their own
         for name, one in requests.items():
             answer = engine.run([one])[name]
-            assert answer[0].cached == cached
+            assert answer[0].cached_tokens == cached
             assert_alone(models[name], one, answer)
 
 
@@ -303,7 +304,7 @@ def test_an_alias_that_moves_under_way_leaves_running_requests_on_their_version(
     served = engine.more([after, msgspec.structs.replace(before, id="again")])
     for one, name in ((before, "before"), (after, "after"), (before, "again")):
         assert_alone(with_adapter(base, "none", one.composition), one, served[name])
-    assert [served[name][0].cached for name in ("before", "after", "again")] == [0, 0, 32]
+    assert [served[name][0].cached_tokens for name in ("before", "after", "again")] == [0, 0, 32]
 
 
 # -- the real base ----------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""A base is compared with transformers once; one that is served differently is refused, and so is one that is known to be."""
+"""The self-check: a base is compared with transformers once, and refused when it is served differently."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.gateway.engine.peft_oracle import make_base
 from tunery.gateway.engine import self_check
 from tunery.gateway.engine.config import EngineConfig
 from tunery.gateway.engine.core import EngineCore
-from tunery.gateway.engine.ipc.supervisor import EngineProcess
+from tunery.gateway.engine.ipc.supervisor import SupervisedEngine
 from tunery.gateway.engine.models.native.kernels import load_kernels
 from tunery.gateway.engine.models.torch import attention
 from tunery.gateway.engine.self_check import expectation, scores, verify
@@ -79,7 +79,7 @@ def test_it_is_compared_once(mistral: Path, tmp_path: Path, monkeypatch: pytest.
 
 async def refused(settings: EngineConfig) -> Unavailable:
     """Start an engine that does not serve its base; what whoever waits is told."""
-    engine = EngineProcess(settings)
+    engine = SupervisedEngine(settings)
     await engine.start()
     try:
         with pytest.raises(Unavailable) as caught:

@@ -1,4 +1,4 @@
-"""What is published is loaded with the libraries that its readers have: transformers and PEFT, from a Hub over loopback."""
+"""Published versions load with transformers and PEFT, from a Hub over loopback."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from huggingface_hub import constants, hf_api
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from tests.gateway.server import random_loras
+from tests.gateway.serve_process import random_loras
 from tests.hub_server import HubServer
 from tunery.registry import Base, NewVersion, Version
-from tunery.registry.hub.transfer import import_folder, publish_to_hub, pull_from_hub
+from tunery.registry.hub.incoming import import_folder
+from tunery.registry.hub.pull import pull_from_hub
+from tunery.registry.hub.push import publish_to_hub
 from tunery.registry.registry import Registry
 
 # Of huggingface_hub's own upload of large files, with the httpx that it pins.

@@ -1,4 +1,4 @@
-"""The door: what does not fit, is not whole, or could run code does not come in, and the registry stays as it was."""
+"""Artifacts that do not fit, are incomplete or could run code are refused, and the registry stays as it was."""
 
 from __future__ import annotations
 
@@ -340,9 +340,9 @@ def test_what_bfloat16_rounds_to_infinity_is_found_and_nothing_smaller(tmp_path:
     for sign in (1, -1):
         for value in (edge, np.nextafter(edge, np.float32(0))):
             save_file({"t": np.array([sign * value], dtype)}, tmp_path / "x.safetensors")
-            found = nonfinite_tensor(tmp_path / "x.safetensors", read_header(tmp_path / "x.safetensors"))
+            name = nonfinite_tensor(tmp_path / "x.safetensors", read_header(tmp_path / "x.safetensors"))
             lost = bool(torch.tensor([sign * value], dtype=torch.float32).bfloat16().isinf())
-            assert (found == "t") == lost == (value == edge)
+            assert (name == "t") == lost == (value == edge)
 
 
 def test_bfloat16_infinity_is_found(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from tunery.registry.peft.artifact import base_shapes
+from tunery.registry.peft.base_shapes import base_shapes
 
 
 def test_gpt2s_files_leave_out_what_its_modules_are_called(tmp_path: Path) -> None:

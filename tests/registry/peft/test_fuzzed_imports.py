@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from tests.registry.artifacts import make_adapter
 from tunery.registry import Base
 from tunery.registry.errors import ArtifactRefused, TuneryError
-from tunery.registry.hub.transfer import import_folder
+from tunery.registry.hub.incoming import import_folder
 from tunery.registry.peft.fields import DEFAULTS
 from tunery.registry.peft.safetensors_header import read_header
 from tunery.registry.registry import Registry
@@ -149,7 +149,7 @@ def assert_read_alike(path: Path) -> None:
         return
     try:
         with safe_open(path, framework="np") as file:
-            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise AssertionError(f"{path.read_bytes()!r} is read here and not by safetensors: {error}") from error
-    assert found == {name: entry.shape for name, entry in entries.items()}
+    assert shapes == {name: entry.shape for name, entry in entries.items()}

@@ -1,4 +1,4 @@
-"""The door opens for whatever PEFT itself saves of a plain LoRA, in every variety that PEFT has."""
+"""Whatever PEFT itself saves of a plain LoRA, in every variety that PEFT has, is accepted."""
 
 from __future__ import annotations
 

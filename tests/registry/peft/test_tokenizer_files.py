@@ -1,4 +1,4 @@
-"""A chat template or tokenizer of an adapter's own is not used, and whoever imports it is told so."""
+"""A chat template or tokenizer of an adapter's own is not used, and the import warns of it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import pytest
 from tests.hub_server import HubServer
 from tests.registry.artifacts import make_adapter
 from tunery.registry import Base
-from tunery.registry.hub.transfer import import_folder, pull_from_hub
+from tunery.registry.hub.incoming import import_folder
+from tunery.registry.hub.pull import pull_from_hub
 from tunery.registry.peft.tokenizer_files import differences
 from tunery.registry.registry import Registry
 
@@ -67,15 +68,15 @@ def write(folder: Path, files: Files) -> Path:
     ],
 )
 def test_a_difference_is_told(tmp_path: Path, own: Files, base: Files, says: list[str]) -> None:
-    found = differences(write(tmp_path / "own", own), write(tmp_path / "base", base))
-    assert len(found) == len(says)
-    assert all(part in told for part, told in zip(says, found, strict=True))
+    warnings = differences(write(tmp_path / "own", own), write(tmp_path / "base", base))
+    assert len(warnings) == len(says)
+    assert all(part in warning for part, warning in zip(says, warnings, strict=True))
 
 
 def test_an_import_keeps_what_differs_in_the_manifest(registry: Registry, base: Base, tmp_path: Path) -> None:
     folder = write(make_adapter(tmp_path / "a"), {"chat_template.jinja": "{{ messages }}"})
     version = import_folder(registry, folder, "a/b", base=base, actor="t")
-    assert "take that in (tunery bases add FOLDER)" in version.manifest["warnings"][0]
+    assert "add that (tunery bases add FOLDER)" in version.manifest["warnings"][0]
     assert [entry.path for entry in version.files] == ["adapter_config.json", "adapter_model.safetensors"]
     (folder / "chat_template.jinja").unlink()
     assert "warnings" not in import_folder(registry, folder, "a/b", base=base, actor="t").manifest

@@ -1,4 +1,4 @@
-"""Migrations: what is stored survives them, they end at the tables the code is written for, and a kill leaves no half."""
+"""Migrations keep what is stored, end at the tables that the code expects, and survive a kill."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def die(connection, cursor, statement, parameters, context, many):
 
 
 def config() -> Config:
-    found = Config()
-    found.set_main_option("script_location", str(Path(tunery.registry.storage.__file__).parent / "migrations"))
-    return found
+    settings = Config()
+    settings.set_main_option("script_location", str(Path(tunery.registry.storage.__file__).parent / "migrations"))
+    return settings
 
 
 def at_revision(home: Home, revision: str) -> None:

@@ -17,7 +17,7 @@ from tests.registry.versions.test_publish import arguments
 from tunery.registry import Base, NewVersion
 from tunery.registry.errors import StorageFailed
 from tunery.registry.home import Home
-from tunery.registry.hub.transfer import import_folder
+from tunery.registry.hub.incoming import import_folder
 from tunery.registry.registry import Registry
 from tunery.registry.storage.leases import staged
 
@@ -27,7 +27,7 @@ from pathlib import Path
 import msgspec
 from tunery.registry import Base
 from tunery.registry.home import Home
-from tunery.registry.hub.transfer import import_folder
+from tunery.registry.hub.incoming import import_folder
 from tunery.registry.registry import Registry
 
 home, folder, base, rounds, _ = sys.argv[1:]

@@ -1,4 +1,4 @@
-"""A lost, emptied, damaged, outdated or foreign database: no blob goes, and the manifests bring back what was there."""
+"""A lost, emptied, damaged, outdated or foreign database: no blob is lost, and the manifests restore the rest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reports of versions: beside the digest, kept by everything that keeps versions, and no trainer's to write."""
+"""Reports of versions: outside the digest, kept with the version everywhere, and never written by a trainer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from tests.hub_server import HubServer
 from tests.registry.artifacts import make_adapter
 from tunery.registry import Base, NewVersion, Version
 from tunery.registry.errors import ArtifactRefused
-from tunery.registry.hub.transfer import publish_to_hub, pull_from_hub
+from tunery.registry.hub.pull import pull_from_hub
+from tunery.registry.hub.push import publish_to_hub
 from tunery.registry.registry import Registry
 from tunery.registry.versions.publish import digest_of
 from tunery.registry.versions.reports import LIMITS, PUBLIC, is_imported
@@ -37,32 +38,32 @@ def report(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def told(registry: Registry, base: Base, tmp_path: Path, report: Path) -> Version:
+def reported(registry: Registry, base: Base, tmp_path: Path, report: Path) -> Version:
     """A version with a report."""
     return registry.publish(NewVersion(adapter="acme/support", folder=make_adapter(tmp_path / "a", seed=1), base=base, method="lora", manifest={}, metrics={}, actor="t", report=report))  # fmt: skip
 
 
-def test_a_report_changes_no_digest(registry: Registry, base: Base, tmp_path: Path, told: Version) -> None:
+def test_a_report_changes_no_digest(registry: Registry, base: Base, tmp_path: Path, reported: Version) -> None:
     folder = make_adapter(tmp_path / "a", seed=1)
     bare = registry.publish(
         NewVersion(adapter="acme/bare", folder=folder, base=base, method="lora", manifest={}, metrics={}, actor="t")
     )
-    assert told.digest == bare.digest == digest_of(folder, base=base)[0]
-    assert {entry.path for entry in told.files} - {entry.path for entry in bare.files} == set(LIMITS)
-    assert registry.resolve("acme/support").files == told.files
+    assert reported.digest == bare.digest == digest_of(folder, base=base)[0]
+    assert {entry.path for entry in reported.files} - {entry.path for entry in bare.files} == set(LIMITS)
+    assert registry.resolve("acme/support").files == reported.files
 
 
 def test_a_report_is_exported_verified_and_collected_like_any_file(
-    registry: Registry, tmp_path: Path, told: Version
+    registry: Registry, tmp_path: Path, reported: Version
 ) -> None:
-    registry.export(told, tmp_path / "out")
+    registry.export(reported, tmp_path / "out")
     assert {path.name: path.read_bytes() for path in (tmp_path / "out" / "report").iterdir()} == FILES
     assert registry.collect(older_than=-1).blobs == 0
     assert registry.verify() == []
-    registry.files(told)["report/report.md"].write_bytes(b"other")
+    registry.files(reported)["report/report.md"].write_bytes(b"other")
     assert [problem.path for problem in registry.verify("acme/support")] == ["report/report.md"]
     registry.remove("acme/support@1", actor="t")
-    assert registry.collect(older_than=-1).blobs == len(told.files)
+    assert registry.collect(older_than=-1).blobs == len(reported.files)
 
 
 @pytest.mark.parametrize("name", ["report/report.json", "report/mine.txt", "report"])
@@ -87,10 +88,10 @@ def test_a_trainer_may_not_write_where_the_report_goes(
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("notes.txt", b"hello", "is no file of a report"),
+        ("notes.txt", b"hello", "is not a file of a report"),
         ("report.json", b"{", "cannot be read"),
         ("report.md", b"\xff", "cannot be read"),
-        ("loss.png", b"GIF89a", "is no PNG"),
+        ("loss.png", b"GIF89a", "is not a PNG"),
         ("samples.md", b"x" * (LIMITS["report/samples.md"] + 1), "bytes; a report's may have"),
     ],
 )
@@ -103,8 +104,8 @@ def test_what_is_no_report_is_refused(
     assert registry.versions() == []
 
 
-def test_the_hub_gets_the_report_but_no_rows(registry: Registry, told: Version, hub: HubServer) -> None:
-    publish_to_hub(registry, told, repository="x/y")
+def test_the_hub_gets_the_report_but_no_rows(registry: Registry, reported: Version, hub: HubServer) -> None:
+    publish_to_hub(registry, reported, repository="x/y")
     tree = hub.repositories["x/y"].commits[-1].tree
     assert {name for name in tree if name.startswith("report/")} == set(PUBLIC)
     card = tree["README.md"].decode()
@@ -113,21 +114,25 @@ def test_the_hub_gets_the_report_but_no_rows(registry: Registry, told: Version, 
     assert {entry["path"] for entry in json.loads(tree["tunery.json"])["files"]} <= set(tree)
 
 
-def test_the_hub_gets_the_samples_when_they_are_asked_for(registry: Registry, told: Version, hub: HubServer) -> None:
-    publish_to_hub(registry, told, repository="x/y", samples=True)
+def test_the_hub_gets_the_samples_when_they_are_asked_for(
+    registry: Registry, reported: Version, hub: HubServer
+) -> None:
+    publish_to_hub(registry, reported, repository="x/y", samples=True)
     tree = hub.repositories["x/y"].commits[-1].tree
     assert {name for name in tree if name.startswith("report/")} == set(LIMITS)
     assert "## Samples\n\n### rows.jsonl:1: win\n\nthe secret prompt" in tree["README.md"].decode()
 
 
-def test_a_pulled_report_is_its_publishers_claim(registry: Registry, base: Base, told: Version, hub: HubServer) -> None:
-    publish_to_hub(registry, told, repository="x/y", samples=True)
+def test_a_pulled_report_is_its_publishers_claim(
+    registry: Registry, base: Base, reported: Version, hub: HubServer
+) -> None:
+    publish_to_hub(registry, reported, repository="x/y", samples=True)
     pulled = pull_from_hub(registry, "x/y", "globex/there", base=base, actor="t")
-    assert pulled.digest == told.digest
+    assert pulled.digest == reported.digest
     assert {name: path.read_bytes() for name, path in registry.files(pulled).items() if name.startswith("report/")} == {
         f"report/{name}": content for name, content in FILES.items()
     }
-    assert (is_imported(told), is_imported(pulled)) == (False, True)
+    assert (is_imported(reported), is_imported(pulled)) == (False, True)
     publish_to_hub(registry, pulled, repository="x/again")
     assert "came with the version" in hub.repositories["x/again"].commits[-1].tree["README.md"].decode()
 
@@ -148,7 +153,7 @@ def test_what_is_wrong_with_a_published_report_is_left_out_and_written_down(
     assert {e.path for e in pulled.files if e.path.startswith("report/")} == {"report/report.json"}
     lost = pulled.manifest["origin"]["report_left_out"]
     assert set(lost) == {"report/report.md", "report/loss.png"}
-    assert lost["report/loss.png"] == "is no PNG"
+    assert lost["report/loss.png"] == "is not a PNG"
     # Too large was seen before it was fetched.
     assert not [request for request in hub.requests if "GET" in request and "report.md" in request]
     assert list(registry.home.staging.iterdir()) == []

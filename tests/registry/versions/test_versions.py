@@ -1,4 +1,4 @@
-"""Versions: numbered, immutable, found by every way of writing them."""
+"""Versions: numbered, immutable, and resolved from every kind of reference."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def test_versions_count_from_one_and_keep_what_they_were_given(registry: Registr
     first, second = publish(seed=1), publish(seed=2)
     assert [first.number, second.number] == [1, 2]
     assert first.digest != second.digest
-    found = registry.version("acme/support", 1)
-    assert (found.manifest, found.metrics, found.method) == ({"seed": 1}, {"eval_loss": 1.0}, "lora")
-    assert found == first
-    assert [entry.path for entry in found.files] == ["adapter_config.json", "adapter_model.safetensors"]
+    version = registry.version("acme/support", 1)
+    assert (version.manifest, version.metrics, version.method) == ({"seed": 1}, {"eval_loss": 1.0}, "lora")
+    assert version == first
+    assert [entry.path for entry in version.files] == ["adapter_config.json", "adapter_model.safetensors"]
 
 
 def test_a_bare_name_means_production_or_else_the_newest(registry: Registry, publish: Publish) -> None:
@@ -147,7 +147,7 @@ def test_what_is_done_to_an_exported_copy_does_not_reach_the_registry(
     assert registry.verify() == []
 
 
-def test_publishing_again_mends_a_damaged_blob(registry: Registry, publish: Publish) -> None:
+def test_publishing_again_repairs_a_damaged_blob(registry: Registry, publish: Publish) -> None:
     version = publish(seed=1)
     path = registry.files(version)["adapter_model.safetensors"]
     path.write_bytes(b"x" * path.stat().st_size)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 
 from tunery.gateway.engine.adapters.adapter import LoadedAdapter, LowRank, TokenRows
-from tunery.gateway.engine.messages import AdapterSource
+from tunery.gateway.engine.composition import AdapterSource
 from tunery.gateway.engine.models.native.kernels import LoraStruct
 from tunery.gateway.engine.models.native.weight_layout import (
     PackedWeight,

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tunery.gateway.engine.adapters.adapter import AdapterShape, LowRank, dora_gain, read_adapter
+from tunery.gateway.engine.adapters.adapter import AdapterShape, LowRank, dora_gain
+from tunery.gateway.engine.adapters.reader import read_adapter
+from tunery.gateway.engine.composition import AdapterSource
 from tunery.gateway.engine.config import EngineConfig
-from tunery.gateway.engine.messages import AdapterSource
 from tunery.gateway.engine.models.interface import DTYPES, Reduction, kv_cache_pages
 from tunery.gateway.engine.models.native.adapted import (
     AdaptedLinear,

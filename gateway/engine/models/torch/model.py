@@ -15,9 +15,10 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from tunery.gateway.engine.adapters.adapter import AdapterShape, LoadedAdapter, LowRank, dora_gain, read_adapter
+from tunery.gateway.engine.adapters.adapter import AdapterShape, LoadedAdapter, LowRank, dora_gain
+from tunery.gateway.engine.adapters.reader import read_adapter
+from tunery.gateway.engine.composition import AdapterSource
 from tunery.gateway.engine.config import EngineConfig
-from tunery.gateway.engine.messages import AdapterSource
 from tunery.gateway.engine.models.interface import DTYPES, Reduction, kv_cache_pages
 from tunery.gateway.engine.models.torch.attention import ATTENTION, PagedAttention, register_attention
 from tunery.gateway.engine.models.torch.experts import EXPERTS, register_experts

@@ -1,4 +1,4 @@
-"""Every version says which data files it was trained on, so that a file's uses can be asked for."""
+"""Record which data files each version was trained on, so that the versions of a file can be looked up."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["adapter", "number"], ["versions.adapter", "versions.number"], ondelete="CASCADE"),
     )
     versions = sa.table("versions", sa.column("adapter"), sa.column("number"), sa.column("manifest", sa.JSON))
-    found = op.get_bind().execute(sa.select(versions)).all()
-    rows = [row for adapter, number, manifest in found for row in _rows(adapter, number, manifest)]
+    stored = op.get_bind().execute(sa.select(versions)).all()
+    rows = [row for adapter, number, manifest in stored for row in _rows(adapter, number, manifest)]
     if rows:
         op.bulk_insert(made, rows)
 

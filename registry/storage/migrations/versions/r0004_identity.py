@@ -1,4 +1,4 @@
-"""A registry has an id, so that blobs and database of different ones are told apart."""
+"""Give a registry an id, by which blobs of another registry are recognised."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ down_revision = "0003"
 
 
 def upgrade() -> None:
-    """Make the table; whoever opens the registry next gives it its id."""
+    """Make the table; the registry gets its id when it is opened next."""
     op.create_table("identity", sa.Column("id", sa.String(32), primary_key=True))

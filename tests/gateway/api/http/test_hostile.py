@@ -1,4 +1,4 @@
-"""Requests that nobody sends by accident: each is refused in the envelope, and the next one is answered."""
+"""Hostile requests: each is refused with an error envelope, and the next request is answered."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Long texts hold up nobody: they are refused by their size, read off the event loop, in linear time, and only while somebody waits."""
+"""Long texts never delay other requests: they are refused by size, processed off the event loop in linear time, and
+abandoned with their client.
+"""
 
 from __future__ import annotations
 

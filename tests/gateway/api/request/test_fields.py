@@ -1,4 +1,4 @@
-"""Every field of OpenAI's and vLLM's requests is applied, is bookkeeping, or is refused by name."""
+"""Every field of OpenAI's and vLLM's requests is applied, ignored as bookkeeping, or refused by name."""
 
 from __future__ import annotations
 

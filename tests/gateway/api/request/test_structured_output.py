@@ -1,4 +1,4 @@
-"""Every way to say what the output must be, on both endpoints."""
+"""Every way to ask for structured output, on both endpoints."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import openai
 import pytest
 
 from tests.gateway.api.conftest import Served
-from tunery.gateway.engine.messages import Constraint
+from tunery.gateway.engine.sampling_params import Constraint
 from tunery.registry.errors import InvalidInput
 
 ASK = [{"role": "user", "content": "Hi"}]

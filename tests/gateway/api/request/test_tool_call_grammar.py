@@ -1,4 +1,4 @@
-"""Grammars that make an answer a call: whatever they allow reads back as calls of what was offered."""
+"""Tool call grammars: whatever they allow parses back as calls of the functions that were offered."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Tokenizer
 from tunery.gateway.api.request.tool_call_grammar import MAX_CALLS, MAX_SCHEMA_BYTES, tool_call_constraint
 from tunery.gateway.api.request.tools import Function
 from tunery.gateway.api.response.tool_call_parser import ParsedCall, ToolCallParser
-from tunery.gateway.engine.messages import Constraint
+from tunery.gateway.engine.sampling_params import Constraint
 from tunery.gateway.engine.structured_output.grammars import Grammars
 from tunery.plugins.data.render.renderer import Renderer
 from tunery.plugins.data.render.tools import CallStyle

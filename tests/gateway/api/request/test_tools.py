@@ -1,4 +1,4 @@
-"""Functions in chat: offered, called, answered; through the real openai client."""
+"""Tool calling in chat, through the real openai client."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the prompt itself is worth: echo with logprobs, vLLM's prompt_logprobs, and asking for nothing else."""
+"""Log-probabilities of the prompt: echo with logprobs, and vLLM's prompt_logprobs."""
 
 from __future__ import annotations
 

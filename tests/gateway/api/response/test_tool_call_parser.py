@@ -1,4 +1,4 @@
-"""Calls in what a model says: found whole, found in pieces, and never where there are none."""
+"""Parsing tool calls: in one piece, cut anywhere, and never where there are none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A small world for residency tests: files of any size, a device, a clock, and loads that run when they are told to."""
+"""A Residency at work without weights: files of any size, a device, a clock, and loads that run when the test says so."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from pathlib import Path
 from typing import Any
 
 from tunery.gateway.engine.adapters.residency import Residency
-from tunery.gateway.engine.messages import AdapterSource
+from tunery.gateway.engine.composition import AdapterSource
 
 SIZE = 100
 
 
 @dataclass(eq=False)
 class Weights:
-    """Weights of a size, on the host or on the device; knows how often its size was asked for."""
+    """Weights of a size, on the host or on the device; counts how often the size was read."""
 
     source: AdapterSource
     size: int
-    asked: int = 0
+    size_reads: int = 0
     plain: bool = True
 
     @property
     def bytes(self) -> int:
-        self.asked += 1
+        self.size_reads += 1
         return self.size
 
 
 class ManualExecutor(Executor):
-    """Runs what was submitted when it is told to."""
+    """Runs a submitted task when `run` is called."""
 
     def __init__(self) -> None:
         self.tasks: deque[tuple[Future[Any], Callable[..., Any], tuple[Any, ...]]] = deque()
@@ -51,15 +51,15 @@ class ManualExecutor(Executor):
             future.set_exception(error)
 
     def digests(self) -> list[str]:
-        """Whose loads have not been run."""
+        """The digests of the loads that have not run."""
         return [args[0].digest for _, _, args in self.tasks]
 
 
 class ResidencyHarness:
-    """Files, a device, a clock, and a residency whose loads run when they are told to.
+    """Drives a Residency. All dicts are by adapter number.
 
-    `sizes` are the true ones by adapter number (SIZE unless set), `disk` the files' (the true one unless set, None: no file),
-    `broken` what reading raises, `grown` by how much placing enlarges.
+    `sizes` are the true sizes (SIZE unless set), `disk` those of the files (the true size unless set, None: no file). Reading
+    raises what is in `broken`, placing what is in `unplaceable`; placing makes an adapter `grown` bytes larger.
     """
 
     def __init__(self, folder: Path, budget: int, *, ram: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""Whose adapter is loaded next is decided by turns between tenants, not by who came first with many; waiting for it starves nobody."""
+"""Which adapter is loaded next: tenants take turns, even if one came first with many; waiting for an adapter starves nobody."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import Any, cast
 import pytest
 
 from tests.gateway.engine.adapters.residency_harness import SIZE, ResidencyHarness
-from tunery.gateway.engine.adapters.loader import MOST_LOADS
-from tunery.gateway.engine.messages import Generate, Sampling, WeightedAdapter
+from tunery.gateway.engine.adapters.loader import MAX_LOADS
+from tunery.gateway.engine.composition import WeightedAdapter
+from tunery.gateway.engine.messages import Generate
+from tunery.gateway.engine.sampling_params import SamplingParams
 from tunery.gateway.engine.scheduling.admission import STARVED_AFTER
 from tunery.gateway.engine.scheduling.page_allocator import PageAllocator
 from tunery.gateway.engine.scheduling.scheduler import Scheduler
@@ -32,7 +34,7 @@ class LoadingHarness:
 
     def ask(self, tenant: str, *numbers: int) -> Sequence:
         composition = tuple(WeightedAdapter(self.w.source(number)) for number in numbers)
-        sampling = Sampling(max_tokens=4)
+        sampling = SamplingParams(max_tokens=4)
         request = Generate(
             id=str(next(self.ids)), prompt=(1,) * 8, sampling=sampling, composition=composition, tenant=tenant
         )
@@ -63,7 +65,7 @@ def test_one_tenants_cold_adapters_delay_anothers_by_the_few_loads_that_had_begu
     while other not in harness.scheduler.running:
         harness.step()
         steps += 1
-    assert steps <= MOST_LOADS + 2  # its own, and one step to see that
+    assert steps <= MAX_LOADS + 2  # its own, and one step to see that
     while harness.scheduler.waiting:
         harness.step()
     assert Counter(harness.w.reads) == dict.fromkeys(range(COLD + 1), 1)
@@ -77,7 +79,7 @@ def test_two_floods_take_turns(harness: LoadingHarness) -> None:
     for _ in range(COLD // 2):
         harness.step()
     served = Counter(sequence.tenant for sequence in harness.scheduler.running)
-    assert abs(served["one"] - served["two"]) <= MOST_LOADS
+    assert abs(served["one"] - served["two"]) <= MAX_LOADS
 
 
 def test_nobody_is_taken_out_for_those_who_wait_for_their_turn(harness: LoadingHarness) -> None:

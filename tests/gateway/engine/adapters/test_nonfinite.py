@@ -1,4 +1,4 @@
-"""An adapter whose numbers overflow fails its own requests with a code; its neighbours keep every bit."""
+"""An adapter whose numbers overflow fails its own requests with a code; other requests keep every bit."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.gateway.engine.peft_oracle import Engine, describe, make_adapter, make_base, prompt, request
-from tests.gateway.server import overflow
-from tunery.gateway.engine.messages import AdapterSource, Embed, Embedded, Failed, Generate, Token, WeightedAdapter
+from tests.gateway.serve_process import overflow
+from tunery.gateway.engine.composition import AdapterSource, WeightedAdapter
+from tunery.gateway.engine.messages import Embed, Embedded, Failed, Generate, Token
 from tunery.gateway.engine.models.native.decoder import Decoder
 from tunery.gateway.engine.models.native.kernels import load_kernels
 from tunery.gateway.engine.models.native.ops import sampling as native
@@ -59,7 +60,7 @@ def run(engine: Engine, requests: list[Generate | Embed]) -> tuple[dict[str, lis
         engine.core.step()
     # How much was found in the prefix cache differs from run to run; nothing else may.
     answers = {
-        name: [msgspec.structs.replace(token, cached=0) for token in tokens]
+        name: [msgspec.structs.replace(token, cached_tokens=0) for token in tokens]
         for name, tokens in engine.answers().items()
     }
     return answers, {event.id: event for event in engine.events if isinstance(event, Failed)}

@@ -20,10 +20,10 @@ from tests.gateway.engine.peft_oracle import (
     request,
     with_adapter,
 )
-from tunery.gateway.engine.messages import AdapterSource
+from tunery.gateway.engine.composition import AdapterSource
 from tunery.gateway.engine.models.native.kernels import load_kernels
 from tunery.registry import Base
-from tunery.registry.hub.transfer import import_folder
+from tunery.registry.hub.incoming import import_folder
 from tunery.registry.registry import Registry
 
 KERNELS = ["auto", "torch"] if load_kernels() else ["torch"]

@@ -1,4 +1,4 @@
-"""Reading an adapter leaves nothing behind: a server that runs for months reads them millions of times."""
+"""Reading an adapter leaks no memory: a server that runs for months reads them millions of times."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 
 from tests.registry.artifacts import HIDDEN, make_adapter
-from tunery.gateway.engine.adapters.adapter import AdapterShape, read_adapter
-from tunery.gateway.engine.messages import AdapterSource
+from tunery.gateway.engine.adapters.adapter import AdapterShape
+from tunery.gateway.engine.adapters.reader import read_adapter
+from tunery.gateway.engine.composition import AdapterSource
 
 SHAPE = AdapterShape(
     {

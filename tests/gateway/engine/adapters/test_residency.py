@@ -1,4 +1,4 @@
-"""Adapters in memory: one load each, hard budgets, nothing held or pinned is evicted, errors are remembered."""
+"""Residency: one load each, hard budgets, held and pinned adapters are never evicted, failures are remembered."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import torch
 
 from tests.gateway.engine.adapters.residency_harness import SIZE, ManualExecutor, ResidencyHarness
 from tunery.gateway.engine.adapters.adapter import LoadedAdapter, LowRank
-from tunery.gateway.engine.adapters.loader import MOST_LOADS
+from tunery.gateway.engine.adapters.loader import MAX_LOADS
 from tunery.gateway.engine.adapters.residency import Residency
-from tunery.gateway.engine.messages import AdapterSource
+from tunery.gateway.engine.composition import AdapterSource
 from tunery.registry.errors import ArtifactRefused, NotFound, StorageFailed, TuneryError, Unavailable
 
 MakeWorld = Callable[..., ResidencyHarness]
@@ -447,7 +447,7 @@ def test_few_loads_are_begun_ahead_so_that_many_cold_adapters_do_not_keep_anothe
     for number in range(200):
         assert w.hold(number) is None
     assert w.executor.digests() == ["d0", "d1", "d2", "d3"]
-    assert w.residency.bytes == MOST_LOADS * SIZE
+    assert w.residency.bytes == MAX_LOADS * SIZE
     w.executor.run()
     assert w.hold(500) is None
     assert "d500" not in w.executor.digests()  # what is done and not taken in counts
@@ -709,7 +709,7 @@ def test_the_last_1000_refused_digests_are_remembered(world: MakeWorld) -> None:
 def test_sizes_are_asked_for_at_the_load_and_never_again(world: MakeWorld) -> None:
     w = world(300 * SIZE, ram=100 * SIZE)
     w.take(*range(300))
-    asked = Counter({one.source.digest: one.asked for one in (*w.device, *w.hosts)})
+    asked = Counter({one.source.digest: one.size_reads for one in (*w.device, *w.hosts)})
     for _ in range(10):
         assert w.hold(999) is None
         w.want(998)
@@ -717,4 +717,4 @@ def test_sizes_are_asked_for_at_the_load_and_never_again(world: MakeWorld) -> No
         w.residency.release("d5")
         assert w.residency.bytes == 300 * SIZE
     assert len(w.residency.resident()) == 300
-    assert asked == {one.source.digest: one.asked for one in (*w.device, *w.hosts)}
+    assert asked == {one.source.digest: one.size_reads for one in (*w.device, *w.hosts)}

@@ -1,4 +1,4 @@
-"""Residency against a model of it, whatever happens in whichever order."""
+"""Residency against a model of it, in any order of calls."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tests.gateway.engine.adapters.residency_harness import ResidencyHarness, Weights
-from tunery.gateway.engine.adapters.loader import MOST_LOADS
+from tunery.gateway.engine.adapters.loader import MAX_LOADS
 from tunery.registry.errors import ArtifactRefused, StorageFailed, TuneryError
 
 COUNT = 6
 NUMBERS = st.integers(0, COUNT - 1)
 
 
-class Whatever(RuleBasedStateMachine):
+class AnyOrder(RuleBasedStateMachine):
     """Any order of calls, loads that end at any time, files that break and heal, sizes that files lie about."""
 
     @initialize(
@@ -194,10 +194,10 @@ class Whatever(RuleBasedStateMachine):
     def nothing_is_loaded_twice_at_once(self) -> None:
         if hasattr(self, "w"):
             loading = self.w.executor.digests()
-            assert len(loading) <= MOST_LOADS
+            assert len(loading) <= MAX_LOADS
             assert len(loading) == len(set(loading))
             assert not set(loading) & {f"d{number}" for number in self.order}
 
 
-Whatever.TestCase.settings = settings(max_examples=200, stateful_step_count=60, deadline=None)
-TestWhatever = Whatever.TestCase
+AnyOrder.TestCase.settings = settings(max_examples=200, stateful_step_count=60, deadline=None)
+TestAnyOrder = AnyOrder.TestCase

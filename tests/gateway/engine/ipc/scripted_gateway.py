@@ -1,4 +1,4 @@
-"""A process that keeps a scripted engine, prints the engine's process id and waits to be killed; for the supervisor's tests."""
+"""A process that supervises a scripted engine, prints the engine's process id and waits to be killed; for the supervisor's tests."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import asyncio
 import sys
 
 from tunery.gateway.engine.config import EngineConfig
-from tunery.gateway.engine.ipc.supervisor import EngineProcess
+from tunery.gateway.engine.ipc.supervisor import SupervisedEngine
 
 
 async def main() -> None:
-    engine = EngineProcess(
+    engine = SupervisedEngine(
         EngineConfig(base_folder="x", base_name="tiny", base_digest="0"),
         command=(sys.executable, "-m", "tests.gateway.engine.ipc.scripted_engine"),
     )

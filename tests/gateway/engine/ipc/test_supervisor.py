@@ -1,4 +1,4 @@
-"""The engine's process: started, answered for, killed, started again; nobody waits for ever."""
+"""The supervised engine process: started, killed, hung and started again; no request waits for ever."""
 
 from __future__ import annotations
 
@@ -16,10 +16,19 @@ from typing import Any
 import pytest
 
 from tests.gateway.engine.ipc.scripted_engine import GARBLED, STATS, TALKATIVE, UNLUCKY
+from tunery.gateway.engine.composition import AdapterSource
 from tunery.gateway.engine.config import EngineConfig
-from tunery.gateway.engine.ipc.heartbeat import LONGEST_TICK, STEP_ALLOWANCE, TICK_EVERY, EngineLimits, Heartbeat, Pulse
-from tunery.gateway.engine.ipc.supervisor import EngineProcess
-from tunery.gateway.engine.messages import AdapterSource, Alive, Event, Generate, Sampling, Stats, Token
+from tunery.gateway.engine.ipc.heartbeat import (
+    LONGEST_TICK,
+    STEP_ALLOWANCE,
+    TICK_EVERY,
+    EngineTimeouts,
+    Heartbeat,
+    SilenceMonitor,
+)
+from tunery.gateway.engine.ipc.supervisor import SupervisedEngine
+from tunery.gateway.engine.messages import Alive, Event, Generate, Stats, Token
+from tunery.gateway.engine.sampling_params import SamplingParams
 from tunery.registry.errors import Unavailable
 
 COMMAND = (sys.executable, "-m", "tests.gateway.engine.ipc.scripted_engine")
@@ -30,19 +39,19 @@ def config(**changes: Any) -> EngineConfig:
 
 
 def ask(name: str, length: int) -> Generate:
-    return Generate(id=name, prompt=tuple(range(length)), sampling=Sampling(max_tokens=length))
+    return Generate(id=name, prompt=tuple(range(length)), sampling=SamplingParams(max_tokens=length))
 
 
 @pytest.fixture
-async def engine() -> AsyncIterator[EngineProcess]:
-    engine = EngineProcess(config(), command=COMMAND)
+async def engine() -> AsyncIterator[SupervisedEngine]:
+    engine = SupervisedEngine(config(), command=COMMAND)
     await engine.start()
     await asyncio.wait_for(engine.wait_ready(), 20)
     yield engine
     await engine.stop()
 
 
-async def test_tokens_come_back_to_whoever_asked(engine: EngineProcess) -> None:
+async def test_tokens_come_back_to_whoever_asked(engine: SupervisedEngine) -> None:
     async def run(name: str, length: int) -> list[int]:
         return [token.token async for token in engine.generate(ask(name, length))]
 
@@ -50,11 +59,11 @@ async def test_tokens_come_back_to_whoever_asked(engine: EngineProcess) -> None:
     assert (await engine.load(AdapterSource("d", "a/b", 1, {}))).bytes == 5
 
 
-async def collect(engine: EngineProcess, request: Generate) -> list[int]:
+async def collect(engine: SupervisedEngine, request: Generate) -> list[int]:
     return [token.token async for token in engine.generate(request)]
 
 
-async def test_a_killed_engine_fails_what_had_begun_and_the_next_one_answers_the_rest(engine: EngineProcess) -> None:
+async def test_a_killed_engine_fails_what_had_begun_and_the_next_one_answers_the_rest(engine: SupervisedEngine) -> None:
     pid = engine.pid
     assert pid is not None
     begun = engine.generate(ask("begun", 90))
@@ -87,7 +96,7 @@ async def _exhaust(stream: AsyncGenerator[Token, None]) -> None:
 
 
 async def test_nobody_is_held_for_longer_than_allowed() -> None:
-    engine = EngineProcess(config(), command=("/bin/sleep", "60"), limits=EngineLimits(hold=0.05))
+    engine = SupervisedEngine(config(), command=("/bin/sleep", "60"), timeouts=EngineTimeouts(hold=0.05))
     await engine.start()
     with pytest.raises(Unavailable, match="starting") as caught:
         await anext(engine.generate(ask("early", 2)))
@@ -100,7 +109,7 @@ async def test_nobody_is_held_for_longer_than_allowed() -> None:
 
 
 async def test_a_hung_engine_is_not_ready_until_it_goes_on_and_is_replaced_when_it_does_not() -> None:
-    engine = EngineProcess(config(), command=COMMAND, limits=EngineLimits(unready=2.5, restart=6, hold=60))
+    engine = SupervisedEngine(config(), command=COMMAND, timeouts=EngineTimeouts(unready=2.5, restart=6, hold=60))
     await engine.start()
     ready = await asyncio.wait_for(engine.wait_ready(), 20)
     pid = engine.pid
@@ -129,20 +138,20 @@ async def test_a_hung_engine_is_not_ready_until_it_goes_on_and_is_replaced_when_
 
 def test_only_the_engines_own_silence_counts() -> None:
     now = [0.0]
-    pulse = Pulse(lambda: now[0])
+    monitor = SilenceMonitor(lambda: now[0])
     now[0] = 1000.0
-    pulse.tick()
-    assert pulse.silence == LONGEST_TICK, "this process did not run"
+    monitor.tick()
+    assert monitor.silence == LONGEST_TICK, "this process did not run"
     for _ in range(20):
         now[0] += TICK_EVERY
-        pulse.tick()
-    assert pulse.silence == LONGEST_TICK + 20 * TICK_EVERY
-    pulse.take(Alive(0.0))
-    assert pulse.silence == 0
-    pulse.take(Alive(500.0))
-    assert pulse.silence == 500.0 / STEP_ALLOWANCE, "a step may be long"
-    pulse.take(STATS)
-    assert pulse.silence == 0
+        monitor.tick()
+    assert monitor.silence == LONGEST_TICK + 20 * TICK_EVERY
+    monitor.record(Alive(0.0))
+    assert monitor.silence == 0
+    monitor.record(Alive(500.0))
+    assert monitor.silence == 500.0 / STEP_ALLOWANCE, "a step may be long"
+    monitor.record(STATS)
+    assert monitor.silence == 0
 
 
 def test_a_heartbeat_says_how_long_the_step_has_taken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,7 +179,7 @@ def test_a_heartbeat_says_how_long_the_step_has_taken(monkeypatch: pytest.Monkey
     over.set()
 
 
-async def test_an_engine_that_sends_garbage_is_replaced(engine: EngineProcess) -> None:
+async def test_an_engine_that_sends_garbage_is_replaced(engine: SupervisedEngine) -> None:
     pid = engine.pid
     with pytest.raises(Unavailable):
         await engine.generate(ask(GARBLED, 1)).__anext__()
@@ -180,7 +189,7 @@ async def test_an_engine_that_sends_garbage_is_replaced(engine: EngineProcess) -
 
 
 async def test_a_watcher_that_breaks_does_not_end_the_engine(
-    engine: EngineProcess, caplog: pytest.LogCaptureFixture
+    engine: SupervisedEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
     seen: list[Stats] = []
 
@@ -198,8 +207,8 @@ async def test_a_watcher_that_breaks_does_not_end_the_engine(
 
 
 async def test_a_program_that_is_not_there_is_tried_and_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tunery.gateway.engine.ipc.supervisor.LONGEST_PAUSE", 0.05)
-    engine = EngineProcess(config(), command=("/nowhere/at/all",))
+    monkeypatch.setattr("tunery.gateway.engine.ipc.supervisor.MAX_PAUSE", 0.05)
+    engine = SupervisedEngine(config(), command=("/nowhere/at/all",))
     await engine.start()
     with pytest.raises(Unavailable, match="ended 5 times"):
         await asyncio.wait_for(engine.wait_ready(), 10)
@@ -230,8 +239,8 @@ def _alive(pid: int) -> bool:
 
 
 async def test_an_engine_that_never_gets_ready_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tunery.gateway.engine.ipc.supervisor.LONGEST_PAUSE", 0.1)
-    engine = EngineProcess(config(context_length=UNLUCKY), command=COMMAND)
+    monkeypatch.setattr("tunery.gateway.engine.ipc.supervisor.MAX_PAUSE", 0.1)
+    engine = SupervisedEngine(config(context_length=UNLUCKY), command=COMMAND)
     await engine.start()
     with pytest.raises(Unavailable, match="ended 5 times"):
         await asyncio.wait_for(engine.wait_ready(), 30)
@@ -239,7 +248,7 @@ async def test_an_engine_that_never_gets_ready_is_given_up(monkeypatch: pytest.M
 
 
 async def test_stopping_ends_the_process() -> None:
-    engine = EngineProcess(config(), command=COMMAND)
+    engine = SupervisedEngine(config(), command=COMMAND)
     await engine.start()
     await asyncio.wait_for(engine.wait_ready(), 20)
     pid = engine.pid

@@ -15,10 +15,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tunery.gateway.engine.composition import AdapterSource, WeightedAdapter
 from tunery.gateway.engine.ipc.client import EngineClient
 from tunery.gateway.engine.ipc.wire import MAX_FRAME, CommandReader, EventWriter, read_event, write_command
 from tunery.gateway.engine.messages import (
-    AdapterSource,
     Cancel,
     Command,
     Embed,
@@ -26,14 +26,13 @@ from tunery.gateway.engine.messages import (
     Failed,
     Generate,
     Load,
-    Sampling,
     Shutdown,
     Token,
     Tokens,
     TopToken,
     Unload,
-    WeightedAdapter,
 )
+from tunery.gateway.engine.sampling_params import SamplingParams
 from tunery.registry.errors import InvalidInput, Unavailable
 
 IDS = st.text(max_size=40)
@@ -46,7 +45,7 @@ SOURCES = st.builds(
     st.dictionaries(st.text(max_size=20), st.text(max_size=60), max_size=3),
 )
 SAMPLINGS = st.builds(
-    Sampling,
+    SamplingParams,
     max_tokens=st.integers(1, 2**31),
     temperature=st.floats(0, 2),
     seed=st.none() | st.integers(0, 2**63 - 1),
@@ -97,7 +96,7 @@ EVENTS = st.one_of(
 REAL_SOCKETS = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-class Ends:
+class ConnectedPair:
     """Both ends of one connection: the engine's blocking one and the gateway's streams."""
 
     def __init__(self, engine: socket.socket, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -105,11 +104,11 @@ class Ends:
 
 
 @contextlib.asynccontextmanager
-async def connected() -> AsyncIterator[Ends]:
+async def connected() -> AsyncIterator[ConnectedPair]:
     engine, gateway = socket.socketpair()
     reader, writer = await asyncio.open_connection(sock=gateway)
     try:
-        yield Ends(engine, reader, writer)
+        yield ConnectedPair(engine, reader, writer)
     finally:
         writer.close()
         engine.close()
@@ -156,12 +155,12 @@ async def test_a_frame_cut_short_is_the_end() -> None:
 async def test_a_frame_that_cannot_be_is_refused_before_it_is_read() -> None:
     async with connected() as ends:
         ends.engine.sendall(struct.pack("<I", MAX_FRAME + 1))
-        with pytest.raises(Unavailable, match="the most is"):
+        with pytest.raises(Unavailable, match="the limit is"):
             await read_event(ends.reader, msgspec.msgpack.Decoder(Event))
 
 
 def ask(name: str) -> Generate:
-    return Generate(id=name, prompt=(1, 2), sampling=Sampling(max_tokens=5))
+    return Generate(id=name, prompt=(1, 2), sampling=SamplingParams(max_tokens=5))
 
 
 @contextlib.asynccontextmanager
@@ -230,7 +229,7 @@ async def test_garbage_fails_everybody_and_ends_the_connection(
         assert await asyncio.to_thread(lambda: [reader.read() for _ in range(3)][-1]) is None
         with pytest.raises(Unavailable):
             await made.unload("d")
-    assert "no event" in caplog.text
+    assert "not an event" in caplog.text
 
 
 def test_a_command_reader_without_a_gateway_ends(tmp_path: Path) -> None:

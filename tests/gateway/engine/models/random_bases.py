@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from tests.gateway.engine.models.tiny_configs import tiny_config
 from tests.gateway.engine.peft_oracle import Engine, describe, make_adapter, prompt, request
-from tunery.gateway.engine.messages import AdapterSource
+from tunery.gateway.engine.composition import AdapterSource
 from tunery.plugins.trainers import LoraParameters
 from tunery.plugins.trainers.lora import LoraTrainer
 from tunery.plugins.training.examples.batches import Example, collate
@@ -77,7 +77,7 @@ def said(engine: Engine, prompts: Sequence[tuple[int, ...]], adapters: Sequence[
         for index, (one, adapter) in enumerate(zip(prompts, adapters, strict=True))
     ]
     answers = engine.run(asked)
-    return [torch.tensor([score.logprob for score in answers[str(at)][0].prompt]) for at in range(len(prompts))]
+    return [torch.tensor([score.logprob for score in answers[str(at)][0].prompt_scores]) for at in range(len(prompts))]
 
 
 def attention_layers(model: nn.Module) -> list[str]:

@@ -1,7 +1,7 @@
-"""A scheduler at work without a model: its steps are laid out and computed by a toy that checks every page it reads.
+"""A scheduler at work without a model: its batches are computed by a toy that checks every page that it reads.
 
-The toy's next token is a hash of the adapters and of all tokens before it, read from the pages, where each token was written with
-the adapters it was computed on. So whatever is shared, cut, evicted or computed again must be right, or the text changes.
+The toy's next token is a hash of the composition and of all tokens before it. They are read from the pages, where each token was
+written with the composition it was computed on. So if anything shared, preempted, evicted or recomputed is wrong, the text changes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 
 from tests.gateway.engine.adapters.residency_harness import ManualExecutor
 from tunery.gateway.engine.adapters.residency import Residency
-from tunery.gateway.engine.messages import AdapterSource, Generate, Sampling, WeightedAdapter, composition_digest
+from tunery.gateway.engine.composition import AdapterSource, WeightedAdapter, composition_digest
+from tunery.gateway.engine.messages import Generate
+from tunery.gateway.engine.sampling_params import SamplingParams
 from tunery.gateway.engine.scheduling.fairness import VirtualTokenCounter
 from tunery.gateway.engine.scheduling.forward_batch import ForwardBatch, build_forward_batch
 from tunery.gateway.engine.scheduling.page_allocator import PAGE_SIZE, PageAllocator
@@ -36,25 +38,26 @@ def composition(*numbers: int, weight: float = 1.0) -> tuple[WeightedAdapter, ..
     return tuple(WeightedAdapter(AdapterSource(f"d{n}", f"acme/a{n}", 1, {}), weight) for n in numbers)
 
 
-def next_token(who: Rows[tuple[str, float]], tokens: Rows[int]) -> int:
-    """The toy model: what follows `tokens` on the adapters `who`, given as digest and weight."""
-    said = hashlib.sha256(repr((tuple(who), tuple(tokens))).encode()).digest()
-    return int.from_bytes(said[:4], "little") % VOCAB
+def next_token(adapters: Rows[tuple[str, float]], tokens: Rows[int]) -> int:
+    """The toy model: what follows `tokens` on `adapters`, given as (digest, weight)."""
+    digest = hashlib.sha256(repr((tuple(adapters), tuple(tokens))).encode()).digest()
+    return int.from_bytes(digest[:4], "little") % VOCAB
 
 
 def alone(prompt: Rows[int], parts: Rows[WeightedAdapter], count: int) -> list[int]:
-    """What the toy model generates for a request that nothing happens to."""
-    who, tokens = [(part.source.digest, part.weight) for part in parts], list(prompt)
+    """What the toy model generates for a request that runs alone."""
+    adapters, tokens = [(part.source.digest, part.weight) for part in parts], list(prompt)
     for _ in range(count):
-        tokens.append(next_token(who, tokens))
+        tokens.append(next_token(adapters, tokens))
     return tokens[len(prompt) :]
 
 
 @dataclass
 class SchedulerHarness:
-    """Drives a Scheduler. Adapters have one byte, or as many as `sizes` says by digest, and `adapters` bytes fit in memory.
+    """Drives a Scheduler, whose clock advances `seconds` with each step.
 
-    Loads end by themselves, one a step, unless the disk is `slow`.
+    Adapters take one byte, or as many as `sizes` has for their digest, and `adapters` bytes fit into memory. One load ends in
+    each step, unless the disk is `slow`.
     """
 
     pages: int = 64
@@ -83,10 +86,10 @@ class SchedulerHarness:
             fairness=VirtualTokenCounter(self.weights),
         )
         self.memory: dict[int, tuple[tuple[tuple[str, float], ...], int, int]] = {}
-        self.said: dict[str, list[int]] = {}
+        self.outputs: dict[str, list[int]] = {}
         self.finished: dict[str, int] = {}  # by id, the step
-        self.failed: dict[str, str] = {}  # the error's code
-        self.first: dict[str, int] = {}  # the step of the first token
+        self.failed: dict[str, str] = {}  # by id, the error's code
+        self.first: dict[str, int] = {}  # by id, the step of the first token
         self.started: list[str] = []  # ids in the order of their first admission
         self.served: dict[str, int] = {}  # tokens computed by tenant
         self.expected: dict[str, list[int]] = {}
@@ -95,23 +98,23 @@ class SchedulerHarness:
         self, name: str, prompt: Rows[int], count: int, *, tenant: str = "", parts: tuple[WeightedAdapter, ...] = ()
     ) -> Sequence:
         """Queue a request for `count` tokens."""
-        sampling = Sampling(max_tokens=count, temperature=0.0, ignore_eos=True)
-        asked = Generate(id=name, prompt=tuple(prompt), sampling=sampling, composition=parts, tenant=tenant)
-        made = Sequence(asked, eos_ids=frozenset(), now=self.now)
+        sampling = SamplingParams(max_tokens=count, temperature=0.0, ignore_eos=True)
+        request = Generate(id=name, prompt=tuple(prompt), sampling=sampling, composition=parts, tenant=tenant)
+        made = Sequence(request, eos_ids=frozenset(), now=self.now)
         self.expected[name] = alone(prompt, parts, count)
-        self.said[name] = []
+        self.outputs[name] = []
         self.scheduler.add(made)
         return made
 
     def cancel(self, name: str) -> None:
         """Stop a request and forget it."""
-        found = self.scheduler.find(name)
-        if found is not None:
-            self.scheduler.finish(found)
+        sequence = self.scheduler.find(name)
+        if sequence is not None:
+            self.scheduler.finish(sequence)
             del self.expected[name]
 
     def step(self) -> None:
-        """One turn of the engine's loop."""
+        """One step of the engine's loop."""
         self.now += self.seconds
         self.steps += 1
         if self.executor.tasks and not self.slow:
@@ -128,17 +131,17 @@ class SchedulerHarness:
         assert len({id(item.sequence) for item in scheduled}) == len(scheduled)
         assert sum(item.count for item in scheduled) <= self.token_budget
         assert all(item.sequence in self.scheduler.running and item.count > 0 for item in scheduled)
-        step = build_forward_batch(scheduled)
-        tokens = self._compute(step)
+        batch = build_forward_batch(scheduled)
+        tokens = self._compute(batch)
         for item in scheduled:
             self.served[item.sequence.tenant] = self.served.get(item.sequence.tenant, 0) + item.count
             self.scheduler.advance(item)
-        for output in step.logits:
+        for output in batch.logits:
             assert output.sample
             self._append(output.sequence, tokens[output.row])
 
     def run(self, most: int = 2000) -> None:
-        """Step until all is done; every request said what it says alone."""
+        """Step until all requests are done, each with the output it has alone."""
         for _ in range(most):
             if not (self.scheduler.running or self.scheduler.waiting):
                 break
@@ -146,9 +149,9 @@ class SchedulerHarness:
         self.check_done()
 
     def check_done(self) -> None:
-        """Everything is finished, right, and freed."""
+        """Every request is finished, with the right output, and everything is released."""
         assert set(self.finished) >= set(self.expected)
-        assert {name: self.said[name] for name in self.expected} == self.expected
+        assert {name: self.outputs[name] for name in self.expected} == self.expected
         assert (self.scheduler.running, self.scheduler.waiting, self.cache.usage) == ([], 0, 0)
         assert not any(one.running for one in self.residency.resident())
 
@@ -156,7 +159,7 @@ class SchedulerHarness:
         return Adapter(source, self.sizes.get(source.digest, 1))
 
     def _append(self, sequence: Sequence, token: int) -> None:
-        self.said[sequence.id].append(token)
+        self.outputs[sequence.id].append(token)
         self.first.setdefault(sequence.id, self.steps)
         if sequence.append(token) is not None:
             assert sequence.id not in self.finished
@@ -176,20 +179,20 @@ class SchedulerHarness:
                 part.source.digest for part in one.composition
             ]
 
-    def _compute(self, step: ForwardBatch) -> list[int]:
+    def _compute(self, batch: ForwardBatch) -> list[int]:
         """The next token after each row."""
-        who: list[list[tuple[str, float]]] = [[] for _ in step.tokens]
-        for segment in step.segments:
+        adapters: list[list[tuple[str, float]]] = [[] for _ in batch.tokens]
+        for segment in batch.segments:
             for row in range(segment.start, segment.end):
-                who[row].append((segment.adapter.source.digest, segment.weight))
-        rows = [tuple(parts) for parts in who]
-        written = step.slots.tolist()
+                adapters[row].append((segment.adapter.source.digest, segment.weight))
+        rows = [tuple(parts) for parts in adapters]
+        written = batch.slots.tolist()
         assert len(set(written)) == len(written)
-        assert min(written) >= PAGE_SIZE  # nobody owns page 0
+        assert min(written) >= PAGE_SIZE  # page 0 is never allocated
         for row, slot in enumerate(written):
-            self.memory[slot] = (rows[row], int(step.positions[row]), int(step.tokens[row]))
+            self.memory[slot] = (rows[row], int(batch.positions[row]), int(batch.tokens[row]))
         tokens = [-1] * len(rows)
-        for span in step.spans:
+        for span in batch.spans:
             slots = [int(span.pages[at // PAGE_SIZE]) * PAGE_SIZE + at % PAGE_SIZE for at in range(span.length)]
             context = [self.memory[slot] for slot in slots]
             assert [(parts, at) for parts, at, _ in context] == [(rows[span.start], at) for at in range(span.length)]

@@ -1,4 +1,4 @@
-"""Who runs when: nobody is lost or runs twice, budgets hold, tenants get their shares, and what is taken out comes back the same."""
+"""The scheduler: no request is lost or runs twice, budgets hold, tenants get their shares, and preemption changes no output."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ def test_a_long_prompt_is_cut_and_does_not_hold_up_those_who_decode() -> None:
     harness.submit("decoding", words(4), 30)
     harness.step()
     harness.submit("long", words(150, seed=1), 2)
-    before = len(harness.said["decoding"])
+    before = len(harness.outputs["decoding"])
     for _ in range(8):
         harness.step()
-    assert len(harness.said["decoding"]) == before + 8
-    assert harness.said["long"] == []
+    assert len(harness.outputs["decoding"]) == before + 8
+    assert harness.outputs["long"] == []
     harness.run()
 
 
@@ -289,7 +289,7 @@ def test_a_hit_is_counted_once_a_request_and_only_when_nothing_was_waited_for() 
 
 
 class Traffic(RuleBasedStateMachine):
-    """Requests of any kind come and go, adapters are unloaded under way, time passes; the hall itself checks every step."""
+    """Requests of any kind come and go, adapters are unloaded under way, time passes; the harness checks every step."""
 
     @initialize(
         pages=st.integers(5, 20),
@@ -340,7 +340,7 @@ class Traffic(RuleBasedStateMachine):
         self.harness.slow = not self.harness.slow
 
     def teardown(self) -> None:
-        if hasattr(self, "hall"):
+        if hasattr(self, "harness"):
             self.harness.slow = False
             self.harness.run(most=4000)
 

@@ -1,4 +1,4 @@
-"""Structured output: whatever allowed tokens are drawn, the text is what the constraint says."""
+"""Structured output: whichever allowed tokens are drawn, the text matches the constraint."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from tunery.gateway.engine.messages import Constraint
+from tunery.gateway.engine.sampling_params import Constraint
 from tunery.gateway.engine.structured_output.grammars import MAX_BYTES, Grammars
 from tunery.gateway.engine.structured_output.guide import Guide, apply_masks
 from tunery.registry.errors import InvalidInput

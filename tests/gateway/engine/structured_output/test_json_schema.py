@@ -1,4 +1,4 @@
-"""What is done to a JSON schema before the grammar library reads it."""
+"""What is changed in a JSON schema before llguidance reads it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tunery.gateway.engine.messages import Constraint
+from tunery.gateway.engine.sampling_params import Constraint
 from tunery.gateway.engine.structured_output import json_schema
 from tunery.gateway.engine.structured_output.grammars import Grammars
 from tunery.gateway.engine.structured_output.json_schema import FORMATS, prepare

@@ -22,6 +22,7 @@ from tunery.plugins.parameters import read_parameters
 from tunery.plugins.testing import TrainerHarness
 from tunery.plugins.training import TrainRequest, train
 from tunery.plugins.training.examples.batches import Example
+from tunery.plugins.training.folder import JobFolder
 from tunery.plugins.training.gates import (
     Gate,
     GateCase,
@@ -34,7 +35,7 @@ from tunery.plugins.training.gates import (
 )
 from tunery.plugins.training.gates.file_gates import changes_every_target, delta_is_faithful, is_finite
 from tunery.plugins.training.gates.process import main
-from tunery.plugins.training.job.control import ask
+from tunery.plugins.training.job.control import signal_job
 
 PAIR = "base_model.model.model.layers.0.self_attn.q_proj"
 OTHER = "base_model.model.model.layers.1.mlp.up_proj"
@@ -122,10 +123,10 @@ def test_a_process_that_hangs_is_stopped(files: Path, tmp_path: Path) -> None:
 
 
 def test_the_process_reads_a_request_and_writes_a_line_for_each_gate(files: Path, tmp_path: Path) -> None:
-    asked, answers = tmp_path / "request", tmp_path / "answers"
-    asked.write_bytes(msgspec.json.encode(request(files, "skips", "fails")))
-    assert main([str(asked), str(answers)]) == 0
-    results = [msgspec.json.decode(line, type=GateResult) for line in answers.read_bytes().splitlines()]
+    request_path, results_path = tmp_path / "request", tmp_path / "results"
+    request_path.write_bytes(msgspec.json.encode(request(files, "skips", "fails")))
+    assert main([str(request_path), str(results_path)]) == 0
+    results = [msgspec.json.decode(line, type=GateResult) for line in results_path.read_bytes().splitlines()]
     assert [(result.name, result.skipped, result.failed) for result in results] == [
         ("skips", True, False),
         ("fails", False, True),
@@ -182,7 +183,7 @@ def test_a_job_is_cancelled_while_its_gates_are_asked(tmp_path: Path) -> None:
         while not pid and time.monotonic() < deadline:
             time.sleep(0.1)
             pid.extend(int(path.read_text() or 0) for path in bench.registry.home.jobs.glob("*/output/pid"))
-        ask(bench.registry.home.jobs / bench.registry.jobs()[0].id, "cancel")
+        signal_job(JobFolder(bench.registry.home.jobs / bench.registry.jobs()[0].id), "cancel")
 
     thread = threading.Thread(target=cancel)
     thread.start()

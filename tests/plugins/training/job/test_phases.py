@@ -8,7 +8,7 @@ import pytest
 
 from tests.plugins.training.conftest import Train
 from tunery.plugins.events import JobEvent, PhasesTimed, Quoted
-from tunery.plugins.training.job.phases import Phases, foretell, minutes_text
+from tunery.plugins.training.job.phases import Phases, estimate_phases, minutes_text
 
 
 def test_phases_inside_each_other_are_counted_once() -> None:
@@ -25,17 +25,17 @@ def test_phases_inside_each_other_are_counted_once() -> None:
     assert sum(phases.seconds.values()) == 7.0 + 1.0
 
 
-def test_a_quote_has_what_was_measured_and_foretells_the_rest() -> None:
+def test_a_quote_has_what_was_measured_and_estimates_the_rest() -> None:
     phases = Phases()
     phases.seconds = {"loading": 2.0, "base questions": 20.0, "base loss": 6.0, "preflight": 1.0}
-    found = foretell(
+    found = estimate_phases(
         phases, training=120.0, evaluations=5, held_out_share=0.1, report=True, save_evaluations=8, gates=True
     )
     assert found == {
         "loading": 2.0, "base questions": 20.0, "base loss": 6.0, "preflight": 1.0, "training": 120.0, "evaluation": 30.0,
         "report": 20.0, "saving": 50.0, "gates": 34.0,
     }  # fmt: skip
-    unmeasured = foretell(
+    unmeasured = estimate_phases(
         Phases(), training=120.0, evaluations=5, held_out_share=0.1, report=False, save_evaluations=0, gates=False
     )
     assert unmeasured == {"training": 120.0, "evaluation": pytest.approx(20.0), "report": 0, "saving": 0, "gates": 0}

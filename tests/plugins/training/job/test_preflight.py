@@ -11,11 +11,16 @@ from tests.plugins.training.conftest import Train
 from tunery.plugins.events import Evaluated, JobEvent, Quoted
 from tunery.plugins.training.examples.batches import Example
 from tunery.plugins.training.job.preflight import _fitting, _states, preflight
+from tunery.plugins.training.loop.compute import ComputeContext
 from tunery.plugins.training.objectives.objective import Supervised
 from tunery.registry.errors import InvalidInput
 from tunery.registry.registry import Registry
 
 GB = 10**9
+
+
+def compute(dtype: torch.dtype) -> ComputeContext:
+    return ComputeContext(device=torch.device("cpu"), dtype=dtype, measured_dtype=dtype)
 
 
 @pytest.mark.parametrize(
@@ -43,14 +48,12 @@ def test_the_quote_is_of_the_run_and_nothing_is_left_behind(tiny_base_folder: Pa
     torch.manual_seed(3)
     random = torch.get_rng_state()
     parameters = TrainingParameters(batch_size=4, micro_batch_size=4, epochs=2)
-    quote = preflight(model, rows, parameters, objective=Supervised(), device=torch.device("cpu"), dtype=torch.float32)
+    quote = preflight(model, rows, parameters, objective=Supervised(), compute=compute(torch.float32))
     assert (quote.steps, quote.micro_batch_size) == (10, 4)
     assert quote.tokens == 2 * sum(len(row.ids) for row in rows)
     assert quote.minutes > 0
     assert quote.peak_bytes > 10**7
-    narrow = preflight(
-        model, rows, parameters, objective=Supervised(), device=torch.device("cpu"), dtype=torch.bfloat16
-    )
+    narrow = preflight(model, rows, parameters, objective=Supervised(), compute=compute(torch.bfloat16))
     trained = sum(parameter.numel() for parameter in model.parameters())
     # The optimizer's moments, and the copy that is rounded for bfloat16, are there from the first step on only.
     assert _states(model, torch.bfloat16) - _states(model, torch.float32) == 4 * trained

@@ -19,7 +19,8 @@ from tunery.plugins.discovery import load_plugins
 from tunery.plugins.events import JobEvent, StepCompleted
 from tunery.plugins.testing import write_rows
 from tunery.plugins.training import resume
-from tunery.plugins.training.job.control import EVERY, ask
+from tunery.plugins.training.folder import JobFolder
+from tunery.plugins.training.job.control import POLL_SECONDS, signal_job
 from tunery.plugins.training.objectives.objective import Supervised
 from tunery.registry import Base
 from tunery.registry.errors import JobPaused, StorageFailed
@@ -135,8 +136,8 @@ def test_a_paused_and_resumed_run_is_the_same_to_the_bit(train: Train, registry:
     def pause(event: JobEvent) -> None:
         job = registry.jobs()[0]
         if isinstance(event, StepCompleted) and event.step == 5:
-            ask(registry.home.jobs / job.id, "pause")
-            time.sleep(3 * EVERY)
+            signal_job(JobFolder(registry.home.jobs / job.id), "pause")
+            time.sleep(3 * POLL_SECONDS)
 
     with pytest.raises(JobPaused, match="paused after step 5 of 16"):
         train("lora", on_event=pause, **settings)
@@ -173,15 +174,15 @@ def test_a_cancelled_job_is_cancelled_whatever_the_interruption_becomes(
     becomes: type[Exception] | None, train: Train, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Native code turns an interruption that lands in it into an error of its own, or swallows it."""
-    monkeypatch.setattr("tunery.plugins.training.job.control.AGAIN", 2)
-    loss, told = Supervised.loss, list[bool]()
+    monkeypatch.setattr("tunery.plugins.training.job.control.POLLS_PER_INTERRUPT", 2)
+    loss, interrupted = Supervised.loss, list[bool]()
 
     def landed(self: Supervised, model: Any, batch: Any) -> Any:
-        if told:
+        if interrupted:
             return loss(self, model, batch)
         try:
-            told.append(True)
-            ask(registry.home.jobs / registry.jobs()[0].id, "cancel")
+            interrupted.append(True)
+            signal_job(JobFolder(registry.home.jobs / registry.jobs()[0].id), "cancel")
             while True:
                 time.sleep(0.01)
         except KeyboardInterrupt:
@@ -201,7 +202,7 @@ def test_a_job_that_ignores_interruptions_is_cancelled_all_the_same(train: Train
 
     def cancel(event: JobEvent) -> None:
         if isinstance(event, StepCompleted):
-            ask(registry.home.jobs / registry.jobs()[0].id, "cancel")
+            signal_job(JobFolder(registry.home.jobs / registry.jobs()[0].id), "cancel")
             time.sleep(0.02)  # the fifty steps last longer than a look at what is asked
 
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)

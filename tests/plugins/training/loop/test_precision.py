@@ -24,7 +24,7 @@ from tunery.plugins.training.examples.corpus import read_corpus
 from tunery.plugins.training.loop.rounding import StochasticRounding
 from tunery.plugins.training.objectives.objective import Supervised
 from tunery.registry import Base
-from tunery.registry.hub.transfer import import_folder
+from tunery.registry.hub.incoming import import_folder
 from tunery.registry.registry import Registry
 
 SMALL_STEPS: dict[str, Any] = {

@@ -17,6 +17,7 @@ from tunery.plugins.testing import write_rows
 from tunery.plugins.training import load_base
 from tunery.plugins.training.examples.batches import Example
 from tunery.plugins.training.examples.corpus import Corpus, read_corpus
+from tunery.plugins.training.folder import JobFolder
 from tunery.plugins.training.objectives.loss import mean_loss
 from tunery.plugins.training.report.evaluation import (
     LARGEST_SAMPLE,
@@ -51,7 +52,7 @@ def corpus(tmp_path: Path, renderer: Renderer) -> Corpus:
 
 def evaluation_of(corpus: Corpus, renderer: Renderer, folder: Path, **changes: Any) -> Evaluation:
     given: dict[str, Any] = {"seen": 100, "seed": 0, "device": CPU, "dtype": torch.float32, **changes}
-    return Evaluation(corpus, renderer, folder=folder, **given)
+    return Evaluation(corpus, renderer, folder=JobFolder(folder), **given)
 
 
 def test_scores_are_the_loss_of_each_example_in_their_order(model: Any, corpus: Corpus) -> None:
@@ -79,12 +80,12 @@ def test_a_loss_that_is_no_number_is_none(tiny_base_folder: Path, corpus: Corpus
 def test_answers_are_what_the_model_alone_would_say_and_end_before_the_stop(model: Any, renderer: Renderer) -> None:
     prompts = [renderer.prompt_ids([{"role": "user", "content": text}]) for text in ("a", "something much longer")]
     together = generate_answers(model, prompts, stop_ids=(), limit=8, device=CPU, dtype=torch.float32)
-    for prompt, said in zip(prompts, together, strict=True):
+    for prompt, answer in zip(prompts, together, strict=True):
         ids = list(prompt)
         for _ in range(8):
             with torch.no_grad():
                 ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
-        assert said == ids[len(prompt) :]
+        assert answer == ids[len(prompt) :]
     stop = together[0][3]
     stopped = generate_answers(model, prompts[:1], stop_ids=(stop,), limit=8, device=CPU, dtype=torch.float32)
     assert stopped == [together[0][: together[0].index(stop)]]

@@ -11,7 +11,7 @@ import bitsandbytes  # noqa: F401 - importing it takes seconds, which are no exa
 import torch
 
 from tunery.gateway.engine.adapters.adapter import LoadedAdapter, LowRank
-from tunery.gateway.engine.messages import AdapterSource
+from tunery.gateway.engine.composition import AdapterSource
 from tunery.gateway.engine.models.native.adapter import NativeAdapter, Targets, build_adapter
 from tunery.gateway.engine.models.native.batch_metadata import LoraSegments
 from tunery.gateway.engine.models.native.kernels import Kernels

@@ -1,41 +1,32 @@
-"""Resolve the tensor names that trainers write to the ones that PEFT itself writes and reads.
+"""Rename tensors as PEFT itself names them, from the names that other trainers and wrapped models write.
 
-A model that was wrapped (torch.compile, DDP, FSDP, activation checkpoints, Lightning) has the wrapper's name in its keys, and a
-state dict that was saved without PEFT's help has the adapter's: `_orig_mod.base_model.model.….lora_A.default.weight`.
+A model that was wrapped (torch.compile, DDP, FSDP, activation checkpoints, Lightning) has the wrapper's name in its
+keys, and a state dict that was saved without PEFT's help has the adapter's:
+`_orig_mod.base_model.model.….lora_A.default.weight`.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from tunery.registry.errors import ArtifactRefused
+from tunery.registry.peft.layout import PARTS_AFTER_ROLE, PREFIX, base_parameter
 from tunery.registry.peft.safetensors_header import read_header, read_json_header
 
-__all__ = ["PREFIX", "WRAPPERS", "canonical_names", "normalise_keys", "unknown_parameter"]
+__all__ = ["WRAPPERS", "canonical_names", "normalise_keys", "unknown_parameter"]
 
-PREFIX = "base_model.model."
 WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_forward_module", "_checkpoint_wrapped_module")
 """Modules that wrap another one and compute nothing themselves, as their keys name them."""
 
-_LENGTHS = {
-    "lora_A": 1,
-    "lora_B": 1,
-    "lora_embedding_A": 0,
-    "lora_embedding_B": 0,
-    "lora_magnitude_vector": 1,
-    "trainable_tokens_delta": 0,
-}
-"""How many parts PEFT writes behind the one that says what a tensor is; one more is the adapter's name."""
-
 
 def normalise_keys(path: Path, base: Collection[str]) -> int:
-    """Rename the tensors of a file in place to what PEFT calls them; how many. `base` are the parameters of the base.
+    """Rename the tensors of a safetensors file to what PEFT calls them; returns how many had another name.
 
-    Only the header is written anew. Raise ArtifactRefused where two tensors would get one name.
+    `base` are the names of the base's parameters. Raise ArtifactRefused (artifact_incomplete) where two tensors would
+    get one name.
     """
     names = canonical_names(read_header(path), base)
     changed = sum(old != new for old, new in names.items())
@@ -54,7 +45,7 @@ def normalise_keys(path: Path, base: Collection[str]) -> int:
 
 
 def canonical_names(keys: Iterable[str], base: Collection[str]) -> dict[str, str]:
-    """What PEFT would call each tensor; unchanged where that is not certain."""
+    """PEFT's name for each key; the key itself where that is not certain."""
     wrappers = set(WRAPPERS) - {part for name in base for part in name.split(".")}
     names: dict[str, str] = {}
     adapters: set[str] = set()
@@ -62,9 +53,8 @@ def canonical_names(keys: Iterable[str], base: Collection[str]) -> dict[str, str
         parts = [part for part in key.split(".") if part not in wrappers]
         adapters |= _cut_adapter(parts)
         name = ".".join(parts)
-        _, found, bare = name.partition(PREFIX)
-        bare = bare if found else name
-        names[key] = PREFIX + bare if _parameter(bare) in base else name
+        bare = name.partition(PREFIX)[2] if PREFIX in name else name
+        names[key] = PREFIX + bare if base_parameter(bare) in base else name
     if len(adapters) > 1:
         raise ArtifactRefused(
             f"it holds several adapters ({', '.join(sorted(adapters))}); save each in a folder of its own "
@@ -76,13 +66,13 @@ def canonical_names(keys: Iterable[str], base: Collection[str]) -> dict[str, str
 
 
 def unknown_parameter(name: str, base: Collection[str]) -> str | None:
-    """Why a parameter that the base does not have is most likely named so, or None where nothing in its name says."""
+    """The likely reason for a name that the base does not have, or None."""
     parts = name.split(".")
     for begin in range(1, len(parts) - 1):
         rest = ".".join(parts[begin:])
         if rest in base:
             prefix = ".".join(parts[:begin])
-            return f"{prefix!r} before {rest!r} is no prefix that PEFT writes; rename the tensors without it"
+            return f"{prefix!r} before {rest!r} is not a prefix that PEFT writes; rename the tensors without it"
     extra = [part for at, part in enumerate(parts) if ".".join(parts[:at] + parts[at + 1 :]) in base]
     if extra:
         return f"{extra[0]!r} in it belongs to no module of the base; rename the tensors without it"
@@ -90,23 +80,17 @@ def unknown_parameter(name: str, base: Collection[str]) -> str | None:
 
 
 def _cut_adapter(parts: list[str]) -> set[str]:
-    """Take the adapter's name out of a key's parts; the name, if there was one."""
+    """Remove the adapter's name from a key's parts; returns it, if there was one."""
     for at, part in enumerate(parts):
-        behind = parts[at + 1 :]
-        if part == "modules_to_save" and len(behind) > 1:
+        after = parts[at + 1 :]
+        if part == "modules_to_save" and len(after) > 1:
             del parts[at : at + 2]
-            return {behind[0]}
-        bare = part == "lora_magnitude_vector" and behind not in ([], ["weight"])
-        if part in _LENGTHS and (bare or len(behind) > _LENGTHS[part]):
+            return {after[0]}
+        bare = part == "lora_magnitude_vector" and after not in ([], ["weight"])
+        if part in PARTS_AFTER_ROLE and (bare or len(after) > PARTS_AFTER_ROLE[part]):
             del parts[at + 1]
-            return {behind[0]}
+            return {after[0]}
     return set()
-
-
-def _parameter(name: str) -> str:
-    """The base's weight that a tensor of an adapter belongs to, or the parameter that it replaces."""
-    module, found, _ = re.sub(r"\.(token_adapter|lora_\w+).*$", "\0", name).partition("\0")
-    return f"{module}.weight" if found else name.replace(".base_layer.", ".")
 
 
 def _check_distinct(names: Mapping[str, str]) -> None:

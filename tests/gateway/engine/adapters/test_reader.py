@@ -13,14 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.gateway.engine.peft_oracle import describe
-from tunery.gateway.engine.adapters.adapter import (
-    AdapterShape,
-    LoadedAdapter,
-    read_adapter,
-    read_config,
-)
+from tunery.gateway.engine.adapters.adapter import AdapterShape, LoadedAdapter
 from tunery.gateway.engine.adapters.interface import check_composition
-from tunery.gateway.engine.messages import AdapterSource
+from tunery.gateway.engine.adapters.reader import read_adapter, read_config
+from tunery.gateway.engine.composition import AdapterSource
 from tunery.registry.errors import InvalidInput, TuneryError
 
 SHAPE = AdapterShape(
@@ -78,7 +74,7 @@ def test_pairs_that_mean_something_only_on_a_rewritten_base_are_refused(
     adapter: Callable[..., AdapterSource], start: str
 ) -> None:
     assert start in refusal(adapter(init_lora_weights=start)).message
-    assert read_config(adapter(init_lora_weights="gaussian"))["init_lora_weights"] == "gaussian"
+    assert read_config(adapter(init_lora_weights="gaussian")).init_lora_weights == "gaussian"
 
 
 @pytest.mark.parametrize("kind", ["LOHA", "IA3", None, "PROMPT_TUNING"])
@@ -138,6 +134,13 @@ def test_the_scale_is_alpha_over_rank_by_pefts_patterns(
             "wrong_base",
         ),
         ({f"{EMBEDDING}.token_adapter.trainable_tokens_delta": torch.ones(2, 6)}, {}, "wrong_base"),
+        (
+            {f"{EMBEDDING}.lora_A.weight": torch.ones(2, 6), f"{EMBEDDING}.lora_B.weight": torch.ones(20, 2)},
+            {},
+            "wrong_base",
+        ),
+        ({f"{Q}.lora_embedding_A": torch.ones(2, 4), f"{Q}.lora_embedding_B": torch.ones(6, 2)}, {}, "wrong_base"),
+        (PAIR | {f"{Q}.lora_A.default.weight": torch.ones(2, 6)}, {}, "artifact_incomplete"),
     ],
 )
 def test_tensors_that_do_not_fit_are_refused(

@@ -1,4 +1,4 @@
-"""To the Hub and back with the real huggingface_hub client, and every way in which that can fail."""
+"""Push to the Hub and pull with the real huggingface_hub client, and every way in which that can fail."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from tests.registry.artifacts import HIDDEN, make_adapter
 from tests.registry.conftest import Publish
 from tunery.registry import Base, NewVersion
 from tunery.registry.errors import ArtifactRefused, Conflict, InvalidInput, NotFound, StorageFailed, Unavailable
-from tunery.registry.hub.transfer import import_folder, publish_to_hub, pull_from_hub
+from tunery.registry.hub.incoming import import_folder
+from tunery.registry.hub.pull import pull_from_hub
+from tunery.registry.hub.push import publish_to_hub
 from tunery.registry.registry import Registry
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")

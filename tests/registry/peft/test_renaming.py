@@ -1,4 +1,4 @@
-"""Tensors named as trainers name them come in under PEFT's names, or are refused with what is wrong in the name."""
+"""Tensors with other trainers' names are imported under PEFT's, or refused with what is wrong in the name."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from safetensors.numpy import load_file, save_file
 from tests.registry.artifacts import HIDDEN, make_adapter
 from tunery.registry import Base
 from tunery.registry.errors import ArtifactRefused
-from tunery.registry.hub.transfer import import_folder
-from tunery.registry.peft.tensor_names import canonical_names, normalise_keys
+from tunery.registry.hub.incoming import import_folder
+from tunery.registry.peft.renaming import canonical_names, normalise_keys
 from tunery.registry.registry import Registry
 
 BASE = {"model.layers.0.self_attn.q_proj.weight", "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"}
@@ -103,9 +103,9 @@ def test_only_the_names_in_a_file_change(tmp_path: Path) -> None:
     numbers |= {"untouched": np.arange(5, dtype=np.float16)}
     save_file(numbers, path, metadata={"format": "pt"})
     assert normalise_keys(path, BASE) == 1
-    found = load_file(path)
-    assert set(found) == {f"{Q}.lora_A.weight", "untouched"}
-    np.testing.assert_array_equal(found[f"{Q}.lora_A.weight"], next(iter(numbers.values())))
+    tensors = load_file(path)
+    assert set(tensors) == {f"{Q}.lora_A.weight", "untouched"}
+    np.testing.assert_array_equal(tensors[f"{Q}.lora_A.weight"], next(iter(numbers.values())))
     before = path.read_bytes()
     assert normalise_keys(path, BASE) == 0
     assert path.read_bytes() == before

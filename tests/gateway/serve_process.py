@@ -23,7 +23,7 @@ TINY = ("--quant", "none", "--dtype", "float32")
 
 
 @dataclass
-class Process:
+class ServeProcess:
     """A running `tunery serve`."""
 
     process: subprocess.Popen[bytes]
@@ -46,7 +46,7 @@ class Process:
 
 
 @contextmanager
-def served(folder: Path, home: Home, base: str | Path, *arguments: str) -> Iterator[Process]:
+def start_server(folder: Path, home: Home, base: str | Path, *arguments: str) -> Iterator[ServeProcess]:
     """Start `tunery serve --base BASE ARGUMENTS`, wait until it says that it is ready, and kill it in the end."""
     log = folder / "stderr"
     command = ["serve", "--base", str(base), "--port", "0", *arguments]
@@ -56,7 +56,7 @@ def served(folder: Path, home: Home, base: str | Path, *arguments: str) -> Itera
             stderr=stderr,
             env=os.environ | {"TUNERY_HOME": str(home.root), "OMP_NUM_THREADS": "1"},
         )
-    running = Process(process, log, home)
+    running = ServeProcess(process, log, home)
     try:
         deadline = time.monotonic() + 120
         while not any(line.startswith("ready: ") for line in running.lines()):

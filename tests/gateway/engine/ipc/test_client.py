@@ -1,4 +1,4 @@
-"""What the gateway makes of an engine's answers other than tokens: vectors, pins, and refusals by their codes."""
+"""What the client makes of answers other than tokens: vectors, pins, and errors by their codes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import pytest
 
-from tunery.gateway.engine.ipc.client import MOST_QUEUED, EngineClient
+from tunery.gateway.engine.composition import AdapterSource, WeightedAdapter
+from tunery.gateway.engine.ipc.client import MAX_QUEUED_TOKENS, EngineClient
 from tunery.gateway.engine.ipc.wire import CommandReader, EventWriter
 from tunery.gateway.engine.messages import (
-    AdapterSource,
     Cancel,
     Command,
     Embed,
@@ -22,11 +22,10 @@ from tunery.gateway.engine.messages import (
     Generate,
     Load,
     Loaded,
-    Sampling,
     Token,
     Tokens,
-    WeightedAdapter,
 )
+from tunery.gateway.engine.sampling_params import SamplingParams
 from tunery.registry.errors import ArtifactRefused, InvalidInput, Overloaded, TuneryError, Unavailable
 
 SOURCE = AdapterSource("d", "acme/tone", 1, {})
@@ -106,7 +105,7 @@ async def test_a_pin_is_passed_on(pair: Pair) -> None:
     ],
 )
 async def test_a_refusal_is_raised_as_what_it_is(pair: Pair, code: str, kind: type[TuneryError]) -> None:
-    request = Generate(id="g", prompt=(1,), sampling=Sampling(max_tokens=1))
+    request = Generate(id="g", prompt=(1,), sampling=SamplingParams(max_tokens=1))
     asking = asyncio.ensure_future(anext(pair.client.generate(request)))
     assert await pair.asked() == request
     pair.answer(Failed("g", code, "no"))
@@ -116,16 +115,18 @@ async def test_a_refusal_is_raised_as_what_it_is(pair: Pair, code: str, kind: ty
 
 
 async def test_tokens_that_nobody_takes_end_their_request_and_no_other(pair: Pair) -> None:
-    slow, quick = (Generate(id=name, prompt=(1,), sampling=Sampling(max_tokens=9999)) for name in ("slow", "quick"))
+    slow, quick = (
+        Generate(id=name, prompt=(1,), sampling=SamplingParams(max_tokens=9999)) for name in ("slow", "quick")
+    )
     streams = [pair.client.generate(request) for request in (slow, quick)]
     firsts = [asyncio.ensure_future(anext(stream)) for stream in streams]
     assert [await pair.asked(), await pair.asked()] == [slow, quick]
-    for number in range(MOST_QUEUED + 2):
+    for number in range(MAX_QUEUED_TOKENS + 2):
         pair.answer(Tokens([Token("slow", number, 0.0), Token("quick", number, 0.0)]))
         assert (await (firsts[1] if number == 0 else anext(streams[1]))).token == number
     assert await pair.asked() == Cancel("slow")
-    taken = [await firsts[0]] + [await anext(streams[0]) for _ in range(MOST_QUEUED)]
-    assert [token.token for token in taken] == list(range(MOST_QUEUED + 1)), "the first was taken"
+    taken = [await firsts[0]] + [await anext(streams[0]) for _ in range(MAX_QUEUED_TOKENS)]
+    assert [token.token for token in taken] == list(range(MAX_QUEUED_TOKENS + 1)), "the first was taken"
     with pytest.raises(Overloaded, match="wait to be read") as caught:
         await anext(streams[0])
     assert caught.value.code == "client_too_slow"

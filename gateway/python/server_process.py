@@ -1,0 +1,60 @@
+"""The process that `tunery.serve` starts: `python -m tunery.gateway.python.server_process SETTINGS`, settings as JSON.
+
+It serves until its stdin is closed, which the end of the process that started it does too, and then drains. Stdout carries
+one line of JSON: `{"ready": URL}`, or `{"error": KIND, "message": …, "code": …}` when the start failed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+from typing import TextIO
+
+import msgspec
+
+from tunery.plugins.discovery import load_plugins
+from tunery.registry.errors import TuneryError
+from tunery.registry.home import Home
+from tunery.registry.settings import ServeSettings
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Serve; exit with 1 after an error, which stdout has named."""
+    messages = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # whatever else is printed, by the engine's process too, is log
+    threading.Thread(target=_stop_at_end_of_input, name="stdin", daemon=True).start()
+
+    def say(text: str) -> None:
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+        if text.startswith("ready: "):
+            _send(messages, {"ready": text.split()[1]})
+
+    try:
+        from tunery.gateway.serve import run
+
+        run(msgspec.json.decode(sys.argv[1], type=ServeSettings), home=Home.from_env(), plugins=load_plugins(), say=say)
+    except TuneryError as error:
+        _send(messages, {"error": type(error).__name__, "message": error.message, "code": error.code})
+        sys.exit(1)
+
+
+def _stop_at_end_of_input() -> None:
+    # Not sys.stdin, whose lock a waiting thread would still hold at the end of the process.
+    while os.read(0, 1024):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _send(stream: TextIO, message: dict[str, str]) -> None:
+    stream.write(json.dumps(message) + "\n")
+    stream.flush()
+
+
+if __name__ == "__main__":
+    main()
