@@ -89,7 +89,7 @@ def test_a_name_is_served_on_its_address(serving: ServeProcess) -> None:
 def test_a_name_of_nothing_says_so() -> None:
     from tunery.gateway.sockets import resolve_host
 
-    with pytest.raises(InvalidInput, match=r"the host 'no such host' cannot be resolved .* with --host"):
+    with pytest.raises(InvalidInput, match=r"the host 'no such host' cannot be resolved .*; set --host to"):
         resolve_host("no such host")
 
 
