@@ -20,7 +20,7 @@ LONGEST = 120
 AVOID = {
     r"\bby heart\b": "memorised",
     r"\bmend(s|ed|ing)?\b": "fix",
-    r"\btold\b": "say what is printed, logged or given",
+    r"(?<!be )(?<!been )(?<!was )\btold\b(?! (apart|from))": "say what is printed, logged or given",
     r"\b(is|are|was) dear\b": "expensive",
     r"\bknows? nothing of\b": "does not depend on, does not know",
     r"\basks? for nothing\b": "takes no arguments, needs nothing",
@@ -29,7 +29,6 @@ AVOID = {
     r"\bTeller\b|\bAround\b(?! )": "use the field's word",
     r"\bin vain\b": "without success",
     r"\bgoes? without saying\b": "leave it out",
-    r"\bwhoever\b": "anyone who, clients that",
     r"\bit's worth noting\b|\bplease note\b|\bsimply put\b": "leave it out",
     r"\butili[sz]e": "use",
     r"\bin order to\b": "to",
