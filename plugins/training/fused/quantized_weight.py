@@ -37,7 +37,7 @@ class QuantizedWeight:
 
     @property
     def fits_kernels(self) -> bool:
-        """Whether the native kernels read this format: NF4 with double quantization, quantized from bfloat16, rows of whole blocks."""
+        """Whether the native kernels read it: NF4 with double quantization, from bfloat16, rows of whole blocks."""
         state = self._weight.quant_state
         known = state.quant_type == "nf4" and state.nested and state.blocksize == NF4_BLOCK
         return known and self.dtype == torch.bfloat16 and self.width % NF4_BLOCK == 0 and self.rows % 2 == 0
