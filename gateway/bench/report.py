@@ -1,4 +1,4 @@
-"""Owns how the suite's rows are judged, shown and drawn; refuses to measure.
+"""Judge, print and draw what the benchmarks measured.
 
 A bar has two sides: what must be reached at least, and what is aimed at. Bars against other systems need their figures: JSON lines as the
 scripts of these systems print them, `{"system", "workload": {"batch", "distinct", "prompt", "new"}, "tok_s", "prefill_tok_s"}`, measured

@@ -1,4 +1,4 @@
-"""Owns the rows of the serving suite: one function a row, each saying what it measured; refuses to judge (see report.py).
+"""The rows of the serving suite, one method each; report.py judges them.
 
 Everything runs on the real base with random rank-16 adapters on all linear layers, greedily, in this process, except the start of the
 server and the memory of an engine, which are measured on processes of their own.
@@ -54,7 +54,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Suite:
-    """The rows, on one base. `say` is told what is being measured."""
+    """The rows, on one base. `say` gets a line for each measurement that starts."""
 
     def __init__(self, config: EngineConfig, scratch: Path, say: Callable[[str], None]) -> None:
         self._config = config
@@ -194,7 +194,7 @@ class Suite:
                         driver.unload(source)
                     driver.ask(kind, pool[2 * index + offset], 2, source)
                     times = driver.finish()[kind]
-                    first[kind].append(1000 * (times.first - times.asked))
+                    first[kind].append(1000 * (times.first - times.queued))
         cold, warm = statistics.median(first["cold"]), statistics.median(first["warm"])
         return Row(
             name="cold_first_token",

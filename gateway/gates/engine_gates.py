@@ -1,4 +1,4 @@
-"""Owns the gates that ask the engine: does it say what the trainer said, does it stop, and is it better than the base."""
+"""The gates that run the engine: it serves what was trained, it stops by itself, and it is better than the base."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ def serves_what_was_trained(case: GateCase) -> Verdict:
     allowed = SHARE[request.training.dtype] * moved + NOISE[request.training.dtype]
     shift = _distance(ours, _flat(served(case, request.serving).log_probs(rows, tuned=True)))
     figures = {"moved": moved, "missed": missed, "allowed": allowed, "serving_shift": shift}
-    told = (
+    summary = (
         f"on {_title(request.training)} the engine is {missed:.2g} nats a token from the trainer, {allowed:.2g} are allowed "
         f"where training moved {moved:.2g}; {_title(request.serving)} shifts it by {shift:.2g}"
     )
     if missed <= allowed:
-        return passed(told, **figures)
-    return failed(f"{told}: what is served is not what was trained; report this with the trainer's name", **figures)
+        return passed(summary, **figures)
+    return failed(f"{summary}: what is served is not what was trained; report this with the trainer's name", **figures)
 
 
 def _distance(one: Floats, other: Floats) -> float:
@@ -93,13 +93,13 @@ def stops_by_itself(case: GateCase) -> Verdict:
     answers = engine.answers(prompts, tuned=True, limit=limit)
     stopped = sum(answer.stopped for answer in answers)
     kind = "held-out prompts" if request.held_out else "training prompts (none are held out)"
-    told = f"{stopped} of {len(rows)} answers to {kind} end by themselves within {limit} tokens"
+    summary = f"{stopped} of {len(rows)} answers to {kind} end by themselves within {limit} tokens"
     figures = {"prompts": float(len(rows)), "stopped": float(stopped), "limit": float(limit)}
     if stopped >= STOPPING * len(rows):
-        return passed(told, **figures)
+        return passed(summary, **figures)
     bare = sum(answer.stopped for answer in engine.answers(prompts, tuned=False, limit=limit))
     return failed(
-        f"{told}; of the base's, {bare} do. Look at what ends an answer with tunery data preview, and train longer if it is trained",
+        f"{summary}; of the base's, {bare} do. Look at what ends an answer with tunery data preview, and train longer if it is trained",
         **figures,
         base_stopped=float(bare),
     )
@@ -136,18 +136,18 @@ def is_better_than_base(case: GateCase) -> Verdict:
         "base_loss": -_mean(base),
         "tuned_loss": -_mean(tuned),
     }
-    told = f"held-out loss on {_title(request.serving)} {-_mean(base):.4f} → {-_mean(tuned):.4f}"
+    summary = f"held-out loss on {_title(request.serving)} {-_mean(base):.4f} → {-_mean(tuned):.4f}"
     if len(lost) < FEWEST:
-        told += f"; {len(lost)} rows are too few for an interval"
+        summary += f"; {len(lost)} rows are too few for an interval"
         upper = difference
     else:
         lower, upper = bootstrap(lost, tokens)
         figures |= {"lower": lower, "upper": upper}
-        told += f", {difference:+.4f} with a 95 % interval of {lower:+.4f} to {upper:+.4f} over {len(lost)} rows"
+        summary += f", {difference:+.4f} with a 95 % interval of {lower:+.4f} to {upper:+.4f} over {len(lost)} rows"
     if upper < 0:
-        return passed(told, **figures)
+        return passed(summary, **figures)
     return failed(
-        f"{told}: it is not clearly better than the base; train longer, or on more and better rows", **figures
+        f"{summary}: it is not clearly better than the base; train longer, or on more and better rows", **figures
     )
 
 

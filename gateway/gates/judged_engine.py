@@ -1,4 +1,4 @@
-"""Owns the base in an engine of the gates' own, with the files to be judged as an adapter: scores of rows, and answers to prompts.
+"""An engine for the gates: the base with the files under test as an adapter. It scores rows and answers prompts.
 
 It is the engine that serves, with its kernels, layers and sampler; only HTTP and the registry are left out.
 """
@@ -34,7 +34,7 @@ LOADING = 0.002
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What was said to a prompt: how many tokens, and whether it ended by itself."""
+    """An answer to a prompt: its number of tokens, and whether it ended by itself."""
 
     tokens: int
     stopped: bool
