@@ -90,7 +90,7 @@ def _content_problem(name: str, data: bytes) -> str | None:
         if name.endswith(".json"):
             json.loads(text)
     except (ValueError, RecursionError):
-        return "is not valid UTF-8 text or JSON"
+        return "cannot be read: it is not valid UTF-8 text or JSON"
     return None
 
 
