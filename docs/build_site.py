@@ -40,6 +40,7 @@ REFERENCE = {
         "tunery.plugins.training.trainer",
         "tunery.plugins.training.gates",
         "tunery.plugins.training.objectives.objective",
+        "tunery.plugins.data.checks.check",
         "tunery.plugins.data.checks.report",
         "tunery.plugins.testing",
     ),
@@ -63,7 +64,7 @@ def main() -> int:
     ]
     # PYTHONPATH may hold build/typing, whose link to the checkout would have mkdocstrings' collector walk in circles.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     if done.returncode:
         sys.stderr.write(re.sub(r"\x1b\[[0-9;]*m", "", done.stdout + done.stderr))
         return 1
@@ -102,6 +103,10 @@ def write_reference() -> None:
     """Write a page for each part of the API, and link the packages where mkdocstrings finds them without importing."""
     (PAGES / "reference").mkdir()
     for name, modules in REFERENCE.items():
+        for module in modules:
+            path = ROOT.joinpath(*module.split(".")[1:])
+            if not (path.is_dir() or path.with_suffix(".py").exists()):
+                raise SystemExit(f"docs/build_site.py names {module}, which does not exist: name what took its place")
         body = "\n\n".join(f"::: {module}" for module in modules)
         (PAGES / "reference" / f"{name}.md").write_text(f"# Python API: {name}\n\n{body}\n")
     (PACKAGES / "tunery").mkdir(parents=True)

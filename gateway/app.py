@@ -55,7 +55,7 @@ async def root() -> Redirect:
 
 
 def create_app(gateway: Gateway) -> ASGIApp:
-    """An application that serves the gateway's parts. It starts the engine, and closes engine and registry when it stops."""
+    """An application that serves the gateway's parts; it starts and stops the engine, and closes the registry."""
 
     async def provide_gateway() -> Gateway:
         return gateway

@@ -18,7 +18,7 @@ log = logging.getLogger("tunery.gateway")
 
 
 class Preloader:
-    """Loads `references`, as they resolve at the time, into each new engine; skips and logs those that cannot be loaded."""
+    """Loads `references`, as they resolve at the time, into each new engine; logs and skips those that fail."""
 
     def __init__(self, references: Sequence[str], *, engine: Engine, resolver: Resolver) -> None:
         self._references, self._engine, self._resolver = references, engine, resolver

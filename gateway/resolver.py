@@ -1,7 +1,7 @@
 """Resolves the model that a request names to the adapter versions that answer it. It never falls back on the base.
 
-Results are cached until any process commits to the registry, so a moved alias takes effect with the next request, and an unmoved one
-costs no query.
+Results are cached until any process commits to the registry, so a moved alias takes effect with the next request, and
+an unmoved one costs no query.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MAX_NAME_LENGTH = 256
 
 
 class Target(msgspec.Struct, frozen=True):
-    """What answers a request: the adapter versions of `composition` on the base, or the bare base when there are none."""
+    """What answers a request: the adapter versions of `composition` on the base, or the bare base without any."""
 
     base: Base
     versions: tuple[Version, ...] = ()
@@ -81,14 +81,15 @@ class Resolver:
     def resolve(self, model: str, *, adapter: str | None = None) -> Target:
         """The target of a request for `model`, or for `adapter` (a field or header) when `model` is the base's name.
 
-        Either may be a composition. Raises NotFound for a model that does not exist or is not on this base, and InvalidInput when
-        the two disagree or a composition is malformed.
+        Either may be a composition. Raises NotFound for a model that does not exist or is not on this base, and
+        InvalidInput when the two disagree or a composition is malformed.
         """
         if self._is_base(model):
             return self._bare_base if adapter is None else self._composition(adapter, "adapter")
         if adapter is not None and adapter != model:
             raise InvalidInput(
-                f"the model {model!r} and the adapter {adapter!r} disagree; name the adapter once, or the base as the model",
+                f"the model {model!r} and the adapter {adapter!r} disagree; "
+                "name the adapter once, or the base as the model",
                 param="adapter",
             )
         return self._composition(model, "model")
@@ -97,13 +98,14 @@ class Resolver:
         """The target of `name` where only one version or the base makes sense; raise InvalidInput for a composition."""
         if "+" in name or ":" in name:
             raise InvalidInput(
-                f"{name[:MAX_NAME_LENGTH]!r} is a composition, which only inference endpoints take; name one adapter without a weight",
+                f"{name[:MAX_NAME_LENGTH]!r} is a composition, which only inference endpoints take; "
+                "name one adapter without a weight",
                 param=param,
             )
         return self._bare_base if self._is_base(name) else self._version(name, param)
 
     def _composition(self, text: str, param: str) -> Target:
-        """The target of one reference, or of several with weights. Only the parts are cached, since weights have endless values."""
+        """The target of one reference, or several with weights. Only parts are cached, as weights are endless."""
         if not {"+", ":"} & set(text) or len(text) > MAX_PARTS * MAX_NAME_LENGTH:
             return self._version(text, param)
         try:

@@ -1,7 +1,8 @@
 """Runs the gateway from start to drain: Granian, the application behind it, and the engine process.
 
-Everything but the engine runs in one process with one event loop, so the signal handler that stops the server also knows which requests
-are in flight. The engine starts first: while its process imports torch, this process, which never does, imports everything else.
+Everything but the engine runs in one process with one event loop, so the signal handler that stops the server also
+knows which requests are in flight. The engine starts first: while its process imports torch, this process, which never
+does, imports everything else.
 """
 
 from __future__ import annotations

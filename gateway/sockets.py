@@ -39,7 +39,8 @@ def free_port(host: str, port: int) -> int:
             probe.bind((host, port))
         except OSError as error:
             raise InvalidInput(
-                f"cannot listen on {host}:{port} ({error.strerror}); choose another port with --port, or 0 for any free one",
+                f"cannot listen on {host}:{port} ({error.strerror}); "
+                "choose another port with --port, or 0 for any free one",
                 code="address_in_use",
             ) from error
         bound: int = probe.getsockname()[1]
@@ -49,8 +50,8 @@ def free_port(host: str, port: int) -> int:
 def limit_connections(port: int, *, write_seconds: int) -> None:
     """Have the kernel close connections whose peer accepts no data for `write_seconds`, or has silently disappeared.
 
-    Granian does not expose its listening socket, so it is found among this process's open files by its `port`. Accepted connections
-    inherit its options. Does nothing on systems other than Linux.
+    Granian does not expose its listening socket, so it is found among this process's open files by its `port`. Accepted
+    connections inherit its options. Does nothing on systems other than Linux.
     """
     if not hasattr(socket, "TCP_USER_TIMEOUT"):
         return

@@ -183,10 +183,10 @@ class Plugins:
 
     def _refuse_unknown_hooks(self, plugin: object, name: str) -> None:
         """Refuse a hookimpl that matches no hook, which would never be called; suggest the hooks it may have meant."""
-        known = [hook for hook in vars(hookspecs) if getattr(getattr(hookspecs, hook), "tunery_spec", None)]
+        hooks = [hook for hook in vars(hookspecs) if getattr(getattr(hookspecs, hook), "tunery_spec", None)]
         for caller in self._manager.get_hookcallers(plugin) or ():
             if not caller.has_spec():
-                raise InvalidInput(f"plugin {name!r}: {UnknownName('hook', caller.name, known)}")
+                raise InvalidInput(f"plugin {name!r}: {UnknownName('hook', caller.name, hooks)}")
 
 
 def _implementation(manager: pluggy.PluginManager, hook: str, plugin: object) -> Callable[..., object] | None:

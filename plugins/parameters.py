@@ -61,32 +61,35 @@ class TrainingParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
         "LoRA Without Regret (ten times full tuning's, fifteen in short runs); Tinker cookbook (falls with width)"
     )
 
-    learning_rate: Annotated[PositiveFloat, about("the optimizer's step size at its highest")] = 2e-5
-    epochs: Annotated[PositiveFloat, about("times that every row is seen")] = 3.0
-    max_steps: Annotated[NonNegativeInt, about("optimizer steps; 0: epochs decide")] = 0
+    learning_rate: Annotated[PositiveFloat, about("peak learning rate of the optimizer")] = 2e-5
+    epochs: Annotated[PositiveFloat, about("passes over the training rows")] = 3.0
+    max_steps: Annotated[NonNegativeInt, about("optimizer steps; 0: as many as the epochs take")] = 0
     batch_size: Annotated[PositiveInt, about("rows per optimizer step")] = 8
-    micro_batch_size: Annotated[PositiveInt, about("rows at once in the model; gradients accumulate to batch_size")] = 8
-    max_length: Annotated[PositiveInt, about("tokens of a row; longer ones are cut")] = 1024
+    micro_batch_size: Annotated[PositiveInt, about("rows per forward pass; gradients accumulate to batch_size")] = 8
+    max_length: Annotated[PositiveInt, about("tokens per row; longer rows are cut")] = 1024
     schedule: Annotated[
-        Literal["cosine", "linear", "constant"], about("how the learning rate falls after warming up")
+        Literal["cosine", "linear", "constant"], about("how the learning rate falls after the warmup")
     ] = "cosine"
     warmup: Annotated[Fraction, about("share of the steps over which the learning rate rises")] = 0.05
-    weight_decay: Annotated[float, Meta(ge=0), about("AdamW's decay of the trained weights")] = 0.0
+    weight_decay: Annotated[float, Meta(ge=0), about("weight decay of AdamW")] = 0.0
     max_grad_norm: Annotated[PositiveFloat, about("gradients are clipped to this norm")] = 1.0
     eval_fraction: Annotated[
-        float, Meta(ge=0, le=0.5), about("share of the rows that is held out where no --val is given")
+        float, Meta(ge=0, le=0.5), about("share of the rows to hold out where no --val is given")
     ] = 0.1
     eval_every: Annotated[NonNegativeInt, about("steps between evaluations; 0: only at the end")] = 0
     checkpoint_every: Annotated[NonNegativeInt, about("steps between checkpoints; 0: none")] = 0
-    patience: Annotated[NonNegativeInt, about("evaluations without a better one that end the run; 0: never")] = 0
-    memory_gb: Annotated[float, Meta(ge=0), about("memory the run may hold, in GB; 0: what is free")] = 0.0
+    patience: Annotated[NonNegativeInt, about("evaluations without improvement after which the run ends; 0: never")] = 0
+    memory_gb: Annotated[float, Meta(ge=0), about("memory that the run may use, in GB; 0: what is free")] = 0.0
     report_rows: Annotated[
-        NonNegativeInt, about("training rows that the report looks at; 0: as many as cost a tenth of the run")
+        NonNegativeInt, about("training rows that the report evaluates; 0: as many as take a tenth of the run's time")
     ] = 0
-    seed: Annotated[NonNegativeInt, about("decides order, initial pairs, dropout, rounding and the held-out share")] = 0
+    seed: Annotated[
+        NonNegativeInt,
+        about("random seed of row order, adapter initialization, dropout, rounding and the held-out split"),
+    ] = 0
     precision: Annotated[
         Literal["auto", "float32", "bfloat16"],
-        about("what steps compute in; auto: bfloat16 where the hardware multiplies it"),
+        about("dtype of training steps; auto: bfloat16 where the hardware supports it"),
     ] = "auto"
 
     def continuing(self, parent: Mapping[str, Any], given: Collection[str]) -> Self:

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import BitsAndBytesConfig
 
-__all__ = ["Quant", "quantization_config", "unpacked"]
+__all__ = ["Quant", "dequantize_nf4", "quantization_config"]
 
 Quant = Literal["nf4", "int8", "none"]
 
@@ -38,7 +38,7 @@ def quantization_config(quant: str, dtype: torch.dtype) -> BitsAndBytesConfig | 
     return None
 
 
-def unpacked(weight: Any) -> torch.Tensor:
+def dequantize_nf4(weight: Any) -> torch.Tensor:
     """A 4-bit weight of bitsandbytes, dequantized to the dtype and shape that it was quantized from.
 
     On a CPU, bitsandbytes 0.50 assumes that every row is a whole number of blocks. Where it is not, the weight is passed as rows of one

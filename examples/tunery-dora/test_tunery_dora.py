@@ -1,4 +1,4 @@
-"""What every trainer must do, asked of this one: pytest test_tunery_dora.py."""
+"""Run the conformance suite on the DoRA trainer: pytest test_tunery_dora.py."""
 
 from tunery.plugins.testing import TrainerConformance
 

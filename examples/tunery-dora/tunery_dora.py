@@ -1,20 +1,20 @@
-"""Registers the DoRA trainer (arXiv 2402.09353). Cheap to import: the trainer itself is named by string."""
+"""Register the DoRA trainer (arXiv 2402.09353). Importing this is cheap: the trainer itself is named by a string."""
 
 from collections.abc import Callable
 
-from tunery.plugins.hookspecs import TrainerInfo, hookimpl
+from tunery.plugins import TrainerInfo, hookimpl
 from tunery.plugins.trainers import LoraParameters
 
 
 class DoraParameters(LoraParameters, frozen=True, kw_only=True):
-    """LoRA's, with half its rank: the magnitude makes up for it."""
+    """LoRA's parameters with half the rank: the magnitude makes up for it."""
 
     r: int = 8
 
 
 @hookimpl
 def register_trainers(register: Callable[[TrainerInfo], None]) -> None:
-    """One more trainer."""
+    """Register the trainer."""
     register(
         TrainerInfo(
             name="dora",

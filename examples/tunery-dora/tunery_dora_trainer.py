@@ -1,4 +1,4 @@
-"""The DoRA trainer: LoRA's, with `use_dora`. Loop, data, checkpoints, evaluation and publishing are the host's."""
+"""The DoRA trainer: the LoRA trainer with `use_dora`. Tunery provides the loop, data, checkpoints, evaluation and publishing."""
 
 from peft import LoraConfig
 
@@ -7,10 +7,10 @@ from tunery.plugins.trainers.lora import LoraTrainer
 
 
 class DoraTrainer(LoraTrainer):
-    """Decomposes each weight into direction (low rank) and magnitude."""
+    """Decomposes each weight into a low-rank direction and a magnitude."""
 
     def config(self, parameters: LoraParameters) -> LoraConfig:
-        """LoRA's configuration, decomposed."""
+        """LoRA's configuration with DoRA switched on."""
         config = super().config(parameters)
         config.use_dora = True
         return config

@@ -34,7 +34,7 @@ _ERRORS = error_responses(400, 404, 413, 415, 500, 503)
     tags=["adapters"],
 )
 async def list_adapters(gateway: NamedDependency[Gateway]) -> AdapterList:
-    """List every adapter on the served base: the version that its bare name means, its aliases, and its resident versions."""
+    """List the adapters on the served base: what each bare name means, the aliases, and the resident versions."""
     stats = gateway.engine.stats
     resident: dict[str, list[ResidentVersion]] = {}
     for version in sorted(stats.resident if stats else (), key=lambda version: version.number):

@@ -13,8 +13,8 @@ from litestar.response import Stream
 from tunery.gateway.api.http.connection import cancel_on_disconnect
 from tunery.gateway.api.http.errors import ERRORS
 from tunery.gateway.api.http.trace import trace_of
-from tunery.gateway.api.request.chat import read_chat
-from tunery.gateway.api.request.fields import check_chat, check_fields
+from tunery.gateway.api.request.chat import check_chat, read_chat
+from tunery.gateway.api.request.fields import check_fields
 from tunery.gateway.api.request.target import resolve_target
 from tunery.gateway.api.request.text_options import text_options
 from tunery.gateway.api.request.tool_call_grammar import TOOL_CALL_MARKS

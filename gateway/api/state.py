@@ -61,8 +61,8 @@ class Gateway:
     async def wait_for_engine(self, request: Request[Any, Any, Any], target: Target) -> Ready:
         """The engine's description, after waiting up to `restart_hold_seconds` for one that is starting.
 
-        The request counts as in flight while it waits, and stops waiting when its client disconnects. Raises Unavailable,
-        with when to retry, if the engine does not start in time.
+        The request counts as in flight while it waits, and stops waiting when its client disconnects. Raises
+        Unavailable, with when to retry, if the engine does not start in time.
         """
         if self.engine.ready is None and not self.draining:
             await cancel_on_disconnect(request, lambda: self._hold_for_engine(target))
@@ -86,7 +86,7 @@ class Gateway:
 
     @contextlib.contextmanager
     def hold(self, count: int, target: Target, *, param: str = "n") -> Iterator[None]:
-        """Count `count` more requests for `target` as in flight; refusals show in the metrics. Raises as Admission.hold."""
+        """Count `count` more requests for `target` as in flight; the metrics count refusals. Raises as Admission.hold."""
         with contextlib.ExitStack() as holding:
             try:
                 holding.enter_context(self.admission.hold(count, tenant=target.tenant, param=param))

@@ -1,7 +1,7 @@
 """Records the metrics that `table` declares and writes them in Prometheus' text format.
 
-Series start at 0 as soon as their labels are known, because Prometheus' `increase()` misses a counter that appears at 1. Litestar's
-Prometheus plugin is not used because it measures HTTP requests only, not tokens, adapters or the engine.
+Series start at 0 as soon as their labels are known, because Prometheus' `increase()` misses a counter that appears at
+1. Litestar's Prometheus plugin is not used because it measures HTTP requests only, not tokens, adapters or the engine.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Metrics:
         """The text that Prometheus scrapes."""
         return generate_latest(self.registry)
 
-    # Labels -------------------------------------------------------------------------------------------------------------------
+    # Labels ----------------------------------------------------------------------------------------------------------
 
     def label(self, adapter: str | None) -> str:
         """The label of a registered adapter; None is the bare base, and COMPOSITION any composition."""
@@ -78,7 +78,7 @@ class Metrics:
         return label
 
     def add_adapters(self, adapters: Collection[str]) -> None:
-        """Start the series of every adapter. If there are too many for labels of their own, those that are used get one."""
+        """Start the series of every adapter; if there are too many for labels of their own, only used ones get one."""
         if len(self._adapters.union(adapters)) <= MAX_ADAPTERS:
             for adapter in adapters:
                 self.label(adapter)
@@ -101,7 +101,7 @@ class Metrics:
                     if row in metrics:
                         metrics[row].labels(label)
 
-    # Requests -----------------------------------------------------------------------------------------------------------------
+    # Requests --------------------------------------------------------------------------------------------------------
 
     def set_in_flight(self, count: int) -> None:
         """Show how many requests are in flight."""
@@ -125,7 +125,7 @@ class Metrics:
         self._observe(table.TIME_TO_FIRST_TOKEN if first else table.TIME_PER_OUTPUT_TOKEN, seconds, label)
 
     def count_finished(self, label: str, *, outcome: str, tokens: int, seconds: float) -> None:
-        """Count a request that ended. `outcome` is stop, length, cancelled or an error's code; `seconds` is its whole time."""
+        """Count a request that ended after `seconds`. `outcome` is stop, length, cancelled or an error's code."""
         self._add(table.REQUESTS, 1, label, outcome)
         self._add(table.FINISHED, 1, label, FINISHED_REASONS.get(outcome, "error"))
         self._add(table.GENERATED_TOKENS, tokens, label)
@@ -133,7 +133,7 @@ class Metrics:
         if outcome in ("stop", "length"):
             self._observe(table.REQUEST_SECONDS, seconds, label)
 
-    # The engine ---------------------------------------------------------------------------------------------------------------
+    # The engine ------------------------------------------------------------------------------------------------------
 
     def update_engine(self, ready: Ready | None, stats: Stats) -> None:
         """Show what the engine reports; its counters start again at zero when its process does."""
@@ -183,7 +183,7 @@ class Metrics:
             self._add(row, value - before if value >= before else value, *([self.label(adapter)] if row.labels else []))
         self._last[row] = dict(values)
 
-    # Recording under both names ------------------------------------------------------------------------------------------------
+    # Recording under both names --------------------------------------------------------------------------------------
 
     def _add(self, row: Row, amount: float, *labels: str) -> None:
         for metric in self._named(row, labels):
@@ -212,9 +212,11 @@ def _prometheus(row: Row, name: str, labels: Collection[str], registry: Collecto
 
 
 class _LoraRequestsInfo(Collector):
-    """`vllm:lora_requests_info`: a single series whose labels list the adapters and whose value is the time of the scrape.
+    """`vllm:lora_requests_info`: a single series whose labels list the adapters and whose value is the time of the
+    scrape.
 
-    Kubernetes' inference gateway routes by it. Resident adapters count as running, since a request for one needs no load.
+    Kubernetes' inference gateway routes by it. Resident adapters count as running, since a request for one needs no
+    load.
     """
 
     def __init__(self, engine: Callable[[], tuple[Ready | None, Stats | None]]) -> None:

@@ -1,7 +1,8 @@
 """Declares every metric: its own name, vLLM's name for the same thing, kind, labels, buckets and meaning.
 
-vLLM's names let dashboards and routers made for it work unchanged. No label takes values that a client can make up: `adapter` is a
-registered adapter's `tenant/name` or one of BASE, COMPOSITION and OTHER, and vLLM's metrics call it `model_name`.
+vLLM's names let dashboards and routers made for it work unchanged. No label takes values that a client can make up:
+`adapter` is a registered adapter's `tenant/name` or one of BASE, COMPOSITION and OTHER, and vLLM's metrics call it
+`model_name`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ __all__ = [
 ]
 
 BASE, COMPOSITION, OTHER = "base", "mix", "other"
-"""Values of the label `adapter`: the bare base, any composition of several adapters, and adapters beyond MAX_ADAPTERS."""
+"""Values of the label `adapter`: the bare base, any composition, and all adapters beyond MAX_ADAPTERS."""
 MAX_ADAPTERS = 200
 
 VLLM_LABELS = {"adapter": "model_name", "outcome": "finished_reason"}
@@ -47,8 +48,9 @@ ByAdapter = Mapping[str, float]
 class Row(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     """One metric, served under its own `name`, under `vllm`'s, or under both; counters without their suffix `_total`.
 
-    `starts` says which values of `adapter` have a series at 0 before anything is recorded: all, those of registered adapters, or only
-    the base (which is all that vLLM's name ever starts with). `stats` and `ready` take a value from what the engine reports.
+    `starts` says which values of `adapter` have a series at 0 before anything is recorded: all, those of registered
+    adapters, or only the base (which is all that vLLM's name ever starts with). `stats` and `ready` take a value from
+    what the engine reports.
     """
 
     kind: Kind
@@ -69,7 +71,7 @@ def _resident_bytes(stats: Stats) -> ByAdapter:
     return sizes
 
 
-# -- requests ----------------------------------------------------------------------------------------------------------
+# -- requests --------------------------------------------------------------------------------------------------------
 
 REQUESTS = Row(
     kind="counter",
@@ -154,7 +156,7 @@ HTTP_REQUESTS = Row(
     help="HTTP requests by route and status.",
 )
 
-# -- the engine's process -----------------------------------------------------------------------------------------------
+# -- the engine's process ---------------------------------------------------------------------------------------------
 
 ENGINE_UP = Row(kind="gauge", name="tunery_engine_up", help="1 while the engine can answer.")
 ENGINE_RESTARTS = Row(
@@ -177,7 +179,7 @@ LORA_REQUESTS_INFO = Row(
     help="Adapters in memory, and adapters with requests that wait for a load; the value is the time of the scrape.",
 )
 
-# -- what the engine reports --------------------------------------------------------------------------------------------
+# -- what the engine reports ------------------------------------------------------------------------------------------
 
 REPORTED = (
     Row(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from tunery.plugins.bases.folder import copy_base
-from tunery.plugins.bases.validation import SETTINGS, check_config
-from tunery.registry.errors import ArtifactRefused, NotFound, Unavailable
+from tunery.plugins.bases.validation import INDEX, SETTINGS, check_config
+from tunery.registry.errors import ArtifactRefused, NotFound, TuneryError, Unavailable
 from tunery.registry.hub.client import no_revision, parse_hub
 
 __all__ = ["fetch", "fill", "reachable"]
@@ -30,16 +32,9 @@ def fetch(repository: str, revision: str | None, subfolder: str = "") -> Path:
     Raises NotFound, ArtifactRefused, or Unavailable where the Hub cannot be reached and the cache does not have it.
     """
     from huggingface_hub import hf_hub_download, snapshot_download
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RemoteEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
 
     within = f"{subfolder}/" if subfolder else ""
-    try:
+    with _hub_errors(repository, revision, subfolder):
         offline = not reachable()
         endpoint = os.environ.get("HF_ENDPOINT")
         # The configuration first: it says whether the rest can be served.
@@ -51,14 +46,27 @@ def fetch(repository: str, revision: str | None, subfolder: str = "") -> Path:
             snapshot_download(
                 repository,
                 revision=revision,
-                allow_patterns=[
-                    f"{within}{name}" for name in (*SETTINGS, "*.safetensors", "model.safetensors.index.json")
-                ],
+                allow_patterns=[f"{within}{name}" for name in (*SETTINGS, "*.safetensors", INDEX)],
                 ignore_patterns=[f"{within}{name}" for name in ("consolidated*", "adapter_model*")],
                 local_files_only=offline,
                 endpoint=endpoint,
             )
         )
+
+
+@contextmanager
+def _hub_errors(repository: str, revision: str | None, subfolder: str) -> Iterator[None]:
+    """Turn the Hub client's errors into ours, with what to do next."""
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RemoteEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        yield
     except RevisionNotFoundError as error:
         raise no_revision(repository, revision, os.environ.get("HF_ENDPOINT")) from error
     except RepositoryNotFoundError as error:
@@ -67,20 +75,25 @@ def fetch(repository: str, revision: str | None, subfolder: str = "") -> Path:
             code="base_not_found",
         ) from error
     except RemoteEntryNotFoundError as error:
-        if subfolder:
-            raise NotFound(
-                f"{repository} at {revision or 'main'} has no model in a folder {subfolder}; look at its files on the Hub",
-                code="base_not_found",
-            ) from error
-        raise ArtifactRefused(
-            f"{repository} has no config.json: it is not a model as transformers saves it", code="not_a_base"
-        ) from error
+        raise _without_config(repository, revision, subfolder) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise Unavailable(
             f"{repository} is not in the local cache and the Hub cannot be reached; try again with a network, or add "
             "a local folder or GGUF file instead",
             code="hub_unreachable",
         ) from error
+
+
+def _without_config(repository: str, revision: str | None, subfolder: str) -> TuneryError:
+    """The error for a repository, or a folder of one, without config.json."""
+    if subfolder:
+        return NotFound(
+            f"{repository} at {revision or 'main'} has no model in a folder {subfolder}; look at its files on the Hub",
+            code="base_not_found",
+        )
+    return ArtifactRefused(
+        f"{repository} has no config.json: it is not a model as transformers saves it", code="not_a_base"
+    )
 
 
 def reachable(timeout: float = 2.0) -> bool:

@@ -32,7 +32,7 @@ class JobFolder:
         self.lock = path / "lock"
         """Held by the process that runs the job."""
         self.control = path / "control"
-        """`pause` or `cancel`, written by whoever asks for it."""
+        """`pause` or `cancel`, while one of them is requested."""
         self.parent = path / "parent"
         """The files of the version to continue from."""
         self.base_results = path / "base.json"

@@ -1,4 +1,4 @@
-"""SIGKILL of the engine under load: every request in flight gets an error or an answer, none hangs, and the engine recovers."""
+"""SIGKILL of the engine under load: every request in flight gets an error or an answer, and the engine recovers."""
 
 from __future__ import annotations
 
@@ -135,8 +135,8 @@ async def kill_under_load(server: ServeProcess, client: httpx.AsyncClient) -> No
 
 
 def check(outcome: Outcome) -> None:
-    """It ended as a request must whose engine has died: in the envelope, or in its stream when that had begun. What had no token
-    yet was answered by the next engine."""
+    """It ended as a request must whose engine has died: in the envelope, or in its stream when that had begun. What had
+    no token yet was answered by the next engine."""
     if outcome.status == 200 and (outcome.answer or not any('"error"' in event for event in outcome.events)):
         assert outcome.answer.get("choices") or outcome.events[-1] == "[DONE]"
     elif outcome.events:

@@ -1,7 +1,8 @@
-"""Minutes of mixed load on a real server with far more adapters than fit: nothing fails, nothing leaks, nothing changes.
+"""Minutes of mixed load on a real server with far more adapters than fit: nothing fails, nothing leaks, nothing
+changes.
 
-`make soak`. SOAK_SECONDS sets how long; the default is ten minutes. Memory may settle for the first fifth of the time (two minutes);
-from then on the median of a minute and that of the last minute must agree.
+`make soak`. SOAK_SECONDS sets how long; the default is ten minutes. Memory may settle for the first fifth of the time
+(two minutes); from then on the median of a minute and that of the last minute must agree.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from tunery.plugins.discovery import load_plugins
 from tunery.plugins.events import CheckpointSaved, JobEvent
 from tunery.plugins.hookspecs import API_VERSION, BaseSource, FormatInfo, TrainerInfo, hookimpl
 from tunery.plugins.manager import Plugins
-from tunery.plugins.parameters import TrainingParameters, read_parameters
+from tunery.plugins.parameters import TrainingParameters
 from tunery.registry import Job
 from tunery.registry.errors import InvalidInput, UnknownName
 
@@ -40,18 +40,6 @@ def registering(*infos: TrainerInfo) -> types.SimpleNamespace:
             register(info)
 
     return plugin(register_trainers=register_trainers)
-
-
-def test_the_built_in_plugins_load_like_any_other() -> None:
-    plugins = load_plugins(allow=())
-    assert {record.name: record.error for record in plugins.records()} == {
-        "bases": None,
-        "data": None,
-        "gates": None,
-        "trainers": None,
-    }
-    assert [source.name for source in plugins.base_sources()] == ["small", "gguf", "folder", "hub"]
-    assert {record.distribution for record in plugins.records()} == {"tunery"}
 
 
 def test_a_name_that_is_taken_names_both_owners_and_leaves_nothing_behind() -> None:
@@ -80,7 +68,7 @@ def test_an_unknown_trainer_lists_near_ones() -> None:
         plugins.trainer("lorra")
 
 
-class _Distribution(Distribution):
+class FakeDistribution(Distribution):
     """An installed package of the given name, without files."""
 
     version = "1.2"
@@ -105,7 +93,7 @@ class _Distribution(Distribution):
 
 def test_a_broken_plugin_is_reported_by_name_and_the_rest_load(caplog: pytest.LogCaptureFixture) -> None:
     plugins = Plugins()
-    plugins.add_entry_point(EntryPoint("gone", "no.such.module", "tunery"), _Distribution())
+    plugins.add_entry_point(EntryPoint("gone", "no.such.module", "tunery"), FakeDistribution())
     plugins.add(registering(trainer("fine")), "fine")
     gone, fine = plugins.records()
     assert (gone.name, gone.distribution, gone.version, fine.error) == ("gone", "broken-dist", "1.2", None)
@@ -167,10 +155,10 @@ def test_an_entry_point_that_cannot_be_loaded_is_named(path: str) -> None:
         load_entrypoint(path)
 
 
-class _Entry(EntryPoint):
+class FakeEntryPoint(EntryPoint):
     """An entry point that loads an object at hand, or raises it."""
 
-    def __new__(cls, name: str, loaded: object) -> _Entry:
+    def __new__(cls, name: str, loaded: object) -> FakeEntryPoint:
         entry = super().__new__(cls)
         EntryPoint.__init__(entry, name, "module", "tunery")
         vars(entry)["loaded"] = loaded
@@ -189,7 +177,7 @@ class _Entry(EntryPoint):
 def test_a_second_plugin_of_a_name_takes_nothing_from_the_first() -> None:
     plugins = load_plugins(allow=())
     before = dict(plugins.trainers())
-    plugins.add_entry_point(_Entry("trainers", registering(trainer("theirs"))), _Distribution("their-dist"))
+    plugins.add_entry_point(FakeEntryPoint("trainers", registering(trainer("theirs"))), FakeDistribution("their-dist"))
     assert dict(plugins.trainers()) == before != {}
     failed = plugins.records()[-1]
     assert (failed.name, failed.distribution) == ("trainers", "their-dist")
@@ -198,7 +186,7 @@ def test_a_second_plugin_of_a_name_takes_nothing_from_the_first() -> None:
 
 def test_a_plugin_that_exits_is_left_out_like_any_other() -> None:
     plugins = Plugins()
-    plugins.add_entry_point(_Entry("rude", SystemExit(3)), _Distribution())
+    plugins.add_entry_point(FakeEntryPoint("rude", SystemExit(3)), FakeDistribution())
     assert [record.error for record in plugins.records()] == ["SystemExit: 3"]
 
 
@@ -220,51 +208,7 @@ def test_arguments_that_a_hook_does_not_have_leave_the_plugin_out_and_nothing_be
     plugins = Plugins()
     own = registering(trainer("half"))
     own.job_event = hookimpl(lambda job, evnt: None)
-    plugins.add_entry_point(_Entry("typo", own), _Distribution())
+    plugins.add_entry_point(FakeEntryPoint("typo", own), FakeDistribution())
     assert "evnt" in str(plugins.records()[0].error)
     assert plugins.trainers() == {}
     plugins.job_event(JOB, CheckpointSaved(step=1))
-
-
-def test_order_is_ours_first_then_by_name_and_a_package_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    lora = registering(trainer("lora"))
-    found = [
-        _Distribution("zeta", _Entry("z", lora)),
-        _Distribution("alpha", _Entry("a", registering(trainer("mine")))),
-        _Distribution("tunery", _Entry("core", registering(trainer("lora")))),
-        _Distribution("Alpha", _Entry("stale", SystemExit())),
-    ]
-    monkeypatch.setattr("tunery.plugins.discovery.distributions", lambda: found)
-    plugins = load_plugins()
-    assert [record.name for record in plugins.records()] == ["core", "a", "z"]
-    assert "trainer 'lora' is already registered by 'core'" in str(plugins.records()[2].error)
-
-
-def test_the_allow_list_keeps_others_out_and_names_what_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    distribution = _Distribution("their-dist", _Entry("theirs", types.SimpleNamespace()))
-    monkeypatch.setattr("tunery.plugins.discovery.distributions", lambda: [distribution])
-    monkeypatch.setenv("TUNERY_PLUGINS", "")
-    assert load_plugins().records() == []
-    monkeypatch.setenv("TUNERY_PLUGINS", "thiers")
-    (missing,) = load_plugins().records()
-    assert (missing.name, missing.hooks) == ("thiers", ())
-    assert "not installed: did you mean 'theirs'?" in str(missing.error)
-    monkeypatch.setenv("TUNERY_PLUGINS", " theirs ,")
-    assert [record.error for record in load_plugins().records()] == [None]
-    monkeypatch.delenv("TUNERY_PLUGINS")
-    assert [record.error for record in load_plugins().records()] == [None]
-
-
-def test_parameters_report_every_problem_at_once() -> None:
-    with pytest.raises(InvalidInput) as caught:
-        read_parameters(TrainingParameters, {"learning_rat": "1", "epochs": "-2", "schedule": "cosin", "seed": "3"})
-    said = caught.value.message
-    assert "unknown parameter 'learning_rat': did you mean 'learning_rate'?" in said
-    assert "epochs='-2'" in said
-    assert "schedule='cosin': did you mean 'cosine'?" in said
-    assert caught.value.code == "invalid_parameter"
-
-
-def test_parameters_are_read_from_text_and_from_values() -> None:
-    read = read_parameters(TrainingParameters, {"learning_rate": "2e-4", "epochs": 2, "schedule": "linear"})
-    assert (read.learning_rate, read.epochs, read.schedule) == (2e-4, 2.0, "linear")

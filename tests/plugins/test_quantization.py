@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tunery.gateway.engine.models.quantize import NORMAL_FLOATS, nf4_codes
-from tunery.plugins.quantization import unpacked
+from tunery.plugins.quantization import dequantize_nf4
 
 
 @pytest.mark.parametrize("shape", [(64, 128), (40, 96), (10, 32)])
@@ -17,4 +17,4 @@ def test_rows_that_are_no_whole_blocks_are_unpacked_rightly(shape: tuple[int, in
     packed = Params4bit(weight.clone(), requires_grad=False, quant_type="nf4", compress_statistics=True).to("cpu")
     codes, maxima = nf4_codes(weight)
     exact = torch.tensor(NORMAL_FLOATS)[codes.long()].view(-1) * maxima.repeat_interleave(64)
-    torch.testing.assert_close(unpacked(packed), exact.view(shape))
+    torch.testing.assert_close(dequantize_nf4(packed), exact.view(shape))

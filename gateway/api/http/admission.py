@@ -32,8 +32,9 @@ class Busy(Overloaded):
 class Admission:
     """The requests in flight, running or waiting. `on_change` is called with their number whenever it changes.
 
-    All tenants together may have `max_batch + max_waiting`, one tenant `max_waiting_per_tenant`. If that is 0, a tenant that is
-    alone may have them all, but only half of them once another tenant has sent a request, admitted or not, within the last minute.
+    All tenants together may have `max_batch + max_waiting`, one tenant `max_waiting_per_tenant`. If that is 0, a tenant
+    that is alone may have them all, but only half of them once another tenant has sent a request, admitted or not,
+    within the last minute.
     """
 
     def __init__(

@@ -1,7 +1,8 @@
-"""One HTTP request's connection: time limits on the body and on the response, client disconnects, and clean-up at the end.
+"""One HTTP request's connection: time limits on the body and on the response, client disconnects, and clean-up at the
+end.
 
-Litestar has none of these limits, and the server wakes only one of several tasks that wait for a disconnect, so each request has
-one watch that all of them share.
+Litestar has none of these limits, and the server wakes only one of several tasks that wait for a disconnect, so each
+request has one watch that all of them share.
 """
 
 from __future__ import annotations
@@ -29,12 +30,13 @@ _KEY = "connection"
 
 
 class Connection:
-    """Wraps ASGI's `receive` and `send` of one request; an async context manager that closes what was registered with it.
+    """Wraps ASGI's `receive` and `send` of one request; an async context manager that closes what was registered with
+    it.
 
-    A body that is not complete after `read_seconds`, plus one second for each MIN_BODY_RATE bytes received, ends with status 408.
-    A client that makes its response wait for more than `write_seconds` in all counts as disconnected: later messages are dropped
-    and `receive` returns `http.disconnect`. A body that breaks off may also be badly framed, in which case its sender is still
-    there and gets the error response.
+    A body that is not complete after `read_seconds`, plus one second for each MIN_BODY_RATE bytes received, ends with
+    status 408. A client that makes its response wait for more than `write_seconds` in all counts as disconnected: later
+    messages are dropped and `receive` returns `http.disconnect`. A body that breaks off may also be badly framed, in
+    which case its sender is still there and gets the error response.
     """
 
     def __init__(
@@ -110,7 +112,8 @@ class Connection:
         except TimeoutError:
             self._body_read = True
             raise HTTPException(
-                f"the body did not come in time: {self._size:,} bytes in {time.monotonic() - self._started:.0f} s; send it again",
+                f"the body did not come in time: {self._size:,} bytes in {time.monotonic() - self._started:.0f} s; "
+                "send it again",
                 status_code=408,
             ) from None
 

@@ -1,7 +1,7 @@
 """The documentation page at /docs: the OpenAPI document as plain HTML.
 
-Litestar's own render plugins load their scripts from a CDN; this one loads nothing, so it works without a network and under a strict
-content security policy.
+Litestar's own render plugins load their scripts from a CDN; this one loads nothing, so it works without a network and
+under a strict content security policy.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def _operation(method: str, path: str, operation: dict[str, Any]) -> str:
     body = operation.get("requestBody", {}).get("content", {})
     rows = [("Takes", _type(content.get("schema", {}))) for content in body.values()]
     rows += [
-        (f"{code}", f"{escape(response.get('description') or '')} {_answer(response)}")
+        (f"{code}", f"{escape(response.get('description') or '')} {_response_types(response)}")
         for code, response in operation.get("responses", {}).items()
     ]
     table = "".join(f"<tr><th>{label}</th><td>{text}</td></tr>" for label, text in rows)
@@ -80,7 +80,7 @@ def _operation(method: str, path: str, operation: dict[str, Any]) -> str:
     )
 
 
-def _answer(response: dict[str, Any]) -> str:
+def _response_types(response: dict[str, Any]) -> str:
     return ", ".join(_type(content.get("schema", {})) for content in (response.get("content") or {}).values())
 
 

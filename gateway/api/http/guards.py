@@ -1,7 +1,7 @@
 """Checks each request before its body is parsed: its Host and Origin must be allowed, its body JSON in UTF-8.
 
-A web page from elsewhere can send requests to a server on loopback through a browser, under a host name whose address it changes (DNS
-rebinding), or with a content type that browsers send without a preflight request. `Guard` refuses both.
+A web page from elsewhere can send requests to a server on loopback through a browser, under a host name whose address
+it changes (DNS rebinding), or with a content type that browsers send without a preflight request. `Guard` refuses both.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _WITH_BODY = ("POST", "PUT", "PATCH")
 
 
 class Guard:
-    """The checks of one application, for Litestar's `before_request`; they need the body, which route guards do not get."""
+    """The checks of one application, for Litestar's `before_request`: its route guards do not get the body."""
 
     def __init__(self, settings: ServeSettings) -> None:
         self._hosts = tuple(name.lower() for name in settings.allowed_hosts)

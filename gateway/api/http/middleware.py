@@ -1,7 +1,9 @@
-"""What happens around every request: its id, its connection's limits, the count by route and status, and the access log.
+"""What happens around every request: its id, its connection's limits, the count by route and status, and the access
+log.
 
-The log never contains prompts or answers. The middleware is Litestar's own kind but wraps the whole application, because Litestar runs
-registered middleware only for requests that match a route, and unknown routes are counted and logged too.
+The log never contains prompts or answers. The middleware is Litestar's own kind but wraps the whole application,
+because Litestar runs registered middleware only for requests that match a route, and unknown routes are counted and
+logged too.
 """
 
 from __future__ import annotations
@@ -75,7 +77,7 @@ class RequestMiddleware(ASGIMiddleware):
 
 
 class _ResponseSender:
-    """Sends a response with its `x-request-id`, without a body for HEAD; remembers its `status`, 0 before there is one."""
+    """Sends a response with its `x-request-id`, without a body for HEAD; `status` is 0 until it starts."""
 
     def __init__(self, connection: Connection, receive: Receive, *, request_id: str, head: bool) -> None:
         self._connection, self._receive = connection, receive
@@ -95,7 +97,7 @@ class _ResponseSender:
 
 
 async def _discard_body(receive: Receive) -> None:
-    """Read the rest of a refused body: a client that is still sending would see a broken connection, not the response."""
+    """Read the rest of a refused body; a client still sending would see a broken connection instead of the response."""
     discarded = 0
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(MAX_DISCARD_SECONDS):

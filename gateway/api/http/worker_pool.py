@@ -35,8 +35,8 @@ class WorkerPool:
     async def run(self, size: int, work: Callable[[Callable[[], None]], T]) -> T:
         """Return the result of `work`, which handles about `size` bytes.
 
-        `work` calls its argument now and then; that raises Abandoned once this coroutine has been cancelled. Raises Busy when
-        too much work is pending.
+        `work` calls its argument now and then; that raises Abandoned once this coroutine has been cancelled. Raises
+        Busy when too much work is pending.
         """
         if size <= INLINE_SIZE:
             return work(lambda: None)

@@ -21,17 +21,30 @@ from tunery.gateway.engine.sampling_params import Constraint
 from tunery.plugins.data.render.renderer import Renderer
 from tunery.registry.errors import InvalidInput
 
-__all__ = ["read_chat"]
+__all__ = ["check_chat", "read_chat"]
 
 MAX_MESSAGES = 4096
 MAX_TEMPLATE_OPTIONS = 2**16
 """Bytes of `chat_template_kwargs` as JSON."""
 
 
+def check_chat(data: ChatRequest) -> None:
+    """Raise InvalidInput for fields of a chat request that contradict each other."""
+    if data.top_logprobs is not None and not data.logprobs:
+        raise InvalidInput("top_logprobs needs logprobs: true", param="top_logprobs")
+    if data.continue_final_message and data.add_generation_prompt:
+        raise InvalidInput(
+            "continue_final_message continues the last message, and add_generation_prompt begins a new one; "
+            "send one of them",
+            param="continue_final_message",
+        )
+
+
 async def read_chat(
     data: ChatRequest, tools: ToolCalling, *, gateway: Gateway, ready: Ready, body_size: int
 ) -> list[ChoiceRequest]:
-    """The request's choices, all with the same prompt. Rendering runs off the event loop when the body, in bytes, is large.
+    """The request's choices, all with the same prompt. Rendering runs off the event loop when the body, in bytes, is
+    large.
 
     Raises InvalidInput naming the field that is wrong, also when the conversation does not fit the context.
     """
@@ -98,8 +111,8 @@ def _constraint(data: ChatRequest, tools: ToolCalling, renderer: Renderer) -> Co
         return structure
     if structure and (tools.required or structure.kind not in ("json_schema", "json_object")):
         raise InvalidInput(
-            'the output cannot be both a tool call and what the request says of it; only tool_choice "auto" can be combined '
-            "with a JSON response_format",
+            "the output cannot be both a tool call and the structure that the request asks for; "
+            'only tool_choice "auto" can be combined with a JSON response_format',
             param="tool_choice",
         )
     return tool_call_constraint(

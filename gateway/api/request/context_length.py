@@ -33,8 +33,8 @@ def length_check(
 ) -> Callable[[int], None]:
     """A check for the tokenizer to call with the least tokens a text can have, while it works.
 
-    Raises what `check_wanted` raises, or InvalidInput when the text cannot fit. One that is to be truncated may be longer than the
-    context, but not without limit.
+    Raises what `check_wanted` raises, or InvalidInput when the text cannot fit. One that is to be truncated may be
+    longer than the context, but not without limit.
     """
     limit = context if truncate is None else MAX_TRUNCATED_CONTEXTS * context
 

@@ -1,7 +1,7 @@
 """Refuses request fields that would silently have no effect.
 
-One rule for every endpoint: a field that the request's type declares is applied, null means absent, `IGNORED` fields never change an
-answer, and a `NEUTRAL` value asks for what happens anyway. Everything else is refused by name.
+One rule for every endpoint: a field that the request's type declares is applied, null means absent, `IGNORED` fields
+never change an answer, and a `NEUTRAL` value asks for what happens anyway. Everything else is refused by name.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ from typing import Any
 import msgspec
 from litestar import Request
 
-from tunery.gateway.api.schemas.requests import ChatRequest
 from tunery.registry.errors import InvalidInput, near
 
-__all__ = ["IGNORED", "NEUTRAL", "check_chat", "check_fields"]
+__all__ = ["IGNORED", "NEUTRAL", "check_fields"]
 
 IGNORED = frozenset(
     {
@@ -91,14 +90,3 @@ def _check(fields: Mapping[str, msgspec.Raw], applied: tuple[str, ...], where: s
         shown = f"{where}{name[:80]}"
         param = where.rstrip(".") or shown
         raise InvalidInput(f"{shown} is not supported; {hint}", code="unsupported_parameter", param=param)
-
-
-def check_chat(data: ChatRequest) -> None:
-    """Raise InvalidInput for fields of a chat request that contradict each other."""
-    if data.top_logprobs is not None and not data.logprobs:
-        raise InvalidInput("top_logprobs needs logprobs: true", param="top_logprobs")
-    if data.continue_final_message and data.add_generation_prompt:
-        raise InvalidInput(
-            "continue_final_message continues the last message, and add_generation_prompt begins a new one; send one of them",
-            param="continue_final_message",
-        )

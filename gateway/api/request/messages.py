@@ -1,4 +1,4 @@
-"""Reads a conversation: checks every message, joins its content into one text, and parses the arguments of its tool calls."""
+"""Reads a conversation: checks each message, joins its content, and parses the arguments of its tool calls."""
 
 from __future__ import annotations
 

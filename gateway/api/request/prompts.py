@@ -1,4 +1,4 @@
-"""Reads the raw prompts of completions and embeddings: a text, several texts, token ids, or several lists of token ids."""
+"""Reads the raw prompts of completions and embeddings: one or several texts or lists of token ids."""
 
 from __future__ import annotations
 

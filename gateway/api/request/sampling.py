@@ -21,7 +21,7 @@ TokenIds = tuple[int, ...]
 
 
 class OutputOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What the endpoints read in ways of their own: the output's length, its structure, and which log-probabilities to report."""
+    """What each endpoint reads in its own way: the output's length and structure, and the log-probabilities to report."""
 
     max_tokens: int
     logprobs: int | None = None
@@ -78,7 +78,8 @@ def _allowed_token_ids(
     stops = {*renderer.stop_ids, *(request.stop_token_ids or ())}
     if allowed and request.min_tokens and stops.issuperset(allowed):
         raise InvalidInput(
-            "allowed_token_ids has only stop tokens, which min_tokens forbids; allow another token or leave out min_tokens",
+            "allowed_token_ids has only stop tokens, which min_tokens forbids; "
+            "allow another token or leave out min_tokens",
             param="allowed_token_ids",
         )
     return allowed

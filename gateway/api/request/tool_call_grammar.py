@@ -1,7 +1,8 @@
 """Builds the grammars that force an answer to be a tool call, in the style that the base knows.
 
-Grammars are in llguidance's dialect of Lark. What surrounds the arguments is spelled as chat templates spell it, so that a model
-meets what it was trained on; arguments are `%json` rules of their own, in which a schema's references still resolve.
+Grammars are in llguidance's dialect of Lark. What surrounds the arguments is spelled as chat templates spell it, so
+that a model meets what it was trained on; arguments are `%json` rules of their own, in which a schema's references
+still resolve.
 """
 
 from __future__ import annotations
@@ -42,10 +43,11 @@ def tool_call_constraint(
     control: Mapping[str, int],
     instead: Constraint | None = None,
 ) -> Constraint:
-    """A constraint to a call of one of `functions`, to `several` calls, or to JSON as `instead` (another constraint) describes.
+    """A constraint to a call of one of `functions`, to `several` calls, or to JSON as `instead` (another constraint)
+    describes.
 
-    `control` has the ids of those marks that are control tokens of the base, which a grammar must refer to by id. With `instead`,
-    an argument schema is never refused: what cannot be enforced of it is left out.
+    `control` has the ids of those marks that are control tokens of the base, which a grammar must refer to by id. With
+    `instead`, an argument schema is never refused: what cannot be enforced of it is left out.
     """
     functions = _prepared(functions, lenient=instead is not None)
     calls = [f"call_{number}: {_call(function, _ARGUMENTS[style])}" for number, function in enumerate(functions)]
@@ -54,7 +56,8 @@ def tool_call_constraint(
     if instead is not None:
         if style == "llama":
             raise InvalidInput(
-                "this base writes tool calls as bare JSON, which cannot be told from a JSON answer; leave out response_format or tools",
+                "this base writes tool calls as bare JSON, which cannot be told from a JSON answer; "
+                "leave out response_format or tools",
                 code="unsupported_parameter",
                 param="response_format",
             )
@@ -63,7 +66,7 @@ def tool_call_constraint(
 
 
 def _prepared(functions: Sequence[Function], *, lenient: bool) -> list[Function]:
-    """The functions with schemas that the grammar library accepts; raise InvalidInput naming one that cannot be called."""
+    """The functions with schemas that the grammar library accepts; raise InvalidInput for one that cannot be called."""
     if sum(len(json.dumps(function.parameters)) for function in functions) > MAX_SCHEMA_BYTES:
         raise _invalid(
             f"the functions' parameters are larger than {MAX_SCHEMA_BYTES // 1024} KiB; offer fewer functions"

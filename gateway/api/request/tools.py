@@ -26,8 +26,9 @@ class Function(msgspec.Struct, frozen=True):
 class ToolCalling(msgspec.Struct, frozen=True):
     """What the answer may do with functions.
 
-    The chat template shows the tools in `offered`. Any of `functions` may be called, and one must be if `required`; with none of them
-    the answer is plain text. Without `parallel`, only the first call counts. `several` lets a `required` answer have several calls.
+    The chat template shows the tools in `offered`. Any of `functions` may be called, and one must be if `required`;
+    with none of them the answer is plain text. Without `parallel`, only the first call counts. `several` lets a
+    `required` answer have several calls.
     """
 
     offered: tuple[dict[str, Any], ...] = ()

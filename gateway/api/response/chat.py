@@ -59,7 +59,7 @@ class ChatCompletionBuilder:
         return self._completion("chat.completion", choices, usage=self._generation.usage)
 
     async def chunks(self) -> AsyncGenerator[ChatCompletion, None]:
-        """The stream: each choice's role, text and tool calls, and finish reason; then the usage if the request asks for it."""
+        """The stream: each choice's role, text, tool calls and finish reason, then the usage if requested."""
         options = self._request.stream_options
         usage = options is not None and bool(options.include_usage)
         async with contextlib.aclosing(self._generation.deltas()) as deltas:
@@ -71,7 +71,7 @@ class ChatCompletionBuilder:
             yield self._completion("chat.completion.chunk", [], usage=self._generation.usage)
 
     def _stream_choices(self, delta: OutputDelta, prompt: Any) -> Iterator[ChatChoice]:
-        """What a delta adds to its choice: nothing while all its text is held back. The last part has the finish reason."""
+        """What a delta adds to its choice; nothing while its text is held back. The last part has the finish reason."""
         choice, logprobs = self._choices[delta.index], self._logprobs(delta)
         messages = [first_message(self._tools)] if delta.first else []
         messages += stream_messages(choice.push(delta))
@@ -92,7 +92,7 @@ class ChatCompletionBuilder:
         return chat_logprobs(self._generation.gateway.renderer, delta) if self._request.logprobs else []
 
     async def _prompt_logprobs(self, delta: OutputDelta) -> Any:
-        """The prompt's log-probabilities, which come with the first delta; those of a long prompt are built off the event loop."""
+        """The prompt's log-probabilities, from the first delta; those of long prompts are built off the event loop."""
         gateway, top = self._generation.gateway, self._request.prompt_logprobs
         prompt = self._generation.choices[delta.index].prompt
         return await gateway.offload(

@@ -58,7 +58,7 @@ def whole_message(parts: Iterable[ContentPart]) -> ChatMessage:
 
 
 def first_message(tools: ToolCalling) -> ChatMessage:
-    """The first part of a streamed message. Its content is null where the message may turn out to be only tool calls."""
+    """The first part of a streamed message. Its content is null if the message may consist of tool calls only."""
     return ChatMessage(role="assistant", content=None if tools.functions else "")
 
 

@@ -15,8 +15,8 @@ __all__ = ["Detokenizer"]
 class Detokenizer:
     """The text of one choice as it grows. `finish` becomes "stop" or "length" with its last token.
 
-    Control tokens are hidden, except for those in `shown_controls`, which maps ids to text. `shown` has the tokens whose text
-    starts in what the last `push` returned; tokens of a stop string or after one are never shown.
+    Control tokens are hidden, except for those in `shown_controls`, which maps ids to text. `shown` has the tokens
+    whose text starts in what the last `push` returned; tokens of a stop string or after one are never shown.
     """
 
     def __init__(self, renderer: Renderer, options: TextOptions, shown_controls: Mapping[int, str]) -> None:
@@ -46,7 +46,7 @@ class Detokenizer:
         return self._release(len(self._held) - (0 if early else self._stop_prefix()))
 
     def _append(self, token: Token) -> None:
-        """Add a token's text to what is held. The token that ends a turn has none, unless the stop is to be included."""
+        """Add a token's text to what is held. A stop token adds none, unless the stop is to be included."""
         if token.finish != "stop" or self._options.include_stop:
             self._waiting.append((self._released + len(self._held), token))
             control = self._shown_controls.get(token.token)

@@ -1,8 +1,8 @@
 """Sends a streamed response as server-sent events.
 
-A stream whose first event is slow starts without it and sends comments while there is nothing else to send, because proxies
-and clients drop silent connections. Litestar's `Stream` does the sending; its `ServerSentEvent` is not used because it hands every
-stream's first event to a thread and decodes, splits and encodes each event again.
+A stream whose first event is slow starts without it and sends comments while there is nothing else to send, because
+proxies and clients drop silent connections. Litestar's `Stream` does the sending; its `ServerSentEvent` is not used
+because it hands every stream's first event to a thread and decodes, splits and encodes each event again.
 """
 
 from __future__ import annotations
@@ -39,8 +39,9 @@ async def event_stream(
 ) -> Stream:
     """A response that sends each chunk as an event, then `[DONE]`.
 
-    Waits up to `FIRST_COMMENT` seconds for the first chunk, so that an early failure is still an ordinary error response, and
-    stops waiting when the client disconnects. Closes `chunks` when the request ends, however its connection ends.
+    Waits up to `FIRST_COMMENT` seconds for the first chunk, so that an early failure is still an ordinary error
+    response, and stops waiting when the client disconnects. Closes `chunks` when the request ends, however its
+    connection ends.
     """
     events = _with_keep_alive(chunks)
     connection_of(request).on_end(events.aclose)

@@ -24,7 +24,7 @@ __all__ = ["Generation", "OutputDelta"]
 
 @dataclass(frozen=True, slots=True)
 class OutputDelta:
-    """What one token added to choice `index`; `finish` ends that choice. `shown` are the tokens whose text starts in `text`."""
+    """What one token added to choice `index`; `finish` ends it. The text of the tokens in `shown` starts in `text`."""
 
     index: int
     text: str
@@ -36,7 +36,7 @@ class OutputDelta:
 
 @dataclass
 class Generation:
-    """The choices of one request while they are generated. `marks` maps the text of control tokens to show to their ids."""
+    """The choices of one request while they are generated. `marks` are control tokens to show, as text to token id."""
 
     gateway: Gateway
     target: Target
@@ -132,7 +132,7 @@ class Generation:
                     return
 
     def _note_cached(self, prompt: tuple[int, ...], tokens: int) -> None:
-        """Keep the least that choices with the same prompt report, since one may find what another has just computed."""
+        """Keep the least that choices with the same prompt report: one may find what another has just computed."""
         self._cached[prompt] = min(tokens, self._cached.get(prompt, tokens))
 
     async def _measured(self, request: Generate, detokenizer: Detokenizer) -> AsyncGenerator[Token, None]:

@@ -17,7 +17,7 @@ __all__ = ["SIZE_PER_PROMPT_TOKEN", "CompletionLogprobs", "chat_logprobs", "prom
 NEVER = -9999.0
 """OpenAI's log-probability of an impossible token; JSON has no minus infinity."""
 SIZE_PER_PROMPT_TOKEN = 10
-"""What one prompt token with its alternatives adds to the size of offloaded work, in bytes of text that take as long."""
+"""What one prompt token with its alternatives adds to the size of offloaded work, in bytes of equally slow text."""
 
 
 def chat_logprobs(renderer: Renderer, delta: OutputDelta) -> list[TokenLogprob]:

@@ -1,9 +1,10 @@
 """Separates tool calls from text while a model writes its answer. Whatever is not a well-formed call stays text.
 
-Three styles are understood, whichever one the base was asked for: `<tool_call>{"name": …, "arguments": …}</tool_call>` (Hermes),
-`[TOOL_CALLS] [{"name": …, "arguments": …}]` (Mistral), and, at the beginning of the answer, bare `{"name": …, "parameters": …}`,
-several separated by semicolons (Llama 3). A call names a function that was offered and has an object of arguments. White space next
-to a call belongs to the call. The result does not depend on how the text is cut into pieces.
+Three styles are understood, whichever one the base was asked for: `<tool_call>{"name": …, "arguments": …}</tool_call>`
+(Hermes), `[TOOL_CALLS] [{"name": …, "arguments": …}]` (Mistral), and, at the beginning of the answer, bare `{"name": …,
+"parameters": …}`, several separated by semicolons (Llama 3). A call names a function that was offered and has an object
+of arguments. White space next to a call belongs to the call. The result does not depend on how the text is cut into
+pieces.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class ToolCallParser:
         rest = [*self._trimmed(iter((self._take(len(self._held)),)))]
         return rest if self._after_call else [*rest, *filter(None, (self._space,))]
 
-    # Each step chooses the next step and returns what is certain, or returns None when it needs more text. ----------------------
+    # Each step chooses the next step and returns what is certain, or returns None when it needs more text. -----------
 
     def _beginning(self) -> Iterator[Parsed] | None:
         """At the beginning, or right after a bare call: another bare call, or anything."""
@@ -154,7 +155,7 @@ class ToolCallParser:
 
 
 class _JsonScanner:
-    """Finds the end of the JSON object or list that begins at `start`, in text that grows. `at` is how far it has looked."""
+    """Finds the end of the JSON object or list that begins at `start` in growing text; scanning goes on from `at`."""
 
     def __init__(self, start: int = 0) -> None:
         self.start = self.at = start

@@ -1,4 +1,5 @@
-"""The request bodies of the inference endpoints. Every field declared here is applied; request/fields.py handles the others.
+"""The request bodies of the inference endpoints. Every field declared here is applied; request/fields.py handles the
+others.
 
 Every optional field may be null, which means the same as leaving it out.
 """
@@ -16,7 +17,7 @@ Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Alternatives = Annotated[int, Meta(ge=0, le=20)]
 TokenId = Annotated[int, Meta(ge=0, lt=2**31)]
 Tokens = str | list[Any]
-"""One prompt as text or token ids, or several of either. msgspec unions may have only one list type, so prompts.py checks items."""
+"""One prompt as text or token ids, or several of either; prompts.py tells them apart, which msgspec cannot."""
 
 
 class StreamOptions(msgspec.Struct, frozen=True):
@@ -28,9 +29,10 @@ class StreamOptions(msgspec.Struct, frozen=True):
 class SamplingFields(msgspec.Struct, frozen=True, kw_only=True):
     """The fields that chat and completion requests share; see OpenAI's reference.
 
-    `top_k`, `min_p`, `repetition_penalty`, `ignore_eos`, `min_tokens`, `stop_token_ids`, `allowed_token_ids`, `bad_words`,
-    `skip_special_tokens`, `include_stop_str_in_output`, `truncate_prompt_tokens`, `prompt_logprobs`, `structured_outputs` and
-    `guided_…` are extensions that vLLM has too; `regex` and `grammar` are short for `guided_regex` and `guided_grammar`.
+    `top_k`, `min_p`, `repetition_penalty`, `ignore_eos`, `min_tokens`, `stop_token_ids`, `allowed_token_ids`,
+    `bad_words`, `skip_special_tokens`, `include_stop_str_in_output`, `truncate_prompt_tokens`, `prompt_logprobs`,
+    `structured_outputs` and `guided_…` are extensions that vLLM has too; `regex` and `grammar` are short for
+    `guided_regex` and `guided_grammar`.
     """
 
     model: str

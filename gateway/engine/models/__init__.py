@@ -1,1 +1,1 @@
-"""Base models in memory and their forward pass."""
+"""Base models in memory and their forward pass: `native/` on CPUs, `torch/` on everything else."""

@@ -24,13 +24,13 @@ TYPICAL_CONTEXT = 2048
 
 
 Reduction = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-"""Of each row of float32 [R, n], the index of its largest, int64 [R], and the log of its sum of exponentials, float32 [R]."""
+"""From logits float32 [R, n] to each row's argmax, int64 [R], and the log of its sum of exponentials, float32 [R]."""
 
 
 class Model(Protocol):
     """A base model in memory with its KV cache, ready for adapters.
 
-    `argmax_logsumexp` is the model's own way to reduce rows of logits for the sampler, where it has a faster one than torch.
+    `argmax_logsumexp` reduces rows of logits for the sampler, where the model does that faster than torch.
     """
 
     device: torch.device
@@ -48,9 +48,9 @@ class Model(Protocol):
         """The same adapter on the model's device; the same object when that is main memory."""
 
     def run(self, batch: ForwardBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Run a batch: logits float32 [len(batch.logits), vocabulary] and final hidden states float32 [len(batch.hidden), hidden].
+        """Run a batch and return its logits [R, vocabulary] and final hidden states [H, hidden], both float32.
 
-        The next call overwrites what is returned.
+        R and H are the numbers of rows in `batch.logits` and `batch.hidden`. The next call overwrites what is returned.
         """
 
 

@@ -20,8 +20,8 @@ __all__ = ["open_model"]
 def open_model(config: EngineConfig, *, clock: Callable[[], float] = time.monotonic) -> tuple[Model, float]:
     """Load the base of `config`, and return it with the seconds that took.
 
-    On a CPU with the native kernels' instructions, Llama-like architectures run on the native decoder; everything else, GPUs
-    included, runs on transformers' modelling code.
+    On a CPU with the native kernels' instructions, Llama-like architectures run on the native decoder; everything else,
+    GPUs included, runs on transformers' modelling code.
     """
     started = clock()
     refuse_folder(Path(config.base_folder), f"the base {config.base_name!r}")

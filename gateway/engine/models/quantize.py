@@ -1,7 +1,7 @@
 """Quantize weights bit for bit as bitsandbytes does, without importing it, which would take longer than the quantizing.
 
-NF4 is QLoRA's (arXiv 2305.14314): 4-bit normal floats in blocks of 64, whose maxima are themselves quantized to 8-bit dynamic floats
-(arXiv 1511.04561) in blocks of 256. The 8-bit integers are LLM.int8's (arXiv 2208.07339), row by row.
+NF4 is QLoRA's (arXiv 2305.14314): 4-bit normal floats in blocks of 64, whose maxima are themselves quantized to 8-bit
+dynamic floats (arXiv 1511.04561) in blocks of 256. The 8-bit integers are LLM.int8's (arXiv 2208.07339), row by row.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ NORMAL_FLOATS = (
 
 
 def nf4_codes(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Quantize a weight [n, k] (n*k even) to 4-bit codes uint8 [n, k] and maxima float32 [blocks], as they are after double quantization.
+    """Quantize a weight [n, k] to 4-bit codes uint8 [n, k] and the blocks' maxima float32 [blocks].
 
+    n * k is even. The maxima are as double quantization leaves them.
     Blocks of NF4_BLOCK values run through the whole weight, row by row.
     """
     values = weight.reshape(-1).float()
@@ -66,7 +67,7 @@ def _nearest() -> torch.Tensor:
 
 
 def _dynamic_floats() -> torch.Tensor:
-    """The 256 values of a signed 8-bit dynamic float: the smaller the exponent, the fewer bits are left for the fraction."""
+    """The 256 values of a signed 8-bit dynamic float, which has the fewer bits of fraction the smaller it is."""
     values = [0.0, 1.0]
     for exponent in range(7):
         steps = torch.linspace(0.1, 1, 2**exponent + 1)

@@ -28,6 +28,16 @@ __all__ = ["ChatTemplate", "find_template"]
 
 _RESERVED = {"messages", "tools", "documents", "add_generation_prompt", "raise_exception", "strftime_now"}
 _SHOWN = 500
+_REFUSALS = (
+    jinja2.TemplateError,
+    TypeError,
+    ValueError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    RecursionError,
+)
+"""What a template may raise on messages that it does not expect."""
 _TOKENS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 
 
@@ -98,15 +108,7 @@ class ChatTemplate:
                 code="template_limit",
                 param="messages",
             ) from error
-        except (
-            jinja2.TemplateError,
-            TypeError,
-            ValueError,
-            LookupError,
-            ArithmeticError,
-            AttributeError,
-            RecursionError,
-        ) as error:
+        except _REFUSALS as error:
             roles = _short(", ".join(str(message.get("role")) for message in messages) or "none")
             raise InvalidInput(
                 f"the base's chat template refuses these messages (roles: {roles}): {_short(error)}",

@@ -130,10 +130,10 @@ class TurnFinder:
         with_it = self._render([*before, *unit.messages], False)
         if not with_it.startswith(base):
             return None
-        asked, shown = (before, base) if unit.is_answer else ([*before, *unit.messages], with_it)
+        context, shown = (before, base) if unit.is_answer else ([*before, *unit.messages], with_it)
         if not unit.is_answer and number < len(units) - 1:
             return with_it[len(base) :], ""
-        prompt = self._render(asked, True)
+        prompt = self._render(context, True)
         return (with_it[len(base) :], prompt[len(shown) :]) if prompt.startswith(shown) else None
 
     def _turn_at(self, unit: _Unit, start: int, end: int, prompt: str) -> Turn | None:

@@ -123,7 +123,7 @@ def _pair(name: str, row: Row, renderer: Renderer, max_length: int) -> tuple[lis
             "has no rejected answer, and this trainer learns from pairs; add the worse answer as `rejected`, or train with "
             "--method lora"
         )
-    halves = [_cut(renderer.example(said, tools=row.tools), max_length) for said in row.conversations]
+    halves = [_cut(renderer.example(answered, tools=row.tools), max_length) for answered in row.conversations]
     (ids, trained, lost), (worse, wanted, missing) = halves
     if ids == worse:
         raise InvalidInput(f"both answers are the same within max_length={max_length} tokens; raise max_length")

@@ -1,4 +1,4 @@
-"""Faster mathematics for training where it equals transformers' and PEFT's: padding-free batches, fused layers with LoRA, the loss.
+"""Faster training with equal results: padding-free batches, fused decoder layers with LoRA, a chunked loss.
 
 Everything has a plain torch version beside it, and models that are not known are left to transformers.
 """

@@ -1,7 +1,7 @@
-"""Causal attention over packed sequences, forward and backward: each token attends to its own sequence and the prefix that it shares.
+"""Causal attention over packed sequences with shared prefixes, forward and backward.
 
-Natively where that fits, otherwise in torch by two batched products a sequence. The attention weights are kept for the backward pass;
-sequences of more than LONG tokens take torch's own attention, which keeps none and computes them again.
+Natively where that fits, otherwise in torch by two batched products a sequence. The attention weights are kept for the
+backward pass; sequences of more than LONG tokens take torch's own attention, which keeps none and computes them again.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ LONG = 1024
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, scale: float) -> tuple[Tensor, list[Tensor]]:
-    """Attend from `q` [T, heads, d] to `k` and `v` [T, groups, d]: [T, heads, d], and each sequence's attention weights.
+    """Attend from `q` [T, heads, d] to `k`, `v` [T, groups, d]; return [T, heads, d] and each sequence's attention
+    weights.
 
-    `groups` are the key-value heads (grouped-query attention). Weights are empty for long sequences; the native kernels put all
-    of them into one tensor.
+    `groups` are the key-value heads (grouped-query attention). Weights are empty for long sequences; the native kernels
+    put all of them into one tensor.
     """
     if (kernels := _kernels(q, k, v, layout)) is not None:
         out, weights = native_ops.attend(kernels, q, k, v, layout, scale)
@@ -50,7 +51,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, scale: float) 
 def attend_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, weights: Sequence[Tensor], layout: PackedLayout, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients by q, k and v, where `grad` [T, heads, d] is the gradient by the output; those of shared tokens are summed in float32."""
+    """Gradients by q, k and v from `grad` [T, heads, d], the one by the output; float32 sums for shared tokens."""
     grad = grad.contiguous()
     if (kernels := _kernels(q, k, v, layout)) is not None:
         return native_ops.attend_backward(kernels, grad, q, k, v, weights[0], layout, scale)

@@ -1,4 +1,4 @@
-"""The loss of each token straight from the decoder's output, holding the logits of at most a few hundred tokens at a time.
+"""The loss of each token from the decoder's output, with the logits of a few hundred tokens in memory at a time.
 
 The head is frozen: the gradient is computed together with the loss, chunk by chunk, from the same logits.
 """
@@ -25,7 +25,10 @@ def is_frozen_linear(head: Any) -> bool:
 
 
 def token_losses(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Negative log-likelihoods in nats, float32 [n], of `targets` int64 [n] after `hidden` [n, width]; `weight` [vocabulary, width]."""
+    """Negative log-likelihoods in nats, float32 [n], of `targets` int64 [n] after `hidden` [n, width].
+
+    `weight` [vocabulary, width] is the head's.
+    """
     losses: torch.Tensor = _TokenLosses.apply(hidden, weight, targets)  # type: ignore[no-untyped-call]
     return losses
 

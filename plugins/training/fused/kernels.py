@@ -1,4 +1,4 @@
-"""Find the native kernels of training (csrc/, built with the package where there is a C compiler) and bind their functions and structs.
+"""Find training's native kernels, built from csrc/ where there is a C compiler, and bind their functions and structs.
 
 Only native_ops.py calls them: it takes tensors and checks dtype, layout and shape.
 """

@@ -1,8 +1,8 @@
 """A whole decoder layer as one differentiable function, with its backward pass written out.
 
-After attention only the tokens that are wanted go on: in the last layer those that predict a trained token. For the backward pass it keeps x,
-the middle of the layer, queries, keys, values, attention's weights and output, gate, up and LoRA's inner values; norms and activations
-are computed again. Frozen weights are multiplied as they are stored.
+After attention only the tokens that are wanted go on: in the last layer those that predict a trained token. For the
+backward pass it keeps x, the middle of the layer, queries, keys, values, attention's weights and output, gate, up and
+LoRA's inner values; norms and activations are computed again. Frozen weights are multiplied as they are stored.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ class PackedTokens(msgspec.Struct, frozen=True):
 
 
 class FusedLayer(msgspec.Struct, frozen=True):
-    """A layer's parts: its linear layers by the input they share, both norms' weights float32 [D] and epsilon, a head's size, attention's scale."""
+    """A layer's parts: its linear layers grouped by input, and the settings of its norms and of attention.
+
+    `norms` are the weights of both norms, float32 [D], `size` is that of a head.
+    """
 
     qkv: LinearGroup
     o: LinearGroup
@@ -53,7 +56,7 @@ class FusedLayer(msgspec.Struct, frozen=True):
 
 
 def fuse_layer(module: Any) -> FusedLayer | None:
-    """Take apart a layer of transformers; None if it is of another kind, or if more of it is trained than LoRA pairs."""
+    """Take apart a layer of transformers; None if it is of another kind or more of it is trained than LoRA pairs."""
     recomputed = getattr(module, "gradient_checkpointing", False)
     if (
         type(module).__name__ not in LAYERS
@@ -91,7 +94,7 @@ def _linear_group(modules: Sequence[Any]) -> LinearGroup | None:
 
 
 def run_layer(x: Tensor, layer: FusedLayer, tokens: PackedTokens, wanted: Tensor | None = None) -> Tensor:
-    """The residual stream [T, D] after the layer, in the dtype of `x`; only the rows `wanted`, int64 [n], if given: [n, D]."""
+    """The residual stream after the layer, in the dtype of `x` [T, D]; only of the rows `wanted`, int64 [n], if given."""
     trained = [weight for group in layer.groups for weight in group.trained]
     out: Tensor = _Layer.apply(x, layer, tokens, wanted, *trained)  # type: ignore[no-untyped-call]
     return out

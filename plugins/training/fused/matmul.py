@@ -1,4 +1,7 @@
-"""Sums of matrix products with weights as the model holds them, NF4 included, rounded once: natively where that is faster, else in torch."""
+"""Sums of matrix products, rounded once, with weights as the model holds them, NF4 included.
+
+Computed natively where that is faster, otherwise in torch.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""The native kernels as functions of tensors, which are checked here; operations.py, attention.py and matmul.py fall back to torch.
+"""The native kernels as functions of tensors, which are checked here.
 
+operations.py, attention.py and matmul.py call them and have a torch version for everything else.
 All take bfloat16 tensors on the CPU and sum in float32; `kernels_for` says whether they can be used.
 """
 
@@ -64,9 +65,8 @@ def cross_entropy(kernels: Kernels, logits: Tensor, targets: Tensor, *, with_gra
     """See operations.cross_entropy."""
     losses = torch.empty(len(targets), dtype=torch.float32)
     rows, size = logits.shape
-    kernels.cross_entropy(
-        logits.data_ptr(), _check("targets", targets, torch.int64, rows), losses.data_ptr(), rows, size, int(with_gradient)
-    )  # fmt: skip
+    ids = _check("targets", targets, torch.int64, rows)
+    kernels.cross_entropy(logits.data_ptr(), ids, losses.data_ptr(), rows, size, int(with_gradient))
     return losses
 
 
@@ -86,10 +86,16 @@ def rms_norm_backward(
     rows, width = x.shape
     out, y = torch.empty_like(x), torch.empty_like(x)
     kernels.norm_backward(
-        _check("the gradient", grad, x.dtype, rows, width), x.data_ptr(), _check("a norm's weight", weight, torch.float32, width),
-        _check("the inverse roots", scale, torch.float32, rows, 1), _check("the carried gradient", carried, x.dtype, rows, width),
-        out.data_ptr(), y.data_ptr(), rows, width,
-    )  # fmt: skip
+        _check("the gradient", grad, x.dtype, rows, width),
+        x.data_ptr(),
+        _check("a norm's weight", weight, torch.float32, width),
+        _check("the inverse roots", scale, torch.float32, rows, 1),
+        _check("the carried gradient", carried, x.dtype, rows, width),
+        out.data_ptr(),
+        y.data_ptr(),
+        rows,
+        width,
+    )
     return out, y
 
 
@@ -110,9 +116,9 @@ def swiglu(kernels: Kernels, gate: Tensor, up: Tensor) -> Tensor:
 def swiglu_backward(kernels: Kernels, grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """See operations.swiglu_backward."""
     grad_gate, grad_up = torch.empty_like(gate), torch.empty_like(up)
+    address, up_address = (_check(name, x, gate.dtype, *gate.shape) for name, x in (("the gradient", grad), ("up", up)))
     kernels.swiglu_backward(
-        _check("the gradient", grad, gate.dtype, *gate.shape), gate.data_ptr(), _check("up", up, gate.dtype, *gate.shape),
-        grad_gate.data_ptr(), grad_up.data_ptr(), gate.numel(),
+        address, gate.data_ptr(), up_address, grad_gate.data_ptr(), grad_up.data_ptr(), gate.numel()
     )  # fmt: skip
     return grad_gate, grad_up, grad
 
@@ -165,8 +171,8 @@ def attend_backward(
     keys, values = (_check("keys and values", x, q.dtype, tokens, groups, size) for x in (k, v))
     kernels.attend_backward(
         _check("the gradient", grad, q.dtype, tokens, heads, size), q.data_ptr(), keys, values,
-        _check("attention weights", weights, q.dtype, table.weights), grad_q.data_ptr(), grad_k.data_ptr(), grad_v.data_ptr(),
-        table.struct, scale,
+        _check("attention weights", weights, q.dtype, table.weights),
+        grad_q.data_ptr(), grad_k.data_ptr(), grad_v.data_ptr(), table.struct, scale,
     )  # fmt: skip
     return grad_q, grad_k, grad_v
 
@@ -209,7 +215,7 @@ def matmul_sum(kernels: Kernels, terms: Terms, onto: Tensor | None, out: Tensor 
 
 
 def _term_structs(terms: Terms, quantized: Sequence[NF4Struct | None]) -> object:
-    """The terms as the kernels take them, with the strides of dense weights; `quantized` has the others' structs and must outlive them."""
+    """The terms as the kernels take them; `quantized` has the structs of quantized weights and must outlive them."""
     structs = (TermStruct * len(terms))()
     for struct, (a, b), nf4 in zip(structs, terms, quantized, strict=True):
         struct.a, struct.a_row, struct.depth = a.data_ptr(), a.stride(0), b.shape[0]

@@ -1,6 +1,7 @@
-"""What a decoder layer computes besides matrix products, forward and backward: natively in one pass where that fits, else in torch.
+"""What a decoder layer computes besides matrix products and attention, forward and backward.
 
-Everything is computed in float32 and rounded once to the dtype of the input.
+Computed natively in one pass over memory where that fits, otherwise in torch. Everything is computed in float32 and
+rounded once to the dtype of the input.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]
 
 
 def rms_norm_backward(grad: Tensor, x: Tensor, weight: Tensor, scale: Tensor, carried: Tensor) -> tuple[Tensor, Tensor]:
-    """`carried` plus the gradient by `x`, where `grad` is the gradient by the output; and the output again. All [T, D]."""
+    """`carried` plus the gradient by `x`, from `grad`, the one by the output; and the output again. All [T, D]."""
     kernels = kernels_for(x)
     if kernels is not None:
         return native_ops.rms_norm_backward(kernels, grad, x, weight, scale, carried)
@@ -62,9 +63,9 @@ def rms_norm_backward(grad: Tensor, x: Tensor, weight: Tensor, scale: Tensor, ca
 
 
 def rotate(x: Tensor, cosine: Tensor, sine: Tensor, *, inverse: bool = False) -> Tensor:
-    """Rotary positions (arXiv 2104.09864) in place: `x` [T, heads, d], `cosine` and `sine` float32 [T, d] with equal halves.
+    """Apply rotary positions (arXiv 2104.09864) to `x` [T, heads, d], in place.
 
-    `inverse` rotates back, which is also the backward pass.
+    `cosine` and `sine` are float32 [T, d] with equal halves. `inverse` rotates back, which is also the backward pass.
     """
     kernels = kernels_for(x)
     if kernels is not None:
@@ -85,7 +86,7 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 
 
 def swiglu_backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients by `gate` and `up`, where `grad` is the gradient by the output, and the output again; `grad` may be overwritten."""
+    """Gradients by `gate` and `up` from `grad`, the one by the output, which is overwritten; and the output again."""
     kernels = kernels_for(gate)
     if kernels is not None:
         return native_ops.swiglu_backward(kernels, grad, gate, up)
@@ -97,7 +98,7 @@ def swiglu_backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Ten
 
 
 def causal_softmax(scores: Tensor, scale: float, prefix: int = 0) -> Tensor:
-    """Attention weights in place of `scores` [n, k L, prefix + L], of which row r sees the first prefix + r mod L + 1."""
+    """Attention weights in place of `scores` [n, k L, prefix + L]; row r attends to the first prefix + r mod L + 1."""
     weights = (scores.float() * scale).masked_fill_(_future(scores, prefix), -torch.inf)
     return scores.copy_(weights.softmax(dim=2))
 

@@ -1,7 +1,7 @@
-"""How sequences are packed end to end without padding, with the prefixes that they share computed once, by the first that has them.
+"""Pack sequences end to end without padding; a prefix that several share is computed once, by the first that has it.
 
-Sequences are so the branches of a tree: a system prompt, a question's several answers, both halves of a preference pair. Each token
-attends to what it would in its own sequence, at the same positions, so only rounding changes.
+The sequences form a tree, for example of a system prompt, a question, and its several answers. Each token attends to
+what it would in its own sequence, at the same positions, so only rounding changes.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ Tensor = torch.Tensor
 class PackedLayout:
     """Packed sequences: each has `lengths` own tokens, at least one, at `slices` of the packed tokens.
 
-    `contexts`, int64 [n] of each sequence, are the packed places of all tokens that its last one attends to, its own last; without
-    them each sequence attends to its own tokens only.
+    `contexts`, int64 [n] of each sequence, are the packed places of all tokens that its last one attends to, its own
+    last; without them each sequence attends to its own tokens only.
     """
 
     def __init__(self, lengths: Sequence[int], contexts: Sequence[Tensor] = ()) -> None:
@@ -36,7 +36,7 @@ class PackedLayout:
 
 
 def pack_sequences(ids: Tensor, kept: Tensor, shareable: Sequence[int]) -> tuple[PackedLayout, Tensor]:
-    """Lay out the tokens `kept` bool [B, L] of `ids` int64 [B, L], each row from its start; also which of them are computed, bool [B, L].
+    """Lay out the tokens `kept`, bool [B, L], of `ids`, int64 [B, L]; also which of them are computed, bool [B, L].
 
     A row shares with an earlier one what both begin with, at most its first `shareable` tokens.
     """

@@ -1,7 +1,7 @@
-"""Run a model over packed sequences, so that nothing is computed for padding, nor twice for prefixes that sequences share.
+"""Run a model over packed sequences, so that nothing is computed for padding, nor twice for shared prefixes.
 
-Each sequence attends causally to itself alone. `supports_packing` refuses models whose layers are not known to hand their keywords to the
-attention function, and those with sliding windows.
+Each sequence attends causally to itself alone. `supports_packing` refuses models whose layers are not known to hand
+their keywords to the attention function, and those with sliding windows.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ARCHITECTURES = {"llama", "mistral", "qwen2", "qwen3"}
 
 
 def causal_lm_of(model: nn.Module) -> Any:
-    """The model with its head, under PEFT's wrapper if there is one; None if the architecture is not known or PEFT changes its input."""
+    """The model under PEFT's wrapper, if it is of a known architecture and PEFT does not change its input, or None."""
     inner: Any = model
     if hasattr(inner, "get_base_model"):
         if inner.active_peft_config.is_prompt_learning:
@@ -36,7 +36,7 @@ def causal_lm_of(model: nn.Module) -> Any:
 
 
 def supports_packing(model: Any) -> bool:
-    """Whether sequences may be packed: SDPA over whole sequences, no dropout in attention, no gradient checkpointing."""
+    """Whether sequences may be packed: SDPA without windows, no dropout in attention, no gradient checkpointing."""
     config, decoder = model.config, model.get_decoder()
     windowed = getattr(config, "use_sliding_window", True) and getattr(config, "sliding_window", None) is not None
     dropout = getattr(config, "attention_dropout", 0.0) > 0
@@ -65,9 +65,10 @@ def run_packed(
     computed: torch.Tensor,
     wanted: torch.Tensor,
 ) -> torch.Tensor:
-    """The decoder's output for the tokens `wanted` of `ids`, row after row: [n, width], through fused `layers` if there are any.
+    """The decoder's output [n, width] for the tokens `wanted` of `ids`, row after row; by fused `layers` if there are
+    any.
 
-    `computed` and `wanted` are bool [B, L] like `ids`; `layout` packs the computed tokens, which suffice for all others.
+    `computed` and `wanted` are bool [B, L] like `ids`; `layout` packs the computed tokens, which suffice for all.
     """
     positions = computed.nonzero()[:, 1]
     chosen = wanted[computed].nonzero()[:, 0]

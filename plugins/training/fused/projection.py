@@ -1,6 +1,7 @@
-"""Frozen linear layers of a decoder that read the same input, with the LoRA pairs that PEFT has put on them, forward and backward.
+"""Frozen linear layers of a decoder that read the same input, with PEFT's LoRA pairs on them, forward and backward.
 
-The A matrices of the pairs are stacked, so that they take one product. Only plain layers and plain LoRA are known; `projection_of` says so.
+The pairs' A matrices are stacked, so that they take one product. `projection_of` accepts only plain layers and plain
+LoRA.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ Tensor = torch.Tensor
 
 
 class Projection:
-    """y = x W^T + bias + scale (x A^T) B^T (arXiv 2106.09685), with `a` [r, in] and `b` [out, r] if the layer has a LoRA pair."""
+    """y = x W^T + bias + scale (x A^T) B^T (arXiv 2106.09685), with `a` [r, in], `b` [out, r] or without a LoRA pair."""
 
     def __init__(self, layer: Any, a: Tensor | None = None, b: Tensor | None = None, scale: float = 1.0) -> None:
         self._layer, self.a, self.b, self.scale = layer, a, b, scale
@@ -43,9 +44,9 @@ class Projection:
 
 
 class LoraPairs:
-    """The LoRA pairs of some projections in the dtype of the computation: `a` [R, in] has all their A, one below the other.
+    """The LoRA pairs of some projections in the dtype of the computation; `a` [R, in] has all their A, stacked.
 
-    For each projection, `b` [out, r] is its B times its scale and `columns` its part of R; None and empty without a pair.
+    `b` has each projection's B [out, r] times its scale, and `columns` its part of R; None and empty without a pair.
     """
 
     def __init__(self, projections: Sequence[Projection], dtype: torch.dtype) -> None:
@@ -76,7 +77,7 @@ class LinearGroup:
         return [half for projection in self.projections for half in (projection.a, projection.b)]
 
     def forward(self, x: Tensor, pairs: LoraPairs, onto: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
-        """The outputs for `x` [T, in], LoRA included and added to `onto`; and x A^T [T, R], which the backward pass needs."""
+        """The outputs for `x` [T, in] with LoRA, added to `onto`; and x A^T [T, R] for the backward pass."""
         inner = x.new_empty(len(x), 0) if pairs.a is None else matmul_sum([(x, pairs.a.T)])
         outputs = []
         for projection, b, columns in zip(self.projections, pairs.b, pairs.columns, strict=True):

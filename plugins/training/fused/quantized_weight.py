@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from tunery.plugins.quantization import NF4_BLOCK, unpacked
+from tunery.plugins.quantization import NF4_BLOCK, dequantize_nf4
 from tunery.plugins.training.fused.kernels import NF4Struct
 
 __all__ = ["QuantizedWeight"]
@@ -32,12 +32,12 @@ class QuantizedWeight:
 
     def dequantize(self) -> torch.Tensor:
         """As a tensor."""
-        weight = unpacked(self._weight)
+        weight = dequantize_nf4(self._weight)
         return weight.T if self.transposed else weight
 
     @property
     def fits_kernels(self) -> bool:
-        """Whether the native kernels read this format: NF4 with double quantization, quantized from bfloat16, rows of whole blocks."""
+        """Whether the native kernels read it: NF4 with double quantization, from bfloat16, rows of whole blocks."""
         state = self._weight.quant_state
         known = state.quant_type == "nf4" and state.nested and state.blocksize == NF4_BLOCK
         return known and self.dtype == torch.bfloat16 and self.width % NF4_BLOCK == 0 and self.rows % 2 == 0

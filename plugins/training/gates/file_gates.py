@@ -17,7 +17,7 @@ from tunery.registry.peft.safetensors_header import nonfinite_tensor, read_heade
 __all__ = ["changes_every_target", "delta_is_faithful", "is_finite"]
 
 FIDELITY_SLACK = 0.005
-"""The search for a delta measures in the precision it trains in; this much of the fidelity asked for is rounding."""
+"""The search for a delta measures in the precision of training; a shortfall of this much is rounding."""
 SHOWN = 5
 
 
@@ -58,17 +58,17 @@ def changes_every_target(case: GateCase) -> Verdict:
 
 
 def delta_is_faithful(case: GateCase) -> Verdict:
-    """The served delta of a full fine-tune keeps the share of the held-out improvement that was asked for."""
+    """The served delta of a full fine-tune keeps the requested share of the held-out improvement."""
     measured, wanted = case.request.metrics.get("delta_fidelity"), case.request.parameters.get("fidelity")
     if wanted is None:
         return skipped("only a full fine-tune is served as a delta")
     if measured is None:
         return skipped("nothing was held out to measure the delta by", asked=wanted)
     figures = {"fidelity": measured, "asked": wanted}
-    told = f"the served delta keeps {measured:.3f} of the held-out improvement, {wanted:g} was asked for"
+    message = f"the served delta keeps {measured:.3f} of the held-out improvement, {wanted:g} was asked for"
     if measured >= wanted - FIDELITY_SLACK:
-        return passed(told, **figures)
-    return failed(f"{told}: lower fidelity, hold out more rows, or train a lora, which is served exactly", **figures)
+        return passed(message, **figures)
+    return failed(f"{message}: lower fidelity, hold out more rows, or train a lora, which is served exactly", **figures)
 
 
 def _norms(file: Any) -> Iterator[tuple[str, float]]:

@@ -53,8 +53,8 @@ def check_rows(
         allowed=sorted(set(allow)),
         findings={
             rule: number
-            for rule, found in report.counts.items()
-            if (number := found.get("error", 0) + found.get("warning", 0))
+            for rule, by_severity in report.counts.items()
+            if (number := by_severity.get("error", 0) + by_severity.get("warning", 0))
         },
         warnings=_first_of_each(reported),
     )

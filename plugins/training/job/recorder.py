@@ -28,9 +28,9 @@ __all__ = ["JobRecorder"]
 
 
 class JobRecorder:
-    """One job's. `manifest` is the job's manifest, changed in place as the job goes on.
+    """Records one job. `manifest` is the job's manifest, changed in place as the job goes on.
 
-    Outside `recording`, and so in every process but the main one, nothing is written and nobody hears of anything.
+    Outside `recording`, which only the main process enters, no events are sent and no manifest is written.
     """
 
     def __init__(

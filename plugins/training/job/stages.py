@@ -247,7 +247,7 @@ def _shared_figures(job: JobContext, model: nn.Module) -> dict[str, float]:
 
 def save(job: JobContext, trained: Trained) -> Saved:
     """Write the report, then the finished files."""
-    # The report comes before anything that can refuse the result: whoever has to fix it needs the report most.
+    # The report comes before anything that can refuse the result: it is needed most when something has to be fixed.
     if job.report is not None:
         with job.phases.of("report"):
             report = job.report.build(trained.model, trained.result, job.manifest)
@@ -268,7 +268,7 @@ def save(job: JobContext, trained: Trained) -> Saved:
 
 
 def publish(job: JobContext, saved: Saved) -> Version:
-    """Run the gates and publish the version; raise GatesFailed when one fails and nobody overruled it."""
+    """Run the gates and publish the version; raise GatesFailed when one fails, unless publishing is forced."""
     _run_gates(job, saved)
     request, result = job.inputs.request, saved.result
     checkpoint = {"step": result.chosen, "why": result.why, "evaluations": [list(pair) for pair in result.evaluations]}

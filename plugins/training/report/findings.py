@@ -122,13 +122,13 @@ def suspicious(rows: Sequence[RowLoss]) -> list[Note]:
     if len(rows) < FEWEST:
         return []
     ordered = sorted(rows, key=lambda row: row.before)
-    found = []
+    ranked = []
     for at, row in enumerate(ordered):
         middle, most = np.percentile(_neighbours(ordered, at), [50, 80])
         stands_out = float((row.after - middle) / (most - middle + 0.1))
         if row.after - most > 0.2 and (stands_out > 3 or row.after - row.before > 0.2):
-            found.append((stands_out, _note(row, float(middle))))
-    return [note for _, note in sorted(found, key=lambda pair: -pair[0])]
+            ranked.append((stands_out, _note(row, float(middle))))
+    return [note for _, note in sorted(ranked, key=lambda pair: -pair[0])]
 
 
 def memorised(rows: Sequence[RowLoss], held_out: Sequence[RowLoss]) -> list[Note]:
@@ -140,13 +140,13 @@ def memorised(rows: Sequence[RowLoss], held_out: Sequence[RowLoss]) -> list[Note
         return []
     ordered = sorted(held_out, key=lambda row: row.before)
     before, after = (np.array([getattr(row, name) for row in ordered]) for name in ("before", "after"))
-    found = []
+    notes = []
     for row in rows:
         like = after[np.argsort(np.abs(before - row.before), kind="stable")[:LIKE]]
         best, middle = np.percentile(like, [10, 50])
         if row.after < best / 2 and middle - row.after > 0.3:
-            found.append(_note(row, float(middle)))
-    return sorted(found, key=lambda note: note.after - (note.like or 0.0))
+            notes.append(_note(row, float(middle)))
+    return sorted(notes, key=lambda note: note.after - (note.like or 0.0))
 
 
 def _neighbours(ordered: Sequence[RowLoss], at: int) -> Array:

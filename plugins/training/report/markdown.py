@@ -12,13 +12,13 @@ from tunery.plugins.training.report.summary import change_text, place, verdict_t
 __all__ = ["page", "samples_page"]
 
 OWN = (
-    "This trainer minimises something of its own: steps and evaluations are its {unit}, rows of their better answers, and before is the "
-    "model that training began with.\n"
+    "This trainer has an objective of its own: steps and evaluations are in its {unit}, losses of rows are those of the better answers, "
+    "and before is the model that training started from.\n"
 )
 
 
 def page(report: Report, *, picture: bool) -> str:
-    """The whole report; with the curve's `picture` where there is one."""
+    """The whole report, with the `picture` of the losses if there is one."""
     parts = [
         "# Report\n",
         f"`{report.adapter}` by `{report.method}` on `{report.base}`. Losses are in nats per trained token"
@@ -35,7 +35,7 @@ def page(report: Report, *, picture: bool) -> str:
 
 
 def samples_page(samples: Sequence[Sample]) -> str:
-    """Held-out prompts, the reference, and what base and tuned model answer, one under the other."""
+    """Held-out prompts with the reference and the answers of base and tuned model."""
     if not samples:
         return ""
     head = "# Samples\n\nGreedy answers to held-out prompts; win, tie and loss are by the reference's loss.\n\n"
@@ -111,7 +111,7 @@ def _table(title: str, notes: Sequence[Note], why: str = "") -> str:
 
 
 def _notes(report: Report) -> str:
-    return "## Not told\n\n" + "\n".join(f"- {note}" for note in report.notes) + "\n" if report.notes else ""
+    return "## Unknown\n\n" + "\n".join(f"- {note}" for note in report.notes) + "\n" if report.notes else ""
 
 
 def _fenced(text: str) -> str:

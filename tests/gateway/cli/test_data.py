@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.gateway.cli.test_adapters import tunery
-from tests.plugins.data.checks.test_checks import chat
+from tests.plugins.data.checks.check_rows import chat
 from tunery.gateway.cli.terminal.text import visible
 from tunery.plugins.testing import write_rows
 from tunery.registry import Base

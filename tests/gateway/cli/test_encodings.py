@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.gateway.cli.test_adapters import filled, tunery
-from tests.plugins.data.checks.test_checks import chat
+from tests.plugins.data.checks.check_rows import chat
 from tunery.plugins.bases.resolve import base_digest
 from tunery.registry import Base
 from tunery.registry.home import Home

@@ -1,4 +1,4 @@
-"""The step loop: sampling, stopping, cancelling, scarce memory, and swaps under way."""
+"""The engine's loop: sampling, stopping, cancelling, scarce memory, and aliases that move while requests run."""
 
 from __future__ import annotations
 

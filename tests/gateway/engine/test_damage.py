@@ -1,4 +1,4 @@
-"""What lies on disk and is not what its digest says is never computed with: adapters, packed bases, bases."""
+"""Files whose bytes do not match their digest are never computed with: adapters, packed bases, bases."""
 
 from __future__ import annotations
 

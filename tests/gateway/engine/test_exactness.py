@@ -1,4 +1,4 @@
-"""Served in a mixed batch, every request equals PEFT alone on the same quantized base, and no row's bits depend on its neighbours."""
+"""In a batch of different adapters, every request equals PEFT alone on the same quantized base, and no row's bits depend on others."""
 
 from __future__ import annotations
 

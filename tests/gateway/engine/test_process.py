@@ -1,4 +1,4 @@
-"""The engine's loop when it has nothing to do."""
+"""The engine process while it is idle."""
 
 from __future__ import annotations
 

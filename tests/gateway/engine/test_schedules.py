@@ -1,7 +1,8 @@
-"""Whatever happens around it, every request that finishes equals itself run alone through PEFT; everybody finishes; all is freed.
+"""Whatever else happens, every request that finishes equals itself run alone through PEFT, all finish, and all is released.
 
-Schedules are drawn: requests of all kinds on adapters of all kinds, tenants, cancels, loads, pins, unloads, aliases that move, in an
-engine with too little memory for adapters and for keys and values. Loads and the clock go by steps, so an example can be replayed.
+Schedules are drawn at random: requests of all kinds on adapters of all kinds, tenants, cancels, loads, pins, unloads and moving
+aliases, in an engine with too little memory for adapters and for the KV cache. Loads and the clock advance by steps, so that an
+example can be replayed.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ def text_alone(asked: Generate, kernels: str) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Ask:
+class PlannedRequest:
     """A request: the beginning of a stream, on adapters by number with weights (or whatever the alias is), for a tenant."""
 
     stream: int
@@ -119,7 +120,7 @@ class Ask:
 
 
 @dataclass(frozen=True)
-class Act:
+class PlannedAction:
     """Something else: `number` is of an adapter, of a request to cancel, or of steps."""
 
     kind: Literal["steps", "cancel", "load", "pin", "unload", "move"]
@@ -135,7 +136,7 @@ class Plan:
     settings: dict[str, Any]
     seconds: float
     loads: int
-    happenings: list[Ask | Act] = field(default_factory=list)
+    happenings: list[PlannedRequest | PlannedAction] = field(default_factory=list)
 
 
 single = st.integers(0, len(KINDS) - 1).map(lambda number: ((number, 1.0),))
@@ -146,7 +147,7 @@ composed = st.lists(
     unique_by=lambda part: part[0],
 ).map(tuple)
 asks = st.builds(
-    Ask,
+    PlannedRequest,
     stream=st.integers(0, len(STREAMS) - 1),
     length=st.integers(1, 40) | st.sampled_from([15, 16, 17, 32, 33, 48, 90]),
     count=st.integers(1, 25),
@@ -156,7 +157,7 @@ asks = st.builds(
     seed=st.integers(0, 2),
 )
 acts = st.builds(
-    Act,
+    PlannedAction,
     kind=st.sampled_from(["steps", "steps", "steps", "cancel", "load", "pin", "unload", "move"]),
     number=st.integers(0, 12),
 )
@@ -182,7 +183,7 @@ plans = st.builds(
 # -- running it -------------------------------------------------------------------------------------------------------
 
 
-class Play:
+class ScheduleRun:
     """A plan under way: what was asked and not cancelled, and what the engine must not say any more."""
 
     def __init__(self, plan: Plan, kernels: str) -> None:
@@ -213,7 +214,7 @@ class Play:
     def run(self) -> None:
         """Everything that was planned, then steps until all is done."""
         for happening in self.plan.happenings:
-            if isinstance(happening, Ask):
+            if isinstance(happening, PlannedRequest):
                 self.ask(happening)
             else:
                 getattr(self, happening.kind)(happening.number)
@@ -231,7 +232,7 @@ class Play:
         self.count += 1
         return str(self.count)
 
-    def ask(self, ask: Ask) -> None:
+    def ask(self, ask: PlannedRequest) -> None:
         parts = ((self.alias, 1.0),) if ask.parts is None else ask.parts
         composition = tuple(WeightedAdapter(self.adapters[number], weight) for number, weight in parts)
         name, tokens = self.name(), STREAMS[ask.stream][: ask.length]
@@ -356,11 +357,11 @@ def _slices(one: Generate | Embed) -> int:
 @often(60)
 @given(plans)
 def test_every_request_equals_itself_alone_whatever_the_schedule(plan: Plan) -> None:
-    Play(plan, "auto").run()
+    ScheduleRun(plan, "auto").run()
 
 
 @pytest.mark.filterwarnings("ignore:.*(tied|tying).*:UserWarning")
 @often(15)
 @given(plans)
 def test_every_request_equals_itself_alone_without_the_kernels(plan: Plan) -> None:
-    Play(plan, "torch").run()
+    ScheduleRun(plan, "torch").run()

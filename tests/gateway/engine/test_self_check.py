@@ -1,4 +1,4 @@
-"""A base is compared with transformers once; one that is served differently is refused, and so is one that is known to be."""
+"""The self-check: a base is compared with transformers once, and refused when it is served differently."""
 
 from __future__ import annotations
 

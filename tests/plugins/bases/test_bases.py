@@ -457,7 +457,7 @@ def test_a_base_of_a_folder_that_is_not_on_this_machine_is_found_by_its_content(
     with pytest.raises(NotFound, match="'tiny' was imported from a folder of that name"):
         resolve_base("/data/elsewhere/model", registry=registry, plugins=plugins)
     shutil.rmtree(base.path)
-    with pytest.raises(NotFound, match="take the same model from where it lies now"):
+    with pytest.raises(NotFound, match="add the same model from where it is now"):
         resolve_base("tiny", registry=registry, plugins=plugins)
     found = resolve_base(str(tmp_path / "here" / "model"), registry=registry, plugins=plugins)
     assert (found.name, found.digest) == ("tiny", base.digest)

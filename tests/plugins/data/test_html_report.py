@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from tests.plugins.data.checks.test_checks import chat, check
+from tests.plugins.data.checks.check_rows import chat, check
 from tunery.plugins.data.checks.report import KEPT, DataReport
 from tunery.plugins.data.html_report import to_html
 

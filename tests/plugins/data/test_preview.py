@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.plugins.data.checks.test_checks import chat
+from tests.plugins.data.checks.check_rows import chat
 from tunery.plugins.data.preview import Preview, preview_line, read_place
 from tunery.plugins.data.read.formats import BUILT_IN
 from tunery.plugins.data.render.renderer import Renderer

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.plugins.data.checks.test_checks import LONG, PLUGINS, chat
+from tests.plugins.data.checks.check_rows import LONG, PLUGINS, chat
 from tunery.plugins.data.checks.runner import check_data
 from tunery.plugins.data.read.formats import BUILT_IN
 from tunery.plugins.data.split import Split, split_file

@@ -1,7 +1,8 @@
-"""Layers of the decoder with adapters that replace parameters of the base: whole modules, norms, embeddings and single token rows.
+"""Apply adapters that replace parameters of the base: whole modules, norms, embeddings and single token rows.
 
-LoRA deltas are not here: the kernels add them (ops/linear.py). Each layer first computes all rows with the base's parameters and then the rows
-of such adapters again with theirs, so that an adapter never changes another request's bits.
+LoRA deltas are not here: the kernels add them (ops/linear.py). Each layer first computes all rows with the base's
+parameters and then the rows of such adapters again with theirs, so that an adapter never changes another request's
+bits.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ __all__ = ["AdaptedLinear", "AdaptedNorm", "override_embeddings", "override_logi
 
 
 class AdaptedLinear:
-    """A LinearGroup in which adapters may replace whole layers (PEFT's `modules_to_save`); see there for the arguments."""
+    """A LinearGroup in which adapters may replace whole layers (PEFT's `modules_to_save`)."""
 
     def __init__(
         self,
@@ -68,7 +69,7 @@ class AdaptedNorm:
 def override_embeddings(
     kernels: Kernels, name: str, tokens: torch.Tensor, hidden: torch.Tensor, override: OverrideSegment
 ) -> None:
-    """Replace or change the base's embeddings `hidden` float32 [n, hidden] of `tokens` int64 [n], the rows of `override`, in place.
+    """Apply an adapter to the embeddings of its rows, in place: `hidden` float32 [n, hidden] of `tokens` int64 [n].
 
     `name` is the embedding's module in the base.
     """
@@ -89,7 +90,10 @@ def override_embeddings(
 def override_logits(
     kernels: Kernels, name: str, final: torch.Tensor, logits: torch.Tensor, segments: LoraSegments
 ) -> None:
-    """Replace logits [n, vocabulary or more] of tokens whose rows of the head `name` were trained; `final` [n, hidden] is its input."""
+    """Replace the logits [n, vocabulary] of tokens whose rows of the head were trained.
+
+    `name` is the head's module in the base, `final` [n, hidden] its input.
+    """
     for override in segments.overrides:
         if name in override.adapter.token_rows:
             trained = override.adapter.token_rows[name]

@@ -1,7 +1,7 @@
-"""An adapter in the form that the native decoder applies: a LoRA table for the kernels, and the base's parameters that it replaces.
+"""An adapter as the native decoder applies it: a LoRA table for the kernels, and the parameters that it replaces.
 
-All low-rank pairs lie in one buffer at their true rank. What the kernels do not apply by themselves (whole modules, norms, embeddings,
-token rows) is kept beside the table; adapted.py applies it.
+All low-rank pairs lie in one buffer at their true rank. What the kernels do not apply by themselves (whole modules,
+norms, embeddings, token rows) is kept beside the table; adapted.py applies it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ __all__ = ["NativeAdapter", "Targets", "build_adapter"]
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """What an adapter of a base may change: `linear` layers in the decoder's order, with their own `biases` [n], the embedding and norms.
+    """What an adapter of a base may change: `linear` layers in the decoder's order, the `embedding` and `norms`.
+
+    `biases` [n] are those of the base's linear layers.
 
     `dtype` is that of activations and of low-rank pairs.
     """
@@ -44,9 +46,10 @@ class Targets:
 class NativeAdapter:
     """An adapter ready for the decoder.
 
-    `lora_table` has a LoraStruct for each of the decoder's linear layers in its order and points into `buffers`; `max_rank` is its
-    largest rank. `modules` are linear layers in the base's place, by index; `norms` are gains float32 by module name;
-    `embedding` [vocabulary, hidden] and `embedding_lora` change the embedding, `token_rows` single rows of it or of the head.
+    `lora_table` has a LoraStruct for each of the decoder's linear layers in its order and points into `buffers`;
+    `max_rank` is its largest rank. `modules` are linear layers in the base's place, by index; `norms` are gains float32
+    by module name; `embedding` [vocabulary, hidden] and `embedding_lora` change the embedding, `token_rows` single rows
+    of it or of the head.
     """
 
     source: AdapterSource
@@ -122,7 +125,7 @@ def _add_parameters(
     base_bias: torch.Tensor | None,
     pair: LowRank | None,
 ) -> None:
-    """A linear layer's own weight, and all that is added after the products: its bias, trained or the base's, and the pair's."""
+    """Add a linear layer's own weight, and what is added after the products: its bias and that of its LoRA pair."""
     if "weight" in replaced:
         adapter.modules[index] = pack_dense(replaced["weight"])
     bias = replaced.get("bias", base_bias)

@@ -1,7 +1,7 @@
-"""Read a base's config.json into what the native decoder needs, and decide whether it computes that architecture exactly.
+"""Read a base's config.json into what the native decoder needs, if it computes that architecture exactly.
 
-The Llama kind: RMS norm before attention and MLP, rotary positions over halves, grouped-query attention, SwiGLU. Mistral adds a sliding
-window, Qwen 2 biases, Qwen 3 norms of queries and keys.
+The Llama kind: RMS norm before attention and MLP, rotary positions over halves, grouped-query attention, SwiGLU.
+Mistral adds a sliding window, Qwen 2 biases, Qwen 3 norms of queries and keys.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ VECTOR = 16
 class Architecture(msgspec.Struct, frozen=True, kw_only=True):
     """A decoder's sizes and settings.
 
-    `size` is that of a head, `longest` the most positions; `windows` are each layer's sliding window in tokens, 0 for none;
-    `inverse_frequencies` [size / 2] are RoPE's, scaled as configured.
+    `size` is that of a head, `longest` the most positions; `windows` are each layer's sliding window in tokens, 0 for
+    none; `inverse_frequencies` [size / 2] are RoPE's, scaled as configured.
     """
 
     layers: int
@@ -84,7 +84,7 @@ def read_architecture(folder: Path) -> Architecture | None:
 
 
 def _windows(config: dict[str, Any], kind: str, layers: int) -> tuple[int, ...]:
-    """Each layer's sliding window: in every layer of Mistral, from some layer on in Qwen if enabled, or as `layer_types` says."""
+    """Each layer's sliding window: all layers of Mistral, those of Qwen from one on if enabled, or by `layer_types`."""
     has_one = kind == "mistral" or (kind.startswith("qwen") and bool(config.get("use_sliding_window")))
     window = int(config.get("sliding_window") or 0) if has_one else 0
     if kind == "mistral" or not window:
@@ -95,7 +95,7 @@ def _windows(config: dict[str, Any], kind: str, layers: int) -> tuple[int, ...]:
 
 
 def _frequencies(config: dict[str, Any], size: int) -> tuple[float, ...] | None:
-    """RoPE's inverse frequencies (arXiv 2104.09864), scaled as transformers does; None for scalings that depend on the length."""
+    """RoPE's inverse frequencies (arXiv 2104.09864), scaled as in transformers; None if they depend on the length."""
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if any(isinstance(value, dict) for value in rope.values()):
         return None
@@ -103,7 +103,7 @@ def _frequencies(config: dict[str, Any], size: int) -> tuple[float, ...] | None:
     kind = rope.get("rope_type") or rope.get("type") or "default"
     if float(rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0) != 1.0:
         return None
-    # In float32 and in transformers' order of operations: one bit of a frequency is many bits of a late position's angle.
+    # In float32 and in transformers' order of operations: one bit here is many bits of a late position's angle.
     plain = 1.0 / theta ** (torch.arange(0, size, 2).float() / size)
     if kind == "linear":
         plain = plain / float(rope["factor"])

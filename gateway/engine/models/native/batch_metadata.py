@@ -1,4 +1,4 @@
-"""A batch as the native kernels read it: where each row's token lies, which rows belong to which sequence, and to which adapter."""
+"""A batch as the native kernels read it: each row's position and slot, its sequence, and its adapter."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ __all__ = ["BatchMetadata", "LoraSegments", "OverrideSegment"]
 
 
 class LoraSegments:
-    """Which rows run through which adapter: `structs` for the kernels, and `overrides`, what the kernels do not do by themselves.
+    """Which rows run through which adapter: `structs` for the kernels, `overrides` for what adapted.py applies.
 
-    `rows` counts the segments' rows, those of a composition once for each of its adapters; `max_rank` is the largest rank of all.
+    `rows` counts the segments' rows, those of a composition once for each of its adapters; `max_rank` is the largest
+    rank of all.
     """
 
     __slots__ = ("max_rank", "overrides", "rows", "structs")
@@ -62,7 +63,7 @@ class OverrideSegment:
 
 
 class BatchMetadata:
-    """What the kernels need to know about the `rows` tokens of `batch`; keeps its arrays alive, into which it points."""
+    """What the kernels need to know about the `rows` tokens of a batch; it points into the batch's arrays."""
 
     __slots__ = ("_batch", "_positions", "_slots", "rows", "segments", "spans")
 

@@ -1,7 +1,7 @@
 """A base model of the Llama kind on the native kernels: embedding, decoder layers, final norm and output head.
 
-Results are batch-invariant: every row's bits depend on that row alone (csrc/common.h), so a request's tokens do not depend on its neighbours,
-on how its prompt was chunked, or on the prefix cache.
+Results are batch-invariant: every row's bits depend on that row alone (csrc/common.h), so a request's tokens do not
+depend on its neighbours, on how its prompt was chunked, or on the prefix cache.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class Decoder:
             pages=self.kv_pages + 1,
         )
 
-    # -- adapters ---------------------------------------------------------------------------------------------------------
+    # -- adapters ------------------------------------------------------------------------------------------------------
 
     def read_adapter(self, source: AdapterSource) -> NativeAdapter:
         """See Model.read_adapter."""
@@ -124,7 +124,7 @@ class Decoder:
             return self._weights.other[f"{EMBEDDING}.weight"]
         return dequantize(self._kernels, self._weights.linear[HEAD], self._dtype).to(self._dtype)
 
-    # -- a forward pass ---------------------------------------------------------------------------------------------------
+    # -- a forward pass ------------------------------------------------------------------------------------------------
 
     def run(self, batch: ForwardBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """See Model.run."""
@@ -153,7 +153,7 @@ class Decoder:
             override_embeddings(self._kernels, EMBEDDING, own, hidden.tensor[override.rows], override)
 
     def _project(self, final: torch.Tensor, output_segments: tuple[Segment, ...]) -> torch.Tensor:
-        """Logits float32 [n, vocabulary] of the final hidden states `final` [n, hidden] of rows that run through `output_segments`."""
+        """Logits float32 [n, vocabulary] of `final` [n, hidden], the final hidden states of the batch's output rows."""
         rows = len(final)
         if rows > self._logits.shape[0]:
             self._logits = torch.empty(rows, self._head.row_width)

@@ -1,4 +1,4 @@
-"""Find the native kernels (csrc/, built with the package where there is a C compiler) and bind their functions and structs.
+"""Find the native kernels, built from csrc/ where there is a C compiler, and bind their functions and structs.
 
 Only the wrappers in ops/ call them: those take tensors and check dtype, layout and shape.
 """
@@ -82,7 +82,7 @@ _SIGNATURES = {
 
 
 class Kernels:
-    """The library's functions, by their names in csrc/ without the prefix `tunery_`. Other threads run while one computes."""
+    """The library's functions, by their names in csrc/ without the prefix `tunery_`; they release the GIL."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         for name, arguments in _SIGNATURES.items():
@@ -98,7 +98,7 @@ class Kernels:
 
 
 def load_kernels(folder: Path = _HERE) -> Kernels | None:
-    """The kernels that were built into `folder`, or None; `why_no_kernels` says why. They run on torch's OpenMP threads."""
+    """The kernels in `folder`, which run on torch's OpenMP threads, or None; `why_no_kernels` says why."""
     result = _open(folder)
     return result if isinstance(result, Kernels) else None
 

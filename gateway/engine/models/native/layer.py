@@ -45,8 +45,8 @@ class Parts:
 class Activations:
     """Buffers for the activations of up to `rows` tokens.
 
-    `hidden` is the residual stream, float32 [rows, hidden]. Outputs of linear layers are float32 and share one memory: each is used up
-    before the next is written. Everything else has the model's dtype.
+    `hidden` is the residual stream, float32 [rows, hidden]. Outputs of linear layers are float32 and share one memory:
+    each is used up before the next is written. Everything else has the model's dtype.
     """
 
     def __init__(self, parts: Parts, layer: DecoderLayer, rows: int) -> None:
@@ -65,7 +65,7 @@ class Activations:
 
 
 class DecoderLayer:
-    """A layer with its KV cache. Each linear layer adds the LoRA deltas of every row's adapter (ops/linear.py, csrc/lora.h)."""
+    """A layer with its KV cache; its linear layers add each row's LoRA deltas (ops/linear.py, csrc/lora.h)."""
 
     def __init__(self, parts: Parts, index: int) -> None:
         architecture, (linear, other) = parts.architecture, parts.weights
@@ -97,9 +97,10 @@ class DecoderLayer:
         self.down_proj = group(down, first=first + 6, following=1 if last else 3)
 
     def __call__(self, a: Activations, batch: BatchMetadata, residual: Matrix | None) -> Matrix:
-        """Run the layer on the residual stream `a.hidden`, to which `residual`, the layer before's output, is still to be added.
+        """Run the layer on the residual stream `a.hidden`, to which it first adds `residual`, the previous layer's
+        output.
 
-        Return this layer's output, float32 [T, hidden or more], in the same way: the next norm adds it.
+        Return this layer's output, float32 [T, hidden], which the next norm adds.
         """
         segments, rows = batch.segments, batch.rows
         self.input_norm(a.hidden, a.normed, batch, added=residual)
@@ -114,7 +115,7 @@ class DecoderLayer:
         return a.mlp_output
 
     def _rotate_and_cache(self, a: Activations, batch: BatchMetadata) -> None:
-        """Apply rotary positions to queries and keys, and write keys and values to the KV cache; again for adapters with norms of their own."""
+        """Rotate queries and keys, and write keys and values to the KV cache; adapters may have QK norms of their own."""
         columns, (q_norm, k_norm) = self.qkv_proj.columns, self.qk_norm
         self._rotary(a.qkv, columns, a.q, self.cache, batch, norms=self.qk_norm, rows=batch.rows)
         for override in batch.segments.overrides:

@@ -1,4 +1,6 @@
-"""The layout in which the native kernels read weights: panels of PANEL outputs, dense or quantized (`struct weight` in csrc/common.h).
+"""The layout in which the native kernels read weights: panels of PANEL outputs, dense or quantized.
+
+csrc/common.h describes it (`struct weight`).
 
 Quantizing and packing happen once, when a base is first served; weights.py keeps the result.
 """
@@ -40,7 +42,7 @@ class Format(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class PackedWeight:
-    """A linear layer's weight [n, k] in panels; `data`, `scales` (float32) and `group` as `struct weight` says for its format."""
+    """A linear layer's weight [n, k] in panels; `struct weight` says what `data`, `scales` and `group` are."""
 
     format: Format
     n: int
@@ -84,7 +86,7 @@ def pack_dense(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Packed
 
 
 def pack_nf4(weight: torch.Tensor, bias: torch.Tensor | None = None) -> PackedWeight:
-    """Quantize a weight [n, k] as QLoRA does, 4-bit normal floats in blocks of 64 with double quantization, and pack it; k even."""
+    """Quantize a weight [n, k], k even, to NF4 with double quantization as QLoRA does, and pack it."""
     n, k = weight.shape
     codes, maxima = nf4_codes(weight)
     # Of sixteen columns and two k: the low halves of the bytes are the first eight columns, the high halves the others.
@@ -106,7 +108,7 @@ def pack_int8(weight: torch.Tensor, bias: torch.Tensor | None = None) -> PackedW
 
 
 def pack_lora(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pack a low-rank pair [r, k], [n, r]: `b` in panels like a weight [n, r], and in bfloat16 both with an even rank."""
+    """Pack a low-rank pair [r, k], [n, r]: `b` in panels like a weight, in bfloat16 both padded to an even rank."""
     if a.shape[0] % 2 and a.dtype != torch.float32:
         a, b = functional.pad(a, (0, 0, 0, 1)), functional.pad(b, (0, 1))
     return a, pack_dense(b).data

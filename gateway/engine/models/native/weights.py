@@ -1,8 +1,8 @@
 """Load a base's weights in the native kernels' layout, from its checkpoint or from the packed copy of an earlier start.
 
-The quantized and packed weights are kept in one file per base, quantization and dtype, which the next start maps straight into memory.
-The file's name ends with the digest of its bytes. A file that does not match its digest is packed again from the base, whose own files are
-compared with the base's digest then.
+The quantized and packed weights are kept in one file per base, quantization and dtype, which the next start maps
+straight into memory. The file's name ends with the digest of its bytes. A file that does not match its digest is packed
+again from the base, whose own files are compared with the base's digest then.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Weights(NamedTuple):
 
 
 def layer_targets(layer: int) -> list[str]:
-    """Names of a decoder layer's linear layers in the order of LoRA tables; those that share their input are neighbours."""
+    """Names of a decoder layer's linear layers, in the order of LoRA tables and grouped by their input."""
     attention = [f"model.layers.{layer}.self_attn.{name}_proj" for name in ("q", "k", "v", "o")]
     return attention + [f"model.layers.{layer}.mlp.{name}_proj" for name in ("gate", "up", "down")]
 
@@ -68,7 +68,7 @@ def load_weights(config: EngineConfig, architecture: Architecture, dtype: torch.
 
 
 def _check_base(config: EngineConfig) -> None:
-    """Raise StorageFailed if a base in a folder named by its digest does not match it; packing reads all of its files anyway."""
+    """Raise StorageFailed if the base's folder is named by its digest and its files do not match it."""
     folder, digest = Path(config.base_folder), config.base_digest
     if folder.name == digest:
         record = Path(config.cache_folder or folder.parent) / f"{digest}-checked.json"

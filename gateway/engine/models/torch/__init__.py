@@ -1,1 +1,1 @@
-"""Any base through transformers' modelling code, on CPUs and GPUs."""
+"""Base models of any supported architecture through transformers' modelling code, on CPUs and GPUs."""

@@ -1,6 +1,7 @@
-"""Owns attention over the paged cache, registered with transformers as `tunery_paged`; refuses what it cannot do exactly.
+"""Attention over the paged KV cache, registered with transformers as `tunery_paged`.
 
-Each sequence is computed on its own, so a row's result depends on its own context and on nothing else in the batch.
+Arguments that it does not know are refused. Each sequence is computed on its own, so a row's result depends on its own
+context and on nothing else in the batch.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ __all__ = ["ATTENTION", "PagedAttention", "register_attention"]
 
 ATTENTION = "tunery_paged"
 
-# What modelling code passes along that changes nothing here.
+# Arguments of modelling code that change nothing here.
 _HARMLESS = frozenset(
     {
         "position_ids",
@@ -42,14 +43,14 @@ def register_attention() -> None:
 
 
 class PagedAttention:
-    """The attention function of one model: writes this step's keys and values, then attends span by span."""
+    """The attention function of one model: write keys and values to the cache, then attend sequence by sequence."""
 
     def __init__(self, cache: KVCache, context: ForwardContext) -> None:
         self._cache = cache
         self._context = context
 
-    def fit(self, model: torch.nn.Module) -> None:
-        """Answer for every attention layer of `model`, which was loaded with `attn_implementation=ATTENTION`."""
+    def install(self, model: torch.nn.Module) -> None:
+        """Become the attention of every layer of `model`, which was loaded with `attn_implementation=ATTENTION`."""
         layers: list[Any] = [module for module in model.modules() if hasattr(module, "layer_idx")]
         for layer in layers:
             layer.paged = self
@@ -71,7 +72,7 @@ class PagedAttention:
     ) -> tuple[torch.Tensor, None]:
         """Attend; `query` [1, heads, T, size], `key` and `value` [1, kv heads, T, size] → [1, T, heads, size].
 
-        `s_aux` [heads] are attention sinks: a score of each head that takes its share of the softmax and adds nothing.
+        `s_aux` [heads] are attention sinks: a score for each head that takes part in the softmax and adds nothing.
         """
         unknown = {name for name, given in extra.items() if given is not None} - _HARMLESS
         if unknown:
@@ -82,7 +83,7 @@ class PagedAttention:
         context = self._context
         layer: int = module.layer_idx  # type: ignore[assignment]
         if context.slots is None:
-            raise RuntimeError("attention outside a step")
+            raise RuntimeError("attention was called outside a forward pass")
         scale = scaling if scaling is not None else query.shape[-1] ** -0.5
         self._cache.write(layer, context.slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
         result = query.new_zeros((query.shape[2], query.shape[1], value.shape[-1]))
@@ -112,14 +113,14 @@ class PagedAttention:
             whole = functional.scaled_dot_product_attention(
                 rows[None], keys[None], values[None], is_causal=True, scale=scale, enable_gqa=True
             )
-            # Its softmax makes numbers out of scores that are none, which the other one does not.
+            # Its softmax turns scores that are NaN or infinite into numbers, which the other one does not.
             lost = ~_largest_score(rows, keys).isfinite()
             return whole[0].transpose(0, 1).masked_fill(lost, torch.nan)
         return _grouped(rows, keys, values, scale, window if windowed else None, softcap, sinks)
 
 
 def _largest_score(rows: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-    """No product of a query and a key is larger; float32, NaN where one of them holds NaN."""
+    """An upper bound of the products of queries and keys, float32; NaN where one of them has a NaN."""
     query, key = (torch.linalg.vector_norm(tensor, torch.inf, dtype=torch.float32) for tensor in (rows, keys))
     largest: torch.Tensor = query * key * rows.shape[-1]
     return largest

@@ -1,8 +1,8 @@
-"""Products of a mixture's experts whose rows do not depend on one another, registered with transformers as `tunery_rows`.
+"""Batch-invariant products of a mixture's experts, registered with transformers as `tunery_rows`.
 
-transformers' own forwards multiply all rows that chose an expert at once, and the library's kernels pick another order of summation for
-another number of rows. Here each product is taken over blocks of rows, as all others are (see linear.py), and what a row's
-experts say is added up in the order in which the router named them.
+transformers' own forwards multiply all rows of an expert at once, and torch's kernels choose the order of summation by
+the number of rows. Here each product is taken over blocks of rows, as all others are (see linear.py), and a row's
+expert outputs are added up in the order in which the router named the experts.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ def register_experts() -> None:
 def experts_forward(
     module: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
 ) -> torch.Tensor:
-    """Each row of `hidden_states` [T, hidden] through its experts `top_k_index` [T, k], weighted by `top_k_weights` [T, k]."""
+    """Each row of `hidden_states` [T, hidden] through its experts `top_k_index` [T, k], weighted by `top_k_weights` [T,
+    k].
+    """
     chosen = hidden_states.new_zeros((*top_k_index.shape, hidden_states.shape[-1]))
     for expert in top_k_index.unique().tolist():
         if expert < module.num_experts:
@@ -37,7 +39,7 @@ def experts_forward(
 
 
 def _one(module: Any, rows: torch.Tensor, expert: int) -> torch.Tensor:
-    """What one expert makes of its rows, by the layout that its class declares."""
+    """The output of one expert for its rows, by the layout that its class declares."""
     inner = _project(module, rows, "gate_up_proj" if module.has_gate else "up_proj", expert)
     active = module._apply_gate(inner) if module.has_gate else module.act_fn(inner)
     result = _project(module, active, "down_proj", expert)

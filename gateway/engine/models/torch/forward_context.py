@@ -1,4 +1,4 @@
-"""Owns where the layers of a TorchModel look up the step that is running; refuses to change it."""
+"""The batch that a TorchModel is running, for its layers: transformers' forward has no place to pass it through."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["ForwardContext", "SlotSpan"]
 
 @dataclass(frozen=True, slots=True)
 class SlotSpan:
-    """Rows `start:end` are the newest tokens of one sequence, whose whole context lies in the cache at `slots`, int64 [context]."""
+    """Rows `start:end` are the newest tokens of one sequence, whose context is cached at `slots`, int64 [context]."""
 
     start: int
     end: int
@@ -29,9 +29,10 @@ class SlotSpan:
 
 @dataclass(slots=True)
 class ForwardContext:
-    """The running step: where each row's key and value go (`slots` int64 [T]), who attends to what, and which rows are whose.
+    """The running batch: each row's slot in the KV cache, int64 [T], its sequences, and the adapters of its rows.
 
-    `head_input` is what the output head was given last, [1, R, hidden], and `norm_input` what the last norm was given, [1, T, hidden].
+    `head_input` [1, R, hidden] is the last input of the output head, and `norm_input` [1, T, hidden] that of the last
+    norm.
     """
 
     slots: torch.Tensor | None = None
@@ -42,6 +43,6 @@ class ForwardContext:
     norm_input: torch.Tensor | None = field(default=None)
 
     def clear(self) -> None:
-        """Nothing runs."""
+        """Forget the batch, which has ended."""
         self.slots = self.head_input = self.norm_input = None
         self.spans = self.segments = self.output_segments = ()

@@ -1,4 +1,4 @@
-"""Owns the keys and values of a TorchModel, by slot; refuses to know whose they are (see pages.py)."""
+"""The KV cache of a TorchModel; scheduling/page_allocator.py decides which sequence has which slots."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ __all__ = ["KVCache"]
 class KVCache:
     """Keys and values of every layer, in slots; a slot holds one token.
 
-    A layer's memory is laid out on its first write, because only the model knows its heads: two tensors
-    [slots, kv heads, head size] in the model's dtype. They begin as zeros, so that what nobody wrote is never not-a-number.
+    A layer's memory is allocated on its first write, because only the model knows its heads: two tensors
+    [slots, kv heads, head size] in the model's dtype. They begin as zeros, so that unwritten slots never hold NaN.
     """
 
     def __init__(self, slots: int) -> None:

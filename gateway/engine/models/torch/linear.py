@@ -1,7 +1,7 @@
-"""Owns the products with the base's weights, whatever their quantization; refuses to know about adapters.
+"""Products with the base's weights, whatever their quantization, batch-invariant in float32 on CPUs.
 
-In float32 every product is taken over blocks of exactly ROW_BLOCK rows. The library's kernels pick another order of summation
-for another number of rows, so this is what makes a row's bits independent of how many neighbours it has.
+There every product is taken over blocks of exactly ROW_BLOCK rows: torch's kernels choose the order of summation by the
+number of rows, so a fixed number makes a row's bits independent of how many neighbours it has.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
-__all__ = ["ROW_BLOCK", "base_product", "fixed_forward", "is_linear", "is_transposed", "linear", "weight_of"]
+__all__ = ["ROW_BLOCK", "base_product", "batch_invariant_forward", "is_linear", "is_transposed", "linear", "weight_of"]
 
 ROW_BLOCK = 32
 
@@ -23,12 +23,12 @@ Product = Callable[[torch.Tensor], torch.Tensor]
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether `module` is a linear layer and nothing more, quantized or not."""
+    """Whether `module` is a plain linear layer, quantized or not."""
     return type(module) in (nn.Linear, Conv1D) or type(module).__name__ in ("Linear4bit", "Linear8bitLt")
 
 
 def is_transposed(module: nn.Module) -> bool:
-    """Whether the weight lies [in, out], as GPT-2's do."""
+    """Whether the weight is stored [in, out], as GPT-2's are."""
     return isinstance(module, Conv1D)
 
 
@@ -45,8 +45,8 @@ def base_product(module: nn.Module) -> Product:
     return lambda x: linear(x, dense.weight, dense.bias)
 
 
-def fixed_forward(module: nn.Module) -> Callable[..., Any]:
-    """The forward of a layer that no adapter touches; a router's in blocks of ROW_BLOCK rows, as above."""
+def batch_invariant_forward(module: nn.Module) -> Callable[..., Any]:
+    """The forward of a layer that no adapter changes; a router's runs over blocks of ROW_BLOCK rows, as above."""
     if is_linear(module):
         return base_product(module)
     forward, own = module.forward, dict(module.named_parameters(recurse=False))
@@ -63,7 +63,7 @@ def fixed_forward(module: nn.Module) -> Callable[..., Any]:
 
 
 def weight_of(module: nn.Module) -> torch.Tensor:
-    """The weight of a linear layer as the products above use it, dequantized, float32 [out, in]."""
+    """A linear layer's weight as the products above use it, dequantized: float32 [out, in]."""
     kind = type(module).__name__
     if kind == "Linear4bit":
         return _nf4_weight(module)().float()
@@ -95,10 +95,10 @@ def _nf4_product(module: nn.Module) -> Product:
 
 
 def _nf4_weight(module: nn.Module) -> Callable[[], torch.Tensor]:
-    """What dequantizes a bitsandbytes 4-bit layer.
+    """A function that dequantizes a bitsandbytes 4-bit layer.
 
-    Its blocks of 64 values run over the whole weight, row after row, and its CPU kernel loses count where a row is no multiple
-    of a block (seen in 0.50.2); so it is shown one block a row.
+    Blocks of 64 values run through the whole weight, row after row, and bitsandbytes' CPU kernel (0.50.2) loses count
+    where a row is not a multiple of a block; so the weight is reshaped to one block a row.
     """
     import bitsandbytes.functional as bnb
 
@@ -120,8 +120,8 @@ def _int8_weight(module: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
 def _int8_product(module: nn.Module) -> Product:
     """bitsandbytes' row-wise int8 weights, dequantized on each call; activations stay as they are.
 
-    Quantizing activations as LLM.int8 (arXiv 2208.07339) does would need its outlier columns, whose choice depends on the
-    other rows of the batch.
+    Quantizing activations as LLM.int8 (arXiv 2208.07339) does would need its outlier columns, whose choice depends on
+    the other rows of the batch.
     """
     codes, maxima = _int8_weight(module)
     scales = maxima.float()[:, None] / 127.0

@@ -1,8 +1,8 @@
-"""Owns a base computed by transformers' modelling code, on any device; refuses to decide what to run.
+"""A base model run by transformers' modelling code, on any device.
 
-Any causal language model of transformers will do, as long as its attention goes through the attention interface and its
-parameters sit in linear layers, embeddings and norms. It is the model of GPUs, of kinds our own decoder does not compute, and of CPUs
-without the native kernels' instructions; the decoder is tested against it.
+Any causal language model of transformers works whose attention goes through the attention interface and whose
+parameters are those of linear layers, embeddings and norms. It serves GPUs, architectures that the native decoder does
+not compute, and CPUs without the native kernels' instructions; the native decoder is tested against it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tunery.gateway.engine.models.torch.experts import EXPERTS, register_experts
 from tunery.gateway.engine.models.torch.forward_context import ForwardContext, SlotSpan
 from tunery.gateway.engine.models.torch.kv_cache import KVCache
 from tunery.gateway.engine.models.torch.linear import ROW_BLOCK, base_product, is_linear, weight_of
-from tunery.gateway.engine.models.torch.lora_layers import adapter_shape, fit
+from tunery.gateway.engine.models.torch.lora_layers import adapt_layers, adapter_shape
 from tunery.gateway.engine.scheduling.forward_batch import ForwardBatch, Span
 from tunery.gateway.engine.scheduling.page_allocator import PAGE_SIZE
 from tunery.plugins.bases.architectures import exact_context
@@ -36,7 +36,7 @@ __all__ = ["TorchModel", "load_plain"]
 
 
 class TorchModel:
-    """A Model; see models/interface.py. The quantized base, fitted for adapters, with its key-value cache."""
+    """A Model; see models/interface.py. The quantized base, whose layers apply adapters, with its KV cache."""
 
     def __init__(self, config: EngineConfig) -> None:
         self.argmax_logsumexp: Reduction | None = None
@@ -52,14 +52,14 @@ class TorchModel:
         self.base_bytes = sum(tensor.nbytes for tensor in (*self._module.parameters(), *self._module.buffers()))
         self.kv_pages = kv_cache_pages(config, self.context_length)
         self._context = ForwardContext()
-        PagedAttention(KVCache((self.kv_pages + 1) * PAGE_SIZE), self._context).fit(self._module)
+        PagedAttention(KVCache((self.kv_pages + 1) * PAGE_SIZE), self._context).install(self._module)
         self._modules = dict(self._module.named_modules())
-        self._multiple = 1
-        served = fit(self._module, self._context)
+        self._row_multiple = 1
+        adapted = adapt_layers(self._module, self._context)
         self._probe()
-        self.shape: AdapterShape = adapter_shape(self._module, served)
-        # Fixed blocks of rows only pay where their bits are promised.
-        self._multiple = ROW_BLOCK if self.dtype == torch.float32 and self.device.type == "cpu" else 1
+        self.shape: AdapterShape = adapter_shape(self._module, adapted)
+        # Rows are padded to blocks only where batch invariance is promised.
+        self._row_multiple = ROW_BLOCK if self.dtype == torch.float32 and self.device.type == "cpu" else 1
 
     def read_adapter(self, source: AdapterSource) -> LoadedAdapter:
         """See Model.read_adapter."""
@@ -76,7 +76,10 @@ class TorchModel:
         return adapter if self.device.type == "cpu" else adapter.to(self.device)
 
     def _probe(self) -> None:
-        """Run one step, in the page that nobody reads, of as many rows as no other axis of a layer's result is long."""
+        """Run a batch in the page that is never read, with a number of rows that no other axis of a layer's result has.
+
+        It shows each layer along which axis of its result the rows lie.
+        """
         numbers = {
             value for value in self._module.config.get_text_config().to_dict().values() if isinstance(value, int)
         }
@@ -86,7 +89,7 @@ class TorchModel:
         self.run(ForwardBatch(own * 0, own, own, (span,), (), (), (), ()))
 
     def _drop_copies(self, loaded: LoadedAdapter) -> None:
-        """Forget whole parameters that only repeat the base's; PEFT saves the embedding so when it is adapted."""
+        """Drop replaced parameters that equal the base's; PEFT saves the whole embedding when it is adapted."""
         for name, tensors in list(loaded.replaced.items()):
             own = dict(self._modules[name].named_parameters(recurse=False))
             kept = {leaf: tensor for leaf, tensor in tensors.items() if not _same(tensor, own[leaf])}
@@ -99,9 +102,9 @@ class TorchModel:
     def run(self, batch: ForwardBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """See Model.run."""
         context, rows = self._context, batch.rows
-        padding = -len(batch.tokens) % self._multiple
-        # Never an empty head: a step may be all prompt.
-        short = -len(rows) % self._multiple or int(not len(rows))
+        padding = -len(batch.tokens) % self._row_multiple
+        # At least one row, as the head cannot be called with none: a batch may be all prompt.
+        short = -len(rows) % self._row_multiple or int(not len(rows))
         context.slots = self._tensor(np.pad(batch.slots, (0, padding)))
         context.spans = tuple(self._span(span) for span in batch.spans)
         context.segments, context.output_segments = batch.segments, batch.output_segments
@@ -116,7 +119,7 @@ class TorchModel:
         finally:
             context.clear()
         if hidden is None:
-            raise RuntimeError("the base's head was not called")
+            raise RuntimeError("the base did not call its output head")
         count, final = len(batch.logits), hidden[0, : len(rows)].float()
         broken = _vanished(final, before, self._tensor(rows))
         return result.logits[0, :count].float().masked_fill(broken[:count], torch.nan), final[count:].masked_fill(
@@ -132,7 +135,7 @@ class TorchModel:
 
 
 def _vanished(final: torch.Tensor, before: torch.Tensor | None, rows: torch.Tensor) -> torch.Tensor:
-    """Which rows are zero though the last norm was given something, bool [R, 1]: the squares overflowed, and it divided by infinity."""
+    """Which rows are zero though the last norm's input was not, bool [R, 1]: its sum of squares overflowed."""
     zero = ~final.any(dim=-1, keepdim=True)
     if before is None or before.dim() != 3 or before.shape[-1] != final.shape[-1]:
         return zero & False
@@ -150,7 +153,7 @@ def _device(name: str) -> str:
 
 
 def _load(config: EngineConfig, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """The base as transformers loads it, quantized, in evaluation mode, with the paged attention."""
+    """Load the base through transformers, quantized, in evaluation mode, with paged attention."""
     register_attention()
     register_experts()
     options: dict[str, Any] = {"attn_implementation": ATTENTION}
@@ -160,7 +163,7 @@ def _load(config: EngineConfig, dtype: torch.dtype, device: torch.device) -> nn.
 
 
 def load_plain(config: EngineConfig) -> nn.Module:
-    """The same base with transformers' own attention, by its plainest code, to compare with; only the linear products are the engine's."""
+    """The same base with transformers' eager attention, as a reference; only its linear products are the engine's."""
     dtype, device = DTYPES[config.dtype], torch.device(_device(config.device))
     module = _from_pretrained(config, dtype, device, attn_implementation="eager")
     for layer in module.modules():
@@ -189,11 +192,11 @@ def _from_pretrained(config: EngineConfig, dtype: torch.dtype, device: torch.dev
             f"the base {config.base_name!r} cannot be loaded: {error}", code="unsupported_base"
         ) from error
     module: nn.Module
-    module, told = loaded
-    if told["missing_keys"]:
+    module, report = loaded
+    if report["missing_keys"]:
         raise ArtifactRefused(
-            f"the base {config.base_name!r} has no {min(told['missing_keys'])}; it is half a model, or one of another kind than its "
-            "config.json says: get it again",
+            f"the base {config.base_name!r} has no {min(report['missing_keys'])}; its files are incomplete, or are "
+            "not those of the architecture in its config.json: download it again",
             code="unsupported_base",
         )
     return module.eval()

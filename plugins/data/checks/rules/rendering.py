@@ -127,8 +127,8 @@ def _quantiles(counts: Counter[int]) -> dict[str, int]:
     """Minimum, median, 95th percentile, maximum and sum of lengths that occur `counts[length]` times."""
     number, passed = sum(counts.values()), 0
     wanted = {"min": 0, "p50": (number - 1) // 2, "p95": (number - 1) * 95 // 100, "max": number - 1}
-    found: dict[str, int] = {}
+    quantiles: dict[str, int] = {}
     for length in sorted(counts):
         passed += counts[length]
-        found |= {name: length for name, rank in wanted.items() if name not in found and rank < passed}
-    return {name: found[name] for name in wanted} | {"sum": sum(length * count for length, count in counts.items())}
+        quantiles |= {name: length for name, rank in wanted.items() if name not in quantiles and rank < passed}
+    return {name: quantiles[name] for name in wanted} | {"sum": sum(length * count for length, count in counts.items())}

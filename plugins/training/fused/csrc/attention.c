@@ -106,20 +106,20 @@ static void softmax(const float *scores, bf16 *to, int64_t seen, int64_t padded,
     }
 }
 
-/* The gradient by the scores of `softmax`, where `slopes` is the gradient by the weights. */
-static void softmax_backward(const float *slopes, const bf16 *weights, bf16 *to, int64_t seen, int64_t padded,
+/* The gradient by the scores of `softmax`, where `grads` is the gradient by the weights. */
+static void softmax_backward(const float *grads, const bf16 *weights, bf16 *to, int64_t seen, int64_t padded,
                              float scale) {
     __m512 sum = _mm512_setzero_ps();
     for (int64_t i = 0; i < seen; i += LANES) {
         __mmask16 m = lanes(i, seen);
-        sum = _mm512_fmadd_ps(load(weights + i, m), _mm512_maskz_loadu_ps(m, slopes + i), sum);
+        sum = _mm512_fmadd_ps(load(weights + i, m), _mm512_maskz_loadu_ps(m, grads + i), sum);
     }
     const __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(sum)), factor = _mm512_set1_ps(scale);
     for (int64_t i = 0; i < padded; i += LANES) {
         __mmask16 live = i < seen ? lanes(i, seen) : 0;
         __m512 p = _mm512_mul_ps(load(weights + i, live), factor);
         store(to + i, 0xFFFF,
-              _mm512_maskz_mul_ps(live, p, _mm512_sub_ps(_mm512_maskz_loadu_ps(live, slopes + i), mean)));
+              _mm512_maskz_mul_ps(live, p, _mm512_sub_ps(_mm512_maskz_loadu_ps(live, grads + i), mean)));
     }
 }
 
@@ -146,12 +146,12 @@ void tunery_attend(const bf16 *q, const bf16 *k, const bf16 *v, bf16 *out, bf16 
     for (int64_t item = 0; item < sequences->count * groups; item++) {
         const int64_t row = item / groups, group = item % groups, start = sequences->start[row],
                       length = sequences->length[row];
-        const int64_t known = sequences->seen[row], before = known - length, padded = padded_to(known);
+        const int64_t context = sequences->seen[row], before = context - length, padded = padded_to(context);
         const int64_t *index = sequences->index + sequences->first[row];
         uint32_t *keys = aligned_alloc(64, (size_t)(padded * size * 4)), *values = keys + padded * size / 2;
         float *sums = aligned_alloc(64, (size_t)(TILE * (padded + size) * 4)), *seen = sums + TILE * padded;
-        pack_columns(k + group * size, narrow, index, known, padded, size / 2, keys);
-        pack_row_pairs(v + group * size, narrow, index, known, padded, size, values);
+        pack_columns(k + group * size, narrow, index, context, padded, size / 2, keys);
+        pack_row_pairs(v + group * size, narrow, index, context, padded, size, values);
         for (int64_t head = group * (heads / groups); head < (group + 1) * (heads / groups); head++) {
             bf16 *mine = weights + sequences->weights[row] + head * length * padded;
             for (int64_t i = 0; i < length; i += TILE) {
@@ -172,12 +172,13 @@ void tunery_attend(const bf16 *q, const bf16 *k, const bf16 *v, bf16 *out, bf16 
 
 /* One group of to [tokens][groups][size]: each token's gradients from all sequences that attend to it, summed in their
  * order. */
-static void gather(const float *found, const struct sequences *sequences, int64_t group, bf16 *to) {
+static void gather(const float *partials, const struct sequences *sequences, int64_t group, bf16 *to) {
     const int64_t size = sequences->size;
     float *sums = aligned_alloc(64, (size_t)(sequences->tokens * size * 4));
     memset(sums, 0, (size_t)(sequences->tokens * size * 4));
     for (int64_t row = 0; row < sequences->count; row++) {
-        const float *from = found + (sequences->first[row] * sequences->groups + group * sequences->seen[row]) * size;
+        const float *from =
+            partials + (sequences->first[row] * sequences->groups + group * sequences->seen[row]) * size;
         for (int64_t j = 0; j < sequences->seen[row]; j++) {
             float *sum = sums + sequences->index[sequences->first[row] + j] * size;
             for (int64_t c = 0; c < size; c += LANES)
@@ -189,55 +190,59 @@ static void gather(const float *found, const struct sequences *sequences, int64_
     free(sums);
 }
 
-/* The gradients of tunery_attend by q, k and v, where `slope` is the gradient by its output. */
-void tunery_attend_backward(const bf16 *slope, const bf16 *q, const bf16 *k, const bf16 *v, const bf16 *weights,
-                            bf16 *by_q, bf16 *by_k, bf16 *by_v, const struct sequences *sequences, double scale) {
+/* The gradients of tunery_attend by q, k and v, where `grad` is the gradient by its output. */
+void tunery_attend_backward(const bf16 *grad, const bf16 *q, const bf16 *k, const bf16 *v, const bf16 *weights,
+                            bf16 *grad_q, bf16 *grad_k, bf16 *grad_v, const struct sequences *sequences, double scale) {
     const int64_t heads = sequences->heads, groups = sequences->groups, size = sequences->size, wide = heads * size,
                   narrow = groups * size;
     const int64_t last = sequences->count - 1, whole = (sequences->first[last] + sequences->seen[last]) * narrow;
-    float *found = aligned_alloc(64, (size_t)(2 * whole * 4));
+    float *partials = aligned_alloc(64, (size_t)(2 * whole * 4));
 #pragma omp parallel for num_threads(team()) schedule(dynamic)
     for (int64_t item = 0; item < sequences->count * groups; item++) {
         const int64_t row = item / groups, group = item % groups, start = sequences->start[row],
                       length = sequences->length[row];
-        const int64_t known = sequences->seen[row], before = known - length, padded = padded_to(known),
-                      asked = padded_to(length);
+        const int64_t context = sequences->seen[row], before = context - length, padded = padded_to(context),
+                      padded_own = padded_to(length);
         const int64_t *index = sequences->index + sequences->first[row];
-        uint32_t *values = aligned_alloc(64, (size_t)((padded + asked) * size * 4)), *keys = values + padded * size / 2;
-        uint32_t *queries = keys + padded * size / 2, *slopes = queries + asked * size / 2;
-        uint32_t *down = aligned_alloc(64, (size_t)(asked * padded / 2 * 4));
-        bf16 *scores = aligned_alloc(64, (size_t)(asked * padded * 2));
+        uint32_t *values = aligned_alloc(64, (size_t)((padded + padded_own) * size * 4)),
+                 *keys = values + padded * size / 2;
+        uint32_t *queries = keys + padded * size / 2, *grads = queries + padded_own * size / 2;
+        uint32_t *down = aligned_alloc(64, (size_t)(padded_own * padded / 2 * 4));
+        bf16 *scores = aligned_alloc(64, (size_t)(padded_own * padded * 2));
         float *sums = aligned_alloc(64, (size_t)(TILE * (padded + size) * 4)), *part = sums + TILE * padded;
-        float *of_keys = found + (sequences->first[row] * groups + group * known) * size, *of_values = of_keys + whole;
-        memset(of_keys, 0, (size_t)(known * size * 4));
-        memset(of_values, 0, (size_t)(known * size * 4));
-        pack_columns(v + group * size, narrow, index, known, padded, size / 2, values);
-        pack_row_pairs(k + group * size, narrow, index, known, padded, size, keys);
+        float *grad_keys = partials + (sequences->first[row] * groups + group * context) * size,
+              *grad_values = grad_keys + whole;
+        memset(grad_keys, 0, (size_t)(context * size * 4));
+        memset(grad_values, 0, (size_t)(context * size * 4));
+        pack_columns(v + group * size, narrow, index, context, padded, size / 2, values);
+        pack_row_pairs(k + group * size, narrow, index, context, padded, size, keys);
         for (int64_t head = group * (heads / groups); head < (group + 1) * (heads / groups); head++) {
             const bf16 *mine = weights + sequences->weights[row] + head * length * padded;
-            const bf16 *of_out = slope + start * wide + head * size;
-            pack_row_pairs(q + start * wide + head * size, wide, NULL, length, asked, size, queries);
-            pack_row_pairs(of_out, wide, NULL, length, asked, size, slopes);
+            const bf16 *grad_out = grad + start * wide + head * size;
+            pack_row_pairs(q + start * wide + head * size, wide, NULL, length, padded_own, size, queries);
+            pack_row_pairs(grad_out, wide, NULL, length, padded_own, size, grads);
             for (int64_t i = 0; i < length; i += TILE) {
                 const int64_t some = length - i < TILE ? length - i : TILE, columns = padded_to(before + i + some);
-                product(PAIRS(of_out + i * wide), wide / 2, 1, values, padded, sums, padded, some, columns, 0, size / 2,
-                        0);
+                product(PAIRS(grad_out + i * wide), wide / 2, 1, values, padded, sums, padded, some, columns, 0,
+                        size / 2, 0);
                 for (int64_t r = 0; r < some; r++)
                     softmax_backward(sums + r * padded, mine + (i + r) * padded, scores + (i + r) * padded,
                                      before + i + r + 1, padded, (float)scale);
                 product(PAIRS(scores + i * padded), padded / 2, 1, keys, size, part, size, some, size, 0, columns / 2,
                         0);
-                round_rows(part, size, some, by_q + (start + i) * wide + head * size, wide);
+                round_rows(part, size, some, grad_q + (start + i) * wide + head * size, wide);
             }
             /* Key j is attended to by queries from j - before on. */
-            pack_row_pairs(mine, padded, NULL, length, asked, padded, down);
-            for (int64_t j = 0; j < known; j += TILE)
-                product(down + j, 1, padded, slopes, size, of_values + j * size, size,
-                        known - j < TILE ? known - j : TILE, size, j < before ? 0 : (j - before) / 2, asked / 2, 1);
-            pack_row_pairs(scores, padded, NULL, length, asked, padded, down);
-            for (int64_t j = 0; j < known; j += TILE)
-                product(down + j, 1, padded, queries, size, of_keys + j * size, size,
-                        known - j < TILE ? known - j : TILE, size, j < before ? 0 : (j - before) / 2, asked / 2, 1);
+            pack_row_pairs(mine, padded, NULL, length, padded_own, padded, down);
+            for (int64_t j = 0; j < context; j += TILE)
+                product(down + j, 1, padded, grads, size, grad_values + j * size, size,
+                        context - j < TILE ? context - j : TILE, size, j < before ? 0 : (j - before) / 2,
+                        padded_own / 2, 1);
+            pack_row_pairs(scores, padded, NULL, length, padded_own, padded, down);
+            for (int64_t j = 0; j < context; j += TILE)
+                product(down + j, 1, padded, queries, size, grad_keys + j * size, size,
+                        context - j < TILE ? context - j : TILE, size, j < before ? 0 : (j - before) / 2,
+                        padded_own / 2, 1);
         }
         free(values);
         free(down);
@@ -246,9 +251,9 @@ void tunery_attend_backward(const bf16 *slope, const bf16 *q, const bf16 *k, con
     }
 #pragma omp parallel for num_threads(team()) schedule(dynamic)
     for (int64_t item = 0; item < 2 * groups; item++) {
-        if (item < groups) gather(found, sequences, item, by_k);
-        else gather(found + whole, sequences, item - groups, by_v);
+        if (item < groups) gather(partials, sequences, item, grad_k);
+        else gather(partials + whole, sequences, item - groups, grad_v);
     }
-    free(found);
+    free(partials);
 }
 #endif

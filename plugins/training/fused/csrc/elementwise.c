@@ -34,17 +34,17 @@ void tunery_norm(const bf16 *x, const float *weight, bf16 *y, float *scale, int6
     }
 }
 
-/* The gradient of tunery_norm by x, where `slope` is the gradient by y, plus `carried` (which may be `out`), to `out`;
+/* The gradient of tunery_norm by x, where `grad` is the gradient by y, plus `carried` (which may be `out`), to `out`;
  * y is computed again. */
-void tunery_norm_backward(const bf16 *slope, const bf16 *x, const float *weight, const float *scale,
-                          const bf16 *carried, bf16 *out, bf16 *y, int64_t rows, int64_t width) {
+void tunery_norm_backward(const bf16 *grad, const bf16 *x, const float *weight, const float *scale, const bf16 *carried,
+                          bf16 *out, bf16 *y, int64_t rows, int64_t width) {
 #pragma omp parallel for num_threads(team()) schedule(static)
     for (int64_t row = 0; row < rows; row++) {
         const int64_t at = row * width;
         __m512 sum = _mm512_setzero_ps();
         for (int64_t i = 0; i < width; i += LANES) {
             __mmask16 m = lanes(i, width);
-            __m512 g = _mm512_mul_ps(load(slope + at + i, m), _mm512_maskz_loadu_ps(m, weight + i));
+            __m512 g = _mm512_mul_ps(load(grad + at + i, m), _mm512_maskz_loadu_ps(m, weight + i));
             sum = _mm512_fmadd_ps(g, load(x + at + i, m), sum);
         }
         const float s = scale[row];
@@ -53,7 +53,7 @@ void tunery_norm_backward(const bf16 *slope, const bf16 *x, const float *weight,
         for (int64_t i = 0; i < width; i += LANES) {
             __mmask16 m = lanes(i, width);
             __m512 w = _mm512_maskz_loadu_ps(m, weight + i), v = load(x + at + i, m);
-            __m512 g = _mm512_mul_ps(load(slope + at + i, m), w);
+            __m512 g = _mm512_mul_ps(load(grad + at + i, m), w);
             __m512 d = _mm512_fnmadd_ps(v, along, _mm512_mul_ps(g, factor));
             store(y + at + i, m, _mm512_mul_ps(_mm512_mul_ps(v, factor), w));
             store(out + at + i, m, _mm512_add_ps(d, load(carried + at + i, m)));
@@ -94,27 +94,27 @@ void tunery_swiglu(const bf16 *gate, const bf16 *up, bf16 *out, int64_t n) {
         }
 }
 
-/* The gradients of tunery_swiglu by gate and up; `slope` is the gradient by its output and is overwritten with the
+/* The gradients of tunery_swiglu by gate and up; `grad` is the gradient by its output and is overwritten with the
  * output itself. */
-void tunery_swiglu_backward(bf16 *slope, const bf16 *gate, const bf16 *up, bf16 *of_gate, bf16 *of_up, int64_t n) {
+void tunery_swiglu_backward(bf16 *grad, const bf16 *gate, const bf16 *up, bf16 *grad_gate, bf16 *grad_up, int64_t n) {
     const __m512 one = _mm512_set1_ps(1.0f);
 #pragma omp parallel for num_threads(team()) schedule(static)
     for (int64_t strip = 0; strip < n; strip += STRIP)
         for (int64_t i = strip; i < n && i < strip + STRIP; i += LANES) {
             __mmask16 m = lanes(i, n);
-            __m512 d = load(slope + i, m), g = load(gate + i, m), u = load(up + i, m);
+            __m512 d = load(grad + i, m), g = load(gate + i, m), u = load(up + i, m);
             __m512 share = logistic(g), active = _mm512_mul_ps(g, share);
             __m512 steep = _mm512_fmadd_ps(active, _mm512_sub_ps(one, share), share);
-            store(of_gate + i, m, _mm512_mul_ps(_mm512_mul_ps(d, u), steep));
-            store(of_up + i, m, _mm512_mul_ps(d, active));
-            store(slope + i, m, _mm512_mul_ps(active, u));
+            store(grad_gate + i, m, _mm512_mul_ps(_mm512_mul_ps(d, u), steep));
+            store(grad_up + i, m, _mm512_mul_ps(d, active));
+            store(grad + i, m, _mm512_mul_ps(active, u));
         }
 }
 
-/* Cross-entropy in nats of logits [rows][size] with int64 targets [rows], to float32 losses [rows]. With `slope`, the
+/* Cross-entropy in nats of logits [rows][size] with int64 targets [rows], to float32 losses [rows]. With `grad`, the
  * logits are overwritten with the gradient. */
 void tunery_cross_entropy(bf16 *logits, const int64_t *targets, float *losses, int64_t rows, int64_t size,
-                          int64_t slope) {
+                          int64_t grad) {
 #pragma omp parallel for num_threads(team()) schedule(static)
     for (int64_t row = 0; row < rows; row++) {
         bf16 *at = logits + row * size;
@@ -131,7 +131,7 @@ void tunery_cross_entropy(bf16 *logits, const int64_t *targets, float *losses, i
         }
         const float total = _mm512_reduce_add_ps(sum), wanted = (float)_mm512_cvtss_f32(load(at + targets[row], 1));
         losses[row] = logf(total) + _mm512_cvtss_f32(top) - wanted;
-        if (!slope) continue;
+        if (!grad) continue;
         const __m512 share = _mm512_set1_ps(1.0f / total);
         for (int64_t i = 0; i < size; i += LANES) {
             __mmask16 m = lanes(i, size);

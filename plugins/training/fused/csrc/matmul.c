@@ -83,8 +83,8 @@ INLINE __m512 scale_of(const struct nf4_weight *b, int64_t at) {
 
 /* The elements of 16 indices, as bfloat16 in the lower halves of lanes. */
 INLINE __m512i element(__m512i index, __m512 values, __m512 scale) {
-    const __m512 found = _mm512_mul_ps(_mm512_permutexvar_ps(index, values), scale);
-    return _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(found));
+    const __m512 value = _mm512_mul_ps(_mm512_permutexvar_ps(index, values), scale);
+    return _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(value));
 }
 
 /* Sixteen consecutive pairs of an NF4 weight from element `at`. */

@@ -1,4 +1,4 @@
-"""Requests that are refused before they are parsed, by host, origin, content type and encoding; and incomplete uploads."""
+"""Requests refused before they are parsed, by host, origin, content type and encoding; and incomplete uploads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The OpenAPI document against the server: every documented status occurs with the documented shape, and no other does."""
+"""The OpenAPI document against the server: every documented status occurs in its documented shape, and no other."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Long texts never delay other requests: they are refused by size, processed off the event loop in linear time, and abandoned with
-their client.
+"""Long texts never delay other requests: they are refused by size, processed off the event loop in linear time, and
+abandoned with their client.
 """
 
 from __future__ import annotations

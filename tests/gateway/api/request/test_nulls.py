@@ -1,4 +1,4 @@
-"""A null means an absent field, for each optional field of each request, and for what the OpenAI client writes into messages."""
+"""A null means an absent field, for each optional field of each request and of the messages that clients send."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The prompt before every trained answer is the prompt that is served for it: the same rows, from a file and over HTTP."""
+"""The prompt before every trained answer is the prompt served for it: the same rows from a file and over HTTP."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Log-probabilities cover exactly the shown text, and nothing of a stop string, on both endpoints, whole and streamed."""
+"""Log-probabilities cover exactly the shown text, without stop strings, on both endpoints, whole and streamed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whose adapter is loaded next is decided by turns between tenants, not by who came first with many; waiting for it starves nobody."""
+"""Which adapter is loaded next: tenants take turns, even if one came first with many; waiting for an adapter starves nobody."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An adapter whose numbers overflow fails its own requests with a code; its neighbours keep every bit."""
+"""An adapter whose numbers overflow fails its own requests with a code; other requests keep every bit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading an adapter leaves nothing behind: a server that runs for months reads them millions of times."""
+"""Reading an adapter leaks no memory: a server that runs for months reads them millions of times."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Adapters in memory: one load each, hard budgets, nothing held or pinned is evicted, errors are remembered."""
+"""Residency: one load each, hard budgets, held and pinned adapters are never evicted, failures are remembered."""
 
 from __future__ import annotations
 

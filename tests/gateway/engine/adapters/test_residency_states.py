@@ -1,4 +1,4 @@
-"""Residency against a model of it, whatever happens in whichever order."""
+"""Residency against a model of it, in any order of calls."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COUNT = 6
 NUMBERS = st.integers(0, COUNT - 1)
 
 
-class Whatever(RuleBasedStateMachine):
+class AnyOrder(RuleBasedStateMachine):
     """Any order of calls, loads that end at any time, files that break and heal, sizes that files lie about."""
 
     @initialize(
@@ -199,5 +199,5 @@ class Whatever(RuleBasedStateMachine):
             assert not set(loading) & {f"d{number}" for number in self.order}
 
 
-Whatever.TestCase.settings = settings(max_examples=200, stateful_step_count=60, deadline=None)
-TestWhatever = Whatever.TestCase
+AnyOrder.TestCase.settings = settings(max_examples=200, stateful_step_count=60, deadline=None)
+TestAnyOrder = AnyOrder.TestCase

@@ -1,4 +1,4 @@
-"""The engine's process: started, answered for, killed, started again; nobody waits for ever."""
+"""The supervised engine process: started, killed, hung and started again; no request waits for ever."""
 
 from __future__ import annotations
 

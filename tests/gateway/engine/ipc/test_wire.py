@@ -96,7 +96,7 @@ EVENTS = st.one_of(
 REAL_SOCKETS = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-class Ends:
+class ConnectedPair:
     """Both ends of one connection: the engine's blocking one and the gateway's streams."""
 
     def __init__(self, engine: socket.socket, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -104,11 +104,11 @@ class Ends:
 
 
 @contextlib.asynccontextmanager
-async def connected() -> AsyncIterator[Ends]:
+async def connected() -> AsyncIterator[ConnectedPair]:
     engine, gateway = socket.socketpair()
     reader, writer = await asyncio.open_connection(sock=gateway)
     try:
-        yield Ends(engine, reader, writer)
+        yield ConnectedPair(engine, reader, writer)
     finally:
         writer.close()
         engine.close()

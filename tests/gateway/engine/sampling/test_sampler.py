@@ -1,4 +1,4 @@
-"""Choosing tokens: whatever the settings say, the noise is fair, and one row's choice does not depend on another's."""
+"""Sampling: the distribution is right for all parameters, and one row's choice does not depend on another's."""
 
 from __future__ import annotations
 

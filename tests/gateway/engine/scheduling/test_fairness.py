@@ -1,4 +1,4 @@
-"""Whose turn it is: who has paid least, with weights, without saving up, and in the end whoever has waited long enough."""
+"""Fairness: the tenant that was charged least comes first, by weight, without saving up; long waiting wins in the end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pages of the cache: whose they are, what they are found by, and that none is lost, whatever the order of calls."""
+"""Pages of the KV cache: who holds them, what finds them, and that none is lost, whatever the order of calls."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_without_reuse_nothing_is_found() -> None:
     assert pages.available == 4
 
 
-class Holders(RuleBasedStateMachine):
+class AllocatorModel(RuleBasedStateMachine):
     """Sequences that take, share, publish and give back pages, against a model that knows what each page contains."""
 
     @initialize(count=st.integers(1, 12))
@@ -161,5 +161,5 @@ class Holders(RuleBasedStateMachine):
             assert len(set(self.pages.allocate(self.pages.count))) == self.pages.count
 
 
-Holders.TestCase.settings = often(100, steps=40)
-TestHolders = Holders.TestCase
+AllocatorModel.TestCase.settings = often(100, steps=40)
+TestAllocatorModel = AllocatorModel.TestCase

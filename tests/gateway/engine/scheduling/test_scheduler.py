@@ -1,4 +1,4 @@
-"""Who runs when: nobody is lost or runs twice, budgets hold, tenants get their shares, and what is taken out comes back the same."""
+"""The scheduler: no request is lost or runs twice, budgets hold, tenants get their shares, and preemption changes no output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compiling grammars beside the step: hostile ones meet their limits, and nobody else waits for them."""
+"""Compiling grammars beside the forward passes: hostile ones meet their limits, and other requests do not wait for them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def hostile(number: int) -> Constraint:
     return Constraint("json_schema", json.dumps({"title": str(number), "allOf": factors}))
 
 
-class Counted(TrialProcess):
+class RecordingTrials(TrialProcess):
     """Trials that are remembered."""
 
     def __init__(self, folder: Path) -> None:
@@ -41,14 +41,14 @@ class Counted(TrialProcess):
 
 
 @pytest.fixture(scope="module")
-def trials(tiny_base_folder: Path) -> Iterator[Counted]:
-    trials = Counted(tiny_base_folder)
+def trials(tiny_base_folder: Path) -> Iterator[RecordingTrials]:
+    trials = RecordingTrials(tiny_base_folder)
     yield trials
     trials.close()
 
 
 @pytest.fixture
-def compiler(trials: Counted, tiny_base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> GrammarCompiler:
+def compiler(trials: RecordingTrials, tiny_base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> GrammarCompiler:
     monkeypatch.setattr(compiling, "PER_TENANT", PER_TENANT)
     trials.begun.clear()
     return GrammarCompiler(Grammars(tiny_base_folder, VOCAB, EOS), trials)
@@ -62,7 +62,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 def test_a_hostile_grammar_is_ended_and_another_tenants_is_not_held_up(
-    compiler: GrammarCompiler, trials: Counted
+    compiler: GrammarCompiler, trials: RecordingTrials
 ) -> None:
     bad = [compiler.submit("mallory", hostile(number)) for number in range(PER_TENANT + 1)]
     good = compiler.submit("acme", SIMPLE)
@@ -79,7 +79,9 @@ def test_a_hostile_grammar_is_ended_and_another_tenants_is_not_held_up(
     assert len(trials.begun) == before, "it is remembered"
 
 
-def test_what_nobody_waits_for_any_more_is_killed_and_makes_room(compiler: GrammarCompiler, trials: Counted) -> None:
+def test_what_nobody_waits_for_any_more_is_killed_and_makes_room(
+    compiler: GrammarCompiler, trials: RecordingTrials
+) -> None:
     gone = [compiler.submit("mallory", hostile(number)) for number in range(10, 14)]
     shared = compiler.submit("mallory", hostile(10))
     until(lambda: len(trials.begun) == PER_TENANT and all(trial._pid for trial in trials.begun))
@@ -96,7 +98,7 @@ def test_what_nobody_waits_for_any_more_is_killed_and_makes_room(compiler: Gramm
     until(lambda: not processes[0].exists())
 
 
-def test_equal_grammars_are_tried_once(compiler: GrammarCompiler, trials: Counted) -> None:
+def test_equal_grammars_are_tried_once(compiler: GrammarCompiler, trials: RecordingTrials) -> None:
     futures = [compiler.submit(tenant, SIMPLE) for tenant in ("acme", "globex") for _ in range(8)]
     assert all(future.result(WAIT).mask().any() for future in futures)
     assert len({id(future.result()) for future in futures}) == 16
@@ -110,7 +112,7 @@ def test_a_refusal_is_what_the_grammar_says(compiler: GrammarCompiler) -> None:
             compiler.submit("acme", Constraint("regex", text)).result(WAIT)
 
 
-def test_a_process_that_was_killed_is_started_again(compiler: GrammarCompiler, trials: Counted) -> None:
+def test_a_process_that_was_killed_is_started_again(compiler: GrammarCompiler, trials: RecordingTrials) -> None:
     compiler.submit("acme", Constraint("regex", "one")).result(WAIT)
     process = trials._end.peek()[2][0]  # type: ignore[attr-defined]
     process.kill()

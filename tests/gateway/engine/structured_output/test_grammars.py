@@ -1,4 +1,4 @@
-"""Structured output: whatever allowed tokens are drawn, the text is what the constraint says."""
+"""Structured output: whichever allowed tokens are drawn, the text matches the constraint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is done to a JSON schema before the grammar library reads it."""
+"""What is changed in a JSON schema before llguidance reads it."""
 
 from __future__ import annotations
 

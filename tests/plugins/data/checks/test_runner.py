@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.peak_memory import PEAK
-from tests.plugins.data.checks.test_checks import PLUGINS, chat
+from tests.plugins.data.checks.check_rows import PLUGINS, chat
 from tunery.plugins.data.checks import minhash, runner
 from tunery.plugins.data.checks.check import Check, Fault
 from tunery.plugins.data.checks.parsed_record import Location, ParsedRecord

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import parquet
 
-from tests.plugins.data.checks.test_checks import chat
+from tests.plugins.data.checks.check_rows import chat
 from tunery.plugins.data.read import data_digest
 from tunery.plugins.data.read.formats import BUILT_IN
 from tunery.plugins.data.render.renderer import Renderer

@@ -112,7 +112,9 @@ def test_in_bfloat16_gradients_are_as_close_to_exact_as_transformers_own() -> No
 
 
 def close_in_bfloat16(made: Callable[[int], tuple[Any, Any]]) -> None:
-    """Over several models, the second of each pair in bfloat16 is off the first's exact gradients by no more than transformers is."""
+    """Over several models, the second of each pair in bfloat16 is off the first's exact gradients by no more than
+    transformers is.
+    """
     ours, theirs = 0.0, 0.0
     for seed in range(6):
         wide, narrow = made(seed)

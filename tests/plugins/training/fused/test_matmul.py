@@ -1,4 +1,6 @@
-"""Sums of products are exact but for one rounding, natively and plainly, however the weights lie and at sizes that fill no tile."""
+"""Sums of products are exact but for one rounding, natively and plainly, however the weights lie and at sizes that fill
+no tile.
+"""
 
 from __future__ import annotations
 

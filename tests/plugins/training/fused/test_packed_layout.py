@@ -1,4 +1,6 @@
-"""Every row still sees its own tokens, in their order; what rows begin with alike is computed once, and what is a row's own never shared."""
+"""Every row still sees its own tokens, in their order; what rows begin with alike is computed once, and what is a row's
+own never shared.
+"""
 
 from __future__ import annotations
 

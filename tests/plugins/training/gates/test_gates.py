@@ -123,10 +123,10 @@ def test_a_process_that_hangs_is_stopped(files: Path, tmp_path: Path) -> None:
 
 
 def test_the_process_reads_a_request_and_writes_a_line_for_each_gate(files: Path, tmp_path: Path) -> None:
-    asked, answers = tmp_path / "request", tmp_path / "answers"
-    asked.write_bytes(msgspec.json.encode(request(files, "skips", "fails")))
-    assert main([str(asked), str(answers)]) == 0
-    results = [msgspec.json.decode(line, type=GateResult) for line in answers.read_bytes().splitlines()]
+    request_path, results_path = tmp_path / "request", tmp_path / "results"
+    request_path.write_bytes(msgspec.json.encode(request(files, "skips", "fails")))
+    assert main([str(request_path), str(results_path)]) == 0
+    results = [msgspec.json.decode(line, type=GateResult) for line in results_path.read_bytes().splitlines()]
     assert [(result.name, result.skipped, result.failed) for result in results] == [
         ("skips", True, False),
         ("fails", False, True),

@@ -182,10 +182,10 @@ def test_every_bad_line_of_every_file_is_reported_before_anything_is_trained(
     validation.write_text('{"messages": 3}\n')
     with pytest.raises(InvalidData) as caught:
         train("lora", files=(data, broken), validation=validation)
-    said = caught.value.args[0]
+    message = caught.value.args[0]
     for where in ("broken.jsonl:2:", "broken.jsonl:4:", "broken.jsonl:5:", "val.jsonl:1:"):
-        assert where in said
-    assert "broken.jsonl:1:" not in said
+        assert where in message
+    assert "broken.jsonl:1:" not in message
     assert registry.jobs() == []
     assert registry.versions() == []
 

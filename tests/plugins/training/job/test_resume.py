@@ -175,13 +175,13 @@ def test_a_cancelled_job_is_cancelled_whatever_the_interruption_becomes(
 ) -> None:
     """Native code turns an interruption that lands in it into an error of its own, or swallows it."""
     monkeypatch.setattr("tunery.plugins.training.job.control.POLLS_PER_INTERRUPT", 2)
-    loss, told = Supervised.loss, list[bool]()
+    loss, interrupted = Supervised.loss, list[bool]()
 
     def landed(self: Supervised, model: Any, batch: Any) -> Any:
-        if told:
+        if interrupted:
             return loss(self, model, batch)
         try:
-            told.append(True)
+            interrupted.append(True)
             signal_job(JobFolder(registry.home.jobs / registry.jobs()[0].id), "cancel")
             while True:
                 time.sleep(0.01)

@@ -30,8 +30,8 @@ STEPS = {"precision": "float32", "max_steps": 6, "batch_size": 5, "eval_every": 
 
 WITHOUT_GATES = """
 from functools import partial
-from tunery.plugins import manager
-manager.load_plugins = partial(manager.load_plugins, without=("gates",))
+from tunery.plugins import discovery
+discovery.load_plugins = partial(discovery.load_plugins, without=("gates",))
 from tunery.gateway.cli import main
 main()
 """
@@ -69,9 +69,9 @@ class Launcher:
 
     def finish(self, processes: list[subprocess.Popen[str]]) -> list[str]:
         """What each wrote, once all have ended well."""
-        told = [process.communicate(timeout=150) for process in processes]
-        assert [process.returncode for process in processes] == [0] * len(processes), told
-        return [out for out, _ in told]
+        outputs = [process.communicate(timeout=150) for process in processes]
+        assert [process.returncode for process in processes] == [0] * len(processes), outputs
+        return [out for out, _ in outputs]
 
     def weights(self, version: Version, folder: Path) -> dict[str, torch.Tensor]:
         """What was trained, in float32: the pair, or every weight."""
@@ -85,7 +85,7 @@ class Launcher:
         return [json.loads(line) for line in lines if line.endswith(b"\n")]
 
     def until(self, kind: str, processes: list[subprocess.Popen[str]], *, jobs: int = 1) -> str:
-        """The newest of so many jobs, once it has told of something."""
+        """The newest of so many jobs, once it has sent an event of a kind."""
         end = time.monotonic() + 90
         while True:
             found = self.registry.jobs()
@@ -108,7 +108,7 @@ def launcher(home: Home, registry: Registry, tiny_base: Base, tmp_path: Path) ->
 
 
 def check_alike(launcher: Launcher, out: str, folder: Path) -> None:
-    """The second version is the first but for rounding, and was told of once."""
+    """The second version is the first but for rounding, and is reported once."""
     one, two = sorted(launcher.registry.versions(), key=lambda version: version.number)
     assert out.count(two.name) == 1
     before, after = (launcher.weights(version, folder / str(version.number)) for version in (one, two))
@@ -158,11 +158,11 @@ def test_one_that_dies_ends_the_other_and_resumed_they_give_the_same_bits(launch
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("wish", "state"), [("cancel", "cancelled"), ("pause", "paused")])
-def test_what_is_asked_of_one_process_ends_all(wish: Any, state: str, launcher: Launcher) -> None:
+@pytest.mark.parametrize(("action", "state"), [("cancel", "cancelled"), ("pause", "paused")])
+def test_a_actionto_one_process_ends_all(action: Any, state: str, launcher: Launcher) -> None:
     processes = launcher.train(2, max_steps=100_000, eval_every=0, checkpoint_every=0)
     job = launcher.until("step", processes)
-    signal_job(JobFolder(launcher.home.jobs / job), wish)
+    signal_job(JobFolder(launcher.home.jobs / job), action)
     for process in processes:
         process.communicate(timeout=20)
         assert process.returncode != 0
@@ -188,9 +188,9 @@ main()
 @pytest.mark.slow
 def test_what_fails_in_one_process_fails_the_job_with_its_code(launcher: Launcher) -> None:
     processes = launcher.start(2, *launcher.words("lora", {}), code=BROKEN)
-    told = [process.communicate(timeout=60)[1] for process in processes]
+    outputs = [process.communicate(timeout=60)[1] for process in processes]
     assert all(process.returncode not in (0, None) for process in processes)
-    assert "process 1 of this run failed" in told[0]
+    assert "process 1 of this run failed" in outputs[0]
     (job,) = launcher.registry.jobs()
     assert job.state == "failed"
     assert "no such luck" in (job.error or "")

@@ -72,8 +72,10 @@ def models(tiny_base: Base) -> tuple[Any, Any]:
 def log_likelihood(model: Any, row: Example) -> torch.Tensor:
     """By the book: every logit, an explicit log-softmax, the trained tokens picked out one by one."""
     logits = model(input_ids=torch.tensor([row.ids])).logits[0]
-    told = [logits[place - 1].log_softmax(-1)[row.ids[place]] for place in range(1, len(row.ids)) if row.trained[place]]
-    return torch.stack(told).sum()
+    log_probs = [
+        logits[place - 1].log_softmax(-1)[row.ids[place]] for place in range(1, len(row.ids)) if row.trained[place]
+    ]
+    return torch.stack(log_probs).sum()
 
 
 def by_the_book(
@@ -173,20 +175,20 @@ def write(path: Path, *rows: dict[str, Any]) -> Path:
 
 
 def test_only_the_answers_are_trained_however_many_turns_came_before(tmp_path: Path, tiny_base: Base) -> None:
-    asked = [
+    prompt = [
         {"role": "user", "content": "one"},
         {"role": "assistant", "content": "an earlier answer"},
         {"role": "user", "content": "two"},
     ]
     better, worse = {"role": "assistant", "content": "good"}, {"role": "assistant", "content": "bad"}
-    path = write(tmp_path / "rows.jsonl", {"prompt": asked, "chosen": [better], "rejected": [worse]})
+    path = write(tmp_path / "rows.jsonl", {"prompt": prompt, "chosen": [better], "rejected": [worse]})
     (row,) = corpus(path, tiny_base).train
     renderer = Renderer(Path(tiny_base.path))
     assert row.rejected is not None
     for half, text in ((row, "good"), (row.rejected, "bad")):
         trained = [number for number, wanted in zip(half.ids, half.trained, strict=True) if wanted]
         assert renderer.decode(trained, skip_special=False) == f"{text}<|im_end|>"
-        assert half.ids[: len(half.ids) - len(trained)] == renderer.prompt_ids(asked)
+        assert half.ids[: len(half.ids) - len(trained)] == renderer.prompt_ids(prompt)
 
 
 def test_pairs_about_one_prompt_are_never_on_both_sides(tmp_path: Path, tiny_base: Base) -> None:
@@ -244,7 +246,7 @@ def test_a_run_starts_at_log_2_and_learns_what_is_preferred(
     assert {first.unit, *(event.unit for event in evaluated), loss_unit(version)} == {"DPO loss per pair"}
     assert "lowest held-out DPO loss per pair of" in version.manifest["checkpoint"]["why"]
     report = registry.files(version)["report/report.md"].read_text()
-    assert "steps and evaluations are its DPO loss per pair" in report
+    assert "steps and evaluations are in its DPO loss per pair" in report
     assert "| step | held-out DPO loss per pair |" in report
     assert loss_text(version).endswith(" DPO loss per pair")
     assert "Losses are in DPO loss per pair" in model_card(version, base_model="tiny", repository="acme/tiny")

@@ -80,12 +80,12 @@ def test_a_loss_that_is_no_number_is_none(tiny_base_folder: Path, corpus: Corpus
 def test_answers_are_what_the_model_alone_would_say_and_end_before_the_stop(model: Any, renderer: Renderer) -> None:
     prompts = [renderer.prompt_ids([{"role": "user", "content": text}]) for text in ("a", "something much longer")]
     together = generate_answers(model, prompts, stop_ids=(), limit=8, device=CPU, dtype=torch.float32)
-    for prompt, said in zip(prompts, together, strict=True):
+    for prompt, answer in zip(prompts, together, strict=True):
         ids = list(prompt)
         for _ in range(8):
             with torch.no_grad():
                 ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
-        assert said == ids[len(prompt) :]
+        assert answer == ids[len(prompt) :]
     stop = together[0][3]
     stopped = generate_answers(model, prompts[:1], stop_ids=(stop,), limit=8, device=CPU, dtype=torch.float32)
     assert stopped == [together[0][: together[0].index(stop)]]

@@ -53,18 +53,18 @@ def test_more_rows_give_a_narrower_interval_and_the_same_rows_the_same() -> None
 
 
 @pytest.mark.parametrize(
-    ("after", "said"), [(2 - 2 * TIE, "win"), (2 + 2 * TIE, "loss"), (2.0, "tie"), (2 - TIE / 2, "tie")]
+    ("after", "expected"), [(2 - 2 * TIE, "win"), (2 + 2 * TIE, "loss"), (2.0, "tie"), (2 - TIE / 2, "tie")]
 )
-def test_a_row_is_won_or_lost_by_more_than_a_little(after: float, said: str) -> None:
-    assert outcome(row(1, 2.0, after)) == said
+def test_a_row_is_won_or_lost_by_more_than_a_little(after: float, expected: str) -> None:
+    assert outcome(row(1, 2.0, after)) == expected
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "said"),
+    ("low", "high", "expected"),
     [(-0.5, -0.1, "kept"), (-0.1, KEPT, "kept"), (0.05, 0.3, "unclear"), (KEPT + 0.01, 0.3, "forgot")],
 )
-def test_forgetting_is_only_said_when_it_is_sure(low: float, high: float, said: str) -> None:
-    assert forgetting(Change(40, 400, 2.0, 2.0 + (low + high) / 2, low, high)) == said
+def test_forgetting_is_only_said_when_it_is_sure(low: float, high: float, expected: str) -> None:
+    assert forgetting(Change(40, 400, 2.0, 2.0 + (low + high) / 2, low, high)) == expected
 
 
 def test_a_wrong_answer_among_many_is_the_most_suspicious_row() -> None:

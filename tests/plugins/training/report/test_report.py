@@ -43,8 +43,8 @@ from tunery.registry.versions.reports import LIMITS, report_files
 
 def chat(path: Path, rows: list[tuple[str, str]]) -> Path:
     with path.open("w") as file:
-        for asked, said in rows:
-            messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
+        for question, answer in rows:
+            messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
             file.write(json.dumps({"messages": messages}) + "\n")
     return path
 
@@ -91,18 +91,18 @@ def test_rows_and_samples_are_named_and_shown(train: Train, registry: Registry, 
     held_out = {row["line"] for row in rows if row["split"] == "held_out"}
     assert len(samples) == 6
     for sample in samples:
-        asked, said = texts[sample["line"] - 1]
-        assert asked["content"] in sample["prompt"]
-        assert sample["reference"] == said["content"]
+        question, answer = texts[sample["line"] - 1]
+        assert question["content"] in sample["prompt"]
+        assert sample["reference"] == answer["content"]
         assert sample["line"] in held_out
         assert sample["outcome"] == "win"
     assert "### rows.jsonl:" in files["report/samples.md"].read_text()
     picture = files["report/loss.png"].read_bytes()
     assert picture.startswith(b"\x89PNG")
     assert struct.unpack(">II", picture[16:24]) == (1920, 1080)
-    told = files["report/report.md"].read_text()
-    assert "![Loss by step](loss.png)" in told
-    assert "item " not in told, "the report itself holds no text of a row"
+    markdown = files["report/report.md"].read_text()
+    assert "![Loss by step](loss.png)" in markdown
+    assert "item " not in markdown, "the report itself holds no text of a row"
 
 
 def test_a_planted_wrong_answer_is_the_most_suspicious_row(train: Train, registry: Registry, tmp_path: Path) -> None:
@@ -183,9 +183,11 @@ def test_a_template_that_asks_for_the_time_is_told_the_jobs(
     inputs = read_inputs(request, parameters, registry=registry, plugins=plugins, now=datetime(1987, 6, 5))
     cpu = torch.device("cpu")
     compute = ComputeContext(device=cpu, dtype=torch.float32, measured_dtype=torch.float32)
-    asked = ReportBuilder(inputs, parameters, folder=JobFolder(tmp_path), compute=compute, supervised=True).evaluation
-    for example in (*asked.held_out, *asked.train, *asked.general):
-        assert asked.decode(example.ids).startswith("1987\n")
+    evaluation = ReportBuilder(
+        inputs, parameters, folder=JobFolder(tmp_path), compute=compute, supervised=True
+    ).evaluation
+    for example in (*evaluation.held_out, *evaluation.train, *evaluation.general):
+        assert evaluation.decode(example.ids).startswith("1987\n")
 
 
 def test_answers_that_cannot_be_given_fail_no_job(
@@ -257,9 +259,9 @@ def test_without_matplotlib_the_report_says_how_to_get_the_picture(
     report = report_of(version, registry)
     assert "report/loss.png" not in registry.files(version)
     assert any("pip install 'tunery[plots]'" in note for note in report.notes)
-    told = registry.files(version)["report/report.md"].read_text()
-    assert "loss.png" not in told
-    assert "tunery[plots]" in told
+    markdown = registry.files(version)["report/report.md"].read_text()
+    assert "loss.png" not in markdown
+    assert "tunery[plots]" in markdown
 
 
 def test_nothing_held_out_is_said(train: Train, registry: Registry) -> None:

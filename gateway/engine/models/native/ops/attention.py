@@ -33,7 +33,8 @@ class HeadLayout:
 
 
 class KVCache:
-    """One layer's keys [pages, kv heads, size / 2, PAGE_SIZE, 2] (float32: [pages, kv heads, size, PAGE_SIZE]) and values [pages, kv heads, PAGE_SIZE, size].
+    """One layer's keys [pages, kv heads, size / 2, PAGE_SIZE, 2] (float32: [pages, kv heads, size, PAGE_SIZE]) and
+    values [pages, kv heads, PAGE_SIZE, size].
 
     The operating system backs the memory with zeros as it is touched.
     """
@@ -73,7 +74,7 @@ class RotaryEmbedding:
         rows: int,
         start: int = 0,
     ) -> None:
-        """Norm and rotate queries to `q` and keys to the cache, and copy values there, in rows `start` to `start + rows`.
+        """Norm and rotate queries to `q` and keys to the cache, and copy values there, for `rows` rows from `start`.
 
         `qkv` is float32 with queries, keys and values from `columns`; `q` [T, heads * size] has the cache's dtype.
         """
@@ -95,13 +96,13 @@ class RotaryEmbedding:
 
 
 class PagedAttention:
-    """Causal attention over a paged cache (arXiv 2309.06180), within a sliding window of `window` tokens unless that is 0."""
+    """Causal attention over a paged cache (arXiv 2309.06180), within a sliding window of `window` tokens or 0."""
 
     def __init__(self, kernels: Kernels, layout: HeadLayout, *, window: int) -> None:
         self._kernels, self._layout, self._window = kernels, layout, window
 
     def __call__(self, q: Matrix, cache: KVCache, out: Matrix, batch: BatchMetadata) -> None:
-        """Attend from `q` to the cached keys and values of each sequence; `q` and `out` are [T, heads * size] in the cache's dtype."""
+        """Attend from `q` to each sequence's cached tokens; `q` and `out` [T, heads * size] have the cache's dtype."""
         layout = self._layout
         if (
             q.dtype is not cache.dtype

@@ -11,7 +11,7 @@ __all__ = ["RMSNorm", "swiglu"]
 
 
 class RMSNorm:
-    """RMS norm (arXiv 1910.07467) with `gain` float32 [hidden], fused with the addition to the residual stream before it."""
+    """RMS norm (arXiv 1910.07467) with `gain` float32 [hidden], fused with an addition to the residual stream."""
 
     def __init__(self, kernels: Kernels, gain: torch.Tensor, epsilon: float) -> None:
         self._kernels, self._epsilon = kernels, epsilon
@@ -21,7 +21,8 @@ class RMSNorm:
     def __call__(self, hidden: Matrix, out: Matrix, *, rows: int, start: int = 0, added: Matrix | None = None) -> None:
         """hidden += added, then out = norm(hidden), in rows `start` to `start + rows`.
 
-        `hidden` and `added` are float32 [T, hidden], `out` [T, hidden] in either dtype; `hidden` and `out` are contiguous.
+        `hidden` and `added` are float32 [T, hidden], `out` [T, hidden] in either dtype; `hidden` and `out` are
+        contiguous.
         """
         if hidden.dtype is not torch.float32 or hidden.stride != self._size or out.stride != self._size:
             raise ValueError(f"the norm needs contiguous rows of {self._size}, not {hidden.columns} and {out.columns}")

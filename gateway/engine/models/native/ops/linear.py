@@ -19,11 +19,11 @@ from tunery.gateway.engine.models.native.weight_layout import Format, PackedWeig
 __all__ = ["LinearGroup", "PackedEmbedding", "Workspace", "dequantize", "project"]
 
 ROW_PADDING = 16
-"""Floats between rows of outputs, so that the same column of all rows does not fall into the same few sets of a cache."""
+"""Floats between rows of outputs, so that a column's elements do not all fall into the same few sets of a cache."""
 
 
 class Workspace:
-    """Scratch memory for A x, the inner activations of LoRA; one is shared by all layers of a model and grows as needed."""
+    """Scratch memory for A x, LoRA's inner activations; all layers of a model share one, which grows as needed."""
 
     def __init__(self) -> None:
         self._memory = torch.empty(0)
@@ -36,10 +36,11 @@ class Workspace:
 
 
 class LinearGroup:
-    """Linear layers that share their input, computed in one call, for example the projections to queries, keys and values.
+    """Linear layers that share their input, for example the q, k and v projections, computed in one call.
 
-    Outputs lie side by side from `columns`, each padded to whole panels; `row_width` is a good distance between rows of outputs. Their LoRA
-    entries are the adapters' targets from `first` on; the `following` targets after them are needed next and prefetched.
+    Outputs lie side by side from `columns`, each padded to whole panels; `row_width` is a good distance between rows of
+    outputs. Their LoRA entries are the adapters' targets from `first` on; the `following` targets after them are needed
+    next and prefetched.
     """
 
     def __init__(
@@ -69,12 +70,11 @@ class LinearGroup:
     ) -> None:
         """Write W x + b, with the deltas of `segments`, to float32 `y` from `column` on.
 
-        `x` [T, inputs] has the model's dtype. Rows `start` to `start + rows` are computed; the segments' rows count from `start`.
+        `x` [T, inputs] has the model's dtype. Rows `start` to `start + rows` are computed; the segments' rows count
+        from `start`.
         """
         if x.dtype is not self._dtype or x.columns != self.inputs or x.rows < start + rows:
-            raise ValueError(
-                f"the input must be {self._dtype} [{start + rows}+, {self.inputs}], not {x.dtype} {tuple(x.tensor.shape)}"
-            )
+            raise ValueError(f"the input must be {self._dtype} of {self.inputs} columns, not {x.dtype} of {x.columns}")
         if y.dtype is not torch.float32 or y.columns < column + self.outputs or y.rows < start + rows:
             raise ValueError(f"the output must be float32 of {column + self.outputs} columns or more, not {y.columns}")
         targets = len(self._structs)
@@ -111,7 +111,7 @@ def dequantize(kernels: Kernels, weight: PackedWeight, dtype: torch.dtype) -> to
 
 
 def project(kernels: Kernels, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """x [n, k] times a small `weight` [m, k] of the same dtype: float32 [n, m], batch-invariant like everything here."""
+    """x [n, k] times a small `weight` [m, k] of the same dtype: float32 [n, m], batch-invariant."""
     if weight.shape[1] % 2 and weight.dtype != torch.float32:
         x, weight = functional.pad(x, (0, 1)), functional.pad(weight, (0, 1))
     return _multiply(kernels, x.contiguous(), pack_dense(weight))

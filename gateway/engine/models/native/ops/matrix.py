@@ -40,7 +40,7 @@ class Matrix:
 
 
 def check_vector(name: str, tensor: torch.Tensor, size: int | None = None) -> torch.Tensor:
-    """Return `tensor` if it is a contiguous float32 vector on the CPU, of `size` elements if given; raise ValueError if not."""
+    """Return `tensor`; raise ValueError unless it is a contiguous float32 vector on the CPU, of `size` if given."""
     fits = (
         tensor.dim() == 1 and tensor.dtype is torch.float32 and tensor.is_contiguous() and tensor.device.type == "cpu"
     )

@@ -11,7 +11,10 @@ __all__ = ["argmax_logsumexp"]
 
 
 def argmax_logsumexp(kernels: Kernels, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of each row of `logits` float32 [R, n], the index of the largest, int64 [R], and the log of the sum of exponentials, float32 [R]."""
+    """Reduce each row of `logits`, float32 [R, n].
+
+    Return the index of its largest, int64 [R], and the log of its sum of exponentials, float32 [R].
+    """
     matrix = Matrix(logits)
     if matrix.dtype is not torch.float32:
         raise ValueError(f"logits must be float32, not {matrix.dtype}")

@@ -1,4 +1,6 @@
-"""The native kernels' linear layers called as the decoder calls them, and the same computed by torch in double precision."""
+"""The native kernels' linear layers called as the decoder calls them, and the same computed by torch in double
+precision.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ from tunery.gateway.engine.scheduling.forward_batch import Segment
 
 PACKERS = {"dense": pack_dense, "nf4": pack_nf4, "int8": pack_int8}
 SUM_ERROR, INNER_ERROR = 3e-6, 2**-8
-"""How far a float32 sum strays from the sum of magnitudes, and what narrowing the middle of a pair to bfloat16 costs."""
+"""How far a float32 sum strays from the sum of magnitudes, and what narrowing the middle of a pair to bfloat16 costs.
+"""
 
 
 @dataclass

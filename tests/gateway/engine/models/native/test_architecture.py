@@ -146,7 +146,8 @@ def test_a_folder_without_a_configuration_is_none_of_ours(tmp_path: Path) -> Non
 
 
 def test_qwen2s_biases_are_found_by_their_weights() -> None:
-    # The decoder takes biases where the checkpoint has them; these are those of the kind that has them without saying so.
+    # The decoder takes biases where the checkpoint has them; these are those of the kind that has them without saying
+    # so.
     names = [name for name, _ in Qwen2ForCausalLM(FAMILIES["qwen2"]()).named_parameters() if name.endswith("bias")]
     assert names
     assert all(name.split(".")[-2] in {"q_proj", "k_proj", "v_proj"} for name in names)

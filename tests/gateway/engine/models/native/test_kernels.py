@@ -235,7 +235,9 @@ def test_embeddings_are_the_heads_rows(kernels: Kernels, dtype: torch.dtype) -> 
 
 @dataclass(frozen=True)
 class Attention:
-    """An attention layer: sizes, `window` 0 for none, and whether queries and keys are normed; `dtype` of cache and queries."""
+    """An attention layer: sizes, `window` 0 for none, and whether queries and keys are normed; `dtype` of cache and
+    queries.
+    """
 
     heads: int
     kv_heads: int
@@ -259,7 +261,9 @@ class Attention:
         return angles.cos().contiguous(), angles.sin().contiguous()
 
     def expected(self, y: torch.Tensor) -> torch.Tensor:
-        """Attention over one sequence of queries, keys and values y [length, width], by torch in double: [length, heads · size]."""
+        """Attention over one sequence of queries, keys and values y [length, width], by torch in double: [length, heads
+        · size].
+        """
         length, y = len(y), y.double()
         q, k, v = (
             part.unflatten(1, (-1, self.size))

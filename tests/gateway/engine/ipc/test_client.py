@@ -1,4 +1,4 @@
-"""What the gateway makes of an engine's answers other than tokens: vectors, pins, and refusals by their codes."""
+"""What the client makes of answers other than tokens: vectors, pins, and errors by their codes."""
 
 from __future__ import annotations
 
