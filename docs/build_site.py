@@ -27,6 +27,13 @@ MOVED = {
 """Pages that lie outside docs/, and their places on the site."""
 
 REFERENCE = {
+    "tunery": (
+        "tunery.gateway.python.tunery",
+        "tunery.gateway.python.checking",
+        "tunery.gateway.python.training",
+        "tunery.gateway.python.serving",
+        "tunery.gateway.python.home",
+    ),
     "registry": (
         "tunery.registry.registry",
         "tunery.registry.records",

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import commands
 import msgspec
 import rooms
 
@@ -159,6 +160,8 @@ PARTS: dict[str, tuple[str, Callable[[], str]]] = {
     "hooks": ("plugins.md", hooks_table),
     "parameters": ("plugins.md", parameters_table),
     "events": ("training.md", events_table),
+    "commands": ("cli.md", commands.commands_reference),
+    "exit codes": ("cli.md", commands.exit_codes_table),
     "metrics": ("metrics.md", metrics_table),
     "where": ("architecture.md", rooms.questions_table),
     "training path": ("architecture.md", lambda: rooms.path_table(rooms.TRAINING, "T")),

@@ -24,7 +24,10 @@ class DescriptorTable(Generic[Descriptor]):
         self._owners: dict[str, str] = {}
 
     def registrar(self, plugin: str) -> Callable[[Descriptor], None]:
-        """The `register` callable that a plugin's hook is called with. It raises InvalidInput for what cannot be registered."""
+        """The `register` callable that a plugin's hook is called with.
+
+        It raises InvalidInput for what cannot be registered.
+        """
 
         def register(item: Descriptor) -> None:
             if not isinstance(item, self._descriptor):

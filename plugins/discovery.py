@@ -1,10 +1,11 @@
 """Find installed plugins by their entry points (group `tunery`) and load them one by one.
 
-Built-in plugins are entry points like any other. They are loaded first, then the others by package and name, so that which
-plugin gets a contested name does not depend on the order of a folder. A broken plugin is reported by name and the rest load.
+Built-in plugins are entry points like any other. They are loaded first, then the others by package and name, so that
+which plugin gets a contested name does not depend on the order of a folder. A broken plugin is reported by name and the
+rest load.
 
-`TUNERY_PLUGINS`, a comma-separated list of names, allows only those besides the built-in ones (empty: none). A listed name that
-is not installed is reported.
+`TUNERY_PLUGINS`, a comma-separated list of names, allows only those besides the built-in ones (empty: none). A listed
+name that is not installed is reported.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ def load_plugins(*, allow: Iterable[str] | None = None, without: Iterable[str] =
 
 
 def _installed() -> list[tuple[EntryPoint, Distribution]]:
-    """Every entry point, built-in ones first; of a distribution that is on the path twice, only what would be imported."""
+    """Every entry point, built-in ones first; of a distribution that is on the path twice, only what would be
+    imported."""
     by_distribution: dict[str, list[tuple[EntryPoint, Distribution]]] = {}
     for distribution in distributions():
         entries = distribution.entry_points.select(group=GROUP)

@@ -5,8 +5,8 @@ A plugin is a module (or object) with functions marked `@hookimpl`, named by an 
     [project.entry-points.tunery]
     dora = "tunery_dora"
 
-Registering must be cheap: a plugin registers descriptors that name its heavy classes by string, so that listing plugins never
-imports torch. A hookimpl may take fewer arguments than its spec; it is called with keyword arguments only.
+Registering must be cheap: a plugin registers descriptors that name its heavy classes by string, so that listing plugins
+never imports torch. A hookimpl may take fewer arguments than its spec; it is called with keyword arguments only.
 """
 
 from __future__ import annotations
@@ -51,11 +51,12 @@ API_VERSION = 1
 class BaseSource(msgspec.Struct, frozen=True, kw_only=True):
     """A source of base models, described without importing it.
 
-    `claims(reference)` decides cheaply whether this source understands what the user wrote (`smollm2-135m`, a folder, a Hub id
-    with `@revision`, a `.gguf` file). `entrypoint` names, as `package.module:function`, a function
-    `(reference: str, folder: Path) -> str | None` that fills the empty `folder` with the model as transformers saves it
-    (config.json, *.safetensors, tokenizer files) and returns a note on where it came from, or raises a TuneryError. The host checks
-    the result: pickled weights, remote code and incomplete models are refused. Sources are tried in order of `priority`, lowest first.
+    `claims(reference)` decides cheaply whether this source understands what the user wrote (`smollm2-135m`, a folder, a
+    Hub id with `@revision`, a `.gguf` file). `entrypoint` names, as `package.module:function`, a function `(reference:
+    str, folder: Path) -> str | None` that fills the empty `folder` with the model as transformers saves it
+    (config.json, *.safetensors, tokenizer files) and returns a note on where it came from, or raises a TuneryError. The
+    host checks the result: pickled weights, remote code and incomplete models are refused. Sources are tried in order
+    of `priority`, lowest first.
     """
 
     name: str
@@ -69,9 +70,9 @@ class BaseSource(msgspec.Struct, frozen=True, kw_only=True):
 class Conversation(msgspec.Struct, frozen=True, kw_only=True):
     """What a row means, whatever its format.
 
-    `messages` have `role` and `content`, and may have `tool_calls` (arguments as objects) and `weight` (0: not trained). `tools` are
-    the functions on offer. In a preference row `rejected` are the messages of the rejected answer, and `prompt` is the number of
-    `messages` before the chosen one (None: all but the last).
+    `messages` have `role` and `content`, and may have `tool_calls` (arguments as objects) and `weight` (0: not
+    trained). `tools` are the functions on offer. In a preference row `rejected` are the messages of the rejected
+    answer, and `prompt` is the number of `messages` before the chosen one (None: all but the last).
     """
 
     messages: list[dict[str, Any]]
@@ -83,10 +84,11 @@ class Conversation(msgspec.Struct, frozen=True, kw_only=True):
 class FormatInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A format of training rows.
 
-    `sniff(row)` decides whether a row looks like this format. `to_conversation(row)` returns its messages (`role`, `content`), whose
-    assistant turns are trained, or a Conversation, and raises InvalidInput that says what is wrong and how to fix it. Null values are
-    removed before both. Use functions of a module, since lambdas keep files from being checked by several processes. `keys` are the
-    columns that the format reads; the check `extra_column` warns about others.
+    `sniff(row)` decides whether a row looks like this format. `to_conversation(row)` returns its messages (`role`,
+    `content`), whose assistant turns are trained, or a Conversation, and raises InvalidInput that says what is wrong
+    and how to fix it. Null values are removed before both. Use functions of a module, since lambdas keep files from
+    being checked by several processes. `keys` are the columns that the format reads; the check `extra_column` warns
+    about others.
     """
 
     name: str
@@ -100,8 +102,9 @@ class FormatInfo(msgspec.Struct, frozen=True, kw_only=True):
 class CheckInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A check of training data, described without importing it.
 
-    `name` is the rule shown with its findings; `severity` is theirs unless a fault overrides it. An error keeps a file from being
-    trained on. `entrypoint` names, as `package.module:Class`, a subclass of `tunery.plugins.data.checks.check.Check`.
+    `name` is the rule shown with its findings; `severity` is theirs unless a fault overrides it. An error keeps a file
+    from being trained on. `entrypoint` names, as `package.module:Class`, a subclass of
+    `tunery.plugins.data.checks.check.Check`.
     """
 
     name: str
@@ -115,8 +118,8 @@ class GateInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A test that trained files must pass before they become a version, described without importing it.
 
     `code` is the error code of the job where they fail. `entrypoint` names, as `package.module:function`, a function
-    `(case: GateCase) -> Verdict` of `tunery.plugins.training.gates`; it is called in a fresh process. Gates run in order of
-    `priority`, lowest first, and a job fails with the code of the first that fails.
+    `(case: GateCase) -> Verdict` of `tunery.plugins.training.gates`; it is called in a fresh process. Gates run in
+    order of `priority`, lowest first, and a job fails with the code of the first that fails.
     """
 
     name: str
@@ -130,9 +133,9 @@ class GateInfo(msgspec.Struct, frozen=True, kw_only=True):
 class TrainerInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A trainer, described without importing it.
 
-    `entrypoint` names, as `package.module:Class`, a class that follows `tunery.plugins.training.Trainer`; it is imported only in
-    the process that trains. `parameters` is a subclass of TrainingParameters with every parameter and its default: its JSON schema is
-    shown to users, and unknown names are refused with near matches.
+    `entrypoint` names, as `package.module:Class`, a class that follows `tunery.plugins.training.Trainer`; it is
+    imported only in the process that trains. `parameters` is a subclass of TrainingParameters with every parameter and
+    its default: its JSON schema is shown to users, and unknown names are refused with near matches.
     """
 
     name: str
@@ -144,7 +147,7 @@ class TrainerInfo(msgspec.Struct, frozen=True, kw_only=True):
     api_version: int = API_VERSION
 
 
-# -- registration: called once at start; `register` checks the descriptor and refuses a name that is taken ----------------
+# -- registration: called once at start; `register` checks the descriptor and refuses a name that is taken -------------
 
 
 @hookspec
@@ -177,12 +180,13 @@ def register_commands(cli: click.Group) -> None:
     """Add commands to `tunery`; a name that exists is refused. Import heavy modules inside the command."""
 
 
-# -- observers: called one plugin at a time; what they raise is logged and never breaks the job ------------------------------
+# -- observers: called one plugin at a time; what they raise is logged and never breaks the job ------------------------
 
 
 @hookspec
 def job_event(job: Job, event: JobEvent) -> None:
-    """A training job reports progress; `event` is one of the structs in `tunery.plugins.events` (`event.kind` names it)."""
+    """A training job reports progress; `event` is one of the structs in `tunery.plugins.events` (`event.kind` names
+    it)."""
 
 
 @hookspec

@@ -1,4 +1,7 @@
-"""Hold loaded plugins and call their hooks. The only module that uses pluggy, so that the rest of the code makes typed calls."""
+"""Hold loaded plugins and call their hooks.
+
+The only module that uses pluggy, so that the rest of the code makes typed calls.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +57,10 @@ class Plugins:
         self._records: list[PluginRecord] = []
 
     def add(self, plugin: object, name: str, *, distribution: str = "", version: str = "") -> None:
-        """Register a loaded plugin. Raises InvalidInput where it misspells a hook or registers what cannot be registered."""
+        """Register a loaded plugin.
+
+        Raises InvalidInput where it misspells a hook or registers what cannot be registered.
+        """
         tables = (
             ("bases", self._bases),
             ("formats", self._formats),
@@ -175,7 +181,8 @@ class Plugins:
                 raise InvalidInput(f"the plugin name {name!r} already belongs to {owner}: rename the entry point")
 
     def _refuse_wrappers(self, plugin: object, name: str) -> None:
-        """Refuse hook wrappers: they are generators, which a host that calls one implementation at a time would never run."""
+        """Refuse hook wrappers: they are generators, which a host that calls one implementation at a time would never
+        run."""
         for caller in self._manager.get_hookcallers(plugin) or ():
             for implementation in caller.get_hookimpls():
                 if implementation.plugin is plugin and (implementation.wrapper or implementation.hookwrapper):

@@ -1,7 +1,7 @@
 """The parameters that every trainer understands, and how `--set name=value` is read into them.
 
-A trainer's own parameters are a subclass of TrainingParameters, so the command line, the HTTP API and the manifest share one
-flat namespace.
+A trainer's own parameters are a subclass of TrainingParameters, so the command line, the HTTP API and the manifest
+share one flat namespace.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ CHOSEN = frozenset(
         "warmup",
     )
 )
-"""Parameters that are chosen from data, base and method where they are not given: each has a rule in `training.defaults`."""
+"""Parameters that are chosen from data, base and method where they are not given: each has a rule in
+`training.defaults`."""
 
 PositiveInt = Annotated[int, Meta(ge=1)]
 NonNegativeInt = Annotated[int, Meta(ge=0)]

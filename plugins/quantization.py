@@ -20,9 +20,9 @@ NF4_BLOCK = 64
 def quantization_config(quant: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:
     """The `quantization_config` for `from_pretrained`: quantized as `quant`, computing in `dtype`. None for "none".
 
-    nf4 is QLoRA's (arXiv 2305.14314): 4-bit NormalFloat in blocks of 64 with double quantization. int8 is LLM.int8()'s row-wise
-    weight quantization (arXiv 2208.07339) without outlier columns, because which columns are outliers depends on the rest of the
-    batch. The engine multiplies the dequantized weights with unquantized activations.
+    nf4 is QLoRA's (arXiv 2305.14314): 4-bit NormalFloat in blocks of 64 with double quantization. int8 is LLM.int8()'s
+    row-wise weight quantization (arXiv 2208.07339) without outlier columns, because which columns are outliers depends
+    on the rest of the batch. The engine multiplies the dequantized weights with unquantized activations.
     """
     from transformers import BitsAndBytesConfig
 
@@ -41,8 +41,8 @@ def quantization_config(quant: str, dtype: torch.dtype) -> BitsAndBytesConfig | 
 def dequantize_nf4(weight: Any) -> torch.Tensor:
     """A 4-bit weight of bitsandbytes, dequantized to the dtype and shape that it was quantized from.
 
-    On a CPU, bitsandbytes 0.50 assumes that every row is a whole number of blocks. Where it is not, the weight is passed as rows of one
-    block each.
+    On a CPU, bitsandbytes 0.50 assumes that every row is a whole number of blocks. Where it is not, the weight is
+    passed as rows of one block each.
     """
     import torch
     from bitsandbytes.functional import dequantize_4bit

@@ -1,4 +1,4 @@
-"""Owns driving an engine by hand and noting when each token came; refuses to go on when a request fails."""
+"""Drive an engine step by step and record when each token came; a request that fails ends the benchmark."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ __all__ = ["Driver", "Times"]
 
 @dataclass
 class Times:
-    """When a request was asked and when its tokens came, in seconds of one clock."""
+    """When a request was queued and when its tokens came, in seconds of one clock."""
 
-    asked: float
+    queued: float
     tokens: list[float] = field(default_factory=list)
 
     @property
@@ -41,7 +41,7 @@ class Times:
 
 
 class Driver:
-    """An EngineCore in this process, with what it said."""
+    """An EngineCore in this process, and the times of its tokens."""
 
     def __init__(self, config: EngineConfig) -> None:
         self._events: list[Event] = []
@@ -71,7 +71,7 @@ class Driver:
             time.sleep(0.0005)
 
     def unload(self, source: AdapterSource) -> None:
-        """Make an adapter go."""
+        """Evict an adapter."""
         self.core.residency.unload(source.digest)
 
     def ask(self, name: str, prompt: tuple[int, ...], new: int, source: AdapterSource | None) -> None:
@@ -83,7 +83,7 @@ class Driver:
         self.core.handle(Generate(id=name, prompt=prompt, sampling=sampling, composition=composition, tenant=tenant))
 
     def step(self) -> None:
-        """One step of the engine, its tokens noted."""
+        """Run one step of the engine and record its tokens."""
         self.core.step()
         now = self.now()
         events, self._events[:] = list(self._events), []
@@ -98,7 +98,7 @@ class Driver:
             time.sleep(0.0005)
 
     def finish(self, each_step: Callable[[], None] | None = None) -> dict[str, Times]:
-        """Step until nothing is left to do; the times of everything asked since the last call."""
+        """Step until nothing is left to do; the times of everything queued since the last call."""
         while not self.core.idle:
             self.step()
             if each_step is not None:

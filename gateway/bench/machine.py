@@ -1,4 +1,4 @@
-"""Owns saying on what machine, and with which packages, something was measured."""
+"""Describe the machine and the packages that something was measured with."""
 
 from __future__ import annotations
 

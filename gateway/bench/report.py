@@ -1,4 +1,4 @@
-"""Owns how the suite's rows are judged, shown and drawn; refuses to measure.
+"""Judge, print and draw what the benchmarks measured.
 
 A bar has two sides: what must be reached at least, and what is aimed at. Bars against other systems need their figures: JSON lines as the
 scripts of these systems print them, `{"system", "workload": {"batch", "distinct", "prompt", "new"}, "tok_s", "prefill_tok_s"}`, measured
@@ -14,7 +14,8 @@ from typing import Any
 
 import msgspec
 
-from tunery.gateway.bench.suite import BATCH, Row
+from tunery.gateway.bench.engines import BATCH
+from tunery.gateway.bench.suite import Row
 from tunery.registry.errors import InvalidInput, Unavailable
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Owns the training benchmark's comparison: each method and the peer in a process of its own, one after the other, and their figures side by side.
+"""Compare training methods, and another system: each in a process of its own, one after the other.
 
 A peer is any command that trains the same rows and prints a JSON object last: `{"system", "useful_tok_s", "peak_gb", "eval_loss"}`.
 In the command `{base}`, `{data}`, `{held_out}`, `{steps}` and `{batch}` stand for what this run uses.

@@ -1,4 +1,4 @@
-"""Owns measuring the engine on the peers' workload: B requests over K random adapters, fixed lengths, greedy, stops ignored."""
+"""Measure the engine on a workload that other systems can run too: B requests over K random adapters, fixed lengths, greedy, stops ignored."""
 
 from __future__ import annotations
 

@@ -20,10 +20,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "bases": ("tunery.gateway.cli.bases:bases", "List and add base models."),
     "bench": ("tunery.gateway.cli.bench:bench", "Measure serving and training on this machine."),
     "data": ("tunery.gateway.cli.data:data", "Check, preview and split files of examples."),
-    "files": ("tunery.gateway.cli.files:files", "Find the versions that a file of examples was used for."),
+    "files": ("tunery.gateway.cli.files:files", "Find the versions that were made with a file of examples."),
     "jobs": ("tunery.gateway.cli.jobs:jobs", "List, inspect, pause and cancel training jobs."),
     "plugins": ("tunery.gateway.cli.plugins:plugins", "List plugins, their hooks, and the trainers' parameters."),
-    "registry": ("tunery.gateway.cli.registry:registry", "Make a lost registry again from its manifests."),
+    "registry": ("tunery.gateway.cli.registry:registry", "Rebuild a lost registry from its manifests."),
     "reproduce": ("tunery.gateway.cli.reproduce:reproduce", "Train a version again from its manifest and compare."),
     "serve": ("tunery.gateway.cli.serve:serve", "Serve every adapter from one quantized base."),
     "train": ("tunery.gateway.cli.train:train", "Train a version of an adapter from a file of examples."),
@@ -78,7 +78,7 @@ def cli(debug: bool) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; errors become one line and an exit code here and nowhere else."""
     if not sys.stderr.isatty():
-        # Libraries draw progress bars even into a log file; this is how they are told not to.
+        # Libraries draw progress bars even into a log file; this keeps them from it.
         os.environ.setdefault("TQDM_DISABLE", "1")
     take_any_text()
     given = list(sys.argv[1:] if arguments is None else arguments)

@@ -20,7 +20,7 @@ def bases() -> None:
 @bases.command("list")
 @as_json
 def list_bases(as_json: bool) -> None:
-    """The bases that are here."""
+    """List the bases in the registry."""
     with open_registry() as registry:
         known = registry.bases()
     if as_json:
@@ -32,10 +32,10 @@ def list_bases(as_json: bool) -> None:
 
 @bases.command("add")
 @click.argument("reference")
-@click.option("--name", help="What to call it.  [default: what REFERENCE says]")
+@click.option("--name", help="Its name in this registry.  [default: from REFERENCE]")
 @as_json
 def add_base(reference: str, name: str | None, as_json: bool) -> None:
-    """Take a base from REFERENCE: smollm2-135m, a folder, a GGUF file, or a Hub id such as org/name@revision (a subfolder of it:
+    """Add a base from REFERENCE: smollm2-135m, a folder, a GGUF file, or a Hub id such as org/name@revision (a subfolder of it:
     org/name/folder@revision)."""
     from tunery.plugins.bases.resolve import resolve_base
 

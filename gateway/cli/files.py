@@ -21,7 +21,7 @@ _SHA256 = re.compile(r"[0-9a-fA-F]{8,64}")
 
 @click.group()
 def files() -> None:
-    """Find the versions that a file of examples was used for."""
+    """Find the versions that were made with a file of examples."""
 
 
 @files.command("uses")

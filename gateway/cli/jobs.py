@@ -31,7 +31,7 @@ def jobs() -> None:
 @jobs.command("list")
 @as_json
 def list_jobs(as_json: bool) -> None:
-    """Every job, newest first."""
+    """List every job, newest first."""
     with open_registry() as registry:
         found = [(job, _state(registry, job)) for job in registry.jobs()]
     if as_json:
@@ -44,7 +44,7 @@ def list_jobs(as_json: bool) -> None:
 @jobs.command("show")
 @click.argument("job_id", metavar="JOB")
 def show_job(job_id: str) -> None:
-    """A job's state, manifest and last event, as JSON."""
+    """Print a job's state, manifest and last event as JSON."""
     with open_registry() as registry:
         job = registry.job(job_id)
         folder = registry.home.jobs / job_id
@@ -58,17 +58,17 @@ def show_job(job_id: str) -> None:
 @jobs.command("pause")
 @click.argument("job_id", metavar="JOB")
 def pause_job(job_id: str) -> None:
-    """Let a job finish its step, keep a checkpoint and end; tunery train --resume JOB goes on."""
+    """Stop a job after its current step, with a checkpoint; tunery train --resume JOB continues it."""
     _ask(job_id, "pause")
-    click.echo(f"{job_id} pauses after its step; go on with tunery train --resume {job_id}")
+    click.echo(f"{job_id} pauses after its current step; continue it with tunery train --resume {job_id}")
 
 
 @jobs.command("cancel")
 @click.argument("job_id", metavar="JOB")
 def cancel_job(job_id: str) -> None:
-    """Stop a job at once; what its last checkpoint holds can still be resumed."""
+    """Stop a job at once; it can be resumed from its last checkpoint."""
     _ask(job_id, "cancel")
-    click.echo(f"{job_id} is told to stop")
+    click.echo(f"{job_id} was asked to stop")
 
 
 def _ask(job_id: str, wish: Any) -> None:

@@ -13,7 +13,7 @@ __all__ = ["registry"]
 
 @click.group()
 def registry() -> None:
-    """Make a lost registry again from its manifests."""
+    """Rebuild a lost registry from its manifests."""
 
 
 @registry.command("rebuild")

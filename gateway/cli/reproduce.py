@@ -28,7 +28,7 @@ __all__ = ["reproduce"]
     "--data",
     multiple=True,
     type=click.Path(path_type=Path, exists=True),
-    help="Where a file of the manifest lies now; found by its content.  [default: where it was]",
+    help="A file that the manifest names, if it has moved; matched by content.  [default: where it was]",
 )
 @setting_options(TrainingSettings)
 @as_json

@@ -42,11 +42,15 @@ __all__ = ["train"]
 @click.option(
     "--set", "settings", multiple=True, metavar="NAME=VALUE", help="A parameter; see tunery plugins --trainer."
 )
-@click.option("--allow", multiple=True, metavar="RULE", help="Train although this rule of data check finds errors.")
+@click.option(
+    "--allow", multiple=True, metavar="RULE", help="Train even if this rule of tunery data check finds errors."
+)
 @click.option("--force", is_flag=True, help="Publish what fails a gate; recorded with the version.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 …")
 @setting_options(TrainingSettings)
-@click.option("--resume", "job", metavar="JOB", help="Go on with an interrupted job, as it began.")
+@click.option(
+    "--resume", "job", metavar="JOB", help="Resume an interrupted job, with the settings it was started with."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the version as JSON.")
 @click.pass_context
 def train(
@@ -89,7 +93,7 @@ def train(
                 on_message=say,
             )
     else:
-        raise click.UsageError("say what to train: --data FILE --name TENANT/NAME (or --resume JOB)")
+        raise click.UsageError("name what to train: --data FILE --name TENANT/NAME (or --resume JOB)")
     if not is_main_process():
         return
     if as_json:

@@ -30,7 +30,7 @@ class OutputProcessor:
     def process(
         self, scheduled: list[ScheduledTokens], batch: ForwardBatch, logits: torch.Tensor, hidden: torch.Tensor
     ) -> list[Event]:
-        """The events of one forward pass, whose tokens the scheduler has been told are computed.
+        """The events of one forward pass; to be called after `Scheduler.advance` for its tokens.
 
         `logits` are float32 [len(batch.logits), vocabulary], `hidden` float32 [len(batch.hidden), hidden size].
         """

@@ -75,14 +75,14 @@ def _serve(config: EngineConfig, connection: socket.socket) -> None:
     heartbeat = Heartbeat(writer.write)
     heartbeat.start()
     from tunery.gateway.engine.core import EngineCore
-    from tunery.gateway.engine.self_check import expectation, verify
+    from tunery.gateway.engine.self_check import load_reference, verify
 
     try:
-        expected = expectation(config)
+        reference = load_reference(config)
         core = EngineCore(config, writer.write)
         core.warm_up()
-        if expected is not None:
-            verify(core, expected, config)
+        if reference is not None:
+            verify(core, reference, config)
     except ArtifactRefused as error:
         writer.write(Failed("", error.code, error.message))
         raise

@@ -29,7 +29,7 @@ from tunery.registry.errors import ArtifactRefused
 if TYPE_CHECKING:
     from tunery.gateway.engine.core import EngineCore
 
-__all__ = ["Expected", "expectation", "main", "scores", "verify"]
+__all__ = ["Reference", "compute_reference", "load_reference", "main", "verify"]
 
 CHECK_VERSION = 1
 """To be raised when the check changes, so that every base is compared again."""
@@ -42,15 +42,15 @@ TOLERANCE = {"float32": 2e-3, "bfloat16": 0.5}
 another attention pattern whole nats."""
 
 
-class Expected(msgspec.Struct, frozen=True):
+class Reference(msgspec.Struct, frozen=True):
     """Prompts, and the natural-log probabilities of each one's tokens from the second on; or why there are none, in `refusal`."""
 
     prompts: tuple[tuple[int, ...], ...] = ()
-    scores: tuple[tuple[float, ...], ...] = ()
+    logprobs: tuple[tuple[float, ...], ...] = ()
     refusal: str = ""
 
 
-def expectation(config: EngineConfig) -> Expected | None:
+def load_reference(config: EngineConfig) -> Reference | None:
     """What transformers computes for two prompts; None when this base has been compared before, or cannot be.
 
     Raises ArtifactRefused (`unsupported_base`) when the base is not one that the engine serves.
@@ -67,16 +67,16 @@ def expectation(config: EngineConfig) -> Expected | None:
         )
         return None
     # Libraries may have printed something before the last line.
-    expected = msgspec.json.decode(done.stdout.splitlines()[-1], type=Expected)
-    if expected.refusal:
-        raise ArtifactRefused(expected.refusal, code="unsupported_base")
-    return expected
+    reference = msgspec.json.decode(done.stdout.splitlines()[-1], type=Reference)
+    if reference.refusal:
+        raise ArtifactRefused(reference.refusal, code="unsupported_base")
+    return reference
 
 
-def verify(core: EngineCore, expected: Expected, config: EngineConfig) -> None:
+def verify(core: EngineCore, reference: Reference, config: EngineConfig) -> None:
     """Raise ArtifactRefused (`unsupported_base`) when the engine computes something else, in a batch or from the prefix cache."""
     for attempt in ("in a batch", "from the prefix cache"):
-        distance = _mean_distance(_prompt_logprobs(core, expected.prompts), expected.scores)
+        distance = _mean_distance(_prompt_logprobs(core, reference.prompts), reference.logprobs)
         # Written so that a distance of NaN fails too.
         if not distance <= TOLERANCE[config.dtype]:
             raise ArtifactRefused(
@@ -92,27 +92,27 @@ def verify(core: EngineCore, expected: Expected, config: EngineConfig) -> None:
             marker.touch()
 
 
-def scores(config: EngineConfig) -> Expected:
-    """The prompts and scores of `expectation`, computed in this process."""
+def compute_reference(config: EngineConfig) -> Reference:
+    """What `load_reference` returns, computed in this process."""
     from tunery.gateway.engine.models.torch.model import load_plain
 
     module: Any = load_plain(config)
     text = module.config.get_text_config()
     longest = int(getattr(text, "max_position_embeddings", None) or max(LENGTHS) + 1)
     prompts = tuple(_prompt(index, length, int(text.vocab_size), longest - 1) for index, length in enumerate(LENGTHS))
-    return Expected(prompts, tuple(_scores(module, prompt) for prompt in prompts))
+    return Reference(prompts, tuple(_logprobs(module, prompt) for prompt in prompts))
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print the Expected of the engine configuration given as JSON, as JSON on the last line."""
+    """Print the Reference of the engine configuration given as JSON, as JSON on the last line."""
     die_with_parent()
     config = msgspec.json.decode(arguments[0], type=EngineConfig)
     prepare_compute(config.threads)
     try:
-        expected = scores(config)
+        reference = compute_reference(config)
     except ArtifactRefused as error:
-        expected = Expected(refusal=error.message)
-    sys.stdout.write(f"\n{msgspec.json.encode(expected).decode()}\n")
+        reference = Reference(refusal=error.message)
+    sys.stdout.write(f"\n{msgspec.json.encode(reference).decode()}\n")
     return 0
 
 
@@ -131,7 +131,7 @@ def _prompt(index: int, length: int, vocabulary: int, longest: int) -> tuple[int
     return tuple((seed * 7919 + 13) % vocabulary for seed in seeds)
 
 
-def _scores(module: Any, prompt: tuple[int, ...]) -> tuple[float, ...]:
+def _logprobs(module: Any, prompt: tuple[int, ...]) -> tuple[float, ...]:
     import torch
 
     with torch.inference_mode():
@@ -156,9 +156,9 @@ def _prompt_logprobs(core: EngineCore, prompts: Sequence[tuple[int, ...]]) -> li
     ]
 
 
-def _mean_distance(ours: Sequence[Sequence[float]], expected: Sequence[Sequence[float]]) -> float:
+def _mean_distance(ours: Sequence[Sequence[float]], reference: Sequence[Sequence[float]]) -> float:
     """The mean absolute difference over all tokens that both have."""
-    pairs = [pair for one, other in zip(ours, expected, strict=True) for pair in zip(one, other, strict=False)]
+    pairs = [pair for one, other in zip(ours, reference, strict=True) for pair in zip(one, other, strict=False)]
     return sum(abs(one - other) for one, other in pairs) / max(len(pairs), 1)
 
 

@@ -1,8 +1,9 @@
 """Which architectures are served exactly, by `model_type`, and why the others are not.
 
-Exact means: the log-probabilities of transformers' own forward pass in float32, alone and in a batch, with and without the prefix
-cache, with a LoRA on attention; and a LoRA trained here is served as it was trained. tests/gateway/engine/models/test_matrix.py checks
-both lists against the installed transformers. An architecture in neither is refused, because nobody has verified it.
+Exact means: the log-probabilities of transformers' own forward pass in float32, alone and in a batch, with and without
+the prefix cache, with a LoRA on attention; and a LoRA trained here is served as it was trained.
+tests/gateway/engine/models/test_matrix.py checks both lists against the installed transformers. An architecture in
+neither is refused, because nobody has verified it.
 """
 
 from __future__ import annotations
@@ -96,10 +97,11 @@ def refuse_folder(folder: Path, title: str) -> None:
 
 
 def exact_context(config: Mapping[str, Any]) -> int | None:
-    """The longest context, in tokens, within which positions and windows are the same for every row of a batch; None without one.
+    """The longest context, in tokens, within which positions and windows are the same for every row of a batch; None
+    without one.
 
-    LongRoPE (arXiv 2402.13753) rotates all keys differently once a sequence exceeds the original context, including those in the
-    KV cache.
+    LongRoPE (arXiv 2402.13753) rotates all keys differently once a sequence exceeds the original context, including
+    those in the KV cache.
     """
     limits = [_original_context(config), config.get(_LIMITS.get(str(config.get("model_type")), ""))]
     return min((int(limit) for limit in limits if limit), default=None)

@@ -1,4 +1,5 @@
-"""Import a base from a folder as transformers saves it: its weights, configuration and tokenizer are copied, nothing else."""
+"""Import a base from a folder as transformers saves it: its weights, configuration and tokenizer are copied, nothing
+else."""
 
 from __future__ import annotations
 

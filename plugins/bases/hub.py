@@ -19,7 +19,8 @@ __all__ = ["fetch", "fill", "reachable"]
 
 
 def fill(reference: str, folder: Path) -> str:
-    """Copy `organisation/name`, with a subfolder as `organisation/name/sub/folder`, at a revision as `…@revision`, into `folder`."""
+    """Copy `organisation/name`, with a subfolder as `organisation/name/sub/folder`, at a revision as `…@revision`, into
+    `folder`."""
     repository, subfolder, revision = parse_hub(reference)
     snapshot = fetch(repository, revision, subfolder)
     copy_base(snapshot / subfolder, folder)

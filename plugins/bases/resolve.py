@@ -1,7 +1,7 @@
 """Resolve what the user wrote to a base in the registry: one that is there, or one imported from its source.
 
-An import fills a staging folder, which is moved into the home once it is complete. Paths are stored absolute, because `./model` means
-another folder elsewhere.
+An import fills a staging folder, which is moved into the home once it is complete. Paths are stored absolute, because
+`./model` means another folder elsewhere.
 """
 
 from __future__ import annotations
@@ -39,8 +39,9 @@ def resolve_base(
 ) -> Base:
     """The base called `reference`, imported from its source where it is not in the home yet, or is damaged there.
 
-    `name` is the name of a new base; by default it is `reference`, or the last part of a path. `say` is called with progress messages.
-    Raises UnknownName or NotFound for an unknown reference, ArtifactRefused for one that cannot be served, StorageFailed and Unavailable.
+    `name` is the name of a new base; by default it is `reference`, or the last part of a path. `say` is called with
+    progress messages. Raises UnknownName or NotFound for an unknown reference, ArtifactRefused for one that cannot be
+    served, StorageFailed and Unavailable.
     """
     base = _find_base(reference, registry)
     if base is None:
@@ -149,7 +150,8 @@ def _check_source_exists(base: Base) -> None:
 
 
 def _changed_since(source: Path, moment: float) -> bool:
-    """Whether the folder or file that a base was imported from has been written to since `moment` (seconds since the epoch)."""
+    """Whether the folder or file that a base was imported from has been written to since `moment` (seconds since the
+    epoch)."""
     if not source.is_absolute():
         return False
     try:

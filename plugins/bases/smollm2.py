@@ -1,4 +1,5 @@
-"""SmolLM2-135M-Instruct, the small base that every installation can have: from the Hub, or else from a Python package."""
+"""SmolLM2-135M-Instruct, the small base that every installation can have: from the Hub, or else from a Python
+package."""
 
 from __future__ import annotations
 

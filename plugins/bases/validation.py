@@ -1,4 +1,5 @@
-"""Check a base before it is kept, whichever source it came from: pickles, remote code and incomplete models are refused."""
+"""Check a base before it is kept, whichever source it came from: pickles, remote code and incomplete models are
+refused."""
 
 from __future__ import annotations
 
@@ -32,7 +33,10 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def check_base(folder: Path, title: str) -> None:
-    """Remove all files in `folder` that do not belong to a base. Raises ArtifactRefused where the base is incomplete or unsafe."""
+    """Remove all files in `folder` that do not belong to a base.
+
+    Raises ArtifactRefused where the base is incomplete or unsafe.
+    """
     check_config(folder, title)
     weights = weight_files(folder, title)
     for path in list(folder.iterdir()):
@@ -44,7 +48,10 @@ def check_base(folder: Path, title: str) -> None:
 
 
 def check_config(folder: Path, title: str) -> dict[str, Any]:
-    """The base's config.json. Raises ArtifactRefused where it alone rules the base out, so that no weights are downloaded for nothing."""
+    """The base's config.json.
+
+    Raises ArtifactRefused where it alone rules the base out, so that no weights are downloaded for nothing.
+    """
     config = _read_object(folder / "config.json", title)
     _refuse_code(config, title)
     refuse_architecture(config, title)
@@ -57,7 +64,10 @@ def check_config(folder: Path, title: str) -> dict[str, Any]:
 
 
 def weight_files(folder: Path, title: str) -> list[str]:
-    """Names of the weight files, from the index or, without one, the single file. Raises ArtifactRefused where one is missing."""
+    """Names of the weight files, from the index or, without one, the single file.
+
+    Raises ArtifactRefused where one is missing.
+    """
     names = [WEIGHTS]
     if (folder / INDEX).exists():
         mapped = _read_object(folder / INDEX, title).get("weight_map")

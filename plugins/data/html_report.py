@@ -1,6 +1,7 @@
 """A report as one HTML page that loads nothing. Everything from rows is escaped.
 
-Written without a template engine: the page is a dozen tags, and the only loop that is not flat, nested figures, is a recursive function.
+Written without a template engine: the page is a dozen tags, and the only loop that is not flat, nested figures, is a
+recursive function.
 """
 
 from __future__ import annotations

@@ -46,7 +46,10 @@ def read_place(text: str) -> tuple[Path, int]:
 def preview_line(
     path: Path, number: int, *, formats: Sequence[FormatInfo], renderer: Renderer, max_length: int
 ) -> list[Preview]:
-    """The examples of one line, that of a rejected answer last. Raises NotFound without such a line, InvalidData for no row."""
+    """The examples of one line, that of a rejected answer last.
+
+    Raises NotFound without such a line, InvalidData for no row.
+    """
     raw = next((raw for at, raw in iter_records(path) if at == number), None)
     if raw is None:
         raise NotFound(f"{path} has no line {number}; lines count from 1")

@@ -1,7 +1,8 @@
 """Split a file into training rows and held-out rows, so that similar rows stay together.
 
-Rows with equal prompts, and near duplicates, form a group, and a group goes to one side. Which side depends only on their content and
-the seed, not on their order. Lines are copied byte for byte; rows of other kinds of files are written as JSON Lines.
+Rows with equal prompts, and near duplicates, form a group, and a group goes to one side. Which side depends only on
+their content and the seed, not on their order. Lines are copied byte for byte; rows of other kinds of files are written
+as JSON Lines.
 """
 
 from __future__ import annotations
@@ -73,7 +74,8 @@ def split_file(
 ) -> Split:
     """Write `train` and `held_out`, with about `fraction` (0 to 1) of the rows in the latter.
 
-    Raises InvalidData that names bad lines, or where all rows belong together, and Conflict where a file exists and `replace` is false.
+    Raises InvalidData that names bad lines, or where all rows belong together, and Conflict where a file exists and
+    `replace` is false.
     """
     if not 0 < fraction < 1:
         raise InvalidInput(f"fraction={fraction:g} must lie between 0 and 1, for example 0.1", param="fraction")

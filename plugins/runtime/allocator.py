@@ -1,7 +1,8 @@
-"""Tune glibc's allocator: a process that computes keeps large buffers, one that serves returns them. Other allocators are left alone.
+"""Tune glibc's allocator: a process that computes keeps large buffers, one that serves returns them. Other allocators
+are left alone.
 
-By default every large temporary of a training or decoding step is mapped, zeroed page by page and unmapped again, which costs more
-than the arithmetic. Call these before torch allocates; calling them again changes nothing.
+By default every large temporary of a training or decoding step is mapped, zeroed page by page and unmapped again, which
+costs more than the arithmetic. Call these before torch allocates; calling them again changes nothing.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ def tune_allocator() -> bool:
 
 
 def bound_allocator() -> bool:
-    """Return freed memory to the kernel, for a process that needs much of it now and then. True where glibc took the settings.
+    """Return freed memory to the kernel, for a process that needs much of it now and then. True where glibc took the
+    settings.
 
     Uses few arenas, and a mapping for each large block. Setting the thresholds also keeps glibc from raising them.
     """

@@ -10,7 +10,8 @@ __all__ = ["prepare_compute"]
 
 
 def prepare_compute(threads: int = 0) -> None:
-    """Keep large buffers in the process, silence harmless warnings, and compute with `threads` threads (0: all usable cores)."""
+    """Keep large buffers in the process, silence harmless warnings, and compute with `threads` threads (0: all usable
+    cores)."""
     tune_allocator()
     silence_libraries()
     apply_threads(threads)

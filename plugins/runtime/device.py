@@ -14,7 +14,8 @@ _NAME = re.compile(r"cpu|cuda(?::\d{1,4})?")
 
 
 def resolve_device(name: str) -> str:
-    """`name` as torch takes it; `auto` is the GPU where there is one. Raises InvalidInput where there is no such device.
+    """`name` as torch takes it; `auto` is the GPU where there is one. Raises InvalidInput where there is no such
+    device.
 
     torch is imported only where the answer depends on it.
     """
@@ -31,7 +32,8 @@ def resolve_device(name: str) -> str:
 
 
 def check_device(name: str) -> None:
-    """Raise InvalidInput where there is no such device, without importing torch here: a child process counts the GPUs."""
+    """Raise InvalidInput where there is no such device, without importing torch here: a child process counts the
+    GPUs."""
     _check_name(name)
     if name not in ("auto", "cpu"):
         code = "import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)"

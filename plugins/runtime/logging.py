@@ -10,7 +10,10 @@ __all__ = ["silence_libraries"]
 
 
 def silence_libraries() -> None:
-    """Silence warnings that are known to be harmless. Call it before transformers, peft or bitsandbytes are imported."""
+    """Silence warnings that are known to be harmless.
+
+    Call it before transformers, peft or bitsandbytes are imported.
+    """
     # bitsandbytes warns about an optional package of CPU kernels that Tunery does not use.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     # peft asks transformers for a name that transformers is retiring.

@@ -14,7 +14,8 @@ FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16")
 
 
 def describe_machine(device: str) -> dict[str, Any]:
-    """Processor, its relevant features, usable cores, memory, torch's threads, and the GPU's name where `device` is one."""
+    """Processor, its relevant features, usable cores, memory, torch's threads, and the GPU's name where `device` is
+    one."""
     import torch
 
     return {

@@ -1,4 +1,5 @@
-"""Load libraries of native kernels, which are built with the package where there is a compiler, and limit their threads."""
+"""Load libraries of native kernels, which are built with the package where there is a compiler, and limit their
+threads."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ _limit = 0
 
 
 def open_kernels(folder: Path, bind: Callable[[ctypes.CDLL], T]) -> T | str:
-    """The library built into `folder`, as `bind` returns it; or the reason why it cannot be used, and what to do about it."""
+    """The library built into `folder`, as `bind` returns it; or the reason why it cannot be used, and what to do about
+    it."""
     import torch  # noqa: F401 - its OpenMP runtime must be the one that the library finds
 
     paths = [path for suffix in EXTENSION_SUFFIXES if (path := folder / f"_kernels{suffix}").is_file()]

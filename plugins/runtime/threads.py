@@ -1,7 +1,7 @@
 """Choose how many threads compute, and keep them from waiting for each other on a shared machine.
 
-OpenMP threads meet at a barrier after every matrix product. Where one of them has to share its core, all the others wait for it, by
-default in a busy loop that takes processor time from the very thread they wait for. Therefore:
+OpenMP threads meet at a barrier after every matrix product. Where one of them has to share its core, all the others
+wait for it, by default in a busy loop that takes processor time from the very thread they wait for. Therefore:
 
 - there are no more threads than usable cores (CPU affinity and cgroup quota);
 - threads spin for some microseconds only, and then sleep;
@@ -25,7 +25,8 @@ from tunery.plugins.runtime.native import limit_kernel_threads
 __all__ = ["Governor", "Sample", "apply_threads", "available_cores", "follow_governor"]
 
 SPIN_COUNT = 3_000
-"""Iterations of libgomp's busy loop before a thread sleeps: tens of microseconds, about the gap between two products."""
+"""Iterations of libgomp's busy loop before a thread sleeps: tens of microseconds, about the gap between two
+products."""
 
 _governor: Governor | None = None
 
@@ -33,7 +34,8 @@ _governor: Governor | None = None
 def apply_threads(threads: int = 0) -> int:
     """Compute with `threads` threads (0: all usable cores) and start the governor. Returns the number of threads.
 
-    Call it before torch is imported: OpenMP reads its settings once. Afterwards only the number of threads can still change.
+    Call it before torch is imported: OpenMP reads its settings once. Afterwards only the number of threads can still
+    change.
     """
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     count = threads or (int(wanted) if wanted.isdecimal() and int(wanted) else available_cores())
@@ -49,7 +51,8 @@ def apply_threads(threads: int = 0) -> int:
 def follow_governor() -> None:
     """Set torch's own threads to the number that the governor allows now.
 
-    Only for work whose results may differ in the last bit with the number of threads. Native kernels follow by themselves.
+    Only for work whose results may differ in the last bit with the number of threads. Native kernels follow by
+    themselves.
     """
     torch = sys.modules.get("torch")
     if _governor is not None and torch is not None and torch.get_num_threads() != _governor.threads:
@@ -110,8 +113,8 @@ def _read(path: Path) -> str:
 class Sample:
     """Scheduler statistics at `when` (seconds).
 
-    `tasks` has each thread's time running and waiting for a core, in nanoseconds; `idle` the seconds for which the usable cores were
-    idle, None where that is unknown.
+    `tasks` has each thread's time running and waiting for a core, in nanoseconds; `idle` the seconds for which the
+    usable cores were idle, None where that is unknown.
     """
 
     when: float
@@ -133,7 +136,8 @@ class Governor:
     INTERVAL = 0.2
     """Seconds between samples."""
     BUSY = 0.5
-    """Share of an interval; where no thread was busy for that long, nothing is computing and nothing can be concluded."""
+    """Share of an interval; where no thread was busy for that long, nothing is computing and nothing can be
+    concluded."""
     BLIND = 5.0
     """Seconds after which one more thread is tried where it is unknown whether cores are free."""
 
@@ -173,7 +177,7 @@ class Governor:
 
     def _crowded(self, shares: Sequence[tuple[float, float]]) -> bool:
         """Whether a computing thread loses more by waiting for a core than the others would lose without it."""
-        # One of n threads is worth about 1/n; a thread that waits for a share of its time slows all of them by that share.
+        # One of n threads is worth about 1/n; one that waits for a share of its time slows all of them by that share.
         bound = max(0.15, 0.7 / self.threads)
         return self.threads > 1 and any(
             waited > bound * (ran + waited) for ran, waited in shares if ran + waited > self.BUSY / 2

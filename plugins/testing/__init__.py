@@ -4,14 +4,13 @@ Subclass the suite in a test file of your plugin and run pytest:
 
     from tunery.plugins.testing import TrainerConformance
 
-
     class TestDora(TrainerConformance):
         trainer = "dora"
 
-It trains on a tiny random base that it makes itself, so it needs no download, and takes under a minute on a CPU. It tests that the
-held-out loss falls, that a run repeats and resumes to the bit, that the end of a turn is learned, that the saved files answer like
-the trained model and have the recorded loss, that the gates pass, that a run can be cancelled, and that unknown parameters are
-refused. A trainer of preferences subclasses `PreferenceConformance`.
+It trains on a tiny random base that it makes itself, so it needs no download, and takes under a minute on a CPU. It
+tests that the held-out loss falls, that a run repeats and resumes to the bit, that the end of a turn is learned, that
+the saved files answer like the trained model and have the recorded loss, that the gates pass, that a run can be
+cancelled, and that unknown parameters are refused. A trainer of preferences subclasses `PreferenceConformance`.
 
 The parts are of use in other tests too:
 

@@ -32,10 +32,11 @@ class _Killed(BaseException):
 
 
 class TrainerConformance:
-    """What every trainer must do. Set `trainer` to its name, and `values` to the parameters it needs to learn the tiny task.
+    """What every trainer must do. Set `trainer` to its name, and `values` to the parameters it needs to learn the tiny
+    task.
 
-    Override `write` for another kind of rows. Set `parent_trainer` where every run must continue from a version that another
-    trainer made.
+    Override `write` for another kind of rows. Set `parent_trainer` where every run must continue from a version that
+    another trainer made.
     """
 
     trainer: ClassVar[str]
@@ -107,7 +108,8 @@ class TrainerConformance:
         assert missed < FAITHFUL * moved
 
     def test_the_recorded_loss_is_that_of_what_is_saved(self, harness: TrainerHarness) -> None:
-        """The recorded held-out loss is that of the saved files, in the precision recorded; here with steps in bfloat16."""
+        """The recorded held-out loss is that of the saved files, in the precision recorded; here with steps in
+        bfloat16."""
         version = harness.train(precision="bfloat16", max_steps=6)
         measured = harness.saved_loss(version)
         recorded = version.metrics.get("delta_loss", version.metrics["eval_loss"])

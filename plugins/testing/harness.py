@@ -27,7 +27,8 @@ LONG = 16
 class TrainerHarness:
     """One trainer, ready to run: a registry in `folder`, the tiny base, and 40 rows that `write(path, rows)` writes.
 
-    `values` are the trainer's parameters. With `parent_trainer`, every run continues from a version that this trainer made.
+    `values` are the trainer's parameters. With `parent_trainer`, every run continues from a version that this trainer
+    made.
     """
 
     def __init__(
@@ -124,7 +125,8 @@ class TrainerHarness:
         return with_adapter(base, folder).eval()
 
     def saved_loss(self, version: Version) -> float | None:
-        """The held-out loss of a version's files, measured as the recorded one was; None where the loss is not cross-entropy."""
+        """The held-out loss of a version's files, measured as the recorded one was; None where the loss is not
+        cross-entropy."""
         import torch
 
         from tunery.plugins.descriptors import load_entrypoint

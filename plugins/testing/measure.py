@@ -1,4 +1,5 @@
-"""Measure what a trainer saves against what it trained: log-probabilities of the live model, the saved files and the base."""
+"""Measure what a trainer saves against what it trained: log-probabilities of the live model, the saved files and the
+base."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ __all__ = ["distributions", "divergence"]
 
 
 def distributions(harness: TrainerHarness, folder: Path) -> tuple[Any, Any, Any]:
-    """Log-probabilities, each [tokens, vocabulary], over the prompts: of the live model, of what it saves, of the base."""
+    """Log-probabilities, each [tokens, vocabulary], over the prompts: of the live model, of what it saves, of the
+    base."""
     import torch
 
     from tunery.plugins.descriptors import load_entrypoint

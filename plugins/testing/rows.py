@@ -21,7 +21,8 @@ def write_rows(path: Path, rows: int, *, start: int = 0) -> Path:
 
 
 def write_pairs(path: Path, rows: int, *, start: int = 0) -> Path:
-    """Write the same questions as preference rows, in which the right answer is preferred to `who can say`; return the path."""
+    """Write the same questions as preference rows, in which the right answer is preferred to `who can say`; return the
+    path."""
     with path.open("w") as file:
         for number in range(start, start + rows):
             row = {"prompt": f"item {number}", "chosen": _answer(number), "rejected": "who can say"}

@@ -23,8 +23,8 @@ _TEXT = [
 def make_tiny_base(folder: Path) -> Path:
     """Save a random two-layer Llama with a byte-level tokenizer and a ChatML template into `folder`, and return it.
 
-    64 hidden units, 512 positions, tied embeddings; special tokens `<|pad|>` (0), `<|im_start|>` (1) and `<|im_end|>` (2). The
-    weights are the same every time, and torch's random state is left as it was.
+    64 hidden units, 512 positions, tied embeddings; special tokens `<|pad|>` (0), `<|im_start|>` (1) and `<|im_end|>`
+    (2). The weights are the same every time, and torch's random state is left as it was.
     """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM

@@ -21,13 +21,13 @@ __all__ = ["COMMANDS"]
 
 @click.command("publish")
 @click.argument("reference")
-@click.option("--repo", required=True, metavar="ORG/NAME", help="The Hub repository; made if it is not there.")
+@click.option("--repo", required=True, metavar="ORG/NAME", help="The Hub repository; created if it does not exist.")
 @click.option("--private", is_flag=True, help="Make it private.")
-@click.option("--base-model", metavar="ORG/NAME", help="The base's name on the Hub, where it has another name here.")
-@click.option("--samples", is_flag=True, help="With the report's samples, which are texts of held-out rows.")
+@click.option("--base-model", metavar="ORG/NAME", help="The base's name on the Hub, if it has another name here.")
+@click.option("--samples", is_flag=True, help="Include the report's samples, which quote held-out rows.")
 @as_json
 def publish(reference: str, repo: str, private: bool, base_model: str | None, samples: bool, as_json: bool) -> None:
-    """Put a version on the Hugging Face Hub: one commit, one tag, with a model card. HF_ENDPOINT is honoured."""
+    """Publish a version to the Hugging Face Hub: one commit, one tag, with a model card. HF_ENDPOINT is honoured."""
     from tunery.registry.hub.push import publish_to_hub
 
     with open_registry() as registry:
@@ -50,10 +50,12 @@ def publish(reference: str, repo: str, private: bool, base_model: str | None, sa
 @click.argument("adapter")
 @click.option("--base", default="smollm2-135m", show_default=True, help="The base it was trained on.")
 @click.option("--alias", help="Point this alias at it.")
-@click.option("--trust-base", is_flag=True, help="Also when it names another base; its shapes must fit all the same.")
+@click.option(
+    "--trust-base", is_flag=True, help="Accept one whose configuration names another base; its shapes must still fit."
+)
 @as_json
 def pull(source: str, adapter: str, base: str, alias: str | None, trust_base: bool, as_json: bool) -> None:
-    """Bring a PEFT LoRA from the Hub in as the next version of ADAPTER."""
+    """Import a PEFT LoRA from the Hub as the next version of ADAPTER."""
     from tunery.registry.hub.pull import pull_from_hub
 
     with open_registry() as registry:
@@ -69,10 +71,12 @@ def pull(source: str, adapter: str, base: str, alias: str | None, trust_base: bo
 @click.argument("adapter")
 @click.option("--base", default="smollm2-135m", show_default=True, help="The base it was trained on.")
 @click.option("--alias", help="Point this alias at it.")
-@click.option("--trust-base", is_flag=True, help="Also when it names another base; its shapes must fit all the same.")
+@click.option(
+    "--trust-base", is_flag=True, help="Accept one whose configuration names another base; its shapes must still fit."
+)
 @as_json
 def import_(folder: Path, adapter: str, base: str, alias: str | None, trust_base: bool, as_json: bool) -> None:
-    """Bring a local PEFT folder in as the next version of ADAPTER."""
+    """Import a local PEFT folder as the next version of ADAPTER."""
     from tunery.registry.hub.incoming import import_folder
 
     with open_registry() as registry:

@@ -38,7 +38,7 @@ def lineage(reference: str, full: bool, as_json: bool) -> None:
     with open_registry() as registry:
         line = registry.lineage(registry.resolve(reference))
     if as_json:
-        print_json([_told(each) for each in line])
+        print_json([_as_data(each) for each in line])
         return
     from rich.console import Console
 
@@ -47,14 +47,14 @@ def lineage(reference: str, full: bool, as_json: bool) -> None:
     console.print(_tree(line, full), markup=False)
 
 
-def _told(each: Ancestor) -> dict[str, Any]:
+def _as_data(each: Ancestor) -> dict[str, Any]:
     from tunery.registry.versions.lineage import origin_of
 
-    told = {"version": each.name, "digest": each.digest, "here": each.version is not None, "again": each.again}
+    data = {"version": each.name, "digest": each.digest, "here": each.version is not None, "again": each.again}
     if each.version is not None:
-        told |= {"method": each.version.method, "created_at": each.version.created_at}
-        told |= msgspec.to_builtins(origin_of(each.version))
-    return told
+        data |= {"method": each.version.method, "created_at": each.version.created_at}
+        data |= msgspec.to_builtins(origin_of(each.version))
+    return data
 
 
 def _tree(line: list[Ancestor], full: bool) -> Tree:

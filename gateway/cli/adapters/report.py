@@ -1,4 +1,4 @@
-"""Owns showing the report of a version: a few lines, the whole, or as data. Refuses control characters, whoever wrote them."""
+"""Show the report of a version: a few lines, the whole report, or as data; without control characters, whoever wrote it."""
 
 from __future__ import annotations
 
@@ -29,8 +29,12 @@ def report_lines(version: Version, files: Files) -> list[str]:
     if path is None:
         return []
     report = read_report(path)
-    told = ["the report is of another Tunery: --report prints it"] if report is None else summarize(report)
-    return [_plain(line) for line in [*([CLAIMED] if is_imported(version) else []), *told]]
+    lines = (
+        ["the report was written by another version of Tunery: --report prints it"]
+        if report is None
+        else summarize(report)
+    )
+    return [_plain(line) for line in [*([CLAIMED] if is_imported(version) else []), *lines]]
 
 
 def print_report(version: Version, files: Files) -> None:

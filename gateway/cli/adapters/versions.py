@@ -21,7 +21,7 @@ __all__ = ["COMMANDS"]
 @click.argument("adapter", required=False)
 @as_json
 def list_versions(adapter: str | None, as_json: bool) -> None:
-    """Every adapter, or every version of one ADAPTER."""
+    """List every adapter, or every version of one ADAPTER."""
     with open_registry() as registry:
         versions = registry.latest() if adapter is None else registry.versions(adapter)
         if adapter is not None and not versions:
@@ -51,7 +51,7 @@ def list_versions(adapter: str | None, as_json: bool) -> None:
 @click.option("--report", "whole", is_flag=True, help="Print the whole report, with samples.")
 @as_json
 def show(reference: str, whole: bool, as_json: bool) -> None:
-    """Everything about one version: report, files, metrics, manifest."""
+    """Show one version: report, files, metrics, manifest."""
     with open_registry() as registry:
         version = registry.resolve(reference)
         files = registry.files(version)
@@ -98,12 +98,12 @@ def verify(reference: str | None, as_json: bool) -> None:
 
 @click.command("rm")
 @click.argument("reference")
-@click.option("--force", is_flag=True, help="Also when an alias points at it.")
+@click.option("--force", is_flag=True, help="Remove it even if an alias points at it.")
 @as_json
 def remove(reference: str, force: bool, as_json: bool) -> None:
-    """Forget one version. Its number is not used again; `gc` frees its files."""
+    """Remove one version. Its number is not used again; `gc` frees its files."""
     if "@" not in reference:
-        raise click.UsageError(f"say which version: {reference}@NUMBER")
+        raise click.UsageError(f"name one version: {reference}@NUMBER")
     with open_registry(scarce=True) as registry:
         version = registry.remove(reference, actor=current_actor(), force=force)
     if as_json:
@@ -113,11 +113,17 @@ def remove(reference: str, force: bool, as_json: bool) -> None:
 
 
 @click.command("gc")
-@click.option("--older-than", type=float, default=3600.0, show_default=True, help="Seconds since it was last touched.")
-@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@click.option(
+    "--older-than",
+    type=float,
+    default=3600.0,
+    show_default=True,
+    help="Leave what was touched within this many seconds.",
+)
+@click.option("--dry-run", is_flag=True, help="Only print what would be removed.")
 @as_json
 def collect(older_than: float, dry_run: bool, as_json: bool) -> None:
-    """Remove files that no version needs, and packed bases that are not known."""
+    """Remove files that no version needs, and packed copies of bases that are gone."""
     with open_registry(scarce=True) as registry:
         collected = registry.collect(older_than=older_than, dry_run=dry_run)
     if as_json:
@@ -137,6 +143,6 @@ def _show_gates(manifest: dict[str, Any]) -> None:
         (g["name"], "passed" if g["passed"] else "skipped" if g["skipped"] else g["code"], g["message"])
         for g in manifest.get("gates", ())
     ]
-    print_table(("gate", "result", "why"), rows, empty="no gates were asked")
+    print_table(("gate", "result", "why"), rows, empty="no gates were run")
     if manifest.get("forced"):
-        click.echo(f"published all the same by {manifest['forced_by']}")
+        click.echo(f"published anyway by {manifest['forced_by']}")

@@ -37,7 +37,7 @@ _SHOWN, _ALIKE = 20, 3
 )
 @format_option
 @max_length_option
-@click.option("--processes", type=click.IntRange(min=1), help="How many to check with.  [default: one a core]")
+@click.option("--processes", type=click.IntRange(min=1), help="Processes to check with.  [default: one per core]")
 @as_json
 @click.option("--html", "as_html", is_flag=True, help="Print one HTML page.")
 def check(
@@ -50,7 +50,7 @@ def check(
     as_json: bool,
     as_html: bool,
 ) -> None:
-    """Report everything that is wrong with files of rows; exit with 2 where anything is an error."""
+    """Report everything that is wrong with files of rows; exit with 2 if anything is an error."""
     if as_json and as_html:
         raise click.UsageError("--json and --html exclude each other")
     report = check_data(

@@ -21,7 +21,9 @@ __all__ = ["split"]
 @click.option("--train", type=click.Path(path_type=Path), help="Where the other rows go.  [default: NAME.train.jsonl]")
 @click.option("--val", "held_out", type=click.Path(path_type=Path), help="Where they go.  [default: NAME.val.jsonl]")
 @click.option("--replace", is_flag=True, help="Replace files that exist.")
-@click.option("--allow", multiple=True, metavar="RULE", help="Split although this rule of data check finds errors.")
+@click.option(
+    "--allow", multiple=True, metavar="RULE", help="Split even if this rule of tunery data check finds errors."
+)
 @format_option
 @as_json
 def split(

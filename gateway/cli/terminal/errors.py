@@ -1,4 +1,4 @@
-"""Owns how errors end a command: one exit code per kind, one line on stderr."""
+"""The exit code of each kind of error."""
 
 from __future__ import annotations
 

@@ -96,16 +96,16 @@ class ResidentTier(Generic[AdapterT]):
 
     def oldest(self, needed: int, spared: Callable[[str], bool]) -> list[str]:
         """The idle adapters to evict for `needed` bytes more, least recently used first; nothing when they do not suffice."""
-        found: list[str] = []
+        digests: list[str] = []
         if self.idle_bytes < needed:
-            return found
+            return digests
         for digest, entry in self._idle.items():
             if needed <= 0:
                 break
             if not spared(digest):
-                found.append(digest)
+                digests.append(digest)
                 needed -= entry.bytes
-        return found if needed <= 0 else []
+        return digests if needed <= 0 else []
 
     def remove(self, digest: str) -> AdapterT:
         """Take an adapter out; its memory is free when the caller lets go of it."""

@@ -1,4 +1,4 @@
-"""How a hung engine is told from a busy one: heartbeats with the duration of the running step.
+"""Heartbeats, which distinguish a hung engine from a busy one: they carry the duration of the running step.
 
 The engine process sends a heartbeat from a thread of its own; the gateway measures how long the engine has been silent. Silence
 means that the process is stopped, starved, or holds the interpreter's lock for ever. Heartbeats without progress mean that one

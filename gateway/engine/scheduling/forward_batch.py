@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from tunery.gateway.engine.scheduling.sequence import Sequence
 
-__all__ = ["OutputRow", "ScheduledTokens", "Segment", "Span", "ForwardBatch", "build_forward_batch"]
+__all__ = ["ForwardBatch", "OutputRow", "ScheduledTokens", "Segment", "Span", "build_forward_batch"]
 
 
 @dataclass(frozen=True, slots=True)

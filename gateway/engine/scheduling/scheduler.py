@@ -1,8 +1,8 @@
 """The scheduler: which tokens of which sequences go through the model in the next forward pass.
 
 Continuous batching (Orca, OSDI 2022) with chunked prefill (Sarathi-Serve, arXiv 2403.02310): each forward pass computes the next
-token of every running sequence in decode, and what is left of its token budget goes to prompts, in chunks. Admission.py decides
-who starts to run, fairness.py whose request comes first, preemption.py who makes room.
+token of every running sequence in decode, and what is left of its token budget goes to prompts, in chunks. See
+admission.py for who starts to run, fairness.py for whose request comes first, and preemption.py for who makes room.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Scheduler:
         self._admission.announce(sequence)
 
     def admit(self, now: float) -> list[tuple[Sequence, TuneryError]]:
-        """Start every waiting sequence that can start; return those whose adapters cannot be had, and why. They are gone."""
+        """Start every waiting sequence that can start; drop and return those whose adapters cannot be had, and why."""
         failed = self._admission.admit(now)
         for sequence, _ in failed:
             self._drop(sequence)

@@ -39,10 +39,10 @@ def prepare(schema: Schema, *, lenient: bool = False) -> Schema:
         if not isinstance(part, dict):
             return part
         part = _map_subschemas(part, readable)
-        known = part.get("format") in FORMATS if isinstance(part.get("format"), str) else False
-        if not known:
+        enforced = part.get("format") in FORMATS if isinstance(part.get("format"), str) else False
+        if not enforced:
             part.pop("format", None)
-        if (known or lenient) and _LOOK_AROUND.search(str(part.get("pattern"))):
+        if (enforced or lenient) and _LOOK_AROUND.search(str(part.get("pattern"))):
             del part["pattern"]
         return part
 

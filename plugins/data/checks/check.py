@@ -36,7 +36,8 @@ class Fault(msgspec.Struct, frozen=True):
 class CheckContext(msgspec.Struct, frozen=True):
     """What a check may know before it sees a record.
 
-    `max_length` is in tokens; `has_base` says whether records are rendered; `has_held_out` whether there is a held-out file.
+    `max_length` is in tokens; `has_base` says whether records are rendered; `has_held_out` whether there is a held-out
+    file.
     """
 
     max_length: int

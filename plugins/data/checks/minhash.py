@@ -1,10 +1,11 @@
 """Similarity of texts: MinHash signatures over shingles of three words, and a locality-sensitive index of them.
 
-Broder, "On the resemblance and containment of documents" (1997): the share of equal positions in two signatures estimates the
-share of shingles that the texts have in common.
+Broder, "On the resemblance and containment of documents" (1997): the share of equal positions in two signatures
+estimates the share of shingles that the texts have in common.
 
-datasketch is not used because its buckets grow without bound: where all rows share an instruction, every lookup compares with
-every row, which is quadratic. Here a text similar to an indexed one is not indexed, and a bucket keeps only its first few items.
+datasketch is not used because its buckets grow without bound: where all rows share an instruction, every lookup
+compares with every row, which is quadratic. Here a text similar to an indexed one is not indexed, and a bucket keeps
+only its first few items.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ NEAR = 0.7
 _BANDS, _BAND_SIZE = 12, 5  # texts at 0.7 share a band with a probability of 0.89, at 0.8 of 0.99, at 0.3 of 0.03
 _BAND_BYTES = 4 * _BAND_SIZE
 _BUCKET = 32
-"""Items compared per band. A band that thousands of rows share, such as an instruction, says nothing; the other bands do."""
+"""Items compared per band.
+
+A band that thousands of rows share, such as an instruction, says nothing; the other bands do.
+"""
 
 _MIN_WORDS = 8
 _BLOCK = 2048
@@ -53,7 +57,10 @@ _hashes = _WordHashes()
 
 
 def signature(text: str) -> bytes | None:
-    """The MinHash of a text: 64 x uint32 as bytes. None for fewer than eight words, where one word makes all the difference."""
+    """The MinHash of a text: 64 x uint32 as bytes.
+
+    None for fewer than eight words, where one word makes all the difference.
+    """
     words = _WORD.findall(text.lower())
     if len(words) < _MIN_WORDS:
         return None

@@ -1,4 +1,5 @@
-"""What a check sees of one record of a file: its bytes, the row they mean, and how it renders, each computed once on demand."""
+"""What a check sees of one record of a file: its bytes, the row they mean, and how it renders, each computed once on
+demand."""
 
 from __future__ import annotations
 
@@ -55,7 +56,8 @@ class ParsedRecord:
 
     @cached_property
     def rendered(self) -> list[RenderedExample] | InvalidInput:
-        """The row's examples at full length, or the error where the base's template refuses it. [] without a row or a base."""
+        """The row's examples at full length, or the error where the base's template refuses it. [] without a row or a
+        base."""
         if self.row is None or self.renderer is None:
             return []
         try:

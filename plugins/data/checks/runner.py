@@ -1,7 +1,7 @@
 """Check files of training data: every record through every check, in several processes where that pays.
 
-Records are parsed, rendered and checked in chunks by whichever process is free, and compared here in the order of the files.
-Nothing of a record is kept but its summaries and findings. Importing this module does not import torch.
+Records are parsed, rendered and checked in chunks by whichever process is free, and compared here in the order of the
+files. Nothing of a record is kept but its summaries and findings. Importing this module does not import torch.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ def check_data(
 ) -> DataReport:
     """Check files of rows, and a held-out file against them, with every registered check.
 
-    Without `base_folder` nothing is rendered and the rules about tokens report nothing. `max_length` is in tokens. `processes`
-    defaults to the usable cores. `format` names the rows' format; by default it is recognised. Bad rows, and a file that cannot
-    be read to its end, become findings. Raises NotFound or InvalidData for what is not a file of rows at all, and UnknownName
-    for an unknown format.
+    Without `base_folder` nothing is rendered and the rules about tokens report nothing. `max_length` is in tokens.
+    `processes` defaults to the usable cores. `format` names the rows' format; by default it is recognised. Bad rows,
+    and a file that cannot be read to its end, become findings. Raises NotFound or InvalidData for what is not a file of
+    rows at all, and UnknownName for an unknown format.
     """
     formats = (plugins.format(format),) if format else tuple(plugins.formats().values())
     context = CheckContext(max_length=max_length, has_base=base_folder is not None, has_held_out=validation is not None)

@@ -1,6 +1,7 @@
 """Read CSV and its relatives: a header, then one row per record. A row's number is that of the line on which it begins.
 
-Empty cells, and a column without a name (where pandas writes its index), are absent. Messages and tools are JSON inside a cell.
+Empty cells, and a column without a name (where pandas writes its index), are absent. Messages and tools are JSON inside
+a cell.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The files that a data path stands for, their size and their digest.
 
-A path is a regular file, or a folder of Parquet or Arrow files of one split. Devices, pipes and ambiguous folders are refused.
+A path is a regular file, or a folder of Parquet or Arrow files of one split. Devices, pipes and ambiguous folders are
+refused.
 """
 
 from __future__ import annotations
@@ -45,7 +46,10 @@ def data_size(path: Path) -> int:
 
 
 def data_digest(path: Path) -> tuple[str, int]:
-    """SHA-256 in hex and size in bytes. Of a file, its bytes'; of a folder, that of the names and digests of its data files."""
+    """SHA-256 in hex and size in bytes.
+
+    Of a file, its bytes'; of a folder, that of the names and digests of its data files.
+    """
     files = data_files(path)
     if files == [path]:
         return file_digest(path)

@@ -1,4 +1,5 @@
-"""Turn the cells of a table into the values of a row: JSON in a text cell is parsed where the column needs more than text."""
+"""Turn the cells of a table into the values of a row: JSON in a text cell is parsed where the column needs more than
+text."""
 
 from __future__ import annotations
 

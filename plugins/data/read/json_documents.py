@@ -1,7 +1,8 @@
-"""Read JSON that is not one object per line: an array of objects, or objects one after another over any number of lines.
+"""Read JSON that is not one object per line: an array of objects, or objects one after another over any number of
+lines.
 
-The text is read as it is needed, so a file of any size takes the memory of its longest row. A row's number is its position among the
-objects, from 1.
+The text is read as it is needed, so a file of any size takes the memory of its longest row. A row's number is its
+position among the objects, from 1.
 """
 
 from __future__ import annotations
@@ -67,7 +68,10 @@ class _Text:
         self._advance(self._at + 1)
 
     def value(self, number: int) -> bytes:
-        """Consume the next JSON value; return it on one line. Raises FileBroken where there is none, or it is too long."""
+        """Consume the next JSON value; return it on one line.
+
+        Raises FileBroken where there is none, or it is too long.
+        """
         while True:
             try:
                 _, end = self._json.raw_decode(self._window, self._at)

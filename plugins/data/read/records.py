@@ -39,8 +39,8 @@ _LOOKED_AT = 20
 def iter_records(path: Path) -> Iterator[Record]:
     """Yield every row of a file or folder, with its number from 1.
 
-    Raises NotFound where there is no file, InvalidData for one that cannot be read, FileBroken where no more of it can be read, and
-    Unavailable where a package is missing.
+    Raises NotFound where there is no file, InvalidData for one that cannot be read, FileBroken where no more of it can
+    be read, and Unavailable where a package is missing.
     """
     path = Path(path)
     files = data_files(path)

@@ -1,4 +1,7 @@
-"""Read Parquet and Arrow, which need pyarrow (the extra `data`). A row's number is its position in the table, from 1."""
+"""Read Parquet and Arrow, which need pyarrow (the extra `data`).
+
+A row's number is its position in the table, from 1.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,10 @@ def read_parquet(path: Path) -> Iterator[Record]:
 
 
 def read_arrow(path: Path) -> Iterator[Record]:
-    """Yield every row of an Arrow file or stream. Raises FileBroken where it is damaged, Unavailable without pyarrow."""
+    """Yield every row of an Arrow file or stream.
+
+    Raises FileBroken where it is damaged, Unavailable without pyarrow.
+    """
     _need_pyarrow(path)
     import pyarrow
 

@@ -1,7 +1,7 @@
 """Open a text file of rows as a stream of UTF-8 lines, however it was compressed and encoded.
 
-Gzip, UTF-16 and UTF-32 with a byte order mark, and lines that end in CR alone are undone here, block by block. A stream that expands
-like no file of examples is refused.
+Gzip, UTF-16 and UTF-32 with a byte order mark, and lines that end in CR alone are undone here, block by block. A stream
+that expands like no file of examples is refused.
 """
 
 from __future__ import annotations
@@ -36,7 +36,10 @@ Blocks = Iterable[bytes]
 
 
 def open_text(path: Path) -> tuple[bytes, io.BufferedReader]:
-    """The head of a file's text, and a stream of all of it. The stream raises FileBroken where it cannot be unpacked or decoded."""
+    """The head of a file's text, and a stream of all of it.
+
+    The stream raises FileBroken where it cannot be unpacked or decoded.
+    """
     blocks = _unpacked(path)
     head, blocks = _peek(blocks, 4)
     if encoding := next((name for mark, name in _ENCODINGS if head.startswith(mark)), None):

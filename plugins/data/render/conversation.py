@@ -1,7 +1,7 @@
 """The one shape in which a chat template sees messages and tools, for training rows and served requests alike.
 
-Null fields are absent, a content is one text, the arguments of a call are an object, and keys have a fixed order, so that the same
-conversation gives the same tokens however it was written.
+Null fields are absent, a content is one text, the arguments of a call are an object, and keys have a fixed order, so
+that the same conversation gives the same tokens however it was written.
 """
 
 from __future__ import annotations

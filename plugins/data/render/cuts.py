@@ -1,7 +1,7 @@
 """Encode a text so that it can be cut between prompt and answer.
 
-A text is encoded as a whole wherever that is exact. Where a cut would fall inside a token, both sides are encoded on their own, so
-that the tokens before the cut are those that a server would have had when the answer began.
+A text is encoded as a whole wherever that is exact. Where a cut would fall inside a token, both sides are encoded on
+their own, so that the tokens before the cut are those that a server would have had when the answer began.
 """
 
 from __future__ import annotations

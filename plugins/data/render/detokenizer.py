@@ -1,7 +1,7 @@
 """Turn token ids into text one at a time, for streaming.
 
-tokenizers' own DecodeStream is not used: it has no way to get what it holds back when an answer stops inside a character, and it holds
-back bytes that never become a character without bound.
+tokenizers' own DecodeStream is not used: it has no way to get what it holds back when an answer stops inside a
+character, and it holds back bytes that never become a character without bound.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Training examples: the token ids of a conversation, and which of them the model is trained to produce.
 
-An assistant turn's trained span starts where the serving prompt for it ends: at the end of `messages[:i]` rendered with the
-generation prompt. It ends with the end-of-turn token that the template writes after the content. So whatever template a base has,
-the tokens before the first trained one are exactly those that the server sends, and the model learns to stop.
+An assistant turn's trained span starts where the serving prompt for it ends: at the end of `messages[:i]` rendered with
+the generation prompt. It ends with the end-of-turn token that the template writes after the content. So whatever
+template a base has, the tokens before the first trained one are exactly those that the server sends, and the model
+learns to stop.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ def _check_reasoning(renderer: TemplateRenderer, answers: Sequence[Message]) -> 
 def _example_of(
     renderer: TemplateRenderer, text: str, turns: Sequence[Turn], others: Iterable[Turn | None]
 ) -> RenderedExample:
-    """The example that trains `turns`, in a text that ends with the last of them; it is cut at the edges of `others` too."""
+    """The example that trains `turns`, in a text that ends with the last of them; it is cut at the edges of `others`
+    too."""
     cuts = turn_edges([*turns, *others])
     ids, places = encode_with_cuts(renderer.tokenizer, text, cuts)
     at = dict(zip(cuts, places, strict=True))

@@ -20,7 +20,8 @@ _FINAL = "\ufdd2"
 
 
 class Renderer(TemplateRenderer):
-    """Renders and tokenizes for the base in `folder`: a folder with tokenizer.json and whatever transformers saves beside it."""
+    """Renders and tokenizes for the base in `folder`: a folder with tokenizer.json and whatever transformers saves
+    beside it."""
 
     @property
     def vocab_size(self) -> int:
@@ -37,7 +38,7 @@ class Renderer(TemplateRenderer):
         ids = ((text, self.tokenizer.id_of(text)) for text in texts)
         return {text: number for text, number in ids if number in self.tokenizer.special_ids}
 
-    # -- serving ----------------------------------------------------------------------------------------------------------
+    # -- serving -------------------------------------------------------------------------------------------------------
 
     def prompt_ids(
         self,
@@ -50,8 +51,9 @@ class Renderer(TemplateRenderer):
     ) -> list[int]:
         """Token ids of the prompt for a conversation. Raises InvalidInput where the base's template refuses it.
 
-        With `continue_final` the prompt ends where the last message's content does. A template that does not know tools gets
-        them as text. `check_length` is called with a lower bound of the number of tokens, before and while they are counted.
+        With `continue_final` the prompt ends where the last message's content does. A template that does not know tools
+        gets them as text. `check_length` is called with a lower bound of the number of tokens, before and while they
+        are counted.
         """
         messages, tools = self.prepare_messages(messages, tools)
         if not self.template:
@@ -68,7 +70,8 @@ class Renderer(TemplateRenderer):
         return encode_with_cuts(self.tokenizer, text[:end], [cut for cut in cuts if cut <= end], check_length)[0]
 
     def encode(self, text: str, *, special: bool = True, check_length: LengthCheck | None = None) -> list[int]:
-        """Ids of raw text; with `special`, including the tokens that the tokenizer puts around a text, such as a BOS token."""
+        """Ids of raw text; with `special`, including the tokens that the tokenizer puts around a text, such as a BOS
+        token."""
         return self.tokenizer.encode(text, bos=special, check_length=check_length)
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
@@ -88,11 +91,12 @@ class Renderer(TemplateRenderer):
         return Detokenizer(self.tokenizer, skip_special=skip_special)
 
     def special_tokens_in(self, messages: Sequence[Message]) -> list[str]:
-        """Control tokens spelled out in the messages' contents; they are encoded as plain text, never as control tokens."""
+        """Control tokens spelled out in the messages' contents; they are encoded as plain text, never as control
+        tokens."""
         texts = [text for message in messages for text in message_texts(message)]
         return sorted({name for text in texts for name in self.tokenizer.special.texts if name in text})
 
-    # -- training ---------------------------------------------------------------------------------------------------------
+    # -- training ------------------------------------------------------------------------------------------------------
 
     def example(self, messages: Sequence[Message], *, tools: Tools | None = None) -> RenderedExample:
         """The only example of a conversation. Raises InvalidInput where the template needs one example per turn."""
@@ -104,11 +108,12 @@ class Renderer(TemplateRenderer):
         return examples[0]
 
     def examples(self, messages: Sequence[Message], *, tools: Tools | None = None) -> list[RenderedExample]:
-        """The training examples of a conversation: every assistant turn is trained, tool calls included, but those of weight 0.
+        """The training examples of a conversation: every assistant turn is trained, tool calls included, but those of
+        weight 0.
 
-        One example where each turn's serving prompt is the beginning of the rendered conversation; one per assistant turn where
-        the template shows a different prompt for each (it drops earlier reasoning, say, or opens a block only when generating).
-        Raises InvalidInput where nothing is trained, or the template refuses the messages.
+        One example where each turn's serving prompt is the beginning of the rendered conversation; one per assistant
+        turn where the template shows a different prompt for each (it drops earlier reasoning, say, or opens a block
+        only when generating). Raises InvalidInput where nothing is trained, or the template refuses the messages.
         """
         return build_examples(self, messages, tools)
 

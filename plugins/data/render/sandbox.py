@@ -1,7 +1,8 @@
 """A Jinja sandbox with bounds on time and memory, for chat templates that come with a base.
 
-Every loop, call, filter and concatenation is charged to the budget of its rendering, and the size of what an operation would make is
-measured before it is made. What is not charged takes time and memory in proportion to what has been charged already.
+Every loop, call, filter and concatenation is charged to the budget of its rendering, and the size of what an operation
+would make is measured before it is made. What is not charged takes time and memory in proportion to what has been
+charged already.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         finally:
             self._local.budget = before
 
-    # -- operations of templates ---------------------------------------------------------------------------------------------
+    # -- operations of templates ---------------------------------------------------------------------------------------
 
     def counted(self, values: Any) -> Any:
         """Charge the values that a loop goes over, and return them."""

@@ -1,7 +1,7 @@
 """A base's control tokens in texts: find them, and keep plain text that spells one from becoming one.
 
-Plain text that spells a control token is masked with a stand-in before it goes through the chat template; the tokenizer then
-encodes it as the plain text it was.
+Plain text that spells a control token is masked with a stand-in before it goes through the chat template; the tokenizer
+then encodes it as the plain text it was.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ class SpecialTokens:
     def masked_spans(self, text: str) -> Iterator[tuple[int, int, bool]]:
         """Stretches (start, end, masked) that make up the text; `masked` where one holds stand-ins.
 
-        A masked stretch lies between two control tokens, so that encoding it apart from the others changes nothing in them.
+        A masked stretch lies between two control tokens, so that encoding it apart from the others changes nothing in
+        them.
         """
         if _OPEN not in text:
             yield 0, len(text), False

@@ -52,7 +52,10 @@ class _Generation(Extension):
 
 
 class ChatTemplate:
-    """One compiled template, with the special tokens that it may name. Raises InvalidInput where it does not compile."""
+    """One compiled template, with the special tokens that it may name.
+
+    Raises InvalidInput where it does not compile.
+    """
 
     def __init__(self, source: str, *, tokens: Mapping[str, str], now: Callable[[], datetime] = datetime.now) -> None:
         self.source = source
@@ -90,7 +93,10 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> str:
-        """The text of a conversation. Raises InvalidInput with the template's own message where it refuses, or exceeds a bound."""
+        """The text of a conversation.
+
+        Raises InvalidInput with the template's own message where it refuses, or exceeds a bound.
+        """
         names = {**self._tokens, **(options or {})}
         try:
             with self._environment.budget():

@@ -1,4 +1,5 @@
-"""Render conversations through a base's chat template: what the template supports, its text, and where the turns lie in it."""
+"""Render conversations through a base's chat template: what the template supports, its text, and where the turns lie in
+it."""
 
 from __future__ import annotations
 
@@ -43,7 +44,10 @@ class TemplateRenderer:
 
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
-        """Tokens that end a turn: the end of sequence of tokenizer and model, and the template's end-of-turn token. Ascending."""
+        """Tokens that end a turn: the end of sequence of tokenizer and model, and the template's end-of-turn token.
+
+        Ascending.
+        """
         ids = [self.tokenizer.id_of(self.tokenizer.named.get("eos_token", "")), self.end_of_turn]
         for name in ("generation_config.json", "config.json"):
             value = read_json(self._folder / name).get("eos_token_id")
@@ -88,7 +92,10 @@ class TemplateRenderer:
         return call_style(self.template.source) if self.template and self.takes_tools else "hermes"
 
     def with_options(self, options: Mapping[str, Any]) -> Self:
-        """This renderer with more variables for its template. Raises UnknownName for one that the template does not read."""
+        """This renderer with more variables for its template.
+
+        Raises UnknownName for one that the template does not read.
+        """
         if not options:
             return self
         variables = self.template.variables if self.template else frozenset()
@@ -102,7 +109,10 @@ class TemplateRenderer:
         return renderer
 
     def render(self, messages: Sequence[Message], *, prompt: bool = False, tools: Tools | None = None) -> str:
-        """The text of prepared messages; `prompt` adds the generation prompt. Raises InvalidInput without a template, or where it refuses."""
+        """The text of prepared messages; `prompt` adds the generation prompt.
+
+        Raises InvalidInput without a template, or where it refuses.
+        """
         if not self.template:
             raise InvalidInput("the base has no chat template; send plain text", code="no_template")
         return self.template.render(messages, add_generation_prompt=prompt, tools=tools, options=self._options)

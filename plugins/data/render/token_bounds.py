@@ -1,4 +1,5 @@
-"""A lower bound of a text's length in tokens, from its bytes alone, so that a text that cannot fit is refused before it is encoded."""
+"""A lower bound of a text's length in tokens, from its bytes alone, so that a text that cannot fit is refused before it
+is encoded."""
 
 from __future__ import annotations
 
@@ -53,7 +54,8 @@ def token_bound(tokenizer: Tokenizer) -> TokenBound | None:
 
 
 def byte_alphabet() -> dict[str, int]:
-    """The byte of each letter of GPT-2's byte-level alphabet: printable bytes are themselves, the others follow from U+0100."""
+    """The byte of each letter of GPT-2's byte-level alphabet: printable bytes are themselves, the others follow from
+    U+0100."""
     themselves = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in themselves]
     return {chr(byte): byte for byte in themselves} | {chr(256 + at): byte for at, byte in enumerate(others)}

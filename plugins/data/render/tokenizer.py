@@ -47,8 +47,8 @@ def read_json(path: Path) -> dict[str, Any]:
 class BaseTokenizer:
     """The tokenizer in a base's folder.
 
-    `special` are its control tokens, `special_ids` their texts by id; `named` are the texts of bos_token, eos_token and so on.
-    Raises InvalidInput where the folder has no tokenizer.json.
+    `special` are its control tokens, `special_ids` their texts by id; `named` are the texts of bos_token, eos_token and
+    so on. Raises InvalidInput where the folder has no tokenizer.json.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -84,12 +84,13 @@ class BaseTokenizer:
         number: int | None = self._tokenizer.token_to_id(text)
         return number
 
-    # -- text to ids ------------------------------------------------------------------------------------------------------
+    # -- text to ids ---------------------------------------------------------------------------------------------------
 
     def encode(self, text: str, *, bos: bool = False, check_length: LengthCheck | None = None) -> list[int]:
         """Token ids of `text`; with `bos`, including the tokens that the tokenizer puts around a whole text.
 
-        A text that already begins with the beginning-of-sequence token, as one from a chat template does, gets no second one.
+        A text that already begins with the beginning-of-sequence token, as one from a chat template does, gets no
+        second one.
         """
         if check_length:
             check_length(self.min_length(text))
@@ -107,8 +108,8 @@ class BaseTokenizer:
     ) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids of a text, and the characters (start, end) of each.
 
-        With `plain`, control tokens that the text spells are encoded as plain text. A long text is encoded in pieces, and
-        `check_length` is called between them.
+        With `plain`, control tokens that the text spells are encoded as plain text. A long text is encoded in pieces,
+        and `check_length` is called between them.
         """
         tokenizer = self._plain_tokenizer if plain else self._tokenizer
         if len(text) < _LONG:
@@ -161,7 +162,7 @@ class BaseTokenizer:
                 return middle
         return None
 
-    # -- ids to text ------------------------------------------------------------------------------------------------------
+    # -- ids to text ---------------------------------------------------------------------------------------------------
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """Text of token ids; bytes that are not UTF-8 become U+FFFD."""

@@ -1,4 +1,5 @@
-"""Tool calling for any chat template: which format a template uses for calls, and tools as plain text where it has none.
+"""Tool calling for any chat template: which format a template uses for calls, and tools as plain text where it has
+none.
 
 A template without tools gets them as text in the Hermes format.
 """

@@ -1,9 +1,9 @@
 """Find each assistant turn in a rendered conversation.
 
-A turn starts where the serving prompt for it ends, which only the template knows: the messages before it must be rendered. In a
-long conversation that would render everything once per turn. Most templates write one message after the other, so there each turn
-is rendered with only the few messages before it. The pieces must add up to the whole text, and are checked against a few whole
-prefixes.
+A turn starts where the serving prompt for it ends, which only the template knows: the messages before it must be
+rendered. In a long conversation that would render everything once per turn. Most templates write one message after the
+other, so there each turn is rendered with only the few messages before it. The pieces must add up to the whole text,
+and are checked against a few whole prefixes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ MANY = 32
 
 
 class Turn(msgspec.Struct, frozen=True):
-    """An assistant turn in the rendered text: characters `start` to `end`. `stops` is true where it ends in an end-of-turn token."""
+    """An assistant turn in the rendered text: characters `start` to `end`.
+
+    `stops` is true where it ends in an end-of-turn token.
+    """
 
     start: int
     end: int
@@ -60,7 +63,8 @@ class TurnFinder:
         self._render, self._tokenizer, self._stop_ids = render, tokenizer, stop_ids
 
     def find(self) -> Mapping[int, Turn | None]:
-        """The turn of each assistant message; None where `text` does not begin with its serving prompt and all of the turn."""
+        """The turn of each assistant message; None where `text` does not begin with its serving prompt and all of the
+        turn."""
         answers = [index for index, message in enumerate(self._messages) if message["role"] == "assistant"]
         if len(answers) > FEW and (turns := self._in_steps()) is not None:
             return turns
@@ -68,7 +72,7 @@ class TurnFinder:
             return dict.fromkeys(answers)
         return {index: self._turn(index) for index in answers}
 
-    # -- one by one -------------------------------------------------------------------------------------------------------
+    # -- one by one ----------------------------------------------------------------------------------------------------
 
     def _turn(self, index: int) -> Turn | None:
         """The turn of message `index`, found by rendering everything before it."""
@@ -80,7 +84,7 @@ class TurnFinder:
         except InvalidInput:
             alone = self._text
         shared = shared_length(self._text, alone)
-        # An answer that the template shows differently later in a conversation (without its reasoning, say) is not whole in the text.
+        # An answer that the template shows differently later on (without its reasoning, say) is not whole in the text.
         if shared < max(len(start), self.end(alone, len(start), len(alone), self._messages[index])[0]):
             return None
         return Turn(len(start), *self.end(self._text, len(start), shared, self._messages[index]))
@@ -96,7 +100,7 @@ class TurnFinder:
         one, other = (self._render([{"role": "assistant", "content": probe}], False) for probe in PROBES)
         return one[: shared_length(one, other)]
 
-    # -- message by message -----------------------------------------------------------------------------------------------
+    # -- message by message --------------------------------------------------------------------------------------------
 
     def _in_steps(self) -> Mapping[int, Turn | None] | None:
         """Every turn, if the text is the concatenation of what each message adds; else None."""
@@ -122,7 +126,8 @@ class TurnFinder:
         return turns if self._verified(turns, units, opening) else None
 
     def _step(self, units: Sequence[_Unit], number: int, user: int | None) -> tuple[str, str] | None:
-        """What unit `number` adds to the text, and its generation prompt: before an answer, or after a final unit of other messages."""
+        """What unit `number` adds to the text, and its generation prompt: before an answer, or after a final unit of
+        other messages."""
         unit, before = units[number], _context(units, number, user)
         if before is None:
             return None
@@ -143,7 +148,8 @@ class TurnFinder:
         return Turn(start, *self.end(self._text, start, end, unit.messages[0]))
 
     def _verified(self, turns: Mapping[int, Turn | None], units: Sequence[_Unit], opening: Sequence[str]) -> bool:
-        """Whether a few of the turns, the first and last among them, are at the same place when everything before them is rendered."""
+        """Whether a few of the turns, the first and last among them, are at the same place when everything before them
+        is rendered."""
         prompts = {unit.index: prompt for unit, prompt in zip(units, opening, strict=True) if unit.is_answer}
         indices = [index for index, turn in turns.items() if turn]
         for index in indices[:: max(1, len(indices) // (FEW - 1))] + indices[-1:]:
@@ -154,10 +160,11 @@ class TurnFinder:
                 return False
         return True
 
-    # -- the end of a turn ------------------------------------------------------------------------------------------------
+    # -- the end of a turn ---------------------------------------------------------------------------------------------
 
     def end(self, text: str, start: int, stop: int, message: Message) -> tuple[int, bool]:
-        """The end of the turn in `text[start:stop]`, after the first control token behind its content, and whether there is one."""
+        """The end of the turn in `text[start:stop]`, after the first control token behind its content, and whether
+        there is one."""
         content = str(message.get("content") or "").strip()
         at = self._find(text, content, start, stop)
         behind = at + len(content) if at >= 0 else start
@@ -204,7 +211,8 @@ def _last_user_units(units: Sequence[_Unit]) -> list[int | None]:
 
 
 def _context(units: Sequence[_Unit], number: int, user: int | None) -> list[Message] | None:
-    """The messages to render before unit `number`: system messages, the last user message, and what came just before."""
+    """The messages to render before unit `number`: system messages, the last user message, and what came just
+    before."""
     if number == 0:
         return []
     if user is None:

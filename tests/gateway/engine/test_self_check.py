@@ -17,7 +17,7 @@ from tunery.gateway.engine.core import EngineCore
 from tunery.gateway.engine.ipc.supervisor import SupervisedEngine
 from tunery.gateway.engine.models.native.kernels import load_kernels
 from tunery.gateway.engine.models.torch import attention
-from tunery.gateway.engine.self_check import expectation, scores, verify
+from tunery.gateway.engine.self_check import compute_reference, load_reference, verify
 from tunery.registry.errors import ArtifactRefused, Unavailable
 
 
@@ -29,7 +29,7 @@ def config(base: Path, **settings: Any) -> EngineConfig:
 def check(settings: EngineConfig) -> None:
     core = EngineCore(settings, lambda event: None)
     try:
-        verify(core, scores(settings), settings)
+        verify(core, compute_reference(settings), settings)
     finally:
         core.close()
 
@@ -64,21 +64,21 @@ def test_another_attention_is_refused(mistral: Path, dtype: Any, monkeypatch: py
 
 def test_it_is_compared_once(mistral: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = config(mistral, cache_folder=str(tmp_path))
-    expected = expectation(settings)
-    assert expected is not None
-    assert [len(prompt) for prompt in expected.prompts] == [23, 61]
+    reference = load_reference(settings)
+    assert reference is not None
+    assert [len(prompt) for prompt in reference.prompts] == [23, 61]
     core = EngineCore(settings, lambda event: None)
-    verify(core, expected, settings)
+    verify(core, reference, settings)
     core.close()
-    monkeypatch.setattr(self_check.subprocess, "run", lambda *given, **options: pytest.fail("asked again"))
-    assert expectation(settings) is None
+    monkeypatch.setattr(self_check.subprocess, "run", lambda *given, **options: pytest.fail("compared again"))
+    assert load_reference(settings) is None
     for change in ({"quant": "nf4"}, {"dtype": "bfloat16"}, {"kernels": "auto"}):
-        with pytest.raises(pytest.fail.Exception, match="asked again"):
-            expectation(config(mistral, cache_folder=str(tmp_path), **change))
+        with pytest.raises(pytest.fail.Exception, match="compared again"):
+            load_reference(config(mistral, cache_folder=str(tmp_path), **change))
 
 
 async def refused(settings: EngineConfig) -> Unavailable:
-    """Start an engine that does not serve its base; what whoever waits is told."""
+    """Start an engine that does not serve its base; the error that `wait_ready` raises."""
     engine = SupervisedEngine(settings)
     await engine.start()
     try:

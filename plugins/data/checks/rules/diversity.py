@@ -1,6 +1,7 @@
 """The rule `diversity`: whether the answers differ enough to learn more than a phrase from; measured on a sample.
 
-distinct-n is the share of distinct n-grams of words among all of them (Li et al., "A diversity-promoting objective function", 2016).
+distinct-n is the share of distinct n-grams of words among all of them (Li et al., "A diversity-promoting objective
+function", 2016).
 """
 
 from __future__ import annotations

@@ -60,7 +60,8 @@ class NearDuplicate(Check):
 
 
 class ConflictingAnswers(Check):
-    """Prompts that an earlier row answers differently; in preference rows, answers preferred in one and rejected in another.
+    """Prompts that an earlier row answers differently; in preference rows, answers preferred in one and rejected in
+    another.
 
     Prompts that differ only in case or white space count as one prompt, but a conflict between them is only a warning.
     """
@@ -72,7 +73,8 @@ class ConflictingAnswers(Check):
         self._preferred: dict[tuple[bool, bytes, bytes], tuple[bool, Location]] = {}
 
     def summarize(self, record: ParsedRecord) -> tuple[bytes, bytes, tuple[bytes, bytes], bool] | None:
-        """The prompt's key, the answer's, a pair of keys, and whether that pair is a preference's rather than the loose keys."""
+        """The prompt's key, the answer's, a pair of keys, and whether that pair is a preference's rather than the loose
+        keys."""
         if record.row is None:
             return None
         if record.preference_keys is not None:
@@ -94,7 +96,8 @@ class ConflictingAnswers(Check):
             yield Fault("$", message, _KEEP_ONE_ANSWER, "warning")
 
     def _compare_preference(self, location: Location, prompt: bytes, answers: tuple[bytes, bytes]) -> Iterable[Fault]:
-        """A prompt may occur in many preference rows; the fault is that one of its answers is both preferred and rejected."""
+        """A prompt may occur in many preference rows; the fault is that one of its answers is both preferred and
+        rejected."""
         for is_chosen, answer in zip((True, False), answers, strict=True):
             was_chosen, first = self._preferred.setdefault((location.held_out, prompt, answer), (is_chosen, location))
             if was_chosen != is_chosen:

@@ -1,6 +1,8 @@
-"""The rule `pii`: what points to a person, and that a model must not memorise. Findings never show what they found in full.
+"""The rule `pii`: what points to a person, and that a model must not memorise. Findings never show what they found in
+full.
 
-Card numbers count when their Luhn check digit is right (ISO/IEC 7812), bank accounts when their check digits are (ISO 13616).
+Card numbers count when their Luhn check digit is right (ISO/IEC 7812), bank accounts when their check digits are (ISO
+13616).
 """
 
 from __future__ import annotations

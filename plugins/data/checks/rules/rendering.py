@@ -1,4 +1,5 @@
-"""The rules that need a base: which tokens of a row are trained, whether its answers end, and how long it is in tokens."""
+"""The rules that need a base: which tokens of a row are trained, whether its answers end, and how long it is in
+tokens."""
 
 from __future__ import annotations
 

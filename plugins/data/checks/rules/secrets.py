@@ -1,4 +1,7 @@
-"""The rule `secret`: keys, tokens and passwords, which a model must not memorise. Findings never show what they found in full."""
+"""The rule `secret`: keys, tokens and passwords, which a model must not memorise.
+
+Findings never show what they found in full.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +58,8 @@ class Secrets(Check):
 
 
 def _named_secrets(text: str) -> Iterator[tuple[str, str, Severity | None]]:
-    """Passwords and keys that a text names as such: what, redacted, and a warning where the text may only be about one."""
+    """Passwords and keys that a text names as such: what, redacted, and a warning where the text may only be about
+    one."""
     lower = text.lower()
     if any(hint in lower for hint in _PASSWORD_HINTS):
         for match in _PASSWORD.finditer(text):

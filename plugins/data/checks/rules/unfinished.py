@@ -82,7 +82,10 @@ class RepeatedPrompt(Check):
 
 
 def _is_cut(answer: str) -> bool:
-    """Whether a text of several sentences, or one that leads on, stops short. Lists, links, code and labels need no end."""
+    """Whether a text of several sentences, or one that leads on, stops short.
+
+    Lists, links, code and labels need no end.
+    """
     if not _OPEN_END.search(answer) or len(answer.split(None, _MIN_WORDS)) <= _MIN_WORDS:
         return False
     tail = answer[-_TAIL:]

@@ -74,7 +74,8 @@ def unknown_keys(path: str, row: Mapping[str, Any], keys: tuple[str, ...]) -> Ro
 
 
 def misplaced_keys(row: Mapping[str, Any], keys: tuple[str, ...]) -> RowErrors:
-    """Columns that the format does not have but that cannot be ignored: misspelled ones, and ones with a meaning elsewhere.
+    """Columns that the format does not have but that cannot be ignored: misspelled ones, and ones with a meaning
+    elsewhere.
 
     Any other column is ignored; the check `extra_column` names it.
     """

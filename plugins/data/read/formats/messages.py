@@ -1,4 +1,5 @@
-"""Messages and tools as OpenAI writes them: what is wrong with them, and the one shape in which every format returns them."""
+"""Messages and tools as OpenAI writes them: what is wrong with them, and the one shape in which every format returns
+them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Preference rows, one prompt with a chosen and a rejected answer, as OpenAI (in both spellings) and as TRL write them.
 
-The chosen answer ends `messages`; `rejected` holds the messages of the other, without the prompt. Answers that begin with the whole
-prompt, as whole conversations do, are read without it; answers that repeat only a part of it are refused.
+The chosen answer ends `messages`; `rejected` holds the messages of the other, without the prompt. Answers that begin
+with the whole prompt, as whole conversations do, are read without it; answers that repeat only a part of it are
+refused.
 """
 
 from __future__ import annotations
@@ -91,7 +92,10 @@ def _message_answers_errors(row: dict[str, Any]) -> RowErrors:
 
 
 def _from_texts(row: dict[str, Any]) -> tuple[Messages, Messages, Messages]:
-    """Prompt and two answers given as texts. Without `prompt` it is the common prefix of the answers, up to the end of a word."""
+    """Prompt and two answers given as texts.
+
+    Without `prompt` it is the common prefix of the answers, up to the end of a word.
+    """
     prompt, chosen, rejected = row.get("prompt"), row["chosen"], row["rejected"]
     if prompt is None:
         shared = commonprefix([chosen, rejected])
@@ -141,7 +145,10 @@ def _conversation(
 
 
 def _without_prompt(path: str, answer: Messages, prompt: Messages) -> Messages:
-    """The messages of an answer, given alone or after the whole prompt. Raises InvalidRow where it repeats only a part of it."""
+    """The messages of an answer, given alone or after the whole prompt.
+
+    Raises InvalidRow where it repeats only a part of it.
+    """
     if len(answer) > len(prompt) and all(map(_same, answer, prompt)):
         answer = answer[len(prompt) :]
     for index, message in enumerate(answer):
