@@ -25,19 +25,19 @@ def main() -> None:
     import safetensors.torch
     import torch
 
-    from tunery.gateway.bench.suite import Suite
+    from tunery.gateway.bench.engines import Engines
     from tunery.gateway.bench.workload import Workload, figures
     from tunery.gateway.engine.config import EngineConfig
 
     config = msgspec.json.decode(sys.argv[1], type=EngineConfig)
-    suite = Suite(config, Path(sys.argv[2]), lambda text: None)
+    engines = Engines(config, Path(sys.argv[2]))
     # Threads, buffers of the libraries, and everything else that is no one's weights.
     torch.randn(512, 512).bfloat16() @ torch.randn(512, 512).bfloat16()
     _ = safetensors.torch
     before = _resident()
-    with suite._engine() as driver:
-        driver.load(suite._adapters(driver, ADAPTERS))
-        figures(driver, suite._adapters(driver, ADAPTERS), Workload(adapters=ADAPTERS, prompt=8, new=8))
+    with engines.start() as driver:
+        driver.load(engines.adapters(driver, ADAPTERS))
+        figures(driver, engines.adapters(driver, ADAPTERS), Workload(adapters=ADAPTERS, prompt=8, new=8))
         grown = _resident() - before
         own = {"base": driver.core.model.base_bytes, "adapters": driver.core.residency.bytes}
     sys.stdout.write(json.dumps({"grown": grown, **own}) + "\n")

@@ -14,7 +14,8 @@ from typing import Any
 
 import msgspec
 
-from tunery.gateway.bench.suite import BATCH, Row
+from tunery.gateway.bench.engines import BATCH
+from tunery.gateway.bench.suite import Row
 from tunery.registry.errors import InvalidInput, Unavailable
 
 __all__ = [

@@ -16,20 +16,20 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from tunery.gateway.bench.driver import Driver
-from tunery.gateway.bench.workload import Workload, figures, middle, prompts, random_adapter
+from tunery.gateway.bench.engines import BATCH, Engines
+from tunery.gateway.bench.workload import Workload, figures, middle, prompts
 from tunery.gateway.engine.composition import AdapterSource
 from tunery.gateway.engine.config import EngineConfig
 
 __all__ = ["Row", "Suite", "run_suite"]
 
-BATCH, PROMPT, NEW = 32, 64, 48
+NEW = 48
 REGISTERED, RESIDENT = 1000, 64
 ZIPF_REQUESTS = 512
 """Enough for the hit rate to settle: a resident adapter is asked for eight times on average."""
@@ -59,8 +59,8 @@ class Suite:
     def __init__(self, config: EngineConfig, scratch: Path, say: Callable[[str], None]) -> None:
         self._config = config
         self._scratch = scratch
+        self._engines = Engines(config, scratch)
         self._say = say
-        self._mixed: dict[str, float] = {}
 
     def run(self) -> Iterator[Row]:
         """Every row in turn."""
@@ -78,8 +78,8 @@ class Suite:
     def _speeds(self) -> Iterator[Row]:
         """Decode and prefill of full batches, and one request alone."""
         for quant in ("nf4", "int8"):
-            with self._engine(quant=quant) as driver:
-                sources = self._adapters(driver, BATCH)
+            with self._engines.start(quant=quant) as driver:
+                sources = self._engines.adapters(driver, BATCH)
                 driver.load(sources)
                 pairs = [
                     (figures(driver, sources, Workload(adapters=BATCH)), figures(driver, [], Workload(adapters=0)))
@@ -110,8 +110,8 @@ class Suite:
 
     def _sweep(self) -> Iterator[Row]:
         """A full batch over 1, 2, 4 … adapters."""
-        with self._engine() as driver:
-            sources = self._adapters(driver, BATCH)
+        with self._engines.start() as driver:
+            sources = self._engines.adapters(driver, BATCH)
             driver.load(sources)
             for count in (0, 1, 2, 4, 8, 16, BATCH):
                 one = figures(driver, sources[:count], Workload(adapters=count), runs=RUNS)
@@ -127,9 +127,12 @@ class Suite:
         """What base-only traffic pays for a thousand adapters that it does not use."""
         off: list[float] = []
         on: list[float] = []
-        with self._engine() as without, self._engine(adapter_budget=self._budget(RESIDENT)) as with_them:
-            known = self._identities(with_them, REGISTERED)
-            with_them.load(known)
+        with (
+            self._engines.start() as without,
+            self._engines.start(adapter_budget=self._engines.budget(RESIDENT)) as with_them,
+        ):
+            versions = self._engines.identities(with_them, REGISTERED)
+            with_them.load(versions)
             for _ in range(RUNS + 2):
                 off.append(figures(without, [], Workload(adapters=0)).decode_tok_s)
                 on.append(figures(with_them, [], Workload(adapters=0)).decode_tok_s)
@@ -150,11 +153,11 @@ class Suite:
         speeds: dict[str, float] = {}
         for resident in (RESIDENT, REGISTERED):
             self._say(f"Zipf over {REGISTERED} adapters, {resident} resident")
-            with self._engine(adapter_budget=self._budget(resident)) as driver:
-                known = self._identities(driver, REGISTERED)
-                driver.load(list(reversed(known[:resident])))
+            with self._engines.start(adapter_budget=self._engines.budget(resident)) as driver:
+                versions = self._engines.identities(driver, REGISTERED)
+                driver.load(list(reversed(versions[:resident])))
                 started = driver.now()
-                self._closed_loop(driver, [known[index] for index in drawn])
+                self._closed_loop(driver, [versions[index] for index in drawn])
                 speeds[f"tok_s_{resident}"] = ZIPF_REQUESTS * NEW / (driver.now() - started)
                 loads = sum(driver.core.residency.loads.values()) - resident
             speeds[f"loads_{resident}"] = loads
@@ -163,10 +166,10 @@ class Suite:
             value=round(speeds[f"tok_s_{RESIDENT}"] / speeds[f"tok_s_{REGISTERED}"], 3), unit="×", detail={name: round(value, 1) for name, value in speeds.items()},
         )  # fmt: skip
 
-    def _closed_loop(self, driver: Driver, asked: list[AdapterSource]) -> None:
-        """Keep BATCH requests in hand until all are answered."""
+    def _closed_loop(self, driver: Driver, sources: list[AdapterSource]) -> None:
+        """Keep BATCH requests running until all are answered."""
         pool = prompts(driver, Workload(adapters=0, batch=64))
-        rest = iter(enumerate(asked))
+        rest = iter(enumerate(sources))
         for index, source in itertools.islice(rest, BATCH):
             driver.ask(str(index), pool[index % 64], NEW, source)
         answered = 0
@@ -184,8 +187,8 @@ class Suite:
     def _cold_first_token(self) -> Row:
         """A request whose adapter is on disk against one whose adapter is in memory, on an idle engine."""
         first: dict[str, list[float]] = {"cold": [], "warm": []}
-        with self._engine() as driver:
-            sources = self._adapters(driver, COLD)
+        with self._engines.start() as driver:
+            sources = self._engines.adapters(driver, COLD)
             driver.load(sources)
             pool = prompts(driver, Workload(adapters=0, batch=2 * COLD, seed=1))
             for index, source in enumerate(sources):
@@ -205,10 +208,10 @@ class Suite:
         )
 
     def _gaps(self) -> Row:
-        """The others' 99th percentile between tokens while requests for cold adapters come in, over nobody coming."""
+        """The others' 99th percentile between tokens while requests for cold adapters come in, over none coming."""
         percentiles = {}
-        with self._engine() as driver:
-            sources = self._adapters(driver, BATCH - 1 + COLD)
+        with self._engines.start() as driver:
+            sources = self._engines.adapters(driver, BATCH - 1 + COLD)
             others, cold = sources[: BATCH - 1], sources[BATCH - 1 :]
             driver.load(others)
             pool = prompts(driver, Workload(adapters=0, batch=2 * BATCH + COLD, seed=2))
@@ -269,41 +272,6 @@ class Suite:
             unit="s",
             detail={"seconds": [round(s, 2) for s in seconds]},
         )
-
-    # -- pieces -----------------------------------------------------------------------------------------------------------
-
-    @contextmanager
-    def _engine(self, **changes: Any) -> Iterator[Driver]:
-        roomy = {"adapter_budget": 1 << 40, "max_batch": BATCH, "prefix_cache": False}
-        with Driver(msgspec.structs.replace(self._config, **(roomy | changes))) as driver:
-            yield driver
-
-    def _adapters(self, driver: Driver, count: int) -> list[AdapterSource]:
-        """`count` adapters with weights of their own, written once."""
-        return [self._adapter(driver, number) for number in range(count)]
-
-    def _identities(self, driver: Driver, count: int) -> list[AdapterSource]:
-        """`count` versions over the files of 64; each is loaded, kept and evicted on its own."""
-        files = self._adapters(driver, 64)
-        return [
-            AdapterSource(f"identity-{number}", f"bench/identity-{number}", 1, files[number % 64].files)
-            for number in range(count)
-        ]
-
-    def _adapter(self, driver: Driver, number: int) -> AdapterSource:
-        folder = self._scratch / f"adapter-{number}"
-        if folder.is_dir():
-            files = {path.name: str(path) for path in folder.iterdir()}
-            return AdapterSource(f"bench-{number}", f"bench/adapter-{number}", 1, files)
-        return random_adapter(driver.core.model.shape, folder, rank=16, seed=number)
-
-    def _budget(self, count: int) -> int:
-        """Bytes for `count` adapters."""
-        if "size" not in self._mixed:
-            with self._engine() as driver:
-                driver.load(self._adapters(driver, 1))
-                self._mixed["size"] = driver.core.residency.bytes
-        return int(count * self._mixed["size"])
 
 
 TITLES = {

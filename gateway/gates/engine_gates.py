@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from tunery.gateway.gates.judged_engine import Served, served
+from tunery.gateway.gates.candidate_engine import CandidateEngine, candidate_engine
 from tunery.plugins.training.examples.batches import Example
 from tunery.plugins.training.gates import GateCase, Precision, Verdict, failed, passed, skipped
 from tunery.plugins.training.gates.reference import read_reference
@@ -46,7 +46,7 @@ def serves_what_was_trained(case: GateCase) -> Verdict:
     reference = read_reference(Path(request.reference)) if request.reference else None
     if reference is None or not reference.rows:
         return skipped("the trainer's own log-probabilities were not recorded")
-    engine = served(case, request.training)
+    engine = candidate_engine(case, request.training)
     recorded = zip(reference.rows, reference.log_probs, strict=True)
     fitting = [(row, log_probs) for row, log_probs in recorded if len(row.ids) < engine.context_length]
     if not fitting:
@@ -55,7 +55,7 @@ def serves_what_was_trained(case: GateCase) -> Verdict:
     ours, before = (_flat(engine.log_probs(rows, tuned=tuned)) for tuned in (True, False))
     moved, missed = _distance(theirs, before), _distance(theirs, ours)
     allowed = SHARE[request.training.dtype] * moved + NOISE[request.training.dtype]
-    shift = _distance(ours, _flat(served(case, request.serving).log_probs(rows, tuned=True)))
+    shift = _distance(ours, _flat(candidate_engine(case, request.serving).log_probs(rows, tuned=True)))
     figures = {"moved": moved, "missed": missed, "allowed": allowed, "serving_shift": shift}
     summary = (
         f"on {_title(request.training)} the engine is {missed:.2g} nats a token from the trainer, {allowed:.2g} are allowed "
@@ -81,7 +81,7 @@ def _title(precision: Precision) -> str:
 def stops_by_itself(case: GateCase) -> Verdict:
     """At least half of the greedy answers to held-out prompts end with an end-of-turn token, within twice the longest reference."""
     request = case.request
-    engine = served(case, request.serving)
+    engine = candidate_engine(case, request.serving)
     rows = _prompted(request.held_out or request.trained, request.parameters.get("max_length"), engine)[:PROMPTS]
     if not rows:
         return skipped(
@@ -105,7 +105,7 @@ def stops_by_itself(case: GateCase) -> Verdict:
     )
 
 
-def _prompted(rows: Sequence[Example], max_length: int | None, engine: Served) -> list[Example]:
+def _prompted(rows: Sequence[Example], max_length: int | None, engine: CandidateEngine) -> list[Example]:
     """Rows with room behind them in the context; those that lost their end to `max_length` only where there are no others."""
     room = [row for row in rows if len(row.ids) < engine.context_length and any(row.trained[1:])]
     return [row for row in room if max_length is None or len(row.ids) < max_length] or room
@@ -124,7 +124,7 @@ def is_better_than_base(case: GateCase) -> Verdict:
         return skipped("the trainer minimises something else than the loss of held-out answers")
     if not request.held_out:
         return skipped("nothing was held out")
-    engine = served(case, request.serving)
+    engine = candidate_engine(case, request.serving)
     rows = [_shortened(row, engine.context_length - 1) for row in request.held_out]
     rows = [row for row in rows if row.targets]
     base, tuned = (engine.log_probs(rows, tuned=which) for which in (False, True))

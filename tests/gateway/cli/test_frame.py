@@ -149,7 +149,7 @@ def test_a_parameter_that_is_given_another_default_keeps_its_description() -> No
         r: int = 8
 
     found = {each.name: each for each in describe_parameters(Halved)}
-    assert (found["r"].default, found["r"].description) == (8, "rank of the pairs")
+    assert (found["r"].default, found["r"].description) == (8, "LoRA rank")
 
 
 @pytest.mark.parametrize("trainer", ["lora", "qlora", "full", "dpo"])

@@ -134,7 +134,7 @@ def test_a_damaged_packed_base_is_made_again_with_a_warning(
         file.seek(-4096, os.SEEK_END)
         file.write(bytes(4096))
     assert said(Engine.on(base, **settings).run(asked)) == first
-    assert "is damaged; it is made again" in caplog.text
+    assert "is damaged; packing the base again" in caplog.text
     (again,) = (tmp_path / "packed").iterdir()
     assert again.read_bytes() == whole
 
@@ -161,7 +161,7 @@ def test_a_base_is_compared_with_its_digest_when_it_is_packed(
     registry: Registry, tiny_base: Base, home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(base_files, "SMALL", 0)
-    monkeypatch.setattr(base_files, "_look", lambda path, content: base_files._Seen(content, 1, 1, 1))
+    monkeypatch.setattr(base_files, "_stamp", lambda path, content: base_files._Stamp(content, 1, 1, 1))
     assert resolve_base("tiny", registry=registry, plugins=load_plugins(allow=())) == tiny_base
     settings = {"base_digest": tiny_base.digest, "cache_folder": str(home.packed)}
     zero_half(Path(tiny_base.path) / "model.safetensors")

@@ -298,7 +298,7 @@ def test_a_disk_that_fills_while_a_version_is_published_is_caught(
             no_file_over(100_000)
         else:
             event.listen(self._database._engine, "checkout", no_more_pages)
-            more["manifest"] |= {"filler": "x" * 50_000}
+            arguments[0].manifest.update(filler="x" * 50_000)
         return publish(self, *arguments, **more)
 
     monkeypatch.setattr(Registry, "publish", publish_on_a_full_disk)

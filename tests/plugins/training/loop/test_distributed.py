@@ -148,7 +148,7 @@ def test_one_that_dies_ends_the_other_and_resumed_they_give_the_same_bits(launch
     job = launcher.until("checkpoint", [first, second], jobs=2)
     second.kill()
     second.communicate()
-    first.communicate(timeout=60)
+    first.communicate(timeout=150)
     assert first.returncode != 0
     assert launcher.registry.job(job).state == "failed"
     assert launcher.events(job)[-1]["code"] == "process_lost"
@@ -188,7 +188,7 @@ main()
 @pytest.mark.slow
 def test_what_fails_in_one_process_fails_the_job_with_its_code(launcher: Launcher) -> None:
     processes = launcher.start(2, *launcher.words("lora", {}), code=BROKEN)
-    outputs = [process.communicate(timeout=60)[1] for process in processes]
+    outputs = [process.communicate(timeout=150)[1] for process in processes]
     assert all(process.returncode not in (0, None) for process in processes)
     assert "process 1 of this run failed" in outputs[0]
     (job,) = launcher.registry.jobs()

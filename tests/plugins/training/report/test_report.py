@@ -117,7 +117,7 @@ def test_a_planted_wrong_answer_is_the_most_suspicious_row(train: Train, registr
     assert any(f"planted.jsonl:{wrong}" in line for line in summarize(report))
 
 
-def test_a_row_learnt_by_heart_is_found(train: Train, registry: Registry, tmp_path: Path) -> None:
+def test_a_memorised_row_is_found(train: Train, registry: Registry, tmp_path: Path) -> None:
     def noise(number: int) -> str:
         return "".join(chr(97 + (number * number * (at + 3) + 7 * at * at) % 26) for at in range(12))
 
@@ -153,7 +153,7 @@ def test_a_trainer_with_a_loss_of_its_own_is_judged_by_the_better_answers(
     # The curve is of the trainer's own loss, which begins at log 2; rows are of the likelihood of answers.
     assert report.curve[0][1] == pytest.approx(math.log(2), rel=1e-3)
     assert report.held_out.before > 5
-    assert "something of its own" in files["report/report.md"].read_text()
+    assert "an objective of its own" in files["report/report.md"].read_text()
 
 
 def test_a_job_that_is_refused_at_the_end_keeps_its_report(

@@ -22,7 +22,7 @@ from tunery.plugins.training.gates import GateCase, GateRequest, Precision
 from tunery.registry.errors import ArtifactRefused
 from tunery.registry.peft.layout import CONFIG, WEIGHTS
 
-__all__ = ["Answer", "Served", "served"]
+__all__ = ["Answer", "CandidateEngine", "candidate_engine"]
 
 BATCH = 8
 """Requests at once; the cache holds as many of the longest."""
@@ -40,13 +40,13 @@ class Answer(msgspec.Struct, frozen=True):
     stopped: bool
 
 
-def served(case: GateCase, precision: Precision) -> Served:
-    """The engine of a case in this precision; there is one of each."""
-    return case.once(precision, lambda: Served(case.request, precision))
+def candidate_engine(case: GateCase, precision: Precision) -> CandidateEngine:
+    """The engine of a case in this precision, started on the first call."""
+    return case.once(precision, lambda: CandidateEngine(case.request, precision))
 
 
-class Served:
-    """A base in the engine."""
+class CandidateEngine:
+    """The base in an engine of its own, with the files under test as an adapter named `candidate`."""
 
     def __init__(self, request: GateRequest, precision: Precision) -> None:
         folder = Path(request.folder)
@@ -97,7 +97,7 @@ class Served:
     def _run(
         self, prompts: Sequence[Sequence[int]], sampling: Sequence[SamplingParams], *, tuned: bool
     ) -> list[list[Token]]:
-        """Run requests together to their ends; each one's tokens. Raise ArtifactRefused when the engine refuses one."""
+        """Run requests in one batch and return each one's tokens; raise ArtifactRefused when the engine refuses one."""
         self._events.clear()
         composition = self._adapter if tuned else ()
         for number, (prompt, how) in enumerate(zip(prompts, sampling, strict=True)):
@@ -106,10 +106,10 @@ class Served:
             self._core.step()
             if self._core.blocked:
                 time.sleep(LOADING)
-        found: list[list[Token]] = [[] for _ in prompts]
+        tokens: list[list[Token]] = [[] for _ in prompts]
         for event in self._events:
             if isinstance(event, Failed):
                 raise ArtifactRefused(f"the engine does not serve it: {event.message}", code=event.code)
             for token in event.tokens if isinstance(event, Tokens) else ():
-                found[int(token.id)].append(token)
-        return found
+                tokens[int(token.id)].append(token)
+        return tokens
