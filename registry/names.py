@@ -94,10 +94,10 @@ def parse_reference(text: str) -> Reference:
     if pin.isascii() and pin.isdigit():
         if len(pin) > MAX_DIGITS:
             raise InvalidInput(
-                f"{adapter}@{pin[:MAX_DIGITS]}… does not exist: no version's number is that long", code="invalid_name"
+                f"{adapter}@{pin[:MAX_DIGITS]}… does not exist: no version number is that long", code="invalid_name"
             )
         if int(pin) < 1:
-            raise InvalidInput(f"{text!r}: versions count from 1", code="invalid_name")
+            raise InvalidInput(f"{text!r}: version numbers start at 1", code="invalid_name")
         return Reference(adapter, number=int(pin))
     return Reference(adapter, alias=check_alias(pin))
 
@@ -109,7 +109,7 @@ def parse_composition(text: str) -> tuple[Part, ...]:
     """
     spelled = text.split("+")
     if len(spelled) > MAX_PARTS:
-        raise InvalidInput(f"{MAX_PARTS} adapters are the most in one composition", code="invalid_composition")
+        raise InvalidInput(f"a composition has at most {MAX_PARTS} adapters", code="invalid_composition")
     parts = tuple(map(_part, spelled))
     seen: set[str] = set()
     for name in (str(part.reference) for part in parts):

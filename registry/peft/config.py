@@ -172,7 +172,7 @@ def is_vocabulary(name: str) -> bool:
 
 def _check_size(size: int) -> None:
     if size > MAX_CONFIG:
-        raise _incomplete(f"is {size:,} bytes long, which no PEFT configuration is")
+        raise _incomplete(f"is {size:,} bytes long, too long for a PEFT configuration")
 
 
 def _names(value: Any) -> str | tuple[str, ...] | None:

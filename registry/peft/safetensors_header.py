@@ -60,7 +60,7 @@ def read_json_header(path: Path) -> tuple[dict[str, Any], int]:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > min(MAX_HEADER, size - 8):
-            raise _damaged(path, "its header is cut off or impossible")
+            raise _damaged(path, "its header is cut off or malformed")
         raw = file.read(length)
     try:
         header = json.loads(raw.decode(), object_pairs_hook=_distinct)

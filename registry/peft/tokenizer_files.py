@@ -46,7 +46,7 @@ def _tokens_differ(folder: Path, base: Path) -> str | None:
     more = f" and {len(changed) - _SHOWN:,} more" if len(changed) > _SHOWN else ""
     return (
         f"its tokenizer has other ids than its base's for {len(changed):,} of its tokens ({shown}{more}), or its "
-        "base's has not these; requests are read with the base's tokenizer, which spells them in other tokens"
+        "base's does not have them; requests are tokenized with the base's tokenizer"
     )
 
 

@@ -83,7 +83,7 @@ class Database:
                 if _identity(self._path) != self._file:
                     raise StorageFailed(
                         f"{self._path} was removed or replaced since this process opened it; nothing was changed: "
-                        "start it again",
+                        "restart this process",
                         code="registry_replaced",
                     )
                 yield connection
@@ -194,8 +194,8 @@ def _failure(path: Path, error: DatabaseError, what: str) -> StorageFailed:
         return StorageFailed(f"{path} stayed locked for {BUSY_SECONDS} s by another process; try again")
     if name.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT")):
         return StorageFailed(
-            f"{path} is damaged or not a database ({error.orig}): put back a backup, or let `tunery registry rebuild` "
-            "make it again from the manifests beside the files",
+            f"{path} is damaged or not a database ({error.orig}): restore a backup, or run `tunery registry rebuild` "
+            "to make it again from the manifests",
             code="registry_damaged",
         )
     if name == "SQLITE_FULL" or no_room(path.parent):
@@ -204,7 +204,7 @@ def _failure(path: Path, error: DatabaseError, what: str) -> StorageFailed:
             "gc`",
             code="disk_full",
         )
-    return StorageFailed(f"{path} {what} ({error.orig}); nothing was changed: look at its disk and its permissions")
+    return StorageFailed(f"{path} {what} ({error.orig}); nothing was changed: check its disk and its permissions")
 
 
 def _roll_back(connection: Connection) -> None:

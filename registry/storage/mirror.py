@@ -122,15 +122,15 @@ class Mirror:
                 _try(self.manifests.claim, ours)
         elif theirs is None:
             raise StorageFailed(
-                "the files in blobs/ are not those that registry.db names; nothing was changed: look whether the right "
-                "volume is mounted there. If registry.db was lost and made anew, put back a backup of it, or use "
+                "the files in blobs/ are not those that registry.db names; nothing was changed: check that the "
+                "right volume is mounted there. If registry.db was lost and made again, restore a backup of it, or run "
                 f"{REBUILD}",
                 code="registry_mismatch",
             )
         elif theirs != ours:
             raise StorageFailed(
-                f"registry.db is of the registry {ours}, and blobs/ belongs to {theirs}; nothing was changed: put them "
-                f"together with their own, or move registry.db away and use {REBUILD}",
+                f"registry.db is of the registry {ours}, and blobs/ belongs to {theirs}; nothing was changed: put "
+                f"each with its own, or move registry.db away and run {REBUILD}",
                 code="registry_mismatch",
             )
 
@@ -203,9 +203,9 @@ def _kept(manifests: Manifests, blobs: BlobStore) -> str:
 
 def _lost(home: Home, kept: str) -> StorageFailed:
     return StorageFailed(
-        f"{home.database} is missing or empty, and {home.blobs} holds {kept}; nothing was made in its place. Look "
-        "whether TUNERY_HOME is right and every volume is mounted; if registry.db is lost, put back a backup, or let "
-        f"{REBUILD} make it again",
+        f"{home.database} is missing or empty, and {home.blobs} holds {kept}; nothing was made in its place. "
+        "Check that TUNERY_HOME is right and every volume is mounted; if registry.db is lost, restore a backup, or run "
+        f"{REBUILD} to make it again",
         code="registry_lost",
     )
 

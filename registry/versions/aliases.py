@@ -112,8 +112,8 @@ def _expect(connection: Connection, adapter: str, alias: str, expected: Expected
     before = alias_map(connection, adapter).get(alias)
     if expected != ANY and expected != before:
         raise Conflict(
-            f"{adapter}@{alias} points to {before or 'nothing'}, not to {expected or 'nothing'}: somebody moved it; "
-            "look again and decide anew",
+            f"{adapter}@{alias} points to {before or 'nothing'}, not to {expected or 'nothing'}: it was moved "
+            "meanwhile; look again before you change it",
             code="alias_moved",
         )
     return before

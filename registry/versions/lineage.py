@@ -143,7 +143,9 @@ def uses_of(connection: Connection, sha256: str) -> list[DataUse]:
     Raise InvalidInput where it is not a sha256, or is the start of several.
     """
     if not (_SHORTEST <= len(sha256) <= _SHA256 and set(sha256) <= set("0123456789abcdef")):
-        raise InvalidInput(f"{sha256!r} is not a sha256: write {_SHORTEST} to {_SHA256} of 0-9 and a-f", param="sha256")
+        raise InvalidInput(
+            f"{sha256!r} is not a sha256: write {_SHORTEST} to {_SHA256} hexadecimal digits", param="sha256"
+        )
     data = schema.version_data.c
     prefixed = and_(data.sha256 >= sha256, data.sha256 <= sha256 + "g")
     query = select(schema.version_data).where(prefixed).order_by(data.adapter, data.number, data.position)
@@ -152,7 +154,9 @@ def uses_of(connection: Connection, sha256: str) -> list[DataUse]:
         for row in connection.execute(query)
     ]
     if len({use.sha256 for use in uses}) > 1:
-        raise InvalidInput(f"several files have a sha256 that starts with {sha256!r}; write more of it", param="sha256")
+        raise InvalidInput(
+            f"several files have a sha256 that starts with {sha256!r}; write more of its digits", param="sha256"
+        )
     return uses
 
 

@@ -90,8 +90,8 @@ def _set_aside(path: Path) -> str | None:
 def _require_manifests(home: Home, manifests: Manifests, blobs: BlobStore) -> None:
     if next(manifests.numbers(), None) is None and not manifests.bases() and blobs.count():
         raise NotFound(
-            f"{home.manifests} has no manifests to make {home.database.name} from: look whether the right volume is "
-            f"mounted, or put back a backup of {home.database.name}. When none of the {blobs.count()} files in "
+            f"{home.manifests} has no manifests to make {home.database.name} from: check that the right volume is "
+            f"mounted, or restore a backup of {home.database.name}. When none of the {blobs.count()} files in "
             f"{home.blobs} is needed, move them away",
             code="nothing_to_rebuild",
         )
@@ -102,7 +102,7 @@ def _require_same_registry(connection: Connection, manifests: Manifests) -> None
     if ours is not None and theirs is not None and ours != theirs:
         raise Conflict(
             f"registry.db is of the registry {ours}, and blobs/ belongs to {theirs}; nothing was changed: move "
-            "registry.db away and rebuild again, or put it together with its own blobs",
+            "registry.db away and rebuild again, or put it with its own blobs",
             code="registry_mismatch",
         )
 

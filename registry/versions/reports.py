@@ -55,7 +55,7 @@ def check_names(names: Iterable[str]) -> None:
     reserved = [name for name in names if is_report(name)]
     if reserved:
         raise ArtifactRefused(
-            f"{reserved[0]} is where the report of a version goes; the trainer must write its files elsewhere",
+            f"{reserved[0]} is reserved for a version's report; the trainer must write its files elsewhere",
             code="artifact_reserved",
         )
 
@@ -90,7 +90,7 @@ def _content_problem(name: str, data: bytes) -> str | None:
         if name.endswith(".json"):
             json.loads(text)
     except (ValueError, RecursionError):
-        return "cannot be read as the text it should be"
+        return "cannot be read: it is not valid UTF-8 text or JSON"
     return None
 
 

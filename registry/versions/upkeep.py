@@ -80,7 +80,7 @@ def _verify_bases(home: Home, bases: list[Base]) -> list[Problem]:
         folder = home.bases / base.digest
         if folder.is_dir():
             for name in changed_files(folder, base.digest, home.base_stamps(base.digest), whole=True):
-                again = f"is damaged: take the base again with `tunery bases add {base.name}`"
+                again = f"is damaged: add the base again with `tunery bases add {base.name}`"
                 problems.append(Problem(f"base {base.name}", name, again))
         for path in sorted(home.packed.glob(f"{base.digest}-*.safetensors")):
             digest = path.stem.rpartition("-")[2]

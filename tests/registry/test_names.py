@@ -73,6 +73,6 @@ def test_a_number_fits_where_it_is_kept_or_is_refused(digits: int) -> None:
     if digits <= 18:
         assert parse_reference(text).number == 10**digits - 1
         return
-    with pytest.raises(InvalidInput, match="no version's number is that long") as caught:
+    with pytest.raises(InvalidInput, match="no version number is that long") as caught:
         parse_reference(text)
     assert len(caught.value.message) < 100

@@ -159,7 +159,9 @@ class _Reading:
         if magnitude is not None and keys.embedding:
             raise self._unsupported(f"DoRA on the embedding ({module})")
         if magnitude is None and self.config.use_dora:
-            raise self._refusal(f"{module} has no magnitudes, and it is a DoRA", "artifact_truncated")
+            raise self._refusal(
+                f"{module} has no lora_magnitude_vector, and the adapter is a DoRA", "artifact_truncated"
+            )
         gain = None if magnitude is None else magnitude.float().flatten()
         return LowRank(a, b, self.config.scale_of(module), bias, gain)
 
@@ -178,7 +180,7 @@ class _Reading:
         if expected is None:
             raise self._refusal(f"the base has no parameter {module}.{leaf}", "wrong_base")
         if module in self.shape.fixed:
-            raise self._unsupported(f"weights of its own for {module} (an expert, a router or an attention layer)")
+            raise self._unsupported(f"whole weights for {module} (an expert, a router or an attention layer)")
         if leaf == "weight" and module in self.shape.transposed:
             expected = expected[::-1]
         if tuple(tensor.shape) != tuple(expected):
@@ -232,7 +234,7 @@ def _content(source: AdapterSource, name: str) -> bytes:
         log.error("%s is not served: the bytes of %s do not match its digest", title, source.files[name])
         raise StorageFailed(
             f"{title} is not served: its {name} is damaged in this server's store. `tunery adapters verify {title}` "
-            "shows what is; publishing or importing the version again repairs it",
+            "shows the details; publish or import the version again to repair it",
             code="artifact_damaged",
         )
     return data

@@ -79,7 +79,7 @@ def test_a_trainer_may_not_write_where_the_report_goes(
         ),
         lambda: digest_of(folder, base=base),
     ):
-        with pytest.raises(ArtifactRefused, match="is where the report of a version goes") as caught:
+        with pytest.raises(ArtifactRefused, match="is reserved for a version's report") as caught:
             attempt()
         assert caught.value.code == "artifact_reserved"
     assert registry.versions() == []
