@@ -22,7 +22,7 @@ from tunery.gateway.api.request.chat import MAX_MESSAGES
 from tunery.plugins.data.render.renderer import Renderer
 from tunery.plugins.data.render.special_tokens import SpecialTokens
 from tunery.plugins.data.render.template import ChatTemplate
-from tunery.plugins.data.render.token_bounds import min_token_count, token_bytes
+from tunery.plugins.data.render.token_bounds import min_token_count, token_bound
 from tunery.plugins.data.render.tokenizer import BaseTokenizer
 
 CHAT, RAW, EMBED = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
@@ -270,7 +270,7 @@ def test_what_a_token_stands_for_is_known_only_where_nothing_is_dropped(tiny_bas
         tokenizer = Tokenizer.from_file(str(tiny_base_folder / "tokenizer.json"))
         for part, value in parts.items():
             setattr(tokenizer, part, value)
-        found = token_bytes(tokenizer)
+        found = token_bound(tokenizer)
         return found.longest if found else None
 
     plain = changed()
@@ -290,7 +290,7 @@ def test_bytes_that_a_tokenizer_drops_count_for_nothing(tiny_base_folder: Path) 
     del model["vocab"][gone]
     model["merges"] = [merge for merge in model["merges"] if gone not in "".join(merge)]
     tokenizer = Tokenizer.from_str(json.dumps(described))
-    known = token_bytes(tokenizer)
+    known = token_bound(tokenizer)
     assert known is not None
     assert known.dropped == b"\x04"
     for text in ("\x04" * 10_000, "a\x04" * 10_000, "word " * 100):
