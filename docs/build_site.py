@@ -28,7 +28,7 @@ MOVED = {
 
 REFERENCE = {
     "tunery": (
-        "tunery.gateway.python.tunery",
+        "tunery",
         "tunery.gateway.python.checking",
         "tunery.gateway.python.training",
         "tunery.gateway.python.serving",
@@ -119,6 +119,8 @@ def write_reference() -> None:
     (PACKAGES / "tunery").mkdir(parents=True)
     for package in ("registry", "plugins", "gateway"):
         (PACKAGES / "tunery" / package).symlink_to(ROOT / package)
+    # Without it this folder is a namespace package, and the installed tunery is found before it.
+    (PACKAGES / "tunery" / "__init__.py").symlink_to(ROOT / "gateway" / "python" / "tunery" / "__init__.py")
 
 
 def loaded_from_elsewhere() -> list[str]:
