@@ -16,9 +16,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import commands
 import msgspec
-import rooms
+import rooms  # first, since it puts build/typing on the path, where tunery is one folder
+
+# isort: split
+import commands
 
 from tunery.gateway.bench.report import bars_table, read_bars, read_rows, rows_table
 from tunery.gateway.bench.training import table

@@ -63,7 +63,9 @@ def test_advice_names_what_exists(name: str) -> None:
 
 def test_make_help_lists_every_target() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    shown = subprocess.run(
+        ["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
     assert shown.returncode == 0, shown.stderr
     listed = {line.split()[0] for line in shown.stdout.splitlines()}
     assert listed == set(re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)[0].split())
@@ -73,7 +75,8 @@ def test_packages_are_typed_for_their_users() -> None:
     packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
     for package in ("registry", "plugins", "gateway"):
         assert (ROOT / package / "py.typed").exists()
-    assert "py.typed" in packages["*"]
+        assert "py.typed" in packages[f"tunery.{package}"]
+    assert "py.typed" in packages["tunery"]
 
 
 def test_fragments_become_a_section_of_the_changelog(tmp_path: Path) -> None:

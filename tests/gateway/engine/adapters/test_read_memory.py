@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import sys
 from pathlib import Path
 
@@ -36,5 +37,7 @@ def test_reading_the_same_adapter_again_and_again_keeps_no_objects(tmp_path: Pat
         gc.collect()
         return sys.getallocatedblocks()
 
-    before = read(TIMES)
-    assert read(TIMES) - before < TIMES  # not even one for each time
+    # A leak shows every time; a thread that another test has left behind allocates once in a while.
+    counts = [read(TIMES) for _ in range(4)]
+    growth = [after - before for before, after in itertools.pairwise(counts)]
+    assert min(growth) < TIMES, growth  # not even one for each time

@@ -113,7 +113,7 @@ def test_a_trained_head_gets_its_gradient(model: Any) -> None:
     model.get_base_model().requires_grad_(requires_grad=True)
     batch = make_batch()
     for a, b in zip(gradients(model, row_losses(model, batch)), gradients(model, reference(model, batch)), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * max(1.0, float(b.abs().max())))
 
 
 def test_the_attention_setting_is_put_back(model: Any) -> None:
