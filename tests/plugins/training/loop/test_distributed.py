@@ -159,7 +159,7 @@ def test_one_that_dies_ends_the_other_and_resumed_they_give_the_same_bits(launch
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("action", "state"), [("cancel", "cancelled"), ("pause", "paused")])
-def test_a_actionto_one_process_ends_all(action: Any, state: str, launcher: Launcher) -> None:
+def test_an_action_sent_to_one_process_ends_all(action: Any, state: str, launcher: Launcher) -> None:
     processes = launcher.train(2, max_steps=100_000, eval_every=0, checkpoint_every=0)
     job = launcher.until("step", processes)
     signal_job(JobFolder(launcher.home.jobs / job), action)
