@@ -21,8 +21,9 @@ The names below are imported on first use. None of them brings torch.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from tunery.registry.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from tunery.plugins.discovery import load_plugins
@@ -57,18 +58,22 @@ __all__ = [
     "read_parameters",
 ]
 
-_MODULES = {
-    "PluginRecord": "manager",
-    "Plugins": "manager",
-    "TrainingParameters": "parameters",
-    "load_plugins": "discovery",
-    "read_parameters": "parameters",
-}
-"""Where a name is defined, if not in hookspecs."""
-
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = "tunery.registry.values" if name == "about" else f"{__name__}.{_MODULES.get(name, 'hookspecs')}"
-    return getattr(import_module(module), name)
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "API_VERSION": "tunery.plugins.hookspecs",
+        "BaseSource": "tunery.plugins.hookspecs",
+        "CheckInfo": "tunery.plugins.hookspecs",
+        "Conversation": "tunery.plugins.hookspecs",
+        "FormatInfo": "tunery.plugins.hookspecs",
+        "GateInfo": "tunery.plugins.hookspecs",
+        "PluginRecord": "tunery.plugins.manager",
+        "Plugins": "tunery.plugins.manager",
+        "TrainerInfo": "tunery.plugins.hookspecs",
+        "TrainingParameters": "tunery.plugins.parameters",
+        "about": "tunery.registry.values",
+        "hookimpl": "tunery.plugins.hookspecs",
+        "load_plugins": "tunery.plugins.discovery",
+        "read_parameters": "tunery.plugins.parameters",
+    },
+)

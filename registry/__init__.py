@@ -31,8 +31,7 @@ first used.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tunery.registry.errors import (
     ArtifactRefused,
@@ -50,6 +49,7 @@ from tunery.registry.errors import (
     UnknownName,
 )
 from tunery.registry.home import Home
+from tunery.registry.lazy_exports import lazy_exports
 from tunery.registry.names import Reference, parse_reference
 from tunery.registry.records import AliasMove, Base, DataUse, FileEntry, Job, NewVersion, Version
 
@@ -89,16 +89,12 @@ __all__ = [
     "pull_from_hub",
 ]
 
-_LAZY = {
-    "Registry": "tunery.registry.registry",
-    "import_folder": "tunery.registry.hub.incoming",
-    "publish_to_hub": "tunery.registry.hub.push",
-    "pull_from_hub": "tunery.registry.hub.pull",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name whose module needs a database driver (PEP 562)."""
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_LAZY[name]), name)
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "Registry": "tunery.registry.registry",
+        "import_folder": "tunery.registry.hub.incoming",
+        "publish_to_hub": "tunery.registry.hub.push",
+        "pull_from_hub": "tunery.registry.hub.pull",
+    },
+)

@@ -15,12 +15,12 @@ Checking files, as `tunery data check` does:
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tunery.plugins.data.checks import CHECKS
 from tunery.plugins.data.read.formats import BUILT_IN, CHAT, PROMPT_COMPLETION
 from tunery.plugins.hookspecs import CheckInfo, FormatInfo, hookimpl
+from tunery.registry.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from tunery.plugins.data.checks.runner import check_data
@@ -37,13 +37,14 @@ __all__ = [
     "register_formats",
 ]
 
-_MODULES = {"Renderer": "render.renderer", "check_data": "checks.runner", "read_rows": "read.dataset"}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "Renderer": "tunery.plugins.data.render.renderer",
+        "check_data": "tunery.plugins.data.checks.runner",
+        "read_rows": "tunery.plugins.data.read.dataset",
+    },
+)
 
 
 @hookimpl

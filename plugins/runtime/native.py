@@ -4,13 +4,13 @@ threads."""
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from ctypes import c_int
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-__all__ = ["limit_kernel_threads", "open_kernels"]
+__all__ = ["declare_functions", "limit_kernel_threads", "open_kernels"]
 
 T = TypeVar("T")
 
@@ -38,6 +38,13 @@ def open_kernels(folder: Path, bind: Callable[[ctypes.CDLL], T]) -> T | str:
     _libraries.append(library)
     library.tunery_limit_threads(_limit)
     return bound
+
+
+def declare_functions(library: ctypes.CDLL, signatures: Mapping[str, Sequence[Any]]) -> None:
+    """Give the arguments of the library's functions, by their names without the prefix `tunery_`; they return nothing."""
+    for name, arguments in signatures.items():
+        function = getattr(library, f"tunery_{name}")
+        function.argtypes, function.restype = arguments, None
 
 
 def limit_kernel_threads(limit: int) -> None:

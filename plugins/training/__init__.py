@@ -21,8 +21,9 @@ imported when they are used, because most of them bring torch.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from tunery.registry.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from tunery.plugins.training.inputs.request import TrainRequest
@@ -41,20 +42,17 @@ __all__ = [
     "train",
 ]
 
-_PLACES = {
-    "LoadContext": "trainer",
-    "SaveContext": "trainer",
-    "TrainRequest": "inputs.request",
-    "Trainer": "trainer",
-    "Reproduction": "job.launcher",
-    "load_base": "trainer",
-    "reproduce": "job.launcher",
-    "resume": "job.launcher",
-    "train": "job.launcher",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "LoadContext": "tunery.plugins.training.trainer",
+        "Reproduction": "tunery.plugins.training.job.launcher",
+        "SaveContext": "tunery.plugins.training.trainer",
+        "TrainRequest": "tunery.plugins.training.inputs.request",
+        "Trainer": "tunery.plugins.training.trainer",
+        "load_base": "tunery.plugins.training.trainer",
+        "reproduce": "tunery.plugins.training.job.launcher",
+        "resume": "tunery.plugins.training.job.launcher",
+        "train": "tunery.plugins.training.job.launcher",
+    },
+)

@@ -11,7 +11,7 @@ from ctypes import POINTER, Structure, c_double, c_int64, c_void_p
 from pathlib import Path
 from typing import Any
 
-from tunery.plugins.runtime.native import open_kernels
+from tunery.plugins.runtime.native import declare_functions, open_kernels
 
 __all__ = ["Kernels", "NF4Struct", "SequencesStruct", "TermStruct", "load_kernels"]
 
@@ -66,9 +66,7 @@ class Kernels:
     """
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        for name, arguments in _SIGNATURES.items():
-            function = getattr(library, f"tunery_{name}")
-            function.argtypes, function.restype = arguments, None
+        declare_functions(library, _SIGNATURES)
         self.attend = library.tunery_attend
         self.attend_backward = library.tunery_attend_backward
         self.cross_entropy = library.tunery_cross_entropy

@@ -10,7 +10,7 @@ import functools
 from ctypes import POINTER, Structure, c_double, c_int64, c_void_p
 from pathlib import Path
 
-from tunery.plugins.runtime.native import open_kernels
+from tunery.plugins.runtime.native import declare_functions, open_kernels
 
 __all__ = [
     "PANEL",
@@ -85,9 +85,7 @@ class Kernels:
     """The library's functions, by their names in csrc/ without the prefix `tunery_`; they release the GIL."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        for name, arguments in _SIGNATURES.items():
-            function = getattr(library, f"tunery_{name}")
-            function.argtypes, function.restype = arguments, None
+        declare_functions(library, _SIGNATURES)
         self.linear = library.tunery_linear
         self.embed = library.tunery_embed
         self.norm = library.tunery_norm
