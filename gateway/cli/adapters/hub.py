@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import rich_click as click
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from tunery.registry.registry import Registry
 
 __all__ = ["COMMANDS"]
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 @click.command("publish")
@@ -45,15 +48,21 @@ def publish(reference: str, repo: str, private: bool, base_model: str | None, sa
         click.echo(f"{published.url}  ({published.tag}, commit {published.commit[:12]})")
 
 
+def import_options(command: Command) -> Command:
+    """The options of every command that takes in an adapter as a version."""
+    trust = "Accept one whose configuration names another base; its shapes must still fit."
+    command = as_json(command)
+    command = click.option("--trust-base", is_flag=True, help=trust)(command)
+    command = click.option("--alias", help="Point this alias at it.")(command)
+    return click.option("--base", default="smollm2-135m", show_default=True, help="The base it was trained on.")(
+        command
+    )
+
+
 @click.command("pull")
 @click.argument("source", metavar="ORG/NAME[/FOLDER][@REVISION]")
 @click.argument("adapter")
-@click.option("--base", default="smollm2-135m", show_default=True, help="The base it was trained on.")
-@click.option("--alias", help="Point this alias at it.")
-@click.option(
-    "--trust-base", is_flag=True, help="Accept one whose configuration names another base; its shapes must still fit."
-)
-@as_json
+@import_options
 def pull(source: str, adapter: str, base: str, alias: str | None, trust_base: bool, as_json: bool) -> None:
     """Import a PEFT LoRA from the Hub as the next version of ADAPTER."""
     from tunery.registry.hub.pull import pull_from_hub
@@ -69,12 +78,7 @@ def pull(source: str, adapter: str, base: str, alias: str | None, trust_base: bo
 @click.command("import")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.argument("adapter")
-@click.option("--base", default="smollm2-135m", show_default=True, help="The base it was trained on.")
-@click.option("--alias", help="Point this alias at it.")
-@click.option(
-    "--trust-base", is_flag=True, help="Accept one whose configuration names another base; its shapes must still fit."
-)
-@as_json
+@import_options
 def import_(folder: Path, adapter: str, base: str, alias: str | None, trust_base: bool, as_json: bool) -> None:
     """Import a local PEFT folder as the next version of ADAPTER."""
     from tunery.registry.hub.incoming import import_folder
