@@ -118,7 +118,7 @@ def test_python_runs(block: Block) -> None:
 
 @pytest.mark.parametrize("block", [block for block in PYTHON if "OpenAI(" in block.text], ids=str)
 async def test_clients_of_a_server_run(block: Block, served: Served, capsys: pytest.CaptureFixture[str]) -> None:
-    for adapter in ("acme/support", "larkspur/support"):
+    for adapter in ("acme/support", "larkspur/support", "acme/code"):
         served.publish(adapter, alias="production")
     text = block.text.replace("http://127.0.0.1:8000", served.url).replace("smollm2-135m", served.base.name)
     names: dict[str, Any] = {}

@@ -12,8 +12,10 @@ from types import ModuleType
 
 import pytest
 
-from tunery.plugins.data import CHAT
+from tunery.plugins.data import CHAT, PROMPT_COMPLETION
+from tunery.plugins.data.checks.runner import check_data
 from tunery.plugins.data.read.dataset import read_rows
+from tunery.plugins.discovery import load_plugins
 
 ROOT = Path(__file__).parents[2]
 TUTORIALS = ROOT / "examples" / "tutorials"
@@ -31,6 +33,12 @@ def load(path: Path) -> ModuleType:
     return module
 
 
+def rules_with_errors(files: list[Path], held_out: Path | None) -> set[str]:
+    """The rules of `tunery data check` that find errors, which would stop a run."""
+    report = check_data(files, held_out, plugins=load_plugins(), base_folder=None, max_length=1024, processes=1)
+    return {finding.rule for finding in report.errors}
+
+
 def test_customer_service_rows_are_distinct_and_keep_the_tone(tmp_path: Path) -> None:
     script = TUTORIALS / "customer_service" / "make_data.py"
     rows = load(script).rows(240)
@@ -46,6 +54,84 @@ def test_customer_service_rows_are_distinct_and_keep_the_tone(tmp_path: Path) ->
     subprocess.run([sys.executable, str(script), str(file)], check=True, capture_output=True)
     assert [json.loads(line) for line in file.read_text().splitlines()] == rows
     assert len(read_rows(file, formats=[CHAT])) == 240
+
+
+def test_medical_questions_refuse_what_must_be_and_hold_out_other_medicines(tmp_path: Path) -> None:
+    path = TUTORIALS / "medical_questions" / "make_data.py"
+    script = load(path)
+    train, held_out, pairs = script.make()
+    assert (train, held_out, pairs) == script.make()
+    refused = {kind.answer for kind in script.REFUSED.values()}
+    for rows, count, refusals in ((train, 240, 80), (held_out, 32, 16)):
+        assert len({json.dumps(row["messages"][:2]) for row in rows}) == count
+        answers = [row["messages"][2]["content"] for row in rows]
+        assert sum(answer.startswith(script.REFUSAL) for answer in answers) == refusals
+        for row, answer in zip(rows, answers, strict=True):
+            _, name, *sections = row["messages"][0]["content"].split("\n")
+            fact = answer.partition("\n")[0].removeprefix(f"{name}, ")
+            assert answer in refused or fact in sections
+    for pair in pairs:
+        chosen, rejected = (pair[which][0]["content"].startswith(script.REFUSAL) for which in ("chosen", "rejected"))
+        assert chosen != rejected
+    known, unknown = (
+        {row[key][0]["content"] for rows in sides for row, key in rows}
+        for sides in (
+            ([(row, "messages") for row in train], [(row, "prompt") for row in pairs]),
+            ([(row, "messages") for row in held_out],),
+        )
+    )
+    assert known.isdisjoint(unknown)
+    files = [tmp_path / name for name in ("leaflets.jsonl", "held-out.jsonl", "pairs.jsonl")]
+    subprocess.run([sys.executable, str(path), *map(str, files)], check=True, capture_output=True)
+    written = [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
+    assert written == [train, held_out, pairs]
+    assert rules_with_errors(files[:1], files[1]) == rules_with_errors(files[2:], None) == set()
+
+
+def test_code_rows_are_bodies_that_fit_and_no_file_is_on_both_sides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = load(TUTORIALS / "code_generation" / "make_data.py")
+    package = tmp_path / "made_up_package"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    method = 'class Box{n}:\n    @cache\n    def {name}(self) -> int:\n        """The {name} of number {n}."""\n        # as given\n        {body}\n'
+    for number in range(40):
+        body = f"return sum(self.part{number}[at{number}] for at{number} in self.known{number})"
+        source = method.format(n=number, name=f"size_{number}", body=body)
+        (package / f"file{number}.py").write_text(f"{source}\ndef bare(): return 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    train, held_out = script.rows(["made_up_package"])
+    assert (train, held_out) == script.rows(["made_up_package"])
+    assert len(train) + len(held_out) == 40
+    assert held_out
+    for row in (*train, *held_out):
+        found = re.search(r"# made_up_package\.file(\d+)\.Box", row["prompt"])
+        assert found is not None
+        assert row["prompt"].startswith(f"{script.TASK}{found[0]}{found[1]}\ndef size_{found[1]}(self) -> int:\n")
+        assert row["completion"].startswith(f"# as given\nreturn sum(self.part{found[1]}[")
+    # A copy of a held-out function in a training file takes it out of the held-out rows.
+    held = re.findall(r"file\d+", held_out[0]["prompt"])[0]
+    (package / "file0_copy.py").write_text((package / f"{held}.py").read_text())
+    copied = script.module_name("made_up_package", package / "file0_copy.py")
+    after, rest = script.rows(["made_up_package"])
+    assert len(after) == len(train) + 1, f"{copied} is held out; give it another name"
+    assert rest == held_out[1:]
+
+
+def test_code_rows_of_tunery_itself_can_be_trained_on(tmp_path: Path) -> None:
+    script = TUTORIALS / "code_generation" / "make_data.py"
+    files = [tmp_path / "code.jsonl", tmp_path / "held-out.jsonl"]
+    command = [sys.executable, str(script), *map(str, files), "tunery.registry", "tunery.plugins"]
+    subprocess.run(command, check=True, capture_output=True)
+    train, held_out = (read_rows(file, formats=[PROMPT_COMPLETION]) for file in files)
+    assert len(train) > 4 * len(held_out) > 40
+    assert rules_with_errors(files[:1], files[1]) == set()
+
+
+def test_a_block_ends_with_a_fence_of_its_own_line() -> None:
+    block = '```python\nfence = "```"\n```\n'
+    assert load(TUTORIALS / "run.py").BLOCK.findall(block) == [("python", 'fence = "```"\n')]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -73,7 +159,7 @@ def test_a_page_runs(page: Path, tmp_path: Path, tiny_base_folder: Path) -> None
 
     def change(text: str) -> str:
         text = text.replace("examples/", f"{ROOT}/examples/")
-        return re.sub(r"max_steps=\d+", "max_steps=2", text).replace("--alias production", "--alias production --force")
+        return re.sub(r"max_steps=\d+", "max_steps=2", text).replace("tunery train", "tunery train --force")
 
     tutorial = run.Tutorial(tmp_path, change=change)
     added = [
@@ -88,6 +174,10 @@ def test_a_page_runs(page: Path, tmp_path: Path, tiny_base_folder: Path) -> None
     ]
     subprocess.run(added, check=True, capture_output=True, env=tutorial.environment)
     after = tutorial.run(page.read_text())
-    assert "larkspur/support@1" in after or "@1  " in after
+    names = re.findall(r"--name (\S+)", page.read_text())
+    assert names
+    for name in names:
+        versions = re.findall(rf"^{name}@(\d+)  ", after, re.MULTILINE)
+        assert versions == [str(number + 1) for number in range(names.count(name))]
     assert "ready: http://127.0.0.1:8000 serves smollm2-135m" in after
     assert re.findall(r"\$ (.*)", after) == re.findall(r"\$ (.*)", page.read_text())
