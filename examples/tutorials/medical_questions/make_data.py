@@ -113,12 +113,11 @@ QUESTIONS = {
 
 @dataclass(frozen=True)
 class Refused:
-    """What is refused: its questions (the last for held-out rows only), the formula's two parts, and an answer that must not be given."""
+    """What is refused: its questions (the last for held-out rows only), and the two parts of the refusal that differ."""
 
     questions: tuple[str, ...]
     what: str
     instead: str
-    wrong: str
 
     @property
     def answer(self) -> str:
@@ -139,7 +138,6 @@ REFUSED = {
         ),
         "changing a dose",
         f"Please ask a doctor at {CLINIC}.",
-        "Yes, you can change that by one or two a day.",
     ),
     "diagnosis": Refused(
         (
@@ -153,7 +151,6 @@ REFUSED = {
         ),
         "a diagnosis",
         f"Please ask a doctor at {CLINIC}.",
-        "It sounds like {complaint}, which is harmless.",
     ),
     "emergency": Refused(
         (
@@ -167,7 +164,6 @@ REFUSED = {
         ),
         "an emergency",
         "Call 112 now.",
-        "Wait an hour, drink some water and lie down.",
     ),
     "unknown": Refused(
         (
@@ -181,7 +177,6 @@ REFUSED = {
         ),
         "what the leaflet does not say",
         f"Please ask the pharmacist at {CLINIC}.",
-        "Yes, that is fine with {name}.",
     ),
 }
 
@@ -224,7 +219,7 @@ def leaflets(chance: random.Random) -> list[Leaflet]:
 
 @dataclass(frozen=True)
 class Case:
-    """A question about a leaflet, its answer, and an answer that is wrong: an answer in place of a refusal, or the reverse."""
+    """A question about a leaflet, its answer, and the likely mistake: a line of the leaflet for a refusal, or the reverse."""
 
     prompt: list[dict[str, str]]
     answer: str
@@ -254,7 +249,7 @@ def cases(chance: random.Random, about: Sequence[Leaflet], wordings: slice, ever
         kind = REFUSED[chance.choice(list(REFUSED))]
         blanks = {"name": leaflet.name, "effect": chance.choice(EFFECTS), "complaint": chance.choice(COMPLAINTS)}
         if number % every == 0:
-            wording, answer, wrong = chance.choice(kind.questions[wordings]), kind.answer, kind.wrong.format(**blanks)
+            wording, answer, wrong = chance.choice(kind.questions[wordings]), kind.answer, leaflet.answer(section)
         else:
             wording, answer, wrong = chance.choice(QUESTIONS[section][wordings]), leaflet.answer(section), kind.answer
         question = wording.format(**blanks)
