@@ -16,21 +16,9 @@ from typing import Any
 import msgspec
 
 from tunery.plugins.data.checks.parsed_record import Location, ParsedRecord
-from tunery.plugins.hookspecs import Severity
+from tunery.plugins.data.read.formats import Fault
 
 __all__ = ["Check", "CheckContext", "Fault"]
-
-
-class Fault(msgspec.Struct, frozen=True):
-    """Something wrong in one record: a JSON path, what is wrong there and how to fix it.
-
-    `severity` overrides the severity that the check was registered with.
-    """
-
-    path: str
-    message: str
-    fix: str
-    severity: Severity | None = None
 
 
 class CheckContext(msgspec.Struct, frozen=True):

@@ -18,6 +18,7 @@ from tunery.plugins.data.read.formats import (
     OPENAI_PREFERENCE,
     PREFERENCE,
     SHAREGPT,
+    Fault,
     InvalidRow,
 )
 from tunery.plugins.data.read.row import Row, parse_row
@@ -138,7 +139,7 @@ def test_everything_wrong_with_a_row_is_said_at_its_place(
 ) -> None:
     with pytest.raises(InvalidRow) as caught:
         read(row, (form,))
-    assert [path for path, _ in caught.value.errors] == paths
+    assert [fault.path for fault in caught.value.faults] == paths
 
 
 def test_a_format_by_name_says_what_it_misses_rather_than_that_nothing_fits(tmp_path: Path) -> None:
@@ -188,13 +189,13 @@ KEYS = (
 @settings(max_examples=300, deadline=None)
 @given(row=st.dictionaries(st.sampled_from(KEYS), values, max_size=5), form=st.sampled_from(BUILT_IN))
 def test_any_object_is_a_conversation_or_faults_at_paths(row: dict[str, Any], form: FormatInfo) -> None:
-    faults: tuple[tuple[str, str], ...] = ()
+    faults: tuple[Fault, ...] = ()
     try:
         found = read(row, (form,))
     except InvalidRow as error:
-        faults = error.errors
+        faults = error.faults
         found = Row(1, form.name, [{"role": "assistant", "content": "-"}])
-    assert all(path.startswith("$") and text for path, text in faults)
+    assert all(fault.path.startswith("$") and fault.message for fault in faults)
     assert all(isinstance(message["content"], str) for message in [*found.messages, *(found.rejected or [])])
     assert any(message["role"] == "assistant" for message in found.messages)
 
@@ -238,7 +239,7 @@ def test_a_longer_prompt_is_taken_off_and_later_turns_stay() -> None:
 def test_answers_that_repeat_a_part_of_the_prompt_are_refused(row: dict[str, Any], path: str) -> None:
     with pytest.raises(InvalidRow) as caught:
         read(row)
-    assert [path for path, _ in caught.value.errors] == [path]
+    assert [fault.path for fault in caught.value.faults] == [path]
 
 
 def test_sharegpt_has_one_system_message() -> None:
@@ -322,6 +323,6 @@ def test_a_row_has_a_bounded_number_of_faults_whatever_it_holds() -> None:
     ):
         with pytest.raises(InvalidRow) as caught:
             read(row)
-        assert 0 < len(caught.value.errors) < 30
+        assert 0 < len(caught.value.faults) < 30
     with pytest.raises(InvalidRow, match="2001 items"):
         read({"messages": [USER, GOOD] * 1000 + [USER]})
