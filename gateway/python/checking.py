@@ -48,12 +48,9 @@ def check_data(
             folder = Path(resolve_base(base, registry=registry, plugins=plugins, say=on_message).path)
     return runner.check_data(
         paths_of(data),
-        Path(validation) if validation is not None else None,
+        runner.CheckOptions(max_length=max_length, base_folder=folder, format=format, processes=processes),
         plugins=plugins,
-        base_folder=folder,
-        max_length=max_length,
-        processes=processes,
-        format=format,
+        validation=Path(validation) if validation is not None else None,
     )
 
 

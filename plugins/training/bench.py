@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 
 from tunery.plugins.data.render.renderer import Renderer
@@ -44,11 +45,9 @@ def bench_train(
     corpus = read_corpus(
         [data],
         held_out,
+        msgspec.structs.replace(parameters, eval_fraction=0.0),
         formats=plugins.formats(),
         renderer=Renderer(Path(base.path)),
-        max_length=parameters.max_length,
-        eval_fraction=0.0,
-        seed=parameters.seed,
     )
     where = torch.device(device)
     dtype = compute_dtype(parameters.precision, where)

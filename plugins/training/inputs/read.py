@@ -77,11 +77,9 @@ def read_inputs(
     corpus = read_corpus(
         data,
         validation,
+        parameters,
         formats=plugins.formats(),
         renderer=renderer,
-        max_length=parameters.max_length,
-        eval_fraction=parameters.eval_fraction,
-        seed=parameters.seed,
         preferences="preference" in plugins.trainer(request.trainer).methods,
     )
     if not corpus.train:

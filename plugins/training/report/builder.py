@@ -52,8 +52,7 @@ class ReportBuilder:
             seen=step_count(parameters, len(inputs.corpus.train)) * parameters.batch_size,
             rows=parameters.report_rows,
             seed=parameters.seed,
-            device=compute.device,
-            dtype=compute.measured_dtype,
+            compute=compute,
         )
 
     def evaluate_base(self, load: Callable[[], nn.Module]) -> None:

@@ -21,6 +21,7 @@ from tunery.plugins.data.render.renderer import Renderer
 from tunery.plugins.training.examples.batches import Example, collate
 from tunery.plugins.training.examples.corpus import Corpus
 from tunery.plugins.training.folder import JobFolder, replace_file
+from tunery.plugins.training.loop.compute import ComputeContext
 from tunery.plugins.training.objectives.loss import evaluation_mode, row_losses
 from tunery.registry.errors import InvalidInput
 
@@ -76,10 +77,10 @@ class Evaluation:
         seen: int,
         rows: int = 0,
         seed: int,
-        device: torch.device,
-        dtype: torch.dtype,
+        compute: ComputeContext,
     ) -> None:
-        self._path, self._device, self._dtype, self._renderer = folder.base_results, device, dtype, renderer
+        self._path, self._renderer = folder.base_results, renderer
+        self._device, self._dtype = compute.device, compute.measured_dtype
         self.held_out = corpus.held_out
         self.train, self.rows = _sample(corpus.train, rows or _share(seen), seed)
         self.general = general_examples(renderer)

@@ -18,6 +18,7 @@ from tunery.plugins.bases.resolve import resolve_base
 from tunery.plugins.data.render.renderer import Renderer
 from tunery.plugins.discovery import load_plugins
 from tunery.plugins.events import EventSink, JobEvent, StepCompleted
+from tunery.plugins.parameters import TrainingParameters
 from tunery.plugins.training import resume
 from tunery.plugins.training.examples.batches import Example
 from tunery.plugins.training.examples.corpus import read_corpus
@@ -60,9 +61,12 @@ def plain_loss(model: nn.Module, rows: list[Example]) -> float:
 def held_out(base: Base, data: Path) -> list[Example]:
     """The rows that `train` holds out of `data`."""
     return read_corpus(
-        [data], None, formats=load_plugins(allow=()).formats(), renderer=Renderer(Path(base.path)), max_length=1024,
-        eval_fraction=0.2, seed=0,
-    ).held_out  # fmt: skip
+        [data],
+        None,
+        TrainingParameters(eval_fraction=0.2),
+        formats=load_plugins(allow=()).formats(),
+        renderer=Renderer(Path(base.path)),
+    ).held_out
 
 
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")

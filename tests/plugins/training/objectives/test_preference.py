@@ -15,7 +15,7 @@ from tests.plugins.training.conftest import Train
 from tunery.plugins.data.render.renderer import Renderer
 from tunery.plugins.discovery import load_plugins
 from tunery.plugins.events import Evaluated, JobEvent, Started, StepCompleted
-from tunery.plugins.parameters import read_parameters
+from tunery.plugins.parameters import TrainingParameters, read_parameters
 from tunery.plugins.testing import write_pairs, write_rows
 from tunery.plugins.trainers import DpoParameters
 from tunery.plugins.training import reproduce, resume
@@ -162,10 +162,9 @@ def test_both_halves_are_in_a_batch_and_count_for_its_order() -> None:
 
 
 def corpus(path: Path, base: Base, *, preferences: bool = True, **settings: Any) -> Corpus:
-    options = {"max_length": 512, "eval_fraction": 0.0, "seed": 0} | settings
     return read_corpus(
-        [path], None, formats=load_plugins(allow=()).formats(), renderer=Renderer(Path(base.path)),
-        preferences=preferences, **options,
+        [path], None, TrainingParameters(**{"max_length": 512, "eval_fraction": 0.0} | settings),
+        formats=load_plugins(allow=()).formats(), renderer=Renderer(Path(base.path)), preferences=preferences,
     )  # fmt: skip
 
 

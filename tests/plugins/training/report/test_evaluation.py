@@ -13,11 +13,13 @@ import torch
 
 from tunery.plugins.data.render.renderer import Renderer
 from tunery.plugins.discovery import load_plugins
+from tunery.plugins.parameters import TrainingParameters
 from tunery.plugins.testing import write_rows
 from tunery.plugins.training import load_base
 from tunery.plugins.training.examples.batches import Example
 from tunery.plugins.training.examples.corpus import Corpus, read_corpus
 from tunery.plugins.training.folder import JobFolder
+from tunery.plugins.training.loop.compute import ComputeContext
 from tunery.plugins.training.objectives.loss import mean_loss
 from tunery.plugins.training.report.evaluation import (
     LARGEST_SAMPLE,
@@ -45,14 +47,15 @@ def renderer(tiny_base_folder: Path) -> Renderer:
 @pytest.fixture
 def corpus(tmp_path: Path, renderer: Renderer) -> Corpus:
     return read_corpus(
-        [write_rows(tmp_path / "rows.jsonl", 40)], None, formats=load_plugins(allow=()).formats(), renderer=renderer,
-        max_length=512, eval_fraction=0.5, seed=0,
+        [write_rows(tmp_path / "rows.jsonl", 40)], None, TrainingParameters(max_length=512, eval_fraction=0.5),
+        formats=load_plugins(allow=()).formats(), renderer=renderer,
     )  # fmt: skip
 
 
 def evaluation_of(corpus: Corpus, renderer: Renderer, folder: Path, **changes: Any) -> Evaluation:
-    given: dict[str, Any] = {"seen": 100, "seed": 0, "device": CPU, "dtype": torch.float32, **changes}
-    return Evaluation(corpus, renderer, folder=JobFolder(folder), **given)
+    compute = ComputeContext(device=CPU, dtype=torch.float32, measured_dtype=torch.float32)
+    options: dict[str, Any] = {"seen": 100, "seed": 0, **changes}
+    return Evaluation(corpus, renderer, folder=JobFolder(folder), compute=compute, **options)
 
 
 def test_scores_are_the_loss_of_each_example_in_their_order(model: Any, corpus: Corpus) -> None:
