@@ -101,7 +101,7 @@ def random_loras(folder: Path, base: Path, count: int, *, rank: int = 4, size: f
         for name, parameter in model.named_parameters():
             if "lora_" in name:
                 parameter.data.normal_(0.0, size / parameter.shape[1] ** 0.5, generator=noise)
-        model.save_pretrained(folder / f"lora-{number}")
+        model.save_pretrained(str(folder / f"lora-{number}"))
         yield folder / f"lora-{number}"
 
 

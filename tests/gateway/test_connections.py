@@ -8,6 +8,7 @@ import struct
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -18,7 +19,7 @@ from tunery.registry.errors import InvalidInput
 from tunery.registry.home import Home
 
 CHOICES, CONNECTIONS, SECONDS = 16, 24, 60
-LIMITS = ("--host", "localhost", "--read-seconds", "2", "--write-seconds", "3")
+LIMITS: tuple[str, ...] = ("--host", "localhost", "--read-seconds", "2", "--write-seconds", "3")
 LIMITS += ("--max-connections", str(CONNECTIONS))
 FLOOD = {"model": "base", "prompt": "x", "n": CHOICES, "max_tokens": 480, "stream": True, "ignore_eos": True}
 FLOOD |= {"logprobs": 20}
@@ -165,6 +166,7 @@ def test_memory_that_large_bodies_took_is_given_back(serving: ServeProcess) -> N
         return [process.memory_info().rss for process in processes]
 
     with httpx.Client(base_url=serving.url, timeout=SECONDS) as client:
+        extra: dict[str, Any]
         for extra in ({}, {"guided_json": {}}, {"logit_bias": {"5": 1}}):
             assert client.post("/v1/completions", json={"model": "base", "prompt": "x", **extra}).status_code == 200
         before = memory()

@@ -25,7 +25,7 @@ from tunery.plugins.training.gates.reference import Reference
 from tunery.plugins.training.report.findings import bootstrap
 
 NAMES = [gate.name for gate in GATES]
-Edit = Callable[[dict[str, torch.Tensor]], None]
+Edit = Callable[[dict[str, torch.Tensor]], object]
 
 
 def made(folder: Path, trainer: str, **values: Any) -> TrainerHarness:

@@ -19,8 +19,10 @@ import msgspec
 import openai
 import pytest
 from openai import InternalServerError
+from openai.types.chat import ChatCompletionMessageParam
 
 from tests.gateway.serve_process import TINY, ServeProcess, overflow, publish, random_loras, start_server
+from tests.narrowing import present
 from tests.registry.artifacts import make_base
 from tunery.gateway.api.state import Gateway
 from tunery.gateway.engine.fake import FakeEngine
@@ -36,7 +38,7 @@ from tunery.registry.registry import Registry
 from tunery.registry.settings import ServeSettings
 
 SECRET = "a phrase that no log may show"
-ASK = [{"role": "user", "content": SECRET}]
+ASK: list[ChatCompletionMessageParam] = [{"role": "user", "content": SECRET}]
 
 
 def _breaking_at(text: str, folder: Path, base: Path) -> Path:
@@ -47,7 +49,7 @@ def _breaking_at(text: str, folder: Path, base: Path) -> Path:
 
     tokens = Renderer(base).encode(text)[-1:]
     config = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["o_proj"], trainable_token_indices=tokens)
-    get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(folder)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(str(folder))
     path = folder / "adapter_model.safetensors"
     tensors = {key: tensor.fill_(1e30) if "tokens_delta" in key else tensor for key, tensor in load_file(path).items()}
     save_file(tensors, path)
@@ -172,7 +174,8 @@ def test_an_adapter_that_overflows_is_422_and_its_neighbours_answer(
             ask()
         assert (caught.value.code, "acme/broken@1" in caught.value.message) == ("nonfinite_output", True)
     for sound in ("acme/support", "tiny"):
-        assert client.completions.create(model=sound, prompt="x", max_tokens=2, logprobs=1).usage.completion_tokens == 2
+        usage = client.completions.create(model=sound, prompt="x", max_tokens=2, logprobs=1).usage
+        assert present(usage).completion_tokens == 2
 
 
 def test_an_adapter_that_overflows_in_the_middle_ends_its_stream_with_the_error(serving: ServeProcess) -> None:
@@ -189,7 +192,7 @@ def test_an_adapter_that_overflows_in_the_middle_ends_its_stream_with_the_error(
 
 def test_requests_that_come_while_a_killed_engine_is_replaced_are_held_and_answered(serving: ServeProcess) -> None:
     os.kill(serving.engine, signal.SIGKILL)
-    deadline, ready, answers = time.monotonic() + 60, [], []
+    deadline, ready, answers = time.monotonic() + 60, list[int](), list[int]()
     while not (503 in ready and ready[-1] == 200):
         assert time.monotonic() < deadline, (ready, answers)
         assert httpx.get(f"{serving.url}/health/live").status_code == 200

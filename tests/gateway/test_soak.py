@@ -37,7 +37,10 @@ ROOM = ("--adapter-budget-mb", "30", "--adapter-ram-mb", "60")
 CACHE = ("--max-batch", "16", "--kv-tokens", "8192", "--context-length", "1024")
 """So small that all of it has been touched before memory has to have settled."""
 WORDS = ["the", "invoice", "was", "charged", "twice", "in", "May", "please", "refund", "one", "payment", "and", "close"]
-SCHEMA = {"type": "object", "properties": {"team": {"enum": ["billing", "sales"]}, "n": {"type": "integer"}}}
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {"team": {"enum": ["billing", "sales"]}, "n": {"type": "integer"}},
+}
 SCHEMA |= {"required": ["team", "n"], "additionalProperties": False}
 DIVIDED = {"allOf": [{"type": "integer", "multipleOf": prime} for prime in (7, 11, 13, 17, 19, 23)]}
 HOSTILE = [

@@ -8,13 +8,15 @@ import re
 import httpx
 import openai
 import pytest
+from openai.types.chat import ChatCompletionMessageParam
 
 from tests.gateway.api.conftest import REPLY, Served
+from tests.narrowing import present
 from tunery.gateway.api.response import event_stream
 from tunery.gateway.engine.messages import Generate
 from tunery.registry.errors import Unavailable
 
-ASK = [{"role": "user", "content": "Hi"}]
+ASK: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hi"}]
 
 
 async def test_a_whole_answer_names_what_answered(served: Served) -> None:
@@ -25,8 +27,9 @@ async def test_a_whole_answer_names_what_answered(served: Served) -> None:
     assert answer.choices[0].message.role == "assistant"
     assert answer.choices[0].finish_reason == "stop"
     assert answer.model == "acme/support"
-    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
-    assert version.digest[:10] in answer.system_fingerprint
+    usage = present(answer.usage)
+    assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
+    assert version.digest[:10] in present(answer.system_fingerprint)
     assert raw.headers["x-tunery-version"] == "1"
     assert raw.headers["x-tunery-adapter"] == "acme/support"
     assert raw.headers["x-tunery-digest"] == version.digest
@@ -102,7 +105,7 @@ async def test_characters_of_several_tokens_arrive_whole(served: Served) -> None
 @pytest.mark.parametrize(
     ("stop", "left"), [("wor", "Hello, "), (["zzz", "lo"], "Hel"), (["Hello, world"], ""), (["H"], "")]
 )
-async def test_stop_strings_end_the_answer_and_are_not_shown(served: Served, stop: object, left: str) -> None:
+async def test_stop_strings_end_the_answer_and_are_not_shown(served: Served, stop: str | list[str], left: str) -> None:
     answer = await served.client.chat.completions.create(model="tiny", messages=ASK, stop=stop)
     assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == (left, "stop")
     stream = await served.client.chat.completions.create(model="tiny", messages=ASK, stop=stop, stream=True)
@@ -112,14 +115,14 @@ async def test_stop_strings_end_the_answer_and_are_not_shown(served: Served, sto
 async def test_a_limit_is_told(served: Served) -> None:
     answer = await served.client.chat.completions.create(model="tiny", messages=ASK, max_tokens=2)
     assert answer.choices[0].finish_reason == "length"
-    assert answer.usage.completion_tokens == 2
+    assert present(answer.usage).completion_tokens == 2
 
 
 async def test_several_choices(served: Served) -> None:
     answer = await served.client.chat.completions.create(model="tiny", messages=ASK, n=3, seed=1)
     assert [choice.index for choice in answer.choices] == [0, 1, 2]
     assert {choice.message.content for choice in answer.choices} == {REPLY}
-    assert sorted(request.sampling.seed for request in served.engine.requests) == [1, 2, 3]
+    assert sorted(present(request.sampling.seed) for request in served.engine.requests) == [1, 2, 3]
     stream = await served.client.chat.completions.create(model="tiny", messages=ASK, n=2, stream=True)
     texts = {0: "", 1: ""}
     async for chunk in stream:
@@ -129,19 +132,19 @@ async def test_several_choices(served: Served) -> None:
 
 async def test_logprobs_have_openais_shape(served: Served) -> None:
     answer = await served.client.chat.completions.create(model="tiny", messages=ASK, logprobs=True, top_logprobs=2)
-    content = answer.choices[0].logprobs.content
+    content = present(present(answer.choices[0].logprobs).content)
     assert "".join(entry.token for entry in content) == REPLY
     assert all(entry.logprob == -0.5 and len(entry.top_logprobs) == 2 for entry in content)
-    assert bytes(content[0].bytes).decode() == content[0].token
+    assert bytes(present(content[0].bytes)).decode() == content[0].token
 
 
 async def test_a_tokens_bytes_are_exact_even_where_it_is_part_of_a_character(served: Served) -> None:
     said = "Grüße 👋🏽"
     served.engine.reply = served.gateway.renderer.encode(said)
     answer = await served.client.chat.completions.create(model="tiny", messages=ASK, logprobs=True)
-    content = answer.choices[0].logprobs.content
+    content = present(present(answer.choices[0].logprobs).content)
     assert any("\ufffd" in entry.token for entry in content)
-    assert b"".join(bytes(entry.bytes) for entry in content).decode() == said
+    assert b"".join(bytes(present(entry.bytes)) for entry in content).decode() == said
 
 
 @pytest.mark.parametrize(
@@ -309,6 +312,7 @@ async def test_a_client_that_leaves_cancels_its_request(served: Served, stream: 
     async def ask() -> None:
         answer = await served.client.chat.completions.create(model="tiny", messages=ASK, stream=stream, max_tokens=400)
         if stream:
+            assert isinstance(answer, openai.AsyncStream)
             [chunk async for chunk in answer]
 
     asking = asyncio.create_task(ask())

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import openai
 import pytest
+from openai.types.chat import ChatCompletionMessageParam
 
 from tests.gateway.api.conftest import Served
+from tests.narrowing import present
 from tunery.gateway.engine.composition import composition_digest
+from tunery.gateway.engine.messages import Embed, Generate
 
-ASK = [{"role": "user", "content": "Hi"}]
+ASK: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hi"}]
 
 
 async def test_a_composition_answers_and_says_so(served: Served) -> None:
@@ -28,7 +31,7 @@ async def test_a_composition_answers_and_says_so(served: Served) -> None:
     assert raw.headers["x-tunery-weight"] == "0.5,1"
     answer = raw.parse()
     assert answer.model == "acme/tone:0.5+globex/facts@1"
-    assert composition_digest(request.composition)[:10] in answer.system_fingerprint
+    assert composition_digest(request.composition)[:10] in present(answer.system_fingerprint)
 
 
 async def test_every_inference_endpoint_takes_one_and_so_does_the_header(served: Served) -> None:
@@ -39,7 +42,7 @@ async def test_every_inference_endpoint_takes_one_and_so_does_the_header(served:
     await served.client.chat.completions.create(
         model="tiny", messages=ASK, extra_headers={"x-tunery-adapter": "acme/tone+acme/facts"}
     )
-    asked = [*served.engine.requests, *served.engine.embeds]
+    asked: list[Generate | Embed] = [*served.engine.requests, *served.engine.embeds]
     assert [len(request.composition) for request in asked] == [2, 2, 2]
 
 

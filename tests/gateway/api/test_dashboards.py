@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from openai.types.chat import ChatCompletionMessageParam
 
 from tests.gateway.api.conftest import Served
 from tests.gateway.api.test_metrics import stats
@@ -111,7 +112,7 @@ async def test_every_panel_has_data_after_traffic_and_every_alert_something_to_c
 
 async def _traffic(served: Served) -> None:
     """Answers and failures; an adapter is loaded, one fails to, one is evicted."""
-    ask = [{"role": "user", "content": "Hi"}]
+    ask: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hi"}]
     for model in ("tiny", "acme/support"):
         await served.client.chat.completions.create(model=model, messages=ask)
     adapters = {"acme/support": 1}

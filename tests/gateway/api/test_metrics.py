@@ -7,6 +7,7 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
+from openai.types.chat import ChatCompletionMessageParam
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.gateway.api.conftest import Served
@@ -15,7 +16,7 @@ from tunery.gateway.engine.messages import Resident, Stats
 from tunery.gateway.metrics.recorder import Metrics
 from tunery.gateway.metrics.table import MAX_ADAPTERS, OTHER, exposed_metrics
 
-ASK = [{"role": "user", "content": "Hi"}]
+ASK: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hi"}]
 
 
 def samples(text: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:

@@ -6,6 +6,7 @@ import json
 import logging
 import types
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -48,7 +49,7 @@ def test_every_error_has_the_exit_code_of_its_nearest_kind() -> None:
         "TuneryError": 1,
         "JobCancelled": 130,
     }
-    kinds = [kind for name in errors.__all__ if isinstance(kind := getattr(errors, name), type)]
+    kinds: list[Any] = [kind for name in errors.__all__ if isinstance(kind := getattr(errors, name), type)]
     assert {kind.__name__: exit_code(kind.__new__(kind)) for kind in kinds} == expected
     assert len(set(EXIT_CODES.values())) == len(EXIT_CODES)
 

@@ -85,7 +85,7 @@ def make_adapter(base: Path, folder: Path, *, seed: int = 0, size: float = 0.2, 
             noise = torch.randn_like(parameter) * size
             # In place: tied pairs share their memory.
             parameter.data.copy_(noise.abs() + 0.5 if "magnitude" in name else parameter.data + noise)
-    model.save_pretrained(folder)
+    model.save_pretrained(str(folder))
     return describe(folder)
 
 
@@ -180,7 +180,7 @@ def with_adapter(base: Path, quant: str, composition: tuple[WeightedAdapter, ...
                 # PEFT (0.21.2) scales the sum by the root of its rank when the first adapter uses rsLoRA, though each part is scaled.
                 module.scaling["mixed"] = 1.0
         peft.set_adapter("mixed")
-    return peft.eval()  # type: ignore[no-any-return]
+    return peft.eval()
 
 
 @torch.no_grad()

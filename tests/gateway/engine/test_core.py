@@ -33,6 +33,7 @@ from tunery.gateway.engine.messages import (
     Loaded,
     Token,
     Tokens,
+    TopToken,
     Unload,
     Unloaded,
 )
@@ -83,7 +84,7 @@ def test_sampling_settings_have_their_effect(base: Path) -> None:
 def test_logprobs_list_alternatives_in_order(base: Path) -> None:
     token = Engine.on(base).run([request("r", prompt(9, seed=1), logprobs=5, max_tokens=1)])["r"][0]
     assert len(token.top) == 5
-    assert token.top[0] == (token.token, token.logprob) or token.top[0].token == token.token
+    assert token.top[0] == TopToken(token.token, token.logprob)
     assert [top.logprob for top in token.top] == sorted((top.logprob for top in token.top), reverse=True)
 
 
@@ -268,7 +269,8 @@ def hidden(base: Path, one: Embed) -> torch.Tensor:
     with torch.no_grad():
         model = with_adapter(base, "none", one.composition)
         states = model(input_ids=torch.tensor([one.prompt]), output_hidden_states=True).hidden_states[-1][0]
-    return states.mean(0) if one.pooling == "mean" else states[-1]
+    pooled: torch.Tensor = states.mean(0) if one.pooling == "mean" else states[-1]
+    return pooled
 
 
 def vectors(engine: Engine) -> dict[str, list[float]]:
@@ -292,8 +294,9 @@ def test_embeddings_are_transformers_hidden_states(
         for number, (length, adapter) in enumerate([(30, adapters[0]), (1, None), (33, None), (48, adapters[1])])
     ]
     chatter = request("chatter", prompt(12, seed=9), adapters[0])
-    for one in (asked[0], chatter, *asked[1:]):
-        engine.core.handle(one)
+    together: list[Embed | Generate] = [asked[0], chatter, *asked[1:]]
+    for each in together:
+        engine.core.handle(each)
     finish(engine)
     answers = vectors(engine)
     for one in asked:

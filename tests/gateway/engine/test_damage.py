@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -122,7 +123,7 @@ def test_weights_are_read_once_for_their_digest_and_for_use(
 def test_a_damaged_packed_base_is_made_again_with_a_warning(
     base: Path, tmp_path: Path, quant: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    settings = {"quant": quant, "cache_folder": str(tmp_path / "packed")}
+    settings: dict[str, Any] = {"quant": quant, "cache_folder": str(tmp_path / "packed")}
     asked = [request("r", prompt(8, seed=3))]
     first = said(Engine.on(base, **settings).run(asked))
     (kept,) = (tmp_path / "packed").iterdir()
@@ -163,7 +164,7 @@ def test_a_base_is_compared_with_its_digest_when_it_is_packed(
     monkeypatch.setattr(base_files, "SMALL", 0)
     monkeypatch.setattr(base_files, "_stamp", lambda path, content: base_files._Stamp(content, 1, 1, 1))
     assert resolve_base("tiny", registry=registry, plugins=load_plugins(allow=())) == tiny_base
-    settings = {"base_digest": tiny_base.digest, "cache_folder": str(home.packed)}
+    settings: dict[str, Any] = {"base_digest": tiny_base.digest, "cache_folder": str(home.packed)}
     zero_half(Path(tiny_base.path) / "model.safetensors")
     assert resolve_base("tiny", registry=registry, plugins=load_plugins(allow=())) == tiny_base
     with pytest.raises(StorageFailed, match=r"damaged \(model\.safetensors\): .*tunery bases add tiny") as caught:

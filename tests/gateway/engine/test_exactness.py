@@ -154,7 +154,11 @@ def test_families_of_models(tmp_path: Path, family: str) -> None:
 @pytest.mark.parametrize("quant", ["none", "nf4"])
 def test_compositions_equal_pefts_concatenation(tmp_path: Path, quant: str) -> None:
     base = make_base(tmp_path / "base", "llama")
-    kinds = [{"r": 4}, {"r": 16, "lora_alpha": 8}, {"r": 3, "target_modules": ["q_proj", "down_proj"]}]
+    kinds: list[dict[str, Any]] = [
+        {"r": 4},
+        {"r": 16, "lora_alpha": 8},
+        {"r": 3, "target_modules": ["q_proj", "down_proj"]},
+    ]
     a, b, c = (make_adapter(base, tmp_path / str(i), seed=i, **settings) for i, settings in enumerate(kinds))
     embedded = make_adapter(base, tmp_path / "e", seed=9, target_modules=["embed_tokens", "lm_head", "o_proj"])
     requests = [
@@ -221,11 +225,11 @@ def test_every_rows_bits_are_the_same_in_any_company_and_any_pieces(tmp_path: Pa
         request("base", prompt(21, seed=9), max_tokens=9),
         composed("two", prompt(40, seed=8), (adapters[0], 0.5), (adapters[4], 1.0)),
     ]
-    settings = {"quant": quant, "dtype": dtype}
-    engine = Engine.on(base, **settings, prefix_cache=False)
+    options: dict[str, Any] = {"quant": quant, "dtype": dtype}
+    engine = Engine.on(base, **options, prefix_cache=False)
     lonely = {one.id: engine.run([one])[one.id] for one in requests}
     for budget in (512, 13, 1):
-        together = Engine.on(base, **settings, token_budget=budget).run(requests)
+        together = Engine.on(base, **options, token_budget=budget).run(requests)
         assert {name: strip(tokens) for name, tokens in together.items()} == {
             name: strip(tokens) for name, tokens in lonely.items()
         }

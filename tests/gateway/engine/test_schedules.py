@@ -238,14 +238,16 @@ class ScheduleRun:
         name, tokens = self.name(), STREAMS[ask.stream][: ask.length]
         made: Generate | Embed
         if ask.kind in ("mean", "last"):
-            made = Embed(id=name, prompt=tokens, pooling=ask.kind, composition=composition, tenant=ask.tenant)  # type: ignore[arg-type]
+            made = Embed(id=name, prompt=tokens, pooling=ask.kind, composition=composition, tenant=ask.tenant)
         else:
-            sampling = {
+            sampling: dict[str, dict[str, Any]] = {
                 "seeded": {"temperature": 0.8, "top_p": 0.9, "seed": ask.seed},
                 "scored": {"prompt_logprobs": 1},
                 "stopped": {"stop_token_ids": tuple(range(60 * ask.seed, 60 * ask.seed + 60)), "min_tokens": ask.seed},
-            }.get(ask.kind, {})
-            plain = request(name, tokens, max_tokens=min(ask.count, 16 * self.plan.pages - ask.length), **sampling)
+            }
+            plain = request(
+                name, tokens, max_tokens=min(ask.count, 16 * self.plan.pages - ask.length), **sampling.get(ask.kind, {})
+            )
             made = msgspec.structs.replace(plain, composition=composition, tenant=ask.tenant)
         self.asked[name] = made
         self.core.handle(made)

@@ -109,7 +109,7 @@ def test_mistakes_are_the_errors_that_the_command_line_prints(home: Home, rows: 
         ({"device": "tpu"}, "device 'tpu'"),
     ):
         with pytest.raises(tunery.InvalidInput, match=says):
-            tunery.train(rows, home=home.root, **({"name": "acme/tone"} | arguments))  # type: ignore[arg-type]
+            tunery.train(rows, home=home.root, **({"name": "acme/tone"} | arguments))
     with pytest.raises(tunery.InvalidInput, match="unknown base 'smollm2-135n'") as raised:
         tunery.serve(tunery.ServeSettings(base="smollm2-135n", port=0), home=home.root)
     assert raised.value.code == "unknown_name"

@@ -13,6 +13,7 @@ import time
 import types
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import constants
@@ -37,6 +38,7 @@ from tunery.registry.errors import (
 )
 from tunery.registry.home import Home
 from tunery.registry.registry import Registry
+from tunery.registry.storage.digest import file_digest
 
 
 @pytest.fixture(scope="module")
@@ -353,8 +355,8 @@ def test_the_small_base_is_the_real_model(base_folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.bfloat16)
-    tokenizer = AutoTokenizer.from_pretrained(base_folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.bfloat16)
+    tokenizer: Any = AutoTokenizer.from_pretrained(base_folder)
     messages = [{"role": "user", "content": "What is the capital of France?"}]
     ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=False)
     said = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=10, do_sample=False)
@@ -412,11 +414,10 @@ def test_a_base_that_looks_the_same_is_not_read_whole_again(
     monkeypatch.setattr(base_files, "SMALL", 0)
     base = resolve_base(str(tiny_base_folder), registry=registry, plugins=plugins, name="tiny")
     read: list[str] = []
-    digest = base_files.file_digest
 
     def noted(path: Path) -> tuple[str, int]:
         read.append(path.name)
-        return digest(path)
+        return file_digest(path)
 
     monkeypatch.setattr(base_files, "file_digest", noted)
     assert resolve_base("tiny", registry=registry, plugins=plugins) == base

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,7 +31,7 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def reachable(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+def reachable(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> HubServer:
     """The Hub where the libraries look for theirs."""
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
     template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"

@@ -59,6 +59,7 @@ def test_a_field_that_is_not_applied_is_refused_by_name_when_it_is_on(name: str,
 def test_a_field_that_nobody_knows_is_refused_by_name_when_it_is_on(value: object) -> None:
     error = refused({"use_super_lora": value})
     assert (error.code, "use_super_lora=" in error.message) == ("unsupported_adapter", True)
+    off: object
     for off in (None, False, 0, "", [], {}):
         check_fields({"use_super_lora": off})
 

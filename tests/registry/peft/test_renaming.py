@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from tests.registry.artifacts import HIDDEN, make_adapter
@@ -99,7 +101,9 @@ def test_two_tensors_of_one_name_are_refused(keys: list[str]) -> None:
 
 def test_only_the_names_in_a_file_change(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
-    numbers = {f"_orig_mod.{Q}.lora_A.default.weight": np.arange(6, dtype=np.float32).reshape(2, 3)}
+    numbers: dict[str, NDArray[Any]] = {
+        f"_orig_mod.{Q}.lora_A.default.weight": np.arange(6, dtype=np.float32).reshape(2, 3)
+    }
     numbers |= {"untouched": np.arange(5, dtype=np.float16)}
     save_file(numbers, path, metadata={"format": "pt"})
     assert normalise_keys(path, BASE) == 1
@@ -188,7 +192,7 @@ E_ = "base_model.model.model.embed_tokens"
     ],
 )
 def test_added_tokens_are_told_as_such(
-    registry: Registry, base: Base, tmp_path: Path, changes: dict[str, np.ndarray], config: dict[str, object], says: str
+    registry: Registry, base: Base, tmp_path: Path, changes: dict[str, np.ndarray], config: dict[str, Any], says: str
 ) -> None:
     folder = make_adapter(tmp_path / "a", changes=changes, **config)
     with pytest.raises(ArtifactRefused, match=says) as caught:

@@ -9,6 +9,7 @@ import openai
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from openai.types.chat import ChatCompletionMessageParam
 
 from tests.gateway.api.conftest import Served
 from tests.gateway.api.test_metrics import scrape
@@ -16,7 +17,7 @@ from tunery.gateway.api.http.admission import ALONE_AFTER, Admission, Busy
 from tunery.registry.errors import InvalidInput
 from tunery.registry.settings import ServeSettings
 
-ASK = [{"role": "user", "content": "Hi"}]
+ASK: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hi"}]
 
 
 class Clock:

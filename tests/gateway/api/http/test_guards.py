@@ -72,7 +72,11 @@ async def test_a_body_that_is_no_text_says_what_it_is(served: Served) -> None:
 
 async def test_half_a_surrogate_is_refused_wherever_it_stands(served: Served) -> None:
     fields = ("model", "adapter", "user", "stop", "suffix", "guided_json", "guided_regex", "guided_grammar", "regex")
-    deep = [{"tools": [{"type": "function", "function": {"name": "HALF"}}]}, {"guided_choice": ["HALF"]}, {"HALF": 1}]
+    deep: list[dict[str, Any]] = [
+        {"tools": [{"type": "function", "function": {"name": "HALF"}}]},
+        {"guided_choice": ["HALF"]},
+        {"HALF": 1},
+    ]
     for extra in [*({field: "HALF"} for field in fields), *deep]:
         for half in ("\\ud800", "x\\udfff", "\\ud800\\ud800"):
             for path in (CHAT, RAW):

@@ -7,12 +7,13 @@ import json
 
 import httpx
 import pytest
+from openai.types.chat import ChatCompletionMessageParam
 
 from tests.gateway.api.conftest import REPLY, Served
 from tunery.gateway.api.http import body_memory as memory
 from tunery.gateway.app import MAX_BODY
 
-ASK = [{"role": "user", "content": "Hi"}]
+ASK: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hi"}]
 
 
 def asked(path: str) -> dict[str, object]:

@@ -81,7 +81,7 @@ async def document(served: Served) -> Document:
     return Document(found)
 
 
-NUMBERS = {
+NUMBERS: dict[str, Callable[[Any, Any], st.SearchStrategy[Any]]] = {
     "integer": lambda low, high: st.integers(None if low is None else int(low), None if high is None else int(high)),
     "number": lambda low, high: st.floats(low, high, allow_nan=False, allow_infinity=False),
 }
@@ -220,7 +220,7 @@ async def test_whatever_the_document_forbids_is_refused(served: Served, document
     async with httpx.AsyncClient(base_url=served.url, timeout=20) as client:
         wrong = [{key: value for key, value in GOOD[path].items() if key != name} for name in described["required"]]
         for name, field in described["properties"].items():
-            values = [True, 0.5, "", [], {}, None, [None], [{}], {"x": "y"}, *_beyond(field)]
+            values: list[Any] = [True, 0.5, "", [], {}, None, [None], [{}], {"x": "y"}, *_beyond(field)]
             wrong += [body for value in values if not valid(body := {**GOOD[path], name: value})]
         assert len(wrong) > len(described["properties"])
         for body in wrong:

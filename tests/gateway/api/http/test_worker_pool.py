@@ -29,7 +29,11 @@ CHAT, RAW, EMBED = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 
 
 def body_of(path: str, text: str) -> dict[str, Any]:
-    asked = {CHAT: {"messages": [{"role": "user", "content": text}]}, RAW: {"prompt": text}, EMBED: {"input": text}}
+    asked: dict[str, dict[str, Any]] = {
+        CHAT: {"messages": [{"role": "user", "content": text}]},
+        RAW: {"prompt": text},
+        EMBED: {"input": text},
+    }
     return {"model": "tiny", **asked[path]}
 
 
@@ -148,7 +152,7 @@ class Batched:
 def test_the_interpreters_lock_is_let_go_of_while_a_long_text_is_tokenized(tiny_base_folder: Path) -> None:
     renderer = Renderer(tiny_base_folder)
     doubles = [Batched(renderer.tokenizer._tokenizer), Batched(renderer.tokenizer._plain_tokenizer)]
-    renderer.tokenizer._tokenizer, renderer.tokenizer._plain_tokenizer = doubles
+    renderer.tokenizer._tokenizer, renderer.tokenizer._plain_tokenizer = doubles  # type: ignore[assignment]
     for text in ("word and " * 3000, "x" * 20_000, "<|im_end|> " * 2000):
         renderer.encode(text)
         renderer.prompt_ids([{"role": "user", "content": text}])

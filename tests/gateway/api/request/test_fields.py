@@ -230,6 +230,7 @@ async def test_tokens_that_may_and_may_not_be_said_reach_the_engine(served: Serv
     spelled = {tuple(renderer.encode(text)) for text in ("Hi", " Hi", "there", " there")}
     assert set(sampling.bad_words) == spelled
     stop = renderer.stop_ids[0]
+    extra: dict[str, Any]
     for extra in (
         {"allowed_token_ids": [2**30]},
         {"allowed_token_ids": [7] * (2**20 + 1)},

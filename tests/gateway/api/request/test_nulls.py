@@ -11,13 +11,14 @@ import httpx
 import msgspec
 import pytest
 from msgspec.inspect import StructType, UnionType, type_info
+from openai.types.chat import ChatCompletionMessageParam
 from pydantic import BaseModel
 
 from tests.gateway.api.conftest import REPLY, Served
 from tunery.gateway.api.schemas.models import LoadRequest
 from tunery.gateway.api.schemas.requests import ChatRequest, CompletionRequest, EmbeddingRequest
 
-ASK = [{"role": "user", "content": "Hi"}]
+ASK: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hi"}]
 TOOL = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object", "properties": {}}}}
 CALL = {"id": "c1", "function": {"name": "look_up", "arguments": "{}"}}
 HISTORY = [
@@ -100,11 +101,13 @@ NESTED: list[tuple[dict[str, Any], list[tuple[str | int, ...]]]] = [
     ),
     (
         {"tools": [TOOL], "messages": HISTORY},
-        [("tools", 0, "function", key) for key in ("description", "strict")]
-        + [("messages", 1, key) for key in ("content", "name", "refusal", "audio", "annotations", "function_call")]
-        + [("messages", 1, "tool_calls", 0, key) for key in ("type", "index")]
-        + [("messages", at, key) for at in (0, 2) for key in ("name", "tool_calls", "function_call")]
-        + [("messages", 0, "tool_call_id")],
+        [
+            *(("tools", 0, "function", key) for key in ("description", "strict")),
+            *(("messages", 1, key) for key in ("content", "name", "refusal", "audio", "annotations", "function_call")),
+            *(("messages", 1, "tool_calls", 0, key) for key in ("type", "index")),
+            *(("messages", at, key) for at in (0, 2) for key in ("name", "tool_calls", "function_call")),
+            ("messages", 0, "tool_call_id"),
+        ],
     ),
     ({"tools": [{"type": "function", "function": {"name": "f"}}]}, [("tools", 0, "function", "parameters")]),
 ]
@@ -130,15 +133,20 @@ class Answer(BaseModel):
     text: str
 
 
+def tool_answer(call: str) -> ChatCompletionMessageParam:
+    return {"role": "tool", "tool_call_id": call, "content": "found"}
+
+
 async def test_what_the_openai_client_dumps_is_a_message_again(served: Served) -> None:
     ask, chat = served.client.chat.completions, [*ASK]
+    dumped: Any
     call = '<tool_call>{"name": "look_up", "arguments": {"x": 1}}</tool_call>'
     for said, options in ((REPLY, {}), (call, {"tools": [TOOL]}), (f"Let me see. {call}", {"tools": [TOOL]})):
         served.says(said)
         response = await ask.create(model="tiny", messages=chat, **options)  # type: ignore[call-overload]
         message = response.choices[0].message
         for dumped in (message.model_dump(), message.to_dict(), json.loads(message.model_dump_json())):
-            answers = [{"role": "tool", "tool_call_id": one.id, "content": "found"} for one in message.tool_calls or ()]
+            answers = [tool_answer(one.id) for one in message.tool_calls or ()]
             again = await ask.create(model="tiny", messages=[*chat, dumped, *answers, *ASK])
             assert again.choices[0].finish_reason in ("stop", "tool_calls")
     served.says('{"text": "x"}')
@@ -149,12 +157,14 @@ async def test_what_the_openai_client_dumps_is_a_message_again(served: Served) -
     await ask.create(model="tiny", messages=[*chat, dumped, *ASK])
     async with ask.stream(model="tiny", messages=chat) as stream:
         final = await stream.get_final_completion()
-    await ask.create(model="tiny", messages=[*chat, final.choices[0].message.model_dump(), *ASK])
+    dumped = final.choices[0].message.model_dump()
+    await ask.create(model="tiny", messages=[*chat, dumped, *ASK])
 
 
 async def test_keys_of_a_clients_assistant_messages_change_nothing(served: Served) -> None:
     said = {"role": "assistant", "content": "Yes."}
     expected = await answer(served, CHAT, {"model": "tiny", "messages": [*ASK, said, *ASK]})
+    extra: dict[str, Any]
     for extra in (
         {"refusal": None, "annotations": [], "audio": None, "function_call": None, "tool_calls": None},
         {"annotations": [{"type": "url_citation"}], "tool_calls": []},

@@ -231,6 +231,7 @@ async def test_an_answer_of_the_openai_client_is_a_message_as_it_is(served: Serv
     answer = await served.client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "Hi"}])
     whole = answer.choices[0].message.model_dump()
     assert {"refusal", "annotations", "audio", "function_call", "tool_calls"} <= set(whole)
+    extra: dict[str, Any]
     for extra in ({}, {"annotations": []}, {"parsed": {"a": 1}}):
         response = await served.post(
             "/v1/chat/completions", {"model": "tiny", "messages": [user(), whole | extra, user("More")]}

@@ -7,12 +7,13 @@ from typing import Any
 
 import openai
 import pytest
+from openai.types.chat import ChatCompletionMessageParam
 
 from tests.gateway.api.conftest import Served
 from tunery.gateway.engine.sampling_params import Constraint
 from tunery.registry.errors import InvalidInput
 
-ASK = [{"role": "user", "content": "Hi"}]
+ASK: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hi"}]
 
 
 def asked(path: str) -> dict[str, object]:

@@ -9,9 +9,16 @@ from typing import Any
 
 import openai
 import pytest
+from openai.types.chat import (
+    ChatCompletionMessage,
+    ChatCompletionMessageFunctionToolCall,
+    ChatCompletionNamedToolChoiceParam,
+    ChatCompletionToolChoiceOptionParam,
+)
 from tokenizers import AddedToken, Tokenizer
 
 from tests.gateway.api.conftest import REPLY, Served
+from tests.narrowing import present
 from tests.plugins.data.render.test_tools import MISTRAL
 
 ASK: list[Any] = [{"role": "user", "content": "Weather?"}]
@@ -27,12 +34,21 @@ WEATHER = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Köln"}}\
 TIME = '<tool_call>\n{"name": "get_time", "arguments": {}}\n</tool_call>'
 
 
+def function_calls(message: ChatCompletionMessage) -> list[ChatCompletionMessageFunctionToolCall]:
+    """The calls of a message that has some, each of a function."""
+    found = []
+    for call in present(message.tool_calls):
+        assert isinstance(call, ChatCompletionMessageFunctionToolCall)
+        found.append(call)
+    return found
+
+
 async def test_a_call_is_a_message_without_text(served: Served) -> None:
     served.says(WEATHER)
     answer = await served.client.chat.completions.create(model="tiny", messages=ASK, tools=TOOLS)
     (choice,) = answer.choices
     assert (choice.finish_reason, choice.message.content) == ("tool_calls", None)
-    (call,) = choice.message.tool_calls
+    (call,) = function_calls(choice.message)
     assert (call.type, call.function.name, call.function.arguments) == ("function", "get_weather", '{"city": "Köln"}')
     assert call.id.startswith("call_")
     raw = (await served.post("/v1/chat/completions", {"model": "tiny", "messages": ASK, "tools": TOOLS})).json()
@@ -44,12 +60,12 @@ async def test_text_and_several_calls(served: Served) -> None:
     answer = await served.client.chat.completions.create(model="tiny", messages=ASK, tools=TOOLS)
     message = answer.choices[0].message
     assert message.content == "Let me see."
-    assert [call.function.name for call in message.tool_calls] == ["get_weather", "get_time"]
-    assert len({call.id for call in message.tool_calls}) == 2
+    assert [call.function.name for call in function_calls(message)] == ["get_weather", "get_time"]
+    assert len({call.id for call in function_calls(message)}) == 2
     answer = await served.client.chat.completions.create(
         model="tiny", messages=ASK, tools=TOOLS, parallel_tool_calls=False
     )
-    assert [call.function.name for call in answer.choices[0].message.tool_calls] == ["get_weather"]
+    assert [call.function.name for call in function_calls(answer.choices[0].message)] == ["get_weather"]
 
 
 @pytest.mark.parametrize("said", [WEATHER, f"Let me see.\n{WEATHER}\n{TIME}", REPLY, "<tool_call> is a tag", "{", ""])
@@ -79,8 +95,8 @@ async def test_the_stream_has_a_calls_name_before_its_arguments(served: Served) 
     parts = [choice.delta.tool_calls[0] for choice in choices if choice.delta.tool_calls]
     assert [part.index for part in parts] == [0, 0, 1, 1]
     assert [bool(part.id) for part in parts] == [True, False, True, False]
-    assert [part.function.name for part in parts] == ["get_weather", None, "get_time", None]
-    assert [part.function.arguments for part in parts] == ["", '{"city": "Köln"}', "", "{}"]
+    assert [present(part.function).name for part in parts] == ["get_weather", None, "get_time", None]
+    assert [present(part.function).arguments for part in parts] == ["", '{"city": "Köln"}', "", "{}"]
     assert [choice.finish_reason for choice in choices if choice.finish_reason] == ["tool_calls"]
 
 
@@ -97,7 +113,7 @@ async def test_a_call_that_is_cut_off_is_text_and_says_so(served: Served) -> Non
     served.says(WEATHER)
     answer = await served.client.chat.completions.create(model="tiny", messages=ASK, tools=TOOLS, max_tokens=20)
     assert answer.choices[0].finish_reason == "length"
-    assert WEATHER.startswith(answer.choices[0].message.content)
+    assert WEATHER.startswith(present(answer.choices[0].message.content))
 
 
 async def test_functions_are_offered_in_the_prompt_unless_none_may_be_called(served: Served) -> None:
@@ -111,8 +127,9 @@ async def test_functions_are_offered_in_the_prompt_unless_none_may_be_called(ser
 
 
 async def test_a_call_that_must_be_is_a_constraint(served: Served) -> None:
-    named = {"type": "function", "function": {"name": "get_time"}}
-    for choice in ("required", named):
+    named: ChatCompletionNamedToolChoiceParam = {"type": "function", "function": {"name": "get_time"}}
+    choices: tuple[ChatCompletionToolChoiceOptionParam, ...] = ("required", named)
+    for choice in choices:
         served.says(TIME)
         answer = await served.client.chat.completions.create(
             model="tiny", messages=ASK, tools=TOOLS, tool_choice=choice
@@ -142,7 +159,7 @@ async def test_calls_and_results_of_earlier_turns_are_in_the_prompt(served: Serv
     served.says(WEATHER)
     first = await served.client.chat.completions.create(model="tiny", messages=ASK, tools=TOOLS)
     message = first.choices[0].message
-    talk = [*ASK, message, {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": "21 degrees"}]
+    talk = [*ASK, message, {"role": "tool", "tool_call_id": present(message.tool_calls)[0].id, "content": "21 degrees"}]
     served.says("It is mild.")
     answer = await served.client.chat.completions.create(model="tiny", messages=talk, tools=TOOLS)
     assert answer.choices[0].message.content == "It is mild."
@@ -275,6 +292,6 @@ async def test_several_calls_must_be_asked_for_where_one_must_be(served: Served)
     ask: dict[str, Any] = {"model": "tiny", "messages": ASK, "tools": TOOLS, "tool_choice": "required"}
     for parallel in (None, False, True):
         served.says(TIME)
-        await served.client.chat.completions.create(**ask, parallel_tool_calls=parallel)
+        await served.client.chat.completions.create(**ask, parallel_tool_calls=parallel)  # type: ignore[arg-type]
     constraints = [request.sampling.constraint for request in served.engine.requests]
     assert ["~0.." in constraint.text for constraint in constraints if constraint] == [False, False, True]

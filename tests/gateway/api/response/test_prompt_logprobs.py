@@ -6,10 +6,12 @@ from typing import Any
 
 import openai
 import pytest
+from openai.types.chat import ChatCompletionMessageParam
 
 from tests.gateway.api.conftest import REPLY, Served
+from tests.narrowing import present
 
-ASK = [{"role": "user", "content": "Hi"}]
+ASK: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hi"}]
 
 
 async def test_echo_with_logprobs_begins_with_the_prompts(served: Served) -> None:
@@ -17,13 +19,14 @@ async def test_echo_with_logprobs_begins_with_the_prompts(served: Served) -> Non
     answer = await served.client.completions.create(model="tiny", prompt=said, echo=True, logprobs=2, max_tokens=50)
     (choice,) = answer.choices
     assert choice.text == said + REPLY
-    found = choice.logprobs
+    found = present(choice.logprobs)
+    scores, tops = present(found.token_logprobs), present(found.top_logprobs)
     count = len(served.gateway.renderer.encode(said))
-    assert found.token_logprobs[:count] == [None] + [-0.25] * (count - 1)
-    assert set(found.token_logprobs[count:]) == {-0.5}
-    assert found.top_logprobs[0] is None
-    assert all(found.top_logprobs[1:])
-    for token, offset in zip(found.tokens, found.text_offset, strict=True):
+    assert scores[:count] == [None] + [-0.25] * (count - 1)
+    assert set(scores[count:]) == {-0.5}
+    assert tops[0] is None
+    assert all(tops[1:])
+    for token, offset in zip(present(found.tokens), present(found.text_offset), strict=True):
         assert "\ufffd" in token or choice.text[offset:].startswith(token)
 
 
@@ -43,8 +46,9 @@ async def test_control_tokens_take_no_place_in_the_echoed_text(served: Served) -
     answer = await served.client.completions.create(model="tiny", prompt=prompt, echo=True, logprobs=0, max_tokens=50)
     (choice,) = answer.choices
     assert choice.text == "ab" + REPLY
-    assert choice.logprobs.tokens[:2] == ["<|im_start|>", "a"]
-    assert choice.logprobs.text_offset[:3] == [0, 0, 1]
+    found = present(choice.logprobs)
+    assert present(found.tokens)[:2] == ["<|im_start|>", "a"]
+    assert present(found.text_offset)[:3] == [0, 0, 1]
 
 
 async def test_no_tokens_at_all_but_the_prompts_scores(served: Served) -> None:
@@ -105,6 +109,6 @@ async def test_nobody_gets_them_without_asking(served: Served) -> None:
 async def test_usage_says_what_was_cached(served: Served) -> None:
     served.engine.cached = 3
     chat = await served.client.chat.completions.create(model="tiny", messages=ASK, n=2)
-    assert chat.usage.prompt_tokens_details.cached_tokens == 3
+    assert present(present(chat.usage).prompt_tokens_details).cached_tokens == 3
     raw = await served.client.completions.create(model="tiny", prompt=["a b c d", "e f g h"], max_tokens=2)
-    assert raw.usage.prompt_tokens_details.cached_tokens == 6
+    assert present(present(raw.usage).prompt_tokens_details).cached_tokens == 6

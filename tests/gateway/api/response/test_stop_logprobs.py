@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from openai.types.chat import ChatCompletionMessageParam
 
 from tests.gateway.api.conftest import Served
+from tests.narrowing import present
 
-ASK = [{"role": "user", "content": "Hi"}]
+ASK: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hi"}]
 SAID = "One two, three stop four."
 CASES: list[list[str] | None] = [
     None,
@@ -42,12 +44,12 @@ async def chat(served: Served, *, stream: bool, **options: Any) -> tuple[str, li
     ask = served.client.chat.completions
     if not stream:
         choice = (await ask.create(model="tiny", messages=ASK, logprobs=True, **options)).choices[0]
-        return choice.message.content or "", [entry.token for entry in choice.logprobs.content]
+        return choice.message.content or "", [entry.token for entry in present(present(choice.logprobs).content)]
     text, tokens = "", list[str]()
     async for chunk in await ask.create(model="tiny", messages=ASK, logprobs=True, stream=True, **options):
-        (choice,) = chunk.choices
-        text += choice.delta.content or ""
-        tokens += [entry.token for entry in (choice.logprobs.content if choice.logprobs else ())]
+        (piece,) = chunk.choices
+        text += piece.delta.content or ""
+        tokens += [entry.token for entry in (present(piece.logprobs.content) if piece.logprobs else ())]
     return text, tokens
 
 

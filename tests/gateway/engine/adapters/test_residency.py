@@ -620,7 +620,8 @@ def test_an_operator_can_have_it_tried_again(world: MakeWorld) -> None:
 def test_a_file_of_the_wrong_size_is_measured_again_when_an_operator_asks(world: MakeWorld) -> None:
     w = world(SIZE)
     w.disk[1] = 2 * SIZE
-    for heal in (lambda: None, lambda: w.disk.pop(1)):
+    heals: tuple[Callable[[], object], ...] = (lambda: None, lambda: w.disk.pop(1))
+    for heal in heals:
         with pytest.raises(Unavailable):
             w.hold(1)
         heal()

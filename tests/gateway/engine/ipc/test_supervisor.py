@@ -55,7 +55,7 @@ async def test_tokens_come_back_to_whoever_asked(engine: SupervisedEngine) -> No
     async def run(name: str, length: int) -> list[int]:
         return [token.token async for token in engine.generate(ask(name, length))]
 
-    assert await asyncio.gather(run("a", 3), run("b", 5)) == [[0, 1, 2], [0, 1, 2, 3, 4]]
+    assert list(await asyncio.gather(run("a", 3), run("b", 5))) == [[0, 1, 2], [0, 1, 2, 3, 4]]
     assert (await engine.load(AdapterSource("d", "a/b", 1, {}))).bytes == 5
 
 

@@ -111,7 +111,7 @@ def train(base: Path, folder: Path) -> tuple[AdapterSource, nn.Module]:
     model.train()
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
     examples = [Example(list(one), [at > 5 for at in range(len(one))], 0) for one in PROMPTS[:2]]
-    summed_loss(model, collate(examples, device=cpu)).backward()  # type: ignore[no-untyped-call]
+    summed_loss(model, collate(examples, device=cpu)).backward()
     idle = [name for name, one in model.named_parameters() if one.requires_grad and one.grad is None]
     if idle:
         raise AssertionError(f"nothing is learned by {idle}")

@@ -27,7 +27,7 @@ from tunery.registry.errors import InvalidData
 
 USER, GOOD, BAD = ({"role": r, "content": c} for r, c in (("user", "q"), ("assistant", "good"), ("assistant", "bad")))
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
-CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
+CALL: dict[str, Any] = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
 READ_CALL = {**CALL, "function": {"name": "f", "arguments": {"x": 1}}}
 
 
@@ -312,6 +312,7 @@ def test_a_question_that_a_row_has_once_more_does_not_make_it_another_format() -
 
 def test_a_row_has_a_bounded_number_of_faults_whatever_it_holds() -> None:
     many = 1500
+    row: dict[str, Any]
     for row in (
         {"messages": [{}] * many},
         {"messages": [USER, GOOD, {"role": "user", "content": [{}] * many}]},

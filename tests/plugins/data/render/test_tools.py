@@ -197,7 +197,7 @@ def test_a_template_that_shows_each_answer_another_prompt_trains_those_of_weight
         "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     )
     renderer = with_template(tiny_base_folder, tmp_path / "base", forgetful)
-    talk = [
+    talk: list[dict[str, Any]] = [
         {"role": "user", "content": "a"},
         {"role": "assistant", "content": "one", "weight": 0},
         {"role": "user", "content": "b"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -30,8 +31,8 @@ def make(kind: str, *, seed: int = 3, **lora: Any) -> Any:
     for name, parameter in base.named_parameters():
         if name.endswith("bias"):
             nn.init.normal_(parameter)
-    options = {"r": 4, "lora_alpha": 12, "target_modules": "all-linear", "init_lora_weights": False} | lora
-    return get_peft_model(base, LoraConfig(**options))
+    defaults: dict[str, Any] = {"r": 4, "lora_alpha": 12, "target_modules": "all-linear", "init_lora_weights": False}
+    return get_peft_model(base, LoraConfig(**(defaults | lora)))
 
 
 def taken_apart(model: Any) -> bool:
@@ -53,7 +54,8 @@ def check(model: Any) -> None:
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2"])
 def test_known_layers_are_taken_apart_and_equal(kind: str) -> None:
-    model = make(kind, **({"target_modules": ["q_proj", "down_proj"]} if kind == "mistral" else {}))
+    lora: dict[str, Any] = {"target_modules": ["q_proj", "down_proj"]} if kind == "mistral" else {}
+    model = make(kind, **lora)
     if kind == "mistral":
         model.config.sliding_window = None
     assert taken_apart(model)
@@ -128,4 +130,4 @@ def close_in_bfloat16(made: Callable[[int], tuple[Any, Any]]) -> None:
 
 
 def error(found: list[torch.Tensor], exact: list[torch.Tensor]) -> float:
-    return sum(float((one.float() - other).square().sum()) for one, other in zip(found, exact, strict=True)) ** 0.5
+    return math.sqrt(sum(float((one.float() - other).square().sum()) for one, other in zip(found, exact, strict=True)))

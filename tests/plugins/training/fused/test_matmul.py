@@ -72,7 +72,7 @@ def test_what_kernels_do_not_fit_is_left_to_torch(monkeypatch: pytest.MonkeyPatc
 
 def quantized_weight(rows: int, width: int, dtype: torch.dtype) -> Any:
     """A weight as bitsandbytes packs it: NF4, its scales packed too."""
-    from bitsandbytes.nn import Params4bit
+    from bitsandbytes.nn.modules import Params4bit
 
     values = noise(rows, width, seed=9, dtype=dtype)
     return Params4bit(values, requires_grad=False, quant_type="nf4", compress_statistics=True)._quantize("cpu")

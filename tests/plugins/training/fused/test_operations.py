@@ -134,7 +134,7 @@ def layouts(draw: Any) -> PackedLayout:
     return branches(*rows)
 
 
-def by_row(layout: PackedLayout, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
+def by_row(layout: PackedLayout, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, scale: float) -> torch.Tensor:
     """Each row as a whole by torch's own attention, of which its own tokens are kept."""
     outs = []
     for own, seen in zip(layout.lengths, layout.contexts, strict=True):
@@ -156,7 +156,7 @@ def test_rows_attend_causally_to_what_they_see_alone(layout: PackedLayout, heads
     out, shares = attend(q, k, v, layout, 0.4)
     found = attend_backward(grad, q, k, v, shares, layout, 0.4)
     inputs = wide(q, k, v)
-    exact = by_row(layout, *inputs, 0.4)
+    exact = by_row(layout, *inputs, scale=0.4)
     torch.testing.assert_close(out.double(), exact.detach(), rtol=1e-4, atol=1e-5)
     for one, other in zip(found, gradients(exact, grad, *inputs), strict=True):
         torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-5)
@@ -181,7 +181,7 @@ def test_in_bfloat16_attention_is_exact_but_for_rounding(
     out, shares = attend(q, k, v, layout, scale)
     found = (out, *attend_backward(grad, q, k, v, shares, layout, scale))
     inputs = wide(q, k, v)
-    exact = by_row(layout, *inputs, scale)
+    exact = by_row(layout, *inputs, scale=scale)
     for one, other in zip(found, (exact, *gradients(exact, grad, *inputs)), strict=True):
         check(one, other)
 

@@ -142,7 +142,7 @@ def test_two_processes_train_what_one_does(method: str, launcher: Launcher, tmp_
 
 @pytest.mark.slow
 def test_one_that_dies_ends_the_other_and_resumed_they_give_the_same_bits(launcher: Launcher) -> None:
-    settings = {"dropout": 0.1, "max_steps": 60}
+    settings: dict[str, Any] = {"dropout": 0.1, "max_steps": 60}
     launcher.finish(launcher.train(2, **settings))
     first, second = launcher.train(2, **settings)
     job = launcher.until("checkpoint", [first, second], jobs=2)

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from tunery.plugins.training.examples.batches import Batch, Example, collate
 from tunery.plugins.training.fused import padding_free
+from tunery.plugins.training.fused.packed_layout import pack_sequences
 from tunery.plugins.training.objectives import loss
 from tunery.plugins.training.objectives.loss import row_losses, summed_loss
 from tunery.registry import Base
@@ -59,7 +60,6 @@ def gradients(model: Any, losses: torch.Tensor) -> list[torch.Tensor]:
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many tokens of each row are computed."""
     counts: list[int] = []
-    pack_sequences = loss.pack_sequences
 
     def counting(*given: Any) -> Any:
         layout, computed = pack_sequences(*given)
