@@ -26,7 +26,8 @@ def main() -> None:
     import torch
 
     from tunery.gateway.bench.engines import Engines
-    from tunery.gateway.bench.workload import Workload, figures
+    from tunery.gateway.bench.settings import Workload
+    from tunery.gateway.bench.workload import figures
     from tunery.gateway.engine.config import EngineConfig
 
     config = msgspec.json.decode(sys.argv[1], type=EngineConfig)

@@ -23,7 +23,8 @@ import msgspec
 
 from tunery.gateway.bench.driver import Driver
 from tunery.gateway.bench.engines import BATCH, Engines
-from tunery.gateway.bench.workload import Workload, figures, middle, prompts
+from tunery.gateway.bench.settings import Workload
+from tunery.gateway.bench.workload import figures, middle, prompts
 from tunery.gateway.engine.composition import AdapterSource
 from tunery.gateway.engine.config import EngineConfig
 

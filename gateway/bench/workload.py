@@ -13,23 +13,13 @@ import torch
 from safetensors.torch import save_file
 
 from tunery.gateway.bench.driver import Driver
+from tunery.gateway.bench.settings import Workload
 from tunery.gateway.engine.adapters.adapter import AdapterShape
 from tunery.gateway.engine.composition import AdapterSource
 from tunery.gateway.engine.config import EngineConfig
 from tunery.registry.peft.layout import CONFIG, WEIGHTS, pair_keys
 
-__all__ = ["Figures", "ServeResult", "Workload", "bench_serve", "figures", "middle", "prompts", "random_adapter"]
-
-
-class Workload(msgspec.Struct, frozen=True, kw_only=True):
-    """What is asked of the engine; `prompt` and `new` are tokens per request, `adapters` 0 is the bare base."""
-
-    adapters: int
-    rank: int = 16
-    batch: int = 32
-    prompt: int = 64
-    new: int = 48
-    seed: int = 0
+__all__ = ["Figures", "ServeResult", "bench_serve", "figures", "middle", "prompts", "random_adapter"]
 
 
 class Figures(msgspec.Struct, frozen=True, kw_only=True):

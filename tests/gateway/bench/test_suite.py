@@ -8,8 +8,9 @@ import pytest
 
 from tunery.gateway.bench import suite
 from tunery.gateway.bench.driver import Driver
+from tunery.gateway.bench.settings import Workload
 from tunery.gateway.bench.suite import Row, Suite
-from tunery.gateway.bench.workload import Workload, bench_serve, random_adapter
+from tunery.gateway.bench.workload import bench_serve, random_adapter
 from tunery.gateway.engine.config import EngineConfig
 from tunery.registry.errors import Unavailable
 
