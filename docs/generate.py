@@ -146,8 +146,8 @@ def neighbours() -> str:
 
 
 def _figures(name: str = "serve.json") -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((DOCS / "figures" / name).read_text())
-    return found
+    figures: dict[str, Any] = json.loads((DOCS / "figures" / name).read_text())
+    return figures
 
 
 PARTS: dict[str, tuple[str, Callable[[], str]]] = {

@@ -141,10 +141,10 @@ def _file(place: str) -> str:
 def _defines(path: Path, names: list[str]) -> bool:
     body: list[ast.stmt] = ast.parse(path.read_text()).body
     for name in names:
-        found = next((node for node in body if name in _names(node)), None)
-        if found is None:
+        definition = next((node for node in body if name in _names(node)), None)
+        if definition is None:
             return False
-        body = getattr(found, "body", [])
+        body = getattr(definition, "body", [])
     return True
 
 

@@ -143,7 +143,7 @@ class GateAnswered(JobEvent, frozen=True, kw_only=True, tag="gate"):
     name: Annotated[str, about("the gate")]
     code: Annotated[str, about("error code that the job fails with when this gate fails")]
     passed: Annotated[bool, about("whether it holds")]
-    skipped: Annotated[bool, about("whether it could not be told")] = False
+    skipped: Annotated[bool, about("whether it could not be checked")] = False
     message: Annotated[str, about("the verdict in words")]
     figures: Annotated[dict[str, float], about("the verdict in numbers")] = {}
 

@@ -56,10 +56,10 @@ def together(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
 
 
 def _row(signature: str, sentence: str, *, task: str) -> dict[str, Any]:
-    ask, answer = f"Document `{signature}`.", sentence
+    question, answer = f"Document `{signature}`.", sentence
     if task == "signature":
-        ask, answer = f"Which function: {sentence}", signature
-    return {"messages": [{"role": "user", "content": ask}, {"role": "assistant", "content": answer}]}
+        question, answer = f"Which function: {sentence}", signature
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
 
 
 def _pairs() -> Iterator[tuple[str, str]]:

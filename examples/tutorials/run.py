@@ -91,9 +91,9 @@ class Tutorial:
         self.background.append(process)
         assert process.stderr is not None
         shown = ""
-        for said in process.stderr:
-            shown += said
-            if said.startswith("ready: "):
+        for message in process.stderr:
+            shown += message
+            if message.startswith("ready: "):
                 return self._shown(shown)
         raise SystemExit(f"$ {line}\n{shown}ended before it was ready")
 

@@ -208,5 +208,5 @@ def read_bars(kept: dict[str, Any]) -> list[Bar]:
 
 def as_json(rows: Sequence[Row], bars: Sequence[Bar], machine: dict[str, Any]) -> str:
     """Everything, for programs."""
-    judged = [{**msgspec.to_builtins(bar), "met": bar.met} for bar in bars]
-    return json.dumps({"machine": machine, "rows": msgspec.to_builtins(list(rows)), "bars": judged}, indent=2)
+    rated = [{**msgspec.to_builtins(bar), "met": bar.met} for bar in bars]
+    return json.dumps({"machine": machine, "rows": msgspec.to_builtins(list(rows)), "bars": rated}, indent=2)

@@ -172,13 +172,13 @@ class Suite:
         pool = prompts(driver, Workload(adapters=0, batch=64))
         rest = iter(enumerate(sources))
         for index, source in itertools.islice(rest, BATCH):
-            driver.ask(str(index), pool[index % 64], NEW, source)
+            driver.submit(str(index), pool[index % 64], NEW, source)
         answered = 0
 
         def refill() -> None:
             nonlocal answered
             for index, source in itertools.islice(rest, len(driver.done) - answered):
-                driver.ask(str(index), pool[index % 64], NEW, source)
+                driver.submit(str(index), pool[index % 64], NEW, source)
             answered = len(driver.done)
 
         driver.finish(refill)
@@ -196,7 +196,7 @@ class Suite:
                 for offset, kind in enumerate(("warm", "cold")):
                     if kind == "cold":
                         driver.unload(source)
-                    driver.ask(kind, pool[2 * index + offset], 2, source)
+                    driver.submit(kind, pool[2 * index + offset], 2, source)
                     times = driver.finish()[kind]
                     first[kind].append(1000 * (times.first - times.queued))
         cold, warm = statistics.median(first["cold"]), statistics.median(first["warm"])
@@ -218,13 +218,13 @@ class Suite:
             pool = prompts(driver, Workload(adapters=0, batch=2 * BATCH + COLD, seed=2))
             for kind in ("steady", "loading"):
                 for index, source in enumerate(others):
-                    driver.ask(f"other-{index}", pool[index], 6 * NEW, source)
+                    driver.submit(f"other-{index}", pool[index], 6 * NEW, source)
                 coming = iter(enumerate(cold if kind == "loading" else []))
                 steps = itertools.count(1)
 
                 def arrive(coming: Iterator[tuple[int, AdapterSource]] = coming, steps: Iterator[int] = steps) -> None:
                     if next(steps) % 10 == 0 and (one := next(coming, None)) is not None:
-                        driver.ask(f"cold-{one[0]}", pool[BATCH + one[0]], 2, one[1])
+                        driver.submit(f"cold-{one[0]}", pool[BATCH + one[0]], 2, one[1])
 
                 times = driver.finish(arrive)
                 gaps = sorted(gap for name, one in times.items() if name.startswith("other") for gap in one.gaps[2:])
@@ -244,13 +244,13 @@ class Suite:
             [sys.executable, "-m", "tunery.gateway.bench.memory", config, str(self._scratch)],
             check=True, capture_output=True, encoding="utf-8", errors="replace", env={**os.environ, "TQDM_DISABLE": "1"},
         )  # fmt: skip
-        found = json.loads(done.stdout)
+        memory = json.loads(done.stdout)
         return Row(
             name="memory",
             title="memory of the NF4 base and 32 adapters over their own bytes",
-            value=round(found["grown"] / (found["base"] + found["adapters"]), 3),
+            value=round(memory["grown"] / (memory["base"] + memory["adapters"]), 3),
             unit="×",
-            detail=found,
+            detail=memory,
         )
 
     def _start(self) -> Row:

@@ -46,11 +46,11 @@ def compare(
     commands = [(method, _ours(workload, method)) for method in methods]
     if peer:
         commands.append(("the peer", _theirs(workload, peer)))
-    found = []
+    figures = []
     for name, command in commands:
         say(f"measuring {name} …")
-        found.append(_run(name, command))
-    return found
+        figures.append(_run(name, command))
+    return figures
 
 
 def table(figures: Sequence[Figures], *, peer: bool) -> str:

@@ -83,7 +83,7 @@ def _once(driver: Driver, sources: list[AdapterSource], workload: Workload) -> F
     started = driver.now()
     for index, prompt in enumerate(prompts(driver, workload)):
         source = sources[index % len(sources)] if sources else None
-        driver.ask(str(index), prompt, workload.new, source)
+        driver.submit(str(index), prompt, workload.new, source)
     times = list(driver.finish().values())
     firsts = [one.first for one in times]
     ended = max(one.last for one in times)

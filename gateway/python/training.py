@@ -93,13 +93,13 @@ def train(
         from tunery.plugins.training.job import launcher
 
         where = resolve_device(device)
-        found = connect_process_group(where).on_main(
+        base_model = connect_process_group(where).on_main(
             lambda: resolve_base(base, registry=registry, plugins=plugins, say=on_message)
         )
         request = TrainRequest(
             adapter=name,
             trainer=method,
-            base=found.digest,
+            base=base_model.digest,
             data=tuple(str(path.absolute()) for path in files),
             validation=str(held_out.absolute()) if held_out else None,
             parent=parent,

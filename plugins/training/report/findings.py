@@ -152,8 +152,8 @@ def memorised(rows: Sequence[RowLoss], held_out: Sequence[RowLoss]) -> list[Note
 def _neighbours(ordered: Sequence[RowLoss], at: int) -> Array:
     """Losses after training of the LIKE rows around index `at`, without it; repeated rows count once."""
     start = min(max(0, at - LIKE // 2), max(0, len(ordered) - LIKE - 1))
-    around = [ordered[i] for i in range(start, min(len(ordered), start + LIKE + 1)) if i != at]
-    return np.array([after for _, after in dict.fromkeys((row.before, row.after) for row in around)])
+    neighbours = [ordered[i] for i in range(start, min(len(ordered), start + LIKE + 1)) if i != at]
+    return np.array([after for _, after in dict.fromkeys((row.before, row.after) for row in neighbours)])
 
 
 def _note(row: RowLoss, like: float | None = None) -> Note:

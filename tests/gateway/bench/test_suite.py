@@ -64,6 +64,6 @@ def test_a_request_that_fails_ends_the_benchmark(config: EngineConfig, tmp_path:
     with Driver(config) as driver:
         source = random_adapter(driver.core.model.shape, tmp_path / "a", rank=2, seed=0)
         (tmp_path / "a" / "adapter_config.json").unlink()
-        driver.ask("r", (1, 2), 2, source)
+        driver.submit("r", (1, 2), 2, source)
         with pytest.raises(Unavailable, match="the benchmark's own request failed"):
             driver.finish()
