@@ -48,7 +48,7 @@ class Block:
 
 def blocks(path: Path) -> list[Block]:
     """The code blocks of a page, fenced and indented."""
-    page, lines, found = path.relative_to(ROOT).as_posix(), path.read_text().splitlines(), []
+    page, lines, result = path.relative_to(ROOT).as_posix(), path.read_text().splitlines(), []
     index = 0
     while index < len(lines):
         start = index
@@ -69,9 +69,9 @@ def blocks(path: Path) -> list[Block]:
             continue
         before = "\n".join(lines[max(0, start - 2) : start])
         excuse = re.search(r"<!-- (?:not run: (.+)|.* output) -->", before)
-        found.append(Block(page, start + 1, language, text.strip(), excuse[0] if excuse else ""))
+        result.append(Block(page, start + 1, language, text.strip(), excuse[0] if excuse else ""))
         index += 1
-    return found
+    return result
 
 
 BLOCKS = [block for page in PAGES for block in blocks(page)]

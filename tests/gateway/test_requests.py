@@ -88,15 +88,15 @@ def test_json_has_no_padding_and_calls_end(client: httpx.Client) -> None:
     }
     tools = [{"type": "function", "function": {"name": "f", "parameters": schema}}]
     for seed in range(4):
-        ask = {"model": "tiny", "messages": ASK, "seed": seed, "temperature": 2, "max_tokens": 150}
-        formed = client.post(CHAT, json={**ask, "guided_json": schema}).json()["choices"][0]
+        request = {"model": "tiny", "messages": ASK, "seed": seed, "temperature": 2, "max_tokens": 150}
+        formed = client.post(CHAT, json={**request, "guided_json": schema}).json()["choices"][0]
         text = formed["message"]["content"]
         assert set(json.loads(text)) == {"a"}
         assert formed["finish_reason"] == "stop"
         assert len(text) < 20
         for parallel, most in ((None, 1), (False, 1), (True, 8)):
             body = {
-                **ask,
+                **request,
                 "tools": tools,
                 "tool_choice": "required",
                 "parallel_tool_calls": parallel,
@@ -115,8 +115,8 @@ def test_json_has_no_padding_and_calls_end(client: httpx.Client) -> None:
 def test_vectors_have_length_one(client: httpx.Client) -> None:
     def vector(**extra: Any) -> list[float]:
         response = client.post(EMBED, json={"model": "tiny", "input": "some text", **extra})
-        found: list[float] = response.json()["data"][0]["embedding"]
-        return found
+        embedding: list[float] = response.json()["data"][0]["embedding"]
+        return embedding
 
     def length(numbers: list[float]) -> float:
         return math.sqrt(sum(number * number for number in numbers))

@@ -269,11 +269,11 @@ class Local:
     gateway: Gateway
     engine: FakeEngine
     serving: asyncio.Task[None]
-    said: list[str]
+    messages: list[str]
 
     @property
     def url(self) -> str:
-        return self.said[0].split()[1]
+        return self.messages[0].split()[1]
 
 
 @pytest.fixture
@@ -284,11 +284,11 @@ async def local(registry: Registry, tiny_base_folder: Path, tmp_path: Path) -> A
         probe.bind(("127.0.0.1", 0))
         settings = ServeSettings(base="tiny", port=probe.getsockname()[1], drain_seconds=1)
     gateway = Gateway(settings, registry, engine, Renderer(tiny_base_folder), Resolver(registry, base), Metrics())
-    said: list[str] = []
-    serving = asyncio.create_task(serve(gateway, say=said.append))
-    while not said and not serving.done():
+    messages: list[str] = []
+    serving = asyncio.create_task(serve(gateway, say=messages.append))
+    while not messages and not serving.done():
         await asyncio.sleep(0.01)
-    yield Local(gateway, engine, serving, said)
+    yield Local(gateway, engine, serving, messages)
     serving.cancel()
     await asyncio.gather(serving, return_exceptions=True)
 
@@ -299,7 +299,7 @@ async def stream(local: Local, **changes: object) -> str:
         return (await client.post(f"{local.url}/v1/completions", json=body, timeout=20)).text
 
 
-async def in_hand(local: Local, count: int) -> None:
+async def wait_in_flight(local: Local, count: int) -> None:
     while local.gateway.in_flight < count:
         await asyncio.sleep(0.01)
 
@@ -311,7 +311,7 @@ async def test_a_client_that_leaves_is_no_error_in_the_log(
 
     for body in ({"stream": False}, {"stream": False, "n": 2}, {"stream": True}):
         leaving = asyncio.create_task(stream(local, **body))
-        await in_hand(local, int(body.get("n", 1)))
+        await wait_in_flight(local, int(body.get("n", 1)))
         await asyncio.sleep(0.3)
         leaving.cancel()
         while local.gateway.in_flight:
@@ -319,14 +319,14 @@ async def test_a_client_that_leaves_is_no_error_in_the_log(
     await asyncio.sleep(0.1)
     assert len(local.engine.cancelled) == 4
     assert caplog.text == ""
-    said = capfd.readouterr()
-    assert (said.out, said.err) == ("", "")
+    output = capfd.readouterr()
+    assert (output.out, output.err) == ("", "")
 
 
 async def test_a_drain_refuses_what_is_new_and_finishes_what_runs(local: Local) -> None:
     local.gateway.settings = msgspec.structs.replace(local.gateway.settings, drain_seconds=30)
     running = [asyncio.create_task(stream(local)) for _ in range(3)]
-    await in_hand(local, 3)
+    await wait_in_flight(local, 3)
     async with httpx.AsyncClient() as client:
         assert (await client.get(f"{local.url}/health/ready")).status_code == 200
         os.kill(os.getpid(), signal.SIGTERM)
@@ -347,7 +347,7 @@ async def test_a_drain_refuses_what_is_new_and_finishes_what_runs(local: Local) 
 async def test_what_outlasts_the_drain_ends_with_an_error_in_the_stream(local: Local) -> None:
     local.engine.delay = 0.1
     running = asyncio.create_task(stream(local))
-    await in_hand(local, 1)
+    await wait_in_flight(local, 1)
     started = time.monotonic()
     os.kill(os.getpid(), signal.SIGTERM)
     text = await running
@@ -361,7 +361,7 @@ async def test_a_second_signal_does_not_wait(local: Local) -> None:
     local.gateway.settings = msgspec.structs.replace(local.gateway.settings, drain_seconds=60)
     local.engine.delay = 0.5
     running = asyncio.create_task(stream(local))
-    await in_hand(local, 1)
+    await wait_in_flight(local, 1)
     for _ in range(2):
         os.kill(os.getpid(), signal.SIGINT)
         await asyncio.sleep(0.05)

@@ -94,11 +94,11 @@ async def test_the_stream_on_the_wire_ends_with_done(served: Served) -> None:
 
 
 async def test_characters_of_several_tokens_arrive_whole(served: Served) -> None:
-    said = "Grüße 👋🏽 你好"
-    served.engine.reply = served.gateway.renderer.encode(said)
+    reply = "Grüße 👋🏽 你好"
+    served.engine.reply = served.gateway.renderer.encode(reply)
     stream = await served.client.chat.completions.create(model="tiny", messages=ASK, stream=True)
     pieces = [chunk.choices[0].delta.content or "" async for chunk in stream]
-    assert "".join(pieces) == said
+    assert "".join(pieces) == reply
     assert not any("\ufffd" in piece for piece in pieces)
 
 
@@ -112,7 +112,7 @@ async def test_stop_strings_end_the_answer_and_are_not_shown(served: Served, sto
     assert "".join([chunk.choices[0].delta.content or "" async for chunk in stream]) == left
 
 
-async def test_a_limit_is_told(served: Served) -> None:
+async def test_a_reached_token_limit_is_the_finish_reason(served: Served) -> None:
     answer = await served.client.chat.completions.create(model="tiny", messages=ASK, max_tokens=2)
     assert answer.choices[0].finish_reason == "length"
     assert present(answer.usage).completion_tokens == 2
@@ -139,12 +139,12 @@ async def test_logprobs_have_openais_shape(served: Served) -> None:
 
 
 async def test_a_tokens_bytes_are_exact_even_where_it_is_part_of_a_character(served: Served) -> None:
-    said = "Grüße 👋🏽"
-    served.engine.reply = served.gateway.renderer.encode(said)
+    reply = "Grüße 👋🏽"
+    served.engine.reply = served.gateway.renderer.encode(reply)
     answer = await served.client.chat.completions.create(model="tiny", messages=ASK, logprobs=True)
     content = present(present(answer.choices[0].logprobs).content)
     assert any("\ufffd" in entry.token for entry in content)
-    assert b"".join(bytes(present(entry.bytes)) for entry in content).decode() == said
+    assert b"".join(bytes(present(entry.bytes)) for entry in content).decode() == reply
 
 
 @pytest.mark.parametrize(
@@ -231,9 +231,9 @@ async def test_clients_know_a_prompt_that_is_too_long_by_openais_words(served: S
         ("/v1/embeddings", {"input": "word " * 2000}),
     ):
         error = (await served.post(path, {"model": "tiny", **body})).json()["error"]
-        found = re.search(words, error["message"])
-        assert found is not None, error
-        limit, asked, prompt, output = map(int, found.groups())
+        match = re.search(words, error["message"])
+        assert match is not None, error
+        limit, asked, prompt, output = map(int, match.groups())
         assert (limit, asked, output) == (1024, prompt + output, 7 if "messages" in body else 0)
         assert error["code"] == "context_length_exceeded"
 
@@ -309,13 +309,13 @@ async def test_a_client_that_leaves_cancels_its_request(served: Served, stream: 
     served.engine.delay = 0.05
     served.engine.reply = [5] * 400
 
-    async def ask() -> None:
+    async def send_request() -> None:
         answer = await served.client.chat.completions.create(model="tiny", messages=ASK, stream=stream, max_tokens=400)
         if stream:
             assert isinstance(answer, openai.AsyncStream)
             [chunk async for chunk in answer]
 
-    asking = asyncio.create_task(ask())
+    asking = asyncio.create_task(send_request())
     while not served.engine.requests:
         await asyncio.sleep(0.01)
     await asyncio.sleep(0.2)

@@ -61,7 +61,7 @@ async def test_an_alias_moved_by_another_process_takes_effect_at_once_and_nothin
     moved = asyncio.Event()
     done = asyncio.Event()
 
-    async def ask_on() -> None:
+    async def keep_sending() -> None:
         while not done.is_set():
             after = moved.is_set()
             try:
@@ -73,7 +73,7 @@ async def test_an_alias_moved_by_another_process_takes_effect_at_once_and_nothin
             versions[version] += 1
             assert not after or version == "2"
 
-    clients = [asyncio.create_task(ask_on()) for _ in range(8)]
+    clients = [asyncio.create_task(keep_sending()) for _ in range(8)]
     while versions["1"] < 50:
         await asyncio.sleep(0.01)
     home = str(served.gateway.registry.home.root)

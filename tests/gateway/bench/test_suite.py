@@ -36,8 +36,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_row_but_the_processes(small: None, config: EngineConfig, tmp_path: Path) -> None:
-    said: list[str] = []
-    made = Suite(config, tmp_path, said.append)
+    messages: list[str] = []
+    made = Suite(config, tmp_path, messages.append)
     rows: list[Row] = [*made._sweep(), made._registered(), made._zipf(), made._cold_first_token(), made._gaps()]
     named = {row.name: row for row in rows}
     assert [name for name in named if name.startswith("sweep_")] == [f"sweep_{n}" for n in (0, 1, 2, 4, 8, 16, 32)]

@@ -65,7 +65,7 @@ def cli(home: Home, encoding: str, *arguments: str) -> str:
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_every_command_says_its_help_and_its_mistakes(home: Home, encoding: str) -> None:
+def test_every_command_has_help_and_reports_mistakes(home: Home, encoding: str) -> None:
     done = run(home, encoding, "-c", WALK)
     assert done.returncode == 0, done.stderr.decode("latin-1")
     lines = done.stdout.decode("ascii" if encoding == "locale" else encoding).splitlines()

@@ -76,7 +76,7 @@ def test_a_failed_gate_ends_with_nine_and_is_forced_on_record(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "says"),
+    ("arguments", "code", "message"),
     [
         (["--method", "lorra"], 2, "unknown trainer 'lorra': did you mean 'lora'"),
         (["--set", "learning_rat=1"], 2, "unknown parameter 'learning_rat': did you mean 'learning_rate'"),
@@ -92,14 +92,14 @@ def test_a_failed_gate_ends_with_nine_and_is_forced_on_record(
         (["--allow", "duplicat"], 2, "unknown rule 'duplicat': did you mean 'duplicate'"),
     ],
 )
-def test_mistakes_are_told_and_nothing_is_trained(
-    home: Home, registry: Registry, tiny_base: Base, rows: Path, arguments: list[str], code: int, says: str
+def test_mistakes_are_reported_and_nothing_is_trained(
+    home: Home, registry: Registry, tiny_base: Base, rows: Path, arguments: list[str], code: int, message: str
 ) -> None:
     given = {"--base": "tiny", "--data": str(rows), "--name": "acme/support"}
     given = {name: value for name, value in given.items() if name not in arguments}
     done = tunery(home, "train", *[word for pair in given.items() for word in pair], *arguments)
     assert (done.returncode, done.stdout) == (code, ""), done.stderr
-    assert says in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert (registry.versions(), registry.jobs()) == ([], [])
 
@@ -163,7 +163,7 @@ def test_a_broken_file_ends_with_two_and_every_bad_line(
     assert (registry.versions(), registry.jobs()) == ([], [])
 
 
-def test_errors_in_the_rows_stop_the_run_unless_allowed_and_warnings_are_told(
+def test_errors_in_the_rows_stop_the_run_unless_allowed_and_warnings_are_reported(
     home: Home, registry: Registry, tiny_base: Base, rows: Path
 ) -> None:
     with rows.open("a") as file:

@@ -112,7 +112,7 @@ def test_what_an_earlier_release_published_at_the_root_goes_when_it_is_published
     assert AutoModelForCausalLM.from_pretrained(name, subfolder="model").dtype == torch.bfloat16
 
 
-def test_peft_has_nothing_to_say_of_what_is_published(
+def test_peft_loads_what_is_published_without_a_warning(
     registry: Registry,
     tiny_base: Base,
     reachable: HubServer,

@@ -189,20 +189,20 @@ def test_what_does_not_fit_is_refused_and_nothing_changes(
 
 
 @pytest.mark.parametrize(
-    ("source", "said", "code"),
+    ("source", "message", "code"),
     [
         ("x/none", "x/none is not on", "hub_not_found"),
         ("x/there@none", r"x/there has no revision 'none': it has main, v1", "hub_revision_not_found"),
         ("x/there/none", "subfolders: x/there/checkpoint-20", "not_an_adapter"),
     ],
 )
-def test_what_is_not_there_is_said_so(
-    registry: Registry, base: Base, hub: HubServer, tmp_path: Path, source: str, said: str, code: str
+def test_what_the_hub_does_not_have_is_named(
+    registry: Registry, base: Base, hub: HubServer, tmp_path: Path, source: str, message: str, code: str
 ) -> None:
     files = as_files(make_adapter(tmp_path / "a"))
     oid = hub.add("x/there", files | {f"checkpoint-20/{name}": data for name, data in files.items()})
     hub.repositories["x/there"].tags["v1"] = oid
-    with pytest.raises(NotFound, match=said) as caught:
+    with pytest.raises(NotFound, match=message) as caught:
         pull_from_hub(registry, source, "a/b", base=base, actor="t")
     assert caught.value.code == code
 

@@ -136,7 +136,7 @@ def test_an_imported_version_is_the_one_that_peft_would_have_saved(
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "says"),
+    ("old", "new", "message"),
     [
         ("base_model.model.model", "base_model.model.student.model", "'student' before 'model.layers.0."),
         ("base_model.model", "base_model.model.base_model.model", "'base_model.model' before"),
@@ -144,10 +144,10 @@ def test_an_imported_version_is_the_one_that_peft_would_have_saved(
     ],
 )
 def test_another_prefix_is_named_in_the_refusal(
-    registry: Registry, base: Base, tmp_path: Path, old: str, new: str, says: str
+    registry: Registry, base: Base, tmp_path: Path, old: str, new: str, message: str
 ) -> None:
     folder = renamed(make_adapter(tmp_path / "a"), old, new)
-    with pytest.raises(ArtifactRefused, match=says) as caught:
+    with pytest.raises(ArtifactRefused, match=message) as caught:
         import_folder(registry, folder, "a/b", base=base, actor="t")
     assert caught.value.code == "artifact_incomplete"
     assert "trained on another base" not in caught.value.message
@@ -159,7 +159,7 @@ E_ = "base_model.model.model.embed_tokens"
 
 
 @pytest.mark.parametrize(
-    ("changes", "config", "says"),
+    ("changes", "config", "message"),
     [
         ({f"{E_}.weight": np.ones((23, HIDDEN), np.float32)}, {}, "3 tokens were added to the 20 of tiny"),
         ({f"{E_}.weight": np.ones((19, HIDDEN), np.float32)}, {}, "1 token was cut off the 20 of tiny"),
@@ -191,11 +191,11 @@ E_ = "base_model.model.model.embed_tokens"
         ),
     ],
 )
-def test_added_tokens_are_told_as_such(
-    registry: Registry, base: Base, tmp_path: Path, changes: dict[str, np.ndarray], config: dict[str, Any], says: str
+def test_added_tokens_are_reported(
+    registry: Registry, base: Base, tmp_path: Path, changes: dict[str, np.ndarray], config: dict[str, Any], message: str
 ) -> None:
     folder = make_adapter(tmp_path / "a", changes=changes, **config)
-    with pytest.raises(ArtifactRefused, match=says) as caught:
+    with pytest.raises(ArtifactRefused, match=message) as caught:
         import_folder(registry, folder, "a/b", base=base, actor="t")
     assert caught.value.code == "vocabulary_changed"
     assert "tunery bases add" in caught.value.message

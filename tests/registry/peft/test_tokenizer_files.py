@@ -29,7 +29,7 @@ def write(folder: Path, files: Files) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("own", "base", "says"),
+    ("own", "base", "messages"),
     [
         ({}, {"chat_template.jinja": "x"}, []),
         ({"chat_template.jinja": "x\n"}, {"tokenizer_config.json": {"chat_template": "x"}}, []),
@@ -67,10 +67,10 @@ def write(folder: Path, files: Files) -> Path:
         ),
     ],
 )
-def test_a_difference_is_told(tmp_path: Path, own: Files, base: Files, says: list[str]) -> None:
+def test_a_difference_is_reported(tmp_path: Path, own: Files, base: Files, messages: list[str]) -> None:
     warnings = differences(write(tmp_path / "own", own), write(tmp_path / "base", base))
-    assert len(warnings) == len(says)
-    assert all(part in warning for part, warning in zip(says, warnings, strict=True))
+    assert len(warnings) == len(messages)
+    assert all(part in warning for part, warning in zip(messages, warnings, strict=True))
 
 
 def test_an_import_keeps_what_differs_in_the_manifest(registry: Registry, base: Base, tmp_path: Path) -> None:

@@ -226,7 +226,7 @@ def test_publishing_on_a_full_disk_says_so_and_changes_nothing(small_disk: Path,
     registry.close()
 
 
-def test_a_path_that_cannot_be_opened_is_told_by_its_cause(home: Home) -> None:
+def test_a_path_that_cannot_be_opened_is_reported_with_its_cause(home: Home) -> None:
     home.ensure()
     home.database.mkdir()
     with pytest.raises(StorageFailed, match=r"registry\.db cannot be opened \(unable to open database file\)"):

@@ -86,7 +86,7 @@ def test_a_trainer_may_not_write_where_the_report_goes(
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "says"),
+    ("name", "content", "message"),
     [
         ("notes.txt", b"hello", "is not a file of a report"),
         ("report.json", b"{", "cannot be read"),
@@ -96,10 +96,10 @@ def test_a_trainer_may_not_write_where_the_report_goes(
     ],
 )
 def test_what_is_no_report_is_refused(
-    registry: Registry, base: Base, tmp_path: Path, report: Path, name: str, content: bytes, says: str
+    registry: Registry, base: Base, tmp_path: Path, report: Path, name: str, content: bytes, message: str
 ) -> None:
     (report / name).write_bytes(content)
-    with pytest.raises(ArtifactRefused, match=says):
+    with pytest.raises(ArtifactRefused, match=message):
         registry.publish(NewVersion(adapter="a/b", folder=make_adapter(tmp_path / "a"), base=base, method="lora", manifest={}, metrics={}, actor="t", report=report))  # fmt: skip
     assert registry.versions() == []
 

@@ -76,9 +76,9 @@ def serve_settings() -> ServeSettings:
 @pytest.fixture
 async def document(served: Served) -> Document:
     async with httpx.AsyncClient(verify=False) as client:
-        found = (await client.get(f"{served.url}/docs/openapi.json")).json()
-    Draft202012Validator.check_schema({"$defs": found["components"]["schemas"]})
-    return Document(found)
+        document = (await client.get(f"{served.url}/docs/openapi.json")).json()
+    Draft202012Validator.check_schema({"$defs": document["components"]["schemas"]})
+    return Document(document)
 
 
 NUMBERS: dict[str, Callable[[Any, Any], st.SearchStrategy[Any]]] = {

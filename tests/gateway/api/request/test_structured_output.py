@@ -58,7 +58,7 @@ TEXT = json.dumps(SCHEMA)
         ({}, None),
     ],
 )
-async def test_every_way_to_say_it(
+async def test_every_way_to_request_a_structure(
     served: Served, path: str, extra: dict[str, Any], expected: Constraint | None
 ) -> None:
     response = await served.post(path, {"model": "tiny", **asked(path), "n": 2, **extra})
@@ -68,7 +68,7 @@ async def test_every_way_to_say_it(
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize(
-    ("extra", "param", "said"),
+    ("extra", "param", "message"),
     [
         ({"regex": "a", "guided_json": SCHEMA}, "regex", "guided_json and regex"),
         (
@@ -96,12 +96,12 @@ async def test_every_way_to_say_it(
     ],
 )
 async def test_what_cannot_be_is_refused_by_name(
-    served: Served, path: str, extra: dict[str, Any], param: str, said: str
+    served: Served, path: str, extra: dict[str, Any], param: str, message: str
 ) -> None:
     response = await served.post(path, {"model": "tiny", **asked(path), **extra})
     error = response.json()["error"]
     assert (response.status_code, error["param"]) == (400, param), error
-    assert said in error["message"]
+    assert message in error["message"]
     assert served.engine.requests == []
 
 

@@ -36,11 +36,11 @@ TIME = '<tool_call>\n{"name": "get_time", "arguments": {}}\n</tool_call>'
 
 def function_calls(message: ChatCompletionMessage) -> list[ChatCompletionMessageFunctionToolCall]:
     """The calls of a message that has some, each of a function."""
-    found = []
+    calls = []
     for call in present(message.tool_calls):
         assert isinstance(call, ChatCompletionMessageFunctionToolCall)
-        found.append(call)
-    return found
+        calls.append(call)
+    return calls
 
 
 async def test_a_call_is_a_message_without_text(served: Served) -> None:
@@ -68,12 +68,12 @@ async def test_text_and_several_calls(served: Served) -> None:
     assert [call.function.name for call in function_calls(answer.choices[0].message)] == ["get_weather"]
 
 
-@pytest.mark.parametrize("said", [WEATHER, f"Let me see.\n{WEATHER}\n{TIME}", REPLY, "<tool_call> is a tag", "{", ""])
-async def test_a_stream_says_the_same_as_a_whole_answer(served: Served, said: str) -> None:
-    served.says(said)
-    ask: dict[str, Any] = {"model": "tiny", "messages": ASK, "tools": TOOLS, "n": 2}
-    whole = await served.client.chat.completions.create(**ask)
-    async with served.client.chat.completions.stream(**ask) as stream:
+@pytest.mark.parametrize("reply", [WEATHER, f"Let me see.\n{WEATHER}\n{TIME}", REPLY, "<tool_call> is a tag", "{", ""])
+async def test_a_stream_adds_up_to_the_whole_answer(served: Served, reply: str) -> None:
+    served.says(reply)
+    request: dict[str, Any] = {"model": "tiny", "messages": ASK, "tools": TOOLS, "n": 2}
+    whole = await served.client.chat.completions.create(**request)
+    async with served.client.chat.completions.stream(**request) as stream:
         events = [event async for event in stream]
         streamed = await stream.get_final_completion()
     for one, other in zip(whole.choices, streamed.choices, strict=True):
@@ -102,9 +102,9 @@ async def test_the_stream_has_a_calls_name_before_its_arguments(served: Served) 
 
 async def test_a_call_of_what_was_not_offered_stays_text(served: Served) -> None:
     served.says(WEATHER)
-    ask: dict[str, Any] = {"model": "tiny", "messages": ASK}
+    request: dict[str, Any] = {"model": "tiny", "messages": ASK}
     for more in ({"tools": [tool("get_time")]}, {"tools": TOOLS, "tool_choice": "none"}, {"tool_choice": "auto"}, {}):
-        answer = await served.client.chat.completions.create(**ask, **more)
+        answer = await served.client.chat.completions.create(**request, **more)
         assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == (WEATHER, "stop")
         assert answer.choices[0].message.tool_calls is None
 
@@ -146,13 +146,18 @@ async def test_a_call_that_must_be_is_a_constraint(served: Served) -> None:
 
 
 async def test_a_json_answer_or_a_call(served: Served) -> None:
-    ask: dict[str, Any] = {"model": "tiny", "messages": ASK, "tools": TOOLS, "response_format": {"type": "json_object"}}
-    await served.client.chat.completions.create(**ask)
+    request: dict[str, Any] = {
+        "model": "tiny",
+        "messages": ASK,
+        "tools": TOOLS,
+        "response_format": {"type": "json_object"},
+    }
+    await served.client.chat.completions.create(**request)
     constraint = served.engine.requests[0].sampling.constraint
     assert constraint is not None
     assert "start: calls | instead" in constraint.text
     with pytest.raises(openai.BadRequestError, match="cannot be both a tool call and"):
-        await served.client.chat.completions.create(**ask, tool_choice="required")
+        await served.client.chat.completions.create(**request, tool_choice="required")
 
 
 async def test_calls_and_results_of_earlier_turns_are_in_the_prompt(served: Served) -> None:
@@ -252,8 +257,8 @@ class TestMistral:
 
     async def test_its_calls_are_seen_and_written_as_it_does(self, served: Served) -> None:
         served.says('[TOOL_CALLS] [{"name": "get_time", "arguments": {}}]')
-        ask: dict[str, Any] = {"model": "tiny", "messages": ASK, "tools": TOOLS, "tool_choice": "required"}
-        answer = await served.client.chat.completions.create(**ask)
+        request: dict[str, Any] = {"model": "tiny", "messages": ASK, "tools": TOOLS, "tool_choice": "required"}
+        answer = await served.client.chat.completions.create(**request)
         (call,) = answer.choices[0].message.tool_calls
         assert call.function.name == "get_time"
         constraint = served.engine.requests[0].sampling.constraint
@@ -273,25 +278,25 @@ class TestMistral:
 async def test_a_call_that_must_be_and_is_cut_off_is_no_text(
     served: Served, cut: int, calls: int, stream: bool
 ) -> None:
-    said = f"{WEATHER}\n{WEATHER}"
-    served.says(said)
-    ask: dict[str, Any] = {"model": "tiny", "messages": ASK, "tools": TOOLS, "tool_choice": "required"}
-    ask["max_tokens"] = len(served.gateway.renderer.encode(said[:cut]))
+    reply = f"{WEATHER}\n{WEATHER}"
+    served.says(reply)
+    request: dict[str, Any] = {"model": "tiny", "messages": ASK, "tools": TOOLS, "tool_choice": "required"}
+    request["max_tokens"] = len(served.gateway.renderer.encode(reply[:cut]))
     if stream:
-        chunks = [chunk async for chunk in await served.client.chat.completions.create(**ask, stream=True)]
+        chunks = [chunk async for chunk in await served.client.chat.completions.create(**request, stream=True)]
         text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
         finish = chunks[-1].choices[0].finish_reason
     else:
-        choice = (await served.client.chat.completions.create(**ask)).choices[0]
+        choice = (await served.client.chat.completions.create(**request)).choices[0]
         text, finish = choice.message.content or "", choice.finish_reason
         assert len(choice.message.tool_calls or ()) == calls
     assert (text, finish) == ("", "length")
 
 
 async def test_several_calls_must_be_asked_for_where_one_must_be(served: Served) -> None:
-    ask: dict[str, Any] = {"model": "tiny", "messages": ASK, "tools": TOOLS, "tool_choice": "required"}
+    options: dict[str, Any] = {"model": "tiny", "messages": ASK, "tools": TOOLS, "tool_choice": "required"}
     for parallel in (None, False, True):
         served.says(TIME)
-        await served.client.chat.completions.create(**ask, parallel_tool_calls=parallel)  # type: ignore[arg-type]
+        await served.client.chat.completions.create(**options, parallel_tool_calls=parallel)  # type: ignore[arg-type]
     constraints = [request.sampling.constraint for request in served.engine.requests]
     assert ["~0.." in constraint.text for constraint in constraints if constraint] == [False, False, True]

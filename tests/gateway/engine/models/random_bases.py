@@ -29,7 +29,7 @@ __all__ = [
     "make_any_adapter",
     "make_any_base",
     "plain",
-    "said",
+    "scores_of",
     "train",
 ]
 
@@ -63,14 +63,14 @@ def plain(base: Path, adapter: Path | None = None) -> nn.Module:
 @torch.no_grad()
 def expected(model: Any, prompts: Sequence[tuple[int, ...]]) -> Scores:
     """What `model` says of each prompt alone, in one forward pass."""
-    found = []
+    log_probabilities = []
     for one in prompts:
         logits = model(input_ids=torch.tensor([one]), use_cache=False).logits[0, :-1]
-        found.append(logits.float().log_softmax(-1)[torch.arange(len(one) - 1), list(one[1:])])
-    return found
+        log_probabilities.append(logits.float().log_softmax(-1)[torch.arange(len(one) - 1), list(one[1:])])
+    return log_probabilities
 
 
-def said(engine: Engine, prompts: Sequence[tuple[int, ...]], adapters: Sequence[AdapterSource | None]) -> Scores:
+def scores_of(engine: Engine, prompts: Sequence[tuple[int, ...]], adapters: Sequence[AdapterSource | None]) -> Scores:
     """What `engine` says of all prompts, each on its adapter, together."""
     asked = [
         request(str(index), one, adapter, max_tokens=1, prompt_logprobs=0)

@@ -106,11 +106,11 @@ def tiny_config(kind: str, **settings: Any) -> PretrainedConfig:
 
 def _layers(large: Any) -> dict[str, Any]:
     """As many layers as there are kinds of them, windows in those that have some."""
-    found: dict[str, Any] = {}
+    layers: dict[str, Any] = {}
     for name in ("layer_types", "mlp_layer_types"):
         kinds = list(dict.fromkeys(getattr(large, name, None) or ()))
         if kinds:
-            found[name] = [kinds[at % len(kinds)] for at in range(2)]
+            layers[name] = [kinds[at % len(kinds)] for at in range(2)]
     if getattr(large, "sliding_window", None):
-        found["sliding_window"] = WINDOW
-    return found
+        layers["sliding_window"] = WINDOW
+    return layers

@@ -211,7 +211,7 @@ def test_the_noise_is_the_requests_own() -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_only_allowed_tokens_are_said(temperature: float) -> None:
+def test_only_allowed_tokens_are_generated(temperature: float) -> None:
     counts = draw(SKEWED, temperature=temperature, allowed_token_ids=(3, 6), logit_bias={5: 100.0})
     assert set(counts) == ({6} if temperature == 0 else {3, 6})
 
@@ -225,7 +225,7 @@ def test_the_last_token_of_a_bad_word_does_not_follow_the_others() -> None:
         assert int(logits.argmax()) == 5  # what is reported stays the model's own
 
 
-def test_where_every_token_is_forbidden_one_is_said_all_the_same() -> None:
+def test_where_every_token_is_forbidden_one_is_generated_all_the_same() -> None:
     words = tuple((token,) for token in range(8))
     (choice,) = sample(torch.tensor([SKEWED]), [sequence(temperature=0.0, bad_words=words)])
     assert 0 <= present(choice).token < 8

@@ -20,7 +20,7 @@ def words(length: int, *, seed: int = 0) -> list[int]:
     return [(seed * 7919 + 31 * at + at * at) % 1000 for at in range(length)]
 
 
-def test_a_batch_and_a_budget_are_never_exceeded_and_all_is_said() -> None:
+def test_batch_and_budget_are_never_exceeded_and_every_request_finishes() -> None:
     harness = SchedulerHarness(max_batch=3, token_budget=20, pages=30)
     for number in range(10):
         harness.submit(str(number), words(5 + 6 * number, seed=number), 4 + number, parts=composition(number % 3))
@@ -93,7 +93,7 @@ def test_a_twin_goes_on_when_the_first_is_cancelled() -> None:
     harness.run()
 
 
-def test_where_pages_run_out_the_youngest_is_taken_out_and_says_the_same() -> None:
+def test_where_pages_run_out_the_youngest_is_preempted_and_generates_the_same() -> None:
     harness = SchedulerHarness(pages=9, max_batch=4)
     for number in range(4):
         harness.submit(str(number), words(2 * PAGE_SIZE, seed=number), 40)

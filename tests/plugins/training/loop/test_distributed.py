@@ -88,9 +88,9 @@ class Launcher:
         """The newest of so many jobs, once it has sent an event of a kind."""
         end = time.monotonic() + 90
         while True:
-            found = self.registry.jobs()
-            if len(found) == jobs and any(event["kind"] == kind for event in self.events(found[0].id)):
-                return found[0].id
+            listed = self.registry.jobs()
+            if len(listed) == jobs and any(event["kind"] == kind for event in self.events(listed[0].id)):
+                return listed[0].id
             assert all(process.poll() is None for process in processes), [p.communicate() for p in processes]
             assert time.monotonic() < end
             time.sleep(0.02)
