@@ -1,4 +1,5 @@
-"""The reference of the command line, for docs/cli.md: every command with its arguments and options, and the exit codes."""
+"""The reference of the command line, for docs/cli.md: every command with its arguments and options,
+and the exit codes."""
 
 from __future__ import annotations
 

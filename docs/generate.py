@@ -1,4 +1,5 @@
-"""Writes the parts of the documentation that the code knows better: settings, hooks, parameters. A test holds them to the code.
+"""Writes the parts of the documentation that the code knows better: settings, hooks, parameters. A
+test holds them to the code.
 
 python docs/generate.py           rewrite them
 python docs/generate.py --check   exit with 1 if any would change

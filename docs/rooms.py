@@ -160,7 +160,7 @@ def _name(place: str) -> str:
     return place.partition(":")[2]
 
 
-# -- the diagram ----------------------------------------------------------------------------------------------------------
+# -- the diagram -------------------------------------------------------------------------------------------------------
 
 WIDTH, MARGIN, GAP, HEIGHT, ROW = 1200, 24, 20, 72, 118
 FILL = {"gateway": "#e8f0fe", "plugins": "#e6f4ea", "registry": "#fef7e0"}
@@ -180,7 +180,8 @@ class Box:
 
 
 def diagram() -> str:
-    """An SVG of the rooms at the second level, their imports without those that follow from others, and the steps of both paths."""
+    """An SVG of the rooms at the second level, their imports without those that follow from others,
+    and the steps of both paths."""
     boxes = _place(_boxes())
     arrows = _reduced(_arrows(boxes.values()))
     bottom = max(box.y for box in boxes.values()) + HEIGHT + MARGIN
@@ -199,7 +200,8 @@ def diagram() -> str:
 
 
 def _boxes() -> list[Box]:
-    """Folders at the second level; loose modules beside them are two rooms, one above that uses the folders and one below."""
+    """Folders at the second level; loose modules beside them are two rooms, one above that uses the
+    folders and one below."""
     graph, boxes = _graph(), []
     for floor in FLOORS:
         package = f"tunery.{floor}"

@@ -1,7 +1,7 @@
 """The events of a training job: one struct per kind, and how they are written to and read from `metrics.jsonl`.
 
-A job hands each event to its caller (`on_event`), to plugins (the hook `job_event`), and, as one line of JSON, to `metrics.jsonl` in its
-folder. The JSON field `kind` says which struct a line holds:
+A job hands each event to its caller (`on_event`), to plugins (the hook `job_event`), and, as one line of JSON, to
+`metrics.jsonl` in its folder. The JSON field `kind` says which struct a line holds:
 
     for event in read_events(folder / "metrics.jsonl"):
         match event:
@@ -210,7 +210,8 @@ _EVALUATED = frozenset({"kind"} | {field.name for field in msgspec.structs.field
 
 
 def event_fields(event: JobEvent) -> dict[str, Any]:
-    """The event as JSON fields: fields that are unset are absent, and figures of an evaluation stand beside its loss."""
+    """The event as JSON fields: fields that are unset are absent, and figures of an evaluation
+    stand beside its loss."""
     fields: dict[str, Any] = {}
     for name, value in msgspec.to_builtins(event).items():
         fields |= value if name == "figures" and isinstance(event, Evaluated) else {name: value}

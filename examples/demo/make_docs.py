@@ -1,4 +1,5 @@
-"""Makes training rows on the spot from the docstrings of Python's standard library, which every machine with Python has.
+"""Makes training rows on the spot from the docstrings of Python's standard library, which every
+machine with Python has.
 
     make_docs.py --rows 400 --out docs.jsonl                    write a docstring's first paragraph for a signature
     make_docs.py --task signature --rows 400 --out sig.jsonl    write the signature for a first paragraph

@@ -2,8 +2,9 @@
 
 python examples/tutorials/run.py docs/tutorials/customer-service.md FOLDER [--update]
 
-Commands are the lines after `$` in ```console blocks; one that ends in `&` keeps running, and the next waits for its line `ready:`.
-```python blocks run too. What they print goes into the ```text block that follows. Port 8000 stands for any that is free.
+Commands are the lines after `$` in ```console blocks; one that ends in `&` keeps running, and the next waits for its
+line `ready:`. ```python blocks run too. What they print goes into the ```text block that follows. Port 8000 stands for
+any that is free.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Judge, print and draw what the benchmarks measured.
 
-A bar has two sides: what must be reached at least, and what is aimed at. Bars against other systems need their figures: JSON lines as the
-scripts of these systems print them, `{"system", "workload": {"batch", "distinct", "prompt", "new"}, "tok_s", "prefill_tok_s"}`, measured
-in the same hour on the same machine.
+A bar has two sides: what must be reached at least, and what is aimed at. Bars against other systems need their figures:
+JSON lines as the scripts of these systems print them, `{"system", "workload": {"batch", "distinct", "prompt", "new"},
+"tok_s", "prefill_tok_s"}`, measured in the same hour on the same machine.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The rows of the serving suite, one method each; report.py judges them.
 
-Everything runs on the real base with random rank-16 adapters on all linear layers, greedily, in this process, except the start of the
-server and the memory of an engine, which are measured on processes of their own.
+Everything runs on the real base with random rank-16 adapters on all linear layers, greedily, in this process, except
+the start of the server and the memory of an engine, which are measured on processes of their own.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ COLD = 24
 """Adapters that are loaded while others decode, and whose first tokens are timed."""
 RUNS = 3
 PAIRS = 5
-"""Measurements of the mixed batch and the bare base in turn: what a shared machine does to one it mostly does to both."""
+"""Measurements of the mixed batch and the bare base in turn: what a shared machine does to one it
+mostly does to both."""
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,7 +75,7 @@ class Suite:
         yield self._memory()
         yield self._start()
 
-    # -- throughput -------------------------------------------------------------------------------------------------------
+    # -- throughput ----------------------------------------------------------------------------------------------------
 
     def _speeds(self) -> Iterator[Row]:
         """Decode and prefill of full batches, and one request alone."""
@@ -183,7 +184,7 @@ class Suite:
 
         driver.finish(refill)
 
-    # -- adapters that come and go ----------------------------------------------------------------------------------------
+    # -- adapters that come and go -------------------------------------------------------------------------------------
 
     def _cold_first_token(self) -> Row:
         """A request whose adapter is on disk against one whose adapter is in memory, on an idle engine."""
@@ -234,7 +235,7 @@ class Suite:
             value=round(percentiles["loading"] / percentiles["steady"], 3), unit="×", detail={f"{k}_ms": round(v, 1) for k, v in percentiles.items()},
         )  # fmt: skip
 
-    # -- processes of their own -------------------------------------------------------------------------------------------
+    # -- processes of their own ----------------------------------------------------------------------------------------
 
     def _memory(self) -> Row:
         """What an engine with 32 adapters takes, over its base's and adapters' own bytes."""

@@ -1,4 +1,5 @@
-"""Measure the engine on a workload that other systems can run too: B requests over K random adapters, fixed lengths, greedy, stops ignored."""
+"""Measure the engine on a workload that other systems can run too: B requests over K random adapters, fixed lengths,
+greedy, stops ignored."""
 
 from __future__ import annotations
 

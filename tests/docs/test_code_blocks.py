@@ -1,7 +1,7 @@
 """Every code block of the documentation is run, parsed or checked, or says why it is not.
 
-A block that cannot be run has `<!-- not run: reason -->` on the line before it. Console blocks of the tutorials are run by
-tests/examples/test_tutorials.py, and options of commands are checked by test_docs.py.
+A block that cannot be run has `<!-- not run: reason -->` on the line before it. Console blocks of the tutorials are run
+by tests/examples/test_tutorials.py, and options of commands are checked by test_docs.py.
 """
 
 from __future__ import annotations

@@ -79,7 +79,8 @@ def test_every_number_is_answered_or_refused_by_name(client: httpx.Client) -> No
 
 
 def test_json_has_no_padding_and_calls_end(client: httpx.Client) -> None:
-    """This base says nothing sensible, so that only the grammar keeps it to a form; seeds make it try different ones."""
+    """This base says nothing sensible, so that only the grammar keeps it to a form; seeds make it
+    try different ones."""
     schema = {
         "type": "object",
         "properties": {"a": {"type": "boolean"}},

@@ -259,7 +259,7 @@ def test_a_port_in_use_is_an_error_that_says_so(serving: ServeProcess, tiny_base
     assert "Traceback" not in ended.stderr
 
 
-# -- the same, in this process and with a fake engine, where time can be short ----------------------------------------------
+# -- the same, in this process and with a fake engine, where time can be short -----------------------------------------
 
 
 @dataclass

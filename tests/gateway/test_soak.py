@@ -90,7 +90,7 @@ def words(noise: random.Random, most: int) -> str:
     return " ".join(noise.choices(WORDS, k=noise.randint(1, most)))
 
 
-# -- kinds of requests --------------------------------------------------------------------------------------------------
+# -- kinds of requests -------------------------------------------------------------------------------------------------
 
 
 async def chat(soak: Soak, noise: random.Random) -> None:
@@ -180,7 +180,7 @@ KINDS: list[Callable[[Soak, random.Random], Awaitable[None]]] = [
 """One client each, so that what the kinds need beside each other has been needed early."""
 
 
-# -- the soak -------------------------------------------------------------------------------------------------------------
+# -- the soak ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -199,7 +199,8 @@ def server(tmp_path: Path, base_folder: Path, base_cache: Home) -> Iterator[Serv
 
 @asynccontextmanager
 async def beside(soak: Soak) -> AsyncIterator[None]:
-    """Clients of every kind, an operator who moves aliases, and the measuring of memory, for as long as the block runs."""
+    """Clients of every kind, an operator who moves aliases, and the measuring of memory, for as
+    long as the block runs."""
     tasks = [asyncio.create_task(_keep_sending(soak, kind, seed)) for seed, kind in enumerate(KINDS)]
     tasks += [asyncio.create_task(_move_aliases(soak)), asyncio.create_task(_measure(soak))]
     try:

@@ -1,4 +1,5 @@
-"""Values as people write them, by the type that they are for; what cannot be meant names the parameter and what it may be."""
+"""Values as people write them, by the type that they are for; what cannot be meant names the
+parameter and what it may be."""
 
 from __future__ import annotations
 

@@ -110,7 +110,8 @@ def _details(version: Version, full: bool) -> list[tuple[str, list[str]]]:
 
 
 def _settings(origin: Origin, full: bool) -> list[tuple[str, list[str]]]:
-    """The parameters one looks for first, and those that were chosen for the run; all of them where everything is wanted."""
+    """The parameters one looks for first, and those that were chosen for the run; all of them where
+    everything is wanted."""
     if not origin.parameters:
         return []
     if full:

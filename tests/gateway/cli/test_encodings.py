@@ -1,4 +1,5 @@
-"""Every command under ASCII and Latin-1: nothing ends in UnicodeEncodeError, what was done is done, and JSON stays JSON."""
+"""Every command under ASCII and Latin-1: nothing ends in UnicodeEncodeError, what was done is done,
+and JSON stays JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""`tunery files uses` and `tunery adapters lineage` as processes: what became of a file, and where a version comes from."""
+"""`tunery files uses` and `tunery adapters lineage` as processes: what became of a file, and where
+a version comes from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The command line's frame: near names, exit codes, tracebacks only when asked for, plugins' commands, light imports."""
+"""The command line's frame: near names, exit codes, tracebacks only when asked for, plugins'
+commands, light imports."""
 
 from __future__ import annotations
 

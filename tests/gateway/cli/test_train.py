@@ -1,4 +1,5 @@
-"""`tunery train` and `tunery bench` as processes: a version from a file, and every mistake told before anything is trained."""
+"""`tunery train` and `tunery bench` as processes: a version from a file, and every mistake told
+before anything is trained."""
 
 from __future__ import annotations
 

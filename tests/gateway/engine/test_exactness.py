@@ -1,4 +1,5 @@
-"""In a batch of different adapters, every request equals PEFT alone on the same quantized base, and no row's bits depend on others."""
+"""In a batch of different adapters, every request equals PEFT alone on the same quantized base, and
+no row's bits depend on others."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""Whatever else happens, every request that finishes equals itself run alone through PEFT, all finish, and all is released.
+"""Whatever else happens, every request that finishes equals itself run alone through PEFT, all
+finish, and all is released.
 
-Schedules are drawn at random: requests of all kinds on adapters of all kinds, tenants, cancels, loads, pins, unloads and moving
-aliases, in an engine with too little memory for adapters and for the KV cache. Loads and the clock advance by steps, so that an
-example can be replayed.
+Schedules are drawn at random: requests of all kinds on adapters of all kinds, tenants, cancels, loads, pins, unloads
+and moving aliases, in an engine with too little memory for adapters and for the KV cache. Loads and the clock advance
+by steps, so that an example can be replayed.
 """
 
 from __future__ import annotations
@@ -108,7 +109,8 @@ def text_alone(asked: Generate, kernels: str) -> list[int]:
 
 @dataclass(frozen=True)
 class PlannedRequest:
-    """A request: the beginning of a stream, on adapters by number with weights (or whatever the alias is), for a tenant."""
+    """A request: the beginning of a stream, on adapters by number with weights (or whatever the
+    alias is), for a tenant."""
 
     stream: int
     length: int
@@ -218,8 +220,8 @@ class ScheduleRun:
                 self.send_request(happening)
             else:
                 getattr(self, happening.kind)(happening.number)
-        # What can never fit together is refused once somebody has waited too long for it, by the clock; and with too little room
-        # a request may be taken out after every token and be computed from its beginning.
+        # What can never fit together is refused once somebody has waited too long for it, by the clock; and with too
+        # little room a request may be taken out after every token and be computed from its beginning.
         limit = (STEPS_EACH + int(2 * STARVED_AFTER / self.plan.seconds)) * (len(self.asked) + 1)
         limit += sum(_slices(one) for one in self.asked.values())
         while not self.core.idle:
@@ -355,7 +357,8 @@ class ScheduleRun:
 
 
 def _slices(one: Generate | Embed) -> int:
-    """The steps that a request takes at the most when every token has to be earned by computing all before it, one a step."""
+    """The steps that a request takes at the most when every token has to be earned by computing all
+    before it, one a step."""
     count = one.sampling.max_tokens if isinstance(one, Generate) else 1
     return (len(one.prompt) + count) * count
 

@@ -145,7 +145,8 @@ def tunery(home: Home, *arguments: str, limited: bool = False) -> subprocess.Com
 
 
 def populate(home: Home, folder: Path, *, keep_open: bool) -> Registry:
-    """A version that is needed, and the files of one that was removed; the database is closed unless it is to be kept open."""
+    """A version that is needed, and the files of one that was removed; the database is closed
+    unless it is to be kept open."""
     registry = Registry.open(home)
     base = registry.add_base(make_base(folder / "base"))
     for seed in (1, 2):

@@ -198,7 +198,8 @@ def _break(served: Served) -> None:
 async def test_whatever_the_document_allows_is_answered_as_it_says(
     served: Served, document: Document, path: str
 ) -> None:
-    """A body that fits its schema is never refused for its shape, be it all made up or a good one with made-up options."""
+    """A body that fits its schema is never refused for its shape, be it all made up or a good one
+    with made-up options."""
     served.publish("acme/docs")
     schema = document.schema(path)
     async with httpx.AsyncClient(base_url=served.url, timeout=20) as client:

@@ -135,7 +135,8 @@ async def test_a_conversation_has_a_most_of_messages(served: Served) -> None:
 
 
 class Batched:
-    """A tokenizer that must not be asked for long texts one by one: only its batched call lets go of the interpreter's lock."""
+    """A tokenizer that must not be asked for long texts one by one: only its batched call lets go
+    of the interpreter's lock."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer

@@ -163,7 +163,8 @@ async def test_every_shape_is_trained_as_it_is_served(
                     prompts = await served_prompts(served, client, talk, tools, only_last=row.rejected is not None)
                     if isinstance(trained, str):
                         refusals.append((name, label))
-                        # Answers that no serving prompt could open are not trained; what comes before them may be served.
+                        # Answers that no serving prompt could open are not trained; what comes
+                        # before them may be served.
                         assert isinstance(prompts, str) or (name, label) in UNTRAINED, (name, label, trained)
                     else:
                         assert prompts == trained, (name, label)

@@ -142,7 +142,8 @@ def test_a_schema_that_cannot_be_followed_is_refused_by_the_engine(
 
 @pytest.mark.parametrize("style", ["hermes", "mistral"])
 def test_calls_end_although_a_model_would_go_on(grammars: Grammars, renderer: Renderer, style: CallStyle) -> None:
-    """Always the token that is furthest from an end: the answer still has the most calls there may be, and then nothing."""
+    """Always the token that is furthest from an end: the answer still has the most calls there may
+    be, and then nothing."""
     guide = grammars.start(
         tool_call_constraint((TIME,), style, several=True, control=renderer.control_ids(("[TOOL_CALLS]",)))
     )

@@ -1,4 +1,5 @@
-"""Which adapter is loaded next: tenants take turns, even if one came first with many; waiting for an adapter starves nobody."""
+"""Which adapter is loaded next: tenants take turns, even if one came first with many; waiting for
+an adapter starves nobody."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A base of any architecture, random and small, and what transformers alone says of prompts, to compare the engine with."""
+"""A base of any architecture, random and small, and what transformers alone says of prompts, to
+compare the engine with."""
 
 from __future__ import annotations
 
@@ -101,7 +102,8 @@ def make_any_adapter(base: Path, folder: Path, model: nn.Module) -> AdapterSourc
 
 
 def train(base: Path, folder: Path) -> tuple[AdapterSource, nn.Module]:
-    """One step of the lora trainer with its own settings, saved to `folder`; the files, and the model as it was trained."""
+    """One step of the lora trainer with its own settings, saved to `folder`; the files, and the
+    model as it was trained."""
     cpu = torch.device("cpu")
     context = LoadContext(
         base_folder=base, parameters=LoraParameters(r=4), device=cpu, dtype=torch.float32, parent=None

@@ -1,7 +1,8 @@
-"""A random small configuration of every causal decoder of transformers that is served, made from its own configuration class.
+"""A random small configuration of every causal decoder of transformers that is served, made from
+its own configuration class.
 
-Sizes are given by their usual names to whichever of them a class knows. All kinds of layers that a class has by default occur, windows are
-shorter than the prompts, and what scales with a model's length does so within them.
+Sizes are given by their usual names to whichever of them a class knows. All kinds of layers that a class has by default
+occur, windows are shorter than the prompts, and what scales with a model's length does so within them.
 """
 
 from __future__ import annotations

@@ -175,7 +175,8 @@ def test_scores_are_log_probabilities_with_their_alternatives() -> None:
 
 @pytest.mark.parametrize("reduce", REDUCTIONS, ids=["torch", "native"][: len(REDUCTIONS)])
 def test_a_rows_choice_has_the_same_bits_in_any_company(reduce: Reduction) -> None:
-    # As wide as a real vocabulary, and many rows: a sum over all rows at once differed in the last bit in one row of forty.
+    # As wide as a real vocabulary, and many rows: a sum over all rows at once differed in the last
+    # bit in one row of forty.
     logits = torch.randn(48, 49152, generator=torch.Generator().manual_seed(0)) * 4 + 3
     kinds: tuple[dict[str, Any], ...] = (
         {},

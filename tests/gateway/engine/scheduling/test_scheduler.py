@@ -1,4 +1,5 @@
-"""The scheduler: no request is lost or runs twice, budgets hold, tenants get their shares, and preemption changes no output."""
+"""The scheduler: no request is lost or runs twice, budgets hold, tenants get their shares, and
+preemption changes no output."""
 
 from __future__ import annotations
 
@@ -103,7 +104,8 @@ def test_where_pages_run_out_the_youngest_is_preempted_and_generates_the_same() 
 
 
 def test_a_shared_beginning_that_only_a_victim_holds_is_not_counted_as_room() -> None:
-    # The flooder holds every page; the newcomer shares the flooder's prompt and needs more pages than its eviction frees.
+    # The flooder holds every page; the newcomer shares the flooder's prompt and needs more pages
+    # than its eviction frees.
     harness = SchedulerHarness(pages=6, max_batch=8)
     harness.submit("flood-0", words(2 * PAGE_SIZE), 30, tenant="flood")
     harness.submit("flood-1", words(3 * PAGE_SIZE, seed=1), 30, tenant="flood")

@@ -1,4 +1,5 @@
-"""Compiling grammars beside the forward passes: hostile ones meet their limits, and other requests do not wait for them."""
+"""Compiling grammars beside the forward passes: hostile ones meet their limits, and other requests
+do not wait for them."""
 
 from __future__ import annotations
 

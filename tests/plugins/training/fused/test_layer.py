@@ -1,4 +1,5 @@
-"""Layers that were taken apart give transformers' and PEFT's own loss and gradients; what is not known is left to them."""
+"""Layers that were taken apart give transformers' and PEFT's own loss and gradients; what is not
+known is left to them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Each operation against autograd in double precision, natively and plainly, at sizes that are no multiple of a vector."""
+"""Each operation against autograd in double precision, natively and plainly, at sizes that are no
+multiple of a vector."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The longest rows are tried before a run: a quote, smaller micro-batches where memory is short, and nothing left behind."""
+"""The longest rows are tried before a run: a quote, smaller micro-batches where memory is short,
+and nothing left behind."""
 
 from __future__ import annotations
 

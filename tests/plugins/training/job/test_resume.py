@@ -1,4 +1,5 @@
-"""Jobs in processes of their own: killed at any step, paused, cancelled; what they make is bit for bit what one run makes."""
+"""Jobs in processes of their own: killed at any step, paused, cancelled; what they make is bit for
+bit what one run makes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Two processes over gloo train what one trains: the same adapter but for rounding, one version, and nobody is left waiting."""
+"""Two processes over gloo train what one trains: the same adapter but for rounding, one version,
+and nobody is left waiting."""
 
 from __future__ import annotations
 

@@ -38,7 +38,8 @@ SAME = 2e-4
 
 @pytest.fixture
 def narrow_base(registry: Registry, tiny_base_folder: Path, tmp_path: Path) -> Base:
-    """The tiny base as bases are published: its weights are bfloat16 numbers, so half a unit must be crossed to be seen."""
+    """The tiny base as bases are published: its weights are bfloat16 numbers, so half a unit must
+    be crossed to be seen."""
     folder = tmp_path / "narrow-base"
     shutil.copytree(tiny_base_folder, folder)
     weights = {name: weight.bfloat16() for name, weight in load_file(folder / "model.safetensors").items()}
@@ -95,7 +96,8 @@ def test_the_recorded_loss_is_that_of_the_saved_files_and_of_what_is_served(
 def test_small_steps_are_seen_by_the_forward_pass(
     train: Train, narrow_base: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Weights that have moved by less than half of what bfloat16 resolves are computed with as moved, some of the time."""
+    """Weights that have moved by less than half of what bfloat16 resolves are computed with as
+    moved, some of the time."""
     seen: list[torch.Tensor] = []
     loss = Supervised.loss
 

@@ -1,4 +1,5 @@
-"""Preference training: the loss and its gradient are the paper's, it starts at log 2, it learns, repeats and resumes."""
+"""Preference training: the loss and its gradient are the paper's, it starts at log 2, it learns,
+repeats and resumes."""
 
 from __future__ import annotations
 
@@ -158,7 +159,7 @@ def test_both_halves_are_in_a_batch_and_count_for_its_order() -> None:
     assert (first, second) == (PAIRS[1], long)
 
 
-# -- rows ---------------------------------------------------------------------------------------------------------------------
+# -- rows --------------------------------------------------------------------------------------------------------------
 
 
 def corpus(path: Path, base: Base, *, preferences: bool = True, **settings: Any) -> Corpus:
@@ -217,7 +218,7 @@ def test_parameters_that_would_be_ignored_are_refused() -> None:
         read_parameters(DpoParameters, {"loss": "ipo", "label_smoothing": 0.1})
 
 
-# -- runs ---------------------------------------------------------------------------------------------------------------------
+# -- runs --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -1,4 +1,5 @@
-"""Evaluating models: the scores are those of the loss, answers are greedy and end, nothing that training depends on is touched."""
+"""Evaluating models: the scores are those of the loss, answers are greedy and end, nothing that
+training depends on is touched."""
 
 from __future__ import annotations
 
