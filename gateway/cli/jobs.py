@@ -17,6 +17,7 @@ from tunery.plugins.events import event_fields, read_events
 from tunery.registry.errors import Conflict
 
 if TYPE_CHECKING:
+    from tunery.plugins.training.job.control import Request
     from tunery.registry import Job
     from tunery.registry.registry import Registry
 
@@ -71,7 +72,7 @@ def cancel_job(job_id: str) -> None:
     click.echo(f"{job_id} was asked to stop")
 
 
-def _signal(job_id: str, wish: Any) -> None:
+def _signal(job_id: str, request: Request) -> None:
     from tunery.plugins.training.folder import JobFolder
     from tunery.plugins.training.job.control import signal_job
     from tunery.plugins.training.job.lock import is_running
@@ -81,7 +82,7 @@ def _signal(job_id: str, wish: Any) -> None:
         folder = registry.home.jobs / job_id
     if not is_running(JobFolder(folder)):
         raise Conflict(f"{job_id} does not run: it is {'interrupted' if job.state == 'running' else job.state}")
-    signal_job(JobFolder(folder), wish)
+    signal_job(JobFolder(folder), request)
 
 
 def _state(registry: Registry, job: Job) -> str:

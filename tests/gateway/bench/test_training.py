@@ -1,4 +1,4 @@
-"""The comparison runs real processes: ours, and a peer that is any command; what a peer says wrongly is told."""
+"""The comparison runs real processes: ours, and a peer that is any command; what a peer prints wrongly is reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`tunery data` as a process: what is wrong is told, as text, JSON or a page, with the exit code of bad input."""
+"""`tunery data` as a process: what is wrong is reported, as text, JSON or a page, with the exit code of bad input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`tunery train` and `tunery bench` as processes: a version from a file, and every mistake told
+"""`tunery train` and `tunery bench` as processes: a version from a file, and every mistake reported
 before anything is trained."""
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def rows(tmp_path: Path) -> Path:
 def test_a_file_becomes_a_version(
     home: Home, registry: Registry, tiny_base: Base, rows: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of any kind, and under a locale that has not all of what is told."""
+    """Rows as a JSON document, under a locale that has only ASCII."""
     for name, value in {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}.items():
         monkeypatch.setenv(name, value)
     rows = rows.rename(rows.with_suffix(".json"))

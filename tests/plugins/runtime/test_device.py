@@ -29,10 +29,10 @@ def test_a_gpu_that_is_not_there_is_refused(count: int, message: str, monkeypatc
 
 
 def test_auto_is_the_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    for count, found in ((0, "cpu"), (1, "cuda")):
+    for count, device in ((0, "cpu"), (1, "cuda")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda count=count: count > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda count=count: count)
-        assert resolve_device("auto") == found
+        assert resolve_device("auto") == device
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert [resolve_device(name) for name in ("cpu", "cuda", "cuda:3")] == ["cpu", "cuda", "cuda:3"]
 

@@ -1,4 +1,4 @@
-"""Threads: how many, what libgomp is told, and that fewer compute where they must share cores."""
+"""Threads: how many, what libgomp is set to, and that fewer compute where they must share cores."""
 
 from __future__ import annotations
 

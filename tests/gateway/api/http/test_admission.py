@@ -21,7 +21,7 @@ ASK: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hi"}]
 
 
 class Clock:
-    """A time that passes when told to."""
+    """A clock that is moved by hand."""
 
     def __init__(self) -> None:
         self.now = 1000.0

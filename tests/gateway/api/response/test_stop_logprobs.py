@@ -11,7 +11,7 @@ from tests.gateway.api.conftest import Served
 from tests.narrowing import present
 
 ASK: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hi"}]
-SAID = "One two, three stop four."
+REPLY = "One two, three stop four."
 CASES: list[list[str] | None] = [
     None,
     ["zzz"],
@@ -25,14 +25,14 @@ CASES: list[list[str] | None] = [
 
 
 def cut(stop: list[str] | None) -> str:
-    ends = [at for one in stop or () if (at := SAID.find(one)) >= 0]
-    return SAID[: min(ends, default=len(SAID))]
+    ends = [at for one in stop or () if (at := REPLY.find(one)) >= 0]
+    return REPLY[: min(ends, default=len(REPLY))]
 
 
 def spelled(served: Served, stop: list[str] | None) -> list[str]:
     """The tokens that begin within the text."""
     renderer, kept, begun = served.gateway.renderer, [], 0
-    for token in renderer.encode(SAID):
+    for token in renderer.encode(REPLY):
         text = renderer.token_bytes(token).decode()
         if begun < len(cut(stop)):
             kept.append(text)
@@ -69,11 +69,11 @@ async def completion(served: Served, *, stream: bool, **options: Any) -> tuple[s
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("ask", [chat, completion])
-async def test_no_token_of_a_stop_string_is_listed(served: Served, ask: Any, stream: bool) -> None:
-    served.says(SAID)
+@pytest.mark.parametrize("send", [chat, completion])
+async def test_no_token_of_a_stop_string_is_listed(served: Served, send: Any, stream: bool) -> None:
+    served.says(REPLY)
     for stop in CASES:
-        assert await ask(served, stream=stream, stop=stop) == (cut(stop), spelled(served, stop)), stop
+        assert await send(served, stream=stream, stop=stop) == (cut(stop), spelled(served, stop)), stop
 
 
 async def test_every_token_of_half_characters_and_of_nothing_is_listed(served: Served) -> None:

@@ -23,7 +23,7 @@ COLD = 200
 
 
 class LoadingHarness:
-    """A scheduler over adapters that are loaded when they are told to."""
+    """A scheduler over adapters whose loads end when the test says so."""
 
     def __init__(self, folder: Path, budget: int) -> None:
         self.w = ResidencyHarness(folder, budget)

@@ -57,8 +57,8 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-def check(found: Scores, wanted: Scores, what: str) -> None:
-    for number, (ours, theirs) in enumerate(zip(found, wanted, strict=True)):
+def check(scores: Scores, wanted: Scores, what: str) -> None:
+    for number, (ours, theirs) in enumerate(zip(scores, wanted, strict=True)):
         distance = float((ours - theirs).abs().max())
         assert distance <= TOLERANCE, (what, number, distance)
 

@@ -92,7 +92,7 @@ PARTICULAR: dict[str, dict[str, Any]] = {
     "phimoe": {"sliding_window": 64},
     "smollm3": {"no_rope_layer_interval": 2},
 }
-"""What a class must be told besides, or says of itself only in large."""
+"""Settings that a class needs besides, or has only in its large default."""
 
 
 def tiny_config(kind: str, **settings: Any) -> PretrainedConfig:

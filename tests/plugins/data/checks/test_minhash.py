@@ -56,7 +56,7 @@ def test_rows_of_one_instruction_are_distinguished_without_comparing_all() -> No
         index.add(sign, number)
     assert max(len(bucket) for bucket in index._buckets.values()) <= 32
     changed = [index.find(signature(" ".join([*words[:-1], "changed"])) or b"") for words in texts[1500:]]
-    assert sum(found is not None and found[0] == number for number, found in enumerate(changed, 1500)) >= 490
+    assert sum(match is not None and match[0] == number for number, match in enumerate(changed, 1500)) >= 490
 
 
 def test_few_words_have_no_signature_and_case_and_marks_do_not_count() -> None:
