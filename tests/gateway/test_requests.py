@@ -17,10 +17,10 @@ from tunery.plugins.discovery import load_plugins
 from tunery.registry.home import Home
 from tunery.registry.registry import Registry
 
-ASK = [{"role": "user", "content": "Hi"}]
+MESSAGES = [{"role": "user", "content": "Hi"}]
 CHAT, RAW, EMBED = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 SHORT: dict[str, dict[str, Any]] = {
-    CHAT: {"model": "tiny", "messages": ASK, "max_tokens": 3},
+    CHAT: {"model": "tiny", "messages": MESSAGES, "max_tokens": 3},
     RAW: {"model": "tiny", "prompt": "Hi", "max_tokens": 3},
 }
 HUGE = (2**31, 2**31 - 1, 2**32, 2**63, 2**63 - 1, 2**64, 10**30, -1, -(2**31), -(2**63), -(10**30))
@@ -89,7 +89,7 @@ def test_json_has_no_padding_and_calls_end(client: httpx.Client) -> None:
     }
     tools = [{"type": "function", "function": {"name": "f", "parameters": schema}}]
     for seed in range(4):
-        request = {"model": "tiny", "messages": ASK, "seed": seed, "temperature": 2, "max_tokens": 150}
+        request = {"model": "tiny", "messages": MESSAGES, "seed": seed, "temperature": 2, "max_tokens": 150}
         formed = client.post(CHAT, json={**request, "guided_json": schema}).json()["choices"][0]
         text = formed["message"]["content"]
         assert set(json.loads(text)) == {"a"}

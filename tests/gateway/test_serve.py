@@ -38,7 +38,7 @@ from tunery.registry.registry import Registry
 from tunery.registry.settings import ServeSettings
 
 SECRET = "a phrase that no log may show"
-ASK: list[ChatCompletionMessageParam] = [{"role": "user", "content": SECRET}]
+MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": SECRET}]
 
 
 def _breaking_at(text: str, folder: Path, base: Path) -> Path:
@@ -76,13 +76,13 @@ def test_the_ready_line_names_an_address_that_answers(serving: ServeProcess) -> 
     assert serving.url.startswith("http://127.0.0.1:")
     assert httpx.get(f"{serving.url}/health/ready").json()["engine"] == "ok"
     raw = serving.client.chat.completions.with_raw_response.create(
-        model="acme/support", messages=ASK, max_tokens=8, temperature=0
+        model="acme/support", messages=MESSAGES, max_tokens=8, temperature=0
     )
     tuned, base = (
         raw.parse(),
         serving.client.chat.completions.create(
             model=json.loads(httpx.get(f"{serving.url}/v1/models").text)["data"][0]["id"],
-            messages=ASK,
+            messages=MESSAGES,
             max_tokens=8,
             temperature=0,
         ),
@@ -98,19 +98,19 @@ def test_a_damaged_version_is_refused_with_a_code_and_the_others_are_served(serv
         whole = weights.read_bytes()
         weights.write_bytes(other.read_bytes())
         with pytest.raises(InternalServerError) as caught:
-            serving.client.chat.completions.create(model="acme/support@2", messages=ASK, max_tokens=4)
+            serving.client.chat.completions.create(model="acme/support@2", messages=MESSAGES, max_tokens=4)
         assert caught.value.code == "artifact_damaged"
         assert "tunery adapters verify acme/support@2" in str(caught.value)
         (logged,) = [line for line in serving.lines() if "do not match its digest" in line]
         assert str(weights) in logged
-        assert serving.client.chat.completions.create(model="acme/support@1", messages=ASK, max_tokens=4).choices
+        assert serving.client.chat.completions.create(model="acme/support@1", messages=MESSAGES, max_tokens=4).choices
         assert [(one.version, one.path) for one in registry.verify()] == [
             ("acme/support@2", "adapter_model.safetensors")
         ]
         weights.write_bytes(whole)
     loaded = httpx.post(f"{serving.url}/v1/adapters/load", json={"adapter": "acme/support@2"}, timeout=60)
     assert loaded.status_code == 200, loaded.text
-    assert serving.client.chat.completions.create(model="acme/support@2", messages=ASK, max_tokens=4).choices
+    assert serving.client.chat.completions.create(model="acme/support@2", messages=MESSAGES, max_tokens=4).choices
 
 
 def test_the_gateway_never_loads_torch_and_the_engine_keeps_the_base_for_its_next_start(serving: ServeProcess) -> None:
@@ -140,7 +140,7 @@ def test_an_alias_moved_by_the_command_line_is_served_by_the_next_request(servin
 
 
 def test_the_access_log_is_json_and_holds_no_prompt(serving: ServeProcess) -> None:
-    serving.client.chat.completions.create(model="acme/support@2", messages=ASK, max_tokens=3)
+    serving.client.chat.completions.create(model="acme/support@2", messages=MESSAGES, max_tokens=3)
     time.sleep(0.1)
     text = serving.log.read_text()
     assert SECRET not in text
@@ -164,7 +164,9 @@ def test_an_adapter_that_overflows_is_422_and_its_neighbours_answer(
 ) -> None:
     client = serving.client
     asks: list[Callable[[], object]] = [
-        lambda: client.chat.completions.create(model=model, messages=ASK, max_tokens=4, logprobs=True, stream=stream),
+        lambda: client.chat.completions.create(
+            model=model, messages=MESSAGES, max_tokens=4, logprobs=True, stream=stream
+        ),
         lambda: client.completions.create(model=model, prompt="x", max_tokens=4, stream=stream),
         lambda: client.completions.create(model=model, prompt="xyz", max_tokens=0, echo=True, logprobs=2),
         lambda: client.embeddings.create(model=model, input=["x", "y"]),

@@ -16,7 +16,7 @@ from tunery.gateway.engine.messages import Resident, Stats
 from tunery.gateway.metrics.recorder import Metrics
 from tunery.gateway.metrics.table import MAX_ADAPTERS, OTHER, exposed_metrics
 
-ASK: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hi"}]
+MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hi"}]
 
 
 def samples(text: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -62,7 +62,7 @@ def stats(**changes: object) -> Stats:
 async def test_requests_are_counted_and_timed_by_adapter(served: Served) -> None:
     served.publish("acme/support")
     for model in ("acme/support", "acme/support@1", "tiny"):
-        await served.client.chat.completions.create(model=model, messages=ASK)
+        await served.client.chat.completions.create(model=model, messages=MESSAGES)
     samples = await scrape(served)
     acme, base = ("adapter", "acme/support"), ("adapter", "base")
     assert samples["tunery_requests_total", (acme, ("outcome", "stop"))] == 2
@@ -81,7 +81,7 @@ async def test_compositions_share_one_label(served: Served) -> None:
     for seed, name in enumerate(("acme/tone", "acme/facts")):
         served.publish(name, seed=seed)
     for model in ("acme/tone+acme/facts", "acme/tone:0.25+acme/facts", "acme/tone:0.5"):
-        await served.client.chat.completions.create(model=model, messages=ASK)
+        await served.client.chat.completions.create(model=model, messages=MESSAGES)
     samples = await scrape(served)
     assert samples["tunery_requests_total", (("adapter", "mix"), ("outcome", "stop"))] == 2
     assert samples["tunery_requests_total", (("adapter", "acme/tone"), ("outcome", "stop"))] == 1
@@ -129,11 +129,11 @@ async def test_the_routers_metric_is_one_series_that_names_who_runs_and_who_wait
 
 async def test_a_thousand_made_up_names_add_no_series(served: Served) -> None:
     served.publish("acme/support")
-    await served.client.chat.completions.create(model="acme/support", messages=ASK)
+    await served.client.chat.completions.create(model="acme/support", messages=MESSAGES)
     before = set(await scrape(served))
     async with httpx.AsyncClient(verify=False) as client:
         for number in range(1000):
-            body = {"model": f"made/up-{number}", "messages": ASK}
+            body = {"model": f"made/up-{number}", "messages": MESSAGES}
             response = await client.post(f"{served.url}/v1/chat/completions", json=body)
             assert response.status_code == 404
     samples = await scrape(served)
@@ -167,7 +167,7 @@ async def test_failures_are_outcomes(served: Served) -> None:
 
     served.engine.failure = Unavailable("gone", code="engine_restarted")
     with pytest.raises(openai.InternalServerError):
-        await served.client.chat.completions.create(model="tiny", messages=ASK)
+        await served.client.chat.completions.create(model="tiny", messages=MESSAGES)
     samples = await scrape(served)
     assert samples["tunery_requests_total", (("adapter", "base"), ("outcome", "engine_restarted"))] == 1
 
@@ -195,7 +195,7 @@ async def test_a_dead_engine_runs_and_holds_nothing(served: Served) -> None:
 
 async def test_a_client_that_leaves_is_an_outcome_of_its_own(served: Served) -> None:
     served.engine.delay = 0.05
-    stream = await served.client.chat.completions.create(model="tiny", messages=ASK, stream=True)
+    stream = await served.client.chat.completions.create(model="tiny", messages=MESSAGES, stream=True)
     await anext(stream.__aiter__())
     await stream.close()
     base = ("adapter", "base")

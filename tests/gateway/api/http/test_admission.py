@@ -17,7 +17,7 @@ from tunery.gateway.api.http.admission import ALONE_AFTER, Admission, Busy
 from tunery.registry.errors import InvalidInput
 from tunery.registry.settings import ServeSettings
 
-ASK: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hi"}]
+MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hi"}]
 
 
 class Clock:
@@ -144,11 +144,11 @@ class TestOverHttp:
             served.publish(name, seed=seed)
         served.engine.delay = 0.1
         create = served.client.chat.completions.create
-        await create(model="globex/tickets", messages=ASK, max_tokens=1)
-        greedy = [asyncio.create_task(create(model="acme/support", messages=ASK)) for _ in range(4)]
+        await create(model="globex/tickets", messages=MESSAGES, max_tokens=1)
+        greedy = [asyncio.create_task(create(model="acme/support", messages=MESSAGES)) for _ in range(4)]
         while len(served.engine.requests) < 3:
             await asyncio.sleep(0.01)
-        answer = await create(model="globex/tickets", messages=ASK)
+        answer = await create(model="globex/tickets", messages=MESSAGES)
         assert answer.choices
         results = await asyncio.gather(*greedy, return_exceptions=True)
         refused = [one for one in results if isinstance(one, openai.RateLimitError)]

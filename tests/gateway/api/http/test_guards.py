@@ -19,9 +19,9 @@ from tunery.registry.settings import ServeSettings
 
 CHAT, RAW, EMBED = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 LOAD, UNLOAD = "/v1/adapters/load", "/v1/adapters/unload"
-ASK = [{"role": "user", "content": "Hi"}]
+MESSAGES = [{"role": "user", "content": "Hi"}]
 BODIES: dict[str, dict[str, Any]] = {
-    CHAT: {"model": "tiny", "messages": ASK},
+    CHAT: {"model": "tiny", "messages": MESSAGES},
     RAW: {"model": "tiny", "prompt": "x"},
     EMBED: {"model": "tiny", "input": "x"},
 }

@@ -18,9 +18,9 @@ from tunery.gateway.app import MAX_BODY
 from tunery.registry.errors import ArtifactRefused
 from tunery.registry.settings import ServeSettings
 
-ASK = [{"role": "user", "content": "Hi"}]
+MESSAGES = [{"role": "user", "content": "Hi"}]
 GOOD: dict[str, dict[str, Any]] = {
-    "/v1/chat/completions": {"model": "tiny", "messages": ASK},
+    "/v1/chat/completions": {"model": "tiny", "messages": MESSAGES},
     "/v1/completions": {"model": "tiny", "prompt": "Hi"},
     "/v1/embeddings": {"model": "tiny", "input": "Hi"},
     "/v1/adapters/load": {"adapter": "acme/docs"},

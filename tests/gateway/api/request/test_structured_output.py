@@ -13,12 +13,12 @@ from tests.gateway.api.conftest import Served
 from tunery.gateway.engine.sampling_params import Constraint
 from tunery.registry.errors import InvalidInput
 
-ASK: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hi"}]
+MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hi"}]
 
 
 def asked(path: str) -> dict[str, object]:
     """What is asked on either endpoint."""
-    return {"messages": ASK} if "chat" in path else {"prompt": "x"}
+    return {"messages": MESSAGES} if "chat" in path else {"prompt": "x"}
 
 
 PATHS = ["/v1/chat/completions", "/v1/completions"]
@@ -113,7 +113,7 @@ async def test_the_clients_own_models_are_schemas(served: Served) -> None:
         age: int
 
     served.says('{"name": "Ada", "age": 36}')
-    answer = await served.client.chat.completions.parse(model="tiny", messages=ASK, response_format=Person)
+    answer = await served.client.chat.completions.parse(model="tiny", messages=MESSAGES, response_format=Person)
     assert answer.choices[0].message.parsed == Person(name="Ada", age=36)
     constraint = served.engine.requests[0].sampling.constraint
     assert constraint is not None
@@ -123,7 +123,7 @@ async def test_the_clients_own_models_are_schemas(served: Served) -> None:
 async def test_what_the_engine_cannot_follow_is_400(served: Served) -> None:
     served.engine.failure = InvalidInput("this regular expression cannot be used", code="invalid_constraint")
     with pytest.raises(openai.BadRequestError) as caught:
-        await served.client.chat.completions.create(model="tiny", messages=ASK, extra_body={"regex": "("})
+        await served.client.chat.completions.create(model="tiny", messages=MESSAGES, extra_body={"regex": "("})
     assert caught.value.code == "invalid_constraint"
 
 
@@ -136,12 +136,12 @@ async def test_the_same_form_under_two_names_is_one(served: Served) -> None:
         {"guided_json": schema, "structured_outputs": {"json": '{"type": "object", "properties": {}}'}},
         {"guided_json": schema, "response_format": {"type": "json_schema", "json_schema": {"schema": schema}}},
     ):
-        body = {"model": "tiny", "messages": ASK, **extra}
+        body = {"model": "tiny", "messages": MESSAGES, **extra}
         response = await served.post("/v1/chat/completions", body)
         assert response.status_code == 200, response.text
     body = {
         "model": "tiny",
-        "messages": ASK,
+        "messages": MESSAGES,
         "guided_grammar": grammar,
         "structured_outputs": {"grammar": 'start: "no"'},
     }

@@ -11,7 +11,7 @@ from openai.types.chat import ChatCompletionMessageParam
 from tests.gateway.api.conftest import REPLY, Served
 from tests.narrowing import present
 
-ASK: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hi"}]
+MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hi"}]
 
 
 async def test_echo_with_logprobs_begins_with_the_prompts(served: Served) -> None:
@@ -75,7 +75,7 @@ async def test_no_tokens_and_nothing_to_show_for_it_is_a_mistake(served: Served)
     [
         ("/v1/completions", {"prompt": "ab cd"}),
         ("/v1/completions", {"prompt": "ab cd", "echo": True, "logprobs": 0}),
-        ("/v1/chat/completions", {"messages": ASK}),
+        ("/v1/chat/completions", {"messages": MESSAGES}),
     ],
 )
 async def test_vllms_prompt_logprobs(served: Served, path: str, extra: dict[str, Any]) -> None:
@@ -94,7 +94,7 @@ async def test_vllms_prompt_logprobs(served: Served, path: str, extra: dict[str,
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
 async def test_a_stream_has_them_once(served: Served, path: str) -> None:
-    asked = {"messages": ASK} if "chat" in path else {"prompt": "ab"}
+    asked = {"messages": MESSAGES} if "chat" in path else {"prompt": "ab"}
     body = {"model": "tiny", **asked, "prompt_logprobs": 0, "stream": True, "max_tokens": 5}
     events = (await served.post(path, body)).text.split("\n\n")
     assert ["prompt_logprobs" in event for event in events if '"choices"' in event][:3] == [True, False, False]
@@ -108,7 +108,7 @@ async def test_nobody_gets_them_without_asking(served: Served) -> None:
 
 async def test_usage_says_what_was_cached(served: Served) -> None:
     served.engine.cached = 3
-    chat = await served.client.chat.completions.create(model="tiny", messages=ASK, n=2)
+    chat = await served.client.chat.completions.create(model="tiny", messages=MESSAGES, n=2)
     assert present(present(chat.usage).prompt_tokens_details).cached_tokens == 3
     raw = await served.client.completions.create(model="tiny", prompt=["a b c d", "e f g h"], max_tokens=2)
     assert present(present(raw.usage).prompt_tokens_details).cached_tokens == 6

@@ -10,7 +10,7 @@ from openai.types.chat import ChatCompletionMessageParam
 from tests.gateway.api.conftest import Served
 from tests.narrowing import present
 
-ASK: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hi"}]
+MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hi"}]
 REPLY = "One two, three stop four."
 CASES: list[list[str] | None] = [
     None,
@@ -43,10 +43,10 @@ def spelled(served: Served, stop: list[str] | None) -> list[str]:
 async def chat(served: Served, *, stream: bool, **options: Any) -> tuple[str, list[str]]:
     completions = served.client.chat.completions
     if not stream:
-        choice = (await completions.create(model="tiny", messages=ASK, logprobs=True, **options)).choices[0]
+        choice = (await completions.create(model="tiny", messages=MESSAGES, logprobs=True, **options)).choices[0]
         return choice.message.content or "", [entry.token for entry in present(present(choice.logprobs).content)]
     text, tokens = "", list[str]()
-    async for chunk in await completions.create(model="tiny", messages=ASK, logprobs=True, stream=True, **options):
+    async for chunk in await completions.create(model="tiny", messages=MESSAGES, logprobs=True, stream=True, **options):
         (piece,) = chunk.choices
         text += piece.delta.content or ""
         tokens += [entry.token for entry in (present(piece.logprobs.content) if piece.logprobs else ())]
