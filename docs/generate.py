@@ -127,7 +127,7 @@ def serving_rows() -> str:
     machine = _figures()["machine"]
     where = f"{machine['processor']}, {machine['cores']} cores ({', '.join(machine['features'])}), {machine['memory']}"
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
-    return f"{where}; {versions}.\n\n" + rows_table(read_rows(_figures()))
+    return commands.wrapped(f"{where}; {versions}.") + "\n\n" + rows_table(read_rows(_figures()))
 
 
 def serving_bars() -> str:
