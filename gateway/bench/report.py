@@ -134,7 +134,7 @@ def read_peers(path: Path) -> list[Peer]:
 
 
 def judge(rows: Sequence[Row], peers: Sequence[Peer]) -> list[Bar]:
-    """The bars that the rows (and, where given, other systems' figures) allow to be judged."""
+    """The bars for which there are rows and, where they compare, figures of other systems."""
     named = {row.name: row for row in rows}
     bars = [bar for rule in _COMPARISONS if (bar := rule.bar(named, peers)) is not None]
     for name, (least, goal, most) in _PLAIN.items():

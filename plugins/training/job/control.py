@@ -44,7 +44,7 @@ def resume_advice(job_id: str, folder: JobFolder, progress: str, repeats: str | 
 
 
 class Control:
-    """What this job has been told to do so far."""
+    """What this job has been requested to do so far."""
 
     def __init__(self, number: signal.Signals = signal.SIGINT) -> None:
         self._signal = number
@@ -58,7 +58,7 @@ class Control:
 
     @property
     def cancelled(self) -> bool:
-        """Whether the job was told to stop, whatever error that has become since."""
+        """Whether the job was requested to stop, whatever error that has become since."""
         return self._cancelled.is_set()
 
     def end(self) -> None:
