@@ -40,7 +40,7 @@ check: setup ## ruff, mypy, import contracts, prose and the documentation site
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy -p tunery
-	$(BIN)/mypy docs examples
+	$(BIN)/mypy docs examples tests
 	PYTHONPATH=build/typing $(BIN)/lint-imports
 	$(BIN)/python docs/prose.py
 	$(BIN)/python docs/build_site.py

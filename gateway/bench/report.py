@@ -1,14 +1,14 @@
 """Judge, print and draw what the benchmarks measured.
 
-A bar has two sides: what must be reached at least, and what is aimed at. Bars against other systems need their figures: JSON lines as the
-scripts of these systems print them, `{"system", "workload": {"batch", "distinct", "prompt", "new"}, "tok_s", "prefill_tok_s"}`, measured
-in the same hour on the same machine.
+A bar has two sides: what must be reached at least, and what is aimed at. Bars against other systems need their figures:
+JSON lines as the scripts of these systems print them, `{"system", "workload": {"batch", "distinct", "prompt", "new"},
+"tok_s", "prefill_tok_s"}`, measured in the same hour on the same machine.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,12 +75,49 @@ _PLAIN: dict[str, tuple[float, float, bool]] = {
     "training_beside_busy": (0.5, 0.75, False),
     "gap_beside_huge_prompts": (2.0, 1.2, True),
 }
-# Rows against other systems: the row, its figure, the systems, their workload, their figure, least, goal.
-_AGAINST: tuple[tuple[str, str, str, tuple[int, int], str, float, float], ...] = (
-    ("mixed_decode_nf4", "tok_s", "", (BATCH, BATCH), "tok_s", 4, 8),
-    ("mixed_decode_int8", "tok_s", "", (BATCH, BATCH), "tok_s", 4, 8),
-    ("mixed_decode_nf4", "prefill_tok_s", "vllm", (BATCH, BATCH), "prefill_tok_s", 5, 8),
-    ("alone_decode_nf4", "tok_s", "llama", (1, 0), "tok_s", 1, 1.5),
+
+
+class _Comparison(msgspec.Struct, frozen=True, kw_only=True):
+    """A bar against other systems: a row's figure over the best of those whose name contains `system`, in a batch of
+    `batch` requests for `distinct` adapters."""
+
+    row: str
+    figure: str = "tok_s"
+    system: str = ""
+    batch: int = BATCH
+    distinct: int = BATCH
+    least: float
+    goal: float
+
+    def fits(self, peer: Peer) -> bool:
+        """Whether a line of another system's figures is one to compare with."""
+        workload = peer.workload.get("batch"), peer.workload.get("distinct")
+        return self.system in peer.system and workload == (self.batch, self.distinct)
+
+    def bar(self, rows: Mapping[str, Row], peers: Sequence[Peer]) -> Bar | None:
+        """Our figure over the best of theirs; None where one of them was not measured."""
+        fitting = [peer for peer in peers if self.fits(peer)]
+        if self.row not in rows or not fitting:
+            return None
+        best = max(fitting, key=lambda peer: float(getattr(peer, self.figure)))
+        row = rows[self.row]
+        own, other = float(row.detail[self.figure]), float(getattr(best, self.figure))
+        counted = "prefill" if self.figure == "prefill_tok_s" else "prompts counted"
+        return Bar(
+            title=f"{row.title} ({counted})",
+            value=round(own / other, 2),
+            unit="×",
+            least=self.least,
+            goal=self.goal,
+            against=f"{own:g} over {best.system}'s {other:g} tok/s",
+        )
+
+
+_COMPARISONS = (
+    _Comparison(row="mixed_decode_nf4", least=4, goal=8),
+    _Comparison(row="mixed_decode_int8", least=4, goal=8),
+    _Comparison(row="mixed_decode_nf4", figure="prefill_tok_s", system="vllm", least=5, goal=8),
+    _Comparison(row="alone_decode_nf4", system="llama", batch=1, distinct=0, least=1, goal=1.5),
 )
 
 
@@ -97,41 +134,14 @@ def read_peers(path: Path) -> list[Peer]:
 
 
 def judge(rows: Sequence[Row], peers: Sequence[Peer]) -> list[Bar]:
-    """The bars that the rows (and, where given, other systems' figures) allow to be judged."""
+    """The bars for which there are rows and, where they compare, figures of other systems."""
     named = {row.name: row for row in rows}
-    bars = [bar for rule in _AGAINST if (bar := _against(named, peers, *rule)) is not None]
+    bars = [bar for rule in _COMPARISONS if (bar := rule.bar(named, peers)) is not None]
     for name, (least, goal, most) in _PLAIN.items():
         if name in named:
             row = named[name]
             bars.append(Bar(title=row.title, value=row.value, unit=row.unit, least=least, goal=goal, most=most))
     return bars
-
-
-def _against(
-    rows: dict[str, Row],
-    peers: Sequence[Peer],
-    name: str,
-    ours: str,
-    system: str,
-    workload: tuple[int, int],
-    theirs: str,
-    least: float,
-    goal: float,
-) -> Bar | None:
-    """Our figure over the best of theirs."""
-    fitting = [
-        peer for peer in peers
-        if system in peer.system and (peer.workload.get("batch"), peer.workload.get("distinct")) == workload
-    ]  # fmt: skip
-    if name not in rows or not fitting:
-        return None
-    best = max(fitting, key=lambda peer: float(getattr(peer, theirs)))
-    own, other = float(rows[name].detail[ours]), float(getattr(best, theirs))
-    what = "prefill" if theirs == "prefill_tok_s" else "prompts counted"
-    return Bar(
-        title=f"{rows[name].title} ({what})", value=round(own / other, 2), unit="×", least=least, goal=goal,
-        against=f"{own:g} over {best.system}'s {other:g} tok/s",
-    )  # fmt: skip
 
 
 def rows_table(rows: Sequence[Row]) -> str:
@@ -180,10 +190,10 @@ def _points(plot: Callable[..., Any], peers: Sequence[Peer]) -> None:
     systems: dict[str, dict[int, float]] = {}
     for peer in peers:
         if peer.workload.get("batch") == BATCH:
-            found = systems.setdefault(peer.system, {})
-            found[peer.workload["distinct"]] = max(peer.tok_s, found.get(peer.workload["distinct"], 0.0))
-    for system, found in sorted(systems.items()):
-        plot(list(found), list(found.values()), marker="s", linestyle="none", label=system)
+            points = systems.setdefault(peer.system, {})
+            points[peer.workload["distinct"]] = max(peer.tok_s, points.get(peer.workload["distinct"], 0.0))
+    for system, points in sorted(systems.items()):
+        plot(list(points), list(points.values()), marker="s", linestyle="none", label=system)
 
 
 def read_rows(kept: dict[str, Any]) -> list[Row]:
@@ -198,5 +208,5 @@ def read_bars(kept: dict[str, Any]) -> list[Bar]:
 
 def as_json(rows: Sequence[Row], bars: Sequence[Bar], machine: dict[str, Any]) -> str:
     """Everything, for programs."""
-    judged = [{**msgspec.to_builtins(bar), "met": bar.met} for bar in bars]
-    return json.dumps({"machine": machine, "rows": msgspec.to_builtins(list(rows)), "bars": judged}, indent=2)
+    rated = [{**msgspec.to_builtins(bar), "met": bar.met} for bar in bars]
+    return json.dumps({"machine": machine, "rows": msgspec.to_builtins(list(rows)), "bars": rated}, indent=2)

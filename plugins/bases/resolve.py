@@ -13,6 +13,8 @@ from collections.abc import Callable
 from math import prod
 from pathlib import Path
 
+import msgspec
+
 from tunery.plugins.bases.architectures import refuse_folder
 from tunery.plugins.bases.validation import check_base
 from tunery.plugins.descriptors import load_entrypoint
@@ -43,9 +45,10 @@ def resolve_base(
     progress messages. Raises UnknownName or NotFound for an unknown reference, ArtifactRefused for one that cannot be
     served, StorageFailed and Unavailable.
     """
+    importer = _Importer(registry, plugins, clock, say)
     base = _find_base(reference, registry)
     if base is None:
-        return _import(_absolute(reference), registry, plugins, name=name, clock=clock, say=say)
+        return importer.import_base(_absolute(reference), name=name)
     damaged = _damaged_files(base, registry)
     if Path(base.path).is_dir() and not damaged and not _changed_since(Path(base.source), base.added_at):
         # It may have been imported by a version that took more architectures for supported.
@@ -56,9 +59,7 @@ def resolve_base(
     try:
         if damaged:
             say(f"the base {base.name} is damaged ({', '.join(damaged)})")
-        return _import(
-            base.source, registry, plugins, name=name or base.name, clock=clock, say=say, again=bool(damaged)
-        )
+        return importer.import_base(base.source, name=name or base.name, replace_damaged=bool(damaged))
     except TuneryError as error:
         if not damaged or error.code == "base_exists":
             raise
@@ -69,44 +70,44 @@ def resolve_base(
         ) from error
 
 
-def _import(
-    reference: str,
-    registry: Registry,
-    plugins: Plugins,
-    *,
-    name: str | None,
-    clock: Callable[[], float],
-    say: Callable[[str], None],
-    again: bool = False,
-) -> Base:
-    """Import a base from its source; with `again`, in place of a damaged one."""
-    source = _source(reference, plugins, registry)
-    say(f"importing {reference}: {source.summary}; this happens once")
-    try:
-        with staged(registry.home.staging, "base") as folder:
-            origin = _fill(source, reference, folder)
-            if origin:
-                say(f"{reference}: {origin}")
-            digest = base_digest(folder)
-            base = Base(
-                name=name or _name(reference),
-                digest=digest,
-                source=reference,
-                path=str(registry.home.bases / digest),
-                parameters=_parameters(folder),
-                added_at=clock(),
-            )
-            if again and Path(base.path).is_dir():
-                Path(base.path).rename(folder.with_name(f"damaged-{folder.name}"))
-            _move(folder, Path(base.path))
-            changed_files(Path(base.path), digest, registry.home.base_stamps(digest))
-    except TuneryError:
-        raise
-    except OSError as error:
-        raise StorageFailed(
-            f"{reference} could not be imported: {error}; nothing was changed", code=disk_code(error)
-        ) from error
-    return registry.add_base(base)
+class _Importer(msgspec.Struct, frozen=True):
+    """Imports bases into a registry, from the sources that the plugins know."""
+
+    registry: Registry
+    plugins: Plugins
+    clock: Callable[[], float]
+    say: Callable[[str], None]
+
+    def import_base(self, reference: str, *, name: str | None, replace_damaged: bool = False) -> Base:
+        """Import a base from its source, under `name` or one made from the reference."""
+        home = self.registry.home
+        source = _source(reference, self.plugins, self.registry)
+        self.say(f"importing {reference}: {source.summary}; this happens once")
+        try:
+            with staged(home.staging, "base") as folder:
+                origin = _fill(source, reference, folder)
+                if origin:
+                    self.say(f"{reference}: {origin}")
+                digest = base_digest(folder)
+                base = Base(
+                    name=name or _name(reference),
+                    digest=digest,
+                    source=reference,
+                    path=str(home.bases / digest),
+                    parameters=_parameters(folder),
+                    added_at=self.clock(),
+                )
+                if replace_damaged and Path(base.path).is_dir():
+                    Path(base.path).rename(folder.with_name(f"damaged-{folder.name}"))
+                _move(folder, Path(base.path))
+                changed_files(Path(base.path), digest, home.base_stamps(digest))
+        except TuneryError:
+            raise
+        except OSError as error:
+            raise StorageFailed(
+                f"{reference} could not be imported: {error}; nothing was changed", code=disk_code(error)
+            ) from error
+        return self.registry.add_base(base)
 
 
 def _find_base(reference: str, registry: Registry) -> Base | None:

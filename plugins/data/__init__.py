@@ -6,10 +6,10 @@
 
 Checking files, as `tunery data check` does:
 
-    report = check_data([Path("tickets.jsonl")], None, plugins=load_plugins(), base_folder=None, max_length=1024)
+    report = check_data([Path("tickets.jsonl")], CheckOptions(max_length=1024), plugins=load_plugins())
     print(*report.findings, sep="\\n")
 
-`Renderer`, `check_data` and `read_rows` are imported on first use, so that registering formats and checks stays cheap.
+Reading, rendering and checking are imported on first use, so that registering formats and checks stays cheap.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ from tunery.plugins.hookspecs import CheckInfo, FormatInfo, hookimpl
 from tunery.registry.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
-    from tunery.plugins.data.checks.runner import check_data
+    from tunery.plugins.data.checks.runner import CheckOptions, check_data
     from tunery.plugins.data.read.dataset import read_rows
     from tunery.plugins.data.render.renderer import Renderer
 
 __all__ = [
     "CHAT",
+    "CheckOptions",
     "PROMPT_COMPLETION",
     "Renderer",
     "check_data",
@@ -40,6 +41,7 @@ __all__ = [
 __getattr__ = lazy_exports(
     __name__,
     {
+        "CheckOptions": "tunery.plugins.data.checks.runner",
         "Renderer": "tunery.plugins.data.render.renderer",
         "check_data": "tunery.plugins.data.checks.runner",
         "read_rows": "tunery.plugins.data.read.dataset",

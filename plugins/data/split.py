@@ -20,7 +20,7 @@ from tunery.plugins.data.read.row import Row
 from tunery.plugins.hookspecs import FormatInfo
 from tunery.registry.errors import Conflict, InvalidData, InvalidInput, StorageFailed
 
-__all__ = ["Split", "split_file"]
+__all__ = ["Split", "SplitOptions", "split_file"]
 
 _PROBLEMS = 100
 """Problems that an error lists."""
@@ -34,6 +34,17 @@ class Split(msgspec.Struct, frozen=True):
     train_rows: int
     held_out_rows: int
     groups: int
+
+
+class SplitOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How a file is split: about `fraction` (0 to 1) of its rows are held out; another `seed` chooses others.
+
+    `replace` allows files that exist to be replaced.
+    """
+
+    fraction: float
+    seed: int = 0
+    replace: bool = False
 
 
 class _Groups:
@@ -63,30 +74,23 @@ class _Groups:
 
 
 def split_file(
-    path: Path,
-    train: Path,
-    held_out: Path,
-    *,
-    formats: Sequence[FormatInfo],
-    fraction: float,
-    seed: int,
-    replace: bool = False,
+    path: Path, train: Path, held_out: Path, options: SplitOptions, *, formats: Sequence[FormatInfo]
 ) -> Split:
-    """Write `train` and `held_out`, with about `fraction` (0 to 1) of the rows in the latter.
+    """Write the rows of `path` to `train` and `held_out`.
 
-    Raises InvalidData that names bad lines, or where all rows belong together, and Conflict where a file exists and
-    `replace` is false.
+    Raises InvalidData that names bad lines, or where all rows belong together, and Conflict where a file exists that
+    may not be replaced.
     """
-    if not 0 < fraction < 1:
-        raise InvalidInput(f"fraction={fraction:g} must lie between 0 and 1, for example 0.1", param="fraction")
+    if not 0 < options.fraction < 1:
+        raise InvalidInput(f"fraction={options.fraction:g} must lie between 0 and 1, for example 0.1", param="fraction")
     path = Path(path)
     for target in (train, held_out):
-        if target.exists() and not replace:
+        if target.exists() and not options.replace:
             raise Conflict(f"{target} exists already; move it away or allow replacing it")
         if target.resolve() == path.resolve() or train.resolve() == held_out.resolve():
             raise InvalidInput("the file and its two halves must be three different files")
     groups, keys, lines = _group(path, formats)
-    chosen = _choose(groups, keys, fraction, seed)
+    chosen = _choose(groups, keys, options)
     outside = {line for line, row in lines.items() if groups.find(row) in chosen}
     _write(path, train, [line for line in lines if line not in outside])
     _write(path, held_out, sorted(outside))
@@ -130,8 +134,8 @@ def _group(path: Path, formats: Sequence[FormatInfo]) -> tuple[_Groups, list[byt
     return groups, keys, lines
 
 
-def _choose(groups: _Groups, keys: Sequence[bytes], fraction: float, seed: int) -> set[int]:
-    """The groups to hold out: at least one, not all, and no more rows than `fraction` where possible."""
+def _choose(groups: _Groups, keys: Sequence[bytes], options: SplitOptions) -> set[int]:
+    """The groups to hold out: at least one, not all, and no more rows than the fraction where possible."""
     members: dict[int, list[bytes]] = {}
     for row, key in enumerate(keys):
         members.setdefault(groups.find(row), []).append(key)
@@ -141,10 +145,10 @@ def _choose(groups: _Groups, keys: Sequence[bytes], fraction: float, seed: int) 
         )
 
     def order(group: int) -> bytes:
-        return hashlib.sha256(f"{seed}/".encode() + min(members[group])).digest()
+        return hashlib.sha256(f"{options.seed}/".encode() + min(members[group])).digest()
 
     shuffled = sorted(members, key=order)
-    room = max(1, round(fraction * len(keys)))
+    room = max(1, round(options.fraction * len(keys)))
     chosen: set[int] = set()
     for group in shuffled:
         if len(members[group]) <= room:

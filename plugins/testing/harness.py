@@ -11,7 +11,7 @@ from typing import Any
 from tunery.plugins.discovery import load_plugins
 from tunery.plugins.events import EventSink
 from tunery.plugins.manager import Plugins
-from tunery.plugins.parameters import read_parameters
+from tunery.plugins.parameters import TrainingParameters, read_parameters
 from tunery.plugins.testing.rows import write_rows
 from tunery.plugins.testing.tiny_base import make_tiny_base
 from tunery.registry import Base, Version
@@ -153,11 +153,9 @@ class TrainerHarness:
         return read_corpus(
             [self.rows],
             None,
+            TrainingParameters(max_length=512, eval_fraction=held_out),
             formats=self.plugins.formats(),
             renderer=Renderer(Path(self.base.path)),
-            max_length=512,
-            eval_fraction=held_out,
-            seed=0,
             preferences="preference" in self.plugins.trainer(self.trainer).methods,
         )
 

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 
 from tunery.plugins.data.render.renderer import Renderer
@@ -35,7 +36,8 @@ __all__ = ["bench_train"]
 def bench_train(
     base: Base, method: str, values: dict[str, Any], data: Path, held_out: Path | None, *, plugins: Plugins, device: str
 ) -> dict[str, Any]:
-    """Useful tokens per second over all steps but the first, which warms up; the process's peak memory in GB until then; and the loss.
+    """Useful tokens per second over all steps but the first, which warms up; the process's peak
+    memory in GB until then; and the loss.
 
     `eval_loss` is the mean per trained token of the file `held_out`, in nats, after the last step.
     """
@@ -44,11 +46,9 @@ def bench_train(
     corpus = read_corpus(
         [data],
         held_out,
+        msgspec.structs.replace(parameters, eval_fraction=0.0),
         formats=plugins.formats(),
         renderer=Renderer(Path(base.path)),
-        max_length=parameters.max_length,
-        eval_fraction=0.0,
-        seed=parameters.seed,
     )
     where = torch.device(device)
     dtype = compute_dtype(parameters.precision, where)

@@ -51,7 +51,7 @@ def test_it_installs_lists_trains_and_is_served(tmp_path: Path, tiny_base_folder
     assert listed["dora"]["error"] is None
     assert listed["dora"]["distribution"] == "tunery-dora"
     run(home, *tunery, "bases", "add", tiny_base_folder, "--name", "tiny")
-    rows = write_rows(tmp_path / "rows.jsonl", 40)
+    rows = str(write_rows(tmp_path / "rows.jsonl", 40))
     enough = ("precision=float32", "learning_rate=0.01", "batch_size=4", "epochs=6", "eval_fraction=0.2")
     settings = [word for setting in enough for word in ("--set", setting)]
     train = ("train", "--method", "dora", "--base", "tiny", "--data", rows, "--name", "acme/tiny", *settings, "--json")

@@ -101,12 +101,13 @@ def random_loras(folder: Path, base: Path, count: int, *, rank: int = 4, size: f
         for name, parameter in model.named_parameters():
             if "lora_" in name:
                 parameter.data.normal_(0.0, size / parameter.shape[1] ** 0.5, generator=noise)
-        model.save_pretrained(folder / f"lora-{number}")
+        model.save_pretrained(str(folder / f"lora-{number}"))
         yield folder / f"lora-{number}"
 
 
 def overflow(folder: Path) -> Path:
-    """A PEFT folder whose pairs and alpha are made as large as float32 holds, so that what it computes is not finite."""
+    """A PEFT folder whose pairs and alpha are made as large as float32 holds, so that what it
+    computes is not finite."""
     from safetensors.torch import load_file, save_file
 
     path, config = folder / "adapter_model.safetensors", folder / "adapter_config.json"

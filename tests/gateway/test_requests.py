@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,10 @@ from tunery.plugins.discovery import load_plugins
 from tunery.registry.home import Home
 from tunery.registry.registry import Registry
 
-ASK = [{"role": "user", "content": "Hi"}]
+MESSAGES = [{"role": "user", "content": "Hi"}]
 CHAT, RAW, EMBED = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 SHORT: dict[str, dict[str, Any]] = {
-    CHAT: {"model": "tiny", "messages": ASK, "max_tokens": 3},
+    CHAT: {"model": "tiny", "messages": MESSAGES, "max_tokens": 3},
     RAW: {"model": "tiny", "prompt": "Hi", "max_tokens": 3},
 }
 HUGE = (2**31, 2**31 - 1, 2**32, 2**63, 2**63 - 1, 2**64, 10**30, -1, -(2**31), -(2**63), -(10**30))
@@ -60,7 +61,7 @@ def client(server: ServeProcess) -> Iterator[httpx.Client]:
 
 
 def test_every_number_is_answered_or_refused_by_name(client: httpx.Client) -> None:
-    bodies = [{field: value} for field in WHOLE for value in HUGE]
+    bodies: list[dict[str, Any]] = [{field: value} for field in WHOLE for value in HUGE]
     bodies += [{field: value} for field in REAL for value in NEAR_NOTHING]
     bodies += [{"logit_bias": {str(key): 1}} for key in HUGE] + [{"logit_bias": {"5": value}} for value in NEAR_NOTHING]
     bodies += [{"stop_token_ids": [value]} for value in HUGE] + [{"prompt": [value]} for value in HUGE]
@@ -78,7 +79,8 @@ def test_every_number_is_answered_or_refused_by_name(client: httpx.Client) -> No
 
 
 def test_json_has_no_padding_and_calls_end(client: httpx.Client) -> None:
-    """This base says nothing sensible, so that only the grammar keeps it to a form; seeds make it try different ones."""
+    """This base says nothing sensible, so that only the grammar keeps it to a form; seeds make it
+    try different ones."""
     schema = {
         "type": "object",
         "properties": {"a": {"type": "boolean"}},
@@ -87,15 +89,15 @@ def test_json_has_no_padding_and_calls_end(client: httpx.Client) -> None:
     }
     tools = [{"type": "function", "function": {"name": "f", "parameters": schema}}]
     for seed in range(4):
-        ask = {"model": "tiny", "messages": ASK, "seed": seed, "temperature": 2, "max_tokens": 150}
-        formed = client.post(CHAT, json={**ask, "guided_json": schema}).json()["choices"][0]
+        request = {"model": "tiny", "messages": MESSAGES, "seed": seed, "temperature": 2, "max_tokens": 150}
+        formed = client.post(CHAT, json={**request, "guided_json": schema}).json()["choices"][0]
         text = formed["message"]["content"]
         assert set(json.loads(text)) == {"a"}
         assert formed["finish_reason"] == "stop"
         assert len(text) < 20
         for parallel, most in ((None, 1), (False, 1), (True, 8)):
             body = {
-                **ask,
+                **request,
                 "tools": tools,
                 "tool_choice": "required",
                 "parallel_tool_calls": parallel,
@@ -114,18 +116,19 @@ def test_json_has_no_padding_and_calls_end(client: httpx.Client) -> None:
 def test_vectors_have_length_one(client: httpx.Client) -> None:
     def vector(**extra: Any) -> list[float]:
         response = client.post(EMBED, json={"model": "tiny", "input": "some text", **extra})
-        found: list[float] = response.json()["data"][0]["embedding"]
-        return found
+        embedding: list[float] = response.json()["data"][0]["embedding"]
+        return embedding
 
     def length(numbers: list[float]) -> float:
-        return sum(number * number for number in numbers) ** 0.5
+        return math.sqrt(sum(number * number for number in numbers))
 
     whole, states = vector(), vector(normalize=False)
     assert length(whole) == pytest.approx(1)
     assert length(states) > 2
     assert [number * length(states) for number in whole] == pytest.approx(states)
     short = vector(dimensions=8)
-    assert (len(short), length(short)) == (8, pytest.approx(1))
+    assert len(short) == 8
+    assert length(short) == pytest.approx(1)
     assert vector(dimensions=8, normalize=False) == states[:8]
 
 

@@ -33,6 +33,7 @@ EXPORTS = {
     ],
     "tunery.plugins.data": [
         "CHAT",
+        "CheckOptions",
         "PROMPT_COMPLETION",
         "Renderer",
         "check_data",

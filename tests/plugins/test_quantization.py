@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -11,10 +13,11 @@ from tunery.plugins.quantization import dequantize_nf4
 
 @pytest.mark.parametrize("shape", [(64, 128), (40, 96), (10, 32)])
 def test_rows_that_are_no_whole_blocks_are_unpacked_rightly(shape: tuple[int, int]) -> None:
-    from bitsandbytes.nn import Params4bit
+    from bitsandbytes.nn.modules import Params4bit
 
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    packed = Params4bit(weight.clone(), requires_grad=False, quant_type="nf4", compress_statistics=True).to("cpu")
+    whole: Any = Params4bit(weight.clone(), requires_grad=False, quant_type="nf4", compress_statistics=True)
+    packed = whole.to("cpu")
     codes, maxima = nf4_codes(weight)
     exact = torch.tensor(NORMAL_FLOATS)[codes.long()].view(-1) * maxima.repeat_interleave(64)
     torch.testing.assert_close(dequantize_nf4(packed), exact.view(shape))

@@ -41,7 +41,7 @@ def split(
 
     A file in which data check finds an error is not split.
     """
-    from tunery.plugins.data.split import split_file
+    from tunery.plugins.data.split import SplitOptions, split_file
     from tunery.plugins.training.inputs.data_check import check_before_split
 
     check_before_split(file, allow=allow, plugins=plugins(), format=format_name)
@@ -49,10 +49,8 @@ def split(
         file,
         train or _beside(file, ".train.jsonl"),
         held_out or _beside(file, ".val.jsonl"),
+        SplitOptions(fraction=fraction, seed=seed, replace=replace),
         formats=formats(format_name),
-        fraction=fraction,
-        seed=seed,
-        replace=replace,
     )
     if as_json:
         print_json(msgspec.structs.asdict(done) | {"train": str(done.train), "held_out": str(done.held_out)})

@@ -2,10 +2,10 @@
 
 A check runs in two steps, so that files can be checked by several processes:
 
-- `check_record` and `summarize` see one record at a time, in any process and in any order. `check_record` reports what can
-  be seen in the record alone; `summarize` reduces the record to a small value.
-- `compare` runs in a single process, in the order of the file, and sees only those values. It reports what takes more than
-  one record to see, such as duplicates.
+- `check_record` and `summarize` see one record at a time, in any process and in any order. `check_record` reports what
+  can be seen in the record alone; `summarize` reduces the record to a small value.
+- `compare` runs in a single process, in the order of the file, and sees only those values. It reports what takes more
+  than one record to see, such as duplicates.
 """
 
 from __future__ import annotations
@@ -16,21 +16,9 @@ from typing import Any
 import msgspec
 
 from tunery.plugins.data.checks.parsed_record import Location, ParsedRecord
-from tunery.plugins.hookspecs import Severity
+from tunery.plugins.data.read.formats import Fault
 
 __all__ = ["Check", "CheckContext", "Fault"]
-
-
-class Fault(msgspec.Struct, frozen=True):
-    """Something wrong in one record: a JSON path, what is wrong there and how to fix it.
-
-    `severity` overrides the severity that the check was registered with.
-    """
-
-    path: str
-    message: str
-    fix: str
-    severity: Severity | None = None
 
 
 class CheckContext(msgspec.Struct, frozen=True):

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from tunery.plugins.data.checks.minhash import signature
-from tunery.plugins.data.read.formats import InvalidRow
+from tunery.plugins.data.read.formats import Fault, InvalidRow
 from tunery.plugins.data.read.row import Row, parse_object, to_row
 from tunery.plugins.data.render.examples import RenderedExample
 from tunery.plugins.data.render.renderer import Renderer
@@ -52,7 +52,9 @@ class ParsedRecord:
         except InvalidRow as error:
             self.invalid = error
         except Exception as error:  # a third party's format may raise anything
-            self.invalid = InvalidRow([("$", getattr(error, "message", None) or f"{type(error).__name__}: {error}")])
+            text = getattr(error, "message", None) or f"{type(error).__name__}: {error}"
+            message, _, fix = text.rpartition("; ")
+            self.invalid = InvalidRow([Fault("$", message, fix) if message else Fault("$", text)])
 
     @cached_property
     def rendered(self) -> list[RenderedExample] | InvalidInput:

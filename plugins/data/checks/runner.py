@@ -15,6 +15,8 @@ from multiprocessing import current_process, get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from tunery.plugins.data.checks.check import CheckContext
 from tunery.plugins.data.checks.parsed_record import Location
 from tunery.plugins.data.checks.report import DataReport
@@ -27,40 +29,48 @@ from tunery.registry.errors import Unavailable
 if TYPE_CHECKING:
     from tunery.plugins.manager import Plugins
 
-__all__ = ["check_data"]
+__all__ = ["CheckOptions", "check_data"]
 
 _CHUNK_RECORDS, _CHUNK_BYTES = 500, 1 << 20
 _POOL_MIN_BYTES = 2 << 20
 """Size of the files from which starting processes pays."""
 
 
-def check_data(
-    files: Sequence[Path],
-    validation: Path | None,
-    *,
-    plugins: Plugins,
-    base_folder: Path | None,
-    max_length: int,
-    processes: int | None = None,
-    format: str | None = None,  # noqa: A002 - the word of the command line
-) -> DataReport:
-    """Check files of rows, and a held-out file against them, with every registered check.
+class CheckOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How rows are checked: rendered with the base in `base_folder`, or not at all, and then the rules about tokens
+    report nothing; `max_length` is in tokens.
 
-    Without `base_folder` nothing is rendered and the rules about tokens report nothing. `max_length` is in tokens.
-    `processes` defaults to the usable cores. `format` names the rows' format; by default it is recognised. Bad rows,
-    and a file that cannot be read to its end, become findings. Raises NotFound or InvalidData for what is not a file of
-    rows at all, and UnknownName for an unknown format.
+    `format` names the rows' format; by default it is recognised. `processes` defaults to the usable cores.
     """
-    formats = (plugins.format(format),) if format else tuple(plugins.formats().values())
-    context = CheckContext(max_length=max_length, has_base=base_folder is not None, has_held_out=validation is not None)
-    setup = CheckSetup(formats, tuple(plugins.checks().values()), base_folder, context)
+
+    max_length: int
+    base_folder: Path | None = None
+    format: str | None = None
+    processes: int | None = None
+
+
+def check_data(
+    files: Sequence[Path], options: CheckOptions, *, plugins: Plugins, validation: Path | None = None
+) -> DataReport:
+    """Check files of rows, and the held-out file `validation` against them, with every registered check.
+
+    Bad rows, and a file that cannot be read to its end, become findings. Raises NotFound or InvalidData for what is not
+    a file of rows at all, and UnknownName for an unknown format.
+    """
+    formats = (plugins.format(options.format),) if options.format else tuple(plugins.formats().values())
+    context = CheckContext(
+        max_length=options.max_length,
+        has_base=options.base_folder is not None,
+        has_held_out=validation is not None,
+    )
+    setup = CheckSetup(formats, tuple(plugins.checks().values()), options.base_folder, context)
     paths = [*map(Path, files), *([Path(validation)] if validation else [])]
     held_out = [False] * len(files) + [True] * (validation is not None)
     keys = list(zip(_labels(paths), held_out, strict=True))
     broken: dict[FileKey, FileBroken] = {}
     builder = ReportBuilder(setup)
     chunks = _chunks(list(zip(keys, paths, strict=True)), broken)
-    for result in _check_all(setup, chunks, _process_count(setup, paths, processes)):
+    for result in _check_all(setup, chunks, _process_count(setup, paths, options.processes)):
         builder.add(result)
     return builder.build(keys, broken)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from tunery.plugins.data.read.formats import InvalidRow
+from tunery.plugins.data.read.formats import Fault, InvalidRow
 from tunery.plugins.data.read.record import MAX_ROW
 from tunery.plugins.hookspecs import Conversation, FormatInfo
 
@@ -57,7 +57,7 @@ def parse_row(number: int, raw: bytes, formats: Sequence[FormatInfo]) -> Row | N
 def parse_object(number: int, raw: bytes) -> dict[str, Any] | None:
     """The JSON object in a record, None where it is blank. Raises InvalidRow."""
     if len(raw) > MAX_ROW:
-        raise InvalidRow([("$", f"is longer than {MAX_ROW // 2**20} MiB; put one JSON object on each line")])
+        raise InvalidRow([Fault("$", f"is longer than {MAX_ROW // 2**20} MiB", "put one JSON object on each line")])
     if number == 1:
         raw = raw.removeprefix(b"\xef\xbb\xbf")
     if not raw.strip():
@@ -73,12 +73,13 @@ def to_row(number: int, value: dict[str, Any], formats: Sequence[FormatInfo]) ->
     value = {name: item for name, item in value.items() if item is not None}
     fitting = list(formats) if len(formats) == 1 else [info for info in formats if info.sniff(value)]
     if not fitting:
-        names = "; ".join(f"{info.name}: {info.summary}" for info in formats)
-        raise InvalidRow(
-            [("$", f"has the keys {[name[:60] for name in sorted(value)[:8]]}, which fit no format. {names}")]
-        )
+        keys = [name[:60] for name in sorted(value)[:8]]
+        summaries = "; ".join(f"{info.name}: {info.summary}" for info in formats)
+        raise InvalidRow([Fault("$", f"has the keys {keys}, which fit no format", f"write one of {summaries}")])
     if len(fitting) > 1:
-        raise InvalidRow([("$", f"fits {' and '.join(info.name for info in fitting)} at once; keep the keys of one")])
+        raise InvalidRow(
+            [Fault("$", f"fits {' and '.join(info.name for info in fitting)} at once", "keep the keys of one")]
+        )
     conversation = fitting[0].to_conversation(value)
     if not isinstance(conversation, Conversation):
         conversation = Conversation(messages=conversation)
@@ -97,23 +98,23 @@ def _json(raw: bytes) -> dict[str, Any]:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InvalidRow(
-            [("$", f"is not UTF-8 at byte {error.start + 1}; save the file as UTF-8")], rule="encoding"
+            [Fault("$", f"is not UTF-8 at byte {error.start + 1}", "save the file as UTF-8")], rule="encoding"
         ) from error
     try:
         value = json.loads(text, object_pairs_hook=_object, parse_constant=_constant)
     except json.JSONDecodeError as error:
-        raise InvalidRow([("$", f"is not JSON at column {error.colno} ({error.msg}); fix the line")]) from error
+        raise InvalidRow([Fault("$", f"is not JSON at column {error.colno} ({error.msg})", "fix the line")]) from error
     except RecursionError as error:
-        raise InvalidRow([("$", "is nested too deeply; flatten it")]) from error
+        raise InvalidRow([Fault("$", "is nested too deeply", "flatten it")]) from error
     if not isinstance(value, dict):
-        raise InvalidRow([("$", f"is a {type(value).__name__}, not an object; write {{...}}")])
+        raise InvalidRow([Fault("$", f"is a {type(value).__name__}, not an object", "write {...}")])
     try:
         # Text that was UTF-8 holds half a pair only where an escape spells it.
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError as error:
         raise InvalidRow(
-            [("$", "holds half of a surrogate pair (\\ud800 to \\udfff); fix the escape")], rule="encoding"
+            [Fault("$", "holds half of a surrogate pair (\\ud800 to \\udfff)", "fix the escape")], rule="encoding"
         ) from error
     return value
 
@@ -123,9 +124,9 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(value) != len(pairs):
         twice = [repr(name)[:60] for name, count in Counter(name for name, _ in pairs).items() if count > 1]
         others = f" and {len(twice) - _SHOWN} others" if len(twice) > _SHOWN else ""
-        raise InvalidRow([("$", f"names {', '.join(twice[:_SHOWN])}{others} twice; keep one")])
+        raise InvalidRow([Fault("$", f"names {', '.join(twice[:_SHOWN])}{others} twice", "keep one")])
     return value
 
 
 def _constant(name: str) -> Any:
-    raise InvalidRow([("$", f"holds {name}, which is not JSON; write a number or null")])
+    raise InvalidRow([Fault("$", f"holds {name}, which is not JSON", "write a number or null")])

@@ -1,6 +1,7 @@
 """From files to examples: rows are read, rendered, cut to length, and split so that equal rows are never on both sides.
 
-Rows that do not suit the trainer are refused: preference pairs for a supervised trainer, single answers for a preference trainer.
+Rows that do not suit the trainer are refused: preference pairs for a supervised trainer, single
+answers for a preference trainer.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from tunery.plugins.data.read.row import Row
 from tunery.plugins.data.render.examples import RenderedExample
 from tunery.plugins.data.render.renderer import Renderer
 from tunery.plugins.hookspecs import FormatInfo
+from tunery.plugins.parameters import TrainingParameters
 from tunery.plugins.training.examples.batches import Example
 from tunery.registry.errors import InvalidData, InvalidInput
 
@@ -45,15 +47,16 @@ class Corpus(msgspec.Struct, frozen=True):
 def read_corpus(
     data: Sequence[Path],
     validation: Path | None,
+    parameters: TrainingParameters,
     *,
     formats: Mapping[str, FormatInfo],
     renderer: Renderer,
-    max_length: int,
-    eval_fraction: float,
-    seed: int,
     preferences: bool = False,
 ) -> Corpus:
-    """Read all files, as preference pairs if `preferences`; raise InvalidData naming every bad line of every file."""
+    """Read all files, as preference pairs if `preferences`; raise InvalidData naming every bad line of every file.
+
+    Without `validation`, the `eval_fraction` of the parameters is held out.
+    """
     files: list[DataFile] = []
     problems: list[str] = []
     groups: list[list[tuple[Row, list[Example]]]] = []
@@ -66,7 +69,7 @@ def read_corpus(
             problems += error.problems or (error.message,)
             groups.append([])
             continue
-        rendered, bad, shortened = _render(name, rows, renderer, max_length, preferences)
+        rendered, bad, shortened = _render(name, rows, renderer, parameters.max_length, preferences)
         problems += bad
         cut += shortened
         sha256, size = data_digest(path)
@@ -77,8 +80,8 @@ def read_corpus(
         raise InvalidData(f"{count} problem{'s' * (count > 1)} in the data; nothing was trained", problems=problems)
     held_out = groups.pop() if validation else []
     train = [pair for group in groups for pair in group]
-    if not validation and eval_fraction:
-        train, held_out = _split(train, eval_fraction, seed)
+    if not validation and parameters.eval_fraction:
+        train, held_out = _split(train, parameters.eval_fraction, parameters.seed)
     return Corpus(_flat(train), _flat(held_out), files, cut)
 
 
@@ -132,7 +135,8 @@ def _pair(name: str, row: Row, renderer: Renderer, max_length: int) -> tuple[lis
 
 
 def _cut(example: RenderedExample, max_length: int) -> tuple[list[int], list[bool], bool]:
-    """Ids and trained flags within `max_length`, and whether anything was cut; raise InvalidInput when nothing is left to train."""
+    """Ids and trained flags within `max_length`, and whether anything was cut; raise InvalidInput
+    when nothing is left to train."""
     ids, trained = example.ids[:max_length], example.trained[:max_length]
     if not any(trained[1:]):
         raise InvalidInput(
@@ -144,8 +148,8 @@ def _cut(example: RenderedExample, max_length: int) -> tuple[list[int], list[boo
 def _split(
     rows: list[tuple[Row, list[Example]]], fraction: float, seed: int
 ) -> tuple[list[tuple[Row, list[Example]]], list[tuple[Row, list[Example]]]]:
-    """Hold out a share of the distinct rows, chosen by content and seed, so that equal rows (of pairs, those with the same prompt) stay
-    together."""
+    """Hold out a share of the distinct rows, chosen by content and seed, so that equal rows (of pairs, those with the
+    same prompt) stay together."""
 
     def key(row: Row) -> str:
         content = row.messages if row.rejected is None else row.prompt_messages

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from tunery.plugins.data.checks.report import Finding
-from tunery.plugins.data.checks.runner import check_data
+from tunery.plugins.data.checks.runner import CheckOptions, check_data
 from tunery.plugins.manager import Plugins
 from tunery.registry import Base
 from tunery.registry.errors import InvalidData, InvalidInput, UnknownName
@@ -40,9 +40,11 @@ def check_rows(
     allow: Sequence[str],
     plugins: Plugins,
 ) -> DataCheck:
-    """Run every check on every row; raise InvalidData, with the first failing rule as its code, for errors of rules outside `allow`."""
+    """Run every check on every row; raise InvalidData, with the first failing rule as its code, for
+    errors of rules outside `allow`."""
     check_allowed(allow, plugins)
-    report = check_data(data, validation, plugins=plugins, base_folder=Path(base.path), max_length=max_length)
+    options = CheckOptions(max_length=max_length, base_folder=Path(base.path))
+    report = check_data(data, options, plugins=plugins, validation=validation)
     errors = [finding for finding in report.errors if finding.rule not in allow]
     if errors:
         words = [*map(str, data), *(["--val", str(validation)] if validation else [])]
@@ -63,7 +65,7 @@ def check_rows(
 def check_before_split(path: Path, *, allow: Sequence[str], plugins: Plugins, format: str | None) -> None:  # noqa: A002
     """Run the checks that need no base on the rows of a file; raise InvalidData as training would."""
     check_allowed(allow, plugins)
-    report = check_data([path], None, plugins=plugins, base_folder=None, max_length=1, format=format)
+    report = check_data([path], CheckOptions(max_length=1, format=format), plugins=plugins)
     if errors := [finding for finding in report.errors if finding.rule not in allow]:
         command = shlex.join(["tunery", "data", "check", str(path)])
         raise _refusal(errors, report.count("error", without=allow), command, "nothing was written")

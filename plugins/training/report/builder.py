@@ -30,7 +30,8 @@ SHOWN = 4000
 
 
 class ReportBuilder:
-    """Builds one job's report: call `evaluate_base` once with the model to compare with, then `build` with the trained one.
+    """Builds one job's report: call `evaluate_base` once with the model to compare with, then
+    `build` with the trained one.
 
     `supervised` says that the job minimises the cross-entropy of its rows' answers.
     """
@@ -52,8 +53,7 @@ class ReportBuilder:
             seen=step_count(parameters, len(inputs.corpus.train)) * parameters.batch_size,
             rows=parameters.report_rows,
             seed=parameters.seed,
-            device=compute.device,
-            dtype=compute.measured_dtype,
+            compute=compute,
         )
 
     def evaluate_base(self, load: Callable[[], nn.Module]) -> None:

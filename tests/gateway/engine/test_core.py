@@ -33,6 +33,7 @@ from tunery.gateway.engine.messages import (
     Loaded,
     Token,
     Tokens,
+    TopToken,
     Unload,
     Unloaded,
 )
@@ -83,7 +84,7 @@ def test_sampling_settings_have_their_effect(base: Path) -> None:
 def test_logprobs_list_alternatives_in_order(base: Path) -> None:
     token = Engine.on(base).run([request("r", prompt(9, seed=1), logprobs=5, max_tokens=1)])["r"][0]
     assert len(token.top) == 5
-    assert token.top[0] == (token.token, token.logprob) or token.top[0].token == token.token
+    assert token.top[0] == TopToken(token.token, token.logprob)
     assert [top.logprob for top in token.top] == sorted((top.logprob for top in token.top), reverse=True)
 
 
@@ -113,7 +114,7 @@ def test_cancelled_requests_free_everything(base: Path, adapters: list[AdapterSo
     assert [resident.running for resident in engine.core.stats().resident] == [0]
 
 
-def said(answers: dict[str, list[Token]]) -> dict[str, list[tuple[int, float]]]:
+def sampled(answers: dict[str, list[Token]]) -> dict[str, list[tuple[int, float]]]:
     """What was generated, with its log-probabilities."""
     return {name: [(token.token, token.logprob) for token in tokens] for name, tokens in answers.items()}
 
@@ -133,7 +134,7 @@ def test_more_adapters_than_room_all_get_their_turn(base: Path, adapters: list[A
     requests = [request(f"{i}", prompt(5, seed=i), adapters[i % 4]) for i in range(12)]
     requests += [request(f"base-{i}", prompt(5, seed=i)) for i in range(3)]
     plenty = Engine.on(base).run(requests)
-    assert said(engine.run(requests)) == said(plenty)
+    assert sampled(engine.run(requests)) == sampled(plenty)
     stats = engine.core.stats()
     assert stats.resident_bytes <= size * 2 + 100
     assert sum(stats.evictions.values()) >= 2
@@ -141,7 +142,7 @@ def test_more_adapters_than_room_all_get_their_turn(base: Path, adapters: list[A
 
 def test_more_requests_than_the_cache_or_the_batch_holds_wait(base: Path) -> None:
     requests = [request(f"{i}", prompt(10, seed=i), max_tokens=30) for i in range(9)]
-    assert said(Engine.on(base, kv_tokens=100).run(requests)) == said(Engine.on(base, max_batch=2).run(requests))
+    assert sampled(Engine.on(base, kv_tokens=100).run(requests)) == sampled(Engine.on(base, max_batch=2).run(requests))
 
 
 def test_what_could_never_run_is_refused_at_once(base: Path) -> None:
@@ -240,7 +241,9 @@ def test_a_prompts_scores_are_pefts_however_it_is_cut(
     assert_alone(with_adapter(base, "none", asked[0].composition), asked[0], served["adapted"])
 
 
-def test_however_many_ask_for_scores_a_steps_logits_stay_few(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_logits_of_a_step_are_bounded_however_many_requests_want_scores(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = Engine.on(base)
     rows: list[int] = []
     run = engine.core.model.run
@@ -268,7 +271,8 @@ def hidden(base: Path, one: Embed) -> torch.Tensor:
     with torch.no_grad():
         model = with_adapter(base, "none", one.composition)
         states = model(input_ids=torch.tensor([one.prompt]), output_hidden_states=True).hidden_states[-1][0]
-    return states.mean(0) if one.pooling == "mean" else states[-1]
+    pooled: torch.Tensor = states.mean(0) if one.pooling == "mean" else states[-1]
+    return pooled
 
 
 def vectors(engine: Engine) -> dict[str, list[float]]:
@@ -292,8 +296,9 @@ def test_embeddings_are_transformers_hidden_states(
         for number, (length, adapter) in enumerate([(30, adapters[0]), (1, None), (33, None), (48, adapters[1])])
     ]
     chatter = request("chatter", prompt(12, seed=9), adapters[0])
-    for one in (asked[0], chatter, *asked[1:]):
-        engine.core.handle(one)
+    together: list[Embed | Generate] = [asked[0], chatter, *asked[1:]]
+    for each in together:
+        engine.core.handle(each)
     finish(engine)
     answers = vectors(engine)
     for one in asked:

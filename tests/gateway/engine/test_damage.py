@@ -6,12 +6,13 @@ import hashlib
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 from tests.gateway.engine.peft_oracle import Engine, describe, make_adapter, make_base, prompt, request
-from tests.gateway.engine.test_core import said
+from tests.gateway.engine.test_core import sampled
 from tunery.gateway.engine.composition import AdapterSource
 from tunery.gateway.engine.messages import Failed, Load, Loaded
 from tunery.gateway.engine.models.native.kernels import load_kernels
@@ -84,7 +85,7 @@ def test_a_damaged_adapter_is_refused_the_others_are_served_and_repair_brings_it
         Path(bad.files[name]).write_bytes(content)
     now[0] += 120.0
     again = engine.run([request("again", prompt(6, seed=1), bad)])
-    assert said(again) == said(Engine.on(base).run([request("again", prompt(6, seed=1), bad)]))
+    assert sampled(again) == sampled(Engine.on(base).run([request("again", prompt(6, seed=1), bad)]))
 
 
 def test_an_operator_has_a_repaired_adapter_tried_at_once(base: Path, adapters: list[AdapterSource]) -> None:
@@ -122,9 +123,9 @@ def test_weights_are_read_once_for_their_digest_and_for_use(
 def test_a_damaged_packed_base_is_made_again_with_a_warning(
     base: Path, tmp_path: Path, quant: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    settings = {"quant": quant, "cache_folder": str(tmp_path / "packed")}
+    settings: dict[str, Any] = {"quant": quant, "cache_folder": str(tmp_path / "packed")}
     asked = [request("r", prompt(8, seed=3))]
-    first = said(Engine.on(base, **settings).run(asked))
+    first = sampled(Engine.on(base, **settings).run(asked))
     (kept,) = (tmp_path / "packed").iterdir()
     whole = kept.read_bytes()
     Engine.on(base, **settings)
@@ -133,7 +134,7 @@ def test_a_damaged_packed_base_is_made_again_with_a_warning(
     with kept.open("r+b") as file:
         file.seek(-4096, os.SEEK_END)
         file.write(bytes(4096))
-    assert said(Engine.on(base, **settings).run(asked)) == first
+    assert sampled(Engine.on(base, **settings).run(asked)) == first
     assert "is damaged; packing the base again" in caplog.text
     (again,) = (tmp_path / "packed").iterdir()
     assert again.read_bytes() == whole
@@ -163,7 +164,7 @@ def test_a_base_is_compared_with_its_digest_when_it_is_packed(
     monkeypatch.setattr(base_files, "SMALL", 0)
     monkeypatch.setattr(base_files, "_stamp", lambda path, content: base_files._Stamp(content, 1, 1, 1))
     assert resolve_base("tiny", registry=registry, plugins=load_plugins(allow=())) == tiny_base
-    settings = {"base_digest": tiny_base.digest, "cache_folder": str(home.packed)}
+    settings: dict[str, Any] = {"base_digest": tiny_base.digest, "cache_folder": str(home.packed)}
     zero_half(Path(tiny_base.path) / "model.safetensors")
     assert resolve_base("tiny", registry=registry, plugins=load_plugins(allow=())) == tiny_base
     with pytest.raises(StorageFailed, match=r"damaged \(model\.safetensors\): .*tunery bases add tiny") as caught:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ import pytest
 
 from tests.gateway.engine.models.random_bases import make_any_base
 from tests.gateway.engine.peft_oracle import make_base
-from tunery.gateway.engine import self_check
 from tunery.gateway.engine.config import EngineConfig
 from tunery.gateway.engine.core import EngineCore
 from tunery.gateway.engine.ipc.supervisor import SupervisedEngine
@@ -70,7 +70,7 @@ def test_it_is_compared_once(mistral: Path, tmp_path: Path, monkeypatch: pytest.
     core = EngineCore(settings, lambda event: None)
     verify(core, reference, settings)
     core.close()
-    monkeypatch.setattr(self_check.subprocess, "run", lambda *given, **options: pytest.fail("compared again"))
+    monkeypatch.setattr(subprocess, "run", lambda *given, **options: pytest.fail("compared again"))
     assert load_reference(settings) is None
     for change in ({"quant": "nf4"}, {"dtype": "bfloat16"}, {"kernels": "auto"}):
         with pytest.raises(pytest.fail.Exception, match="compared again"):

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 
 from tests.plugins.data.checks.check_rows import LONG, PLUGINS, chat
-from tunery.plugins.data.checks.runner import check_data
+from tunery.plugins.data.checks.runner import CheckOptions, check_data
 from tunery.plugins.data.read.formats import BUILT_IN
-from tunery.plugins.data.split import Split, split_file
+from tunery.plugins.data.split import Split, SplitOptions, split_file
 from tunery.registry.errors import Conflict, InvalidData, InvalidInput
 
 
 def split(path: Path, *, fraction: float = 0.2, seed: int = 0, replace: bool = False) -> Split:
     sides = (path.with_suffix(".train.jsonl"), path.with_suffix(".val.jsonl"))
-    return split_file(path, *sides, formats=BUILT_IN, fraction=fraction, seed=seed, replace=replace)
+    return split_file(path, *sides, SplitOptions(fraction=fraction, seed=seed, replace=replace), formats=BUILT_IN)
 
 
 def lines(number: int = 100) -> list[str]:
@@ -39,7 +39,7 @@ def test_rows_with_their_like_stay_on_one_side(tmp_path: Path) -> None:
         assert (len(train), len(held_out)) == (done.train_rows, done.held_out_rows)
         assert 16 <= len(held_out) <= 21
         assert done.groups == 26
-        report = check_data([done.train], done.held_out, plugins=PLUGINS, base_folder=None, max_length=8)
+        report = check_data([done.train], CheckOptions(max_length=8), plugins=PLUGINS, validation=done.held_out)
         assert "leakage" not in {finding.rule for finding in report.findings}
 
 
@@ -64,7 +64,7 @@ def test_lines_are_copied_as_they_are(tmp_path: Path) -> None:
     assert copied == {b'{ "prompt":"a",  "completion":"b" }\r\n', b'{"completion":"d","prompt":"c"}\n'}
 
 
-def test_what_cannot_be_split_is_said_and_nothing_is_written(tmp_path: Path) -> None:
+def test_what_cannot_be_split_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join([*lines(), "{"]))
     with pytest.raises(InvalidData, match=r"rows\.jsonl:104"):
@@ -75,7 +75,7 @@ def test_what_cannot_be_split_is_said_and_nothing_is_written(tmp_path: Path) -> 
     for fraction in (0.0, 1.0, float("nan")):
         with pytest.raises(InvalidInput, match="between 0 and 1"):
             split(path, fraction=fraction)
-    assert [found.name for found in tmp_path.iterdir()] == ["rows.jsonl"]
+    assert [file.name for file in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
 def test_files_that_exist_are_kept(tmp_path: Path) -> None:
@@ -87,5 +87,5 @@ def test_files_that_exist_are_kept(tmp_path: Path) -> None:
         split(path, seed=3)
     assert done.train.read_bytes() == before
     with pytest.raises(InvalidInput, match="three different files"):
-        split_file(path, path, tmp_path / "x", formats=BUILT_IN, fraction=0.1, seed=0, replace=True)
+        split_file(path, path, tmp_path / "x", SplitOptions(fraction=0.1, replace=True), formats=BUILT_IN)
     assert path.read_text() == "\n".join(lines())

@@ -1,4 +1,5 @@
-"""A full tune's delta: an ordinary PEFT adapter that PEFT and the engine read alike, at the fidelity that was asked for."""
+"""A full tune's delta: an ordinary PEFT adapter that PEFT and the engine read alike, at the
+fidelity that was asked for."""
 
 from __future__ import annotations
 
@@ -27,10 +28,10 @@ def tuned(base: Path, *, seed: int = 1) -> nn.Module:
                 rank = 6
                 left = torch.randn(parameter.shape[0], rank, generator=generator)
                 right = torch.randn(rank, parameter.shape[1], generator=generator)
-                parameter += 0.02 * left @ right + 0.0005 * torch.randn(parameter.shape, generator=generator)
+                parameter.add_(0.02 * left @ right + 0.0005 * torch.randn(parameter.shape, generator=generator))
             else:
-                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
-    return model  # type: ignore[no-any-return]
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return model
 
 
 def against(teacher: nn.Module) -> Callable[[nn.Module], float]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from tests.registry.artifacts import HIDDEN, make_adapter, make_base
 from tunery.registry import Base, NewVersion
@@ -41,7 +43,7 @@ def array(*shape: int, value: float = 1.0) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("changes", "code", "says"),
+    ("changes", "code", "message"),
     [
         ({f"{Q}.lora_A.weight": array(2, HIDDEN, value=np.nan)}, "artifact_nonfinite", "lora_A"),
         ({f"{Q}.lora_B.weight": array(HIDDEN, 2, value=np.inf)}, "artifact_nonfinite", "lora_B"),
@@ -57,11 +59,11 @@ def array(*shape: int, value: float = 1.0) -> np.ndarray:
     ],
 )
 def test_tensors_that_do_not_fit(
-    registry: Registry, base: Base, tmp_path: Path, changes: dict[str, np.ndarray], code: str, says: str
+    registry: Registry, base: Base, tmp_path: Path, changes: dict[str, np.ndarray], code: str, message: str
 ) -> None:
     error = refused(registry, make_adapter(tmp_path / "bad", changes=changes), base)
     assert error.code == code
-    assert says in error.message
+    assert message in error.message
 
 
 @pytest.mark.parametrize(
@@ -101,7 +103,7 @@ def test_tensors_that_do_not_fit(
     ],
 )
 def test_configurations_that_are_refused(
-    registry: Registry, base: Base, tmp_path: Path, config: dict[str, object], code: str
+    registry: Registry, base: Base, tmp_path: Path, config: dict[str, Any], code: str
 ) -> None:
     folder = make_adapter(tmp_path / "bad", **config)
     assert refused(registry, folder, base).code == code
@@ -120,7 +122,7 @@ def test_whole_norms_and_embedding_pairs_are_welcome(registry: Registry, base: B
         f"{Q}.lora_B.bias": array(HIDDEN),
         "base_model.model.lm_head.weight": array(20, HIDDEN),
     }
-    config = {
+    config: dict[str, Any] = {
         "modules_to_save": ["norm"],
         "rank_pattern": {"embed_tokens": 3},
         "target_modules": ["up_proj", "q_proj", "embed_tokens"],
@@ -172,7 +174,7 @@ def test_token_rows_that_do_not_fit(
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "message"),
     [
         ({f"{Q}.lora_magnitude_vector": array(HIDDEN + 1)}, "lora_magnitude_vector"),
         ({f"{Q}.lora_B.bias": array(3)}, "lora_B.bias"),
@@ -189,9 +191,9 @@ def test_token_rows_that_do_not_fit(
     ],
 )
 def test_tensors_that_would_mean_something_else(
-    registry: Registry, base: Base, tmp_path: Path, changes: dict[str, np.ndarray], says: str
+    registry: Registry, base: Base, tmp_path: Path, changes: dict[str, np.ndarray], message: str
 ) -> None:
-    assert says in refused(registry, make_adapter(tmp_path / "bad", changes=changes), base).message
+    assert message in refused(registry, make_adapter(tmp_path / "bad", changes=changes), base).message
 
 
 @pytest.mark.parametrize(
@@ -325,7 +327,7 @@ def test_a_file_cut_or_changed_in_its_header_is_refused_or_reads_the_same(
 def test_one_bad_number_is_found_whatever_the_dtype(tmp_path: Path, dtype: type) -> None:
     from safetensors.numpy import save_file
 
-    tensor = np.ones((300, 7), dtype)
+    tensor: NDArray[Any] = np.ones((300, 7), dtype)
     tensor[211, 3] = np.nan
     save_file({"fine": np.ones(5, dtype), "bad": tensor}, tmp_path / "x.safetensors")
     assert nonfinite_tensor(tmp_path / "x.safetensors", read_header(tmp_path / "x.safetensors")) == "bad"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -59,7 +60,7 @@ def test_equal_content_has_an_equal_digest_and_shares_its_blobs(registry: Regist
 
 
 def test_the_digest_ignores_where_and_follows_what(registry: Registry, base: Base, tmp_path: Path) -> None:
-    def digest(name: str, **config: object) -> str:
+    def digest(name: str, **config: Any) -> str:
         folder = make_adapter(tmp_path / name, **config)
         version = registry.publish(
             NewVersion(adapter="a/b", folder=folder, base=base, method="lora", manifest={}, metrics={}, actor="t")

@@ -6,7 +6,7 @@ context and on nothing else in the batch.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional
@@ -36,10 +36,23 @@ _HARMLESS = frozenset(
 
 
 def register_attention() -> None:
-    """Teach transformers the name ATTENTION; each model's layers find their own PagedAttention. Harmless when repeated."""
+    """Teach transformers the name ATTENTION; each model's layers find their own PagedAttention.
+
+    Harmless when repeated.
+    """
     AttentionInterface.register(
         ATTENTION, lambda module, *tensors, **options: module.paged(module, *tensors, **options)
     )
+
+
+class _Scores(NamedTuple):
+    """How scores are made of products: scaled, capped at `softcap`, over the last `window` tokens, and beside the
+    scores of `sinks` [heads]."""
+
+    scale: float
+    window: int | None
+    softcap: float | None
+    sinks: torch.Tensor | None
 
 
 class PagedAttention:
@@ -85,38 +98,30 @@ class PagedAttention:
         if context.slots is None:
             raise RuntimeError("attention was called outside a forward pass")
         scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+        scores = _Scores(scale, sliding_window, softcap, s_aux)
         self._cache.write(layer, context.slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
         result = query.new_zeros((query.shape[2], query.shape[1], value.shape[-1]))
         for span in context.spans:
             rows = query[0, :, span.start : span.end]
-            result[span.start : span.end] = self._attend(layer, rows, span, scale, sliding_window, softcap, s_aux)
+            result[span.start : span.end] = self._attend(layer, rows, span, scores)
         return result[None], None
 
-    def _attend(
-        self,
-        layer: int,
-        rows: torch.Tensor,
-        span: SlotSpan,
-        scale: float,
-        window: int | None,
-        softcap: float | None,
-        sinks: torch.Tensor | None,
-    ) -> torch.Tensor:
+    def _attend(self, layer: int, rows: torch.Tensor, span: SlotSpan, scores: _Scores) -> torch.Tensor:
         """Attention of one span: `rows` [heads, n, size] → [n, heads, size]."""
-        count = rows.shape[1]
+        count, window = rows.shape[1], scores.window
         slots = span.slots
         if window is not None and span.context > window + count - 1:
             slots = slots[span.context - (window + count - 1) :]
         keys, values = self._cache.read(layer, slots)
         windowed = window is not None and window < slots.shape[0]
-        if softcap is None and sinks is None and not windowed and count == slots.shape[0]:
+        if scores.softcap is None and scores.sinks is None and not windowed and count == slots.shape[0]:
             whole = functional.scaled_dot_product_attention(
-                rows[None], keys[None], values[None], is_causal=True, scale=scale, enable_gqa=True
+                rows[None], keys[None], values[None], is_causal=True, scale=scores.scale, enable_gqa=True
             )
             # Its softmax turns scores that are NaN or infinite into numbers, which the other one does not.
             lost = ~_largest_score(rows, keys).isfinite()
             return whole[0].transpose(0, 1).masked_fill(lost, torch.nan)
-        return _grouped(rows, keys, values, scale, window if windowed else None, softcap, sinks)
+        return _grouped(rows, keys, values, scores if windowed else scores._replace(window=None))
 
 
 def _largest_score(rows: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
@@ -126,26 +131,19 @@ def _largest_score(rows: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
     return largest
 
 
-def _grouped(
-    rows: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
-    sinks: torch.Tensor | None,
-) -> torch.Tensor:
+def _grouped(rows: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, options: _Scores) -> torch.Tensor:
     """Grouped-query attention (arXiv 2305.13245) of the last n tokens over L: two products and a softmax in fp32."""
     heads, count, size = rows.shape
     kv_heads, length, _ = keys.shape
     scores = rows.reshape(kv_heads, -1, size) @ keys.transpose(1, 2)
-    scores = scores.float().mul_(scale)
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
+    scores = scores.float().mul_(options.scale)
+    if options.softcap is not None:
+        scores = torch.tanh(scores / options.softcap) * options.softcap
     if count > 1:
-        scores.view(kv_heads, -1, count, length).masked_fill_(_hidden(count, length, window, rows.device), -torch.inf)
-    if sinks is not None:
-        sink = sinks.float().view(kv_heads, -1, 1, 1).expand(-1, -1, count, -1).reshape(kv_heads, -1, 1)
+        hidden = _hidden(count, length, options.window, rows.device)
+        scores.view(kv_heads, -1, count, length).masked_fill_(hidden, -torch.inf)
+    if options.sinks is not None:
+        sink = options.sinks.float().view(kv_heads, -1, 1, 1).expand(-1, -1, count, -1).reshape(kv_heads, -1, 1)
         scores = torch.cat((scores, sink), dim=-1)
     weights = torch.softmax(scores, dim=-1)[..., :length].to(rows.dtype)
     return (weights @ values).view(heads, count, -1).transpose(0, 1)

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
+import msgspec
+
 from tunery.plugins.data.checks.check import Check, CheckContext, Fault
 from tunery.plugins.data.checks.parsed_record import Location, ParsedRecord
 from tunery.plugins.data.checks.rules.schema import CUT, is_cut
@@ -24,9 +26,9 @@ class Encoding(Check):
 
     def check_record(self, record: ParsedRecord) -> Iterable[Fault]:
         if record.invalid is not None and record.invalid.rule == "encoding":
-            for path, text in record.invalid.errors:
-                message, _, fix = text.rpartition("; ")
-                yield Fault(path, message, CUT if is_cut(record) and "not UTF-8" in message else fix, "error")
+            for fault in record.invalid.faults:
+                fix = CUT if is_cut(record) and "not UTF-8" in fault.message else fault.fix
+                yield msgspec.structs.replace(fault, fix=fix, severity="error")
         if record.raw.startswith(_BOM):
             yield Fault("$", "begins with a byte order mark", "save the file as UTF-8 without one")
         if b"\0" in record.raw:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import msgspec
+
 from tunery.plugins.data.checks.check import Check, CheckContext, Fault
 from tunery.plugins.data.checks.parsed_record import Location, ParsedRecord
 from tunery.plugins.data.read import MAX_ROW
@@ -29,9 +31,9 @@ class Schema(Check):
     def check_record(self, record: ParsedRecord) -> Iterable[Fault]:
         if record.invalid is None or record.invalid.rule != "schema":
             return
-        for path, text in record.invalid.errors:
-            message, _, fix = text.rpartition("; ")
-            yield Fault(path, message or text, CUT if is_cut(record) else fix if message else "fix the line or drop it")
+        for fault in record.invalid.faults:
+            fix = CUT if is_cut(record) else fault.fix or "fix the line or drop it"
+            yield msgspec.structs.replace(fault, fix=fix)
 
     def summarize(self, record: ParsedRecord) -> str | None:
         return record.row.format if record.row else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tunery.plugins.data.read.formats.chat import CHAT
-from tunery.plugins.data.read.formats.errors import InvalidRow
+from tunery.plugins.data.read.formats.faults import Fault, InvalidRow
 from tunery.plugins.data.read.formats.pairs import ALPACA, PROMPT_COMPLETION
 from tunery.plugins.data.read.formats.preference import OPENAI_PREFERENCE, PREFERENCE
 from tunery.plugins.data.read.formats.sharegpt import SHAREGPT
@@ -16,6 +16,7 @@ __all__ = [
     "PREFERENCE",
     "PROMPT_COMPLETION",
     "SHAREGPT",
+    "Fault",
     "InvalidRow",
 ]
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from tunery.plugins.data.read.formats.errors import InvalidRow, item_errors, json_type, misplaced_keys
+from tunery.plugins.data.read.formats.faults import Fault, InvalidRow, item_faults, json_type, misplaced_keys
 from tunery.plugins.data.read.formats.messages import (
     from_json_text,
-    message_errors,
+    message_faults,
     plain_messages,
     plain_tools,
-    tool_errors,
+    tool_faults,
 )
 from tunery.plugins.hookspecs import Conversation, FormatInfo
 
@@ -24,20 +24,20 @@ def _sniff(row: dict[str, Any]) -> bool:
 
 
 def _chat(row: dict[str, Any]) -> Conversation:
-    errors = misplaced_keys(row, _KEYS)
+    faults = misplaced_keys(row, _KEYS)
     messages, tools = row.get("messages"), from_json_text(row.get("tools"))
-    errors += [] if tools is None else tool_errors("$.tools", tools)
+    faults += [] if tools is None else tool_faults("$.tools", tools)
     if not isinstance(row.get("parallel_tool_calls", True), bool):
-        errors.append(("$.parallel_tool_calls", "must be true or false"))
+        faults.append(Fault("$.parallel_tool_calls", "must be true or false"))
     if not isinstance(messages, list) or not messages:
         raise InvalidRow(
-            [*errors, ("$.messages", f"must be a list of at least one message, not {json_type(messages)}")]
+            [*faults, Fault("$.messages", f"must be a list of at least one message, not {json_type(messages)}")]
         )
-    errors += item_errors("$.messages", messages, message_errors)
+    faults += item_faults("$.messages", messages, message_faults)
     if not any(isinstance(message, dict) and message.get("role") == "assistant" for message in messages):
-        errors.append(("$.messages", "has no assistant message, so nothing would be trained; add the answer"))
-    if errors:
-        raise InvalidRow(errors)
+        faults.append(Fault("$.messages", "has no assistant message, so nothing would be trained", "add the answer"))
+    if faults:
+        raise InvalidRow(faults)
     return Conversation(messages=plain_messages(messages), tools=plain_tools(tools))
 
 

@@ -7,11 +7,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from tunery.plugins.data.read.formats.errors import RowErrors, item_errors, json_type, unknown_keys
+from tunery.plugins.data.read.formats.faults import Fault, item_faults, json_type, not_one_of, unknown_keys
 from tunery.plugins.data.render.conversation import MESSAGE_FIELDS, plain_message, read_arguments
-from tunery.registry.errors import near
 
-__all__ = ["from_json_text", "message_errors", "plain_messages", "plain_tools", "tool_errors"]
+__all__ = ["from_json_text", "message_faults", "plain_messages", "plain_tools", "tool_faults"]
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 _MESSAGE_KEYS = (*MESSAGE_FIELDS, "weight")
@@ -25,27 +24,31 @@ _EMPTY_KEYS = {
 """What OpenAI's client writes into every message, mostly null, and what to do where it is not."""
 
 
-def message_errors(path: str, message: Any) -> RowErrors:
+def message_faults(path: str, message: Any) -> list[Fault]:
     """What is wrong with one message in OpenAI's format."""
     if not isinstance(message, dict):
-        return [(path, f"must be an object with role and content, not {json_type(message)}")]
+        return [Fault(path, f"must be an object with role and content, not {json_type(message)}")]
     role = message.get("role")
-    errors = unknown_keys(path, message, (*_MESSAGE_KEYS, *_EMPTY_KEYS))
-    errors += [*_role_errors(path, message), *_weight_errors(path, message), *_filled_errors(path, message)]
-    errors += _text_field_errors(path, message)
+    faults = unknown_keys(path, message, (*_MESSAGE_KEYS, *_EMPTY_KEYS))
+    faults += [*_role_faults(path, message), *_weight_faults(path, message), *_filled_faults(path, message)]
+    faults += _text_field_faults(path, message)
     calls = message.get("tool_calls")
     if calls is not None and not (calls == [] and message.get("content")):
-        errors += _calls_errors(f"{path}.tool_calls", message)
+        faults += _calls_faults(f"{path}.tool_calls", message)
         if message.get("content") is None:
-            return errors
+            return faults
     if "content" not in message:
-        return [*errors, (f"{path}.content", "is missing; write the text")]
-    errors += _content_errors(f"{path}.content", message["content"])
-    if role == "assistant" and not message.get("tool_calls") and not errors and not _text(message["content"]).strip():
-        errors.append(
-            (f"{path}.content", "is empty, so the model would learn to say nothing; write the answer or drop the row")
+        return [*faults, Fault(f"{path}.content", "is missing", "write the text")]
+    faults += _content_faults(f"{path}.content", message["content"])
+    if role == "assistant" and not message.get("tool_calls") and not faults and not _text(message["content"]).strip():
+        faults.append(
+            Fault(
+                f"{path}.content",
+                "is empty, so the model would learn to say nothing",
+                "write the answer or drop the row",
+            )
         )
-    return errors
+    return faults
 
 
 def plain_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -68,83 +71,84 @@ def from_json_text(value: Any) -> Any:
         return value
 
 
-def tool_errors(path: str, tools: Any) -> RowErrors:
+def tool_faults(path: str, tools: Any) -> list[Fault]:
     """What is wrong with a list of functions that the model may call."""
     if not isinstance(tools, list):
-        return [(path, f"must be a list of functions, not {json_type(tools)}")]
-    return item_errors(path, tools, _tool_errors)
+        return [Fault(path, f"must be a list of functions, not {json_type(tools)}")]
+    return item_faults(path, tools, _tool_faults)
 
 
-def _tool_errors(path: str, tool: Any) -> RowErrors:
+def _tool_faults(path: str, tool: Any) -> list[Fault]:
     function = tool.get("function") if isinstance(tool, dict) else None
     if isinstance(function, dict) and isinstance(function.get("name"), str):
         return []
-    return [(path, 'must be {"type": "function", "function": {"name": ..., ...}}')]
+    return [Fault(path, 'must be {"type": "function", "function": {"name": ..., ...}}')]
 
 
-def _filled_errors(path: str, message: Mapping[str, Any]) -> RowErrors:
-    return [(f"{path}.{key}", f"is not trained; {fix}") for key, fix in _EMPTY_KEYS.items() if fix and message.get(key)]
+def _filled_faults(path: str, message: Mapping[str, Any]) -> list[Fault]:
+    return [
+        Fault(f"{path}.{key}", "is not trained", fix) for key, fix in _EMPTY_KEYS.items() if fix and message.get(key)
+    ]
 
 
-def _role_errors(path: str, message: Mapping[str, Any]) -> RowErrors:
+def _role_faults(path: str, message: Mapping[str, Any]) -> list[Fault]:
     role = message.get("role")
     if role in _ROLES:
         return []
-    hint = near(role, _ROLES) if isinstance(role, str) else "use one of " + ", ".join(_ROLES)
-    return [(f"{path}.role", f"is {role!r}; {hint}" if "role" in message else "is missing; " + hint)]
+    return [not_one_of(f"{path}.role", role, _ROLES, is_given="role" in message)]
 
 
-def _weight_errors(path: str, message: Mapping[str, Any]) -> RowErrors:
+def _weight_faults(path: str, message: Mapping[str, Any]) -> list[Fault]:
     if message.get("weight") is None:
         return []
     if message.get("role") != "assistant":
-        return [(f"{path}.weight", "is for assistant messages only; drop it")]
+        return [Fault(f"{path}.weight", "is for assistant messages only", "drop it")]
     weight = message["weight"]
     if isinstance(weight, bool) or weight not in (0, 1):
-        return [(f"{path}.weight", f"is {weight!r}; write 0 (not trained) or 1 (trained)")]
+        return [Fault(f"{path}.weight", f"is {weight!r}", "write 0 (not trained) or 1 (trained)")]
     return []
 
 
-def _text_field_errors(path: str, message: Mapping[str, Any]) -> RowErrors:
+def _text_field_faults(path: str, message: Mapping[str, Any]) -> list[Fault]:
     """What is wrong with the other text fields of a message."""
     names = ("name", "reasoning_content", "tool_call_id")
     wrong = [name for name in names if not isinstance(message.get(name), str | None)]
-    return [(f"{path}.{name}", f"must be a text, not {json_type(message[name])}") for name in wrong]
+    return [Fault(f"{path}.{name}", f"must be a text, not {json_type(message[name])}") for name in wrong]
 
 
-def _calls_errors(path: str, message: Mapping[str, Any]) -> RowErrors:
+def _calls_faults(path: str, message: Mapping[str, Any]) -> list[Fault]:
     if message.get("role") != "assistant":
-        return [(path, "is for assistant messages only; drop it")]
+        return [Fault(path, "is for assistant messages only", "drop it")]
     calls = message["tool_calls"]
     if not isinstance(calls, list) or not calls:
-        return [(path, f"must be a list of at least one call, not {json_type(calls)}")]
-    return item_errors(path, calls, _call_errors)
+        return [Fault(path, f"must be a list of at least one call, not {json_type(calls)}")]
+    return item_faults(path, calls, _call_faults)
 
 
-def _call_errors(path: str, call: Any) -> RowErrors:
+def _call_faults(path: str, call: Any) -> list[Fault]:
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        return [(path, 'must be {"id": ..., "type": "function", "function": {"name": ..., "arguments": ...}}')]
-    errors = unknown_keys(path, call, _CALL_KEYS)
+        return [Fault(path, 'must be {"id": ..., "type": "function", "function": {"name": ..., "arguments": ...}}')]
+    faults = unknown_keys(path, call, _CALL_KEYS)
     if call.get("id") is not None and not isinstance(call["id"], str):
-        errors.append((f"{path}.id", f"must be a text, not {json_type(call['id'])}"))
+        faults.append(Fault(f"{path}.id", f"must be a text, not {json_type(call['id'])}"))
     if not isinstance(_arguments(function.get("arguments")), dict):
-        errors.append((f"{path}.function.arguments", "must be a JSON object, or one written as text"))
-    return errors
+        faults.append(Fault(f"{path}.function.arguments", "must be a JSON object, or one written as text"))
+    return faults
 
 
-def _content_errors(path: str, content: Any) -> RowErrors:
+def _content_faults(path: str, content: Any) -> list[Fault]:
     if isinstance(content, str):
         return []
     if not isinstance(content, list):
-        return [(path, f"must be a text, not {json_type(content)}")]
-    return item_errors(path, content, _part_errors)
+        return [Fault(path, f"must be a text, not {json_type(content)}")]
+    return item_faults(path, content, _part_faults)
 
 
-def _part_errors(path: str, part: Any) -> RowErrors:
+def _part_faults(path: str, part: Any) -> list[Fault]:
     if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
         return []
-    return [(path, 'must be {"type": "text", "text": ...}; only text is trained')]
+    return [Fault(path, 'must be {"type": "text", "text": ...}', "only text is trained")]
 
 
 def _arguments(value: Any) -> Any:

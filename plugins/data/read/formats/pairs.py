@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from tunery.plugins.data.read.formats.errors import (
+from tunery.plugins.data.read.formats.faults import (
+    Fault,
     InvalidRow,
-    RowErrors,
-    item_errors,
+    item_faults,
     json_type,
     misplaced_keys,
-    text_errors,
+    text_faults,
 )
 from tunery.plugins.hookspecs import FormatInfo
 
@@ -27,9 +27,9 @@ def _sniff_pair(row: dict[str, Any]) -> bool:
 
 
 def _prompt_completion(row: dict[str, Any]) -> list[dict[str, Any]]:
-    errors = [*misplaced_keys(row, _PAIR_KEYS), *text_errors(row, "prompt", "completion")]
-    if errors:
-        raise InvalidRow(errors)
+    faults = [*misplaced_keys(row, _PAIR_KEYS), *text_faults(row, "prompt", "completion")]
+    if faults:
+        raise InvalidRow(faults)
     return _exchange(row["prompt"], row["completion"])
 
 
@@ -38,16 +38,16 @@ def _sniff_alpaca(row: dict[str, Any]) -> bool:
 
 
 def _alpaca(row: dict[str, Any]) -> list[dict[str, Any]]:
-    errors = [*misplaced_keys(row, _ALPACA_KEYS), *text_errors(row, "instruction", "output")]
-    errors += [
-        (f"$.{name}", f"must be a text, not {json_type(row[name])}")
+    faults = [*misplaced_keys(row, _ALPACA_KEYS), *text_faults(row, "instruction", "output")]
+    faults += [
+        Fault(f"$.{name}", f"must be a text, not {json_type(row[name])}")
         for name in ("input", "system")
         if not isinstance(row.get(name) or "", str)
     ]
     history = row.get("history") or []
-    errors += _history_errors(history)
-    if errors:
-        raise InvalidRow(errors)
+    faults += _history_faults(history)
+    if faults:
+        raise InvalidRow(faults)
     system = [{"role": "system", "content": row["system"]}] if row.get("system") else []
     question = "\n\n".join(filter(None, (row["instruction"], row.get("input"))))
     return [
@@ -57,16 +57,16 @@ def _alpaca(row: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _history_errors(history: Any) -> RowErrors:
+def _history_faults(history: Any) -> list[Fault]:
     if not isinstance(history, list):
-        return [("$.history", f"must be a list of [question, answer], not {json_type(history)}")]
-    return item_errors("$.history", history, _exchange_errors)
+        return [Fault("$.history", f"must be a list of [question, answer], not {json_type(history)}")]
+    return item_faults("$.history", history, _exchange_faults)
 
 
-def _exchange_errors(path: str, pair: Any) -> RowErrors:
+def _exchange_faults(path: str, pair: Any) -> list[Fault]:
     if isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) and text for text in pair):
         return []
-    return [(path, "must be [question, answer], two texts")]
+    return [Fault(path, "must be [question, answer], two texts")]
 
 
 def _exchange(question: str, answer: str) -> list[dict[str, Any]]:

@@ -10,21 +10,21 @@ from __future__ import annotations
 from os.path import commonprefix
 from typing import Any
 
-from tunery.plugins.data.read.formats.errors import (
+from tunery.plugins.data.read.formats.faults import (
+    Fault,
     InvalidRow,
-    RowErrors,
-    item_errors,
+    item_faults,
     json_type,
     misplaced_keys,
-    text_errors,
+    text_faults,
     unknown_keys,
 )
 from tunery.plugins.data.read.formats.messages import (
     from_json_text,
-    message_errors,
+    message_faults,
     plain_messages,
     plain_tools,
-    tool_errors,
+    tool_faults,
 )
 from tunery.plugins.hookspecs import Conversation, FormatInfo
 
@@ -43,19 +43,19 @@ def _sniff_openai(row: dict[str, Any]) -> bool:
 
 def _openai(row: dict[str, Any]) -> Conversation:
     names = _SPELLINGS[1] if set(_SPELLINGS[1]) & set(row) else _SPELLINGS[0]
-    errors = misplaced_keys(row, ("input", *names))
+    faults = misplaced_keys(row, ("input", *names))
     given = row.get("input")
     body = given if isinstance(given, dict) else {}
     if not isinstance(given, dict):
-        errors.append(("$.input", f"must be an object with messages, not {json_type(given)}"))
-    errors += unknown_keys("$.input", body, ("messages", "tools", "parallel_tool_calls"))
+        faults.append(Fault("$.input", f"must be an object with messages, not {json_type(given)}"))
+    faults += unknown_keys("$.input", body, ("messages", "tools", "parallel_tool_calls"))
     if body.get("tools") is not None:
-        errors += tool_errors("$.input.tools", body["tools"])
-    errors += _messages_errors("$.input.messages", body.get("messages"), answer=False)
+        faults += tool_faults("$.input.tools", body["tools"])
+    faults += _messages_faults("$.input.messages", body.get("messages"), answer=False)
     for name in names:
-        errors += _messages_errors(f"$.{name}", row.get(name), answer=True)
-    if errors:
-        raise InvalidRow(errors)
+        faults += _messages_faults(f"$.{name}", row.get(name), answer=True)
+    if faults:
+        raise InvalidRow(faults)
     return _conversation(body["messages"], row[names[0]], row[names[1]], body.get("tools"), names[0], names[1])
 
 
@@ -64,31 +64,31 @@ def _sniff_trl(row: dict[str, Any]) -> bool:
 
 
 def _trl(row: dict[str, Any]) -> Conversation:
-    errors = misplaced_keys(row, _TRL_KEYS)
+    faults = misplaced_keys(row, _TRL_KEYS)
     tools = from_json_text(row.get("tools"))
-    errors += [] if tools is None else tool_errors("$.tools", tools)
+    faults += [] if tools is None else tool_faults("$.tools", tools)
     is_text = isinstance(row.get("chosen"), str) or isinstance(row.get("rejected"), str)
-    errors += _text_answers_errors(row) if is_text else _message_answers_errors(row)
-    if errors:
-        raise InvalidRow(errors)
+    faults += _text_answers_faults(row) if is_text else _message_answers_faults(row)
+    if faults:
+        raise InvalidRow(faults)
     prompt, chosen, rejected = _from_texts(row) if is_text else _from_messages(row)
     return _conversation(prompt, chosen, rejected, tools, "chosen", "rejected")
 
 
-def _text_answers_errors(row: dict[str, Any]) -> RowErrors:
-    return text_errors(row, *(("prompt",) if "prompt" in row else ()), "chosen", "rejected")
+def _text_answers_faults(row: dict[str, Any]) -> list[Fault]:
+    return text_faults(row, *(("prompt",) if "prompt" in row else ()), "chosen", "rejected")
 
 
-def _message_answers_errors(row: dict[str, Any]) -> RowErrors:
-    errors: RowErrors = []
+def _message_answers_faults(row: dict[str, Any]) -> list[Fault]:
+    faults: list[Fault] = []
     if isinstance(row.get("prompt"), str):
         # As in UltraFeedback and its descendants: the question as a text beside two conversations.
-        errors += text_errors(row, "prompt")
+        faults += text_faults(row, "prompt")
     elif "prompt" in row:
-        errors += _messages_errors("$.prompt", row["prompt"], answer=False)
+        faults += _messages_faults("$.prompt", row["prompt"], answer=False)
     for name in ("chosen", "rejected"):
-        errors += _messages_errors(f"$.{name}", row.get(name), answer=True)
-    return errors
+        faults += _messages_faults(f"$.{name}", row.get(name), answer=True)
+    return faults
 
 
 def _from_texts(row: dict[str, Any]) -> tuple[Messages, Messages, Messages]:
@@ -102,7 +102,9 @@ def _from_texts(row: dict[str, Any]) -> tuple[Messages, Messages, Messages]:
         prompt = shared[: max(shared.rfind(" "), shared.rfind("\n")) + 1]
         chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
         if not prompt.strip() or not chosen.strip() or not rejected.strip():
-            raise InvalidRow([("$.prompt", "is missing, and chosen and rejected share no beginning; add the prompt")])
+            raise InvalidRow(
+                [Fault("$.prompt", "is missing, and chosen and rejected share no beginning", "add the prompt")]
+            )
     return [{"role": "user", "content": prompt}], [_answer(chosen)], [_answer(rejected)]
 
 
@@ -118,19 +120,23 @@ def _from_messages(row: dict[str, Any]) -> tuple[Messages, Messages, Messages]:
     while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
         shared += 1
     if not shared:
-        raise InvalidRow([("$.prompt", "is missing, and chosen and rejected share no beginning; add the prompt")])
+        raise InvalidRow(
+            [Fault("$.prompt", "is missing, and chosen and rejected share no beginning", "add the prompt")]
+        )
     if isinstance(prompt, str) and not any(_text(message) == prompt.strip() for message in chosen[:shared]):
-        raise InvalidRow([("$.prompt", "is not what chosen and rejected begin with; keep one of the two questions")])
+        raise InvalidRow(
+            [Fault("$.prompt", "is not what chosen and rejected begin with", "keep one of the two questions")]
+        )
     return chosen[:shared], chosen[shared:], rejected[shared:]
 
 
-def _messages_errors(path: str, messages: Any, *, answer: bool) -> RowErrors:
+def _messages_faults(path: str, messages: Any, *, answer: bool) -> list[Fault]:
     if not isinstance(messages, list) or not messages:
-        return [(path, f"must be a list of at least one message, not {json_type(messages)}")]
-    errors = item_errors(path, messages, message_errors)
-    if answer and not errors and messages[-1]["role"] != "assistant":
-        errors.append((path, "must end with an assistant message: the answer"))
-    return errors
+        return [Fault(path, f"must be a list of at least one message, not {json_type(messages)}")]
+    faults = item_faults(path, messages, message_faults)
+    if answer and not faults and messages[-1]["role"] != "assistant":
+        faults.append(Fault(path, "must end with an assistant message: the answer"))
+    return faults
 
 
 def _conversation(
@@ -140,7 +146,9 @@ def _conversation(
     chosen = _without_prompt(f"$.{better}", plain_messages(chosen), prompt)
     rejected = _without_prompt(f"$.{worse}", plain_messages(rejected), prompt)
     if chosen == rejected:
-        raise InvalidRow([(f"$.{worse}", f"is the same as {better}, so there is nothing to prefer; drop the row")])
+        raise InvalidRow(
+            [Fault(f"$.{worse}", f"is the same as {better}, so there is nothing to prefer", "drop the row")]
+        )
     return Conversation(messages=[*prompt, *chosen], tools=plain_tools(tools), rejected=rejected, prompt=len(prompt))
 
 
@@ -155,8 +163,8 @@ def _without_prompt(path: str, answer: Messages, prompt: Messages) -> Messages:
         if message["role"] == "assistant":
             break
         if any(_same(message, earlier) for earlier in prompt):
-            text = "repeats a message of the prompt; leave out of it what the prompt has, or repeat the prompt whole"
-            raise InvalidRow([(f"{path}[{index}]", text)])
+            fix = "leave out of it what the prompt has, or repeat the prompt whole"
+            raise InvalidRow([Fault(f"{path}[{index}]", "repeats a message of the prompt", fix)])
     return answer
 
 

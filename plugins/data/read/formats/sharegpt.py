@@ -4,23 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
-from tunery.plugins.data.read.formats.errors import (
+import msgspec
+
+from tunery.plugins.data.read.formats.faults import (
+    Fault,
     InvalidRow,
-    RowErrors,
-    item_errors,
+    item_faults,
     json_type,
     misplaced_keys,
+    not_one_of,
+    not_text,
     unknown_keys,
 )
 from tunery.plugins.data.read.formats.messages import (
     from_json_text,
-    message_errors,
+    message_faults,
     plain_messages,
     plain_tools,
-    tool_errors,
+    tool_faults,
 )
 from tunery.plugins.hookspecs import Conversation, FormatInfo
-from tunery.registry.errors import near
 
 __all__ = ["SHAREGPT"]
 
@@ -44,45 +47,49 @@ def _sniff(row: dict[str, Any]) -> bool:
 
 
 def _sharegpt(row: dict[str, Any]) -> Conversation:
-    errors = misplaced_keys(row, _KEYS)
+    faults = misplaced_keys(row, _KEYS)
     turns, system = row.get("conversations"), row.get("system") or ""
     if not isinstance(turns, list) or not turns:
-        raise InvalidRow([*errors, ("$.conversations", f"must be a list of at least one turn, not {json_type(turns)}")])
-    errors += item_errors("$.conversations", turns, _turn_errors)
+        raise InvalidRow(
+            [*faults, Fault("$.conversations", f"must be a list of at least one turn, not {json_type(turns)}")]
+        )
+    faults += item_faults("$.conversations", turns, _turn_faults)
     if not isinstance(system, str):
-        errors.append(("$.system", f"must be a text, not {json_type(system)}"))
+        faults.append(Fault("$.system", f"must be a text, not {json_type(system)}"))
     tools = from_json_text(row.get("tools") or [])
-    errors += tool_errors("$.tools", tools)
-    if errors:
-        raise InvalidRow(errors)
+    faults += tool_faults("$.tools", tools)
+    if faults:
+        raise InvalidRow(faults)
     messages = [_message(turn) for turn in turns]
     if system and messages[0]["role"] == "system":
         if messages[0]["content"].strip() != system.strip():
             raise InvalidRow(
-                [("$.system", "differs from the first turn, which is from system too; keep one of the two")]
+                [Fault("$.system", "differs from the first turn, which is from system too", "keep one of the two")]
             )
     elif system:
         messages.insert(0, {"role": "system", "content": system})
     if not any(message["role"] == "assistant" for message in messages):
-        raise InvalidRow([("$.conversations", "has no turn from gpt, so nothing would be trained; add the answer")])
+        raise InvalidRow(
+            [Fault("$.conversations", "has no turn from gpt, so nothing would be trained", "add the answer")]
+        )
     return Conversation(messages=plain_messages(messages), tools=plain_tools(tools))
 
 
-def _turn_errors(path: str, turn: Any) -> RowErrors:
+def _turn_faults(path: str, turn: Any) -> list[Fault]:
     if not isinstance(turn, dict):
-        return [(path, f"must be an object with from and value, not {json_type(turn)}")]
-    errors = unknown_keys(path, turn, ("from", "value", "weight"))
+        return [Fault(path, f"must be an object with from and value, not {json_type(turn)}")]
+    faults = unknown_keys(path, turn, ("from", "value", "weight"))
     speaker = turn.get("from")
     if not isinstance(speaker, str) or speaker not in _FROM:
-        hint = near(speaker, _FROM) if isinstance(speaker, str) else "use one of " + ", ".join(_FROM)
-        return [*errors, (f"{path}.from", f"is {speaker!r}; {hint}" if "from" in turn else "is missing; " + hint)]
+        return [*faults, not_one_of(f"{path}.from", speaker, _FROM, is_given="from" in turn)]
     if not isinstance(turn.get("value"), str):
-        state = f"must be a text, not {json_type(turn['value'])}" if "value" in turn else "is missing; write the text"
-        return [*errors, (f"{path}.value", state)]
+        return [*faults, not_text(f"{path}.value", turn.get("value"), is_given="value" in turn)]
     if speaker == "function_call" and not _calls(turn["value"]):
-        return [*errors, (f"{path}.value", 'must be {"name": ..., "arguments": {...}} as text, or a list of such')]
-    message_problems = message_errors(path, _message(turn))
-    return errors + [(at.replace(".content", ".value"), text) for at, text in message_problems]
+        return [*faults, Fault(f"{path}.value", 'must be {"name": ..., "arguments": {...}} as text, or a list of such')]
+    return faults + [
+        msgspec.structs.replace(fault, path=fault.path.replace(".content", ".value"))
+        for fault in message_faults(path, _message(turn))
+    ]
 
 
 def _message(turn: dict[str, Any]) -> dict[str, Any]:

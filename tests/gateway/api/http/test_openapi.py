@@ -18,9 +18,9 @@ from tunery.gateway.app import MAX_BODY
 from tunery.registry.errors import ArtifactRefused
 from tunery.registry.settings import ServeSettings
 
-ASK = [{"role": "user", "content": "Hi"}]
+MESSAGES = [{"role": "user", "content": "Hi"}]
 GOOD: dict[str, dict[str, Any]] = {
-    "/v1/chat/completions": {"model": "tiny", "messages": ASK},
+    "/v1/chat/completions": {"model": "tiny", "messages": MESSAGES},
     "/v1/completions": {"model": "tiny", "prompt": "Hi"},
     "/v1/embeddings": {"model": "tiny", "input": "Hi"},
     "/v1/adapters/load": {"adapter": "acme/docs"},
@@ -76,12 +76,12 @@ def serve_settings() -> ServeSettings:
 @pytest.fixture
 async def document(served: Served) -> Document:
     async with httpx.AsyncClient(verify=False) as client:
-        found = (await client.get(f"{served.url}/docs/openapi.json")).json()
-    Draft202012Validator.check_schema({"$defs": found["components"]["schemas"]})
-    return Document(found)
+        document = (await client.get(f"{served.url}/docs/openapi.json")).json()
+    Draft202012Validator.check_schema({"$defs": document["components"]["schemas"]})
+    return Document(document)
 
 
-NUMBERS = {
+NUMBERS: dict[str, Callable[[Any, Any], st.SearchStrategy[Any]]] = {
     "integer": lambda low, high: st.integers(None if low is None else int(low), None if high is None else int(high)),
     "number": lambda low, high: st.floats(low, high, allow_nan=False, allow_infinity=False),
 }
@@ -198,7 +198,8 @@ def _break(served: Served) -> None:
 async def test_whatever_the_document_allows_is_answered_as_it_says(
     served: Served, document: Document, path: str
 ) -> None:
-    """A body that fits its schema is never refused for its shape, be it all made up or a good one with made-up options."""
+    """A body that fits its schema is never refused for its shape, be it all made up or a good one
+    with made-up options."""
     served.publish("acme/docs")
     schema = document.schema(path)
     async with httpx.AsyncClient(base_url=served.url, timeout=20) as client:
@@ -220,7 +221,7 @@ async def test_whatever_the_document_forbids_is_refused(served: Served, document
     async with httpx.AsyncClient(base_url=served.url, timeout=20) as client:
         wrong = [{key: value for key, value in GOOD[path].items() if key != name} for name in described["required"]]
         for name, field in described["properties"].items():
-            values = [True, 0.5, "", [], {}, None, [None], [{}], {"x": "y"}, *_beyond(field)]
+            values: list[Any] = [True, 0.5, "", [], {}, None, [None], [{}], {"x": "y"}, *_beyond(field)]
             wrong += [body for value in values if not valid(body := {**GOOD[path], name: value})]
         assert len(wrong) > len(described["properties"])
         for body in wrong:

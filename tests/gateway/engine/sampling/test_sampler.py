@@ -5,31 +5,35 @@ from __future__ import annotations
 import math
 from collections import Counter
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
 
 from tests.gateway.engine.peft_oracle import request
+from tests.narrowing import present
 from tunery.gateway.engine.models.native.kernels import load_kernels
 from tunery.gateway.engine.models.native.ops import sampling as native
 from tunery.gateway.engine.sampling.sampler import Choice, Reduction, argmax_logsumexp, sample, score
 from tunery.gateway.engine.scheduling.sequence import Sequence
 
 KERNELS = load_kernels()
-REDUCTIONS = [argmax_logsumexp, partial(native.argmax_logsumexp, KERNELS)] if KERNELS else [argmax_logsumexp]
+REDUCTIONS: list[Reduction] = (
+    [argmax_logsumexp, partial(native.argmax_logsumexp, KERNELS)] if KERNELS else [argmax_logsumexp]
+)
 DRAWS = 4000
 
 
-def sequence(prompt: tuple[int, ...] = (1, 2), *, output: tuple[int, ...] = (), **sampling: object) -> Sequence:
+def sequence(prompt: tuple[int, ...] = (1, 2), *, output: tuple[int, ...] = (), **sampling: Any) -> Sequence:
     made = Sequence(request("r", prompt, **{"max_tokens": 10_000, **sampling}), eos_ids=frozenset({0}), now=0.0)
     made.tokens += output
     return made
 
 
-def draw(logits: list[float], one: Sequence | None = None, **sampling: object) -> Counter[int]:
+def draw(logits: list[float], one: Sequence | None = None, **sampling: Any) -> Counter[int]:
     """How often each token is chosen in DRAWS draws of one request's noise."""
-    one = one or sequence(**{"temperature": 1.0, "seed": 5, "logprobs": None, **sampling})  # type: ignore[arg-type]
-    return Counter(choice.token for choice in sample(torch.tensor([logits] * DRAWS), [one] * DRAWS))
+    one = one or sequence(**{"temperature": 1.0, "seed": 5, "logprobs": None, **sampling})
+    return Counter(present(choice).token for choice in sample(torch.tensor([logits] * DRAWS), [one] * DRAWS))
 
 
 def assert_fair(counts: Counter[int], probabilities: list[float]) -> None:
@@ -44,7 +48,7 @@ def assert_fair(counts: Counter[int], probabilities: list[float]) -> None:
 
 
 def softmax(logits: list[float], temperature: float = 1.0) -> list[float]:
-    return (torch.tensor(logits, dtype=torch.float64) / temperature).softmax(0).tolist()  # type: ignore[no-any-return]
+    return (torch.tensor(logits, dtype=torch.float64) / temperature).softmax(0).tolist()
 
 
 def renormed(probabilities: list[float], kept: set[int]) -> list[float]:
@@ -118,7 +122,7 @@ def test_hardly_any_temperature_is_greedy(temperature: float) -> None:
         ),
     ],
 )
-def test_penalties_and_biases_change_the_odds(sampling: dict[str, object], changed: list[float]) -> None:
+def test_penalties_and_biases_change_the_odds(sampling: dict[str, Any], changed: list[float]) -> None:
     logits = [0.5, 1.0, -1.0, 0.3, 0.8, 0.0]
     one = sequence((1, 2), output=(2, 2, 4), temperature=1.0, seed=3, logprobs=None, **sampling)
     assert_fair(draw(logits, one), softmax(changed))
@@ -136,16 +140,16 @@ def test_no_penalty_makes_a_logit_infinite(penalty: float) -> None:
 def test_no_end_before_the_least_number_of_tokens() -> None:
     logits = torch.tensor([[9.0, 1.0, 0.0, 5.0]])
     for output, token in (((2,), 1), ((2, 2), 0)):
-        settings = {"output": output, "min_tokens": 2, "stop_token_ids": (3,), "ignore_eos": False}
-        assert sample(logits, [sequence(temperature=0.0, **settings)])[0].token == token  # type: ignore[arg-type]
-        hot = sequence(temperature=3.0, seed=1, **settings)  # type: ignore[arg-type]
+        settings: dict[str, Any] = {"output": output, "min_tokens": 2, "stop_token_ids": (3,), "ignore_eos": False}
+        assert present(sample(logits, [sequence(temperature=0.0, **settings)])[0]).token == token
+        hot = sequence(temperature=3.0, seed=1, **settings)
         assert set(draw(logits[0].tolist(), hot)) == ({1, 2} if token else {0, 1, 2, 3})
 
 
 def test_log_probabilities_are_those_of_the_unmodified_model() -> None:
     logits = torch.tensor([SKEWED])
     one = sequence(temperature=2.0, seed=1, top_k=2, logit_bias={7: 100.0}, logprobs=3)
-    choice = sample(logits.clone(), [one])[0]
+    choice = present(sample(logits.clone(), [one])[0])
     expected = logits[0].log_softmax(0)
     assert choice.token == 7
     assert choice.logprob == pytest.approx(float(expected[7]), abs=1e-6)
@@ -162,24 +166,26 @@ def test_the_logits_given_are_not_changed() -> None:
 def test_scores_are_log_probabilities_with_their_alternatives() -> None:
     logits = torch.tensor([SKEWED, SKEWED[::-1]])
     for reduce in REDUCTIONS:
-        plain, rich = score(logits, [3, 0], [None, 2], reduce)
-        assert (plain.logprob, plain.top) == (pytest.approx(float(logits[0].log_softmax(0)[3]), abs=1e-6), ())
+        plain, rich = (present(one) for one in score(logits, [3, 0], [None, 2], reduce))
+        assert plain.logprob == pytest.approx(float(logits[0].log_softmax(0)[3]), abs=1e-6)
+        assert plain.top == ()
         assert rich.logprob == pytest.approx(float(logits[1].log_softmax(0)[0]), abs=1e-6)
         assert [top.token for top in rich.top] == [2, 6]
 
 
 @pytest.mark.parametrize("reduce", REDUCTIONS, ids=["torch", "native"][: len(REDUCTIONS)])
 def test_a_rows_choice_has_the_same_bits_in_any_company(reduce: Reduction) -> None:
-    # As wide as a real vocabulary, and many rows: a sum over all rows at once differed in the last bit in one row of forty.
+    # As wide as a real vocabulary, and many rows: a sum over all rows at once differed in the last
+    # bit in one row of forty.
     logits = torch.randn(48, 49152, generator=torch.Generator().manual_seed(0)) * 4 + 3
-    kinds = (
+    kinds: tuple[dict[str, Any], ...] = (
         {},
         {"temperature": 0.8, "seed": 3, "top_p": 0.9},
         {"temperature": 1.3, "seed": 4, "top_k": 40, "min_p": 0.01},
     )
 
     def row(index: int) -> Sequence:
-        return sequence(logprobs=2, **kinds[index % 3])  # type: ignore[arg-type]
+        return sequence(logprobs=2, **kinds[index % 3])
 
     together = sample(logits, [row(i) for i in range(48)], reduce)
     alone = [sample(logits[i : i + 1], [row(i)], reduce)[0] for i in range(48)]
@@ -199,14 +205,14 @@ def test_the_noise_is_the_requests_own() -> None:
 
     def text(seed: int | None) -> list[Choice]:
         one = sequence(temperature=1.0, seed=seed)
-        return [sample(logits, [one])[0] for _ in range(8)]
+        return [present(sample(logits, [one])[0]) for _ in range(8)]
 
     assert text(1) == text(1) != text(2)
     assert text(None) != text(None)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_only_allowed_tokens_are_said(temperature: float) -> None:
+def test_only_allowed_tokens_are_generated(temperature: float) -> None:
     counts = draw(SKEWED, temperature=temperature, allowed_token_ids=(3, 6), logit_bias={5: 100.0})
     assert set(counts) == ({6} if temperature == 0 else {3, 6})
 
@@ -216,11 +222,11 @@ def test_the_last_token_of_a_bad_word_does_not_follow_the_others() -> None:
     for output, banned in (((), {5}), ((1,), {5, 2}), ((1, 3), {5}), ((2, 1), {5, 2})):
         one = sequence(output=output, temperature=0.0, bad_words=words, min_tokens=0, logprobs=None)
         logits = torch.tensor([[0.0, 1.0, 3.0, 0.0, 2.0, 5.0, 1.0, 0.0]])
-        assert sample(logits, [one])[0].token == (4 if 2 in banned else 2)
+        assert present(sample(logits, [one])[0]).token == (4 if 2 in banned else 2)
         assert int(logits.argmax()) == 5  # what is reported stays the model's own
 
 
-def test_where_every_token_is_forbidden_one_is_said_all_the_same() -> None:
+def test_where_every_token_is_forbidden_one_is_generated_all_the_same() -> None:
     words = tuple((token,) for token in range(8))
     (choice,) = sample(torch.tensor([SKEWED]), [sequence(temperature=0.0, bad_words=words)])
-    assert 0 <= choice.token < 8
+    assert 0 <= present(choice).token < 8

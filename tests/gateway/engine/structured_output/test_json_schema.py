@@ -135,9 +135,14 @@ def test_what_only_an_endless_text_satisfies_is_refused_and_nothing_else() -> No
 @pytest.mark.parametrize("size", [50, 100])
 def test_the_work_grows_with_the_schema_and_no_faster(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     """References all over each other: every one is followed a bounded number of times."""
-    followed = []
+    followed: list[str] = []
     find = json_schema._target
-    monkeypatch.setattr(json_schema, "_target", lambda root, name: followed.append(name) or find(root, name))
+
+    def noted(root: Any, reference: str) -> Any:
+        followed.append(reference)
+        return find(root, reference)
+
+    monkeypatch.setattr(json_schema, "_target", noted)
     every = [{"$ref": f"#/$defs/{number}"} for number in range(size)]
     parts = {str(number): {"type": "array", "minItems": 1, "items": {"anyOf": every}} for number in range(size)}
     with pytest.raises(ValueError, match="endless"):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tunery.plugins.data.checks.report import DataReport
-from tunery.plugins.data.checks.runner import check_data
+from tunery.plugins.data.checks.runner import CheckOptions, check_data
 from tunery.plugins.discovery import load_plugins
 
 PLUGINS = load_plugins(allow=())
@@ -32,9 +32,8 @@ def check(
     path, held_out = folder / "rows.jsonl", folder / "val.jsonl"
     path.write_bytes(b"".join(row if isinstance(row, bytes) else json.dumps(row).encode() + b"\n" for row in rows))
     held_out.write_text("".join(json.dumps(row) + "\n" for row in val))
-    return check_data(
-        [path], held_out if val else None, plugins=PLUGINS, base_folder=base, max_length=limit, processes=1
-    )
+    options = CheckOptions(max_length=limit, base_folder=base, processes=1)
+    return check_data([path], options, plugins=PLUGINS, validation=held_out if val else None)
 
 
 def places_of(report: DataReport, rule: str) -> list[tuple[str, int, str, str]]:

@@ -22,7 +22,7 @@ from tunery.plugins.data.checks import minhash, runner
 from tunery.plugins.data.checks.check import Check, Fault
 from tunery.plugins.data.checks.parsed_record import Location, ParsedRecord
 from tunery.plugins.data.checks.report import KEPT, DataReport
-from tunery.plugins.data.checks.runner import check_data
+from tunery.plugins.data.checks.runner import CheckOptions, check_data
 from tunery.plugins.discovery import load_plugins
 from tunery.plugins.hookspecs import CheckInfo, hookimpl
 from tunery.plugins.manager import Plugins
@@ -44,7 +44,12 @@ def test_processes_change_nothing(tmp_path: Path, tiny_base_folder: Path, monkey
         file.write(b"{broken\n\xff\n")
     val = write(tmp_path / "val.jsonl", *rows[:3])
     one, two = (
-        check_data([path], val, plugins=PLUGINS, base_folder=tiny_base_folder, max_length=64, processes=processes)
+        check_data(
+            [path],
+            CheckOptions(max_length=64, base_folder=tiny_base_folder, processes=processes),
+            plugins=PLUGINS,
+            validation=val,
+        )
         for processes in (1, 2)
     )
     assert len(one.findings) > 100
@@ -53,16 +58,16 @@ def test_processes_change_nothing(tmp_path: Path, tiny_base_folder: Path, monkey
 
 def test_a_report_goes_through_json(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", chat("a", "b"), chat("a", "c"))
-    report = check_data([path], None, plugins=PLUGINS, base_folder=None, max_length=8)
+    report = check_data([path], CheckOptions(max_length=8), plugins=PLUGINS)
     assert msgspec.json.decode(msgspec.json.encode(report), type=DataReport) == report
     assert str(report.errors[0]).startswith("rows.jsonl:2: $: has the prompt of rows.jsonl:1")
 
 
-def test_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
+def test_files_of_one_name_are_distinguished(tmp_path: Path) -> None:
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
     paths = [write(tmp_path / folder / "rows.jsonl", chat("a", "b")) for folder in ("one", "two")]
-    (finding,) = check_data(paths, None, plugins=PLUGINS, base_folder=None, max_length=8).findings
+    (finding,) = check_data(paths, CheckOptions(max_length=8), plugins=PLUGINS).findings
     assert (finding.file, finding.rule) == (str(paths[1]), "duplicate")
     assert str(paths[0]) in finding.message
 
@@ -70,10 +75,10 @@ def test_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
 def test_files_and_formats_that_are_none(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", chat("a", "b"))
     with pytest.raises(NotFound, match=r"none\.jsonl"):
-        check_data([tmp_path / "none.jsonl"], None, plugins=PLUGINS, base_folder=None, max_length=8)
+        check_data([tmp_path / "none.jsonl"], CheckOptions(max_length=8), plugins=PLUGINS)
     with pytest.raises(UnknownName, match="did you mean 'chat'"):
-        check_data([path], None, plugins=PLUGINS, base_folder=None, max_length=8, format="chatt")
-    named = check_data([path], None, plugins=PLUGINS, base_folder=None, max_length=8, format="alpaca")
+        check_data([path], CheckOptions(max_length=8, format="chatt"), plugins=PLUGINS)
+    named = check_data([path], CheckOptions(max_length=8, format="alpaca"), plugins=PLUGINS)
     assert {finding.path for finding in named.errors} >= {"$.instruction", "$.output"}
 
 
@@ -120,14 +125,14 @@ def info(name: str, kind: type[Check]) -> CheckInfo:
 
 def test_a_plugin_adds_a_check(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", chat("a", "b"), chat("c", "DONE"))
-    report = check_data([path], None, plugins=with_checks(info("shouting", Shouting)), base_folder=None, max_length=8)
+    report = check_data([path], CheckOptions(max_length=8), plugins=with_checks(info("shouting", Shouting)))
     assert [(f.line, f.rule, f.severity) for f in report.findings] == [(2, "shouting", "info")]
     assert report.statistics["shouting"] == 1
 
 
-def test_a_check_that_fails_is_told_and_the_others_go_on(tmp_path: Path) -> None:
+def test_a_check_that_raises_is_reported_and_the_others_go_on(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", chat("a", "b"), chat("a", "b"))
-    report = check_data([path], None, plugins=with_checks(info("failing", Failing)), base_folder=None, max_length=8)
+    report = check_data([path], CheckOptions(max_length=8), plugins=with_checks(info("failing", Failing)))
     assert [(f.line, f.rule) for f in report.errors] == [(1, "failing"), (2, "failing"), (2, "duplicate")]
     assert "RuntimeError: oops" in report.errors[0].message
 
@@ -146,7 +151,7 @@ LINE = st.binary(max_size=80) | st.sampled_from(
 def test_any_bytes_are_checked_without_a_crash(tmp_path: Path, lines: list[bytes]) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"\n".join(lines))
-    report = check_data([path], None, plugins=PLUGINS, base_folder=None, max_length=64, processes=1)
+    report = check_data([path], CheckOptions(max_length=64, processes=1), plugins=PLUGINS)
     assert msgspec.json.encode(report)
     assert not [finding for finding in report.findings if "could not be checked" in finding.message]
     assert report.errors or report.statistics["files"][0]["rows"]
@@ -158,7 +163,9 @@ def test_any_text_is_checked_without_a_crash(
     tmp_path: Path, tiny_base_folder: Path, question: str, answer: str
 ) -> None:
     path = write(tmp_path / "rows.jsonl", chat(question, answer))
-    report = check_data([path], path, plugins=PLUGINS, base_folder=tiny_base_folder, max_length=64, processes=1)
+    report = check_data(
+        [path], CheckOptions(max_length=64, base_folder=tiny_base_folder, processes=1), plugins=PLUGINS, validation=path
+    )
     assert not [finding for finding in report.findings if "could not be checked" in finding.message]
 
 
@@ -185,7 +192,7 @@ def test_a_process_that_may_start_none_checks_by_itself(tmp_path: Path) -> None:
 
 def count_duplicates(path: Path, seen: Any) -> None:
     plugins = load_plugins(allow=())
-    report = check_data([path], None, plugins=plugins, base_folder=None, max_length=64, processes=2)
+    report = check_data([path], CheckOptions(max_length=64, processes=2), plugins=plugins)
     seen.put(report.counts["duplicate"]["error"])
 
 
@@ -193,7 +200,7 @@ def test_a_file_that_breaks_off_is_one_finding_after_those_of_its_rows(tmp_path:
     path = tmp_path / "rows.json"
     path.write_text(json.dumps([chat("a", "b"), chat("a", "b"), chat("c", "d")], indent=1)[:-60])
     other = write(tmp_path / "other.jsonl", chat("e", "f"))
-    report = check_data([path, other], None, plugins=PLUGINS, base_folder=None, max_length=8)
+    report = check_data([path, other], CheckOptions(max_length=8), plugins=PLUGINS)
     assert [(f.file, f.line, f.rule) for f in report.errors] == [
         ("rows.json", 2, "duplicate"),
         ("rows.json", 0, "schema"),
@@ -205,13 +212,13 @@ def test_a_file_that_breaks_off_is_one_finding_after_those_of_its_rows(tmp_path:
 def test_a_file_of_another_kind_is_one_finding(tmp_path: Path) -> None:
     path = tmp_path / "notes.jsonl"
     path.write_text("a line that is no row\n" * 20_000)
-    report = check_data([path], None, plugins=PLUGINS, base_folder=None, max_length=8)
+    report = check_data([path], CheckOptions(max_length=8), plugins=PLUGINS)
     assert [(f.line, f.rule) for f in report.findings] == [(0, "schema")]
 
 
 def test_findings_are_described_up_to_a_number_and_counted_all(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", *[{"prompt": "a"}] * (KEPT + 500))
-    report = check_data([path], None, plugins=PLUGINS, base_folder=None, max_length=8)
+    report = check_data([path], CheckOptions(max_length=8), plugins=PLUGINS)
     assert len(report.findings) == KEPT + 1
     assert report.counts == {"schema": {"error": KEPT + 501}}
     assert report.count("error") == KEPT + 501
@@ -237,10 +244,10 @@ def test_a_row_takes_bounded_work_and_memory_whatever_it_holds(tmp_path: Path) -
     for name, row in HOSTILE.items():
         (tmp_path / f"{name}.jsonl").write_text(row + "\n")
     code = PEAK + (
-        "import sys; from pathlib import Path; from tunery.plugins.data.checks.runner import check_data\n"
+        "import sys; from pathlib import Path; from tunery.plugins.data.checks.runner import CheckOptions, check_data\n"
         "from tunery.plugins.discovery import load_plugins\n"
         "for path in sorted(Path(sys.argv[1]).glob('*.jsonl')):\n"
-        "    report = check_data([path], None, plugins=load_plugins(allow=()), base_folder=None, max_length=8, processes=1)\n"
+        "    report = check_data([path], CheckOptions(max_length=8, processes=1), plugins=load_plugins(allow=()))\n"
         "    assert sum(len(str(finding)) for finding in report.findings) < 20_000, path\n"
         "print(peak() // 1024)"
     )

@@ -133,7 +133,7 @@ def test_marks_that_are_control_tokens_are_known_by_id(tiny_base_folder: Path, t
     assert renderer.is_control(number)
 
 
-# -- training -------------------------------------------------------------------------------------------------------------
+# -- training ----------------------------------------------------------------------------------------------------------
 
 CALLING = (
     "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}"
@@ -197,7 +197,7 @@ def test_a_template_that_shows_each_answer_another_prompt_trains_those_of_weight
         "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     )
     renderer = with_template(tiny_base_folder, tmp_path / "base", forgetful)
-    talk = [
+    talk: list[dict[str, Any]] = [
         {"role": "user", "content": "a"},
         {"role": "assistant", "content": "one", "weight": 0},
         {"role": "user", "content": "b"},

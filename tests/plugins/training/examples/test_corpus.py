@@ -12,6 +12,7 @@ from tests.plugins.data.checks.check_rows import chat
 from tunery.plugins.data.read import data_digest
 from tunery.plugins.data.read.formats import BUILT_IN
 from tunery.plugins.data.render.renderer import Renderer
+from tunery.plugins.parameters import TrainingParameters
 from tunery.plugins.training.examples.corpus import Corpus, read_corpus
 from tunery.plugins.training.job.manifest import changed_files
 from tunery.registry.storage.digest import file_digest
@@ -21,7 +22,9 @@ ROWS = [chat(f"item {n}", f"It is {n}.") for n in range(6)]
 
 def read(base: Path, *paths: Path) -> Corpus:
     formats = {info.name: info for info in BUILT_IN}
-    return read_corpus(paths, None, formats=formats, renderer=Renderer(base), max_length=64, eval_fraction=0, seed=0)
+    return read_corpus(
+        paths, None, TrainingParameters(max_length=64, eval_fraction=0.0), formats=formats, renderer=Renderer(base)
+    )
 
 
 def test_a_folder_of_tables_is_trained_on_as_its_rows_and_known_by_its_digest(

@@ -21,6 +21,7 @@ WAYS = [
 
 @pytest.fixture(params=WAYS)
 def dtype(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.dtype:
+    chosen: torch.dtype
     chosen, native = request.param
     if not native:
         monkeypatch.setattr(native_ops, "load_kernels", lambda: None)

@@ -1,7 +1,9 @@
-"""Layers that were taken apart give transformers' and PEFT's own loss and gradients; what is not known is left to them."""
+"""Layers that were taken apart give transformers' and PEFT's own loss and gradients; what is not
+known is left to them."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -30,8 +32,8 @@ def make(kind: str, *, seed: int = 3, **lora: Any) -> Any:
     for name, parameter in base.named_parameters():
         if name.endswith("bias"):
             nn.init.normal_(parameter)
-    options = {"r": 4, "lora_alpha": 12, "target_modules": "all-linear", "init_lora_weights": False} | lora
-    return get_peft_model(base, LoraConfig(**options))
+    defaults: dict[str, Any] = {"r": 4, "lora_alpha": 12, "target_modules": "all-linear", "init_lora_weights": False}
+    return get_peft_model(base, LoraConfig(**(defaults | lora)))
 
 
 def taken_apart(model: Any) -> bool:
@@ -45,15 +47,16 @@ def taken_apart_base(model: Any) -> bool:
 def check(model: Any) -> None:
     """Loss and gradients as row by row through the model itself."""
     batch = make_batch()
-    expected, found = reference(model, batch), row_losses(model, batch)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    for one, other in zip(gradients(model, found), gradients(model, expected), strict=True):
+    expected, losses = reference(model, batch), row_losses(model, batch)
+    torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-5)
+    for one, other in zip(gradients(model, losses), gradients(model, expected), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * max(1.0, float(other.abs().max())))
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2"])
 def test_known_layers_are_taken_apart_and_equal(kind: str) -> None:
-    model = make(kind, **({"target_modules": ["q_proj", "down_proj"]} if kind == "mistral" else {}))
+    lora: dict[str, Any] = {"target_modules": ["q_proj", "down_proj"]} if kind == "mistral" else {}
+    model = make(kind, **lora)
     if kind == "mistral":
         model.config.sliding_window = None
     assert taken_apart(model)
@@ -127,5 +130,5 @@ def close_in_bfloat16(made: Callable[[int], tuple[Any, Any]]) -> None:
     assert ours < 1.2 * theirs
 
 
-def error(found: list[torch.Tensor], exact: list[torch.Tensor]) -> float:
-    return sum(float((one.float() - other).square().sum()) for one, other in zip(found, exact, strict=True)) ** 0.5
+def error(given: list[torch.Tensor], exact: list[torch.Tensor]) -> float:
+    return math.sqrt(sum(float((one.float() - other).square().sum()) for one, other in zip(given, exact, strict=True)))

@@ -1,4 +1,5 @@
-"""Two processes over gloo train what one trains: the same adapter but for rounding, one version, and nobody is left waiting."""
+"""Two processes over gloo train what one trains: the same adapter but for rounding, one version,
+and nobody is left waiting."""
 
 from __future__ import annotations
 
@@ -88,9 +89,9 @@ class Launcher:
         """The newest of so many jobs, once it has sent an event of a kind."""
         end = time.monotonic() + 90
         while True:
-            found = self.registry.jobs()
-            if len(found) == jobs and any(event["kind"] == kind for event in self.events(found[0].id)):
-                return found[0].id
+            listed = self.registry.jobs()
+            if len(listed) == jobs and any(event["kind"] == kind for event in self.events(listed[0].id)):
+                return listed[0].id
             assert all(process.poll() is None for process in processes), [p.communicate() for p in processes]
             assert time.monotonic() < end
             time.sleep(0.02)
@@ -142,7 +143,7 @@ def test_two_processes_train_what_one_does(method: str, launcher: Launcher, tmp_
 
 @pytest.mark.slow
 def test_one_that_dies_ends_the_other_and_resumed_they_give_the_same_bits(launcher: Launcher) -> None:
-    settings = {"dropout": 0.1, "max_steps": 60}
+    settings: dict[str, Any] = {"dropout": 0.1, "max_steps": 60}
     launcher.finish(launcher.train(2, **settings))
     first, second = launcher.train(2, **settings)
     job = launcher.until("checkpoint", [first, second], jobs=2)

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from tunery.plugins.training.examples.batches import Batch, Example, collate
 from tunery.plugins.training.fused import padding_free
+from tunery.plugins.training.fused.packed_layout import pack_sequences
 from tunery.plugins.training.objectives import loss
 from tunery.plugins.training.objectives.loss import row_losses, summed_loss
 from tunery.registry import Base
@@ -59,7 +60,6 @@ def gradients(model: Any, losses: torch.Tensor) -> list[torch.Tensor]:
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many tokens of each row are computed."""
     counts: list[int] = []
-    pack_sequences = loss.pack_sequences
 
     def counting(*given: Any) -> Any:
         layout, computed = pack_sequences(*given)
@@ -103,9 +103,9 @@ def test_rows_end_to_end_give_each_rows_loss_and_gradient(
     if not known:
         monkeypatch.setattr(padding_free, "ARCHITECTURES", set())
     batch = make_batch()
-    expected, found = reference(model, batch), row_losses(model, batch)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    for a, b in zip(gradients(model, found), gradients(model, expected), strict=True):
+    expected, losses = reference(model, batch), row_losses(model, batch)
+    torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-5)
+    for a, b in zip(gradients(model, losses), gradients(model, expected), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * max(1.0, float(b.abs().max())))
 
 

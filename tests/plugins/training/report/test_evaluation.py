@@ -1,4 +1,5 @@
-"""Evaluating models: the scores are those of the loss, answers are greedy and end, nothing that training depends on is touched."""
+"""Evaluating models: the scores are those of the loss, answers are greedy and end, nothing that
+training depends on is touched."""
 
 from __future__ import annotations
 
@@ -13,11 +14,13 @@ import torch
 
 from tunery.plugins.data.render.renderer import Renderer
 from tunery.plugins.discovery import load_plugins
+from tunery.plugins.parameters import TrainingParameters
 from tunery.plugins.testing import write_rows
 from tunery.plugins.training import load_base
 from tunery.plugins.training.examples.batches import Example
 from tunery.plugins.training.examples.corpus import Corpus, read_corpus
 from tunery.plugins.training.folder import JobFolder
+from tunery.plugins.training.loop.compute import ComputeContext
 from tunery.plugins.training.objectives.loss import mean_loss
 from tunery.plugins.training.report.evaluation import (
     LARGEST_SAMPLE,
@@ -45,20 +48,21 @@ def renderer(tiny_base_folder: Path) -> Renderer:
 @pytest.fixture
 def corpus(tmp_path: Path, renderer: Renderer) -> Corpus:
     return read_corpus(
-        [write_rows(tmp_path / "rows.jsonl", 40)], None, formats=load_plugins(allow=()).formats(), renderer=renderer,
-        max_length=512, eval_fraction=0.5, seed=0,
+        [write_rows(tmp_path / "rows.jsonl", 40)], None, TrainingParameters(max_length=512, eval_fraction=0.5),
+        formats=load_plugins(allow=()).formats(), renderer=renderer,
     )  # fmt: skip
 
 
 def evaluation_of(corpus: Corpus, renderer: Renderer, folder: Path, **changes: Any) -> Evaluation:
-    given: dict[str, Any] = {"seen": 100, "seed": 0, "device": CPU, "dtype": torch.float32, **changes}
-    return Evaluation(corpus, renderer, folder=JobFolder(folder), **given)
+    compute = ComputeContext(device=CPU, dtype=torch.float32, measured_dtype=torch.float32)
+    options: dict[str, Any] = {"seen": 100, "seed": 0, **changes}
+    return Evaluation(corpus, renderer, folder=JobFolder(folder), compute=compute, **options)
 
 
 def test_scores_are_the_loss_of_each_example_in_their_order(model: Any, corpus: Corpus) -> None:
-    found = example_losses(model, corpus.held_out, device=CPU, dtype=torch.float32)
-    assert [one.tokens for one in found] == [example.targets for example in corpus.held_out]
-    for example, one in zip(corpus.held_out, found, strict=True):
+    losses = example_losses(model, corpus.held_out, device=CPU, dtype=torch.float32)
+    assert [one.tokens for one in losses] == [example.targets for example in corpus.held_out]
+    for example, one in zip(corpus.held_out, losses, strict=True):
         alone = mean_loss(model, [example], batch_size=1, device=CPU, dtype=torch.float32)
         assert one.nats == pytest.approx(alone * example.targets, rel=1e-5)
 
@@ -77,7 +81,7 @@ def test_a_loss_that_is_no_number_is_none(tiny_base_folder: Path, corpus: Corpus
     assert {one.nats for one in example_losses(broken, corpus.held_out, device=CPU, dtype=torch.float32)} == {None}
 
 
-def test_answers_are_what_the_model_alone_would_say_and_end_before_the_stop(model: Any, renderer: Renderer) -> None:
+def test_answers_are_what_the_model_alone_generates_and_end_before_the_stop(model: Any, renderer: Renderer) -> None:
     prompts = [renderer.prompt_ids([{"role": "user", "content": text}]) for text in ("a", "something much longer")]
     together = generate_answers(model, prompts, stop_ids=(), limit=8, device=CPU, dtype=torch.float32)
     for prompt, answer in zip(prompts, together, strict=True):
@@ -104,7 +108,7 @@ def test_the_model_and_the_random_states_are_left_as_they_were(
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_the_base_is_asked_once_a_job(model: Any, corpus: Corpus, renderer: Renderer, tmp_path: Path) -> None:
+def test_the_base_is_evaluated_once_a_job(model: Any, corpus: Corpus, renderer: Renderer, tmp_path: Path) -> None:
     loads = 0
 
     def load() -> Any:
@@ -159,6 +163,6 @@ def test_the_general_set_covers_many_skills_and_fits_the_tiny_base(renderer: Ren
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     assert len({row["prompt"] for row in rows}) == len(rows) >= 40
     assert len({row["skill"] for row in rows}) >= 8
-    found = general_examples(renderer)
-    assert len(found) == len(rows)
-    assert all(example.targets > 0 for example in found)
+    examples = general_examples(renderer)
+    assert len(examples) == len(rows)
+    assert all(example.targets > 0 for example in examples)

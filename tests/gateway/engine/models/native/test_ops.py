@@ -67,7 +67,7 @@ def test_vectors_are_contiguous_float32_of_their_size(tensor: torch.Tensor) -> N
 def test_positions_and_slots_are_int64() -> None:
     good, bad = np.arange(3), np.arange(3, dtype=np.int32)
     with pytest.raises(ValueError, match="slots must be contiguous int64"):
-        BatchMetadata(ForwardBatch(good, good, bad, (), (), (), (), ()))
+        BatchMetadata(ForwardBatch(good, good, bad, (), (), (), (), ()))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="positions must be contiguous int64"):
         BatchMetadata(ForwardBatch(good, np.arange(6)[::2], good, (), (), (), (), ()))
 
@@ -95,7 +95,7 @@ CALLS: dict[str, tuple[str, Callable[[Kernels], object]]] = {
     "a quantized embedding": ("cannot be read", lambda k: PackedEmbedding(k, pack_int8(torch.ones(4, 4)))),
     "int32 tokens": (
         "token ids must be",
-        lambda k: PackedEmbedding(k, pack_dense(torch.zeros(4, 4)))(np.zeros(2, dtype=np.int32), matrix(2, 4)),  # type: ignore[arg-type]
+        lambda k: PackedEmbedding(k, pack_dense(torch.zeros(4, 4)))(np.zeros(2, dtype=np.int32), matrix(2, 4)),
     ),
     "a norm of another size": (
         "the norm needs",

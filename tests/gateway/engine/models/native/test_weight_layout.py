@@ -55,7 +55,8 @@ def by_hand(codes: torch.Tensor, state: bnb.QuantState, shape: tuple[int, int]) 
     maxima = bnb.dequantize_blockwise(state.absmax, state.state2) + state.offset
     pairs = codes.view(-1)
     index = torch.stack((pairs >> 4, pairs & 15), dim=1).view(-1)[: shape[0] * shape[1]].long()
-    return (state.code[index] * maxima[torch.arange(len(index)) // 64]).view(shape)
+    values: torch.Tensor = (state.code[index] * maxima[torch.arange(len(index)) // 64]).view(shape)
+    return values
 
 
 @needs_kernels
@@ -71,20 +72,18 @@ def test_eight_bits_are_those_of_bitsandbytes(shape: tuple[int, int]) -> None:
 @needs_kernels
 @pytest.mark.parametrize("quant", ["nf4", "int8"])
 def test_layers_quantized_by_transformers_are_the_same(quant: str) -> None:
-    import bitsandbytes as bits
+    from bitsandbytes.nn.modules import Int8Params, Linear4bit, Linear8bitLt, Params4bit
 
     from tunery.gateway.engine.models.torch.linear import weight_of
 
     weight = noise(96, 64, seed=3) / 8
     layer: nn.Module
     if quant == "nf4":
-        layer = bits.nn.Linear4bit(
-            64, 96, bias=False, compute_dtype=torch.float32, compress_statistics=True, quant_type="nf4"
-        )
-        layer.weight = bits.nn.Params4bit(weight, requires_grad=False, quant_type="nf4", compress_statistics=True)
+        layer = Linear4bit(64, 96, bias=False, compute_dtype=torch.float32, compress_statistics=True, quant_type="nf4")
+        layer.weight = Params4bit(weight, requires_grad=False, quant_type="nf4", compress_statistics=True)
     else:
-        layer = bits.nn.Linear8bitLt(64, 96, bias=False, has_fp16_weights=False, threshold=0.0)
-        layer.weight = bits.nn.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
+        layer = Linear8bitLt(64, 96, bias=False, has_fp16_weights=False, threshold=0.0)
+        layer.weight = Int8Params(weight, requires_grad=False, has_fp16_weights=False)
     layer = layer.to("cpu")
     assert torch.equal(multiplied({"nf4": pack_nf4, "int8": pack_int8}[quant](weight), torch.float32), weight_of(layer))
 
