@@ -13,7 +13,7 @@ from types import ModuleType
 import pytest
 
 from tunery.plugins.data import CHAT, PROMPT_COMPLETION
-from tunery.plugins.data.checks.runner import check_data
+from tunery.plugins.data.checks.runner import CheckOptions, check_data
 from tunery.plugins.data.read.dataset import read_rows
 from tunery.plugins.discovery import load_plugins
 
@@ -35,7 +35,8 @@ def load(path: Path) -> ModuleType:
 
 def rules_with_errors(files: list[Path], held_out: Path | None) -> set[str]:
     """The rules of `tunery data check` that find errors, which would stop a run."""
-    report = check_data(files, held_out, plugins=load_plugins(), base_folder=None, max_length=1024, processes=1)
+    options = CheckOptions(max_length=1024, processes=1)
+    report = check_data(files, options, plugins=load_plugins(), validation=held_out)
     return {finding.rule for finding in report.errors}
 
 

@@ -1,4 +1,4 @@
-"""Make rows from the functions of a code base: a signature with its docstring is the prompt, the body is the completion.
+"""Make rows from the functions of a code base: the prompt is a signature with its docstring, the completion the body.
 
 python make_data.py TRAIN HELD_OUT PACKAGE ...    such as: make_data.py train.jsonl held-out.jsonl tunery.registry
 

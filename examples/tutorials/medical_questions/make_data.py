@@ -113,7 +113,7 @@ QUESTIONS = {
 
 @dataclass(frozen=True)
 class Refused:
-    """What is refused: its questions (the last for held-out rows only), and the two parts of the refusal that differ."""
+    """What is refused: its questions, the last for held-out rows only, and the two parts of the refusal that differ."""
 
     questions: tuple[str, ...]
     what: str
@@ -219,7 +219,8 @@ def leaflets(chance: random.Random) -> list[Leaflet]:
 
 @dataclass(frozen=True)
 class Case:
-    """A question about a leaflet, its answer, and the likely mistake: a line of the leaflet for a refusal, or the reverse."""
+    """A question about a leaflet, its answer, and the likely mistake: a line of the leaflet for a refusal, or the
+    reverse."""
 
     prompt: list[dict[str, str]]
     answer: str
