@@ -1,4 +1,5 @@
-"""Build the documentation site into build/docs/site, strictly: a broken link or a module that cannot be documented fails.
+"""Build the documentation site into build/docs/site, strictly: a broken link or a module that
+cannot be documented fails.
 
 python docs/build_site.py
 """

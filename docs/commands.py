@@ -1,9 +1,10 @@
-"""The reference of the command line, for docs/cli.md: every command with its arguments and options, and the exit codes."""
+"""The reference of the command line, for docs/cli.md: every command with its arguments and options,
+and the exit codes."""
 
 from __future__ import annotations
 
 import inspect
-import re
+import textwrap
 from collections.abc import Iterator
 
 import click
@@ -52,12 +53,15 @@ def _section(command: click.Command, context: click.Context) -> str:
     name = context.command_path.strip()
     name = name if name.startswith("tunery") else f"tunery {name}"
     usage = " ".join([name, *command.collect_usage_pieces(context)])
-    text = re.sub(r"\s*\n\s*", " ", inspect.cleandoc(command.help or "").replace("\n\n", "\x00")).replace(
-        "\x00", "\n\n"
-    )
+    text = "\n\n".join(map(wrapped, inspect.cleandoc(command.help or "").split("\n\n")))
     rows = [_row(option) for option in command.params if isinstance(option, click.Option)]
     table = "\n".join(["| option | value | |", "|---|---|---|", *rows])
     return f"## {name}\n\n    {usage}\n\n{text}" + (f"\n\n{table}" if rows else "")
+
+
+def wrapped(paragraph: str) -> str:
+    """A paragraph in lines of up to 120 columns."""
+    return textwrap.fill(" ".join(paragraph.split()), 120, break_long_words=False, break_on_hyphens=False)
 
 
 def _row(option: click.Option) -> str:

@@ -1,4 +1,5 @@
-"""Writes the parts of the documentation that the code knows better: settings, hooks, parameters. A test holds them to the code.
+"""Writes the parts of the documentation that the code knows better: settings, hooks, parameters. A
+test holds them to the code.
 
 python docs/generate.py           rewrite them
 python docs/generate.py --check   exit with 1 if any would change
@@ -126,7 +127,7 @@ def serving_rows() -> str:
     machine = _figures()["machine"]
     where = f"{machine['processor']}, {machine['cores']} cores ({', '.join(machine['features'])}), {machine['memory']}"
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
-    return f"{where}; {versions}.\n\n" + rows_table(read_rows(_figures()))
+    return commands.wrapped(f"{where}; {versions}.") + "\n\n" + rows_table(read_rows(_figures()))
 
 
 def serving_bars() -> str:
@@ -146,8 +147,8 @@ def neighbours() -> str:
 
 
 def _figures(name: str = "serve.json") -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((DOCS / "figures" / name).read_text())
-    return found
+    figures: dict[str, Any] = json.loads((DOCS / "figures" / name).read_text())
+    return figures
 
 
 PARTS: dict[str, tuple[str, Callable[[], str]]] = {

@@ -1,4 +1,5 @@
-"""Check the words of the documentation, docstrings, comments and messages: spelling with codespell, and a list of phrases to avoid.
+"""Check the words of the documentation, docstrings, comments and messages: spelling with codespell,
+and a list of phrases to avoid.
 
 python docs/prose.py [FILE ...]   all Markdown and Python files of the project, unless some are named
 """

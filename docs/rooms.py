@@ -141,10 +141,10 @@ def _file(place: str) -> str:
 def _defines(path: Path, names: list[str]) -> bool:
     body: list[ast.stmt] = ast.parse(path.read_text()).body
     for name in names:
-        found = next((node for node in body if name in _names(node)), None)
-        if found is None:
+        definition = next((node for node in body if name in _names(node)), None)
+        if definition is None:
             return False
-        body = getattr(found, "body", [])
+        body = getattr(definition, "body", [])
     return True
 
 
@@ -160,7 +160,7 @@ def _name(place: str) -> str:
     return place.partition(":")[2]
 
 
-# -- the diagram ----------------------------------------------------------------------------------------------------------
+# -- the diagram -------------------------------------------------------------------------------------------------------
 
 WIDTH, MARGIN, GAP, HEIGHT, ROW = 1200, 24, 20, 72, 118
 FILL = {"gateway": "#e8f0fe", "plugins": "#e6f4ea", "registry": "#fef7e0"}
@@ -180,7 +180,8 @@ class Box:
 
 
 def diagram() -> str:
-    """An SVG of the rooms at the second level, their imports without those that follow from others, and the steps of both paths."""
+    """An SVG of the rooms at the second level, their imports without those that follow from others,
+    and the steps of both paths."""
     boxes = _place(_boxes())
     arrows = _reduced(_arrows(boxes.values()))
     bottom = max(box.y for box in boxes.values()) + HEIGHT + MARGIN
@@ -199,7 +200,8 @@ def diagram() -> str:
 
 
 def _boxes() -> list[Box]:
-    """Folders at the second level; loose modules beside them are two rooms, one above that uses the folders and one below."""
+    """Folders at the second level; loose modules beside them are two rooms, one above that uses the
+    folders and one below."""
     graph, boxes = _graph(), []
     for floor in FLOORS:
         package = f"tunery.{floor}"

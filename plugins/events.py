@@ -1,7 +1,7 @@
 """The events of a training job: one struct per kind, and how they are written to and read from `metrics.jsonl`.
 
-A job hands each event to its caller (`on_event`), to plugins (the hook `job_event`), and, as one line of JSON, to `metrics.jsonl` in its
-folder. The JSON field `kind` says which struct a line holds:
+A job hands each event to its caller (`on_event`), to plugins (the hook `job_event`), and, as one line of JSON, to
+`metrics.jsonl` in its folder. The JSON field `kind` says which struct a line holds:
 
     for event in read_events(folder / "metrics.jsonl"):
         match event:
@@ -143,7 +143,7 @@ class GateAnswered(JobEvent, frozen=True, kw_only=True, tag="gate"):
     name: Annotated[str, about("the gate")]
     code: Annotated[str, about("error code that the job fails with when this gate fails")]
     passed: Annotated[bool, about("whether it holds")]
-    skipped: Annotated[bool, about("whether it could not be told")] = False
+    skipped: Annotated[bool, about("whether it could not be checked")] = False
     message: Annotated[str, about("the verdict in words")]
     figures: Annotated[dict[str, float], about("the verdict in numbers")] = {}
 
@@ -210,7 +210,8 @@ _EVALUATED = frozenset({"kind"} | {field.name for field in msgspec.structs.field
 
 
 def event_fields(event: JobEvent) -> dict[str, Any]:
-    """The event as JSON fields: fields that are unset are absent, and figures of an evaluation stand beside its loss."""
+    """The event as JSON fields: fields that are unset are absent, and figures of an evaluation
+    stand beside its loss."""
     fields: dict[str, Any] = {}
     for name, value in msgspec.to_builtins(event).items():
         fields |= value if name == "figures" and isinstance(event, Evaluated) else {name: value}

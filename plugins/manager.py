@@ -174,7 +174,7 @@ class Plugins:
             log.exception("plugin %s failed in %s", implementation.plugin_name, hook)
 
     def _refuse_taken_name(self, name: str) -> None:
-        """Refuse a second plugin of the same name: the two could not be told apart."""
+        """Refuse a second plugin of the same name: nothing could distinguish the two."""
         for record in self._records:
             if record.name == name and record.error is None:
                 owner = f"{record.distribution} {record.version}".strip() or "another plugin"

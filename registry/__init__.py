@@ -54,7 +54,7 @@ from tunery.registry.names import Reference, parse_reference
 from tunery.registry.records import AliasMove, Base, DataUse, FileEntry, Job, NewVersion, Version
 
 if TYPE_CHECKING:
-    from tunery.registry.hub.incoming import import_folder
+    from tunery.registry.hub.incoming import Destination, import_folder
     from tunery.registry.hub.pull import pull_from_hub
     from tunery.registry.hub.push import publish_to_hub
     from tunery.registry.registry import Registry
@@ -65,6 +65,7 @@ __all__ = [
     "Base",
     "Conflict",
     "DataUse",
+    "Destination",
     "FileEntry",
     "Home",
     "InvalidData",
@@ -92,6 +93,7 @@ __all__ = [
 __getattr__ = lazy_exports(
     __name__,
     {
+        "Destination": "tunery.registry.hub.incoming",
         "Registry": "tunery.registry.registry",
         "import_folder": "tunery.registry.hub.incoming",
         "publish_to_hub": "tunery.registry.hub.push",

@@ -1,8 +1,9 @@
-"""The settings, their defaults and what each is for; and reading them once, from `TUNERY_HOME/config.toml` and `TUNERY_*` variables.
+"""The settings, their defaults and what each is for; and reading them once, from
+`TUNERY_HOME/config.toml` and `TUNERY_*` variables.
 
-An option of the command wins over the environment (`TUNERY_SERVE_PORT=8001`), that over the file (`[serve] port = 8001`), and that over
-the defaults below. Unknown names are errors, all reported together. Options, their help and docs/operations.md are made from the
-fields of these structs.
+An option of the command wins over the environment (`TUNERY_SERVE_PORT=8001`), that over the file
+(`[serve] port = 8001`), and that over the defaults below. Unknown names are errors, all reported together. Options,
+their help and docs/operations.md are made from the fields of these structs.
 """
 
 from __future__ import annotations
@@ -43,7 +44,10 @@ _SERVICE_LINKS = tuple(
         (r"PORT_\d+_(?:TCP|UDP|SCTP)_ADDR", _IP),
     )
 )
-"""Names and values of the variables that Kubernetes sets for a Service. A value counts too: TUNERY_SERVE_PORT is also a setting."""
+"""Names and values of the variables that Kubernetes sets for a Service.
+
+A value counts too: TUNERY_SERVE_PORT is also a setting.
+"""
 
 
 class ServeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -122,7 +126,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 def read_settings(
     home: Path, *, environ: Mapping[str, str] = os.environ, overrides: Mapping[str, Mapping[str, Any]] | None = None
 ) -> Settings:
-    """Read all settings; raise InvalidInput with every problem at once. `overrides` is {section: {name: value}}; None is unset."""
+    """Read all settings; raise InvalidInput with every problem at once.
+
+    `overrides` is {section: {name: value}}; None is unset.
+    """
     problems: list[str] = []
     tree: dict[str, dict[str, Any]] = {field.name: {} for field in msgspec.structs.fields(Settings)}
     _merge(tree, _from_file(home / "config.toml", problems), "config.toml", problems)
@@ -164,7 +171,8 @@ def _from_environment(environ: Mapping[str, str], problems: list[str]) -> dict[s
 
 
 def _is_service_link(name: str, value: str) -> bool:
-    """Whether Kubernetes set a variable for a Service called tunery, or tunery-…, as it does in every pod of the namespace."""
+    """Whether Kubernetes set a variable for a Service called tunery, or tunery-…, as it does in
+    every pod of the namespace."""
     return any(names.fullmatch(name) and values.fullmatch(value) for names, values in _SERVICE_LINKS)
 
 

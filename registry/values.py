@@ -1,4 +1,5 @@
-"""Values of settings and parameters: read one into the type that it has, and describe that type and what the value is for.
+"""Values of settings and parameters: read one into the type that it has, and describe that type and
+what the value is for.
 
 Text is read by type: lists as `a,b` or JSON, tables as `a=1,b=2` or JSON, booleans as true or false, null as none.
 """

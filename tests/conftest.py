@@ -24,8 +24,8 @@ tune_allocator()
 for variable in [name for name in os.environ if name.startswith("TUNERY_") and name != "TUNERY_TEST_CACHE"]:
     del os.environ[variable]
 os.environ["HF_HUB_OFFLINE"] = "1"
-# Each worker of pytest-xdist, and what it starts, computes on its share of the cores. More threads than cores wait for each other, which
-# makes training on small models many times slower.
+# Each worker of pytest-xdist, and what it starts, computes on its share of the cores. More threads than cores wait for
+# each other, which makes training on small models many times slower.
 if (workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))) > 1:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 os.environ["TQDM_DISABLE"] = "1"
@@ -46,7 +46,8 @@ def registry(home: Home) -> Iterator[Registry]:
 
 @pytest.fixture(scope="session")
 def imported() -> None:
-    """What training imports, kept from the garbage collector: jobs collect often, and it would walk half a million objects each time."""
+    """What training imports, kept from the garbage collector: jobs collect often, and it would walk half a million
+    objects each time."""
     from peft import PeftModel  # noqa: F401
     from transformers import LlamaForCausalLM  # noqa: F401
 
@@ -56,7 +57,8 @@ def imported() -> None:
 
 @pytest.fixture(scope="session")
 def tiny_base_folder(tmp_path_factory: pytest.TempPathFactory, imported: None) -> Path:
-    """A random two-layer Llama with a byte-level tokenizer of 384 tokens and a ChatML template, as transformers saves it."""
+    """A random two-layer Llama with a byte-level tokenizer of 384 tokens and a ChatML template, as
+    transformers saves it."""
     return make_tiny_base(tmp_path_factory.mktemp("tiny-base"))
 
 

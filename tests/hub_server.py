@@ -1,7 +1,8 @@
-"""A small Hub-protocol server on loopback, in memory: enough for the real huggingface_hub client to publish and to pull.
+"""A small Hub-protocol server on loopback, in memory: enough for the real huggingface_hub client to
+publish and to pull.
 
-Repositories are lists of commits; a commit is a whole tree. Large files go through LFS (files of LFS_FROM bytes and more); there
-is no Xet. Identities are the Hub's: a regular file is known by its git blob id, a large one by its sha256.
+Repositories are lists of commits; a commit is a whole tree. Large files go through LFS (files of LFS_FROM bytes and
+more); there is no Xet. Identities are the Hub's: a regular file is known by its git blob id, a large one by its sha256.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ class Repository:
 
 
 class HubServer:
-    """Use as a context manager; `repositories` is what is stored, `fail_commits` and `fail_tags` answer those with a status.
+    """Use as a context manager; `repositories` is what is stored, `fail_commits` and `fail_tags`
+    answer those with a status.
 
     `before_commit` runs when a commit arrives, before it is looked at: the place for somebody else to be faster.
     """

@@ -1,7 +1,7 @@
 """TRL's SFTTrainer as shipped on the rows of `tunery bench train`: LoRA of rank 16 on all linear layers, in bfloat16.
 
-Needs `pip install trl==1.16.0` in any environment, and prints one JSON line. The loss of the held-out rows is taken afterwards, with
-transformers alone: the mean over the answers' tokens, as Tunery takes it.
+Needs `pip install trl==1.16.0` in any environment, and prints one JSON line. The loss of the held-out rows is taken
+afterwards, with transformers alone: the mean over the answers' tokens, as Tunery takes it.
 """
 
 import argparse

@@ -1,4 +1,5 @@
-"""Makes training rows on the spot from the docstrings of Python's standard library, which every machine with Python has.
+"""Makes training rows on the spot from the docstrings of Python's standard library, which every
+machine with Python has.
 
     make_docs.py --rows 400 --out docs.jsonl                    write a docstring's first paragraph for a signature
     make_docs.py --task signature --rows 400 --out sig.jsonl    write the signature for a first paragraph
@@ -56,10 +57,10 @@ def together(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
 
 
 def _row(signature: str, sentence: str, *, task: str) -> dict[str, Any]:
-    ask, answer = f"Document `{signature}`.", sentence
+    question, answer = f"Document `{signature}`.", sentence
     if task == "signature":
-        ask, answer = f"Which function: {sentence}", signature
-    return {"messages": [{"role": "user", "content": ask}, {"role": "assistant", "content": answer}]}
+        question, answer = f"Which function: {sentence}", signature
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
 
 
 def _pairs() -> Iterator[tuple[str, str]]:

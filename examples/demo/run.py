@@ -1,4 +1,5 @@
-"""The demo, end to end: three tenants' fine-tunes trained, registered, served together, asked, swapped under load, measured.
+"""The demo, end to end: three tenants' fine-tunes trained, registered, served together, asked,
+swapped under load, measured.
 
 Run it with `make demo`. State lies in build/demo; running it again skips what is trained already.
 """

@@ -1,4 +1,7 @@
-"""The DoRA trainer: the LoRA trainer with `use_dora`. Tunery provides the loop, data, checkpoints, evaluation and publishing."""
+"""The DoRA trainer: the LoRA trainer with `use_dora`.
+
+Tunery provides the loop, data, checkpoints, evaluation and publishing.
+"""
 
 from peft import LoraConfig
 

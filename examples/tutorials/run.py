@@ -2,8 +2,9 @@
 
 python examples/tutorials/run.py docs/tutorials/customer-service.md FOLDER [--update]
 
-Commands are the lines after `$` in ```console blocks; one that ends in `&` keeps running, and the next waits for its line `ready:`.
-```python blocks run too. What they print goes into the ```text block that follows. Port 8000 stands for any that is free.
+Commands are the lines after `$` in ```console blocks; one that ends in `&` keeps running, and the next waits for its
+line `ready:`. ```python blocks run too. What they print goes into the ```text block that follows. Port 8000 stands for
+any that is free.
 """
 
 from __future__ import annotations
@@ -91,9 +92,9 @@ class Tutorial:
         self.background.append(process)
         assert process.stderr is not None
         shown = ""
-        for said in process.stderr:
-            shown += said
-            if said.startswith("ready: "):
+        for message in process.stderr:
+            shown += message
+            if message.startswith("ready: "):
                 return self._shown(shown)
         raise SystemExit(f"$ {line}\n{shown}ended before it was ready")
 

@@ -86,7 +86,10 @@ class Gateway:
 
     @contextlib.contextmanager
     def hold(self, count: int, target: Target, *, param: str = "n") -> Iterator[None]:
-        """Count `count` more requests for `target` as in flight; the metrics count refusals. Raises as Admission.hold."""
+        """Count `count` more requests for `target` as in flight; the metrics count refusals.
+
+        Raises as Admission.hold.
+        """
         with contextlib.ExitStack() as holding:
             try:
                 holding.enter_context(self.admission.hold(count, tenant=target.tenant, param=param))

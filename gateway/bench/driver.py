@@ -74,7 +74,7 @@ class Driver:
         """Evict an adapter."""
         self.core.residency.unload(source.digest)
 
-    def ask(self, name: str, prompt: tuple[int, ...], new: int, source: AdapterSource | None) -> None:
+    def submit(self, name: str, prompt: tuple[int, ...], new: int, source: AdapterSource | None) -> None:
         """Queue a greedy request of exactly `new` tokens."""
         sampling = SamplingParams(max_tokens=new, temperature=0.0, ignore_eos=True)
         composition = (WeightedAdapter(source),) if source else ()

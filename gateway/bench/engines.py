@@ -22,7 +22,8 @@ FILES = 64
 
 
 class Engines:
-    """Starts engines with room for all adapters and without a prefix cache; adapters are written under `scratch`, once."""
+    """Starts engines with room for all adapters and without a prefix cache; adapters are written
+    under `scratch`, once."""
 
     def __init__(self, config: EngineConfig, scratch: Path) -> None:
         self._config = config

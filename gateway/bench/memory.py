@@ -1,7 +1,7 @@
 """Measure how much memory an engine takes: `python -m tunery.gateway.bench.memory CONFIG FOLDER` prints JSON.
 
-A process of its own, so that nothing another measurement left counts. Grown is resident memory after a batch of short requests has run on
-32 adapters less resident memory before the base was loaded, when all libraries were there.
+A process of its own, so that nothing another measurement left counts. Grown is resident memory after a batch of short
+requests has run on 32 adapters less resident memory before the base was loaded, when all libraries were there.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ def main() -> None:
     import torch
 
     from tunery.gateway.bench.engines import Engines
-    from tunery.gateway.bench.workload import Workload, figures
+    from tunery.gateway.bench.settings import Workload
+    from tunery.gateway.bench.workload import figures
     from tunery.gateway.engine.config import EngineConfig
 
     config = msgspec.json.decode(sys.argv[1], type=EngineConfig)

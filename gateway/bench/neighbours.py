@@ -1,7 +1,7 @@
 """Measure what others cost: a process that takes a core, and clients that send huge prompts.
 
-Each ratio comes from runs taken in turn, so that what a shared machine does to one it mostly does to the other. Every run is a process
-of its own. Bars are judged in report.py.
+Each ratio comes from runs taken in turn, so that what a shared machine does to one it mostly does to the other. Every
+run is a process of its own. Bars are judged in report.py.
 """
 
 from __future__ import annotations
@@ -90,7 +90,8 @@ def _over(name: str, title: str, above: Sequence[float], below: Sequence[float])
 
 
 def _gaps(base: str) -> Iterator[Row]:
-    """The 99th percentile between a stream's tokens while another client sends prompts of 15 MB, over nobody sending any."""
+    """The 99th percentile between a stream's tokens while another client sends prompts of 15 MB,
+    over nobody sending any."""
     pauses = {"gap_beside_huge_prompts": 1.0, "gap_beside_endless_huge_prompts": 0.0}
     gaps: dict[str, list[list[float]]] = {name: [] for name in ("alone", *pauses)}
     answered = dict.fromkeys(pauses, 0)

@@ -1,8 +1,8 @@
 """Judge, print and draw what the benchmarks measured.
 
-A bar has two sides: what must be reached at least, and what is aimed at. Bars against other systems need their figures: JSON lines as the
-scripts of these systems print them, `{"system", "workload": {"batch", "distinct", "prompt", "new"}, "tok_s", "prefill_tok_s"}`, measured
-in the same hour on the same machine.
+A bar has two sides: what must be reached at least, and what is aimed at. Bars against other systems need their figures:
+JSON lines as the scripts of these systems print them, `{"system", "workload": {"batch", "distinct", "prompt", "new"},
+"tok_s", "prefill_tok_s"}`, measured in the same hour on the same machine.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def read_peers(path: Path) -> list[Peer]:
 
 
 def judge(rows: Sequence[Row], peers: Sequence[Peer]) -> list[Bar]:
-    """The bars that the rows (and, where given, other systems' figures) allow to be judged."""
+    """The bars for which there are rows and, where they compare, figures of other systems."""
     named = {row.name: row for row in rows}
     bars = [bar for rule in _COMPARISONS if (bar := rule.bar(named, peers)) is not None]
     for name, (least, goal, most) in _PLAIN.items():
@@ -208,5 +208,5 @@ def read_bars(kept: dict[str, Any]) -> list[Bar]:
 
 def as_json(rows: Sequence[Row], bars: Sequence[Bar], machine: dict[str, Any]) -> str:
     """Everything, for programs."""
-    judged = [{**msgspec.to_builtins(bar), "met": bar.met} for bar in bars]
-    return json.dumps({"machine": machine, "rows": msgspec.to_builtins(list(rows)), "bars": judged}, indent=2)
+    rated = [{**msgspec.to_builtins(bar), "met": bar.met} for bar in bars]
+    return json.dumps({"machine": machine, "rows": msgspec.to_builtins(list(rows)), "bars": rated}, indent=2)

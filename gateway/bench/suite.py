@@ -1,7 +1,7 @@
 """The rows of the serving suite, one method each; report.py judges them.
 
-Everything runs on the real base with random rank-16 adapters on all linear layers, greedily, in this process, except the start of the
-server and the memory of an engine, which are measured on processes of their own.
+Everything runs on the real base with random rank-16 adapters on all linear layers, greedily, in this process, except
+the start of the server and the memory of an engine, which are measured on processes of their own.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ import msgspec
 
 from tunery.gateway.bench.driver import Driver
 from tunery.gateway.bench.engines import BATCH, Engines
-from tunery.gateway.bench.workload import Workload, figures, middle, prompts
+from tunery.gateway.bench.settings import Workload
+from tunery.gateway.bench.workload import figures, middle, prompts
 from tunery.gateway.engine.composition import AdapterSource
 from tunery.gateway.engine.config import EngineConfig
 
@@ -37,7 +38,8 @@ COLD = 24
 """Adapters that are loaded while others decode, and whose first tokens are timed."""
 RUNS = 3
 PAIRS = 5
-"""Measurements of the mixed batch and the bare base in turn: what a shared machine does to one it mostly does to both."""
+"""Measurements of the mixed batch and the bare base in turn: what a shared machine does to one it
+mostly does to both."""
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,7 +75,7 @@ class Suite:
         yield self._memory()
         yield self._start()
 
-    # -- throughput -------------------------------------------------------------------------------------------------------
+    # -- throughput ----------------------------------------------------------------------------------------------------
 
     def _speeds(self) -> Iterator[Row]:
         """Decode and prefill of full batches, and one request alone."""
@@ -171,18 +173,18 @@ class Suite:
         pool = prompts(driver, Workload(adapters=0, batch=64))
         rest = iter(enumerate(sources))
         for index, source in itertools.islice(rest, BATCH):
-            driver.ask(str(index), pool[index % 64], NEW, source)
+            driver.submit(str(index), pool[index % 64], NEW, source)
         answered = 0
 
         def refill() -> None:
             nonlocal answered
             for index, source in itertools.islice(rest, len(driver.done) - answered):
-                driver.ask(str(index), pool[index % 64], NEW, source)
+                driver.submit(str(index), pool[index % 64], NEW, source)
             answered = len(driver.done)
 
         driver.finish(refill)
 
-    # -- adapters that come and go ----------------------------------------------------------------------------------------
+    # -- adapters that come and go -------------------------------------------------------------------------------------
 
     def _cold_first_token(self) -> Row:
         """A request whose adapter is on disk against one whose adapter is in memory, on an idle engine."""
@@ -195,7 +197,7 @@ class Suite:
                 for offset, kind in enumerate(("warm", "cold")):
                     if kind == "cold":
                         driver.unload(source)
-                    driver.ask(kind, pool[2 * index + offset], 2, source)
+                    driver.submit(kind, pool[2 * index + offset], 2, source)
                     times = driver.finish()[kind]
                     first[kind].append(1000 * (times.first - times.queued))
         cold, warm = statistics.median(first["cold"]), statistics.median(first["warm"])
@@ -217,13 +219,13 @@ class Suite:
             pool = prompts(driver, Workload(adapters=0, batch=2 * BATCH + COLD, seed=2))
             for kind in ("steady", "loading"):
                 for index, source in enumerate(others):
-                    driver.ask(f"other-{index}", pool[index], 6 * NEW, source)
+                    driver.submit(f"other-{index}", pool[index], 6 * NEW, source)
                 coming = iter(enumerate(cold if kind == "loading" else []))
                 steps = itertools.count(1)
 
                 def arrive(coming: Iterator[tuple[int, AdapterSource]] = coming, steps: Iterator[int] = steps) -> None:
                     if next(steps) % 10 == 0 and (one := next(coming, None)) is not None:
-                        driver.ask(f"cold-{one[0]}", pool[BATCH + one[0]], 2, one[1])
+                        driver.submit(f"cold-{one[0]}", pool[BATCH + one[0]], 2, one[1])
 
                 times = driver.finish(arrive)
                 gaps = sorted(gap for name, one in times.items() if name.startswith("other") for gap in one.gaps[2:])
@@ -233,7 +235,7 @@ class Suite:
             value=round(percentiles["loading"] / percentiles["steady"], 3), unit="×", detail={f"{k}_ms": round(v, 1) for k, v in percentiles.items()},
         )  # fmt: skip
 
-    # -- processes of their own -------------------------------------------------------------------------------------------
+    # -- processes of their own ----------------------------------------------------------------------------------------
 
     def _memory(self) -> Row:
         """What an engine with 32 adapters takes, over its base's and adapters' own bytes."""
@@ -243,13 +245,13 @@ class Suite:
             [sys.executable, "-m", "tunery.gateway.bench.memory", config, str(self._scratch)],
             check=True, capture_output=True, encoding="utf-8", errors="replace", env={**os.environ, "TQDM_DISABLE": "1"},
         )  # fmt: skip
-        found = json.loads(done.stdout)
+        memory = json.loads(done.stdout)
         return Row(
             name="memory",
             title="memory of the NF4 base and 32 adapters over their own bytes",
-            value=round(found["grown"] / (found["base"] + found["adapters"]), 3),
+            value=round(memory["grown"] / (memory["base"] + memory["adapters"]), 3),
             unit="×",
-            detail=found,
+            detail=memory,
         )
 
     def _start(self) -> Row:

@@ -1,7 +1,8 @@
 """Compare training methods, and another system: each in a process of its own, one after the other.
 
-A peer is any command that trains the same rows and prints a JSON object last: `{"system", "useful_tok_s", "peak_gb", "eval_loss"}`.
-In the command `{base}`, `{data}`, `{held_out}`, `{steps}` and `{batch}` stand for what this run uses.
+A peer is any command that trains the same rows and prints a JSON object last:
+`{"system", "useful_tok_s", "peak_gb", "eval_loss"}`. In the command `{base}`, `{data}`, `{held_out}`, `{steps}` and
+`{batch}` stand for what this run uses.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ TAIL = 800
 
 
 class TrainingWorkload(msgspec.Struct, frozen=True, kw_only=True):
-    """What every system trains: the base by name here and by folder elsewhere, rows, held-out rows, optimizer steps and rows a step."""
+    """What every system trains: the base by name here and by folder elsewhere, rows, held-out rows,
+    optimizer steps and rows a step."""
 
     base: str
     folder: str
@@ -46,11 +48,11 @@ def compare(
     commands = [(method, _ours(workload, method)) for method in methods]
     if peer:
         commands.append(("the peer", _theirs(workload, peer)))
-    found = []
+    figures = []
     for name, command in commands:
         say(f"measuring {name} …")
-        found.append(_run(name, command))
-    return found
+        figures.append(_run(name, command))
+    return figures
 
 
 def table(figures: Sequence[Figures], *, peer: bool) -> str:

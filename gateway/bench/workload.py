@@ -1,4 +1,5 @@
-"""Measure the engine on a workload that other systems can run too: B requests over K random adapters, fixed lengths, greedy, stops ignored."""
+"""Measure the engine on a workload that other systems can run too: B requests over K random adapters, fixed lengths,
+greedy, stops ignored."""
 
 from __future__ import annotations
 
@@ -13,23 +14,13 @@ import torch
 from safetensors.torch import save_file
 
 from tunery.gateway.bench.driver import Driver
+from tunery.gateway.bench.settings import Workload
 from tunery.gateway.engine.adapters.adapter import AdapterShape
 from tunery.gateway.engine.composition import AdapterSource
 from tunery.gateway.engine.config import EngineConfig
 from tunery.registry.peft.layout import CONFIG, WEIGHTS, pair_keys
 
-__all__ = ["Figures", "ServeResult", "Workload", "bench_serve", "figures", "middle", "prompts", "random_adapter"]
-
-
-class Workload(msgspec.Struct, frozen=True, kw_only=True):
-    """What is asked of the engine; `prompt` and `new` are tokens per request, `adapters` 0 is the bare base."""
-
-    adapters: int
-    rank: int = 16
-    batch: int = 32
-    prompt: int = 64
-    new: int = 48
-    seed: int = 0
+__all__ = ["Figures", "ServeResult", "bench_serve", "figures", "middle", "prompts", "random_adapter"]
 
 
 class Figures(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,7 +84,7 @@ def _once(driver: Driver, sources: list[AdapterSource], workload: Workload) -> F
     started = driver.now()
     for index, prompt in enumerate(prompts(driver, workload)):
         source = sources[index % len(sources)] if sources else None
-        driver.ask(str(index), prompt, workload.new, source)
+        driver.submit(str(index), prompt, workload.new, source)
     times = list(driver.finish().values())
     firsts = [one.first for one in times]
     ended = max(one.last for one in times)

@@ -1,4 +1,5 @@
-"""The command line: `tunery`. Commands are imported when they are called, so that help is quick and imports no torch."""
+"""The command line: `tunery`. Commands are imported when they are called, so that help is quick and
+imports no torch."""
 
 from __future__ import annotations
 

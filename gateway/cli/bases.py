@@ -35,8 +35,8 @@ def list_bases(as_json: bool) -> None:
 @click.option("--name", help="Its name in this registry.  [default: from REFERENCE]")
 @as_json
 def add_base(reference: str, name: str | None, as_json: bool) -> None:
-    """Add a base from REFERENCE: smollm2-135m, a folder, a GGUF file, or a Hub id such as org/name@revision (a subfolder of it:
-    org/name/folder@revision)."""
+    """Add a base from REFERENCE: smollm2-135m, a folder, a GGUF file, or a Hub id such as org/name@revision (a
+    subfolder of it: org/name/folder@revision)."""
     from tunery.plugins.bases.resolve import resolve_base
 
     with open_registry() as registry:

@@ -31,11 +31,11 @@ def uses(file: str, as_json: bool) -> None:
     """Every version that was made with FILE, found by its content; a SHA256, or 8 characters of one, do as well."""
     sha256 = _sha256(file)
     with open_registry() as registry:
-        found = registry.uses(sha256)
+        versions = registry.uses(sha256)
     if as_json:
-        print_json([{"version": use.version} | msgspec.structs.asdict(use) for use in found])
+        print_json([{"version": use.version} | msgspec.structs.asdict(use) for use in versions])
         return
-    rows = [(use.version, use.role, use.name, use.sha256[:12]) for use in found]
+    rows = [(use.version, use.role, use.name, use.sha256[:12]) for use in versions]
     empty = f"no version was made with {file}" + (f" (sha256 {sha256[:12]}…)" if file != sha256 else "")
     print_table(("version", "role", "name", "sha256"), rows, empty=empty)
 

@@ -17,6 +17,7 @@ from tunery.plugins.events import event_fields, read_events
 from tunery.registry.errors import Conflict
 
 if TYPE_CHECKING:
+    from tunery.plugins.training.job.control import Request
     from tunery.registry import Job
     from tunery.registry.registry import Registry
 
@@ -33,11 +34,11 @@ def jobs() -> None:
 def list_jobs(as_json: bool) -> None:
     """List every job, newest first."""
     with open_registry() as registry:
-        found = [(job, _state(registry, job)) for job in registry.jobs()]
+        listed = [(job, _state(registry, job)) for job in registry.jobs()]
     if as_json:
-        print_json([msgspec.to_builtins(job) | {"state": state} for job, state in found])
+        print_json([msgspec.to_builtins(job) | {"state": state} for job, state in listed])
         return
-    rows = [(job.id, state, job.adapter, job.trainer, _result(job), when(job.created_at)) for job, state in found]
+    rows = [(job.id, state, job.adapter, job.trainer, _result(job), when(job.created_at)) for job, state in listed]
     print_table(("job", "state", "adapter", "trainer", "result", "started"), rows, empty="no jobs yet: tunery train")
 
 
@@ -59,7 +60,7 @@ def show_job(job_id: str) -> None:
 @click.argument("job_id", metavar="JOB")
 def pause_job(job_id: str) -> None:
     """Stop a job after its current step, with a checkpoint; tunery train --resume JOB continues it."""
-    _ask(job_id, "pause")
+    _signal(job_id, "pause")
     click.echo(f"{job_id} pauses after its current step; continue it with tunery train --resume {job_id}")
 
 
@@ -67,11 +68,11 @@ def pause_job(job_id: str) -> None:
 @click.argument("job_id", metavar="JOB")
 def cancel_job(job_id: str) -> None:
     """Stop a job at once; it can be resumed from its last checkpoint."""
-    _ask(job_id, "cancel")
+    _signal(job_id, "cancel")
     click.echo(f"{job_id} was asked to stop")
 
 
-def _ask(job_id: str, wish: Any) -> None:
+def _signal(job_id: str, request: Request) -> None:
     from tunery.plugins.training.folder import JobFolder
     from tunery.plugins.training.job.control import signal_job
     from tunery.plugins.training.job.lock import is_running
@@ -81,7 +82,7 @@ def _ask(job_id: str, wish: Any) -> None:
         folder = registry.home.jobs / job_id
     if not is_running(JobFolder(folder)):
         raise Conflict(f"{job_id} does not run: it is {'interrupted' if job.state == 'running' else job.state}")
-    signal_job(JobFolder(folder), wish)
+    signal_job(JobFolder(folder), request)
 
 
 def _state(registry: Registry, job: Job) -> str:

@@ -23,17 +23,17 @@ __all__ = ["plugins"]
 @as_json
 def plugins(trainer: str | None, trainers: bool, as_json: bool) -> None:
     """List plugins with their hooks and failures; or trainers, or one trainer's parameters."""
-    found = installed()
+    loaded = installed()
     if trainer is not None:
-        _show_trainer(found.trainer(trainer), as_json)
+        _show_trainer(loaded.trainer(trainer), as_json)
     elif trainers:
-        _show_trainers(list(found.trainers().values()), as_json)
+        _show_trainers(list(loaded.trainers().values()), as_json)
     elif as_json:
-        print_json(found.records())
+        print_json(loaded.records())
     else:
         rows = [
             (r.name, f"{r.distribution} {r.version}", ", ".join(r.hooks) or "-", r.error or "ok")
-            for r in found.records()
+            for r in loaded.records()
         ]
         print_table(("plugin", "package", "hooks", "state"), rows, empty="no plugins")
 
@@ -48,15 +48,15 @@ def _show_trainers(infos: list[TrainerInfo], as_json: bool) -> None:
 
 
 def _show_trainer(info: TrainerInfo, as_json: bool) -> None:
-    found = describe_parameters(info.parameters)
+    parameters = describe_parameters(info.parameters)
     if as_json:
         schema = msgspec.json.schema(info.parameters)
         properties = schema["$defs"][info.parameters.__name__]["properties"]
-        for each in found:
+        for each in parameters:
             properties[each.name]["default"] = each.default
         print_json(schema)
         return
-    rows = [(each.name, _shown(each.default), each.type, each.description) for each in found]
+    rows = [(each.name, _shown(each.default), each.type, each.description) for each in parameters]
     print_table(("parameter", "default", "type", "what it is for"), rows, empty="no parameters")
 
 

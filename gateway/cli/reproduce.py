@@ -33,7 +33,8 @@ __all__ = ["reproduce"]
 @setting_options(TrainingSettings)
 @as_json
 def reproduce(reference: str, data: tuple[Path, ...], threads: int | None, as_json: bool) -> None:
-    """Train REFERENCE again from its manifest, publish nothing, and say whether the digest is the same; if not, exit with 10."""
+    """Train REFERENCE again from its manifest, publish nothing, and say whether the digest is the
+    same; if not, exit with 10."""
 
     def work(registry: Registry, plugins: Plugins) -> Reproduction:
         from tunery.plugins.training.job import launcher

@@ -13,9 +13,9 @@ __all__ = ["AdapterSource", "WeightedAdapter", "composition_digest", "compositio
 class AdapterSource(msgspec.Struct, frozen=True):
     """A version as the engine needs it: its identity and where its files are.
 
-    `digest` is the identity; `name` (`tenant/name`) and `number` are for metrics and messages only. `files` maps the path of
-    each file inside the version to an absolute path on disk, `sha256` to the digest of its bytes where one is recorded; a file
-    that does not match it is not served.
+    `digest` is the identity; `name` (`tenant/name`) and `number` are for metrics and messages only. `files` maps the
+    path of each file inside the version to an absolute path on disk, `sha256` to the digest of its bytes where one is
+    recorded; a file that does not match it is not served.
     """
 
     digest: str

@@ -12,15 +12,15 @@ __all__ = ["EngineConfig"]
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Settings of one engine.
 
-    `base_folder` has the base's files; `cache_folder`, unless empty, keeps the packed base for the next start. `device` is
-    "auto", "cpu" or "cuda". `kernels` "torch" does without the native kernels.
+    `base_folder` has the base's files; `cache_folder`, unless empty, keeps the packed base for the next start. `device`
+    is "auto", "cpu" or "cuda". `kernels` "torch" does without the native kernels.
 
     `adapter_budget` is the memory for resident adapters in bytes, `adapter_ram` that for host copies of evicted ones.
-    `max_batch` bounds the running requests, `context_length` (0: the model's own) the tokens of one, `kv_tokens` (0: as many as
-    `max_batch` suggests) those of the KV cache, `token_budget` (0: by device) those of one forward pass.
+    `max_batch` bounds the running requests, `context_length` (0: the model's own) the tokens of one, `kv_tokens` (0: as
+    many as `max_batch` suggests) those of the KV cache, `token_budget` (0: by device) those of one forward pass.
 
-    `eos_ids` end every request that does not ignore them. `tenant_weights` are shares of the engine; a tenant that is not named
-    has weight 1. `threads` 0 leaves their number to torch.
+    `eos_ids` end every request that does not ignore them. `tenant_weights` are shares of the engine; a tenant that is
+    not named has weight 1. `threads` 0 leaves their number to torch.
     """
 
     base_folder: str

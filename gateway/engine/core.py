@@ -42,13 +42,15 @@ from tunery.registry.errors import StorageFailed, TuneryError
 __all__ = ["EngineCore"]
 
 TOKEN_BUDGET = {"cpu": 512, "cuda": 4096}
-"""Tokens of a forward pass, by device: enough to keep it busy, few enough that decoding sequences get their next tokens soon."""
+"""Tokens of a forward pass, by device: enough to keep it busy, few enough that decoding sequences
+get their next tokens soon."""
 
 
 class EngineCore:
     """Give it commands, call `step` in a loop, and events come out through `emit`. Not safe for several threads.
 
-    Opens the base of `config`, which raises ArtifactRefused when it is not one that the engine serves. `clock` gives seconds.
+    Opens the base of `config`, which raises ArtifactRefused when it is not one that the engine
+    serves. `clock` gives seconds.
     """
 
     def __init__(
@@ -164,7 +166,8 @@ class EngineCore:
             raise StorageFailed(failed.message, code=failed.code)
 
     def run_requests(self, requests: Iterable[Generate]) -> list[Event]:
-        """Run `requests` together to their ends and return their events instead of emitting them; no counter counts them."""
+        """Run `requests` together to their ends and return their events instead of emitting them;
+        no counter counts them."""
         events: list[Event] = []
         emit, self._emit = self._emit, events.append
         for request in requests:

@@ -27,12 +27,13 @@ __all__ = ["FakeEngine"]
 
 
 class FakeEngine:
-    """Answers every request with `reply` (token ids), or what `reply(request)` returns, one token every `delay` seconds.
+    """Answers every request with `reply` (token ids), or what `reply(request)` returns, one token
+    every `delay` seconds.
 
-    With `FakeEngine.echo` as `reply`, it answers with the prompt. `requests` and `embeds` record the requests, `loaded`,
-    `pinned` and `unloaded` the digests of these commands, `cancelled` the ids of cancelled requests. `failure` is raised
-    instead of answering, and `cached` is how many tokens of each prompt it reports as found in the prefix cache. All may be
-    changed while it runs.
+    With `FakeEngine.echo` as `reply`, it answers with the prompt. `requests` and `embeds` record the requests,
+    `loaded`, `pinned` and `unloaded` the digests of these commands, `cancelled` the ids of cancelled requests.
+    `failure` is raised instead of answering, and `cached` is how many tokens of each prompt it reports as found in the
+    prefix cache. All may be changed while it runs.
     """
 
     def __init__(

@@ -54,8 +54,8 @@ class Engine(Protocol):
     def generate(self, request: Generate) -> AsyncGenerator[Token, None]:
         """The tokens of one request, as they are generated.
 
-        Closing the iterator cancels the request. Raises the TuneryError that the engine answered with, or Unavailable when it
-        died after the first token. A request without a token yet may be held until an engine can answer again.
+        Closing the iterator cancels the request. Raises the TuneryError that the engine answered with, or Unavailable
+        when it died after the first token. A request without a token yet may be held until an engine can answer again.
         """
 
     async def embed(self, request: Embed) -> Embedded:

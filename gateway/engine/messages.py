@@ -99,8 +99,8 @@ Command = Generate | Embed | Cancel | Load | Unload | Shutdown
 class Ready(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
     """The base is in memory.
 
-    `context_length` is the most tokens (prompt and output) of one request. `base_bytes` and `adapter_budget` are in bytes,
-    `load_seconds` is how long loading took.
+    `context_length` is the most tokens (prompt and output) of one request. `base_bytes` and `adapter_budget` are in
+    bytes, `load_seconds` is how long loading took.
     """
 
     base: str
@@ -133,11 +133,12 @@ class PromptScore(msgspec.Struct, frozen=True, array_like=True):
 class Token(msgspec.Struct, frozen=True, array_like=True):
     """One generated token of request `id`.
 
-    `finish` is None while the request goes on, else "stop" (`token` is an end-of-turn or stop token) or "length". `logprob` is
-    the natural log of the token's probability under the unmodified model distribution, `top` the alternatives.
+    `finish` is None while the request goes on, else "stop" (`token` is an end-of-turn or stop token) or "length".
+    `logprob` is the natural log of the token's probability under the unmodified model distribution, `top` the
+    alternatives.
 
-    Only a request's first token carries `cached_tokens`, how many tokens of the prompt were in the prefix cache, and, if asked
-    for, `prompt_scores`, those of the prompt's tokens from the second on.
+    Only a request's first token carries `cached_tokens`, how many tokens of the prompt were in the prefix cache, and,
+    if asked for, `prompt_scores`, those of the prompt's tokens from the second on.
     """
 
     id: str
@@ -203,10 +204,11 @@ class Resident(msgspec.Struct, frozen=True):
 class Stats(msgspec.Struct, frozen=True, kw_only=True, tag="stats"):
     """The engine's state, sent at least once a second and after every change of residency.
 
-    `running` and `waiting` count requests, the dicts count by adapter name. `kv_used` is the share of KV cache pages in use,
-    0 to 1. Counters (`steps` to `hits`, and those of `preemptions` and the prefix cache) only grow for the life of the process.
-    `load_seconds` are the loads finished since the last Stats, as (adapter name, seconds). `ram_bytes` is the host memory of
-    evicted adapters. `prefix_queries` and `prefix_hits` count prompt tokens looked up and found in the prefix cache.
+    `running` and `waiting` count requests, the dicts count by adapter name. `kv_used` is the share of KV cache pages in
+    use, 0 to 1. Counters (`steps` to `hits`, and those of `preemptions` and the prefix cache) only grow for the life of
+    the process. `load_seconds` are the loads finished since the last Stats, as (adapter name, seconds). `ram_bytes` is
+    the host memory of evicted adapters. `prefix_queries` and `prefix_hits` count prompt tokens looked up and found in
+    the prefix cache.
     """
 
     running: int

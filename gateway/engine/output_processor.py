@@ -114,7 +114,8 @@ def _select(wanted: list[OutputRow], rows: tuple[OutputRow, ...], logits: torch.
 
 
 def _not_finite(adapters: str, config: EngineConfig) -> TuneryError:
-    """The error of a request whose logits or hidden states are NaN or infinite: its adapters' fault, or else the base's."""
+    """The error of a request whose logits or hidden states are NaN or infinite: its adapters'
+    fault, or else the base's."""
     if adapters:
         return ArtifactRefused(
             f"{adapters} gives numbers that are not finite (NaN or infinity) on this base in {config.dtype}: its weights, its "

@@ -1,7 +1,7 @@
 """The engine process: `python -m tunery.gateway.engine.process --socket PATH --config JSON`.
 
-The main thread runs the engine's loop, another reads commands, a third sends heartbeats. The process ends when the gateway's end
-of the socket closes, so an engine never outlives its gateway.
+The main thread runs the engine's loop, another reads commands, a third sends heartbeats. The process ends when the
+gateway's end of the socket closes, so an engine never outlives its gateway.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ STATS_EVERY = 1.0
 LOAD_POLL = 0.002
 """Seconds between looks at running loads while no sequence runs."""
 REFUSED = 78
-"""Exit code when the base is not one that the engine serves (EX_CONFIG of sysexits.h): starting again changes nothing."""
+"""Exit code when the base is not one that the engine serves (EX_CONFIG of sysexits.h): starting
+again changes nothing."""
 TRIM_AFTER = 64 * 2**20
 """Bytes by which an idle engine may have grown before it returns unused memory to the system."""
 
@@ -45,7 +46,8 @@ TRIM_AFTER = 64 * 2**20
 def main(arguments: Sequence[str] | None = None) -> int:
     """Connect to the gateway, load the base, and serve until the gateway stops the engine.
 
-    Returns the exit code: 0 at a regular end, REFUSED when the engine does not serve this base, 1 when it could not be loaded.
+    Returns the exit code: 0 at a regular end, REFUSED when the engine does not serve this base, 1
+    when it could not be loaded.
     """
     parser = argparse.ArgumentParser(prog="tunery-engine")
     parser.add_argument("--socket", required=True)
@@ -116,7 +118,8 @@ def _loop(core: EngineCore, commands: queue.SimpleQueue[Command | None], heartbe
 
 
 def _trim(in_use: int) -> int:
-    """Return unused memory to the system once the process has grown TRIM_AFTER bytes beyond `in_use`; the new `in_use`."""
+    """Return unused memory to the system once the process has grown TRIM_AFTER bytes beyond
+    `in_use`; the new `in_use`."""
     if resident_bytes() <= in_use + TRIM_AFTER:
         return in_use
     trim_memory()

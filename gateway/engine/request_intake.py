@@ -18,7 +18,8 @@ __all__ = ["RequestIntake"]
 class RequestIntake:
     """Turns requests into sequences of the scheduler; those with a constraint wait until its grammar is compiled.
 
-    `max_length` is the most tokens of prompt and output, `vocab_size` the model's, `eos_ids` the tokens that end an output.
+    `max_length` is the most tokens of prompt and output, `vocab_size` the model's, `eos_ids` the
+    tokens that end an output.
     """
 
     def __init__(

@@ -10,7 +10,8 @@ __all__ = ["Constraint", "SamplingParams"]
 
 
 class Constraint(msgspec.Struct, frozen=True):
-    """What structured output must match: `text` is a JSON schema, nothing (any JSON object), a regular expression, or a Lark grammar."""
+    """What structured output must match: `text` is a JSON schema, nothing (any JSON object), a
+    regular expression, or a Lark grammar."""
 
     kind: Literal["json_schema", "json_object", "regex", "grammar"]
     text: str = ""
@@ -19,16 +20,16 @@ class Constraint(msgspec.Struct, frozen=True):
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """Sampling parameters of one request. The gateway validates them; the defaults are OpenAI's.
 
-    `temperature` 0 is greedy decoding. `top_k` 0, `top_p` 1 and `min_p` 0 keep every token. `seed` makes the request's random
-    numbers reproducible, whatever else is in the batch.
+    `temperature` 0 is greedy decoding. `top_k` 0, `top_p` 1 and `min_p` 0 keep every token. `seed` makes the request's
+    random numbers reproducible, whatever else is in the batch.
 
-    `repetition_penalty` is the multiplicative one of CTRL (arXiv 1909.05858), over prompt and output; `presence_penalty` and
-    `frequency_penalty` are OpenAI's additive ones, over the output. `allowed_token_ids`, unless empty, excludes all others. A
-    bad word is given by its tokens, the last of which may not follow the others. `constraint` allows only tokens that keep the
-    output within it; it does not go together with the last two.
+    `repetition_penalty` is the multiplicative one of CTRL (arXiv 1909.05858), over prompt and output;
+    `presence_penalty` and `frequency_penalty` are OpenAI's additive ones, over the output. `allowed_token_ids`, unless
+    empty, excludes all others. A bad word is given by its tokens, the last of which may not follow the others.
+    `constraint` allows only tokens that keep the output within it; it does not go together with the last two.
 
-    `logprobs` is how many alternatives to report for each output token (None: no log-probabilities, 0: only the chosen token's),
-    `prompt_logprobs` the same for the tokens of the prompt.
+    `logprobs` is how many alternatives to report for each output token (None: no log-probabilities, 0: only the chosen
+    token's), `prompt_logprobs` the same for the tokens of the prompt.
     """
 
     max_tokens: int

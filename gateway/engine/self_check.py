@@ -1,9 +1,10 @@
-"""The self-check: compares a base in the engine with transformers' own forward pass, once for each base, quantization and version.
+"""The self-check: compares a base in the engine with transformers' own forward pass, once for each
+base, quantization and version.
 
-The supported architectures (plugins/bases/architectures.py) are tested against transformers on small configurations. What no test
-has seen, such as a setting of this base or another release of a library, shows here before the first request. transformers runs
-in a process of its own, `python -m tunery.gateway.engine.self_check CONFIG`, which ends before the engine loads the base, so that
-the base is in memory only once.
+The supported architectures (plugins/bases/architectures.py) are tested against transformers on small configurations.
+What no test has seen, such as a setting of this base or another release of a library, shows here before the first
+request. transformers runs in a process of its own, `python -m tunery.gateway.engine.self_check CONFIG`, which ends
+before the engine loads the base, so that the base is in memory only once.
 """
 
 from __future__ import annotations
@@ -38,12 +39,13 @@ LENGTHS = (23, 61)
 SHARED = 20
 """Tokens that both prompts begin with: more than a page, so that the second run uses the prefix cache."""
 TOLERANCE = {"float32": 2e-3, "bfloat16": 0.5}
-"""Largest mean distance of a token's log-probability, in nats, by dtype. Another order of summation costs a hundredth of it,
-another attention pattern whole nats."""
+"""Largest mean distance of a token's log-probability, in nats, by dtype. Another order of summation costs a hundredth
+of it, another attention pattern whole nats."""
 
 
 class Reference(msgspec.Struct, frozen=True):
-    """Prompts, and the natural-log probabilities of each one's tokens from the second on; or why there are none, in `refusal`."""
+    """Prompts, and the natural-log probabilities of each one's tokens from the second on; or why
+    there are none, in `refusal`."""
 
     prompts: tuple[tuple[int, ...], ...] = ()
     logprobs: tuple[tuple[float, ...], ...] = ()
@@ -74,7 +76,8 @@ def load_reference(config: EngineConfig) -> Reference | None:
 
 
 def verify(core: EngineCore, reference: Reference, config: EngineConfig) -> None:
-    """Raise ArtifactRefused (`unsupported_base`) when the engine computes something else, in a batch or from the prefix cache."""
+    """Raise ArtifactRefused (`unsupported_base`) when the engine computes something else, in a
+    batch or from the prefix cache."""
     for attempt in ("in a batch", "from the prefix cache"):
         distance = _mean_distance(_prompt_logprobs(core, reference.prompts), reference.logprobs)
         # Written so that a distance of NaN fails too.

@@ -75,7 +75,8 @@ class CandidateEngine:
         self.context_length = self._core.model.context_length
 
     def log_probs(self, rows: Sequence[Example], *, tuned: bool) -> list[list[float]]:
-        """Of each row the natural-log probabilities of its trained tokens, in order; of the adapter, or of the bare base.
+        """Of each row the natural-log probabilities of its trained tokens, in order; of the
+        adapter, or of the bare base.
 
         A row may be as long as the context less one token.
         """

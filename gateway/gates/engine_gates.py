@@ -22,13 +22,14 @@ Floats = NDArray[np.float64]
 SHARE = {"float32": 1e-3, "bfloat16": 0.05}
 """The share of what training moved that serving may miss: what rounding a pair and its products costs."""
 NOISE = {"float32": 1e-3, "bfloat16": 0.15}
-"""Nats a token (root mean square) by which two ways to compute the same model may differ: twice what they do on a base of
-135 million weights, where tokens that nobody expected make the most of it."""
+"""Nats a token (root mean square) by which two ways to compute the same model may differ: twice what they do on a base
+of 135 million weights, where tokens that nobody expected make the most of it."""
 PROMPTS = 8
 SHORTEST_LIMIT, TIMES = 64, 2
 """An answer may be this many times as long as the longest reference, and always so many tokens."""
 STOPPING = 0.5
-"""The share of answers that must end by themselves: one in a loop is a small model's weakness, most of them are a fault."""
+"""The share of answers that must end by themselves: one in a loop is a small model's weakness, most
+of them are a fault."""
 FEWEST = 8
 """Rows below which an interval says little."""
 
@@ -37,7 +38,8 @@ FEWEST = 8
 
 
 def serves_what_was_trained(case: GateCase) -> Verdict:
-    """On the quantization it was trained on, the engine gives the trainer's log-probabilities of a few rows' trained tokens.
+    """On the quantization it was trained on, the engine gives the trainer's log-probabilities of a
+    few rows' trained tokens.
 
     They may differ by rounding, and by a small share of what training moved them away from the base's. What the serving
     quantization then adds is recorded, not judged.
@@ -79,7 +81,8 @@ def _title(precision: Precision) -> str:
 
 
 def stops_by_itself(case: GateCase) -> Verdict:
-    """At least half of the greedy answers to held-out prompts end with an end-of-turn token, within twice the longest reference."""
+    """At least half of the greedy answers to held-out prompts end with an end-of-turn token, within
+    twice the longest reference."""
     request = case.request
     engine = candidate_engine(case, request.serving)
     rows = _prompted(request.held_out or request.trained, request.parameters.get("max_length"), engine)[:PROMPTS]
@@ -106,7 +109,8 @@ def stops_by_itself(case: GateCase) -> Verdict:
 
 
 def _prompted(rows: Sequence[Example], max_length: int | None, engine: CandidateEngine) -> list[Example]:
-    """Rows with room behind them in the context; those that lost their end to `max_length` only where there are no others."""
+    """Rows with room behind them in the context; those that lost their end to `max_length` only
+    where there are no others."""
     room = [row for row in rows if len(row.ids) < engine.context_length and any(row.trained[1:])]
     return [row for row in room if max_length is None or len(row.ids) < max_length] or room
 
@@ -115,7 +119,8 @@ def _prompted(rows: Sequence[Example], max_length: int | None, engine: Candidate
 
 
 def is_better_than_base(case: GateCase) -> Verdict:
-    """The held-out loss, both on the serving quantization, is lower than the base's: the whole 95 % interval of the difference.
+    """The held-out loss, both on the serving quantization, is lower than the base's: the whole 95 %
+    interval of the difference.
 
     The interval is a paired bootstrap over rows of the file (Koehn 2004), the difference weighted by trained tokens.
     """

@@ -30,12 +30,13 @@ def check_data(
 ) -> DataReport:
     """Check files of examples with every rule, as `tunery data check` does, and report what is wrong with which row.
 
-    Rows are rendered with `base` (a name, folder, GGUF file or Hub id), for the rules about tokens; without one those find
-    nothing. `validation` is a file of held-out rows, which must not be among the others. `max_length` is in tokens. `format`
-    is a format's name, recognised row by row by default. `processes` is how many to check with, by default one a core.
+    Rows are rendered with `base` (a name, folder, GGUF file or Hub id), for the rules about tokens; without one those
+    find nothing. `validation` is a file of held-out rows, which must not be among the others. `max_length` is in
+    tokens. `format` is a format's name, recognised row by row by default. `processes` is how many to check with, by
+    default one a core.
 
-    What is wrong with the data is in the report and raises nothing. Raises NotFound or InvalidData for files that are no
-    files of rows, and UnknownName for an unknown base or format.
+    What is wrong with the data is in the report and raises nothing. Raises NotFound or InvalidData for files that are
+    no files of rows, and UnknownName for an unknown base or format.
     """
     from tunery.plugins.bases.resolve import resolve_base
     from tunery.plugins.data.checks import runner

@@ -1,7 +1,7 @@
 """The process that `tunery.serve` starts: `python -m tunery.gateway.python.server_process SETTINGS`, settings as JSON.
 
-It serves until its stdin is closed, which the end of the process that started it does too, and then drains. Stdout carries
-one line of JSON: `{"ready": URL}`, or `{"error": KIND, "message": …, "code": …}` when the start failed.
+It serves until its stdin is closed, which the end of the process that started it does too, and then drains. Stdout
+carries one line of JSON: `{"ready": URL}`, or `{"error": KIND, "message": …, "code": …}` when the start failed.
 """
 
 from __future__ import annotations

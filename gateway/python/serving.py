@@ -25,7 +25,10 @@ GRACE_SECONDS = 30.0
 
 
 class Server:
-    """A running gateway, as `serve` starts it. Leaving its `with` block stops it, and so does the end of this process."""
+    """A running gateway, as `serve` starts it.
+
+    Leaving its `with` block stops it, and so does the end of this process.
+    """
 
     url: str
     """Where it answers, such as `http://127.0.0.1:8000`; an OpenAI client's `base_url` is this and `/v1`."""
@@ -49,7 +52,10 @@ class Server:
         return self._process.poll() is None
 
     def stop(self) -> None:
-        """Drain it: running requests have `drain_seconds` to finish. Returns when it has ended; calling it again does nothing."""
+        """Drain it: running requests have `drain_seconds` to finish.
+
+        Returns when it has ended; calling it again does nothing.
+        """
         _end(self._process, self.settings.drain_seconds + GRACE_SECONDS)
 
 
@@ -62,11 +68,11 @@ def serve(
 ) -> Server:
     """Serve every adapter of the registry from one quantized base, as `tunery serve` does, and return when it is ready.
 
-    The server is a process of its own. Without `settings` it has those of `home/config.toml` and the environment; `port=0` takes
-    any free port. Its log lines are added to the file `log`, or go where this process's stderr goes.
+    The server is a process of its own. Without `settings` it has those of `home/config.toml` and the environment;
+    `port=0` takes any free port. Its log lines are added to the file `log`, or go where this process's stderr goes.
 
-    Raises what made the start fail, for example UnknownName for an unknown base, and Unavailable where there is no server
-    after `ready_seconds`, which includes the time that fetching and quantizing the base takes.
+    Raises what made the start fail, for example UnknownName for an unknown base, and Unavailable where there is no
+    server after `ready_seconds`, which includes the time that fetching and quantizing the base takes.
     """
     place = find_home(home)
     settings = settings or read_settings(place.root).serve

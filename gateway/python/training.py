@@ -55,21 +55,23 @@ def train(
 ) -> Version:
     """Train a version of the adapter `name` (`tenant/name`) from files of examples, and publish it to the registry.
 
-    - `method` is the trainer: lora, qlora, full, dpo, or a plugin's; `parameters` are that trainer's, by name, and those
-      left out are chosen from the data and the base. `tunery plugins --trainer METHOD` lists them.
+    - `method` is the trainer: lora, qlora, full, dpo, or a plugin's; `parameters` are that trainer's, by name, and
+      those left out are chosen from the data and the base. `tunery plugins --trainer METHOD` lists them.
     - `base` is a name, folder, GGUF file or Hub id. `parent` is a version to continue from.
     - `validation` is a file of held-out rows; without one a share of `data` is held out.
     - `alias` is pointed at the new version.
     - `allow` are rules of `check_data` whose errors are let pass; `force` publishes what fails a gate, on record.
-    - `threads` compute, 0 for all usable cores; by default the setting `training.threads`. Import tunery before torch for
-      all of it to take effect.
-    - `on_event` is called in this process with each event of the job (`tunery.plugins.events` has them), `on_message` with a
-      line for a person when something takes long.
+    - `threads` compute, 0 for all usable cores; by default the setting `training.threads`. Import tunery before torch
+      for all of it to take effect.
+    - `on_event` is called in this process with each event of the job (`tunery.plugins.events` has them), `on_message`
+      with a line for a person when something takes long.
 
-    Interrupting it (Ctrl-C, a notebook's stop button) raises JobCancelled; what the last checkpoint holds can be resumed.
+    Interrupting it (Ctrl-C, a notebook's stop button) raises JobCancelled; what the last checkpoint
+    holds can be resumed.
 
-    Raises UnknownName for an unknown trainer, base, parameter or rule, InvalidData for rows with errors, TrainingFailed for
-    a run or a gate that failed, JobPaused when the job was paused from elsewhere, and StorageFailed for a full disk.
+    Raises UnknownName for an unknown trainer, base, parameter or rule, InvalidData for rows with errors, TrainingFailed
+    for a run or a gate that failed, JobPaused when the job was paused from elsewhere, and StorageFailed for a full
+    disk.
     """
     from tunery.plugins.data.read import data_size
     from tunery.plugins.discovery import load_plugins
@@ -93,13 +95,13 @@ def train(
         from tunery.plugins.training.job import launcher
 
         where = resolve_device(device)
-        found = connect_process_group(where).on_main(
+        base_model = connect_process_group(where).on_main(
             lambda: resolve_base(base, registry=registry, plugins=plugins, say=on_message)
         )
         request = TrainRequest(
             adapter=name,
             trainer=method,
-            base=found.digest,
+            base=base_model.digest,
             data=tuple(str(path.absolute()) for path in files),
             validation=str(held_out.absolute()) if held_out else None,
             parent=parent,
@@ -139,7 +141,8 @@ def resume(
 
 
 def run_job(work: Callable[[Registry, Plugins], T], *, threads: int | None = None, home: str | Path | None = None) -> T:
-    """Run a job in this process, with allocator and threads set before torch is imported; raise JobCancelled on Ctrl-C."""
+    """Run a job in this process, with allocator and threads set before torch is imported; raise
+    JobCancelled on Ctrl-C."""
     from tunery.plugins.discovery import load_plugins
     from tunery.plugins.runtime.compute import prepare_compute
     from tunery.registry.registry import Registry

@@ -41,7 +41,8 @@ def open_kernels(folder: Path, bind: Callable[[ctypes.CDLL], T]) -> T | str:
 
 
 def declare_functions(library: ctypes.CDLL, signatures: Mapping[str, Sequence[Any]]) -> None:
-    """Give the arguments of the library's functions, by their names without the prefix `tunery_`; they return nothing."""
+    """Give the arguments of the library's functions, by their names without the prefix `tunery_`;
+    they return nothing."""
     for name, arguments in signatures.items():
         function = getattr(library, f"tunery_{name}")
         function.argtypes, function.restype = arguments, None

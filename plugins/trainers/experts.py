@@ -1,4 +1,5 @@
-"""LoRA on a mixture of experts: only the linear layers outside the experts are adapted, because only those are served."""
+"""LoRA on a mixture of experts: only the linear layers outside the experts are adapted, because
+only those are served."""
 
 from __future__ import annotations
 

@@ -31,7 +31,8 @@ class FullTrainer:
         return True
 
     def load(self, context: LoadContext[FullParameters]) -> nn.Module:
-        """The base, or the parent's exact weights, with everything trained; a parent that is a LoRA is merged into the base."""
+        """The base, or the parent's exact weights, with everything trained; a parent that is a LoRA
+        is merged into the base."""
         exact = context.parent / EXACT if context.parent else None
         whole = exact is not None and exact.is_dir()
         folder = exact if exact is not None and whole else context.base_folder
@@ -67,7 +68,8 @@ class FullTrainer:
 
 
 def unserved(model: nn.Module) -> str | None:
-    """A parameter whose change no adapter can hold (an expert's, a router's, an attention sink's, GPT-2's transposed weights), or None."""
+    """A parameter whose change no adapter can hold (an expert's, a router's, an attention sink's,
+    GPT-2's transposed weights), or None."""
     for name, module in model.named_modules():
         own = dict(module.named_parameters(recurse=False))
         plain = isinstance(module, nn.Linear | nn.Embedding) and ".experts." not in name

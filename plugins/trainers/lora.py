@@ -1,4 +1,5 @@
-"""The LoRA trainer (arXiv 2106.09685): the base is frozen, low-rank matrices on its linear layers are trained in float32."""
+"""The LoRA trainer (arXiv 2106.09685): the base is frozen, low-rank matrices on its linear layers
+are trained in float32."""
 
 from __future__ import annotations
 
@@ -78,7 +79,8 @@ class LoraTrainer:
 
 
 def _parent_config(parent: Path, config: LoraConfig, defaulted: set[str]) -> LoraConfig:
-    """The parent's own configuration with the new dropout; raise InvalidInput when the parent cannot be continued as a LoRA."""
+    """The parent's own configuration with the new dropout; raise InvalidInput when the parent
+    cannot be continued as a LoRA."""
     if (parent / EXACT).is_dir():
         raise InvalidInput(
             "the version to continue from is a full fine-tune, not a LoRA; continue it with --method full, or start "

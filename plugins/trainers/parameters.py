@@ -69,9 +69,10 @@ class FullParameters(TrainingParameters, frozen=True, kw_only=True):
 class DpoParameters(LoraParameters, frozen=True, kw_only=True):
     """LoRA trained on preference pairs (arXiv 2305.18290).
 
-    `beta` is the strength of the penalty for moving away from the reference, the model that training starts from; `label_smoothing` is
-    the assumed share of wrong labels; `loss` is "sigmoid" (DPO) or "ipo" (arXiv 2310.12036), which does not smooth labels. `sft_weight`
-    adds that much of the chosen answer's loss per token (arXiv 2404.19733), for answers that are to be learned and not only preferred.
+    `beta` is the strength of the penalty for moving away from the reference, the model that training starts from;
+    `label_smoothing` is the assumed share of wrong labels; `loss` is "sigmoid" (DPO) or "ipo" (arXiv 2310.12036), which
+    does not smooth labels. `sft_weight` adds that much of the chosen answer's loss per token (arXiv 2404.19733), for
+    answers that are to be learned and not only preferred.
     """
 
     learning_rate_source: ClassVar[str] = (

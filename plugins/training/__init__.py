@@ -12,11 +12,12 @@
     parameters = read_parameters(plugins.trainer("lora").parameters, request.parameters)
     version = train(request, parameters, registry=registry, plugins=plugins, on_event=print)
 
-`resume` goes on with a job that was paused, cancelled or killed; `reproduce` trains a version again and compares the digests.
+`resume` goes on with a job that was paused, cancelled or killed; `reproduce` trains a version again
+and compares the digests.
 
-A trainer is a class with `quant`, `load(context)` and `save(model, folder, context)`, see `Trainer`; rendering, splitting, batches, the
-optimizer, evaluation, checkpoints, gates and publishing are done for it. Its `load` usually begins with `load_base`. The names below are
-imported when they are used, because most of them bring torch.
+A trainer is a class with `quant`, `load(context)` and `save(model, folder, context)`, see `Trainer`; rendering,
+splitting, batches, the optimizer, evaluation, checkpoints, gates and publishing are done for it. Its `load` usually
+begins with `load_base`. The names below are imported when they are used, because most of them bring torch.
 """
 
 from __future__ import annotations

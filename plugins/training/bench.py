@@ -36,7 +36,8 @@ __all__ = ["bench_train"]
 def bench_train(
     base: Base, method: str, values: dict[str, Any], data: Path, held_out: Path | None, *, plugins: Plugins, device: str
 ) -> dict[str, Any]:
-    """Useful tokens per second over all steps but the first, which warms up; the process's peak memory in GB until then; and the loss.
+    """Useful tokens per second over all steps but the first, which warms up; the process's peak
+    memory in GB until then; and the loss.
 
     `eval_loss` is the mean per trained token of the file `held_out`, in nats, after the last step.
     """

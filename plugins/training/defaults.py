@@ -1,6 +1,7 @@
 """Choose the training parameters that were not given, each by a rule with a reason and a source.
 
-A given value is never changed. A rule sees only the data, the base and the method, so the same inputs give the same choices.
+A given value is never changed. A rule sees only the data, the base and the method, so the same
+inputs give the same choices.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def choose(parameters: P, given: Collection[str], facts: Facts) -> tuple[P, list[Choice]]:
-    """Replace every parameter that has a rule and is not in `given`; return the parameters and the choices, in order."""
+    """Replace every parameter that has a rule and is not in `given`; return the parameters and the
+    choices, in order."""
     choices: list[Choice] = []
     for name, rule in RULES.items():
         if name not in given:

@@ -1,12 +1,14 @@
-"""The delta that a full fine-tune is served as: its difference from the base, low rank for every matrix, exact for everything else.
+"""The delta that a full fine-tune is served as: its difference from the base, low rank for every
+matrix, exact for everything else.
 
-The result is an ordinary PEFT adapter, so PEFT itself can check it: a LoRA whose `rank_pattern` gives each matrix its own rank (alpha is
-equal to it, so the scale is 1), with whole norms in `modules_to_save` and whole biases (`bias: all`). The embedding's difference is
-`lora_embedding_A` and `lora_embedding_B`; an output head that shares the embedding's weight gets the same two, transposed.
+The result is an ordinary PEFT adapter, so PEFT itself can check it: a LoRA whose `rank_pattern` gives each matrix its
+own rank (alpha is equal to it, so the scale is 1), with whole norms in `modules_to_save` and whole biases
+(`bias: all`). The embedding's difference is `lora_embedding_A` and `lora_embedding_B`; an output head that shares the
+embedding's weight gets the same two, transposed.
 
-The rank of a matrix is the smallest that keeps a given share of its difference's energy (squared Frobenius norm; Eckart and Young 1936).
-The share is the same for all matrices, and the smallest that reaches the requested fidelity, which is the part of the held-out
-improvement that is kept: (base − delta) / (base − exact).
+The rank of a matrix is the smallest that keeps a given share of its difference's energy (squared Frobenius norm; Eckart
+and Young 1936). The share is the same for all matrices, and the smallest that reaches the requested fidelity, which is
+the part of the held-out improvement that is kept: (base − delta) / (base − exact).
 """
 
 from __future__ import annotations
@@ -97,7 +99,8 @@ def _fidelity(base: float, exact: float, delta: float) -> float:
 def _search(
     loss_at: Callable[[float], float], wanted: float, base: float | None, exact: float | None
 ) -> tuple[float, float]:
-    """The smallest share of energy, by bisection, whose measured fidelity reaches `wanted`, and the loss at that share."""
+    """The smallest share of energy, by bisection, whose measured fidelity reaches `wanted`, and the
+    loss at that share."""
     if base is None or exact is None or base <= exact:
         share = UNMEASURED if base is None else HIGHEST
         return share, loss_at(share)

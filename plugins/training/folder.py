@@ -12,14 +12,18 @@ __all__ = ["JobFolder", "replace_file"]
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Replace a file with `data`: a reader, or a run that is killed meanwhile, leaves or finds the old or the new content."""
+    """Replace a file with `data`: a reader, or a run that is killed meanwhile, leaves or finds the
+    old or the new content."""
     staged = path.with_name(path.name + ".new")
     staged.write_bytes(data)
     staged.replace(path)
 
 
 class JobFolder:
-    """A job's folder under `TUNERY_HOME/jobs/`. Checkpoints have an atomic write of their own, see `loop/checkpoint.py`."""
+    """A job's folder under `TUNERY_HOME/jobs/`.
+
+    Checkpoints have an atomic write of their own, see `loop/checkpoint.py`.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -1,7 +1,7 @@
 """The interface of a trainer: it loads a model to train, and saves the result as files that can be served.
 
-Everything else (rendering, splitting, batches, optimizer, evaluation, checkpoints, manifest, publishing) is done by the host for every
-trainer.
+Everything else (rendering, splitting, batches, optimizer, evaluation, checkpoints, manifest,
+publishing) is done by the host for every trainer.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ P = TypeVar("P", bound=TrainingParameters)
 class LoadContext(Generic[P]):
     """What a trainer may use to load its model.
 
-    `dtype` is the dtype of frozen weights and of measured figures (see `measuring_dtype`); trained weights become float32, whatever dtype
-    a trainer gives them. `parent` is the folder of the version to continue from, or None.
+    `dtype` is the dtype of frozen weights and of measured figures (see `measuring_dtype`); trained weights become
+    float32, whatever dtype a trainer gives them. `parent` is the folder of the version to continue from, or None.
     """
 
     def __init__(
@@ -49,10 +49,11 @@ class LoadContext(Generic[P]):
 
 
 class SaveContext(Generic[P]):
-    """What a trainer may use to save: the load context, and `evaluate`, which returns the mean held-out loss in nats per trained token of
-    any model with the base's inputs (None when nothing was held out).
+    """What a trainer may use to save: the load context, and `evaluate`, which returns the mean held-out loss in nats
+    per trained token of any model with the base's inputs (None when nothing was held out).
 
-    A trainer whose files only approximate its model calls `record` with a model that equals the files; serving is compared with that one.
+    A trainer whose files only approximate its model calls `record` with a model that equals the
+    files; serving is compared with that one.
     """
 
     def __init__(
@@ -76,10 +77,11 @@ class Trainer(Protocol):
 
     `quant` is the quantization of the base in training, and of the base whose loss is compared.
 
-    Optional members: `whole_weights(parent: Mapping[str, Any] | None) -> bool`, where `parent` is the adapter configuration of the version
-    to continue from, returns True when weights of the base itself are trained and not a LoRA beside them; figures are then measured in
-    float32, because such changes can be smaller than bfloat16 resolves. `save_evaluations: int` is how often `save` calls `evaluate`, which
-    the quote takes into account. `objective(parameters) -> Objective` replaces the supervised loss.
+    Optional members: `whole_weights(parent: Mapping[str, Any] | None) -> bool`, where `parent` is the adapter
+    configuration of the version to continue from, returns True when weights of the base itself are trained and not a
+    LoRA beside them; figures are then measured in float32, because such changes can be smaller than bfloat16 resolves.
+    `save_evaluations: int` is how often `save` calls `evaluate`, which the quote takes into account.
+    `objective(parameters) -> Objective` replaces the supervised loss.
     """
 
     quant: Quant
@@ -92,7 +94,8 @@ class Trainer(Protocol):
 
 
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The dtype of training steps: that of the parameter `precision`, or bfloat16 on hardware that multiplies it natively."""
+    """The dtype of training steps: that of the parameter `precision`, or bfloat16 on hardware that
+    multiplies it natively."""
     if precision != "auto":
         return torch.bfloat16 if precision == "bfloat16" else torch.float32
     if device.type == "cuda":
@@ -110,15 +113,16 @@ def dtype_name(dtype: torch.dtype) -> str:
 def measuring_dtype(trainer: Trainer, parent: Mapping[str, Any] | None, dtype: torch.dtype) -> torch.dtype:
     """The dtype in which losses and log-probabilities are measured when steps compute in `dtype`.
 
-    The same, since serving rounds a LoRA as training does; float32 when whole weights are trained. `parent` is the adapter configuration
-    of the version to continue from.
+    The same, since serving rounds a LoRA as training does; float32 when whole weights are trained. `parent` is the
+    adapter configuration of the version to continue from.
     """
     whole_weights: Callable[[Mapping[str, Any] | None], bool] | None = getattr(trainer, "whole_weights", None)
     return torch.float32 if whole_weights is not None and whole_weights(parent) else dtype
 
 
 def load_trained(trainer: Trainer, context: LoadContext[Any]) -> nn.Module:
-    """A trainer's model with every trained weight in float32; in a smaller dtype the optimizer's steps would be rounded away."""
+    """A trainer's model with every trained weight in float32; in a smaller dtype the optimizer's
+    steps would be rounded away."""
     model = trainer.load(context)
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
@@ -151,14 +155,16 @@ def load_base(folder: Path, *, quant: Quant, dtype: torch.dtype, device: torch.d
 
 
 def _keep_differentiable(model: nn.Module) -> None:
-    """Keep bitsandbytes from packing weights for inference when a model is evaluated between steps: it could not be trained afterwards."""
+    """Keep bitsandbytes from packing weights for inference when a model is evaluated between steps:
+    it could not be trained afterwards."""
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             vars(module)["support_avx512bf16_for_cpu"] = False
 
 
 def _forget_unquantized(model: nn.Module) -> None:
-    """Copy the few weights that are not quantized, which otherwise keep the file's pages in memory, and release the rest."""
+    """Copy the few weights that are not quantized, which otherwise keep the file's pages in memory,
+    and release the rest."""
     for parameter in model.parameters():
         if parameter.device.type == "cpu" and not hasattr(parameter, "quant_state"):
             parameter.data = parameter.data.clone()

@@ -28,31 +28,21 @@ __all__ = ["Destination", "check_present", "check_recorded", "import_folder", "p
 
 
 class Destination(msgspec.Struct, frozen=True, kw_only=True):
-    """What an imported adapter becomes a version of; the fields are as in NewVersion."""
+    """What an imported adapter becomes: a version of `adapter`, checked against `base`. The fields are as in
+    NewVersion."""
 
     adapter: str
     base: Base
     actor: str
-    alias: str | None
-    trust_base: bool
+    alias: str | None = None
+    trust_base: bool = False
 
 
-def import_folder(
-    registry: Registry,
-    folder: Path,
-    adapter: str,
-    *,
-    base: Base,
-    actor: str,
-    alias: str | None = None,
-    trust_base: bool = False,
-) -> Version:
-    """Import a local PEFT folder as a version of `adapter`, checked against `base`; its other files are left out.
+def import_folder(registry: Registry, folder: Path, destination: Destination) -> Version:
+    """Import a local PEFT folder; its other files are left out.
 
-    `alias` and `trust_base` are as in NewVersion. Raise NotFound where there is no adapter, ArtifactRefused where it
-    does not fit.
+    Raise NotFound where there is no adapter, ArtifactRefused where it does not fit.
     """
-    destination = Destination(adapter=adapter, base=base, actor=actor, alias=alias, trust_base=trust_base)
     if not folder.is_dir():
         raise NotFound(f"there is no folder {folder}")
     check_present(folder.name, {path.name for path in folder.iterdir()})
@@ -66,7 +56,7 @@ def import_folder(
         for name in (CONFIG, WEIGHTS):
             shutil.copyfile(folder / name, place / name)
         check_recorded(place / CONFIG, folder / IDENTITY, destination)
-        warnings = differences(folder, Path(base.path))
+        warnings = differences(folder, Path(destination.base.path))
         return publish_staged(registry, place, destination, origin={"folder": folder.name}, warnings=warnings)
 
 

@@ -13,32 +13,21 @@ from tunery.registry.hub.incoming import Destination, check_present, check_recor
 from tunery.registry.hub.repository import ADAPTER, IDENTITY
 from tunery.registry.peft.layout import CONFIG, WEIGHTS
 from tunery.registry.peft.tokenizer_files import COMPANIONS, MAX_COMPANION, differences
-from tunery.registry.records import Base, Version
+from tunery.registry.records import Version
 from tunery.registry.registry import Registry
 from tunery.registry.versions.reports import LIMITS, report_problem
 
 __all__ = ["pull_from_hub"]
 
 
-def pull_from_hub(
-    registry: Registry,
-    source: str,
-    adapter: str,
-    *,
-    base: Base,
-    actor: str,
-    alias: str | None = None,
-    trust_base: bool = False,
-    endpoint: str | None = None,
-) -> Version:
-    """Import an adapter from the Hub as a version of `adapter`, checked against `base`.
+def pull_from_hub(registry: Registry, source: str, destination: Destination, *, endpoint: str | None = None) -> Version:
+    """Import an adapter from the Hub.
 
     `source` is `organisation/name`, or with a subfolder `organisation/name/sub/folder`, either at a revision
     `…@revision`. Only the configuration, the weights and the report are fetched; a file of a report that is unfit is
-    left out, and the reason is written into the manifest. `alias` and `trust_base` are as in NewVersion. Raise
-    NotFound, ArtifactRefused, and what `hub.client.hub` does.
+    left out, and the reason is written into the manifest. Raise NotFound, ArtifactRefused, and what `hub.client.hub`
+    does.
     """
-    destination = Destination(adapter=adapter, base=base, actor=actor, alias=alias, trust_base=trust_base)
     repository, subfolder, revision = parse_hub(source)
     with staging(registry, "pull") as place:
         folder, report, beside = (place / name for name in ("adapter", "report", "beside"))
@@ -54,7 +43,7 @@ def pull_from_hub(
         origin: dict[str, Any] = {"hub": repository, "revision": revision or "main", "commit": remote.commit}
         origin |= {"subfolder": subfolder} if subfolder else {}
         origin |= {"report_left_out": left_out} if left_out else {}
-        warnings = differences(beside, Path(base.path))
+        warnings = differences(beside, Path(destination.base.path))
         return publish_staged(registry, folder, destination, origin=origin, warnings=warnings, report=report)
 
 

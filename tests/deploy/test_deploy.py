@@ -146,5 +146,5 @@ def test_systemd_agrees() -> None:
         text=True,
         timeout=60,
     )
-    said = [line for line in done.stderr.splitlines() if "tunery" in line and "not executable" not in line]
-    assert said == []
+    messages = [line for line in done.stderr.splitlines() if "tunery" in line and "not executable" not in line]
+    assert messages == []

@@ -1,7 +1,7 @@
 """Every code block of the documentation is run, parsed or checked, or says why it is not.
 
-A block that cannot be run has `<!-- not run: reason -->` on the line before it. Console blocks of the tutorials are run by
-tests/examples/test_tutorials.py, and options of commands are checked by test_docs.py.
+A block that cannot be run has `<!-- not run: reason -->` on the line before it. Console blocks of the tutorials are run
+by tests/examples/test_tutorials.py, and options of commands are checked by test_docs.py.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Block:
 
 def blocks(path: Path) -> list[Block]:
     """The code blocks of a page, fenced and indented."""
-    page, lines, found = path.relative_to(ROOT).as_posix(), path.read_text().splitlines(), []
+    page, lines, result = path.relative_to(ROOT).as_posix(), path.read_text().splitlines(), []
     index = 0
     while index < len(lines):
         start = index
@@ -69,9 +69,9 @@ def blocks(path: Path) -> list[Block]:
             continue
         before = "\n".join(lines[max(0, start - 2) : start])
         excuse = re.search(r"<!-- (?:not run: (.+)|.* output) -->", before)
-        found.append(Block(page, start + 1, language, text.strip(), excuse[0] if excuse else ""))
+        result.append(Block(page, start + 1, language, text.strip(), excuse[0] if excuse else ""))
         index += 1
-    return found
+    return result
 
 
 BLOCKS = [block for page in PAGES for block in blocks(page)]

@@ -1,4 +1,5 @@
-"""Documentation that cannot drift: generated parts match the code, commands that are named exist, links lead somewhere."""
+"""Documentation that cannot drift: generated parts match the code, commands that are named exist,
+links lead somewhere."""
 
 from __future__ import annotations
 

@@ -103,12 +103,12 @@ def test_the_same_seed_gives_the_same_rows(make_docs: ModuleType) -> None:
 def test_rows_are_public_distinct_and_short(make_docs: ModuleType) -> None:
     pairs = [_turns(row) for row in make_docs.docstring_rows(1000)]
     assert len(pairs) == 1000
-    assert len({ask for ask, _ in pairs}) == len({answer for _, answer in pairs}) == 1000
-    for ask, answer in pairs:
-        signature = re.fullmatch(r"Document `([\w.]+)\((.*)\)`\.", ask)
-        assert signature is not None, ask
-        assert not any(part.startswith("_") for part in signature[1].split(".")), ask
-        assert not signature[2].startswith("self"), ask
+    assert len({question for question, _ in pairs}) == len({answer for _, answer in pairs}) == 1000
+    for question, answer in pairs:
+        signature = re.fullmatch(r"Document `([\w.]+)\((.*)\)`\.", question)
+        assert signature is not None, question
+        assert not any(part.startswith("_") for part in signature[1].split(".")), question
+        assert not signature[2].startswith("self"), question
         assert len(answer.split()) <= 60
         assert answer[-1] in ".!?"
         assert "\n" not in answer
@@ -118,7 +118,8 @@ def test_the_signature_task_is_the_same_pairs_reversed(make_docs: ModuleType) ->
     forward = [_turns(row) for row in make_docs.docstring_rows(100)]
     backward = [_turns(row) for row in make_docs.docstring_rows(100, task="signature")]
     assert backward == [
-        (f"Which function: {text}", ask.removeprefix("Document `").removesuffix("`.")) for ask, text in forward
+        (f"Which function: {text}", question.removeprefix("Document `").removesuffix("`."))
+        for question, text in forward
     ]
 
 

@@ -68,7 +68,8 @@ def test_a_page_shows_what_its_commands_print(page: Path) -> None:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_a_page_runs(page: Path, tmp_path: Path, tiny_base_folder: Path) -> None:
-    """On a random base the figures mean nothing, so gates are overridden; commands, data and answers are the page's own."""
+    """On a random base the figures mean nothing, so gates are overridden; commands, data and
+    answers are the page's own."""
     run = load(TUTORIALS / "run.py")
 
     def change(text: str) -> str:

@@ -106,7 +106,8 @@ def random_loras(folder: Path, base: Path, count: int, *, rank: int = 4, size: f
 
 
 def overflow(folder: Path) -> Path:
-    """A PEFT folder whose pairs and alpha are made as large as float32 holds, so that what it computes is not finite."""
+    """A PEFT folder whose pairs and alpha are made as large as float32 holds, so that what it
+    computes is not finite."""
     from safetensors.torch import load_file, save_file
 
     path, config = folder / "adapter_model.safetensors", folder / "adapter_config.json"

@@ -71,23 +71,23 @@ def until(condition: Callable[[], bool]) -> None:
 
 def ended(connection: socket.socket) -> bytes:
     """What the server still says before it closes the connection."""
-    said = b""
+    received = b""
     with connection:
         while True:
             try:
                 piece = connection.recv(1 << 20)
             except ConnectionError:
-                return said
+                return received
             if not piece:
-                return said
-            said += piece
+                return received
+            received += piece
 
 
 def test_a_name_is_served_on_its_address(serving: ServeProcess) -> None:
     assert serving.url.startswith("http://127.0.0.1:")
 
 
-def test_a_name_of_nothing_says_so() -> None:
+def test_a_host_that_cannot_be_resolved_is_named() -> None:
     from tunery.gateway.sockets import resolve_host
 
     with pytest.raises(InvalidInput, match=r"the host 'no such host' cannot be resolved .*; set --host to"):
@@ -116,7 +116,7 @@ def test_a_client_that_only_stops_reading_is_given_up(serving: ServeProcess) -> 
 @pytest.mark.parametrize(
     "start", [b"", b"GET /health/live HTT", b"GET /health/live HTTP/1.1\r\nhost: localhost\r\n\r\n"]
 )
-def test_a_connection_that_says_nothing_or_half_a_head_is_closed(serving: ServeProcess, start: bytes) -> None:
+def test_a_connection_that_sends_nothing_or_half_a_head_is_closed(serving: ServeProcess, start: bytes) -> None:
     connection = connect(serving)
     connection.sendall(start)
     assert (b" 200 OK" in ended(connection)) == start.endswith(b"\r\n\r\n")
@@ -126,17 +126,19 @@ def test_a_body_that_trickles_is_refused(serving: ServeProcess) -> None:
     connection = connect(serving)
     connection.sendall(head("/v1/completions", 1000))
     connection.settimeout(0.2)
-    said = b""
-    while not said:
+    received = b""
+    while not received:
         connection.sendall(b" ")
         try:
-            said = connection.recv(1000)
+            received = connection.recv(1000)
         except TimeoutError:
             continue
-    assert said.startswith(b"HTTP/1.1 408")
+    assert received.startswith(b"HTTP/1.1 408")
     connection.settimeout(SECONDS)
-    said += ended(connection)
-    assert json.loads(said.partition(b"\r\n\r\n")[2])["error"]["message"].startswith("the body did not come in time")
+    received += ended(connection)
+    assert json.loads(received.partition(b"\r\n\r\n")[2])["error"]["message"].startswith(
+        "the body did not come in time"
+    )
 
 
 def test_more_connections_than_allowed_wait_and_idle_ones_make_room(serving: ServeProcess) -> None:

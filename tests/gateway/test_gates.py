@@ -32,7 +32,7 @@ def made(folder: Path, trainer: str, **values: Any) -> TrainerHarness:
     return TrainerHarness(folder, trainer, values, load_plugins(allow=()))
 
 
-class Judged:
+class Candidate:
     """A version that passed its gates, its files, and what its gates were asked."""
 
     def __init__(self, folder: Path, trainer: str, **values: Any) -> None:
@@ -55,10 +55,10 @@ class Judged:
 
 
 @pytest.fixture(scope="module")
-def lora(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Judged]:
-    found = Judged(tmp_path_factory.mktemp("lora"), "lora")
-    yield found
-    found.bench.registry.close()
+def lora(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Candidate]:
+    candidate = Candidate(tmp_path_factory.mktemp("lora"), "lora")
+    yield candidate
+    candidate.bench.registry.close()
 
 
 def failures(results: dict[str, GateResult]) -> list[str]:
@@ -72,7 +72,7 @@ def states(results: dict[str, GateResult]) -> dict[str, str]:
 # -- what is right passes ----------------------------------------------------------------------------------------------
 
 
-def test_a_good_version_passes_every_gate_and_keeps_what_they_said(lora: Judged) -> None:
+def test_a_good_version_passes_every_gate_and_keeps_their_results(lora: Candidate) -> None:
     kept = lora.version.manifest["gates"]
     assert [gate["name"] for gate in kept] == NAMES
     results = {gate["name"]: msgspec.convert(gate, GateResult) for gate in kept}
@@ -88,7 +88,7 @@ def test_a_good_version_passes_every_gate_and_keeps_what_they_said(lora: Judged)
     assert improved["tuned_loss"] == pytest.approx(lora.version.metrics["eval_loss"], abs=0.1)
 
 
-def test_asked_again_the_gates_say_the_same(lora: Judged, tmp_path: Path) -> None:
+def test_gates_that_run_again_give_the_same_results(lora: Candidate, tmp_path: Path) -> None:
     before = {gate["name"]: gate for gate in lora.version.manifest["gates"]}
     assert {name: msgspec.to_builtins(result) for name, result in lora.again(tmp_path).items()} == before
 
@@ -96,18 +96,18 @@ def test_asked_again_the_gates_say_the_same(lora: Judged, tmp_path: Path) -> Non
 @pytest.mark.slow
 @pytest.mark.parametrize(("trainer", "learning_rate"), [("qlora", 0.01), ("full", 0.003)])
 def test_what_other_trainers_make_passes_too(trainer: str, learning_rate: float, tmp_path: Path) -> None:
-    judged = Judged(tmp_path, trainer, learning_rate=learning_rate)
-    results = {gate["name"]: msgspec.convert(gate, GateResult) for gate in judged.version.manifest["gates"]}
+    candidate = Candidate(tmp_path, trainer, learning_rate=learning_rate)
+    results = {gate["name"]: msgspec.convert(gate, GateResult) for gate in candidate.version.manifest["gates"]}
     assert states(results)["delta"] == ("passed" if trainer == "full" else "skipped")
     assert failures(results) == []
     assert results["served"].figures["missed"] < 1e-3
-    assert judged.request.training.quant == ("nf4" if trainer == "qlora" else "none")
+    assert candidate.request.training.quant == ("nf4" if trainer == "qlora" else "none")
 
 
 # -- planted faults ----------------------------------------------------------------------------------------------------
 
 
-def test_a_nan_fails_as_not_finite_and_nobody_tries_to_serve_it(lora: Judged, tmp_path: Path) -> None:
+def test_a_nan_fails_as_not_finite_and_nobody_tries_to_serve_it(lora: Candidate, tmp_path: Path) -> None:
     def edit(tensors: dict[str, torch.Tensor]) -> None:
         next(iter(tensors.values()))[0, 0] = torch.nan
 
@@ -117,7 +117,7 @@ def test_a_nan_fails_as_not_finite_and_nobody_tries_to_serve_it(lora: Judged, tm
     assert "not finite" in results["stops"].message
 
 
-def test_an_adapter_of_zeros_is_none(lora: Judged, tmp_path: Path) -> None:
+def test_an_adapter_of_zeros_is_none(lora: Candidate, tmp_path: Path) -> None:
     def edit(tensors: dict[str, torch.Tensor]) -> None:
         for name, tensor in tensors.items():
             if "lora_B" in name:
@@ -130,7 +130,7 @@ def test_an_adapter_of_zeros_is_none(lora: Judged, tmp_path: Path) -> None:
     assert results["improved"].figures["difference"] == 0
 
 
-def test_one_target_without_a_change_is_named(lora: Judged, tmp_path: Path) -> None:
+def test_one_target_without_a_change_is_named(lora: Candidate, tmp_path: Path) -> None:
     name = "base_model.model.model.layers.1.self_attn.v_proj.lora_B.weight"
     results = lora.again(tmp_path, lambda tensors: tensors[name].zero_())
     assert failures(results)[0] == "adapter_noop"
@@ -138,16 +138,18 @@ def test_one_target_without_a_change_is_named(lora: Judged, tmp_path: Path) -> N
     assert "model.layers.1.self_attn.v_proj" in results["changed"].message
 
 
-def test_a_trainer_that_said_something_else_is_a_mismatch(lora: Judged, tmp_path: Path) -> None:
-    told = msgspec.json.decode(Path(lora.request.reference).read_bytes(), type=Reference)
+def test_other_log_probabilities_of_the_trainer_are_a_mismatch(lora: Candidate, tmp_path: Path) -> None:
+    reference = msgspec.json.decode(Path(lora.request.reference).read_bytes(), type=Reference)
     other = tmp_path / "reference.json"
-    other.write_bytes(msgspec.json.encode(Reference(told.rows, [[p - 0.5 for p in row] for row in told.log_probs])))
+    other.write_bytes(
+        msgspec.json.encode(Reference(reference.rows, [[p - 0.5 for p in row] for row in reference.log_probs]))
+    )
     results = lora.again(tmp_path, reference=str(other))
     assert failures(results) == ["serving_mismatch"]
     assert results["served"].figures["missed"] == pytest.approx(0.5, abs=1e-3)
 
 
-def test_a_wrong_scale_is_a_mismatch(lora: Judged, tmp_path: Path) -> None:
+def test_a_wrong_scale_is_a_mismatch(lora: Candidate, tmp_path: Path) -> None:
     """A tenth too much is what a wrong alpha does; losses hardly show it."""
 
     def edit(tensors: dict[str, torch.Tensor]) -> None:
@@ -158,35 +160,35 @@ def test_a_wrong_scale_is_a_mismatch(lora: Judged, tmp_path: Path) -> None:
     assert failures(lora.again(tmp_path, edit)) == ["serving_mismatch"]
 
 
-def test_without_a_reference_nothing_is_compared_and_that_is_said(lora: Judged, tmp_path: Path) -> None:
+def test_without_a_reference_nothing_is_compared_and_the_result_says_so(lora: Candidate, tmp_path: Path) -> None:
     result = lora.again(tmp_path, reference=str(tmp_path / "none"))["served"]
     assert (result.skipped, result.failed) == (True, False)
     assert "not recorded" in result.message
 
 
-def as_the_base_says(judged: Judged) -> list[Example]:
+def as_the_base_says(candidate: Candidate) -> list[Example]:
     """The held-out prompts with the base's own greedy answers, of which nobody can think better than the base does."""
-    base = load_base(Path(judged.request.base_folder), quant="none", dtype=torch.float32, device=torch.device("cpu"))
-    found = []
-    for row in judged.request.held_out:
+    base = load_base(Path(candidate.request.base_folder), quant="none", dtype=torch.float32, device=torch.device("cpu"))
+    rows = []
+    for row in candidate.request.held_out:
         prompt = row.ids[: row.trained.index(True)]
         ids: list[int] = base.generate(  # type: ignore[operator]
             input_ids=torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
             max_new_tokens=12, do_sample=False, pad_token_id=0,
         )[0].tolist()  # fmt: skip
         trained = [at >= len(prompt) for at in range(len(ids))]
-        found.append(msgspec.structs.replace(row, ids=ids, trained=trained))
-    return found
+        rows.append(msgspec.structs.replace(row, ids=ids, trained=trained))
+    return rows
 
 
-def test_an_adapter_that_is_worse_than_the_base_is_no_improvement(lora: Judged, tmp_path: Path) -> None:
+def test_an_adapter_that_is_worse_than_the_base_is_no_improvement(lora: Candidate, tmp_path: Path) -> None:
     results = lora.again(tmp_path, held_out=as_the_base_says(lora))
     assert failures(results) == ["no_improvement"]
     assert results["improved"].figures["difference"] > 0
     assert "not clearly better" in results["improved"].message
 
 
-def test_few_rows_are_judged_by_their_mean_and_none_not_at_all(lora: Judged, tmp_path: Path) -> None:
+def test_few_rows_are_judged_by_their_mean_and_none_not_at_all(lora: Candidate, tmp_path: Path) -> None:
     (tmp_path / "few").mkdir()
     few = lora.again(tmp_path / "few", held_out=lora.request.held_out[:3])["improved"]
     assert few.passed
@@ -199,7 +201,7 @@ def test_few_rows_are_judged_by_their_mean_and_none_not_at_all(lora: Judged, tmp
     assert "training prompts" in none["stops"].message
 
 
-def test_another_objective_is_not_judged_by_the_loss(lora: Judged, tmp_path: Path) -> None:
+def test_another_objective_is_not_judged_by_the_loss(lora: Candidate, tmp_path: Path) -> None:
     results = lora.again(tmp_path, held_out=as_the_base_says(lora), supervised=False)
     assert results["improved"].skipped
     assert failures(results) == []

@@ -59,7 +59,7 @@ class Outcome:
     events: list[str] = field(default_factory=list)
 
 
-async def ask(client: httpx.AsyncClient, path: str, body: dict[str, Any], outcome: Outcome) -> None:
+async def send_request(client: httpx.AsyncClient, path: str, body: dict[str, Any], outcome: Outcome) -> None:
     async with client.stream("POST", path, json=body) as response:
         if response.headers["content-type"].startswith("text/event-stream"):
             async for line in response.aiter_lines():
@@ -85,13 +85,13 @@ def load() -> list[tuple[str, dict[str, Any]]]:
 
 async def answers(client: httpx.AsyncClient) -> list[str]:
     """What every adapter says to the same prompt."""
-    said = []
+    texts = []
     for model in MODELS:
         body = {"model": model, "prompt": "the quick brown", "max_tokens": 8, "temperature": 0, "ignore_eos": True}
         response = await client.post("/v1/completions", json=body)
         assert response.status_code == 200, response.text
-        said.append(response.json()["choices"][0]["text"])
-    return said
+        texts.append(response.json()["choices"][0]["text"])
+    return texts
 
 
 async def until(condition: Any, seconds: float) -> float:
@@ -109,7 +109,7 @@ async def kill_under_load(server: ServeProcess, client: httpx.AsyncClient) -> No
     assert len(set(before)) == ADAPTERS
     outcomes = [Outcome() for _ in range(REQUESTS)]
     running = [
-        asyncio.create_task(ask(client, path, body, outcome))
+        asyncio.create_task(send_request(client, path, body, outcome))
         for (path, body), outcome in zip(load(), outcomes, strict=True)
     ]
 
@@ -157,8 +157,8 @@ def check(outcome: Outcome) -> None:
 async def pinned(client: httpx.AsyncClient) -> bool:
     """Whether the preloaded adapters are in memory and pinned, and no others are pinned."""
     cards = (await client.get("/v1/adapters")).json()["data"]
-    found = {card["id"] for card in cards for version in card["resident"] if version["pinned"]}
-    return found == set(MODELS[:PINNED])
+    pinned = {card["id"] for card in cards for version in card["resident"] if version["pinned"]}
+    return pinned == set(MODELS[:PINNED])
 
 
 @pytest.fixture
@@ -168,7 +168,7 @@ async def client(request: pytest.FixtureRequest) -> AsyncIterator[httpx.AsyncCli
         yield client
 
 
-async def test_every_request_in_flight_is_told_and_the_engine_comes_back_with_its_adapters(
+async def test_every_request_in_flight_is_answered_and_the_engine_comes_back_with_its_adapters(
     tiny: ServeProcess, client: httpx.AsyncClient
 ) -> None:
     client.base_url = httpx.URL(tiny.url)

@@ -83,8 +83,8 @@ async def test_what_cannot_be_loaded_is_logged_and_the_others_are(
     made.on_stats(stats())
     await settled()
     assert engine.pinned == [versions["acme/facts"].digest]
-    for said in ("acme/none is not preloaded", "tiny is not preloaded", "acme/tone+acme/facts is not preloaded"):
-        assert said in caplog.text
+    for message in ("acme/none is not preloaded", "tiny is not preloaded", "acme/tone+acme/facts is not preloaded"):
+        assert message in caplog.text
     engine.restart()
     engine.failure = ArtifactRefused("it has NaN")
     made.on_stats(stats())

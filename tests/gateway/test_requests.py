@@ -17,10 +17,10 @@ from tunery.plugins.discovery import load_plugins
 from tunery.registry.home import Home
 from tunery.registry.registry import Registry
 
-ASK = [{"role": "user", "content": "Hi"}]
+MESSAGES = [{"role": "user", "content": "Hi"}]
 CHAT, RAW, EMBED = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 SHORT: dict[str, dict[str, Any]] = {
-    CHAT: {"model": "tiny", "messages": ASK, "max_tokens": 3},
+    CHAT: {"model": "tiny", "messages": MESSAGES, "max_tokens": 3},
     RAW: {"model": "tiny", "prompt": "Hi", "max_tokens": 3},
 }
 HUGE = (2**31, 2**31 - 1, 2**32, 2**63, 2**63 - 1, 2**64, 10**30, -1, -(2**31), -(2**63), -(10**30))
@@ -79,7 +79,8 @@ def test_every_number_is_answered_or_refused_by_name(client: httpx.Client) -> No
 
 
 def test_json_has_no_padding_and_calls_end(client: httpx.Client) -> None:
-    """This base says nothing sensible, so that only the grammar keeps it to a form; seeds make it try different ones."""
+    """This base says nothing sensible, so that only the grammar keeps it to a form; seeds make it
+    try different ones."""
     schema = {
         "type": "object",
         "properties": {"a": {"type": "boolean"}},
@@ -88,15 +89,15 @@ def test_json_has_no_padding_and_calls_end(client: httpx.Client) -> None:
     }
     tools = [{"type": "function", "function": {"name": "f", "parameters": schema}}]
     for seed in range(4):
-        ask = {"model": "tiny", "messages": ASK, "seed": seed, "temperature": 2, "max_tokens": 150}
-        formed = client.post(CHAT, json={**ask, "guided_json": schema}).json()["choices"][0]
+        request = {"model": "tiny", "messages": MESSAGES, "seed": seed, "temperature": 2, "max_tokens": 150}
+        formed = client.post(CHAT, json={**request, "guided_json": schema}).json()["choices"][0]
         text = formed["message"]["content"]
         assert set(json.loads(text)) == {"a"}
         assert formed["finish_reason"] == "stop"
         assert len(text) < 20
         for parallel, most in ((None, 1), (False, 1), (True, 8)):
             body = {
-                **ask,
+                **request,
                 "tools": tools,
                 "tool_choice": "required",
                 "parallel_tool_calls": parallel,
@@ -115,8 +116,8 @@ def test_json_has_no_padding_and_calls_end(client: httpx.Client) -> None:
 def test_vectors_have_length_one(client: httpx.Client) -> None:
     def vector(**extra: Any) -> list[float]:
         response = client.post(EMBED, json={"model": "tiny", "input": "some text", **extra})
-        found: list[float] = response.json()["data"][0]["embedding"]
-        return found
+        embedding: list[float] = response.json()["data"][0]["embedding"]
+        return embedding
 
     def length(numbers: list[float]) -> float:
         return math.sqrt(sum(number * number for number in numbers))

@@ -152,7 +152,7 @@ def test_who_answers_has_one_identity_however_it_is_written(
 
 
 @pytest.mark.parametrize(
-    ("model", "code", "said"),
+    ("model", "code", "message"),
     [
         ("acme/tone+acme/none", "model_not_found", "acme/none"),
         ("acme/tone+tiny", "model_not_found", "'tiny' is not an adapter name"),
@@ -162,10 +162,10 @@ def test_who_answers_has_one_identity_however_it_is_written(
     ],
 )
 def test_a_composition_that_cannot_be_names_the_part_at_fault(
-    registry: Registry, base: Base, resolver: Resolver, tmp_path: Path, model: str, code: str, said: str
+    registry: Registry, base: Base, resolver: Resolver, tmp_path: Path, model: str, code: str, message: str
 ) -> None:
     publish(registry, base, tmp_path, "acme/tone")
-    with pytest.raises((NotFound, InvalidInput), match=said) as caught:
+    with pytest.raises((NotFound, InvalidInput), match=message) as caught:
         resolver.resolve(model)
     assert (caught.value.code, caught.value.param) == (code, "model")
 

@@ -38,7 +38,7 @@ from tunery.registry.registry import Registry
 from tunery.registry.settings import ServeSettings
 
 SECRET = "a phrase that no log may show"
-ASK: list[ChatCompletionMessageParam] = [{"role": "user", "content": SECRET}]
+MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": SECRET}]
 
 
 def _breaking_at(text: str, folder: Path, base: Path) -> Path:
@@ -76,13 +76,13 @@ def test_the_ready_line_names_an_address_that_answers(serving: ServeProcess) -> 
     assert serving.url.startswith("http://127.0.0.1:")
     assert httpx.get(f"{serving.url}/health/ready").json()["engine"] == "ok"
     raw = serving.client.chat.completions.with_raw_response.create(
-        model="acme/support", messages=ASK, max_tokens=8, temperature=0
+        model="acme/support", messages=MESSAGES, max_tokens=8, temperature=0
     )
     tuned, base = (
         raw.parse(),
         serving.client.chat.completions.create(
             model=json.loads(httpx.get(f"{serving.url}/v1/models").text)["data"][0]["id"],
-            messages=ASK,
+            messages=MESSAGES,
             max_tokens=8,
             temperature=0,
         ),
@@ -98,19 +98,19 @@ def test_a_damaged_version_is_refused_with_a_code_and_the_others_are_served(serv
         whole = weights.read_bytes()
         weights.write_bytes(other.read_bytes())
         with pytest.raises(InternalServerError) as caught:
-            serving.client.chat.completions.create(model="acme/support@2", messages=ASK, max_tokens=4)
+            serving.client.chat.completions.create(model="acme/support@2", messages=MESSAGES, max_tokens=4)
         assert caught.value.code == "artifact_damaged"
         assert "tunery adapters verify acme/support@2" in str(caught.value)
         (logged,) = [line for line in serving.lines() if "do not match its digest" in line]
         assert str(weights) in logged
-        assert serving.client.chat.completions.create(model="acme/support@1", messages=ASK, max_tokens=4).choices
+        assert serving.client.chat.completions.create(model="acme/support@1", messages=MESSAGES, max_tokens=4).choices
         assert [(one.version, one.path) for one in registry.verify()] == [
             ("acme/support@2", "adapter_model.safetensors")
         ]
         weights.write_bytes(whole)
     loaded = httpx.post(f"{serving.url}/v1/adapters/load", json={"adapter": "acme/support@2"}, timeout=60)
     assert loaded.status_code == 200, loaded.text
-    assert serving.client.chat.completions.create(model="acme/support@2", messages=ASK, max_tokens=4).choices
+    assert serving.client.chat.completions.create(model="acme/support@2", messages=MESSAGES, max_tokens=4).choices
 
 
 def test_the_gateway_never_loads_torch_and_the_engine_keeps_the_base_for_its_next_start(serving: ServeProcess) -> None:
@@ -140,7 +140,7 @@ def test_an_alias_moved_by_the_command_line_is_served_by_the_next_request(servin
 
 
 def test_the_access_log_is_json_and_holds_no_prompt(serving: ServeProcess) -> None:
-    serving.client.chat.completions.create(model="acme/support@2", messages=ASK, max_tokens=3)
+    serving.client.chat.completions.create(model="acme/support@2", messages=MESSAGES, max_tokens=3)
     time.sleep(0.1)
     text = serving.log.read_text()
     assert SECRET not in text
@@ -164,7 +164,9 @@ def test_an_adapter_that_overflows_is_422_and_its_neighbours_answer(
 ) -> None:
     client = serving.client
     asks: list[Callable[[], object]] = [
-        lambda: client.chat.completions.create(model=model, messages=ASK, max_tokens=4, logprobs=True, stream=stream),
+        lambda: client.chat.completions.create(
+            model=model, messages=MESSAGES, max_tokens=4, logprobs=True, stream=stream
+        ),
         lambda: client.completions.create(model=model, prompt="x", max_tokens=4, stream=stream),
         lambda: client.completions.create(model=model, prompt="xyz", max_tokens=0, echo=True, logprobs=2),
         lambda: client.embeddings.create(model=model, input=["x", "y"]),
@@ -259,7 +261,7 @@ def test_a_port_in_use_is_an_error_that_says_so(serving: ServeProcess, tiny_base
     assert "Traceback" not in ended.stderr
 
 
-# -- the same, in this process and with a fake engine, where time can be short ----------------------------------------------
+# -- the same, in this process and with a fake engine, where time can be short -----------------------------------------
 
 
 @dataclass
@@ -269,11 +271,11 @@ class Local:
     gateway: Gateway
     engine: FakeEngine
     serving: asyncio.Task[None]
-    said: list[str]
+    messages: list[str]
 
     @property
     def url(self) -> str:
-        return self.said[0].split()[1]
+        return self.messages[0].split()[1]
 
 
 @pytest.fixture
@@ -284,11 +286,11 @@ async def local(registry: Registry, tiny_base_folder: Path, tmp_path: Path) -> A
         probe.bind(("127.0.0.1", 0))
         settings = ServeSettings(base="tiny", port=probe.getsockname()[1], drain_seconds=1)
     gateway = Gateway(settings, registry, engine, Renderer(tiny_base_folder), Resolver(registry, base), Metrics())
-    said: list[str] = []
-    serving = asyncio.create_task(serve(gateway, say=said.append))
-    while not said and not serving.done():
+    messages: list[str] = []
+    serving = asyncio.create_task(serve(gateway, say=messages.append))
+    while not messages and not serving.done():
         await asyncio.sleep(0.01)
-    yield Local(gateway, engine, serving, said)
+    yield Local(gateway, engine, serving, messages)
     serving.cancel()
     await asyncio.gather(serving, return_exceptions=True)
 
@@ -299,7 +301,7 @@ async def stream(local: Local, **changes: object) -> str:
         return (await client.post(f"{local.url}/v1/completions", json=body, timeout=20)).text
 
 
-async def in_hand(local: Local, count: int) -> None:
+async def wait_in_flight(local: Local, count: int) -> None:
     while local.gateway.in_flight < count:
         await asyncio.sleep(0.01)
 
@@ -311,7 +313,7 @@ async def test_a_client_that_leaves_is_no_error_in_the_log(
 
     for body in ({"stream": False}, {"stream": False, "n": 2}, {"stream": True}):
         leaving = asyncio.create_task(stream(local, **body))
-        await in_hand(local, int(body.get("n", 1)))
+        await wait_in_flight(local, int(body.get("n", 1)))
         await asyncio.sleep(0.3)
         leaving.cancel()
         while local.gateway.in_flight:
@@ -319,14 +321,14 @@ async def test_a_client_that_leaves_is_no_error_in_the_log(
     await asyncio.sleep(0.1)
     assert len(local.engine.cancelled) == 4
     assert caplog.text == ""
-    said = capfd.readouterr()
-    assert (said.out, said.err) == ("", "")
+    output = capfd.readouterr()
+    assert (output.out, output.err) == ("", "")
 
 
 async def test_a_drain_refuses_what_is_new_and_finishes_what_runs(local: Local) -> None:
     local.gateway.settings = msgspec.structs.replace(local.gateway.settings, drain_seconds=30)
     running = [asyncio.create_task(stream(local)) for _ in range(3)]
-    await in_hand(local, 3)
+    await wait_in_flight(local, 3)
     async with httpx.AsyncClient() as client:
         assert (await client.get(f"{local.url}/health/ready")).status_code == 200
         os.kill(os.getpid(), signal.SIGTERM)
@@ -347,7 +349,7 @@ async def test_a_drain_refuses_what_is_new_and_finishes_what_runs(local: Local) 
 async def test_what_outlasts_the_drain_ends_with_an_error_in_the_stream(local: Local) -> None:
     local.engine.delay = 0.1
     running = asyncio.create_task(stream(local))
-    await in_hand(local, 1)
+    await wait_in_flight(local, 1)
     started = time.monotonic()
     os.kill(os.getpid(), signal.SIGTERM)
     text = await running
@@ -361,7 +363,7 @@ async def test_a_second_signal_does_not_wait(local: Local) -> None:
     local.gateway.settings = msgspec.structs.replace(local.gateway.settings, drain_seconds=60)
     local.engine.delay = 0.5
     running = asyncio.create_task(stream(local))
-    await in_hand(local, 1)
+    await wait_in_flight(local, 1)
     for _ in range(2):
         os.kill(os.getpid(), signal.SIGINT)
         await asyncio.sleep(0.05)

@@ -55,20 +55,20 @@ pytestmark = pytest.mark.soak
 
 @dataclass
 class Soak:
-    """A server under load: what was asked, what went wrong, what was said before, and memory by second."""
+    """A server under load: what was asked, what went wrong, the answers so far, and memory by second."""
 
     server: ServeProcess
     client: openai.AsyncOpenAI
     asked: Counter[str] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
-    said: dict[str, str] = field(default_factory=dict)
+    answers: dict[str, str] = field(default_factory=dict)
     memory: list[tuple[int, int]] = field(default_factory=list)
     moves: int = 0
 
     def check(self, what: str, text: str) -> None:
         """The same question to the same version has the same answer, whatever happened meanwhile."""
-        if self.said.setdefault(what, text) != text:
-            self.failures.append(f"{what}: {self.said[what]!r} became {text!r}")
+        if self.answers.setdefault(what, text) != text:
+            self.failures.append(f"{what}: {self.answers[what]!r} became {text!r}")
 
     def window(self, start: int) -> tuple[int, int]:
         """The median memory of the gateway and of the engine, in bytes, of the window that begins at that second."""
@@ -90,7 +90,7 @@ def words(noise: random.Random, most: int) -> str:
     return " ".join(noise.choices(WORDS, k=noise.randint(1, most)))
 
 
-# -- kinds of requests --------------------------------------------------------------------------------------------------
+# -- kinds of requests -------------------------------------------------------------------------------------------------
 
 
 async def chat(soak: Soak, noise: random.Random) -> None:
@@ -180,7 +180,7 @@ KINDS: list[Callable[[Soak, random.Random], Awaitable[None]]] = [
 """One client each, so that what the kinds need beside each other has been needed early."""
 
 
-# -- the soak -------------------------------------------------------------------------------------------------------------
+# -- the soak ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -199,8 +199,9 @@ def server(tmp_path: Path, base_folder: Path, base_cache: Home) -> Iterator[Serv
 
 @asynccontextmanager
 async def beside(soak: Soak) -> AsyncIterator[None]:
-    """Clients of every kind, an operator who moves aliases, and the measuring of memory, for as long as the block runs."""
-    tasks = [asyncio.create_task(_ask_on(soak, kind, seed)) for seed, kind in enumerate(KINDS)]
+    """Clients of every kind, an operator who moves aliases, and the measuring of memory, for as
+    long as the block runs."""
+    tasks = [asyncio.create_task(_keep_sending(soak, kind, seed)) for seed, kind in enumerate(KINDS)]
     tasks += [asyncio.create_task(_move_aliases(soak)), asyncio.create_task(_measure(soak))]
     try:
         yield
@@ -212,7 +213,7 @@ async def beside(soak: Soak) -> AsyncIterator[None]:
                 await task
 
 
-async def _ask_on(soak: Soak, kind: Callable[[Soak, random.Random], Awaitable[None]], seed: int) -> None:
+async def _keep_sending(soak: Soak, kind: Callable[[Soak, random.Random], Awaitable[None]], seed: int) -> None:
     noise = random.Random(seed)
     while True:
         try:
@@ -259,8 +260,8 @@ async def test_memory_is_flat_and_nothing_fails_while_adapters_come_and_go(serve
         async with beside(soak):
             while len(soak.memory) < SECONDS:
                 await asyncio.sleep(0.5)
-    print(said := report(soak, httpx.get(f"{server.url}/metrics").text))
+    print(text := report(soak, httpx.get(f"{server.url}/metrics").text))
     assert soak.failures == []
-    assert all(soak.asked[kind.__name__] > SECONDS / 10 for kind in KINDS), said
+    assert all(soak.asked[kind.__name__] > SECONDS / 10 for kind in KINDS), text
     early, late = soak.window(SETTLING), soak.window(SECONDS - WINDOW)
-    assert sum(late) <= sum(early) * (1 + GROWTH), said
+    assert sum(late) <= sum(early) * (1 + GROWTH), text

@@ -53,6 +53,6 @@ def test_an_engine_that_finds_its_base_packed_imports_torch_and_nothing_else_hea
     config = EngineConfig(
         base_folder=str(tiny_base_folder), base_name="tiny", base_digest="0", cache_folder=str(tmp_path), max_batch=2
     )
-    said = msgspec.json.encode(config).decode()
-    imported(ENGINE, said)
-    assert imported(ENGINE, said) == ["torch"]
+    encoded = msgspec.json.encode(config).decode()
+    imported(ENGINE, encoded)
+    assert imported(ENGINE, encoded) == ["torch"]

@@ -24,13 +24,13 @@ def test_the_built_in_plugins_load_like_any_other() -> None:
 
 def test_order_is_ours_first_then_by_name_and_a_package_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
     lora = registering(trainer("lora"))
-    found = [
+    installed = [
         FakeDistribution("zeta", FakeEntryPoint("z", lora)),
         FakeDistribution("alpha", FakeEntryPoint("a", registering(trainer("mine")))),
         FakeDistribution("tunery", FakeEntryPoint("core", registering(trainer("lora")))),
         FakeDistribution("Alpha", FakeEntryPoint("stale", SystemExit())),
     ]
-    monkeypatch.setattr("tunery.plugins.discovery.distributions", lambda: found)
+    monkeypatch.setattr("tunery.plugins.discovery.distributions", lambda: installed)
     plugins = load_plugins()
     assert [record.name for record in plugins.records()] == ["core", "a", "z"]
     assert "trainer 'lora' is already registered by 'core'" in str(plugins.records()[2].error)

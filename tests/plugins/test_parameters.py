@@ -11,10 +11,10 @@ from tunery.registry.errors import InvalidInput
 def test_parameters_report_every_problem_at_once() -> None:
     with pytest.raises(InvalidInput) as caught:
         read_parameters(TrainingParameters, {"learning_rat": "1", "epochs": "-2", "schedule": "cosin", "seed": "3"})
-    said = caught.value.message
-    assert "unknown parameter 'learning_rat': did you mean 'learning_rate'?" in said
-    assert "epochs='-2'" in said
-    assert "schedule='cosin': did you mean 'cosine'?" in said
+    message = caught.value.message
+    assert "unknown parameter 'learning_rat': did you mean 'learning_rate'?" in message
+    assert "epochs='-2'" in message
+    assert "schedule='cosin': did you mean 'cosine'?" in message
     assert caught.value.code == "invalid_parameter"
 
 

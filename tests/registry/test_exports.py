@@ -18,6 +18,7 @@ EXPORTS = [
     "Base",
     "Conflict",
     "DataUse",
+    "Destination",
     "FileEntry",
     "Home",
     "InvalidData",

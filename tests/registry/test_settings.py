@@ -27,8 +27,8 @@ def test_every_problem_is_reported_together(tmp_path: Path) -> None:
     environment = {"TUNERY_SERVE_PORT": "99999", "TUNERY_NONSENSE": "1"}
     with pytest.raises(InvalidInput) as caught:
         read_settings(tmp_path, environ=environment)
-    for said in ("serve.prot", "did you mean 'serve.port'", "'nf5'", "section 'train'", "99999", "TUNERY_NONSENSE"):
-        assert said in caught.value.message
+    for message in ("serve.prot", "did you mean 'serve.port'", "'nf5'", "section 'train'", "99999", "TUNERY_NONSENSE"):
+        assert message in caught.value.message
 
 
 @pytest.mark.parametrize("text", ["[serve", "serve = 3\n", "\x00"])

@@ -1,4 +1,5 @@
-"""Values as people write them, by the type that they are for; what cannot be meant names the parameter and what it may be."""
+"""Values as people write them, by the type that they are for; what cannot be meant names the
+parameter and what it may be."""
 
 from __future__ import annotations
 
@@ -51,7 +52,7 @@ def test_text_is_read_by_type(text: Any, kind: Any, value: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "kind", "says"),
+    ("text", "kind", "message"),
     [
         ("zero", Count, "x='zero': x is a whole number, at least 1"),
         ("0", Count, "x='0': x is a whole number, at least 1"),
@@ -63,10 +64,10 @@ def test_text_is_read_by_type(text: Any, kind: Any, value: Any) -> None:
         ("many", int | None, "x='many': x is a whole number or none"),
     ],
 )
-def test_what_cannot_be_meant_names_parameter_and_type(text: str, kind: Any, says: str) -> None:
+def test_what_cannot_be_meant_names_parameter_and_type(text: str, kind: Any, message: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         read_value("x", text, kind)
-    assert says in caught.value.message
+    assert message in caught.value.message
     assert caught.value.param == "x"
 
 

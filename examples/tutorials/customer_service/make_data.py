@@ -1,4 +1,5 @@
-"""Make questions to a fictional garden shop with answers in its tone: greet by name, one warm sentence, one fact, one next step.
+"""Make questions to a fictional garden shop with answers in its tone: greet by name, one warm
+sentence, one fact, one next step.
 
 python make_data.py FILE    writes 240 rows
 """

@@ -21,7 +21,8 @@ TokenIds = tuple[int, ...]
 
 
 class OutputOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What each endpoint reads in its own way: the output's length and structure, and the log-probabilities to report."""
+    """What each endpoint reads in its own way: the output's length and structure, and the
+    log-probabilities to report."""
 
     max_tokens: int
     logprobs: int | None = None

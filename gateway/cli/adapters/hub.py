@@ -65,13 +65,18 @@ def import_options(command: Command) -> Command:
 @import_options
 def pull(source: str, adapter: str, base: str, alias: str | None, trust_base: bool, as_json: bool) -> None:
     """Import a PEFT LoRA from the Hub as the next version of ADAPTER."""
+    from tunery.registry.hub.incoming import Destination
     from tunery.registry.hub.pull import pull_from_hub
 
     with open_registry() as registry:
-        trained_on = _base(registry, base)
-        version = pull_from_hub(
-            registry, source, adapter, base=trained_on, actor=current_actor(), alias=alias, trust_base=trust_base
+        destination = Destination(
+            adapter=adapter,
+            base=_base(registry, base),
+            actor=current_actor(),
+            alias=alias,
+            trust_base=trust_base,
         )
+        version = pull_from_hub(registry, source, destination)
     _print_version(version, as_json)
 
 
@@ -81,13 +86,17 @@ def pull(source: str, adapter: str, base: str, alias: str | None, trust_base: bo
 @import_options
 def import_(folder: Path, adapter: str, base: str, alias: str | None, trust_base: bool, as_json: bool) -> None:
     """Import a local PEFT folder as the next version of ADAPTER."""
-    from tunery.registry.hub.incoming import import_folder
+    from tunery.registry.hub.incoming import Destination, import_folder
 
     with open_registry() as registry:
-        trained_on = _base(registry, base)
-        version = import_folder(
-            registry, folder, adapter, base=trained_on, actor=current_actor(), alias=alias, trust_base=trust_base
+        destination = Destination(
+            adapter=adapter,
+            base=_base(registry, base),
+            actor=current_actor(),
+            alias=alias,
+            trust_base=trust_base,
         )
+        version = import_folder(registry, folder, destination)
     _print_version(version, as_json)
 
 

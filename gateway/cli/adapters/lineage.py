@@ -88,29 +88,30 @@ def _details(version: Version, full: bool) -> list[tuple[str, list[str]]]:
 
     origin = origin_of(version)
     cut = None if full else _SHORT
-    found: list[tuple[str, list[str]]] = [(f"base {origin.base}  {origin.base_digest[:cut]}", [])]
+    lines: list[tuple[str, list[str]]] = [(f"base {origin.base}  {origin.base_digest[:cut]}", [])]
     if origin.imported:
-        found.append((f"imported: {_joined(origin.imported)}", []))
+        lines.append((f"imported: {_joined(origin.imported)}", []))
     if origin.data:
         rows = [f"{file.rows} rows, {file.role}" if file.rows is not None else file.role for file in origin.data]
-        found.append(
-            ("data", [f"{f.name}  {f.sha256[:cut]}  {said}" for f, said in zip(origin.data, rows, strict=True)])
+        lines.append(
+            ("data", [f"{f.name}  {f.sha256[:cut]}  {text}" for f, text in zip(origin.data, rows, strict=True)])
         )
     if origin.allowed:
-        found.append((f"errors in the data that were allowed: {', '.join(map(str, origin.allowed))}", []))
+        lines.append((f"errors in the data that were allowed: {', '.join(map(str, origin.allowed))}", []))
     if origin.template:
-        found.append((f"template {origin.template[:cut]}", [origin.template_text or ""] if full else []))
+        lines.append((f"template {origin.template[:cut]}", [origin.template_text or ""] if full else []))
     if origin.seed is not None:
-        found.append((f"seed {origin.seed}", []))
+        lines.append((f"seed {origin.seed}", []))
     if origin.trainer:
-        found.append((f"trainer {origin.trainer} of {origin.plugin}, {origin.job}", []))
+        lines.append((f"trainer {origin.trainer} of {origin.plugin}, {origin.job}", []))
     for name, values in (("packages", origin.packages), ("plugins", origin.plugins), ("hardware", origin.hardware)):
-        found += [(f"{name}: {_joined(values)}", [])] if values else []
-    return [*found, *_settings(origin, full)]
+        lines += [(f"{name}: {_joined(values)}", [])] if values else []
+    return [*lines, *_settings(origin, full)]
 
 
 def _settings(origin: Origin, full: bool) -> list[tuple[str, list[str]]]:
-    """The parameters one looks for first, and those that were chosen for the run; all of them where everything is wanted."""
+    """The parameters one looks for first, and those that were chosen for the run; all of them where
+    everything is wanted."""
     if not origin.parameters:
         return []
     if full:

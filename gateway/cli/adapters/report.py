@@ -1,4 +1,5 @@
-"""Show the report of a version: a few lines, the whole report, or as data; without control characters, whoever wrote it."""
+"""Show the report of a version: a few lines, the whole report, or as data; without control
+characters, whoever wrote it."""
 
 from __future__ import annotations
 

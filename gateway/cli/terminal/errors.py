@@ -28,7 +28,8 @@ EXIT_CODES: dict[type[TuneryError], int] = {
     TrainingFailed: 9,
     JobCancelled: 130,
 }
-"""2 is also what a mistyped command or option ends with; 1 is a bug; 130 is what shells call an interruption. 10: reproduce found differences."""
+"""2 is also what a mistyped command or option ends with; 1 is a bug; 130 is what shells call an interruption. 10:
+reproduce found differences."""
 
 
 def exit_code(error: TuneryError) -> int:

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
 import rich_click as click
 
 from tunery.registry.errors import InvalidInput
-from tunery.registry.values import FieldDescription, describe_fields
+from tunery.registry.values import FieldDescription, describe_fields, read_value
 
-__all__ = ["as_json", "parse_settings", "setting_options"]
+__all__ = ["as_json", "parse_settings", "read_options", "setting_options"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+Settings = TypeVar("Settings", bound=msgspec.Struct)
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 def setting_options(settings: type[msgspec.Struct]) -> Callable[[Command], Command]:
-    """An option for every field of a struct of settings; one that is not given is None, and left to `read_settings`."""
+    """An option for every field of a struct of settings; one that is not given is None, for `read_settings` or
+    `read_options`."""
 
     def decorate(command: Command) -> Command:
         for field in reversed(describe_fields(settings)):
@@ -27,6 +29,18 @@ def setting_options(settings: type[msgspec.Struct]) -> Callable[[Command], Comma
         return command
 
     return decorate
+
+
+def read_options(settings: type[Settings], given: Mapping[str, Any]) -> Settings:
+    """A struct with what was given to its `setting_options`, and its defaults for the rest; other options are ignored.
+
+    Raises InvalidInput that says what the option may be.
+    """
+    types = {field.name: field.type for field in msgspec.structs.fields(settings)}
+    values = {name: value for name, value in given.items() if name in types and value is not None}
+    return settings(
+        **{name: read_value(f"--{name.replace('_', '-')}", value, types[name]) for name, value in values.items()}
+    )
 
 
 def _option(field: FieldDescription) -> Callable[[Command], Command]:

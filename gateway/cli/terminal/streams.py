@@ -1,4 +1,5 @@
-"""Make standard output and error take any text, whatever the locale: what an encoding lacks is escaped as JSON escapes it.
+"""Make standard output and error take any text, whatever the locale: what an encoding lacks is
+escaped as JSON escapes it.
 
 `→` under Latin-1 is `\\u2192`, so JSON stays JSON and no command ends in UnicodeEncodeError after its work is done.
 """
@@ -25,7 +26,8 @@ def take_any_text() -> None:
     codecs.register(_find_codec)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # Under its own name click takes ASCII for a mistake, writes UTF-8 past this stream, and what is printed changes its order.
+            # Under its own name click takes ASCII for a mistake, writes UTF-8 past this stream, and
+            # what is printed changes its order.
             is_ascii = codecs.lookup(stream.encoding).name == "ascii"
             stream.reconfigure(encoding=_ASCII if is_ascii else stream.encoding, errors=_ESCAPED)
 
@@ -42,7 +44,8 @@ def ascii_text(json_text: str) -> str:
 
 
 def check_arguments(arguments: Iterable[str]) -> None:
-    """Raise InvalidInput for what this locale cannot read: arguments, and folders, that could not be recorded as text later."""
+    """Raise InvalidInput for what this locale cannot read: arguments, and folders, that could not
+    be recorded as text later."""
     for text in (*arguments, *_folders()):
         if any("\ud800" <= character <= "\udfff" for character in text):
             shown = os.fsencode(text).decode("utf-8", "replace")

@@ -1,7 +1,7 @@
 """Failed loads: a negative cache of why a version could not be loaded, and until when that counts.
 
-Files are content-addressed, so an ArtifactRefused stays true until an operator asks for another try. Other errors (a missing
-file, full memory) may go away by themselves and count for a limited time, twice as long after each failure.
+Files are content-addressed, so an ArtifactRefused stays true until an operator asks for another try. Other errors (a
+missing file, full memory) may go away by themselves and count for a limited time, twice as long after each failure.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ class FailedLoads:
         return failure.error.with_traceback(None)  # otherwise each raise of the same object lengthens its traceback
 
     def add(self, source: AdapterSource, error: Exception) -> None:
-        """Remember that loading `source` ended with `error`, without its frames, which keep the tensors alive that were read.
+        """Remember that loading `source` ended with `error`, without its frames, which keep the
+        tensors alive that were read.
 
         An error that is not a TuneryError is logged, and replaced by Unavailable without its text.
         """

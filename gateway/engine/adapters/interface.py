@@ -35,7 +35,8 @@ AdapterT = TypeVar("AdapterT", bound=StoredAdapter)
 
 
 def check_composition(adapters: Iterable[ServedAdapter]) -> None:
-    """Raise InvalidInput (`unsupported_composition`) naming the first adapter that cannot be weighted or added to others."""
+    """Raise InvalidInput (`unsupported_composition`) naming the first adapter that cannot be
+    weighted or added to others."""
     for adapter in adapters:
         if not adapter.plain:
             raise InvalidInput(

@@ -1,7 +1,7 @@
 """The thread that loads adapters, one after another, and the bytes reserved for them.
 
-Only a few loads are submitted ahead of the thread, so the next one is chosen when a place comes free, by the scheduler's order,
-and not by who came first with many.
+Only a few loads are submitted ahead of the thread, so the next one is chosen when a place comes free, by the
+scheduler's order, and not by who came first with many.
 """
 
 from __future__ import annotations
@@ -20,15 +20,17 @@ from tunery.gateway.engine.composition import AdapterSource
 __all__ = ["MAX_LOADS", "Load", "Loader"]
 
 MAX_LOADS = 4
-"""Loads submitted at once: enough to keep the thread busy during a forward pass, few enough that nobody waits for many."""
+"""Loads submitted at once: enough to keep the thread busy during a forward pass, few enough that
+nobody waits for many."""
 
 
 @dataclass(slots=True)
 class Load(Generic[AdapterT]):
     """A load in progress, started at `started` seconds.
 
-    `reserved` bytes are set aside for it. It may not evict adapters wanted after tick `since`. `unwanted` says that its result
-    will be dropped. `future` gives the host copy and the placed adapter, which is None when it needs more than was reserved.
+    `reserved` bytes are set aside for it. It may not evict adapters wanted after tick `since`. `unwanted` says that its
+    result will be dropped. `future` gives the host copy and the placed adapter, which is None when it needs more than
+    was reserved.
     """
 
     source: AdapterSource
@@ -73,7 +75,10 @@ class Loader(Generic[AdapterT]):
     def begin(
         self, source: AdapterSource, host: AdapterT | None, reserved: int, *, started: float, since: float
     ) -> None:
-        """Start a load, from the host copy or else from disk. It must not be in progress yet, and the loader not be full."""
+        """Start a load, from the host copy or else from disk.
+
+        It must not be in progress yet, and the loader not be full.
+        """
         future = self._executor.submit(self._load, source, host, reserved)
         self._loads[source.digest] = Load(source, started, since, reserved, future)
         self.reserved += reserved

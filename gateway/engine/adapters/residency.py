@@ -1,13 +1,14 @@
 """Residency: which adapters are in memory, under hard byte budgets, on the way disk → RAM → resident.
 
-Each adapter is loaded once, one after another and only a few ahead, on a thread of low priority: `read` fetches the files into
-host memory and `place` moves them to the device. A running sequence holds its adapters; those that are neither held nor pinned may
-be evicted, least recently used first. All methods are called from the engine's loop; none blocks it, and none but `resident` takes
-longer with more adapters.
+Each adapter is loaded once, one after another and only a few ahead, on a thread of low priority: `read` fetches the
+files into host memory and `place` moves them to the device. A running sequence holds its adapters; those that are
+neither held nor pinned may be evicted, least recently used first. All methods are called from the engine's loop; none
+blocks it, and none but `resident` takes longer with more adapters.
 
-A load reserves its bytes before it begins. Their number is estimated from the file until the first read has shown the true one.
-When the estimate was too low, nothing is placed before the rest is reserved too; if it cannot be, the load releases everything
-and begins again with the true size when there is room. So loads never wait for each other's reservations.
+A load reserves its bytes before it begins. Their number is estimated from the file until the first read has shown the
+true one. When the estimate was too low, nothing is placed before the rest is reserved too; if it cannot be, the load
+releases everything and begins again with the true size when there is room. So loads never wait for each other's
+reservations.
 """
 
 from __future__ import annotations
@@ -45,13 +46,13 @@ def _identity(adapter: AdapterT) -> AdapterT:
 class Residency(Generic[AdapterT]):
     """Adapters by digest: resident, loading, in RAM, or only on disk.
 
-    `budget` bounds the bytes of resident and loading adapters, `ram_budget` those of host copies kept for evicted ones (where
-    `place` moves nothing, copy and resident adapter are the same memory, counted in both). `place` should not return more bytes
-    than it was given; if it does, the adapter is placed again with its true size reserved. `stretch` is how many bytes in memory
-    a byte on disk becomes. `executor` runs the loads in order, instead of a thread.
+    `budget` bounds the bytes of resident and loading adapters, `ram_budget` those of host copies kept for evicted ones
+    (where `place` moves nothing, copy and resident adapter are the same memory, counted in both). `place` should not
+    return more bytes than it was given; if it does, the adapter is placed again with its true size reserved. `stretch`
+    is how many bytes in memory a byte on disk becomes. `executor` runs the loads in order, instead of a thread.
 
-    `loads`, `load_failures`, `evictions` and `hits` count by adapter name. `load_seconds` are finished loads as (name, seconds),
-    until the reader takes them.
+    `loads`, `load_failures`, `evictions` and `hits` count by adapter name. `load_seconds` are finished loads as (name,
+    seconds), until the reader takes them.
     """
 
     def __init__(
@@ -111,9 +112,9 @@ class Residency(Generic[AdapterT]):
     def hold(self, source: AdapterSource, *, hit: bool = True) -> AdapterT | None:
         """Hold the adapter for a request that starts now, or have it loaded and return None: call again after `poll`.
 
-        With `hit`, a resident adapter counts as a hit: the request has not waited for it. Raises what its loading ended with,
-        as long as that counts (see FailedLoads), and Unavailable (`adapter_too_large`) when it can never fit beside the pinned
-        ones.
+        With `hit`, a resident adapter counts as a hit: the request has not waited for it. Raises what its loading ended
+        with, as long as that counts (see FailedLoads), and Unavailable (`adapter_too_large`) when it can never fit
+        beside the pinned ones.
         """
         held = self._tier.hold(source.digest)
         if held is not None:
@@ -136,10 +137,11 @@ class Residency(Generic[AdapterT]):
             raise NotFound(f"adapter {digest} is not resident: load it, and pin it while it is held")
 
     def want(self, source: AdapterSource) -> None:
-        """A request for the adapter waits: load it, unless that evicts what other requests are about to use. Never raises.
+        """A request for the adapter waits: load it, unless that evicts what other requests are
+        about to use. Never raises.
 
-        Evicts only idle adapters that nobody has wanted since the previous `want` for this one. So wants that are repeated
-        while their requests wait protect each other, and one that is no longer repeated gives way.
+        Evicts only idle adapters that nobody has wanted since the previous `want` for this one. So wants that are
+        repeated while their requests wait protect each other, and one that is no longer repeated gives way.
         """
         before = self._wanted.pop(source.digest, 0)
         _note(self._wanted, source.digest, next(self._ticks))
@@ -156,7 +158,8 @@ class Residency(Generic[AdapterT]):
     def unload(self, digest: str) -> int:
         """Free an adapter in both tiers, pinned or not; its resident bytes (0 when it is not resident).
 
-        A held one is freed with its last holder. The result of a load in progress is dropped unless it is asked for again.
+        A held one is freed with its last holder. The result of a load in progress is dropped unless
+        it is asked for again.
         """
         self._ram.drop(digest)
         load = self._loader.find(digest)
@@ -221,7 +224,8 @@ class Residency(Generic[AdapterT]):
         return self.bytes + needed - self.budget
 
     def _make_room(self, needed: int, since: float) -> bool:
-        """Evict idle adapters, least recently used first, until `needed` bytes fit; none if they would not. Whether they fit."""
+        """Evict idle adapters, least recently used first, until `needed` bytes fit; none if they
+        would not. Whether they fit."""
         missing = self._missing(needed)
         if missing <= 0:
             return True
@@ -255,7 +259,8 @@ class Residency(Generic[AdapterT]):
         self._ram.put(source.digest, host)
 
     def _size(self, source: AdapterSource) -> int:
-        """Bytes of the adapter: measured, or estimated from its file; 0 for a missing file, which the load will report."""
+        """Bytes of the adapter: measured, or estimated from its file; 0 for a missing file, which
+        the load will report."""
         size = self._sizes.get(source.digest)
         if size is None:
             try:

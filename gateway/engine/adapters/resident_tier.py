@@ -95,7 +95,8 @@ class ResidentTier(Generic[AdapterT]):
             self._entries[digest].leaving = False
 
     def oldest(self, needed: int, spared: Callable[[str], bool]) -> list[str]:
-        """The idle adapters to evict for `needed` bytes more, least recently used first; nothing when they do not suffice."""
+        """The idle adapters to evict for `needed` bytes more, least recently used first; nothing
+        when they do not suffice."""
         digests: list[str] = []
         if self.idle_bytes < needed:
             return digests

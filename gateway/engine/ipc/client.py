@@ -90,7 +90,10 @@ class EngineClient:
         on_stats: Callable[[Stats], None],
         on_any: Callable[[Event], None] = lambda event: None,
     ) -> None:
-        """Deliver events until the engine is gone, then fail the requests that still wait. `on_any` gets every event first."""
+        """Deliver events until the engine is gone, then fail the requests that still wait.
+
+        `on_any` gets every event first.
+        """
         decoder = msgspec.msgpack.Decoder(Event)
         try:
             while (event := await read_event(self._reader, decoder)) is not None:

@@ -28,9 +28,9 @@ STOP_SECONDS = 5.0
 class EngineRun:
     """An engine process from its start to its end; `run` lasts as long.
 
-    `ready` is set while it can answer, `hung` while it shows no sign of life, `was_ready` once it has ever been ready, after
-    `start_seconds`. `refusal` says why the engine does not serve its base. `on_change` is called when `ready` is set and when a
-    hung engine responds again.
+    `ready` is set while it can answer, `hung` while it shows no sign of life, `was_ready` once it has ever been ready,
+    after `start_seconds`. `refusal` says why the engine does not serve its base. `on_change` is called when `ready` is
+    set and when a hung engine responds again.
     """
 
     def __init__(
@@ -101,7 +101,8 @@ class EngineRun:
         self._on_change()
 
     async def _watch(self, process: asyncio.subprocess.Process) -> None:
-        """Notice when the engine falls silent and when it responds again; kill it when it has been silent for too long."""
+        """Notice when the engine falls silent and when it responds again; kill it when it has been
+        silent for too long."""
         monitor = self._monitor
         while monitor.silence < self._timeouts.restart:
             await asyncio.sleep(TICK_EVERY)

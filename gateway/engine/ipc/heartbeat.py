@@ -1,8 +1,9 @@
 """Heartbeats, which distinguish a hung engine from a busy one: they carry the duration of the running step.
 
-The engine process sends a heartbeat from a thread of its own; the gateway measures how long the engine has been silent. Silence
-means that the process is stopped, starved, or holds the interpreter's lock for ever. Heartbeats without progress mean that one
-forward pass does not end. A long prompt on a slow machine may look like that for a while, so a step gets ten times as long.
+The engine process sends a heartbeat from a thread of its own; the gateway measures how long the engine has been silent.
+Silence means that the process is stopped, starved, or holds the interpreter's lock for ever. Heartbeats without
+progress mean that one forward pass does not end. A long prompt on a slow machine may look like that for a while, so a
+step gets ten times as long.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ LONGEST_TICK = 1.0
 class EngineTimeouts(msgspec.Struct, frozen=True, kw_only=True):
     """Timeouts in seconds.
 
-    An engine that is silent for `unready` is not ready, and for `restart` it is killed and started again. A request that has not
-    begun is held for up to `hold` while no engine can answer.
+    An engine that is silent for `unready` is not ready, and for `restart` it is killed and started again. A request
+    that has not begun is held for up to `hold` while no engine can answer.
     """
 
     unready: float = 10.0
@@ -38,7 +39,8 @@ class EngineTimeouts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Heartbeat:
-    """The engine's side: call `begin` and `end` around every step; `start` sends an Alive every second from a thread."""
+    """The engine's side: call `begin` and `end` around every step; `start` sends an Alive every
+    second from a thread."""
 
     def __init__(self, send: Callable[[Event], None]) -> None:
         self._send = send

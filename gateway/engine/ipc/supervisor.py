@@ -1,4 +1,7 @@
-"""The supervisor: an Engine in a process of its own, which is started again when it dies or hangs. Nothing durable is in it."""
+"""The supervisor: an Engine in a process of its own, which is started again when it dies or hangs.
+
+Nothing durable is in it.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,8 @@ log = logging.getLogger("tunery.engine")
 
 COMMAND = (sys.executable, "-m", "tunery.gateway.engine.process")
 FIRST_PAUSE, MAX_PAUSE = 0.1, 10.0
-"""Seconds before an engine that ended is started again: at first, and at most; doubled while it ends before it is ready."""
+"""Seconds before an engine that ended is started again: at first, and at most; doubled while it
+ends before it is ready."""
 MAX_FAILED_STARTS = 5
 """Starts in a row after which an engine that has never been ready is given up: the configuration is at fault."""
 EXPECTED_START = 10.0
@@ -36,8 +40,8 @@ MAX_RETRY_AFTER = 60.0
 class SupervisedEngine:
     """See Engine for what the methods do.
 
-    `command` is the process to run; tests run a smaller one. A request that has no token yet when an engine ends is sent to
-    the next engine, once.
+    `command` is the process to run; tests run a smaller one. A request that has no token yet when an engine ends is
+    sent to the next engine, once.
     """
 
     def __init__(
@@ -168,7 +172,7 @@ class SupervisedEngine:
             error.retry_after = outage.retry_after
         return error
 
-    # -- keeping an engine running ----------------------------------------------------------------------------------------
+    # -- keeping an engine running -------------------------------------------------------------------------------------
 
     async def _supervise(self) -> None:
         """Run one engine after another, with longer pauses while they end before they are ready."""
@@ -192,7 +196,10 @@ class SupervisedEngine:
             await asyncio.sleep(pause)
 
     async def _run_once(self) -> bool:
-        """Run one engine from start to end; whether it ever became ready. Errors are logged, so that supervision goes on."""
+        """Run one engine from start to end; whether it ever became ready.
+
+        Errors are logged, so that supervision goes on.
+        """
         self._run = self._new_run()
         try:
             await self._run.run()

@@ -66,7 +66,10 @@ class EventWriter:
 
 
 def write_command(writer: asyncio.StreamWriter, command: Command) -> None:
-    """Buffer one command for the engine; the event loop sends it. Raises Unavailable when it is too large for a frame."""
+    """Buffer one command for the engine; the event loop sends it.
+
+    Raises Unavailable when it is too large for a frame.
+    """
     writer.write(_frame(msgspec.msgpack.encode(command)))
 
 

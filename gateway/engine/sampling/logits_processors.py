@@ -1,4 +1,5 @@
-"""What a request does to its own logits before a token is drawn: penalties, biases, bans, and top-k, top-p and min-p."""
+"""What a request does to its own logits before a token is drawn: penalties, biases, bans, and
+top-k, top-p and min-p."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from tunery.gateway.engine.scheduling.sequence import Sequence
 __all__ = ["adjust_logits", "truncate_logits"]
 
 BAD_WORD = -1e30
-"""The logit of a bad word's last token: less likely than any allowed token, but chosen where nothing else is allowed."""
+"""The logit of a bad word's last token: less likely than any allowed token, but chosen where
+nothing else is allowed."""
 
 
 def adjust_logits(logits: torch.Tensor, sequence: Sequence) -> None:
@@ -33,7 +35,8 @@ def adjust_logits(logits: torch.Tensor, sequence: Sequence) -> None:
 
 
 def truncate_logits(logits: torch.Tensor, params: SamplingParams) -> None:
-    """Set to -inf what top-k, top-p (arXiv 1904.09751) and min-p exclude from a row [vocabulary], in place and in this order."""
+    """Set to -inf what top-k, top-p (arXiv 1904.09751) and min-p exclude from a row [vocabulary],
+    in place and in this order."""
     if params.temperature == 0:
         return
     if 0 < params.top_k < logits.shape[0]:
@@ -49,7 +52,8 @@ def truncate_logits(logits: torch.Tensor, params: SamplingParams) -> None:
 
 
 def _penalize(logits: torch.Tensor, sequence: Sequence) -> None:
-    """The repetition penalty (arXiv 1909.05858) over prompt and output, presence and frequency penalties over the output."""
+    """The repetition penalty (arXiv 1909.05858) over prompt and output, presence and frequency
+    penalties over the output."""
     params, device = sequence.sampling, logits.device
     if params.repetition_penalty != 1.0:
         seen = torch.tensor(sorted(set(sequence.tokens)), device=device)

@@ -1,7 +1,7 @@
 """Choosing the next token from logits, row by row: one row's choice never depends on another's.
 
-Each request draws one uniform number for a token from its own generator, so a seed gives the same text whatever else is in the
-batch.
+Each request draws one uniform number for a token from its own generator, so a seed gives the same
+text whatever else is in the batch.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ class Choice:
 
 
 def argmax_logsumexp(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of each row of `logits` [R, n], the index of the largest, int64 [R], and the log of the sum of exponentials, [R]."""
+    """Of each row of `logits` [R, n], the index of the largest, int64 [R], and the log of the sum
+    of exponentials, [R]."""
     # Row by row: over all rows at once, the way the sum is split among threads depends on the number of rows.
     return logits.argmax(dim=-1), torch.stack([row.logsumexp(dim=0) for row in logits])
 
@@ -63,7 +64,8 @@ def sample(
 def score(
     logits: torch.Tensor, tokens: Rows[int], counts: Rows[int | None], reduce: Reduction = argmax_logsumexp
 ) -> list[PromptScore | None]:
-    """The log-probability of `tokens[i]` given row i of `logits` float32 [R, vocabulary], with `counts[i]` alternatives.
+    """The log-probability of `tokens[i]` given row i of `logits` float32 [R, vocabulary], with
+    `counts[i]` alternatives.
 
     None for a row that contains NaN or plus infinity.
     """

@@ -1,8 +1,8 @@
 """Admission: which waiting sequences join the running batch, and what is done for those that have waited too long.
 
-A sequence needs its adapters in memory, a place in the batch and pages for its known tokens. Requests are visited in the order of
-the tenants' virtual token counters (see fairness.py). One whose adapter is still loading lets others pass. Where there is no
-room, a tenant below its share of the batch preempts one above it (see preemption.py).
+A sequence needs its adapters in memory, a place in the batch and pages for its known tokens. Requests are visited in
+the order of the tenants' virtual token counters (see fairness.py). One whose adapter is still loading lets others pass.
+Where there is no room, a tenant below its share of the batch preempts one above it (see preemption.py).
 """
 
 from __future__ import annotations
@@ -26,19 +26,22 @@ from tunery.registry.errors import TuneryError, Unavailable
 __all__ = ["STARVED_AFTER", "Admission"]
 
 STARVED_AFTER = 1.0
-"""Seconds of waiting for room, in the batch or among the adapters, after which others are kept back or preempted for it."""
+"""Seconds of waiting for room, in the batch or among the adapters, after which others are kept back
+or preempted for it."""
 
 Obstacle = Literal["adapter", "prefix", "room"]
-"""What a sequence waits for: an adapter to be loaded, another sequence to compute a shared prefix, or a place and pages."""
+"""What a sequence waits for: an adapter to be loaded, another sequence to compute a shared prefix,
+or a place and pages."""
 
 
 @dataclass(slots=True)
 class _Round:
     """One round of admission.
 
-    `uncharged` counts each tenant's tokens still to be charged for its running sequences. No more sequences are started for
-    `closed` tenants, and none that would take a tenant's share of the batch above `max_share`: room that comes free is for
-    tenants with less. The adapters in `reserved` are held to the end of the round, so that later requests do not evict them.
+    `uncharged` counts each tenant's tokens still to be charged for its running sequences. No more sequences are started
+    for `closed` tenants, and none that would take a tenant's share of the batch above `max_share`: room that comes free
+    is for tenants with less. The adapters in `reserved` are held to the end of the round, so that later requests do not
+    evict them.
     """
 
     now: float
@@ -50,7 +53,10 @@ class _Round:
 
 
 class Admission:
-    """Starts waiting sequences. At most one is `starved`: it has waited too long for its adapters and goes before all others."""
+    """Starts waiting sequences.
+
+    At most one is `starved`: it has waited too long for its adapters and goes before all others.
+    """
 
     def __init__(
         self,
@@ -126,7 +132,7 @@ class Admission:
         self.forget(sequence)
         current.failed.append((sequence, error))
 
-    # -- starting a sequence ----------------------------------------------------------------------------------------------
+    # -- starting a sequence -------------------------------------------------------------------------------------------
 
     def _start(self, sequence: Sequence, current: _Round) -> Obstacle | None:
         """Start a sequence, or return what it waits for. Raises what loading one of its adapters ended with."""
@@ -163,7 +169,10 @@ class Admission:
         return None
 
     def _hold_adapters(self, sequence: Sequence, current: _Round) -> HeldAdapters | None:
-        """Hold all adapters of a sequence. If one is missing, start loading it, reserve the others for this round, return None."""
+        """Hold all adapters of a sequence.
+
+        If one is missing, start loading it, reserve the others for this round, return None.
+        """
         parts = sequence.composition
         held: dict[int, ServedAdapter] = {}
         try:
@@ -188,10 +197,11 @@ class Admission:
     def _is_resident(self, digest: str) -> bool:
         return self._residency.is_resident(digest)
 
-    # -- starvation -------------------------------------------------------------------------------------------------------
+    # -- starvation ----------------------------------------------------------------------------------------------------
 
     def _find_starved(self, now: float) -> None:
-        """Choose the sequence that has waited longest for adapter memory, once that is too long; it stays first until it runs."""
+        """Choose the sequence that has waited longest for adapter memory, once that is too long; it
+        stays first until it runs."""
         if self._starved is None:
             late = (
                 s
@@ -201,7 +211,8 @@ class Admission:
             self._starved = min(late, key=lambda s: s.since, default=None)
 
     def _relieve(self, starved: Sequence, current: _Round) -> bool:
-        """Start the starved sequence, or preempt those that hold other adapters; whether others may start on adapters too."""
+        """Start the starved sequence, or preempt those that hold other adapters; whether others may
+        start on adapters too."""
         self._try(starved, current)
         if starved is not self._starved or self._adapters_coming(starved):
             return True

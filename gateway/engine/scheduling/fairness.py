@@ -1,8 +1,9 @@
 """Fairness between tenants: a virtual token counter (VTC) that decides whose request comes next.
 
-From "Fairness in Serving Large Language Models" (arXiv 2401.00588): every tenant is charged for the tokens that it is served,
-divided by its weight, and the tenant that was charged least comes first. A tenant that comes back starts at the level of those
-that stayed, so idle time cannot be saved up. Beyond the paper, waiting counts too, so that no request waits for ever.
+From "Fairness in Serving Large Language Models" (arXiv 2401.00588): every tenant is charged for the tokens that it is
+served, divided by its weight, and the tenant that was charged least comes first. A tenant that comes back starts at the
+level of those that stayed, so idle time cannot be saved up. Beyond the paper, waiting counts too, so that no request
+waits for ever.
 """
 
 from __future__ import annotations

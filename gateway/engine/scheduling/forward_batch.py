@@ -1,7 +1,8 @@
 """ForwardBatch: what one forward pass computes, as the scheduler describes it and every model reads it.
 
-The tokens of all scheduled sequences form one dimension of length T, without padding, sorted by composition so that the rows of
-each adapter are contiguous. Nothing here is a tensor, so that a batch can be built while the device still computes.
+The tokens of all scheduled sequences form one dimension of length T, without padding, sorted by composition so that the
+rows of each adapter are contiguous. Nothing here is a tensor, so that a batch can be built while the device still
+computes.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ class Segment:
 class Span:
     """Rows `start:end` are the newest of a sequence's `length` tokens.
 
-    `pages`, int32 [ceil(length / PAGE_SIZE)], is its page table (block table): where all its keys and values are in the KV cache.
+    `pages`, int32 [ceil(length / PAGE_SIZE)], is its page table (block table): where all its keys
+    and values are in the KV cache.
     """
 
     start: int
@@ -79,9 +81,9 @@ class OutputRow:
 class ForwardBatch:
     """One forward pass over T tokens.
 
-    `tokens`, `positions` and `slots` are int64 [T]; a row's key and value go to its slot, page * PAGE_SIZE + offset. `logits`
-    are the rows whose logits are wanted, `hidden` those whose final hidden states are; in this order they are the R output
-    rows. `segments` index the T rows, `output_segments` the rows of `logits`.
+    `tokens`, `positions` and `slots` are int64 [T]; a row's key and value go to its slot, page * PAGE_SIZE + offset.
+    `logits` are the rows whose logits are wanted, `hidden` those whose final hidden states are; in this order they are
+    the R output rows. `segments` index the T rows, `output_segments` the rows of `logits`.
     """
 
     tokens: NDArray[np.int64]

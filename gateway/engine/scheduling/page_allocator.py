@@ -1,9 +1,9 @@
 """The page allocator of the KV cache, with prefix caching: which pages are free, held, or kept for their prefix.
 
-Pages hold PAGE_SIZE tokens each, as in PagedAttention (arXiv 2309.06180). A page whose tokens are all known has a key: a hash of
-the composition it was computed on and of every token up to its end. A page with a key that nobody holds is kept until its room
-is needed, so that a request with the same beginning on the same adapters can share it. Page 0 is a scratch page and is never
-allocated.
+Pages hold PAGE_SIZE tokens each, as in PagedAttention (arXiv 2309.06180). A page whose tokens are all known has a key:
+a hash of the composition it was computed on and of every token up to its end. A page with a key that nobody holds is
+kept until its room is needed, so that a request with the same beginning on the same adapters can share it. Page 0 is a
+scratch page and is never allocated.
 """
 
 from __future__ import annotations
@@ -40,7 +40,10 @@ def prefix_keys(digest: str, tokens: Sequence[int]) -> list[bytes]:
 
 
 class PageAllocator:
-    """`count` pages, numbered from 1. Without `prefix_caching`, a page is forgotten when its last holder releases it."""
+    """`count` pages, numbered from 1.
+
+    Without `prefix_caching`, a page is forgotten when its last holder releases it.
+    """
 
     def __init__(self, count: int, *, prefix_caching: bool = True) -> None:
         self.count = count
@@ -107,7 +110,8 @@ class PageAllocator:
             self._key_of[page] = key
 
     def release(self, pages: Sequence[int]) -> None:
-        """Stop holding pages, given in the order of their tokens; the end of a prefix is evicted before its beginning."""
+        """Stop holding pages, given in the order of their tokens; the end of a prefix is evicted
+        before its beginning."""
         for page in reversed(pages):
             self._holders[page] -= 1
             if self._holders[page] == 0:

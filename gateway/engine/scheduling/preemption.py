@@ -1,9 +1,9 @@
 """Who is preempted: which running sequences give up their place, their pages and their adapters for others.
 
-A preempted sequence goes back to the front of its tenant's waiting queue and is recomputed later, from whatever pages of it the
-prefix cache still has. There are three reasons: a tenant below its share of the batch wants to start a sequence
-(`victims_for_admission`), a running sequence needs another page (`victim_for_growth`), and a sequence has waited too long for
-its adapters to fit into memory (`victims_for_adapters`).
+A preempted sequence goes back to the front of its tenant's waiting queue and is recomputed later, from whatever pages
+of it the prefix cache still has. There are three reasons: a tenant below its share of the batch wants to start a
+sequence (`victims_for_admission`), a running sequence needs another page (`victim_for_growth`), and a sequence has
+waited too long for its adapters to fit into memory (`victims_for_adapters`).
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def victims_for_admission(
 ) -> list[Sequence] | None:
     """The sequences to preempt so that one more of `tenant` fits, newest first; empty when it fits as things are.
 
-    They are taken from the tenant with the largest share of the batch (running sequences by weight), as long as that share
-    stays at least as large as the one `tenant` will have. None when there is not enough room even so. The sequence needs
-    `new_pages` pages besides the `cached` ones that it shares.
+    They are taken from the tenant with the largest share of the batch (running sequences by weight), as long as that
+    share stays at least as large as the one `tenant` will have. None when there is not enough room even so. The
+    sequence needs `new_pages` pages besides the `cached` ones that it shares.
     """
     victims: list[Sequence] = []
     candidates = sorted(running, key=lambda s: s.admission)
@@ -64,8 +64,8 @@ def victim_for_growth(running: Rows[Sequence], fairness: VirtualTokenCounter) ->
 def victims_for_adapters(blocking: Rows[Sequence], now: float) -> list[Sequence]:
     """The sequences to preempt so that another adapter fits into memory: all on the composition that has run longest.
 
-    `blocking` are the running sequences that hold other adapters. One that has only just started, or has not produced a token
-    since, is spared: its work would be lost, perhaps again and again. Empty when all are spared.
+    `blocking` are the running sequences that hold other adapters. One that has only just started, or has not produced a
+    token since, is spared: its work would be lost, perhaps again and again. Empty when all are spared.
     """
     ripe = [s for s in blocking if now - s.since > MIN_RUN_SECONDS and len(s.tokens) > s.length_at_start]
     if not ripe:

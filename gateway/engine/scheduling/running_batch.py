@@ -1,4 +1,5 @@
-"""The running sequences and what they hold: KV cache pages, adapters, and prefixes that they are computing for others."""
+"""The running sequences and what they hold: KV cache pages, adapters, and prefixes that they are
+computing for others."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ __all__ = ["RunningBatch", "SchedulerStats"]
 
 @dataclass(slots=True)
 class SchedulerStats:
-    """Counters that only grow: preemptions, and prompt tokens looked up (`prefix_queries`) and found in the prefix cache."""
+    """Counters that only grow: preemptions, and prompt tokens looked up (`prefix_queries`) and
+    found in the prefix cache."""
 
     preemptions: int = 0
     prefix_queries: int = 0
@@ -23,7 +25,8 @@ class SchedulerStats:
 
 
 class RunningBatch:
-    """Moves sequences from the waiting queue into the batch, which holds at most `max_size`, and back when they are preempted."""
+    """Moves sequences from the waiting queue into the batch, which holds at most `max_size`, and
+    back when they are preempted."""
 
     def __init__(
         self, waiting: WaitingQueue, pages: PageAllocator, residency: Residency[ServedAdapter], *, max_size: int
@@ -39,7 +42,8 @@ class RunningBatch:
         self._admissions = 0
 
     def find_prefix(self, sequence: Sequence) -> list[int] | None:
-        """The cached pages that a waiting sequence would share, or None while another sequence computes the page after them.
+        """The cached pages that a waiting sequence would share, or None while another sequence
+        computes the page after them.
 
         Then waiting takes less time than computing the page twice.
         """
@@ -50,7 +54,8 @@ class RunningBatch:
         return cached
 
     def start(self, sequence: Sequence, adapters: HeldAdapters, cached: list[int], now: float) -> None:
-        """Move a waiting sequence into the batch, with `adapters` that it holds already and the pages of its known tokens.
+        """Move a waiting sequence into the batch, with `adapters` that it holds already and the
+        pages of its known tokens.
 
         The `cached` ones come from `find_prefix`; the caller has made sure that there is room for the others.
         """
@@ -70,7 +75,8 @@ class RunningBatch:
         self.sequences.append(sequence)
 
     def advance(self, sequence: Sequence, count: int) -> None:
-        """Record that `count` more tokens are computed, and enter the pages that they complete into the prefix cache."""
+        """Record that `count` more tokens are computed, and enter the pages that they complete into
+        the prefix cache."""
         for page, key in sequence.advance(count):
             self.pages.publish(page, key)
             self._computing.pop(key, None)
@@ -78,7 +84,8 @@ class RunningBatch:
     def preempt(self, sequence: Sequence, now: float) -> None:
         """Move a running sequence to the front of its tenant's waiting queue.
 
-        Preemption is by recompute: its complete pages stay in the prefix cache while there is room, the rest is computed again.
+        Preemption is by recompute: its complete pages stay in the prefix cache while there is room,
+        the rest is computed again.
         """
         self.stop(sequence)
         sequence.preempt(now)

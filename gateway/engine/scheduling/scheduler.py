@@ -1,7 +1,7 @@
 """The scheduler: which tokens of which sequences go through the model in the next forward pass.
 
-Continuous batching (Orca, OSDI 2022) with chunked prefill (Sarathi-Serve, arXiv 2403.02310): each forward pass computes the next
-token of every running sequence in decode, and what is left of its token budget goes to prompts, in chunks. See
+Continuous batching (Orca, OSDI 2022) with chunked prefill (Sarathi-Serve, arXiv 2403.02310): each forward pass computes
+the next token of every running sequence in decode, and what is left of its token budget goes to prompts, in chunks. See
 admission.py for who starts to run, fairness.py for whose request comes first, and preemption.py for who makes room.
 """
 
@@ -29,7 +29,10 @@ MAX_SCORED_TOKENS = 64
 
 
 class Scheduler:
-    """Waiting and running sequences. `max_batch` bounds the running ones, `token_budget` the tokens of one forward pass."""
+    """Waiting and running sequences.
+
+    `max_batch` bounds the running ones, `token_budget` the tokens of one forward pass.
+    """
 
     def __init__(
         self,
@@ -89,7 +92,8 @@ class Scheduler:
     def schedule(self, now: float) -> list[ScheduledTokens]:
         """Choose the tokens of the next forward pass, sorted so that rows with the same adapters are neighbours.
 
-        Sequences in decode come first, then prompts by their tenants' counters. Preempts for pages where there are too few.
+        Sequences in decode come first, then prompts by their tenants' counters. Preempts for pages
+        where there are too few.
         """
         budget, scored = self._token_budget, MAX_SCORED_TOKENS
         chosen: list[ScheduledTokens] = []
@@ -147,7 +151,8 @@ class Scheduler:
             self._fairness.leave(self._active)
 
     def _grow(self, sequence: Sequence, tokens: int, now: float) -> bool:
-        """Give a running sequence pages for `tokens` tokens, preempting others for them; False when it was preempted itself."""
+        """Give a running sequence pages for `tokens` tokens, preempting others for them; False when
+        it was preempted itself."""
         while (needed := pages_for(tokens) - len(sequence.pages)) > self._pages.available:
             if len(self.running) == 1:
                 raise RuntimeError("the KV cache is smaller than one request")

@@ -25,17 +25,18 @@ HeldAdapters = tuple[tuple["ServedAdapter", float], ...]
 class Sequence:
     """A request, waiting or running.
 
-    Tokens: `tokens` is the prompt followed by the output. The keys and values of the first `computed` tokens are in the KV
-    cache, in `pages`; `page_keys` are the prefix-cache keys of its whole pages. `cached` is how many prompt tokens the prefix
-    cache had when the sequence first started. Its tenant has been charged for the first `charged` tokens: recomputing after
-    a preemption is free.
+    Tokens: `tokens` is the prompt followed by the output. The keys and values of the first `computed` tokens are in the
+    KV cache, in `pages`; `page_keys` are the prefix-cache keys of its whole pages. `cached` is how many prompt tokens
+    the prefix cache had when the sequence first started. Its tenant has been charged for the first `charged` tokens:
+    recomputing after a preemption is free.
 
-    Scheduling: `since` is when it began to wait or to run, in the scheduler's seconds. `admission` numbers the starts of all
-    sequences (0: never started), and `length_at_start` is how many tokens it had at its latest start. `adapters` are held
-    while it runs; `adapters_requested` says that they were asked for before, `adapter_missed` that one was not resident.
+    Scheduling: `since` is when it began to wait or to run, in the scheduler's seconds. `admission` numbers the starts
+    of all sequences (0: never started), and `length_at_start` is how many tokens it had at its latest start. `adapters`
+    are held while it runs; `adapters_requested` says that they were asked for before, `adapter_missed` that one was not
+    resident.
 
-    Results: `prompt_logprobs` are those of the prompt's tokens from the second on, as far as they are computed; `pooled` is
-    the running sum (or the last) of an Embed's hidden states, float64 [hidden size].
+    Results: `prompt_logprobs` are those of the prompt's tokens from the second on, as far as they are computed;
+    `pooled` is the running sum (or the last) of an Embed's hidden states, float64 [hidden size].
     """
 
     def __init__(self, request: Generate | Embed, *, eos_ids: frozenset[int], now: float) -> None:
@@ -98,7 +99,8 @@ class Sequence:
     def shareable_pages(self) -> int:
         """How many whole pages it may take from the prefix cache.
 
-        At least one token is always computed, for its logits; where every position's logits or hidden state is wanted, all are.
+        At least one token is always computed, for its logits; where every position's logits or
+        hidden state is wanted, all are.
         """
         if self.pooling or self.scoring:
             return 0

@@ -41,8 +41,8 @@ class WaitingQueue:
     def by_priority(self, now: float, uncharged: Mapping[str, int], closed: Container[str]) -> Iterator[Sequence]:
         """Visit every sequence that waits now, highest priority first, and no more of a tenant once it is in `closed`.
 
-        `uncharged` counts each tenant's tokens that will yet be charged for its running sequences. Both are read anew before
-        each step of the iteration, so the caller may change them.
+        `uncharged` counts each tenant's tokens that will yet be charged for its running sequences. Both are read anew
+        before each step of the iteration, so the caller may change them.
         """
         queues = {tenant: deque(queue) for tenant, queue in self._queues.items()}
 

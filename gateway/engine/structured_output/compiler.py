@@ -1,7 +1,7 @@
 """Compiling the grammars of requests on threads, beside the forward passes.
 
-Each grammar is tried in a process with limits first, tenants take turns, equal grammars are compiled once, and one that nobody
-waits for any more is given up.
+Each grammar is tried in a process with limits first, tenants take turns, equal grammars are compiled once, and one that
+nobody waits for any more is given up.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ __all__ = ["GrammarCompiler"]
 log = logging.getLogger("tunery.engine")
 
 WORKERS, PER_TENANT = 8, 4
-"""Grammars compiled at once: in all, and for one tenant. Next to hostile grammars a common one takes milliseconds; queued behind
-them it would wait for seconds."""
+"""Grammars compiled at once: in all, and for one tenant. Next to hostile grammars a common one takes milliseconds;
+queued behind them it would wait for seconds."""
 MAX_REFUSED = 256
 """Grammars that cannot be compiled, remembered with their errors."""
 

@@ -1,8 +1,8 @@
 """Structured output: compiling a request's constraint into a grammar, with a cache of compiled ones.
 
-The grammars are llguidance's (github.com/guidance-ai/llguidance, docs/syntax.md and docs/json_schema.md): an Earley parser over
-lexemes that are derivatives of regular expressions, walked along a trie of the vocabulary. A constraint is at most MAX_BYTES
-long; a grammar that is too large, or that no text satisfies, is refused before its first token.
+The grammars are llguidance's (github.com/guidance-ai/llguidance, docs/syntax.md and docs/json_schema.md): an Earley
+parser over lexemes that are derivatives of regular expressions, walked along a trie of the vocabulary. A constraint is
+at most MAX_BYTES long; a grammar that is too large, or that no text satisfies, is refused before its first token.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ MAX_BYTES = 256 * 1024
 MAX_CACHED, MAX_CACHED_BYTES = 64, 256 * 2**20
 """Compiled grammars that are kept, and the memory they may take."""
 
-# Each request has lexer states of its own, up to 0.4 kB each; a string with a maxLength takes about five for each character.
-# The fuel bounds the cost of a mask to about 5 ms. It counts work and not time, so a row fails because of its own grammar alone.
+# Each request has lexer states of its own, up to 0.4 kB each; a string with a maxLength takes about five for each
+# character. The fuel bounds the cost of a mask to about 5 ms. It counts work and not time, so a row fails because of
+# its own grammar alone.
 _LIMITS = LLParserLimits(
     max_lexer_states=100_000, max_grammar_size=50_000, step_lexer_fuel=50_000, verbose_errors=False
 )
@@ -40,8 +41,8 @@ _KINDS = {"json_schema": "JSON schema", "json_object": "JSON", "regex": "regular
 class Grammars:
     """Compiles constraints for one base. Safe to call from several threads; while one compiles, the others run.
 
-    `folder` has the base's tokenizer.json, which is read when the first constraint comes. `vocab_size` is the width of the
-    model's logits, `eos_ids` are all tokens that end an output.
+    `folder` has the base's tokenizer.json, which is read when the first constraint comes. `vocab_size` is the width of
+    the model's logits, `eos_ids` are all tokens that end an output.
     """
 
     def __init__(self, folder: Path, vocab_size: int, eos_ids: Iterable[int]) -> None:
@@ -54,8 +55,8 @@ class Grammars:
     def compile(self, constraint: Constraint, *, size: int = 0) -> None:
         """Compile a constraint into the cache; `size` is the memory it takes in bytes, if known.
 
-        Raises InvalidInput (`invalid_constraint`) saying what is wrong with it. Takes a millisecond for common schemas and
-        minutes for hostile ones: call it in a process that can be killed first.
+        Raises InvalidInput (`invalid_constraint`) saying what is wrong with it. Takes a millisecond for common schemas
+        and minutes for hostile ones: call it in a process that can be killed first.
         """
         self._compiled(constraint, size)
 
@@ -92,7 +93,8 @@ class Grammars:
         except (ValueError, RecursionError) as error:
             raise _invalid(f"this {_KINDS[constraint.kind]} cannot be read: {error}") from error
         matcher = LLMatcher(self._masks.tokenizer, grammar, log_level=0, limits=_LIMITS)
-        # The first mask reveals what construction does not: grammars that no text satisfies, and lexers that grow too large.
+        # The first mask reveals what construction does not: grammars that no text satisfies, and
+        # lexers that grow too large.
         if not matcher.is_error():
             matcher.compute_bitmask()
         if matcher.is_error():

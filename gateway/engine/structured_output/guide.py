@@ -27,8 +27,9 @@ _DRAWING = re.compile(r"^ *(\^+|\d+ \|.*)$", re.MULTILINE)
 class TokenMasks:
     """Computes which tokens of a base's vocabulary may come next.
 
-    `folder` has the base's tokenizer.json, `vocab_size` is the width of the model's logits, `eos_ids` are the tokens that end an
-    output. Raises InvalidInput (`invalid_constraint`) when the tokenizer is not one that llguidance can read.
+    `folder` has the base's tokenizer.json, `vocab_size` is the width of the model's logits, `eos_ids` are the tokens
+    that end an output. Raises InvalidInput (`invalid_constraint`) when the tokenizer is not one that llguidance can
+    read.
     """
 
     def __init__(self, folder: Path, vocab_size: int, eos_ids: Iterable[int]) -> None:
@@ -55,7 +56,8 @@ class TokenMasks:
         """
         masks = np.empty((len(matchers), self._eos.size), dtype=np.int32)
         fill_next_token_bitmask_par(self._executor, [(matcher, row) for row, matcher in enumerate(matchers)], masks)
-        # Where an end-of-sequence token is also plain text to the tokenizer, a string could contain it and would be cut there.
+        # Where an end-of-sequence token is also plain text to the tokenizer, a string could contain
+        # it and would be cut there.
         text = masks & ~self._eos
         unfinished = np.array([not matcher.is_accepting() for matcher in matchers]) & text.any(axis=1)
         masks = np.where(unfinished[:, None], text, masks)[:, : self._words]
@@ -86,15 +88,17 @@ class Guide:
 
     @property
     def failure(self) -> str:
-        """Why the output cannot be continued (a limit was reached, or a token was not allowed), for the caller; else empty."""
+        """Why the output cannot be continued (a limit was reached, or a token was not allowed), for
+        the caller; else empty."""
         return describe_error(self.matcher.get_error()) if self.matcher.is_error() else ""
 
 
 def apply_masks(guides: Sequence[Guide | None], logits: torch.Tensor) -> None:
-    """Set to -inf, in place, what the guides do not allow in `logits` [R, vocab_size], on any device; row i has guides[i].
+    """Set to -inf, in place, what the guides do not allow in `logits` [R, vocab_size], on any
+    device; row i has guides[i].
 
-    Rows without a guide are not changed. In every other row at least one token stays: once a guide is finished, exactly the
-    tokens that end an output. All guides come from one Grammars, and no guide is given twice.
+    Rows without a guide are not changed. In every other row at least one token stays: once a guide is finished, exactly
+    the tokens that end an output. All guides come from one Grammars, and no guide is given twice.
     """
     rows, guided = [i for i, guide in enumerate(guides) if guide], [guide for guide in guides if guide]
     if not guided:

@@ -1,7 +1,8 @@
-"""Prepares JSON schemas for llguidance: takes annotations out, and refuses a schema that only an endless text satisfies.
+"""Prepares JSON schemas for llguidance: takes annotations out, and refuses a schema that only an
+endless text satisfies.
 
-JSON Schema (draft 2020-12, and what draft 7 spells differently) lets a validator ignore a `format` that it does not know;
-llguidance refuses it.
+JSON Schema (draft 2020-12, and what draft 7 spells differently) lets a validator ignore a `format` that it does not
+know; llguidance refuses it.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ Schema = dict[str, Any]
 def prepare(schema: Schema, *, lenient: bool = False) -> Schema:
     """The schema as llguidance accepts it; raises ValueError when no finite text satisfies it.
 
-    A pattern with look-around, which llguidance does not support, is dropped where a known format stands beside it (as zod
-    writes them). With `lenient` it is dropped everywhere, and unsupported keywords are ignored instead of refused.
+    A pattern with look-around, which llguidance does not support, is dropped where a known format stands beside it (as
+    zod writes them). With `lenient` it is dropped everywhere, and unsupported keywords are ignored instead of refused.
     """
 
     def readable(part: Any) -> Any:
@@ -71,8 +72,8 @@ def _map_subschemas(schema: Schema, change: Callable[[Any], Any]) -> Schema:
 class _Finite:
     """Decides whether a finite text can satisfy a schema, as far as its references matter.
 
-    Computes a least fixed point: a reference is finite once its target is, given the references found finite so far. Each
-    round looks at the target of every reference once.
+    Computes a least fixed point: a reference is finite once its target is, given the references found finite so far.
+    Each round looks at the target of every reference once.
     """
 
     def __init__(self, root: Schema) -> None:
@@ -140,7 +141,8 @@ class _Finite:
 
 
 def _target(root: Schema, reference: str) -> Any:
-    """What a JSON pointer (RFC 6901) in the schema points to; None for other references, and for a pointer to nothing."""
+    """What a JSON pointer (RFC 6901) in the schema points to; None for other references, and for a
+    pointer to nothing."""
     if reference != "#" and not reference.startswith("#/"):
         return None
     target: Any = root

@@ -30,7 +30,10 @@ __all__ = ["Trial", "TrialProcess"]
 
 
 class Trial:
-    """One grammar that a child compiles. `result` waits for the outcome; `kill`, from any thread, ends the child now."""
+    """One grammar that a child compiles.
+
+    `result` waits for the outcome; `kill`, from any thread, ends the child now.
+    """
 
     def __init__(self, connection: socket.socket, request: bytes) -> None:
         self._connection = connection
@@ -41,8 +44,8 @@ class Trial:
     def result(self) -> int:
         """The memory in bytes that the compiled grammar takes.
 
-        Raises InvalidInput (`invalid_constraint`) when it cannot be compiled, or not within the limits, and Unavailable when
-        the trial process does not run.
+        Raises InvalidInput (`invalid_constraint`) when it cannot be compiled, or not within the limits, and Unavailable
+        when the trial process does not run.
         """
         with self._connection:
             head = receive_exactly(self._connection, NUMBER.size)
@@ -87,7 +90,8 @@ class TrialProcess:
         self._end: Callable[[], object] = lambda: None
 
     def begin(self, constraint: Constraint) -> Trial:
-        """Start compiling `constraint`; raises InvalidInput when it cannot be sent, Unavailable when no process can be had."""
+        """Start compiling `constraint`; raises InvalidInput when it cannot be sent, Unavailable
+        when no process can be had."""
         try:
             request = msgspec.msgpack.encode(constraint)
         except UnicodeEncodeError as error:

@@ -1,11 +1,12 @@
 """The process that compiles grammars on trial: `python -m tunery.gateway.engine.structured_output.trial_process`.
 
-llguidance compiles in native code that cannot be interrupted, and its limits bound neither time nor memory: a schema of 100
-bytes can take minutes and gigabytes. So each grammar is first compiled in a child forked from this process, which has read the
-tokenizer and has no threads. The kernel ends a child at its limits, and `Trial.kill` ends one that nobody waits for.
+llguidance compiles in native code that cannot be interrupted, and its limits bound neither time nor memory: a schema of
+100 bytes can take minutes and gigabytes. So each grammar is first compiled in a child forked from this process, which
+has read the tokenizer and has no threads. The kernel ends a child at its limits, and `Trial.kill` ends one that nobody
+waits for.
 
-A trial is a socket, received over stdin. The child sends its process id, reads one msgpack Constraint with its length before it,
-and answers with a msgpack TrialResult, or with nothing when it met a limit.
+A trial is a socket, received over stdin. The child sends its process id, reads one msgpack Constraint with its length
+before it, and answers with a msgpack TrialResult, or with nothing when it met a limit.
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ From a file of examples to an endpoint that answers with it:
     ...     [model.id for model in client.models.list()]
     ['smollm2-135m', 'acme/tone']
 
-Everything is kept under `TUNERY_HOME` (default `~/.tunery`); each function takes another folder as `home`. All errors are
-`TuneryError`s whose message says what is wrong, where, and what to do next.
+Everything is kept under `TUNERY_HOME` (default `~/.tunery`); each function takes another folder as `home`. All errors
+are `TuneryError`s whose message says what is wrong, where, and what to do next.
 
 Names are imported when they are first used: `import tunery` itself brings in neither torch nor a database driver.
 """

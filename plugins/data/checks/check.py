@@ -2,10 +2,10 @@
 
 A check runs in two steps, so that files can be checked by several processes:
 
-- `check_record` and `summarize` see one record at a time, in any process and in any order. `check_record` reports what can
-  be seen in the record alone; `summarize` reduces the record to a small value.
-- `compare` runs in a single process, in the order of the file, and sees only those values. It reports what takes more than
-  one record to see, such as duplicates.
+- `check_record` and `summarize` see one record at a time, in any process and in any order. `check_record` reports what
+  can be seen in the record alone; `summarize` reduces the record to a small value.
+- `compare` runs in a single process, in the order of the file, and sees only those values. It reports what takes more
+  than one record to see, such as duplicates.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Turn examples into batches, in an order that depends only on seed and epoch, with examples of similar length together."""
+"""Turn examples into batches, in an order that depends only on seed and epoch, with examples of
+similar length together."""
 
 from __future__ import annotations
 
@@ -56,8 +57,8 @@ class Example(msgspec.Struct, frozen=True):
 class Batch(msgspec.Struct, frozen=True):
     """Padded examples: `ids`, `mask` and `labels` are int64 [B, L], labels -100 where nothing is trained.
 
-    `tokens` counts ids without padding, `targets` those in the loss; `lines` are the lines of the examples. Rejected answers of pairs
-    follow all the chosen ones, in the same order.
+    `tokens` counts ids without padding, `targets` those in the loss; `lines` are the lines of the examples. Rejected
+    answers of pairs follow all the chosen ones, in the same order.
     """
 
     ids: torch.Tensor

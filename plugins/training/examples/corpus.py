@@ -1,6 +1,7 @@
 """From files to examples: rows are read, rendered, cut to length, and split so that equal rows are never on both sides.
 
-Rows that do not suit the trainer are refused: preference pairs for a supervised trainer, single answers for a preference trainer.
+Rows that do not suit the trainer are refused: preference pairs for a supervised trainer, single
+answers for a preference trainer.
 """
 
 from __future__ import annotations
@@ -134,7 +135,8 @@ def _pair(name: str, row: Row, renderer: Renderer, max_length: int) -> tuple[lis
 
 
 def _cut(example: RenderedExample, max_length: int) -> tuple[list[int], list[bool], bool]:
-    """Ids and trained flags within `max_length`, and whether anything was cut; raise InvalidInput when nothing is left to train."""
+    """Ids and trained flags within `max_length`, and whether anything was cut; raise InvalidInput
+    when nothing is left to train."""
     ids, trained = example.ids[:max_length], example.trained[:max_length]
     if not any(trained[1:]):
         raise InvalidInput(
@@ -146,8 +148,8 @@ def _cut(example: RenderedExample, max_length: int) -> tuple[list[int], list[boo
 def _split(
     rows: list[tuple[Row, list[Example]]], fraction: float, seed: int
 ) -> tuple[list[tuple[Row, list[Example]]], list[tuple[Row, list[Example]]]]:
-    """Hold out a share of the distinct rows, chosen by content and seed, so that equal rows (of pairs, those with the same prompt) stay
-    together."""
+    """Hold out a share of the distinct rows, chosen by content and seed, so that equal rows (of pairs, those with the
+    same prompt) stay together."""
 
     def key(row: Row) -> str:
         content = row.messages if row.rejected is None else row.prompt_messages

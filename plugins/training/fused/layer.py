@@ -94,7 +94,8 @@ def _linear_group(modules: Sequence[Any]) -> LinearGroup | None:
 
 
 def run_layer(x: Tensor, layer: FusedLayer, tokens: PackedTokens, wanted: Tensor | None = None) -> Tensor:
-    """The residual stream after the layer, in the dtype of `x` [T, D]; only of the rows `wanted`, int64 [n], if given."""
+    """The residual stream after the layer, in the dtype of `x` [T, D]; only of the rows `wanted`,
+    int64 [n], if given."""
     trained = [weight for group in layer.groups for weight in group.trained]
     out: Tensor = _Layer.apply(x, layer, tokens, wanted, *trained)  # type: ignore[no-untyped-call]
     return out

@@ -21,7 +21,8 @@ Tensor = torch.Tensor
 
 
 class Projection:
-    """y = x W^T + bias + scale (x A^T) B^T (arXiv 2106.09685), with `a` [r, in], `b` [out, r] or without a LoRA pair."""
+    """y = x W^T + bias + scale (x A^T) B^T (arXiv 2106.09685), with `a` [r, in], `b` [out, r] or
+    without a LoRA pair."""
 
     def __init__(self, layer: Any, a: Tensor | None = None, b: Tensor | None = None, scale: float = 1.0) -> None:
         self._layer, self.a, self.b, self.scale = layer, a, b, scale

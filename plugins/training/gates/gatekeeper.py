@@ -1,4 +1,5 @@
-"""A job's gates: what they are given to judge, what is recorded of their verdicts, and whether the files may be published."""
+"""A job's gates: what they are given to judge, what is recorded of their verdicts, and whether the
+files may be published."""
 
 from __future__ import annotations
 
@@ -29,13 +30,15 @@ __all__ = ["Gatekeeper"]
 FEW, MANY = 8, 256
 """Rows whose log-probabilities are compared token by token, and held-out rows whose loss is compared."""
 TOKENS = 256
-"""Trained tokens that a comparison of log-probabilities should have: with a handful, the rounding of one unlikely token decides."""
+"""Trained tokens that a comparison of log-probabilities should have: with a handful, the rounding
+of one unlikely token decides."""
 
 
 class Gatekeeper:
     """Runs one job's gates; does nothing when no gates are registered.
 
-    `quant` and `dtype` are the trainer's precision; `supervised` says that it minimises the cross-entropy of the trained tokens.
+    `quant` and `dtype` are the trainer's precision; `supervised` says that it minimises the
+    cross-entropy of the trained tokens.
     """
 
     def __init__(
@@ -69,7 +72,8 @@ class Gatekeeper:
     def run(
         self, output: Path, metrics: dict[str, float], parameters: TrainingParameters, on_event: EventSink
     ) -> dict[str, Any]:
-        """Run the gates on the files in `output` and send each result as an event; return what the manifest records of them.
+        """Run the gates on the files in `output` and send each result as an event; return what the
+        manifest records of them.
 
         `check` decides from that whether the files may be published.
         """

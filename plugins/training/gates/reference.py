@@ -18,7 +18,8 @@ __all__ = ["Reference", "read_reference", "record_reference"]
 
 
 class Reference(msgspec.Struct, frozen=True):
-    """Rows, and for each row the natural-log probabilities of its trained tokens, in order, under the trainer's model."""
+    """Rows, and for each row the natural-log probabilities of its trained tokens, in order, under
+    the trainer's model."""
 
     rows: list[Example]
     log_probs: list[list[float]]

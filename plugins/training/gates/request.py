@@ -34,10 +34,10 @@ class Gate(msgspec.Struct, frozen=True):
 class GateRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The files to judge, in `folder`, trained for `adapter` on a base.
 
-    `training` is the precision of the base in training, `serving` that in `tunery serve`; `packed` is the folder of serving's packed bases.
-    `held_out` and `trained` are some held-out and some training rows, `reference` is the file of the trainer's own log-probabilities (see
-    `reference.py`; it may be missing). `metrics` and `parameters` are the run's; `supervised` says that it minimised the cross-entropy of
-    the trained tokens.
+    `training` is the precision of the base in training, `serving` that in `tunery serve`; `packed` is the folder of
+    serving's packed bases. `held_out` and `trained` are some held-out and some training rows, `reference` is the file
+    of the trainer's own log-probabilities (see `reference.py`; it may be missing). `metrics` and `parameters` are the
+    run's; `supervised` says that it minimised the cross-entropy of the trained tokens.
     """
 
     gates: list[Gate]

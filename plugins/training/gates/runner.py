@@ -1,4 +1,5 @@
-"""Run the gates of a request in a fresh process, so that they judge the files and never the process that trained them."""
+"""Run the gates of a request in a fresh process, so that they judge the files and never the process
+that trained them."""
 
 from __future__ import annotations
 
@@ -26,10 +27,11 @@ STDERR_TAIL = 2000
 
 
 def run_gates(request: GateRequest, *, folder: Path, seconds: float = TIMEOUT_SECONDS) -> list[GateResult]:
-    """Run the request's gates in a fresh process, with its files in `folder`; return a result for each gate that was reached.
+    """Run the request's gates in a fresh process, with its files in `folder`; return a result for
+    each gate that was reached.
 
-    When the process dies or takes longer than `seconds`, the last result is for the gate that it was running, with the code
-    `gate_process_failed` and the end of the process's stderr.
+    When the process dies or takes longer than `seconds`, the last result is for the gate that it was running, with the
+    code `gate_process_failed` and the end of the process's stderr.
     """
     release_memory()
     files = JobFolder(folder)

@@ -40,7 +40,8 @@ def check_rows(
     allow: Sequence[str],
     plugins: Plugins,
 ) -> DataCheck:
-    """Run every check on every row; raise InvalidData, with the first failing rule as its code, for errors of rules outside `allow`."""
+    """Run every check on every row; raise InvalidData, with the first failing rule as its code, for
+    errors of rules outside `allow`."""
     check_allowed(allow, plugins)
     options = CheckOptions(max_length=max_length, base_folder=Path(base.path))
     report = check_data(data, options, plugins=plugins, validation=validation)

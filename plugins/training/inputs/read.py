@@ -1,4 +1,5 @@
-"""Read everything that a training request names, once: the base, the parent version, and the rows, checked, split and rendered."""
+"""Read everything that a training request names, once: the base, the parent version, and the rows,
+checked, split and rendered."""
 
 from __future__ import annotations
 
@@ -28,8 +29,8 @@ __all__ = ["Inputs", "adapter_config", "read_inputs"]
 class Inputs(msgspec.Struct, frozen=True, kw_only=True):
     """A request with everything it names.
 
-    `template` is the sha256 of the base's chat template, if it has one; `now` is the current time as the template sees it. `checked` is
-    None when the rows were not checked again.
+    `template` is the sha256 of the base's chat template, if it has one; `now` is the current time as the template sees
+    it. `checked` is None when the rows were not checked again.
     """
 
     request: TrainRequest
@@ -53,8 +54,9 @@ def read_inputs(
 ) -> Inputs:
     """Look up the base and the parent, run the data checks if `check`, then read, render and split the rows.
 
-    `now` is the current time as the chat template sees it, the time of the first run when a job is resumed; the clock by default. Raise
-    InvalidInput when the parent has another base or no row is left to train on, InvalidData when a check finds an error.
+    `now` is the current time as the chat template sees it, the time of the first run when a job is resumed; the clock
+    by default. Raise InvalidInput when the parent has another base or no row is left to train on, InvalidData when a
+    check finds an error.
     """
     base = registry.base(request.base)
     require_sound(base, registry.home)

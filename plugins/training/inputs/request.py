@@ -12,8 +12,8 @@ __all__ = ["TrainRequest"]
 class TrainRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What to train, stored with the job as `request.json` so that it can be resumed. Paths are absolute.
 
-    Data errors of the rules in `allow` do not stop the job. `force` publishes a version that fails a gate, which is recorded under the name
-    of the `actor`.
+    Data errors of the rules in `allow` do not stop the job. `force` publishes a version that fails a gate, which is
+    recorded under the name of the `actor`.
     """
 
     adapter: str

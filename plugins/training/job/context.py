@@ -30,7 +30,8 @@ __all__ = ["JobContext", "JobHost", "JobSetup", "make_context"]
 
 
 class JobHost(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a job runs: the registry it publishes to, the plugins, who hears of its events, and the processes that train together."""
+    """Where a job runs: the registry it publishes to, the plugins, who hears of its events, and the
+    processes that train together."""
 
     registry: Registry
     plugins: Plugins

@@ -1,7 +1,8 @@
 """Pause or cancel a running job from any process, through one small file in the job's folder.
 
-A pause waits for the step to end and saves a checkpoint. A cancellation does not wait: it interrupts the process as Ctrl-C does, and
-repeats that until the job ends, because an interruption that lands in a destructor or in a foreign callback is lost.
+A pause waits for the step to end and saves a checkpoint. A cancellation does not wait: it interrupts the process as
+Ctrl-C does, and repeats that until the job ends, because an interruption that lands in a destructor or in a foreign
+callback is lost.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def resume_advice(job_id: str, folder: JobFolder, progress: str, repeats: str | 
 
 
 class Control:
-    """What this job has been told to do so far."""
+    """What this job has been requested to do so far."""
 
     def __init__(self, number: signal.Signals = signal.SIGINT) -> None:
         self._signal = number
@@ -57,7 +58,7 @@ class Control:
 
     @property
     def cancelled(self) -> bool:
-        """Whether the job was told to stop, whatever error that has become since."""
+        """Whether the job was requested to stop, whatever error that has become since."""
         return self._cancelled.is_set()
 
     def end(self) -> None:
@@ -101,7 +102,8 @@ def watch(folder: JobFolder) -> Iterator[Control]:
 
 @contextmanager
 def _interruptible() -> Iterator[signal.Signals]:
-    """The signal that interrupts this process: SIGINT, or SIGUSR1 where SIGINT is ignored, as in a shell script's background jobs."""
+    """The signal that interrupts this process: SIGINT, or SIGUSR1 where SIGINT is ignored, as in a
+    shell script's background jobs."""
     main = threading.current_thread() is threading.main_thread()
     if not main or signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         yield signal.SIGINT

@@ -1,6 +1,7 @@
 """Start, resume and reproduce training jobs. `run.py` and `stages.py` are what happens in one.
 
-The manifest is on disk before anything is trained. Whatever fails, the registry stays as it was and the job records why.
+The manifest is on disk before anything is trained. Whatever fails, the registry stays as it was and
+the job records why.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ def train(
 ) -> Version:
     """Train a version of `request.adapter` and publish it. `on_event` is given every event of the job.
 
-    Parameters that `request.parameters` does not name (or names as "auto") are chosen from the data, the base and the method.
+    Parameters that `request.parameters` does not name (or names as "auto") are chosen from the
+    data, the base and the method.
     """
     check_adapter(request.adapter)
     resolve_device(request.device)
@@ -92,8 +94,9 @@ def resume(
 ) -> Version:
     """Resume a job from its last checkpoint and publish its version.
 
-    Raise InvalidInput `resume_mismatch`, with a line for every difference, when data or settings changed since the job began, or when
-    `options` differ from the job's. A version that fails a gate is published when `forced_by` names who wants that.
+    Raise InvalidInput `resume_mismatch`, with a line for every difference, when data or settings changed since the job
+    began, or when `options` differ from the job's. A version that fails a gate is published when `forced_by` names who
+    wants that.
     """
     job = registry.job(job_id)
     if job.state == "succeeded":
@@ -139,7 +142,8 @@ def _refuse(job_id: str, changed: Sequence[str]) -> None:
 
 
 class Reproduction(msgspec.Struct, frozen=True, kw_only=True):
-    """A version trained again: whether the digest is the `same`, and a line for everything that can explain a difference."""
+    """A version trained again: whether the digest is the `same`, and a line for everything that can
+    explain a difference."""
 
     version: str
     same: bool
@@ -151,7 +155,8 @@ class Reproduction(msgspec.Struct, frozen=True, kw_only=True):
 def reproduce(
     version: Version, *, data: Sequence[Path], registry: Registry, plugins: Plugins, on_event: EventSink
 ) -> Reproduction:
-    """Train again from a version's manifest and compare the digests; `data` are files to use instead of those that the job recorded.
+    """Train again from a version's manifest and compare the digests; `data` are files to use
+    instead of those that the job recorded.
 
     Every file must have the sha256 in the manifest; raise NotFound `file_not_found` when one is missing.
     """

@@ -1,7 +1,7 @@
 """The lock on a job's folder: one process at a time works on a job, and the lock ends with the process that holds it.
 
-This is `flock` and not the package `filelock`, because `is_running` takes a shared lock: two processes that look at a job at the same time
-must not take each other for the one that runs it, and filelock's locks are exclusive.
+This is `flock` and not the package `filelock`, because `is_running` takes a shared lock: two processes that look at a
+job at the same time must not take each other for the one that runs it, and filelock's locks are exclusive.
 """
 
 from __future__ import annotations

@@ -47,8 +47,8 @@ def build_manifest(
 ) -> dict[str, Any]:
     """Everything that is known before the first step.
 
-    `plugin` is the package and version that the trainer comes from, `plugins` are the versions of all loaded plugins. The manifest's
-    `validation` says that the last data file is held out whole.
+    `plugin` is the package and version that the trainer comes from, `plugins` are the versions of all loaded plugins.
+    The manifest's `validation` says that the last data file is held out whole.
     """
     request, base, parent, corpus = inputs.request, inputs.base, inputs.parent, inputs.corpus
     return {
@@ -77,7 +77,8 @@ def build_manifest(
 
 
 def rendered_at(manifest: Mapping[str, Any]) -> datetime | None:
-    """The current time as templates saw it when a manifest's rows were rendered; None in manifests that do not record it."""
+    """The current time as templates saw it when a manifest's rows were rendered; None in manifests
+    that do not record it."""
     now = (manifest.get("template_arguments") or {}).get("now")
     return datetime.fromisoformat(now) if now else None
 
@@ -97,7 +98,8 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], *, names: Seq
 
 
 def changed_files(manifest: Mapping[str, Any], paths: Sequence[Path]) -> list[str]:
-    """A line for every data file whose content differs from the manifest's; missing files are reported by whoever reads them."""
+    """A line for every data file whose content differs from the manifest's; missing files are
+    reported by whoever reads them."""
     kept = manifest["data"]
     now = [
         {**entry, "sha256": data_digest(path)[0]} if path.exists() else entry

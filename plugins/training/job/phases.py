@@ -59,9 +59,9 @@ def estimate_phases(
 ) -> dict[str, float]:
     """Estimated seconds of every phase, before the first step; phases that are over keep their measured time.
 
-    `training` is the estimate for all steps; `held_out_share`, the number of held-out tokens per trained one, is used when this run has not
-    evaluated the base itself. The report evaluates the tuned model as the base was evaluated; so do the gates, about, in a process that
-    loads the base again.
+    `training` is the estimate for all steps; `held_out_share`, the number of held-out tokens per trained one, is used
+    when this run has not evaluated the base itself. The report evaluates the tuned model as the base was evaluated; so
+    do the gates, about, in a process that loads the base again.
     """
     evaluation = so_far.get("base loss") or training * FORWARD * held_out_share
     questions = so_far.get("base questions") or evaluation
@@ -76,7 +76,8 @@ def estimate_phases(
 
 
 def minutes_text(seconds: Mapping[str, float]) -> str:
-    """Such as `4.9 minutes (training 4.0, gates 0.6, report 0.3)`, longest first; phases under three seconds are summed as `other`."""
+    """Such as `4.9 minutes (training 4.0, gates 0.6, report 0.3)`, longest first; phases under
+    three seconds are summed as `other`."""
     shown = {name: value / 60 for name, value in seconds.items() if value >= 3}
     parts = [f"{name} {value:.1f}" for name, value in sorted(shown.items(), key=lambda item: -item[1])]
     rest = sum(seconds.values()) / 60 - sum(shown.values())

@@ -1,7 +1,8 @@
-"""Try a run before it starts: the longest rows forward and backward, a quote, and a micro-batch size that fits in memory.
+"""Try a run before it starts: the longest rows forward and backward, a quote, and a micro-batch
+size that fits in memory.
 
-Memory is measured with a single row and extrapolated to a whole micro-batch, because a machine that runs out of memory kills the process
-instead of raising an error. Nothing is changed: gradients are dropped and random states restored.
+Memory is measured with a single row and extrapolated to a whole micro-batch, because a machine that runs out of memory
+kills the process instead of raising an error. Nothing is changed: gradients are dropped and random states restored.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ SPARE = 0.9
 
 
 class Quote(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run will take: tokens without padding, optimizer steps, minutes, peak memory; the micro-batch size, and why that one.
+    """What a run will take: tokens without padding, optimizer steps, minutes, peak memory; the
+    micro-batch size, and why that one.
 
     `parts` are the seconds of each phase, when more than the steps is quoted.
     """
@@ -94,7 +96,8 @@ def preflight(
 
 
 def _states(model: nn.Module, dtype: torch.dtype) -> int:
-    """Bytes that the loop allocates at its first step: two moments of every trained weight, and a rounded copy for bfloat16."""
+    """Bytes that the loop allocates at its first step: two moments of every trained weight, and a
+    rounded copy for bfloat16."""
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return trained * (12 if dtype == torch.bfloat16 else 8)
 

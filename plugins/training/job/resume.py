@@ -1,4 +1,5 @@
-"""Compare the options given beside `--resume` with those that the job was started with: a job is resumed as it began, or not at all."""
+"""Compare the options given beside `--resume` with those that the job was started with: a job is
+resumed as it began, or not at all."""
 
 from __future__ import annotations
 

@@ -66,8 +66,8 @@ def _train(job: JobContext) -> Trained:
 def _record_end(job: JobContext, error: BaseException) -> None:
     """Record why the job ended without a version.
 
-    A job that was asked to stop counts as cancelled, whatever error the interruption was turned into on its way up: raise
-    KeyboardInterrupt, which says so and how to go on.
+    A job that was asked to stop counts as cancelled, whatever error the interruption was turned into on its way up:
+    raise KeyboardInterrupt, which says so and how to go on.
     """
     recorder = job.recorder
     if recorder.published:

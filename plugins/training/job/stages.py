@@ -1,4 +1,5 @@
-"""The stages of a job, in order: prepare, preflight, train, report, save, gates, publish (or compare, for a reproduction).
+"""The stages of a job, in order: prepare, preflight, train, report, save, gates, publish (or
+compare, for a reproduction).
 
 Each is a function of the job's context and what the stage before it returned.
 """
@@ -41,7 +42,8 @@ __all__ = ["Prepared", "Saved", "Trained", "compare", "prepare", "publish", "sav
 
 
 class Prepared(msgspec.Struct, frozen=True):
-    """The model to train; `base_loss` is the held-out loss to improve on, None outside the main process or with nothing held out."""
+    """The model to train; `base_loss` is the held-out loss to improve on, None outside the main
+    process or with nothing held out."""
 
     model: nn.Module
     load: LoadContext[Any]
@@ -118,7 +120,8 @@ def _load_base(job: JobContext) -> nn.Module:
 
 
 def _base_loss(job: JobContext, load: Callable[[], nn.Module]) -> float | None:
-    """The held-out loss of the model to compare with, which is loaded, once, only when an earlier run has not evaluated it."""
+    """The held-out loss of the model to compare with, which is loaded, once, only when an earlier
+    run has not evaluated it."""
     load = cache(load)
     if job.report is not None:
         with job.phases.of("base questions"):
@@ -160,7 +163,8 @@ def _prepare_objective(job: JobContext, model: nn.Module) -> None:
 
 
 def settle_micro_batch(job: JobContext, model: nn.Module) -> None:
-    """Try the longest rows, once per job, and quote the run; a resumed job keeps the micro-batch size that it started with."""
+    """Try the longest rows, once per job, and quote the run; a resumed job keeps the micro-batch
+    size that it started with."""
     manifest = job.manifest
     if "quote" not in manifest:
         with job.phases.of("preflight"):

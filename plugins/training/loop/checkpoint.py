@@ -24,8 +24,8 @@ WEIGHTS, STATE = "trained.safetensors", "state.pt"
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """How far a run is: steps done (which give the sampler's position), tokens without padding, seconds in the loop, first and last loss,
-    and every evaluation as (step, held-out loss), with its other figures by name."""
+    """How far a run is: steps done (which give the sampler's position), tokens without padding, seconds in the loop,
+    first and last loss, and every evaluation as (step, held-out loss), with its other figures by name."""
 
     step: int = 0
     tokens: int = 0
@@ -45,7 +45,10 @@ def save_checkpoint(
     fingerprint: str,
     progress: Progress,
 ) -> None:
-    """Replace the checkpoint in `folder`; `fingerprint` identifies data and settings. When StorageFailed is raised, the old one stays."""
+    """Replace the checkpoint in `folder`; `fingerprint` identifies data and settings.
+
+    When StorageFailed is raised, the old one stays.
+    """
     with _writing(folder):
         staged = folder.with_name(folder.name + ".new")
         shutil.rmtree(staged, ignore_errors=True)

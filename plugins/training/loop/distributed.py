@@ -1,10 +1,11 @@
 """Data-parallel training: the group of processes that `accelerate launch` and `torchrun` start, and what they exchange.
 
-Every process holds the whole model, takes its shard of each step's rows and sums its gradients with those of the others; only the main
-process writes. An error in one process ends all of them, so that none waits forever. A run on its own is a group of one, for which nothing
-here does any work.
+Every process holds the whole model, takes its shard of each step's rows and sums its gradients with those of the
+others; only the main process writes. An error in one process ends all of them, so that none waits forever. A run on its
+own is a group of one, for which nothing here does any work.
 
-Models cut into shards (FSDP, DeepSpeed) are refused: the loss runs the decoder's layers directly, past the hooks that gather a shard's weights.
+Models cut into shards (FSDP, DeepSpeed) are refused: the loss runs the decoder's layers directly, past the hooks that
+gather a shard's weights.
 """
 
 from __future__ import annotations
@@ -68,7 +69,10 @@ def connect_process_group(device: str) -> ProcessGroup:
 
 
 class ProcessGroup:
-    """`size` processes, of which this one has the given `rank`. `device` is assigned by the launcher, None when it assigns none."""
+    """`size` processes, of which this one has the given `rank`.
+
+    `device` is assigned by the launcher, None when it assigns none.
+    """
 
     def __init__(self, rank: int = 0, size: int = 1, *, device: str | None = None) -> None:
         self.rank, self.size, self.device = rank, size, device
@@ -84,13 +88,15 @@ class ProcessGroup:
         return 1 if self.size == 1 else int(os.environ.get("LOCAL_WORLD_SIZE", self.size))
 
     def shard(self, rows: Sequence[T]) -> Sequence[T]:
-        """This process's rows: each row is in exactly one shard, and neighbours (which are of similar length) in different ones."""
+        """This process's rows: each row is in exactly one shard, and neighbours (which are of
+        similar length) in different ones."""
         return rows if self.size == 1 else rows[self.rank :: self.size]
 
     def all_gather(self, work: Callable[[], T]) -> list[T]:
         """Run `work` in every process and return all results, by rank. `work` must not wait for other processes.
 
-        An error in one process is raised in all of them: there as it is, elsewhere as KeyboardInterrupt or TrainingFailed.
+        An error in one process is raised in all of them: there as it is, elsewhere as
+        KeyboardInterrupt or TrainingFailed.
         """
         if self.size == 1:
             return [work()]
@@ -121,7 +127,8 @@ class ProcessGroup:
         return results[0]  # type: ignore[no-any-return]
 
     def weighted_mean(self, work: Callable[[], tuple[int, Mapping[str, float]]]) -> dict[str, float]:
-        """Means by name over all processes; `work` returns how many terms a process has, and its own means over them."""
+        """Means by name over all processes; `work` returns how many terms a process has, and its
+        own means over them."""
         parts = [(terms, figures) for terms, figures in self.all_gather(work) if terms]
         if len(parts) == 1:
             return dict(parts[0][1])
@@ -211,8 +218,8 @@ def _buckets(parameters: Iterable[nn.Parameter]) -> Iterable[list[nn.Parameter]]
 def _shut_down() -> None:
     """Destroy the group before Python exits.
 
-    Its threads still release the last exchange's tensors, for which they take the interpreter's lock: a thread that asks for the lock
-    once Python is exiting is killed, and the process with it.
+    Its threads still release the last exchange's tensors, for which they take the interpreter's lock: a thread that
+    asks for the lock once Python is exiting is killed, and the process with it.
     """
     import torch
 

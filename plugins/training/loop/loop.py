@@ -1,4 +1,5 @@
-"""The training loop, on accelerate: mixed precision, gradient accumulation, clipping, schedule, evaluation, checkpoints.
+"""The training loop, on accelerate: mixed precision, gradient accumulation, clipping, schedule,
+evaluation, checkpoints.
 
 It stops, and names the rows of the step, when the loss is not finite or has exploded.
 """
@@ -33,8 +34,9 @@ Evaluate = Callable[[nn.Module], Mapping[str, float]]
 
 
 class LoopCallbacks(msgspec.Struct, frozen=True, kw_only=True):
-    """What the loop calls: `on_event` for every step, evaluation and checkpoint; `evaluate` for the figures of the held-out rows, None when
-    nothing is held out; `should_pause` after every step, in the main process, to stop there with a checkpoint."""
+    """What the loop calls: `on_event` for every step, evaluation and checkpoint; `evaluate` for the figures of the
+    held-out rows, None when nothing is held out; `should_pause` after every step, in the main process, to stop there
+    with a checkpoint."""
 
     on_event: EventSink = lambda event: None
     evaluate: Evaluate | None = None
@@ -44,8 +46,8 @@ class LoopCallbacks(msgspec.Struct, frozen=True, kw_only=True):
 class TrainingResult(msgspec.Struct, frozen=True):
     """How training went: optimizer steps, tokens without padding, seconds in the loop, and the last step's loss.
 
-    `evaluations` are (step, held-out loss); the weights are those of step `chosen`, for the reason in `why`, and `figures` is what else
-    was measured of them.
+    `evaluations` are (step, held-out loss); the weights are those of step `chosen`, for the reason in `why`, and
+    `figures` is what else was measured of them.
     """
 
     steps: int
@@ -66,7 +68,8 @@ class TrainingResult(msgspec.Struct, frozen=True):
 
 
 class Loop:
-    """One training run of `model` on `examples`; its checkpoints are in the job's `folder`, and only fit the same `fingerprint`."""
+    """One training run of `model` on `examples`; its checkpoints are in the job's `folder`, and
+    only fit the same `fingerprint`."""
 
     def __init__(
         self,
@@ -107,7 +110,8 @@ class Loop:
 
     def run(self) -> TrainingResult:
         """Train the model in place, from the last checkpoint if there is one; it ends with the best weights."""
-        # The model is not wrapped for distributed training: the wrapper would not see the layers that the loss runs directly.
+        # The model is not wrapped for distributed training: the wrapper would not see the layers
+        # that the loss runs directly.
         optimizer = self.accelerator.prepare_optimizer(self.optimizer)
         self.model.train()
         began, stopped = time.perf_counter() - self.progress.seconds, False
@@ -142,7 +146,8 @@ class Loop:
         )
 
     def _optimize(self, optimizer: Any, rows: Sequence[Example]) -> tuple[float, float, int]:
-        """One optimizer step over `rows`; return the mean loss per term, the gradient norm before clipping, and tokens."""
+        """One optimizer step over `rows`; return the mean loss per term, the gradient norm before
+        clipping, and tokens."""
         terms = self.objective.terms(rows)
         self.processes.seed_step(self.parameters.seed, self.progress.step)
         with self.rounding.applied(self.progress.step):
@@ -155,7 +160,8 @@ class Loop:
         return sum(loss for loss, _ in parts), norm, sum(tokens for _, tokens in parts)
 
     def _accumulate(self, rows: Sequence[Example], terms: int) -> tuple[float, int]:
-        """Accumulate the gradients of this process's rows of a step with so many `terms`; return their part of the loss, and tokens."""
+        """Accumulate the gradients of this process's rows of a step with so many `terms`; return
+        their part of the loss, and tokens."""
         total, tokens = 0.0, 0
         for batch in micro_batches(rows, self.parameters.micro_batch_size, device=self.device):
             # Divided by the terms of the whole step, so that the size of micro-batches changes nothing but rounding.
@@ -178,7 +184,8 @@ class Loop:
         )
 
     def _evaluate_if_due(self, step: int) -> bool:
-        """Evaluate the held-out rows when that is due, and save the weights if they are the best so far; return whether it was due."""
+        """Evaluate the held-out rows when that is due, and save the weights if they are the best so
+        far; return whether it was due."""
         evaluate = self.callbacks.evaluate
         if evaluate is None or not (_is_due(step, self.parameters.eval_every) or step == self.total):
             return False

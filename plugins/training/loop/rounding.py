@@ -1,8 +1,10 @@
-"""Stochastic rounding: the bfloat16 weight that a step computes with is, on average, the float32 weight that it updates.
+"""Stochastic rounding: the bfloat16 weight that a step computes with is, on average, the float32
+weight that it updates.
 
-Trained weights are float32, and autocast rounds them to the nearest bfloat16 in every product. At a small learning rate most updates are
-smaller than half the distance between two bfloat16 numbers, so the forward pass would not see them. Rounding up or down with the
-probability that makes the average exact (Gupta et al. 2015, arXiv 1502.02551) makes every update count.
+Trained weights are float32, and autocast rounds them to the nearest bfloat16 in every product. At a small learning rate
+most updates are smaller than half the distance between two bfloat16 numbers, so the forward pass would not see them.
+Rounding up or down with the probability that makes the average exact (Gupta et al. 2015, arXiv 1502.02551) makes every
+update count.
 """
 
 from __future__ import annotations
@@ -54,7 +56,8 @@ class StochasticRounding:
 def round_stochastically(weight: torch.Tensor, noise: torch.Tensor, *, out: torch.Tensor) -> None:
     """Write to `out` the float32 `weight` as bfloat16 numbers; `noise` is int32 [n], uniform in [0, 65536).
 
-    Adding noise to the lower half of the bits and cutting it off rounds away from zero with a probability of the part that is cut off.
+    Adding noise to the lower half of the bits and cutting it off rounds away from zero with a
+    probability of the part that is cut off.
     """
     bits, into = weight.contiguous().view(torch.int32).flatten(), out.view(torch.int32).view(-1)
     for start in range(0, bits.numel(), len(noise)):

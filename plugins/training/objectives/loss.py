@@ -1,6 +1,8 @@
-"""The supervised loss: cross-entropy summed over the trained tokens, with logits only where a trained token is predicted.
+"""The supervised loss: cross-entropy summed over the trained tokens, with logits only where a
+trained token is predicted.
 
-Rows are packed end to end, and shared prefixes computed once, when the model is known to allow that; otherwise they are padded.
+Rows are packed end to end, and shared prefixes computed once, when the model is known to allow
+that; otherwise they are padded.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ __all__ = ["evaluation_mode", "mean_loss", "row_losses", "summed_loss"]
 
 
 def row_losses(model: nn.Module, batch: Batch) -> torch.Tensor:
-    """The negative log-likelihood in nats, summed over the trained tokens of each row; float32 [rows], differentiable."""
+    """The negative log-likelihood in nats, summed over the trained tokens of each row; float32
+    [rows], differentiable."""
     inner = causal_lm_of(model)
     if inner is None or not supports_packing(inner):
         return _padded(model, batch)
@@ -77,7 +80,8 @@ def mean_loss(
 
 
 def _until_the_last(predicting: torch.Tensor) -> torch.Tensor:
-    """A mask [rows, L] of the tokens up to the last one that predicts a trained token, which are all that the loss needs."""
+    """A mask [rows, L] of the tokens up to the last one that predicts a trained token, which are
+    all that the loss needs."""
     kept = predicting.flip(1).cummax(dim=1).values.flip(1)
     kept[:, 0] = True
     return kept

@@ -1,4 +1,5 @@
-"""The objective of a training step: a sum of terms over its rows, divided by their number; supervised unless a trainer has its own.
+"""The objective of a training step: a sum of terms over its rows, divided by their number;
+supervised unless a trainer has its own.
 
 Because the divisor is the number of terms of the whole step, the size of micro-batches changes nothing but rounding.
 """
@@ -24,8 +25,8 @@ __all__ = ["Objective", "Supervised", "objective_of", "unit_of"]
 class Objective(Protocol):
     """What the loop minimises.
 
-    `relative` says that the loss is relative to the model before the first step; that model is then the baseline, otherwise the base is.
-    `unit` is the unit of the loss, as shown beside it, and may be missing.
+    `relative` says that the loss is relative to the model before the first step; that model is then the baseline,
+    otherwise the base is. `unit` is the unit of the loss, as shown beside it, and may be missing.
     """
 
     relative: bool
@@ -42,7 +43,8 @@ class Objective(Protocol):
     ) -> None:
         """Called once with the untrained model and all rows, first the training rows, then the held-out rows.
 
-        What must be the same after a resume is stored at `path`. Draws no random numbers, and leaves the model as it was.
+        What must be the same after a resume is stored at `path`. Draws no random numbers, and
+        leaves the model as it was.
         """
 
     def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:

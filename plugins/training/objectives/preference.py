@@ -1,7 +1,7 @@
 """Direct preference optimization: learning from pairs of answers without a reward model.
 
-The reference is the model before the first step. Its log-likelihoods of every pair are computed once and stored in the job's folder under
-the pair's content, so there is no second model in memory, and a resumed run uses the same numbers.
+The reference is the model before the first step. Its log-likelihoods of every pair are computed once and stored in the
+job's folder under the pair's content, so there is no second model in memory, and a resumed run uses the same numbers.
 """
 
 from __future__ import annotations
@@ -28,11 +28,13 @@ PAIRS_AT_ONCE = 4
 
 
 class Preference:
-    """The objective of preference pairs, where h is the log-ratio of chosen to rejected answer, under the policy relative to the reference:
+    """The objective of preference pairs, where h is the log-ratio of chosen to rejected answer, under the policy
+    relative to the reference:
 
-    - `sigmoid`: −log σ(βh), weighted 1 − `label_smoothing`, plus −log σ(−βh), weighted `label_smoothing` (DPO: Rafailov et al. 2023,
-      equation 7; smoothing for labels that are wrong at that rate: Mitchell 2023).
-    - `ipo`: (h − 1/2β)², with each answer's log-probability averaged over its tokens (Azar et al. 2023, as in the authors' code).
+    - `sigmoid`: −log σ(βh), weighted 1 − `label_smoothing`, plus −log σ(−βh), weighted `label_smoothing` (DPO: Rafailov
+      et al. 2023, equation 7; smoothing for labels that are wrong at that rate: Mitchell 2023).
+    - `ipo`: (h − 1/2β)², with each answer's log-probability averaged over its tokens (Azar et al.
+      2023, as in the authors' code).
 
     `sft_weight` adds that much of the chosen answer's negative log-likelihood per token (Pang et al. 2024).
     """
@@ -89,8 +91,9 @@ class Preference:
     def evaluate(
         self, model: nn.Module, rows: Sequence[Example], *, batch_size: int, device: torch.device, dtype: torch.dtype
     ) -> dict[str, float]:
-        """Means over pairs: the `loss`; the `reward_margin` βh; `preference_accuracy`, the share of pairs whose margin is positive;
-        `ranking_accuracy`, the share whose chosen answer is more likely than the rejected one. Ties count half."""
+        """Means over pairs: the `loss`; the `reward_margin` βh; `preference_accuracy`, the share of pairs whose margin
+        is positive; `ranking_accuracy`, the share whose chosen answer is more likely than the rejected one. Ties count
+        half."""
         ordered = _ordered(rows)
         better, worse = _log_likelihoods(model, ordered, device=device, dtype=dtype)
         margins = self.beta * self._ratios(better, worse, ordered)
@@ -119,7 +122,8 @@ class Preference:
         rows: Sequence[Example],
         lengths: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        """h of each pair, each answer's log-likelihood divided by its length if `lengths` are given; float32 [pairs]."""
+        """h of each pair, each answer's log-likelihood divided by its length if `lengths` are
+        given; float32 [pairs]."""
         before = torch.tensor([self._reference_of(row) for row in rows], dtype=better.dtype, device=better.device)
         gained, lost = better - before[:, 0], worse - before[:, 1]
         return gained - lost if lengths is None else gained / lengths[0] - lost / lengths[1]

@@ -1,11 +1,13 @@
-"""The report of a training job: what changed on held-out rows, what was forgotten, and which training rows deserve a look.
+"""The report of a training job: what changed on held-out rows, what was forgotten, and which
+training rows deserve a look.
 
     from tunery.plugins.training.report import read_report, summarize
 
     report = read_report(folder / "report.json")
     print(*summarize(report), sep="\\n")
 
-Importing it never imports torch, so that `tunery adapters show` can read reports; `builder` and `evaluation`, which ask models, do.
+Importing it never imports torch, so that `tunery adapters show` can read reports; `builder` and
+`evaluation`, which ask models, do.
 """
 
 from __future__ import annotations

@@ -30,7 +30,8 @@ SHOWN = 4000
 
 
 class ReportBuilder:
-    """Builds one job's report: call `evaluate_base` once with the model to compare with, then `build` with the trained one.
+    """Builds one job's report: call `evaluate_base` once with the model to compare with, then
+    `build` with the trained one.
 
     `supervised` says that the job minimises the cross-entropy of its rows' answers.
     """

@@ -1,7 +1,8 @@
-"""Evaluate base and tuned model alike: held-out rows, a sample of the training rows, general questions, and a few answers in full.
+"""Evaluate base and tuned model alike: held-out rows, a sample of the training rows, general
+questions, and a few answers in full.
 
-The base's results are stored with the job, so that a resumed job uses the very same numbers. Nothing here draws from the random states
-that training depends on.
+The base's results are stored with the job, so that a resumed job uses the very same numbers. Nothing here draws from
+the random states that training depends on.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ __all__ = ["Evaluation", "EvaluationResults", "ExampleLoss", "general_examples",
 ROWS, TOKENS = 32, 2048
 """The largest batch: rows, and tokens unless it is a single row."""
 LARGEST_SAMPLE, SMALLEST_SAMPLE, SHARE = 1000, 64, 0.1
-"""Training rows evaluated: as many as make both evaluations cost SHARE of the training (a row's step costs about 2.2 evaluations),
-within these limits."""
+"""Training rows evaluated: as many as make both evaluations cost SHARE of the training (a row's step costs about 2.2
+evaluations), within these limits."""
 PROMPTS_ANSWERED, LONGEST_ANSWER, LONGEST_PROMPT = 6, 128, 1024
 """Held-out prompts that are answered in full, and the most tokens of an answer and of a prompt."""
 
@@ -65,7 +66,8 @@ class EvaluationResults(msgspec.Struct, frozen=True):
 class Evaluation:
     """The examples and prompts that both models are evaluated on.
 
-    `seen` is how many rows the job trains on, counting epochs; `rows` is how many training rows to evaluate, 0 for a share of `seen`.
+    `seen` is how many rows the job trains on, counting epochs; `rows` is how many training rows to
+    evaluate, 0 for a share of `seen`.
     """
 
     def __init__(
@@ -124,7 +126,8 @@ class Evaluation:
 def example_losses(
     model: nn.Module, examples: Sequence[Example], *, device: torch.device, dtype: torch.dtype
 ) -> list[ExampleLoss]:
-    """The loss of each example, in order (of a preference pair, that of the chosen answer); the model's mode is restored."""
+    """The loss of each example, in order (of a preference pair, that of the chosen answer); the
+    model's mode is restored."""
     losses_by_index: dict[int, ExampleLoss] = {}
     with evaluation_mode(model, device, dtype):
         for piece in _pieces(examples):
@@ -166,7 +169,8 @@ def generate_answers(
 
 
 def general_examples(renderer: Renderer) -> list[Example]:
-    """The general set, rendered for the base: short questions with answers; empty when the base's template refuses them."""
+    """The general set, rendered for the base: short questions with answers; empty when the base's
+    template refuses them."""
     examples = []
     for number, line in enumerate(Path(__file__).with_name("general.jsonl").read_text("utf-8").splitlines(), 1):
         row = json.loads(line)
@@ -210,7 +214,8 @@ def _sample(examples: Sequence[Example], size: int, seed: int) -> tuple[list[Exa
 
 
 def _prompts(held_out: Sequence[Example], seed: int) -> list[tuple[Example, list[int], list[int]]]:
-    """Held-out examples to answer in full, each with its prompt (all before the last trained turn) and its reference (that turn)."""
+    """Held-out examples to answer in full, each with its prompt (all before the last trained turn)
+    and its reference (that turn)."""
     spans = [(example, *example.last_answer) for example in held_out]
     fitting = [(example, example.ids[:start], example.ids[start:end]) for example, start, end in spans]
     fitting = [triple for triple in fitting if 0 < len(triple[1]) <= LONGEST_PROMPT]

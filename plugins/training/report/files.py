@@ -28,7 +28,8 @@ def write_report(
 ) -> Report:
     """Write every file of the report into `folder`; return the report as written, with a note when there is no picture.
 
-    `rates` are (step, learning rate) and `speeds` (step, tokens per second); they are only drawn, since no two runs are equally fast.
+    `rates` are (step, learning rate) and `speeds` (step, tokens per second); they are only drawn,
+    since no two runs are equally fast.
     """
     folder.mkdir(parents=True, exist_ok=True)
     missing = draw(report, folder / "loss.png", rates=thinned(rates), speeds=thinned(speeds))

@@ -87,7 +87,8 @@ def compare(rows: Sequence[RowLoss]) -> Change | None:
 
 
 def bootstrap(lost: Array, tokens: Array) -> tuple[float, float]:
-    """The 95 % interval of sum(lost) / sum(tokens) over resampled rows (Koehn 2004), with a fixed seed; both float64 [rows]."""
+    """The 95 % interval of sum(lost) / sum(tokens) over resampled rows (Koehn 2004), with a fixed
+    seed; both float64 [rows]."""
     noise = np.random.default_rng(0)
     means = []
     for _ in range(RESAMPLES):
@@ -114,10 +115,12 @@ def hardest(rows: Sequence[RowLoss], count: int) -> list[Note]:
 
 
 def suspicious(rows: Sequence[RowLoss]) -> list[Note]:
-    """Rows that were not learned as well as rows that were as hard before, or whose loss rose: their answers may be wrong.
+    """Rows that were not learned as well as rows that were as hard before, or whose loss rose:
+    their answers may be wrong.
 
-    A row stands out when its loss is 0.2 nats above that of four fifths of its LIKE neighbours and above their median by three times their
-    spread, or when it rose by 0.2 nats. So rows of a kind that is simply harder are not suspicious. Most suspicious first.
+    A row stands out when its loss is 0.2 nats above that of four fifths of its LIKE neighbours and above their median
+    by three times their spread, or when it rose by 0.2 nats. So rows of a kind that is simply harder are not
+    suspicious. Most suspicious first.
     """
     if len(rows) < FEWEST:
         return []
@@ -132,9 +135,11 @@ def suspicious(rows: Sequence[RowLoss]) -> list[Note]:
 
 
 def memorised(rows: Sequence[RowLoss], held_out: Sequence[RowLoss]) -> list[Note]:
-    """Memorised training rows: those that the model predicts far better than held-out rows that were as hard before training.
+    """Memorised training rows: those that the model predicts far better than held-out rows that
+    were as hard before training.
 
-    Far better: below half the loss that the best tenth of those held-out rows reach, and 0.3 nats below their median. Farthest first.
+    Far better: below half the loss that the best tenth of those held-out rows reach, and 0.3 nats
+    below their median. Farthest first.
     """
     if len(held_out) < FEWEST_HELD_OUT:
         return []
@@ -152,8 +157,8 @@ def memorised(rows: Sequence[RowLoss], held_out: Sequence[RowLoss]) -> list[Note
 def _neighbours(ordered: Sequence[RowLoss], at: int) -> Array:
     """Losses after training of the LIKE rows around index `at`, without it; repeated rows count once."""
     start = min(max(0, at - LIKE // 2), max(0, len(ordered) - LIKE - 1))
-    around = [ordered[i] for i in range(start, min(len(ordered), start + LIKE + 1)) if i != at]
-    return np.array([after for _, after in dict.fromkeys((row.before, row.after) for row in around)])
+    neighbours = [ordered[i] for i in range(start, min(len(ordered), start + LIKE + 1)) if i != at]
+    return np.array([after for _, after in dict.fromkeys((row.before, row.after) for row in neighbours)])
 
 
 def _note(row: RowLoss, like: float | None = None) -> Note:

@@ -18,7 +18,8 @@ Points = Sequence[tuple[int, float]]
 
 
 def draw(report: Report, path: Path, *, rates: Points = (), speeds: Points = ()) -> str | None:
-    """Write a PNG of the losses by step, above learning rate and throughput; what to do instead where it cannot be drawn."""
+    """Write a PNG of the losses by step, above learning rate and throughput; what to do instead
+    where it cannot be drawn."""
     if not report.curve:
         return "There is no picture: no step was recorded."
     try:

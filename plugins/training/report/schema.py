@@ -43,12 +43,12 @@ class Sample(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """The whole report. Losses of rows are in nats per trained token, measured in `precision`; `curve` is (step, training loss) and
-    `evaluations` (step, held-out loss), in `loss_unit`.
+    """The whole report. Losses of rows are in nats per trained token, measured in `precision`; `curve` is (step,
+    training loss) and `evaluations` (step, held-out loss), in `loss_unit`.
 
-    `supervised` is False for a trainer with an objective of its own: curve and evaluations are then of that objective, and rows are
-    compared with the model that training started from. `looked_at` of `rows` training rows were evaluated. `notes` say what is unknown,
-    and why.
+    `supervised` is False for a trainer with an objective of its own: curve and evaluations are then of that objective,
+    and rows are compared with the model that training started from. `looked_at` of `rows` training rows were evaluated.
+    `notes` say what is unknown, and why.
     """
 
     adapter: str

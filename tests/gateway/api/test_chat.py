@@ -16,12 +16,12 @@ from tunery.gateway.api.response import event_stream
 from tunery.gateway.engine.messages import Generate
 from tunery.registry.errors import Unavailable
 
-ASK: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hi"}]
+MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hi"}]
 
 
 async def test_a_whole_answer_names_what_answered(served: Served) -> None:
     version = served.publish("acme/support")
-    raw = await served.client.chat.completions.with_raw_response.create(model="acme/support", messages=ASK)
+    raw = await served.client.chat.completions.with_raw_response.create(model="acme/support", messages=MESSAGES)
     answer = raw.parse()
     assert answer.choices[0].message.content == REPLY
     assert answer.choices[0].message.role == "assistant"
@@ -70,7 +70,7 @@ async def test_the_engine_gets_the_rendered_prompt_the_adapter_and_the_sampling(
 
 async def test_a_stream_is_the_same_text_in_pieces(served: Served) -> None:
     stream = await served.client.chat.completions.create(
-        model="tiny", messages=ASK, stream=True, stream_options={"include_usage": True}
+        model="tiny", messages=MESSAGES, stream=True, stream_options={"include_usage": True}
     )
     chunks = [chunk async for chunk in stream]
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
@@ -85,7 +85,7 @@ async def test_a_stream_is_the_same_text_in_pieces(served: Served) -> None:
 
 async def test_the_stream_on_the_wire_ends_with_done(served: Served) -> None:
     async with httpx.AsyncClient() as client:
-        body = {"model": "tiny", "messages": ASK, "stream": True}
+        body = {"model": "tiny", "messages": MESSAGES, "stream": True}
         response = await client.post(f"{served.url}/v1/chat/completions", json=body)
     assert response.headers["content-type"].startswith("text/event-stream")
     events = response.text.split("\n\n")
@@ -94,11 +94,11 @@ async def test_the_stream_on_the_wire_ends_with_done(served: Served) -> None:
 
 
 async def test_characters_of_several_tokens_arrive_whole(served: Served) -> None:
-    said = "Grüße 👋🏽 你好"
-    served.engine.reply = served.gateway.renderer.encode(said)
-    stream = await served.client.chat.completions.create(model="tiny", messages=ASK, stream=True)
+    reply = "Grüße 👋🏽 你好"
+    served.engine.reply = served.gateway.renderer.encode(reply)
+    stream = await served.client.chat.completions.create(model="tiny", messages=MESSAGES, stream=True)
     pieces = [chunk.choices[0].delta.content or "" async for chunk in stream]
-    assert "".join(pieces) == said
+    assert "".join(pieces) == reply
     assert not any("\ufffd" in piece for piece in pieces)
 
 
@@ -106,24 +106,24 @@ async def test_characters_of_several_tokens_arrive_whole(served: Served) -> None
     ("stop", "left"), [("wor", "Hello, "), (["zzz", "lo"], "Hel"), (["Hello, world"], ""), (["H"], "")]
 )
 async def test_stop_strings_end_the_answer_and_are_not_shown(served: Served, stop: str | list[str], left: str) -> None:
-    answer = await served.client.chat.completions.create(model="tiny", messages=ASK, stop=stop)
+    answer = await served.client.chat.completions.create(model="tiny", messages=MESSAGES, stop=stop)
     assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == (left, "stop")
-    stream = await served.client.chat.completions.create(model="tiny", messages=ASK, stop=stop, stream=True)
+    stream = await served.client.chat.completions.create(model="tiny", messages=MESSAGES, stop=stop, stream=True)
     assert "".join([chunk.choices[0].delta.content or "" async for chunk in stream]) == left
 
 
-async def test_a_limit_is_told(served: Served) -> None:
-    answer = await served.client.chat.completions.create(model="tiny", messages=ASK, max_tokens=2)
+async def test_a_reached_token_limit_is_the_finish_reason(served: Served) -> None:
+    answer = await served.client.chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=2)
     assert answer.choices[0].finish_reason == "length"
     assert present(answer.usage).completion_tokens == 2
 
 
 async def test_several_choices(served: Served) -> None:
-    answer = await served.client.chat.completions.create(model="tiny", messages=ASK, n=3, seed=1)
+    answer = await served.client.chat.completions.create(model="tiny", messages=MESSAGES, n=3, seed=1)
     assert [choice.index for choice in answer.choices] == [0, 1, 2]
     assert {choice.message.content for choice in answer.choices} == {REPLY}
     assert sorted(present(request.sampling.seed) for request in served.engine.requests) == [1, 2, 3]
-    stream = await served.client.chat.completions.create(model="tiny", messages=ASK, n=2, stream=True)
+    stream = await served.client.chat.completions.create(model="tiny", messages=MESSAGES, n=2, stream=True)
     texts = {0: "", 1: ""}
     async for chunk in stream:
         texts[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
@@ -131,7 +131,7 @@ async def test_several_choices(served: Served) -> None:
 
 
 async def test_logprobs_have_openais_shape(served: Served) -> None:
-    answer = await served.client.chat.completions.create(model="tiny", messages=ASK, logprobs=True, top_logprobs=2)
+    answer = await served.client.chat.completions.create(model="tiny", messages=MESSAGES, logprobs=True, top_logprobs=2)
     content = present(present(answer.choices[0].logprobs).content)
     assert "".join(entry.token for entry in content) == REPLY
     assert all(entry.logprob == -0.5 and len(entry.top_logprobs) == 2 for entry in content)
@@ -139,12 +139,12 @@ async def test_logprobs_have_openais_shape(served: Served) -> None:
 
 
 async def test_a_tokens_bytes_are_exact_even_where_it_is_part_of_a_character(served: Served) -> None:
-    said = "Grüße 👋🏽"
-    served.engine.reply = served.gateway.renderer.encode(said)
-    answer = await served.client.chat.completions.create(model="tiny", messages=ASK, logprobs=True)
+    reply = "Grüße 👋🏽"
+    served.engine.reply = served.gateway.renderer.encode(reply)
+    answer = await served.client.chat.completions.create(model="tiny", messages=MESSAGES, logprobs=True)
     content = present(present(answer.choices[0].logprobs).content)
     assert any("\ufffd" in entry.token for entry in content)
-    assert b"".join(bytes(present(entry.bytes)) for entry in content).decode() == said
+    assert b"".join(bytes(present(entry.bytes)) for entry in content).decode() == reply
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ async def test_a_tokens_bytes_are_exact_even_where_it_is_part_of_a_character(ser
 async def test_an_unknown_model_is_never_answered_by_the_base(served: Served, name: str) -> None:
     served.publish("acme/support")
     with pytest.raises(openai.NotFoundError) as caught:
-        await served.client.chat.completions.create(model=name, messages=ASK)
+        await served.client.chat.completions.create(model=name, messages=MESSAGES)
     assert caught.value.code == "model_not_found"
     assert caught.value.param == "model"
     assert served.engine.requests == []
@@ -161,19 +161,21 @@ async def test_an_unknown_model_is_never_answered_by_the_base(served: Served, na
 
 async def test_the_adapter_may_be_a_field_or_a_header(served: Served) -> None:
     served.publish("acme/support")
-    await served.client.chat.completions.create(model="tiny", messages=ASK, extra_body={"adapter": "acme/support"})
+    await served.client.chat.completions.create(model="tiny", messages=MESSAGES, extra_body={"adapter": "acme/support"})
     await served.client.chat.completions.create(
-        model="tiny", messages=ASK, extra_headers={"X-Tunery-Adapter": "acme/support@1"}
+        model="tiny", messages=MESSAGES, extra_headers={"X-Tunery-Adapter": "acme/support@1"}
     )
     assert [[part.source.name for part in request.composition] for request in served.engine.requests] == [
         ["acme/support"]
     ] * 2
     with pytest.raises(openai.BadRequestError, match="disagree"):
         await served.client.chat.completions.create(
-            model="acme/support", messages=ASK, extra_body={"adapter": "acme/other"}
+            model="acme/support", messages=MESSAGES, extra_body={"adapter": "acme/other"}
         )
     with pytest.raises(openai.NotFoundError):
-        await served.client.chat.completions.create(model="tiny", messages=ASK, extra_body={"adapter": "acme/other"})
+        await served.client.chat.completions.create(
+            model="tiny", messages=MESSAGES, extra_body={"adapter": "acme/other"}
+        )
 
 
 @pytest.mark.parametrize(
@@ -203,7 +205,7 @@ async def test_the_adapter_may_be_a_field_or_a_header(served: Served) -> None:
 async def test_what_cannot_be_is_400_and_names_the_field(served: Served, body: dict[str, object], param: str) -> None:
     async with httpx.AsyncClient() as client:
         response = await client.post(
-            f"{served.url}/v1/chat/completions", json={"model": "tiny", "messages": ASK, **body}
+            f"{served.url}/v1/chat/completions", json={"model": "tiny", "messages": MESSAGES, **body}
         )
     assert response.status_code == 400, response.text
     error = response.json()["error"]
@@ -218,7 +220,7 @@ async def test_the_context_length_is_kept(served: Served) -> None:
         )
     assert caught.value.code == "context_length_exceeded"
     with pytest.raises(openai.BadRequestError) as caught:
-        await served.client.chat.completions.create(model="tiny", messages=ASK, max_tokens=1020)
+        await served.client.chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=1020)
     assert caught.value.code == "context_length_exceeded"
 
 
@@ -231,9 +233,9 @@ async def test_clients_know_a_prompt_that_is_too_long_by_openais_words(served: S
         ("/v1/embeddings", {"input": "word " * 2000}),
     ):
         error = (await served.post(path, {"model": "tiny", **body})).json()["error"]
-        found = re.search(words, error["message"])
-        assert found is not None, error
-        limit, asked, prompt, output = map(int, found.groups())
+        match = re.search(words, error["message"])
+        assert match is not None, error
+        limit, asked, prompt, output = map(int, match.groups())
         assert (limit, asked, output) == (1024, prompt + output, 7 if "messages" in body else 0)
         assert error["code"] == "context_length_exceeded"
 
@@ -264,7 +266,7 @@ async def test_a_bug_is_500_and_says_nothing_of_itself(served: Served, caplog: p
 
     served.engine.reply = broken
     with pytest.raises(openai.InternalServerError) as caught:
-        await served.client.chat.completions.create(model="tiny", messages=ASK)
+        await served.client.chat.completions.create(model="tiny", messages=MESSAGES)
     assert "secret" not in str(caught.value)
     assert "secret detail" in caplog.text
 
@@ -276,7 +278,7 @@ async def test_a_dead_engine_is_503_and_the_gateway_not_ready(served: Served) ->
         assert (await client.get(f"{served.url}/health/ready")).status_code == 503
         assert (await client.get(f"{served.url}/health/live")).status_code == 200
     with pytest.raises(openai.InternalServerError) as caught:
-        await served.client.chat.completions.create(model="tiny", messages=ASK)
+        await served.client.chat.completions.create(model="tiny", messages=MESSAGES)
     assert caught.value.status_code == 503
     assert caught.value.code == "engine_starting"
     assert caught.value.response.headers["retry-after"] == "7", "what the engine says of its outage"
@@ -286,18 +288,18 @@ async def test_a_stream_that_is_long_in_coming_sends_comments(served: Served, mo
     monkeypatch.setattr(event_stream, "FIRST_COMMENT", 0.01)
     monkeypatch.setattr(event_stream, "COMMENT_EVERY", 0.01)
     served.engine.delay = 0.2
-    body = {"model": "tiny", "messages": ASK, "stream": True, "max_tokens": 2}
+    body = {"model": "tiny", "messages": MESSAGES, "stream": True, "max_tokens": 2}
     response = await served.post("/v1/chat/completions", body)
     assert response.status_code == 200
     first, second, *_ = response.text.split("\n\n")
     assert (first, second) == (": queued", ": queued")
-    stream = await served.client.chat.completions.create(model="tiny", messages=ASK, stream=True, max_tokens=2)
+    stream = await served.client.chat.completions.create(model="tiny", messages=MESSAGES, stream=True, max_tokens=2)
     assert "".join([chunk.choices[0].delta.content or "" async for chunk in stream]) == REPLY[:2]
 
 
 async def test_an_engine_that_dies_mid_stream_ends_the_stream_with_an_error(served: Served) -> None:
     served.engine.delay = 0.05
-    stream = await served.client.chat.completions.create(model="tiny", messages=ASK, stream=True)
+    stream = await served.client.chat.completions.create(model="tiny", messages=MESSAGES, stream=True)
     await anext(stream.__aiter__())
     served.engine.failure = Unavailable("the engine stopped", code="engine_restarted")
     with pytest.raises(openai.APIError, match="the engine stopped"):
@@ -309,13 +311,15 @@ async def test_a_client_that_leaves_cancels_its_request(served: Served, stream: 
     served.engine.delay = 0.05
     served.engine.reply = [5] * 400
 
-    async def ask() -> None:
-        answer = await served.client.chat.completions.create(model="tiny", messages=ASK, stream=stream, max_tokens=400)
+    async def send_request() -> None:
+        answer = await served.client.chat.completions.create(
+            model="tiny", messages=MESSAGES, stream=stream, max_tokens=400
+        )
         if stream:
             assert isinstance(answer, openai.AsyncStream)
             [chunk async for chunk in answer]
 
-    asking = asyncio.create_task(ask())
+    asking = asyncio.create_task(send_request())
     while not served.engine.requests:
         await asyncio.sleep(0.01)
     await asyncio.sleep(0.2)

@@ -40,7 +40,7 @@ async def test_prompts_that_cannot_be(served: Served, prompt: Any) -> None:
     assert caught.value.param == "prompt"
 
 
-async def test_echo_says_the_prompt_first(served: Served) -> None:
+async def test_echo_returns_the_prompt_first(served: Served) -> None:
     answer = await served.client.completions.create(model="tiny", prompt="Say: ", echo=True, max_tokens=50)
     assert answer.choices[0].text == "Say: " + REPLY
     stream = await served.client.completions.create(
@@ -52,18 +52,20 @@ async def test_echo_says_the_prompt_first(served: Served) -> None:
     assert texts == ["Say: " + REPLY, "And: " + REPLY]
 
 
-@pytest.mark.parametrize("said", [REPLY, "Grüße 👋🏽"])
-async def test_logprobs_are_parallel_lists_whose_offsets_point_into_the_text(served: Served, said: str) -> None:
-    served.engine.reply = served.gateway.renderer.encode(said)
-    ask: dict[str, Any] = {"model": "tiny", "prompt": "x", "logprobs": 2, "max_tokens": 50}
-    found = (await served.client.completions.create(**ask)).choices[0].logprobs
-    assert len(found.tokens) == len(found.token_logprobs) == len(found.top_logprobs) == len(found.text_offset)
-    for token, offset in zip(found.tokens, found.text_offset, strict=True):
-        assert "\ufffd" in token or said[offset:].startswith(token)
+@pytest.mark.parametrize("reply", [REPLY, "Grüße 👋🏽"])
+async def test_logprobs_are_parallel_lists_whose_offsets_point_into_the_text(served: Served, reply: str) -> None:
+    served.engine.reply = served.gateway.renderer.encode(reply)
+    request: dict[str, Any] = {"model": "tiny", "prompt": "x", "logprobs": 2, "max_tokens": 50}
+    logprobs = (await served.client.completions.create(**request)).choices[0].logprobs
+    assert (
+        len(logprobs.tokens) == len(logprobs.token_logprobs) == len(logprobs.top_logprobs) == len(logprobs.text_offset)
+    )
+    for token, offset in zip(logprobs.tokens, logprobs.text_offset, strict=True):
+        assert "\ufffd" in token or reply[offset:].startswith(token)
     streamed: list[int] = []
-    async for chunk in await served.client.completions.create(**ask, stream=True):
+    async for chunk in await served.client.completions.create(**request, stream=True):
         streamed += chunk.choices[0].logprobs.text_offset
-    assert streamed == found.text_offset
+    assert streamed == logprobs.text_offset
 
 
 async def test_a_stream(served: Served) -> None:

@@ -11,13 +11,13 @@ from tests.narrowing import present
 from tunery.gateway.engine.composition import composition_digest
 from tunery.gateway.engine.messages import Embed, Generate
 
-ASK: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hi"}]
+MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hi"}]
 
 
 async def test_a_composition_answers_and_says_so(served: Served) -> None:
     tone, facts = (served.publish(name, seed=seed) for seed, name in enumerate(("acme/tone", "globex/facts")))
     raw = await served.client.chat.completions.with_raw_response.create(
-        model="acme/tone:0.5+globex/facts@1", messages=ASK
+        model="acme/tone:0.5+globex/facts@1", messages=MESSAGES
     )
     (request,) = served.engine.requests
     assert [(part.source.digest, part.weight) for part in request.composition] == [
@@ -40,7 +40,7 @@ async def test_every_inference_endpoint_takes_one_and_so_does_the_header(served:
     await served.client.completions.create(model="acme/tone+acme/facts", prompt="x")
     await served.client.embeddings.create(model="acme/tone+acme/facts", input="x")
     await served.client.chat.completions.create(
-        model="tiny", messages=ASK, extra_headers={"x-tunery-adapter": "acme/tone+acme/facts"}
+        model="tiny", messages=MESSAGES, extra_headers={"x-tunery-adapter": "acme/tone+acme/facts"}
     )
     asked: list[Generate | Embed] = [*served.engine.requests, *served.engine.embeds]
     assert [len(request.composition) for request in asked] == [2, 2, 2]
@@ -49,7 +49,7 @@ async def test_every_inference_endpoint_takes_one_and_so_does_the_header(served:
 async def test_a_part_that_does_not_exist_is_named(served: Served) -> None:
     served.publish("acme/tone")
     with pytest.raises(openai.NotFoundError, match="acme/fcats") as caught:
-        await served.client.chat.completions.create(model="acme/tone+acme/fcats:2", messages=ASK)
+        await served.client.chat.completions.create(model="acme/tone+acme/fcats:2", messages=MESSAGES)
     assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
 
 
@@ -57,7 +57,7 @@ async def test_a_part_that_does_not_exist_is_named(served: Served) -> None:
 async def test_what_is_no_composition_is_400(served: Served, model: str) -> None:
     served.publish("acme/tone")
     with pytest.raises(openai.BadRequestError) as caught:
-        await served.client.chat.completions.create(model=model, messages=ASK)
+        await served.client.chat.completions.create(model=model, messages=MESSAGES)
     assert (caught.value.code, caught.value.param) == ("invalid_composition", "model")
 
 

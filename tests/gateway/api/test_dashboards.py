@@ -61,8 +61,8 @@ async def values(prometheus: httpx.AsyncClient, expression: str) -> list[float]:
         return []
     answer: dict[str, Any] = response.json()
     assert answer["status"] == "success", (expression, answer)
-    found = [float(series["value"][1]) for series in answer["data"]["result"]]
-    return [value for value in found if not math.isnan(value)]
+    values = [float(series["value"][1]) for series in answer["data"]["result"]]
+    return [value for value in values if not math.isnan(value)]
 
 
 async def until(prometheus: httpx.AsyncClient, expressions: dict[str, str]) -> None:
@@ -78,14 +78,14 @@ async def until(prometheus: httpx.AsyncClient, expressions: dict[str, str]) -> N
 
 def panels() -> dict[str, str]:
     dashboard = json.loads((DEPLOY / "grafana/dashboards/tunery.json").read_text())
-    found = {}
+    expressions = {}
     for panel in dashboard["panels"]:
         for target in panel.get("targets", ()):
             expression = target["expr"]
             for name, value in VARIABLES.items():
                 expression = expression.replace(name, value)
-            found[f"{panel['title']}: {target['refId']}"] = expression
-    return found
+            expressions[f"{panel['title']}: {target['refId']}"] = expression
+    return expressions
 
 
 def alerts() -> dict[str, str]:
@@ -112,9 +112,9 @@ async def test_every_panel_has_data_after_traffic_and_every_alert_something_to_c
 
 async def _traffic(served: Served) -> None:
     """Answers and failures; an adapter is loaded, one fails to, one is evicted."""
-    ask: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hi"}]
+    messages: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hi"}]
     for model in ("tiny", "acme/support"):
-        await served.client.chat.completions.create(model=model, messages=ask)
+        await served.client.chat.completions.create(model=model, messages=messages)
     adapters = {"acme/support": 1}
     served.engine.report(
         stats(
@@ -126,7 +126,7 @@ async def _traffic(served: Served) -> None:
         )
     )
     served.engine.failure = Unavailable("gone", code="engine_restarted")
-    body = {"model": "tiny", "messages": ask}
+    body = {"model": "tiny", "messages": messages}
     assert (await served.post("/v1/chat/completions", body)).status_code == 503
 
 

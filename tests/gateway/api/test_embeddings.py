@@ -42,8 +42,8 @@ async def test_length_and_dimensions_are_openais_unless_they_are_asked_for(serve
         answer = await served.client.embeddings.create(
             model="tiny", input=[[5, 6, 7]], encoding_format="float", **options
         )
-        found: list[float] = answer.data[0].embedding
-        return found
+        embedding: list[float] = answer.data[0].embedding
+        return embedding
 
     assert await vector() == pytest.approx(unit([3, 7]))
     assert await vector(dimensions=1) == [1.0], "what is left has length 1 again"
@@ -96,12 +96,12 @@ async def test_an_unknown_model_is_never_answered_by_the_base(served: Served) ->
 
 async def test_they_are_counted_like_other_requests(served: Served) -> None:
     await served.client.embeddings.create(model="tiny", input=["a b", "c"])
-    found = await scrape(served)
-    assert found["tunery_requests_total", (BASE, ("outcome", "stop"))] == 2
-    assert found["tunery_prompt_tokens_total", (BASE,)] == sum(len(embed.prompt) for embed in served.engine.embeds)
-    assert found["tunery_requests_in_flight", ()] == 0
+    samples = await scrape(served)
+    assert samples["tunery_requests_total", (BASE, ("outcome", "stop"))] == 2
+    assert samples["tunery_prompt_tokens_total", (BASE,)] == sum(len(embed.prompt) for embed in served.engine.embeds)
+    assert samples["tunery_requests_in_flight", ()] == 0
     route = ("route", "/v1/embeddings")
-    assert found["tunery_http_requests_total", (route, ("status", "200"))] == 1
+    assert samples["tunery_http_requests_total", (route, ("status", "200"))] == 1
 
 
 async def test_an_engine_that_dies_is_503_and_ends_the_others_too(served: Served) -> None:

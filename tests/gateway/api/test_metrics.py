@@ -16,7 +16,7 @@ from tunery.gateway.engine.messages import Resident, Stats
 from tunery.gateway.metrics.recorder import Metrics
 from tunery.gateway.metrics.table import MAX_ADAPTERS, OTHER, exposed_metrics
 
-ASK: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hi"}]
+MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hi"}]
 
 
 def samples(text: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -62,84 +62,84 @@ def stats(**changes: object) -> Stats:
 async def test_requests_are_counted_and_timed_by_adapter(served: Served) -> None:
     served.publish("acme/support")
     for model in ("acme/support", "acme/support@1", "tiny"):
-        await served.client.chat.completions.create(model=model, messages=ASK)
-    found = await scrape(served)
+        await served.client.chat.completions.create(model=model, messages=MESSAGES)
+    samples = await scrape(served)
     acme, base = ("adapter", "acme/support"), ("adapter", "base")
-    assert found["tunery_requests_total", (acme, ("outcome", "stop"))] == 2
-    assert found["tunery_requests_total", (base, ("outcome", "stop"))] == 1
-    generated = found["tunery_generated_tokens_total", (acme,)]
-    assert generated == found["vllm:generation_tokens_total", (("model_name", "acme/support"),)]
-    assert found["tunery_time_to_first_token_seconds_count", (acme,)] == 2
-    assert found["tunery_time_per_output_token_seconds_count", (acme,)] == generated - 2
-    assert found["tunery_request_seconds_count", (acme,)] == 2
-    assert found["vllm:request_success_total", (("finished_reason", "stop"), ("model_name", "base"))] == 1
+    assert samples["tunery_requests_total", (acme, ("outcome", "stop"))] == 2
+    assert samples["tunery_requests_total", (base, ("outcome", "stop"))] == 1
+    generated = samples["tunery_generated_tokens_total", (acme,)]
+    assert generated == samples["vllm:generation_tokens_total", (("model_name", "acme/support"),)]
+    assert samples["tunery_time_to_first_token_seconds_count", (acme,)] == 2
+    assert samples["tunery_time_per_output_token_seconds_count", (acme,)] == generated - 2
+    assert samples["tunery_request_seconds_count", (acme,)] == 2
+    assert samples["vllm:request_success_total", (("finished_reason", "stop"), ("model_name", "base"))] == 1
     route = ("route", "/v1/chat/completions")
-    assert found["tunery_http_requests_total", (route, ("status", "200"))] == 3
+    assert samples["tunery_http_requests_total", (route, ("status", "200"))] == 3
 
 
 async def test_compositions_share_one_label(served: Served) -> None:
     for seed, name in enumerate(("acme/tone", "acme/facts")):
         served.publish(name, seed=seed)
     for model in ("acme/tone+acme/facts", "acme/tone:0.25+acme/facts", "acme/tone:0.5"):
-        await served.client.chat.completions.create(model=model, messages=ASK)
-    found = await scrape(served)
-    assert found["tunery_requests_total", (("adapter", "mix"), ("outcome", "stop"))] == 2
-    assert found["tunery_requests_total", (("adapter", "acme/tone"), ("outcome", "stop"))] == 1
+        await served.client.chat.completions.create(model=model, messages=MESSAGES)
+    samples = await scrape(served)
+    assert samples["tunery_requests_total", (("adapter", "mix"), ("outcome", "stop"))] == 2
+    assert samples["tunery_requests_total", (("adapter", "acme/tone"), ("outcome", "stop"))] == 1
 
 
 async def test_the_engines_state_is_shown(served: Served) -> None:
     served.engine.report(stats())
-    found = await scrape(served)
+    samples = await scrape(served)
     acme = (("adapter", "acme/support"),)
-    assert found["tunery_engine_running", ()] == found["vllm:num_requests_running", ()] == 2
-    assert found["tunery_engine_waiting", ()] == found["vllm:num_requests_waiting", ()] == 1
-    assert found["tunery_adapter_resident_bytes", acme] == 1000
-    assert found["tunery_resident_adapters", ()] == 2
-    assert found["tunery_adapter_loads_total", acme] == 2
-    assert found["tunery_adapter_load_seconds_count", acme] == 1
-    assert found["tunery_adapter_cache_hits_total", acme] == 9
-    assert found["tunery_adapter_evictions_total", (("adapter", "acme/old"),)] == 3
-    assert found["tunery_adapter_load_failures_total", (("adapter", "acme/bad"),)] == 1
-    assert found["vllm:kv_cache_usage_perc", ()] == 0.25
-    assert found["tunery_engine_up", ()] == 1
-    assert (found["tunery_pinned_adapters", ()], found["tunery_adapter_ram_bytes", ()]) == (1, 400)
-    assert found["tunery_preemptions_total", ()] == found["vllm:num_preemptions_total", ()] == 3
-    assert found["tunery_prefix_cache_queries_total", ()] == found["vllm:prefix_cache_queries_total", ()] == 90
-    assert found["tunery_prefix_cache_hits_total", ()] == found["vllm:prefix_cache_hits_total", ()] == 60
+    assert samples["tunery_engine_running", ()] == samples["vllm:num_requests_running", ()] == 2
+    assert samples["tunery_engine_waiting", ()] == samples["vllm:num_requests_waiting", ()] == 1
+    assert samples["tunery_adapter_resident_bytes", acme] == 1000
+    assert samples["tunery_resident_adapters", ()] == 2
+    assert samples["tunery_adapter_loads_total", acme] == 2
+    assert samples["tunery_adapter_load_seconds_count", acme] == 1
+    assert samples["tunery_adapter_cache_hits_total", acme] == 9
+    assert samples["tunery_adapter_evictions_total", (("adapter", "acme/old"),)] == 3
+    assert samples["tunery_adapter_load_failures_total", (("adapter", "acme/bad"),)] == 1
+    assert samples["vllm:kv_cache_usage_perc", ()] == 0.25
+    assert samples["tunery_engine_up", ()] == 1
+    assert (samples["tunery_pinned_adapters", ()], samples["tunery_adapter_ram_bytes", ()]) == (1, 400)
+    assert samples["tunery_preemptions_total", ()] == samples["vllm:num_preemptions_total", ()] == 3
+    assert samples["tunery_prefix_cache_queries_total", ()] == samples["vllm:prefix_cache_queries_total", ()] == 90
+    assert samples["tunery_prefix_cache_hits_total", ()] == samples["vllm:prefix_cache_hits_total", ()] == 60
 
 
 async def test_counters_go_on_when_a_new_engine_begins_at_zero(served: Served) -> None:
     for count in (5, 7, 1, 1, 4):
         served.engine.report(stats(loads={"a/b": count}, preemptions=count))
-    found = await scrape(served)
-    assert found["tunery_adapter_loads_total", (("adapter", "a/b"),)] == 11
-    assert found["tunery_preemptions_total", ()] == found["vllm:num_preemptions_total", ()] == 11
+    samples = await scrape(served)
+    assert samples["tunery_adapter_loads_total", (("adapter", "a/b"),)] == 11
+    assert samples["tunery_preemptions_total", ()] == samples["vllm:num_preemptions_total", ()] == 11
 
 
 async def test_the_routers_metric_is_one_series_that_names_who_runs_and_who_waits(served: Served) -> None:
     served.engine.report(stats())
     served.engine.report(stats(waiting_adapters={}, running_adapters={"x/y": 1}, resident=[]))
-    found = {
+    series = {
         labels: value for (name, labels), value in (await scrape(served)).items() if name == "vllm:lora_requests_info"
     }
-    (labels,) = found
+    (labels,) = series
     assert dict(labels) == {"max_lora": "4", "running_lora_adapters": "x/y", "waiting_lora_adapters": ""}
-    assert found[labels] > 1.7e9
+    assert series[labels] > 1.7e9
 
 
 async def test_a_thousand_made_up_names_add_no_series(served: Served) -> None:
     served.publish("acme/support")
-    await served.client.chat.completions.create(model="acme/support", messages=ASK)
+    await served.client.chat.completions.create(model="acme/support", messages=MESSAGES)
     before = set(await scrape(served))
     async with httpx.AsyncClient(verify=False) as client:
         for number in range(1000):
-            body = {"model": f"made/up-{number}", "messages": ASK}
+            body = {"model": f"made/up-{number}", "messages": MESSAGES}
             response = await client.post(f"{served.url}/v1/chat/completions", json=body)
             assert response.status_code == 404
-    found = await scrape(served)
-    assert set(found) == before
+    samples = await scrape(served)
+    assert set(samples) == before
     chat = (("route", "/v1/chat/completions"), ("status", "404"))
-    assert found["tunery_http_requests_total", chat] == 1000
+    assert samples["tunery_http_requests_total", chat] == 1000
 
 
 def test_more_adapters_than_there_is_room_for_share_a_label() -> None:
@@ -167,15 +167,15 @@ async def test_failures_are_outcomes(served: Served) -> None:
 
     served.engine.failure = Unavailable("gone", code="engine_restarted")
     with pytest.raises(openai.InternalServerError):
-        await served.client.chat.completions.create(model="tiny", messages=ASK)
-    found = await scrape(served)
-    assert found["tunery_requests_total", (("adapter", "base"), ("outcome", "engine_restarted"))] == 1
+        await served.client.chat.completions.create(model="tiny", messages=MESSAGES)
+    samples = await scrape(served)
+    assert samples["tunery_requests_total", (("adapter", "base"), ("outcome", "engine_restarted"))] == 1
 
 
 async def test_a_dead_engine_runs_and_holds_nothing(served: Served) -> None:
     served.engine.report(stats())
     served.engine.die()
-    found = await scrape(served)
+    samples = await scrape(served)
     for name in (
         "tunery_engine_up",
         "tunery_engine_running",
@@ -188,43 +188,43 @@ async def test_a_dead_engine_runs_and_holds_nothing(served: Served) -> None:
         "tunery_pinned_adapters",
         "tunery_adapter_ram_bytes",
     ):
-        assert found[name, ()] == 0, name
-    assert not [name for name, _ in found if name in ("vllm:lora_requests_info", "tunery_adapter_resident_bytes")]
-    assert found["tunery_adapter_loads_total", (("adapter", "acme/support"),)] == 2, "counters keep what was counted"
+        assert samples[name, ()] == 0, name
+    assert not [name for name, _ in samples if name in ("vllm:lora_requests_info", "tunery_adapter_resident_bytes")]
+    assert samples["tunery_adapter_loads_total", (("adapter", "acme/support"),)] == 2, "counters keep what was counted"
 
 
 async def test_a_client_that_leaves_is_an_outcome_of_its_own(served: Served) -> None:
     served.engine.delay = 0.05
-    stream = await served.client.chat.completions.create(model="tiny", messages=ASK, stream=True)
+    stream = await served.client.chat.completions.create(model="tiny", messages=MESSAGES, stream=True)
     await anext(stream.__aiter__())
     await stream.close()
     base = ("adapter", "base")
     key = ("tunery_requests_total", (base, ("outcome", "cancelled")))
     for _ in range(100):
-        found = await scrape(served)
-        if found[key]:
+        samples = await scrape(served)
+        if samples[key]:
             break
-    assert found[key] == 1
-    assert found["vllm:request_success_total", (("finished_reason", "abort"), ("model_name", "base"))] == 1
-    assert found["tunery_requests_in_flight", ()] == 0
-    assert found["tunery_request_seconds_count", (base,)] == 0, "it never got a whole answer"
+    assert samples[key] == 1
+    assert samples["vllm:request_success_total", (("finished_reason", "abort"), ("model_name", "base"))] == 1
+    assert samples["tunery_requests_in_flight", ()] == 0
+    assert samples["tunery_request_seconds_count", (base,)] == 0, "it never got a whole answer"
 
 
 async def test_every_series_that_can_be_known_begins_at_zero(served: Served) -> None:
     """Prometheus' increase() does not see a counter that appears at 1."""
     served.publish("acme/support")
-    found = await scrape(served)
+    samples = await scrape(served)
     base, acme = (("adapter", name) for name in ("base", "acme/support"))
     for outcome in ("stop", "length", "cancelled", "overloaded", "engine_restarted"):
         for label in (base, acme):
-            assert found["tunery_requests_total", (label, ("outcome", outcome))] == 0
+            assert samples["tunery_requests_total", (label, ("outcome", outcome))] == 0
     for name in ("loads", "load_failures", "evictions", "cache_hits"):
-        assert found[f"tunery_adapter_{name}_total", (acme,)] == 0
-    assert found["tunery_adapter_load_seconds_count", (acme,)] == 0
-    assert found["tunery_time_to_first_token_seconds_count", (base,)] == 0
+        assert samples[f"tunery_adapter_{name}_total", (acme,)] == 0
+    assert samples["tunery_adapter_load_seconds_count", (acme,)] == 0
+    assert samples["tunery_time_to_first_token_seconds_count", (base,)] == 0
     for route, status in (("/v1/chat/completions", "500"), ("/v1/models/{name}", "404"), ("/v1/completions", "499")):
-        assert found["tunery_http_requests_total", (("route", route), ("status", status))] == 0
-    assert found["tunery_engine_restarts_total", ()] == 0
+        assert samples["tunery_http_requests_total", (("route", route), ("status", status))] == 0
+    assert samples["tunery_engine_restarts_total", ()] == 0
     served.publish("globex/tickets")
     assert ("tunery_adapter_evictions_total", (("adapter", "globex/tickets"),)) in await scrape(served)
 

@@ -18,7 +18,7 @@ async def call(served: Served, method: str, path: str, **options: object) -> htt
         return await client.request(method, served.url + path, **options)  # type: ignore[arg-type]
 
 
-async def test_adapters_tell_what_their_name_means_and_what_is_resident(served: Served) -> None:
+async def test_the_adapter_list_shows_what_names_mean_and_what_is_resident(served: Served) -> None:
     served.publish("acme/support", seed=1, alias="production")
     served.publish("acme/support", seed=2, alias="canary")
     served.publish("globex/tickets", seed=3)

@@ -15,7 +15,7 @@ from tests.gateway.api.conftest import Served
 from tests.narrowing import present
 from tunery.registry.settings import ServeSettings
 
-ASK: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hi"}]
+MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hi"}]
 MOVE = """
 import sys
 from pathlib import Path
@@ -48,7 +48,7 @@ async def test_an_adapter_of_another_base_is_not_served(served: Served) -> None:
     served.base = other
     served.publish("acme/foreign")
     with pytest.raises(openai.NotFoundError, match="was trained on other"):
-        await served.client.chat.completions.create(model="acme/foreign", messages=ASK)
+        await served.client.chat.completions.create(model="acme/foreign", messages=MESSAGES)
     assert [model.id async for model in served.client.models.list()] == ["tiny"]
 
 
@@ -61,11 +61,13 @@ async def test_an_alias_moved_by_another_process_takes_effect_at_once_and_nothin
     moved = asyncio.Event()
     done = asyncio.Event()
 
-    async def ask_on() -> None:
+    async def keep_sending() -> None:
         while not done.is_set():
             after = moved.is_set()
             try:
-                raw = await served.client.chat.completions.with_raw_response.create(model="acme/support", messages=ASK)
+                raw = await served.client.chat.completions.with_raw_response.create(
+                    model="acme/support", messages=MESSAGES
+                )
             except openai.OpenAIError as error:
                 failures.append(error)
                 return
@@ -73,7 +75,7 @@ async def test_an_alias_moved_by_another_process_takes_effect_at_once_and_nothin
             versions[version] += 1
             assert not after or version == "2"
 
-    clients = [asyncio.create_task(ask_on()) for _ in range(8)]
+    clients = [asyncio.create_task(keep_sending()) for _ in range(8)]
     while versions["1"] < 50:
         await asyncio.sleep(0.01)
     home = str(served.gateway.registry.home.root)
@@ -91,10 +93,10 @@ async def test_a_running_stream_ends_on_the_version_it_began_with(served: Served
     first = served.publish("acme/support", seed=1, alias="production")
     second = served.publish("acme/support", seed=2)
     served.engine.delay = 0.02
-    stream = await served.client.chat.completions.create(model="acme/support", messages=ASK, stream=True)
+    stream = await served.client.chat.completions.create(model="acme/support", messages=MESSAGES, stream=True)
     chunks = [await anext(stream.__aiter__())]
     served.gateway.registry.move_alias("acme/support", "production", 2, actor="test")
-    answer = await served.client.chat.completions.create(model="acme/support", messages=ASK)
+    answer = await served.client.chat.completions.create(model="acme/support", messages=MESSAGES)
     chunks += [chunk async for chunk in stream]
     assert {first.digest[:10] in present(chunk.system_fingerprint) for chunk in chunks} == {True}
     assert second.digest[:10] in present(answer.system_fingerprint)
@@ -108,12 +110,13 @@ class TestBoundedQueue:
     async def test_more_than_may_wait_is_429_with_retry_after(self, served: Served) -> None:
         served.engine.delay = 0.1
         asking = [
-            asyncio.create_task(served.client.chat.completions.create(model="tiny", messages=ASK)) for _ in range(3)
+            asyncio.create_task(served.client.chat.completions.create(model="tiny", messages=MESSAGES))
+            for _ in range(3)
         ]
         while served.gateway.in_flight < 3:
             await asyncio.sleep(0.01)
         with pytest.raises(openai.RateLimitError) as caught:
-            await served.client.chat.completions.create(model="tiny", messages=ASK)
+            await served.client.chat.completions.create(model="tiny", messages=MESSAGES)
         assert caught.value.response.headers["retry-after"] == "1"
         answers = await asyncio.gather(*asking)
         assert len(answers) == 3

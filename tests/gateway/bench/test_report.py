@@ -79,9 +79,9 @@ def test_peers_are_read_line_by_line_and_a_wrong_line_is_named(tmp_path: Path) -
 def test_the_picture_and_the_json(tmp_path: Path) -> None:
     draw(rows(), PEERS, tmp_path / "new" / "serve.png")
     assert (tmp_path / "new" / "serve.png").read_bytes().startswith(b"\x89PNG")
-    found = json.loads(as_json(rows(), judge(rows(), PEERS), {"cores": 2}))
-    assert found["machine"] == {"cores": 2}
-    assert [row["name"] for row in found["rows"]] == [row.name for row in rows()]
-    assert {bar["met"] for bar in found["bars"]} == {"goal", "yes", "NO"}
-    assert (read_rows(found), read_bars(found)) == (rows(), judge(rows(), PEERS))
-    assert "| gap | 2.5 × |" in rows_table(read_rows(found))
+    report = json.loads(as_json(rows(), judge(rows(), PEERS), {"cores": 2}))
+    assert report["machine"] == {"cores": 2}
+    assert [row["name"] for row in report["rows"]] == [row.name for row in rows()]
+    assert {bar["met"] for bar in report["bars"]} == {"goal", "yes", "NO"}
+    assert (read_rows(report), read_bars(report)) == (rows(), judge(rows(), PEERS))
+    assert "| gap | 2.5 × |" in rows_table(read_rows(report))

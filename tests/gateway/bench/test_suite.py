@@ -8,8 +8,9 @@ import pytest
 
 from tunery.gateway.bench import suite
 from tunery.gateway.bench.driver import Driver
+from tunery.gateway.bench.settings import Workload
 from tunery.gateway.bench.suite import Row, Suite
-from tunery.gateway.bench.workload import Workload, bench_serve, random_adapter
+from tunery.gateway.bench.workload import bench_serve, random_adapter
 from tunery.gateway.engine.config import EngineConfig
 from tunery.registry.errors import Unavailable
 
@@ -35,8 +36,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_row_but_the_processes(small: None, config: EngineConfig, tmp_path: Path) -> None:
-    said: list[str] = []
-    made = Suite(config, tmp_path, said.append)
+    messages: list[str] = []
+    made = Suite(config, tmp_path, messages.append)
     rows: list[Row] = [*made._sweep(), made._registered(), made._zipf(), made._cold_first_token(), made._gaps()]
     named = {row.name: row for row in rows}
     assert [name for name in named if name.startswith("sweep_")] == [f"sweep_{n}" for n in (0, 1, 2, 4, 8, 16, 32)]
@@ -63,6 +64,6 @@ def test_a_request_that_fails_ends_the_benchmark(config: EngineConfig, tmp_path:
     with Driver(config) as driver:
         source = random_adapter(driver.core.model.shape, tmp_path / "a", rank=2, seed=0)
         (tmp_path / "a" / "adapter_config.json").unlink()
-        driver.ask("r", (1, 2), 2, source)
+        driver.submit("r", (1, 2), 2, source)
         with pytest.raises(Unavailable, match="the benchmark's own request failed"):
             driver.finish()

@@ -1,4 +1,4 @@
-"""The comparison runs real processes: ours, and a peer that is any command; what a peer says wrongly is told."""
+"""The comparison runs real processes: ours, and a peer that is any command; what a peer prints wrongly is reported."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def test_methods_and_a_peer_are_measured_in_one_run(
     rows, held_out = write_rows(tmp_path / "rows.jsonl", 20), write_rows(tmp_path / "held.jsonl", 4, start=90)
     peer = tmp_path / "peer.py"
     peer.write_text(PEER)
-    told = tunery(
+    done = tunery(
         home, "bench", "train", "--base", "tiny", "--data", str(rows), "--held-out", str(held_out), "--steps", "2",
         "--method", "lora", "--method", "qlora", "--set", "batch_size=4", "--json",
         "--peer", f"{sys.executable} {peer} {{base}} {{data}} {{held_out}} {{steps}} {{batch}}",
     )  # fmt: skip
-    figures = json.loads(told.stdout)["figures"]
+    figures = json.loads(done.stdout)["figures"]
     assert [each["system"] for each in figures] == ["tunery lora", "tunery qlora", "other"]
     assert all(each["eval_loss"] > 0 for each in figures)
     assert [figures[0]["batch_size"], figures[2]["batch"], figures[2]["config"]] == [4, 4, "{"]
@@ -56,7 +56,7 @@ def test_methods_and_a_peer_are_measured_in_one_run(
         (f"{sys.executable} -c 1/0", Unavailable, "ZeroDivisionError"),
     ],
 )
-def test_a_peer_that_cannot_be_measured_is_said_so(peer: str, error: type[Exception], words: str) -> None:
+def test_a_peer_that_cannot_be_measured_is_reported(peer: str, error: type[Exception], words: str) -> None:
     workload = TrainingWorkload(base="b", folder="f", data=Path("d"), held_out=None, steps=1, batch=1)
     with pytest.raises(error, match=words):
         compare(workload, (), peer, lambda text: None)

@@ -125,7 +125,7 @@ def test_removing_verifying_and_collecting(filled: Home) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "says"),
+    ("arguments", "code", "message"),
     [
         (["adapters", "show", "acme/suport"], 3, "did you mean 'acme/support'?"),
         (["adapters", "show", "Not A Name"], 2, "tenant/name"),
@@ -136,10 +136,10 @@ def test_removing_verifying_and_collecting(filled: Home) -> None:
         (["adapters", "import", "/nowhere", "a/b", "--base", "tiny"], 3, "no folder"),
     ],
 )
-def test_mistakes_end_with_one_line_and_their_code(filled: Home, arguments: list[str], code: int, says: str) -> None:
+def test_mistakes_end_with_one_line_and_their_code(filled: Home, arguments: list[str], code: int, message: str) -> None:
     done = tunery(filled, *arguments)
     assert (done.returncode, done.stdout) == (code, "")
-    assert says in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -191,7 +191,7 @@ def test_a_reader_that_leaves_is_no_error(filled: Home) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_what_an_import_warns_of_is_said_and_shown(filled: Home, tmp_path: Path) -> None:
+def test_warnings_of_an_import_are_printed_and_shown(filled: Home, tmp_path: Path) -> None:
     folder = make_adapter(tmp_path / "foreign", seed=11)
     (folder / "chat_template.jinja").write_text("{{ messages }}")
     taken = tunery(filled, "adapters", "import", str(folder), "acme/foreign", "--base", "tiny")

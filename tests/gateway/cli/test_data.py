@@ -1,4 +1,4 @@
-"""`tunery data` as a process: what is wrong is told, as text, JSON or a page, with the exit code of bad input."""
+"""`tunery data` as a process: what is wrong is reported, as text, JSON or a page, with the exit code of bad input."""
 
 from __future__ import annotations
 
@@ -47,17 +47,17 @@ def test_bad_rows_end_with_2_in_every_form(home: Home, bad: Path, tmp_path: Path
     assert "error\tbad.jsonl:2\t$\tconflicting_answers\t" in text.stdout
     assert "\x1b" not in text.stdout
     assert page.stdout.startswith("<!doctype html>")
-    found = json.loads(as_json.stdout)
-    assert found["errors"] == 2
-    assert [(f["line"], f["rule"], f["severity"]) for f in found["findings"]] == [
+    report = json.loads(as_json.stdout)
+    assert report["errors"] == 2
+    assert [(f["line"], f["rule"], f["severity"]) for f in report["findings"]] == [
         (2, "conflicting_answers", "error"),
         (3, "pii", "warning"),
         (4, "schema", "error"),
     ]
-    assert found["statistics"]["files"][0]["rows"] == 3
+    assert report["statistics"]["files"][0]["rows"] == 3
 
 
-def test_leaks_into_held_out_rows_are_told(home: Home, tmp_path: Path) -> None:
+def test_leaks_into_held_out_rows_are_reported(home: Home, tmp_path: Path) -> None:
     rows, val = write_rows(tmp_path / "rows.jsonl", 20), write_rows(tmp_path / "val.jsonl", 4, start=18)
     done = tunery(home, "data", "check", str(rows), "--val", str(val), "--json")
     assert done.returncode == 2
@@ -83,16 +83,16 @@ def test_a_file_is_split_once(home: Home, tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "rows.jsonl", 20)
     done = tunery(home, "data", "split", str(rows), "--fraction", "0.25", "--json")
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert (found["train_rows"], found["held_out_rows"], found["groups"]) == (15, 5, 20)
-    assert len(Path(found["held_out"]).read_text().splitlines()) == 5
+    report = json.loads(done.stdout)
+    assert (report["train_rows"], report["held_out_rows"], report["groups"]) == (15, 5, 20)
+    assert len(Path(report["held_out"]).read_text().splitlines()) == 5
     again = tunery(home, "data", "split", str(rows))
     assert again.returncode == 4
     assert "exists already" in again.stderr
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "says"),
+    ("arguments", "code", "message"),
     [
         (["check", "/no/such.jsonl"], 3, "no file /no/such.jsonl"),
         (["check", "{rows}", "--format", "alpacca"], 2, "did you mean 'alpaca'"),
@@ -102,12 +102,12 @@ def test_a_file_is_split_once(home: Home, tmp_path: Path) -> None:
     ],
 )
 def test_mistakes(
-    home: Home, registry: Registry, tiny_base: Base, tmp_path: Path, arguments: list[str], code: int, says: str
+    home: Home, registry: Registry, tiny_base: Base, tmp_path: Path, arguments: list[str], code: int, message: str
 ) -> None:
     rows = write_rows(tmp_path / "rows.jsonl", 4)
     done = tunery(home, "data", *(word.replace("{rows}", str(rows)) for word in arguments))
     assert (done.returncode, done.stdout) == (code, "")
-    assert says in " ".join(done.stderr.replace("│", " ").split())
+    assert message in " ".join(done.stderr.replace("│", " ").split())
     assert "Traceback" not in done.stderr
 
 

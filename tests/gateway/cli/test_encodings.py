@@ -1,4 +1,5 @@
-"""Every command under ASCII and Latin-1: nothing ends in UnicodeEncodeError, what was done is done, and JSON stays JSON."""
+"""Every command under ASCII and Latin-1: nothing ends in UnicodeEncodeError, what was done is done,
+and JSON stays JSON."""
 
 from __future__ import annotations
 
@@ -65,7 +66,7 @@ def cli(home: Home, encoding: str, *arguments: str) -> str:
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_every_command_says_its_help_and_its_mistakes(home: Home, encoding: str) -> None:
+def test_every_command_has_help_and_reports_mistakes(home: Home, encoding: str) -> None:
     done = run(home, encoding, "-c", WALK)
     assert done.returncode == 0, done.stderr.decode("latin-1")
     lines = done.stdout.decode("ascii" if encoding == "locale" else encoding).splitlines()

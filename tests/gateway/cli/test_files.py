@@ -1,4 +1,5 @@
-"""`tunery files uses` and `tunery adapters lineage` as processes: what became of a file, and where a version comes from."""
+"""`tunery files uses` and `tunery adapters lineage` as processes: what became of a file, and where
+a version comes from."""
 
 from __future__ import annotations
 
@@ -68,8 +69,8 @@ def test_uses_of_a_file_are_found_by_its_content_wherever_it_is(filled: Home, ro
     ]  # fmt: skip
     sha256 = hashlib.sha256(moved.read_bytes()).hexdigest()
     for written in (sha256, sha256[:8].upper()):
-        found = json.loads(tunery(filled, "files", "uses", written, "--json").stdout)
-        assert [(use["version"], use["role"], use["sha256"]) for use in found] == [
+        uses = json.loads(tunery(filled, "files", "uses", written, "--json").stdout)
+        assert [(use["version"], use["role"], use["sha256"]) for use in uses] == [
             ("acme/support@1", "train", sha256), ("acme/support@2", "held-out", sha256)
         ]  # fmt: skip
 

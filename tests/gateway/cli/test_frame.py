@@ -1,4 +1,5 @@
-"""The command line's frame: near names, exit codes, tracebacks only when asked for, plugins' commands, light imports."""
+"""The command line's frame: near names, exit codes, tracebacks only when asked for, plugins'
+commands, light imports."""
 
 from __future__ import annotations
 
@@ -81,9 +82,9 @@ def test_an_error_is_one_line_and_a_traceback_only_when_asked_for(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert run("adapters", "show", "acme/none") == 3
-    said = capsys.readouterr().err
-    assert said.startswith("error: acme/none does not exist")
-    assert said.count("\n") == 1
+    stderr = capsys.readouterr().err
+    assert stderr.startswith("error: acme/none does not exist")
+    assert stderr.count("\n") == 1
     for arguments, variable in ((["--debug"], "0"), ([], "1")):
         monkeypatch.setenv("TUNERY_DEBUG", variable)
         with pytest.raises(errors.NotFound):
@@ -149,8 +150,8 @@ def test_a_parameter_that_is_given_another_default_keeps_its_description() -> No
 
         r: int = 8
 
-    found = {each.name: each for each in describe_parameters(Halved)}
-    assert (found["r"].default, found["r"].description) == (8, "LoRA rank")
+    fields = {each.name: each for each in describe_parameters(Halved)}
+    assert (fields["r"].default, fields["r"].description) == (8, "LoRA rank")
 
 
 @pytest.mark.parametrize("trainer", ["lora", "qlora", "full", "dpo"])

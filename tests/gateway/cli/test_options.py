@@ -1,4 +1,4 @@
-"""Options of `tunery serve` and `tunery train` are the settings' fields: names, defaults and help."""
+"""Options of `tunery serve`, `train` and `bench` are the settings' fields: names, defaults and help."""
 
 from __future__ import annotations
 
@@ -6,15 +6,27 @@ import msgspec
 import pytest
 import rich_click as click
 
+from tunery.gateway.bench.settings import EngineSettings, NeighbourSettings, TrainingRunSettings, Workload
+from tunery.gateway.cli.bench import bench
 from tunery.gateway.cli.reproduce import reproduce
 from tunery.gateway.cli.serve import serve
+from tunery.gateway.cli.terminal.options import read_options
 from tunery.gateway.cli.train import train
+from tunery.registry.errors import InvalidInput
 from tunery.registry.home import Home
 from tunery.registry.settings import ServeSettings, Settings, TrainingSettings, read_settings
+from tunery.registry.values import describe_fields
 
 
 @pytest.mark.parametrize(
-    ("command", "settings"), [(serve, ServeSettings), (train, TrainingSettings), (reproduce, TrainingSettings)]
+    ("command", "settings"),
+    [
+        (serve, ServeSettings),
+        (train, TrainingSettings),
+        (reproduce, TrainingSettings),
+        (bench.commands["serve"], EngineSettings),
+        (bench.commands["serve"], Workload),
+    ],
 )
 def test_every_setting_is_an_option_with_its_default_in_the_help(
     command: click.Command, settings: type[msgspec.Struct]
@@ -30,12 +42,23 @@ def test_every_setting_is_an_option_with_its_default_in_the_help(
             assert option.help.endswith(f"  [default: {field.default}]")
 
 
-def test_every_setting_says_what_it_is_for() -> None:
-    from tunery.registry.values import describe_fields
+BENCHMARKS = [EngineSettings, NeighbourSettings, TrainingRunSettings, Workload]
 
-    for section in msgspec.structs.fields(Settings):
-        for field in describe_fields(section.type):
+
+def test_every_setting_says_what_it_is_for() -> None:
+    for kind in [*(section.type for section in msgspec.structs.fields(Settings)), *BENCHMARKS]:
+        for field in describe_fields(kind):
             assert field.description.endswith((".", "…")), field.name
+
+
+def test_options_of_a_benchmark_are_read_into_its_settings() -> None:
+    given = bench.commands["serve"].make_context("serve", ["--rank", "8", "--quant", "int8", "--suite"]).params
+    assert read_options(Workload, given) == Workload(rank=8)
+    assert read_options(EngineSettings, given) == EngineSettings(quant="int8")
+    with pytest.raises(InvalidInput, match="--rank=0: --rank is a whole number, at least 1"):
+        read_options(Workload, {"rank": 0})
+    with pytest.raises(InvalidInput, match="--quant='nf5': did you mean 'nf4'"):
+        read_options(EngineSettings, {"quant": "nf5"})
 
 
 def test_options_that_are_not_given_leave_a_setting_to_the_environment_and_the_file(home: Home) -> None:

@@ -1,4 +1,5 @@
-"""`tunery train` and `tunery bench` as processes: a version from a file, and every mistake told before anything is trained."""
+"""`tunery train` and `tunery bench` as processes: a version from a file, and every mistake reported
+before anything is trained."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ def rows(tmp_path: Path) -> Path:
 def test_a_file_becomes_a_version(
     home: Home, registry: Registry, tiny_base: Base, rows: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of any kind, and under a locale that has not all of what is told."""
+    """Rows as a JSON document, under a locale that has only ASCII."""
     for name, value in {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}.items():
         monkeypatch.setenv(name, value)
     rows = rows.rename(rows.with_suffix(".json"))
@@ -86,7 +87,7 @@ def test_a_failed_gate_ends_with_nine_and_is_forced_on_record(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "says"),
+    ("arguments", "code", "message"),
     [
         (["--method", "lorra"], 2, "unknown trainer 'lorra': did you mean 'lora'"),
         (["--set", "learning_rat=1"], 2, "unknown parameter 'learning_rat': did you mean 'learning_rate'"),
@@ -102,14 +103,14 @@ def test_a_failed_gate_ends_with_nine_and_is_forced_on_record(
         (["--allow", "duplicat"], 2, "unknown rule 'duplicat': did you mean 'duplicate'"),
     ],
 )
-def test_mistakes_are_told_and_nothing_is_trained(
-    home: Home, registry: Registry, tiny_base: Base, rows: Path, arguments: list[str], code: int, says: str
+def test_mistakes_are_reported_and_nothing_is_trained(
+    home: Home, registry: Registry, tiny_base: Base, rows: Path, arguments: list[str], code: int, message: str
 ) -> None:
     given = {"--base": "tiny", "--data": str(rows), "--name": "acme/support"}
     given = {name: value for name, value in given.items() if name not in arguments}
     done = tunery(home, "train", *[word for pair in given.items() for word in pair], *arguments)
     assert (done.returncode, done.stdout) == (code, ""), done.stderr
-    assert says in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert (registry.versions(), registry.jobs()) == ([], [])
 
@@ -173,7 +174,7 @@ def test_a_broken_file_ends_with_two_and_every_bad_line(
     assert (registry.versions(), registry.jobs()) == ([], [])
 
 
-def test_errors_in_the_rows_stop_the_run_unless_allowed_and_warnings_are_told(
+def test_errors_in_the_rows_stop_the_run_unless_allowed_and_warnings_are_reported(
     home: Home, registry: Registry, tiny_base: Base, rows: Path
 ) -> None:
     with rows.open("a") as file:

@@ -1,4 +1,5 @@
-"""How many examples hypothesis tries: the same few in every run of the suite, or with MORE_EXAMPLES that many times more, new ones."""
+"""How many examples hypothesis tries: the same few in every run of the suite, or with MORE_EXAMPLES
+that many times more, new ones."""
 
 from __future__ import annotations
 

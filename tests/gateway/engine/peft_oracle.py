@@ -116,7 +116,8 @@ class Engine:
         return self.more(requests)
 
     def more(self, requests: Iterable[Generate]) -> dict[str, list[Token]]:
-        """Run the requests together with what is there to their ends; all tokens since the last `run`, by request id."""
+        """Run the requests together with what is there to their ends; all tokens since the last
+        `run`, by request id."""
         for request in requests:
             self.core.handle(request)
         while not self.core.idle:
@@ -152,7 +153,8 @@ def prompt(length: int, *, seed: int) -> tuple[int, ...]:
 
 @functools.lru_cache(maxsize=1)
 def exact_base(base: Path, quant: str) -> nn.Module:
-    """The base in float32 whose linear weights are exactly the quantized ones, so that PEFT computes without rounding."""
+    """The base in float32 whose linear weights are exactly the quantized ones, so that PEFT
+    computes without rounding."""
     plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     config = quantization_config(quant, torch.float32)
     if config is not None:
@@ -177,7 +179,8 @@ def with_adapter(base: Path, quant: str, composition: tuple[WeightedAdapter, ...
         peft.add_weighted_adapter(names, [part.weight for part in composition], "mixed", combination_type="cat")
         for module in peft.modules():
             if isinstance(module, LoraLayer) and "mixed" in module.scaling:
-                # PEFT (0.21.2) scales the sum by the root of its rank when the first adapter uses rsLoRA, though each part is scaled.
+                # PEFT (0.21.2) scales the sum by the root of its rank when the first adapter uses
+                # rsLoRA, though each part is scaled.
                 module.scaling["mixed"] = 1.0
         peft.set_adapter("mixed")
     return peft.eval()
@@ -203,10 +206,11 @@ def log_probabilities(model: nn.Module, tokens: Sequence[int]) -> torch.Tensor:
 
 
 def assert_alone(model: nn.Module, request: Generate, tokens: Sequence[Token], *, name: str = "") -> None:
-    """`tokens` are what the model generates greedily up to its end, with its log-probabilities, within the issue's 1e-4.
+    """`tokens` are what the model generates greedily up to its end, with its log-probabilities,
+    within the issue's 1e-4.
 
-    One pass over all of them says the same as a pass for each: when every token is the best after those before it, then greedy
-    decoding comes to just these.
+    One pass over all of them says the same as a pass for each: when every token is the best after those before it, then
+    greedy decoding comes to just these.
     """
     scores = assert_scored(model, request, tokens, name=name)
     scores[: request.sampling.min_tokens, list(request.sampling.stop_token_ids)] = -torch.inf
@@ -214,7 +218,8 @@ def assert_alone(model: nn.Module, request: Generate, tokens: Sequence[Token], *
 
 
 def assert_scored(model: nn.Module, request: Generate, tokens: Sequence[Token], *, name: str = "") -> torch.Tensor:
-    """`tokens` end where the request does, and have the model's log-probabilities; returns all of them [tokens, vocabulary]."""
+    """`tokens` end where the request does, and have the model's log-probabilities; returns all of
+    them [tokens, vocabulary]."""
     name, wanted = name or request.id, request.sampling
     chosen = [token.token for token in tokens]
     ends = [
@@ -225,9 +230,11 @@ def assert_scored(model: nn.Module, request: Generate, tokens: Sequence[Token], 
 
 
 def assert_near(model: nn.Module, tokens: Sequence[int], given: Sequence[float], *, name: str = "") -> torch.Tensor:
-    """`given` are the model's log-probabilities of the last of `tokens`, within the issue's 1e-4; returns all of them there.
+    """`given` are the model's log-probabilities of the last of `tokens`, within the issue's 1e-4;
+    returns all of them there.
 
-    A random model has places where PEFT's own float32 is further from PEFT in float64 than that; there, no further than it is will do.
+    A random model has places where PEFT's own float32 is further from PEFT in float64 than that;
+    there, no further than it is will do.
     """
     where = torch.arange(len(given)), list(tokens[-len(given) :])
     scores = log_probabilities(model, tokens[:-1])[-len(given) :]

@@ -114,7 +114,7 @@ def test_cancelled_requests_free_everything(base: Path, adapters: list[AdapterSo
     assert [resident.running for resident in engine.core.stats().resident] == [0]
 
 
-def said(answers: dict[str, list[Token]]) -> dict[str, list[tuple[int, float]]]:
+def sampled(answers: dict[str, list[Token]]) -> dict[str, list[tuple[int, float]]]:
     """What was generated, with its log-probabilities."""
     return {name: [(token.token, token.logprob) for token in tokens] for name, tokens in answers.items()}
 
@@ -134,7 +134,7 @@ def test_more_adapters_than_room_all_get_their_turn(base: Path, adapters: list[A
     requests = [request(f"{i}", prompt(5, seed=i), adapters[i % 4]) for i in range(12)]
     requests += [request(f"base-{i}", prompt(5, seed=i)) for i in range(3)]
     plenty = Engine.on(base).run(requests)
-    assert said(engine.run(requests)) == said(plenty)
+    assert sampled(engine.run(requests)) == sampled(plenty)
     stats = engine.core.stats()
     assert stats.resident_bytes <= size * 2 + 100
     assert sum(stats.evictions.values()) >= 2
@@ -142,7 +142,7 @@ def test_more_adapters_than_room_all_get_their_turn(base: Path, adapters: list[A
 
 def test_more_requests_than_the_cache_or_the_batch_holds_wait(base: Path) -> None:
     requests = [request(f"{i}", prompt(10, seed=i), max_tokens=30) for i in range(9)]
-    assert said(Engine.on(base, kv_tokens=100).run(requests)) == said(Engine.on(base, max_batch=2).run(requests))
+    assert sampled(Engine.on(base, kv_tokens=100).run(requests)) == sampled(Engine.on(base, max_batch=2).run(requests))
 
 
 def test_what_could_never_run_is_refused_at_once(base: Path) -> None:
@@ -241,7 +241,9 @@ def test_a_prompts_scores_are_pefts_however_it_is_cut(
     assert_alone(with_adapter(base, "none", asked[0].composition), asked[0], served["adapted"])
 
 
-def test_however_many_ask_for_scores_a_steps_logits_stay_few(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_logits_of_a_step_are_bounded_however_many_requests_want_scores(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = Engine.on(base)
     rows: list[int] = []
     run = engine.core.model.run

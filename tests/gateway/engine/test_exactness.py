@@ -1,4 +1,5 @@
-"""In a batch of different adapters, every request equals PEFT alone on the same quantized base, and no row's bits depend on others."""
+"""In a batch of different adapters, every request equals PEFT alone on the same quantized base, and
+no row's bits depend on others."""
 
 from __future__ import annotations
 
@@ -81,7 +82,7 @@ quiet = pytest.mark.filterwarnings(
 )
 
 
-def said(tokens: list[Token]) -> list[tuple[int, float]]:
+def sampled(tokens: list[Token]) -> list[tuple[int, float]]:
     """What was generated, with its log-probabilities."""
     return [(token.token, token.logprob) for token in tokens]
 
@@ -207,7 +208,7 @@ def test_base_rows_keep_their_bits_whatever_the_neighbours(tmp_path: Path, quant
     crowd = [request(f"crowd-{i}", prompt(2 + 3 * i, seed=40 + i), adapters[i % 3]) for i in range(13)]
     crowded = engine.run([*crowd[:7], *mine, *crowd[7:]])
     for one in mine:
-        assert said(crowded[one.id]) == said(lonely[one.id])  # bit for bit
+        assert sampled(crowded[one.id]) == sampled(lonely[one.id])  # bit for bit
 
 
 @quiet
@@ -265,7 +266,7 @@ def test_a_known_beginning_is_found_and_changes_nothing(tmp_path: Path, kernels:
     for one, tokens in ((mine, first), (mine, second), (longer, third)):
         assert_alone(with_adapter(base, "none", one.composition), one, tokens)
         if kernels == "auto":
-            assert said(tokens) == said(fresh.run([one])[one.id])  # bit for bit
+            assert sampled(tokens) == sampled(fresh.run([one])[one.id])  # bit for bit
     assert fresh.core.stats().prefix_hits == 0
 
 
@@ -323,4 +324,4 @@ def test_the_real_base_in_four_bits_equals_peft_alone(base_folder: Path, tmp_pat
         requests.append(request(name, prompt(20 + index, seed=index), adapter, max_tokens=6))
     check(base_folder, "nf4", requests)
     engine = Engine.on(base_folder, quant="nf4")
-    assert said(engine.run(requests[:1])["base"]) == said(engine.run(requests)["base"])  # bit for bit
+    assert sampled(engine.run(requests[:1])["base"]) == sampled(engine.run(requests)["base"])  # bit for bit

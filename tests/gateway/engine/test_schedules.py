@@ -1,8 +1,9 @@
-"""Whatever else happens, every request that finishes equals itself run alone through PEFT, all finish, and all is released.
+"""Whatever else happens, every request that finishes equals itself run alone through PEFT, all
+finish, and all is released.
 
-Schedules are drawn at random: requests of all kinds on adapters of all kinds, tenants, cancels, loads, pins, unloads and moving
-aliases, in an engine with too little memory for adapters and for the KV cache. Loads and the clock advance by steps, so that an
-example can be replayed.
+Schedules are drawn at random: requests of all kinds on adapters of all kinds, tenants, cancels, loads, pins, unloads
+and moving aliases, in an engine with too little memory for adapters and for the KV cache. Loads and the clock advance
+by steps, so that an example can be replayed.
 """
 
 from __future__ import annotations
@@ -108,7 +109,8 @@ def text_alone(asked: Generate, kernels: str) -> list[int]:
 
 @dataclass(frozen=True)
 class PlannedRequest:
-    """A request: the beginning of a stream, on adapters by number with weights (or whatever the alias is), for a tenant."""
+    """A request: the beginning of a stream, on adapters by number with weights (or whatever the
+    alias is), for a tenant."""
 
     stream: int
     length: int
@@ -215,11 +217,11 @@ class ScheduleRun:
         """Everything that was planned, then steps until all is done."""
         for happening in self.plan.happenings:
             if isinstance(happening, PlannedRequest):
-                self.ask(happening)
+                self.send_request(happening)
             else:
                 getattr(self, happening.kind)(happening.number)
-        # What can never fit together is refused once somebody has waited too long for it, by the clock; and with too little room
-        # a request may be taken out after every token and be computed from its beginning.
+        # What can never fit together is refused once somebody has waited too long for it, by the clock; and with too
+        # little room a request may be taken out after every token and be computed from its beginning.
         limit = (STEPS_EACH + int(2 * STARVED_AFTER / self.plan.seconds)) * (len(self.asked) + 1)
         limit += sum(_slices(one) for one in self.asked.values())
         while not self.core.idle:
@@ -232,23 +234,29 @@ class ScheduleRun:
         self.count += 1
         return str(self.count)
 
-    def ask(self, ask: PlannedRequest) -> None:
-        parts = ((self.alias, 1.0),) if ask.parts is None else ask.parts
+    def send_request(self, planned: PlannedRequest) -> None:
+        parts = ((self.alias, 1.0),) if planned.parts is None else planned.parts
         composition = tuple(WeightedAdapter(self.adapters[number], weight) for number, weight in parts)
-        name, tokens = self.name(), STREAMS[ask.stream][: ask.length]
+        name, tokens = self.name(), STREAMS[planned.stream][: planned.length]
         made: Generate | Embed
-        if ask.kind in ("mean", "last"):
-            made = Embed(id=name, prompt=tokens, pooling=ask.kind, composition=composition, tenant=ask.tenant)
+        if planned.kind in ("mean", "last"):
+            made = Embed(id=name, prompt=tokens, pooling=planned.kind, composition=composition, tenant=planned.tenant)
         else:
             sampling: dict[str, dict[str, Any]] = {
-                "seeded": {"temperature": 0.8, "top_p": 0.9, "seed": ask.seed},
+                "seeded": {"temperature": 0.8, "top_p": 0.9, "seed": planned.seed},
                 "scored": {"prompt_logprobs": 1},
-                "stopped": {"stop_token_ids": tuple(range(60 * ask.seed, 60 * ask.seed + 60)), "min_tokens": ask.seed},
+                "stopped": {
+                    "stop_token_ids": tuple(range(60 * planned.seed, 60 * planned.seed + 60)),
+                    "min_tokens": planned.seed,
+                },
             }
             plain = request(
-                name, tokens, max_tokens=min(ask.count, 16 * self.plan.pages - ask.length), **sampling.get(ask.kind, {})
+                name,
+                tokens,
+                max_tokens=min(planned.count, 16 * self.plan.pages - planned.length),
+                **sampling.get(planned.kind, {}),
             )
-            made = msgspec.structs.replace(plain, composition=composition, tenant=ask.tenant)
+            made = msgspec.structs.replace(plain, composition=composition, tenant=planned.tenant)
         self.asked[name] = made
         self.core.handle(made)
 
@@ -349,7 +357,8 @@ class ScheduleRun:
 
 
 def _slices(one: Generate | Embed) -> int:
-    """The steps that a request takes at the most when every token has to be earned by computing all before it, one a step."""
+    """The steps that a request takes at the most when every token has to be earned by computing all
+    before it, one a step."""
     count = one.sampling.max_tokens if isinstance(one, Generate) else 1
     return (len(one.prompt) + count) * count
 

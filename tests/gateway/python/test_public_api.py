@@ -102,13 +102,13 @@ def test_wrong_data_is_reported_and_raises_nothing(tmp_path: Path, home: Home) -
 
 
 def test_mistakes_are_the_errors_that_the_command_line_prints(home: Home, rows: Path, small_base: str) -> None:
-    for arguments, says in (
+    for arguments, message in (
         ({"method": "lorra"}, "did you mean 'lora'"),
         ({"parameters": {"learning_rat": 1}}, "did you mean 'learning_rate'"),
         ({"name": "Not A Name"}, "tenant/name"),
         ({"device": "tpu"}, "device 'tpu'"),
     ):
-        with pytest.raises(tunery.InvalidInput, match=says):
+        with pytest.raises(tunery.InvalidInput, match=message):
             tunery.train(rows, home=home.root, **({"name": "acme/tone"} | arguments))
     with pytest.raises(tunery.InvalidInput, match="unknown base 'smollm2-135n'") as raised:
         tunery.serve(tunery.ServeSettings(base="smollm2-135n", port=0), home=home.root)
@@ -118,7 +118,7 @@ def test_mistakes_are_the_errors_that_the_command_line_prints(home: Home, rows: 
 
 
 @pytest.mark.slow
-def test_training_tells_what_happens(home: Home, rows: Path, small_base: str) -> None:
+def test_training_reports_its_events(home: Home, rows: Path, small_base: str) -> None:
     events: list[JobEvent] = []
     version = tunery.train(
         [rows], name="acme/tone", parameters=QUICK, force=True, home=home.root, on_event=events.append

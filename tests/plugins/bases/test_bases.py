@@ -133,7 +133,7 @@ def _source(fill: Callable[[str, Path], object], monkeypatch: pytest.MonkeyPatch
     module.fill = fill  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "their_module", module)
     source = BaseSource(
-        name="theirs", summary="theirs", claims=lambda said: said == "theirs", entrypoint="their_module:fill"
+        name="theirs", summary="theirs", claims=lambda reference: reference == "theirs", entrypoint="their_module:fill"
     )
     plugins = Plugins()
     own = types.SimpleNamespace(register_bases=hookimpl(lambda register: register(source)))
@@ -150,11 +150,11 @@ def test_the_host_checks_what_any_source_leaves_behind(
         (folder / "extra").mkdir()
         return "from their own place"
 
-    said: list[str] = []
-    base = resolve_base("theirs", registry=registry, plugins=_source(fill, monkeypatch), say=said.append)
+    messages: list[str] = []
+    base = resolve_base("theirs", registry=registry, plugins=_source(fill, monkeypatch), say=messages.append)
     assert base.digest == base_digest(tiny_base_folder)
     assert "modeling.py" not in {path.name for path in Path(base.path).iterdir()}
-    assert said[-1] == "theirs: from their own place"
+    assert messages[-1] == "theirs: from their own place"
 
 
 def test_a_base_on_its_way_in_is_safe_from_a_collection(
@@ -169,20 +169,20 @@ def test_a_base_on_its_way_in_is_safe_from_a_collection(
 
 
 @pytest.mark.parametrize(
-    ("raised", "kind", "said"),
+    ("raised", "kind", "message"),
     [
         (RuntimeError("their bug"), Unavailable, "'theirs' failed on theirs: RuntimeError: their bug"),
         (OSError(errno.ENOSPC, "No space left on device"), StorageFailed, "No space left on device"),
     ],
 )
 def test_a_source_that_fails_leaves_nothing_behind(
-    registry: Registry, monkeypatch: pytest.MonkeyPatch, raised: Exception, kind: type[TuneryError], said: str
+    registry: Registry, monkeypatch: pytest.MonkeyPatch, raised: Exception, kind: type[TuneryError], message: str
 ) -> None:
     def fill(reference: str, folder: Path) -> None:
         (folder / "config.json").write_text("{}")
         raise raised
 
-    with pytest.raises(kind, match=said):
+    with pytest.raises(kind, match=message):
         resolve_base("theirs", registry=registry, plugins=_source(fill, monkeypatch))
     assert registry.bases() == []
     assert list(registry.home.staging.iterdir()) == []
@@ -359,8 +359,8 @@ def test_the_small_base_is_the_real_model(base_folder: Path) -> None:
     tokenizer: Any = AutoTokenizer.from_pretrained(base_folder)
     messages = [{"role": "user", "content": "What is the capital of France?"}]
     ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=False)
-    said = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=10, do_sample=False)
-    assert "Paris" in tokenizer.decode(said[0, ids.shape[1] :])
+    generated = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=10, do_sample=False)
+    assert "Paris" in tokenizer.decode(generated[0, ids.shape[1] :])
 
 
 def _scribble(path: Path, *, keep_times: bool) -> None:
@@ -379,15 +379,15 @@ def test_a_damaged_base_is_taken_again_and_refused_where_it_cannot_be(
     source = tmp_path / "source"
     shutil.copytree(tiny_base_folder, source)
     base = resolve_base(str(source), registry=registry, plugins=plugins, name="tiny")
-    said: list[str] = []
+    messages: list[str] = []
     for keep_times in (False, True):
         if name == "config.json":
             _edit(Path(base.path), vocab_size=7)
         else:
             _scribble(Path(base.path) / name, keep_times=keep_times)
-        assert resolve_base("tiny", registry=registry, plugins=plugins, say=said.append) == base
+        assert resolve_base("tiny", registry=registry, plugins=plugins, say=messages.append) == base
         assert base_digest(Path(base.path)) == base.digest
-        assert said.count(f"the base tiny is damaged ({name})") == 1 + keep_times
+        assert messages.count(f"the base tiny is damaged ({name})") == 1 + keep_times
     _scribble(Path(base.path) / "model.safetensors", keep_times=True)
     shutil.rmtree(source)
     with pytest.raises(StorageFailed, match=r"damaged \(model.safetensors") as caught:
@@ -406,7 +406,7 @@ def test_a_job_does_not_train_on_a_damaged_base(registry: Registry, plugins: Plu
     require_sound(base, registry.home)
 
 
-def test_a_base_that_looks_the_same_is_not_read_whole_again(
+def test_a_base_that_looks_the_same_is_not_read_again(
     registry: Registry, plugins: Plugins, tiny_base_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tunery.registry import base_files
@@ -437,9 +437,9 @@ def test_a_moved_or_copied_home_uses_its_own_bases(
     for place in ("copy", "with %41 and ?x=1#y"):
         shutil.copytree(home.root, tmp_path / place)
         with Registry.open(Home(tmp_path / place)) as there:
-            found = resolve_base("tiny", registry=there, plugins=plugins)
-            assert Path(found.path) == tmp_path / place / "bases" / base.digest
-            assert there.bases() == [found]
+            resolved = resolve_base("tiny", registry=there, plugins=plugins)
+            assert Path(resolved.path) == tmp_path / place / "bases" / base.digest
+            assert there.bases() == [resolved]
     with sqlite3.connect(home.database) as database:  # as earlier releases wrote it
         database.execute("UPDATE bases SET path = ?", [base.path])
     database.close()
@@ -460,9 +460,9 @@ def test_a_base_of_a_folder_that_is_not_on_this_machine_is_found_by_its_content(
     shutil.rmtree(base.path)
     with pytest.raises(NotFound, match="add the same model from where it is now"):
         resolve_base("tiny", registry=registry, plugins=plugins)
-    found = resolve_base(str(tmp_path / "here" / "model"), registry=registry, plugins=plugins)
-    assert (found.name, found.digest) == ("tiny", base.digest)
-    assert base_digest(Path(found.path)) == base.digest
+    resolved = resolve_base(str(tmp_path / "here" / "model"), registry=registry, plugins=plugins)
+    assert (resolved.name, resolved.digest) == ("tiny", base.digest)
+    assert base_digest(Path(resolved.path)) == base.digest
 
 
 def test_a_subfolder_of_a_hub_repository_and_a_revision_that_is_not_there(

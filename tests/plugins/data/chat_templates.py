@@ -1,4 +1,5 @@
-"""Chat templates in the shape of those that well-known models have, and tokenizers for them; test data, written for these tests."""
+"""Chat templates in the shape of those that well-known models have, and tokenizers for them; test
+data, written for these tests."""
 
 from __future__ import annotations
 
@@ -165,7 +166,8 @@ def base_with(tiny: Path, folder: Path, name: str) -> Path:
 
 
 def _pieces() -> Tokenizer:
-    """A tokenizer in the shape of SentencePiece's: a mark before the first word, and bytes for what it has no piece for."""
+    """A tokenizer in the shape of SentencePiece's: a mark before the first word, and bytes for what
+    it has no piece for."""
     made = Tokenizer(BPE(unk_token="<unk>", byte_fallback=True))
     made.pre_tokenizer = Metaspace(replacement="▁", prepend_scheme="first")
     made.decoder = Sequence([Replace("▁", " "), ByteFallback(), Fuse(), Strip(" ", 1, 0)])

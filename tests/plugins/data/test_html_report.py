@@ -32,6 +32,6 @@ def test_a_page_without_findings_says_so() -> None:
     assert "0 errors, 0 warnings, 0 notes" in page
 
 
-def test_what_is_only_counted_is_said(tmp_path: Path) -> None:
+def test_findings_that_are_only_counted_are_mentioned(tmp_path: Path) -> None:
     page = to_html(check(tmp_path, *[{"prompt": "a"}] * (KEPT + 7)))
     assert f"{KEPT + 8} errors, 0 warnings, 0 notes; 7 of them are only counted" in page

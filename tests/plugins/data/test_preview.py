@@ -21,12 +21,12 @@ def preview(base: Path, path: Path, number: int, *, limit: int = 999) -> list[Pr
 def test_trained_and_untrained_runs(tmp_path: Path, tiny_base_folder: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("\n" + json.dumps(chat("é?", "yes")) + "\n")
-    (found,) = preview(tiny_base_folder, path, 2, limit=10)
-    assert [(segment.text, segment.trained) for segment in found.segments] == [
+    (example,) = preview(tiny_base_folder, path, 2, limit=10)
+    assert [(segment.text, segment.trained) for segment in example.segments] == [
         ("<|im_start|>user\né?<|im_end|>\n<|im_start|>assistant\n", False),
         ("yes<|im_end|>", True),
     ]
-    assert sum(segment.tokens for segment in found.segments) == len(found.ids) == found.cut + 10
+    assert sum(segment.tokens for segment in example.segments) == len(example.ids) == example.cut + 10
 
 
 def test_a_preference_shows_both_answers(tmp_path: Path, tiny_base_folder: Path) -> None:

@@ -64,7 +64,7 @@ def test_lines_are_copied_as_they_are(tmp_path: Path) -> None:
     assert copied == {b'{ "prompt":"a",  "completion":"b" }\r\n', b'{"completion":"d","prompt":"c"}\n'}
 
 
-def test_what_cannot_be_split_is_said_and_nothing_is_written(tmp_path: Path) -> None:
+def test_what_cannot_be_split_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join([*lines(), "{"]))
     with pytest.raises(InvalidData, match=r"rows\.jsonl:104"):
@@ -75,7 +75,7 @@ def test_what_cannot_be_split_is_said_and_nothing_is_written(tmp_path: Path) -> 
     for fraction in (0.0, 1.0, float("nan")):
         with pytest.raises(InvalidInput, match="between 0 and 1"):
             split(path, fraction=fraction)
-    assert [found.name for found in tmp_path.iterdir()] == ["rows.jsonl"]
+    assert [file.name for file in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
 def test_files_that_exist_are_kept(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Threads: how many, what libgomp is told, and that fewer compute where they must share cores."""
+"""Threads: how many, what libgomp is set to, and that fewer compute where they must share cores."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_a_little_company_changes_nothing() -> None:
     assert not applied
 
 
-def test_nothing_is_said_while_nobody_computes() -> None:
+def test_the_number_of_threads_stays_while_nothing_is_computed() -> None:
     machine, applied = governed()
     machine.pass_time(SHARED, idle=0.0, intervals=2)
     assert machine.pass_time({1: (0.01, 0.0)}, idle=2.0, intervals=20) == 1
@@ -141,7 +141,7 @@ def test_nothing_is_said_while_nobody_computes() -> None:
     assert applied == [1]
 
 
-def test_where_nobody_says_whether_cores_are_free_one_more_is_tried_now_and_then() -> None:
+def test_where_free_cores_are_unknown_one_more_is_tried_now_and_then() -> None:
     machine, applied = governed()
     machine.pass_time(SHARED, idle=None, intervals=2)
     machine.pass_time({1: (1.0, 0.0)}, idle=None, intervals=int(Governor.BLIND / Governor.INTERVAL) + 1)

@@ -34,7 +34,8 @@ def events() -> list[JobEvent]:
 
 @pytest.fixture
 def base_with(registry: Registry, tiny_base_folder: Path, tmp_path: Path) -> Callable[..., Base]:
-    """`base_with(template, eos_token=None)` is the tiny base with another chat template, and other settings of its tokenizer."""
+    """`base_with(template, eos_token=None)` is the tiny base with another chat template, and other
+    settings of its tokenizer."""
     from tunery.plugins.bases.resolve import resolve_base
 
     def base_with(template: str, **changed: Any) -> Base:

@@ -1,4 +1,5 @@
-"""A full tune's delta: an ordinary PEFT adapter that PEFT and the engine read alike, at the fidelity that was asked for."""
+"""A full tune's delta: an ordinary PEFT adapter that PEFT and the engine read alike, at the
+fidelity that was asked for."""
 
 from __future__ import annotations
 

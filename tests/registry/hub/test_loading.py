@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from tests.gateway.serve_process import random_loras
 from tests.hub_server import HubServer
 from tunery.registry import Base, NewVersion, Version
-from tunery.registry.hub.incoming import import_folder
+from tunery.registry.hub.incoming import Destination, import_folder
 from tunery.registry.hub.pull import pull_from_hub
 from tunery.registry.hub.push import publish_to_hub
 from tunery.registry.registry import Registry
@@ -93,7 +93,7 @@ def test_the_delta_of_a_published_full_fine_tune_is_loaded_by_peft_and_pulled_ag
     publish_to_hub(registry, version, repository=name, base_model="org/base")
     model = AutoModelForCausalLM.from_pretrained(tiny_base.path)
     PeftModel.from_pretrained(model, name, subfolder="adapter")
-    pulled = pull_from_hub(registry, name, "globex/copy", base=tiny_base, actor="t")
+    pulled = pull_from_hub(registry, name, Destination(adapter="globex/copy", base=tiny_base, actor="t"))
     wanted = registry.files(version)["adapter_model.safetensors"].read_bytes()
     assert registry.files(pulled)["adapter_model.safetensors"].read_bytes() == wanted
 
@@ -112,7 +112,7 @@ def test_what_an_earlier_release_published_at_the_root_goes_when_it_is_published
     assert AutoModelForCausalLM.from_pretrained(name, subfolder="model").dtype == torch.bfloat16
 
 
-def test_peft_has_nothing_to_say_of_what_is_published(
+def test_peft_loads_what_is_published_without_a_warning(
     registry: Registry,
     tiny_base: Base,
     reachable: HubServer,
@@ -136,5 +136,5 @@ def test_the_key_of_earlier_releases_is_read_and_not_kept(registry: Registry, ti
     (lora,) = random_loras(tmp_path, Path(tiny_base.path), 1)
     config = lora / "adapter_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"tunery_base_digest": tiny_base.digest}))
-    version = import_folder(registry, lora, "acme/old", base=tiny_base, actor="t")
+    version = import_folder(registry, lora, Destination(adapter="acme/old", base=tiny_base, actor="t"))
     assert "tunery_base_digest" not in json.loads(registry.files(version)["adapter_config.json"].read_text())

@@ -17,7 +17,7 @@ from tests.registry.artifacts import HIDDEN, make_adapter
 from tests.registry.conftest import Publish
 from tunery.registry import Base, NewVersion
 from tunery.registry.errors import ArtifactRefused, Conflict, InvalidInput, NotFound, StorageFailed, Unavailable
-from tunery.registry.hub.incoming import import_folder
+from tunery.registry.hub.incoming import Destination, import_folder
 from tunery.registry.hub.pull import pull_from_hub
 from tunery.registry.hub.push import publish_to_hub
 from tunery.registry.registry import Registry
@@ -147,9 +147,11 @@ def test_what_was_published_says_which_base_it_needs(
     published = publish_to_hub(registry, publish(seed=1), repository="acme/support-lora")
     other = registry.add_base(msgspec.structs.replace(base, name="other", digest="e" * 64))
     with pytest.raises(ArtifactRefused, match="digest bbbbbbbbbbbb") as caught:
-        pull_from_hub(registry, f"acme/support-lora@{published.tag}", "a/b", base=other, actor="t")
+        pull_from_hub(registry, f"acme/support-lora@{published.tag}", Destination(adapter="a/b", base=other, actor="t"))
     assert caught.value.code == "wrong_base"
-    pulled = pull_from_hub(registry, "acme/support-lora", "a/b", base=other, actor="t", trust_base=True)
+    pulled = pull_from_hub(
+        registry, "acme/support-lora", Destination(adapter="a/b", base=other, actor="t", trust_base=True)
+    )
     assert pulled.base == "other"
 
 
@@ -158,7 +160,9 @@ def test_there_and_back_is_the_same_version(registry: Registry, publish: Publish
     published = publish_to_hub(registry, version, repository="acme/support-lora")
     for revision in ("", "@main", f"@{published.tag}", f"@{published.commit}"):
         pulled = pull_from_hub(
-            registry, f"acme/support-lora{revision}", "globex/imported", base=base, actor="t", alias="production"
+            registry,
+            f"acme/support-lora{revision}",
+            Destination(adapter="globex/imported", base=base, actor="t", alias="production"),
         )
         assert pulled.digest == version.digest
         assert pulled.manifest["origin"]["commit"] == published.commit
@@ -175,35 +179,35 @@ def test_what_does_not_fit_is_refused_and_nothing_changes(
     hub.add("x/pickle", {"adapter_config.json": b"{}", "adapter_model.bin": b"pickled"})
     hub.add("x/dora-like", as_files(make_adapter(tmp_path / "l", peft_type="LOHA")))
     with pytest.raises(ArtifactRefused, match="another base"):
-        pull_from_hub(registry, "x/wrong", "a/b", base=base, actor="t")
+        pull_from_hub(registry, "x/wrong", Destination(adapter="a/b", base=base, actor="t"))
     with pytest.raises(ArtifactRefused, match=r"adapter_model.bin, a pickle") as caught:
-        pull_from_hub(registry, "x/pickle", "a/b", base=base, actor="t")
+        pull_from_hub(registry, "x/pickle", Destination(adapter="a/b", base=base, actor="t"))
     assert caught.value.code == "artifact_pickled"
     hub.add("x/model", {"config.json": b"{}", "model.safetensors": b""})
     with pytest.raises(NotFound, match=r"not a PEFT adapter in safetensors; it has: config.json, model.safetensors"):
-        pull_from_hub(registry, "x/model", "a/b", base=base, actor="t")
+        pull_from_hub(registry, "x/model", Destination(adapter="a/b", base=base, actor="t"))
     with pytest.raises(ArtifactRefused, match="LOHA"):
-        pull_from_hub(registry, "x/dora-like", "a/b", base=base, actor="t")
+        pull_from_hub(registry, "x/dora-like", Destination(adapter="a/b", base=base, actor="t"))
     assert registry.versions() == []
     assert list(registry.home.staging.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("source", "said", "code"),
+    ("source", "message", "code"),
     [
         ("x/none", "x/none is not on", "hub_not_found"),
         ("x/there@none", r"x/there has no revision 'none': it has main, v1", "hub_revision_not_found"),
         ("x/there/none", "subfolders: x/there/checkpoint-20", "not_an_adapter"),
     ],
 )
-def test_what_is_not_there_is_said_so(
-    registry: Registry, base: Base, hub: HubServer, tmp_path: Path, source: str, said: str, code: str
+def test_what_the_hub_does_not_have_is_named(
+    registry: Registry, base: Base, hub: HubServer, tmp_path: Path, source: str, message: str, code: str
 ) -> None:
     files = as_files(make_adapter(tmp_path / "a"))
     oid = hub.add("x/there", files | {f"checkpoint-20/{name}": data for name, data in files.items()})
     hub.repositories["x/there"].tags["v1"] = oid
-    with pytest.raises(NotFound, match=said) as caught:
-        pull_from_hub(registry, source, "a/b", base=base, actor="t")
+    with pytest.raises(NotFound, match=message) as caught:
+        pull_from_hub(registry, source, Destination(adapter="a/b", base=base, actor="t"))
     assert caught.value.code == code
 
 
@@ -215,18 +219,18 @@ def test_an_adapter_in_a_subfolder_is_pulled(
     report = {"runs/20/report/report.md": b"# Report\n"}
     oid = hub.add("x/runs", {f"runs/20/{name}": data for name, data in inner.items()} | report)
     hub.repositories["x/runs"].tags["v1"] = oid
-    version = pull_from_hub(registry, f"x/runs/runs/20{revision}", "a/b", base=base, actor="t")
+    version = pull_from_hub(registry, f"x/runs/runs/20{revision}", Destination(adapter="a/b", base=base, actor="t"))
     assert registry.files(version)["adapter_model.safetensors"].read_bytes() == inner["adapter_model.safetensors"]
     assert registry.files(version)["report/report.md"].read_bytes() == b"# Report\n"
     assert version.manifest["origin"]["subfolder"] == "runs/20"
     with pytest.raises(NotFound, match="x/runs/runs/20"):
-        pull_from_hub(registry, "x/runs", "a/b", base=base, actor="t")
+        pull_from_hub(registry, "x/runs", Destination(adapter="a/b", base=base, actor="t"))
 
 
 @pytest.mark.parametrize("source", ["plain", "a//c", "a/../c", "a b/c"])
 def test_names_the_hub_would_not_have(registry: Registry, base: Base, hub: HubServer, source: str) -> None:
     with pytest.raises(InvalidInput):
-        pull_from_hub(registry, source, "a/b", base=base, actor="t")
+        pull_from_hub(registry, source, Destination(adapter="a/b", base=base, actor="t"))
 
 
 @pytest.mark.parametrize(
@@ -253,7 +257,7 @@ def test_a_hub_that_cannot_be_reached(
         with pytest.raises(Unavailable, match="cannot be reached"):
             publish_to_hub(registry, publish(seed=1), repository="a/b")
         with pytest.raises(Unavailable, match="cannot be reached"):
-            pull_from_hub(registry, "a/b", "c/d", base=base, actor="t")
+            pull_from_hub(registry, "a/b", Destination(adapter="c/d", base=base, actor="t"))
 
 
 def test_a_full_disk_here_is_not_the_hubs_fault(
@@ -266,7 +270,7 @@ def test_a_full_disk_here_is_not_the_hubs_fault(
 
     monkeypatch.setattr("shutil.copyfile", full)
     with pytest.raises(StorageFailed, match="No space left"):
-        pull_from_hub(registry, "acme/support-lora", "a/b", base=base, actor="t")
+        pull_from_hub(registry, "acme/support-lora", Destination(adapter="a/b", base=base, actor="t"))
     assert registry.adapters() == ["acme/support"]
     assert list(registry.home.staging.iterdir()) == []
 
@@ -275,14 +279,14 @@ def test_a_local_folder_is_imported_without_its_other_files(registry: Registry, 
     folder = make_adapter(tmp_path / "mine", seed=4)
     (folder / "optimizer.pt").write_bytes(b"pickled")
     (folder / "README.md").write_text("hello")
-    version = import_folder(registry, folder, "acme/imported", base=base, actor="t")
+    version = import_folder(registry, folder, Destination(adapter="acme/imported", base=base, actor="t"))
     assert [entry.path for entry in version.files] == list(FILES)
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
     with pytest.raises(ArtifactRefused) as caught:
-        import_folder(registry, folder, "acme/imported", base=base, actor="t")
+        import_folder(registry, folder, Destination(adapter="acme/imported", base=base, actor="t"))
     assert caught.value.code == "artifact_pickled"
     with pytest.raises(NotFound):
-        import_folder(registry, tmp_path / "nowhere", "acme/imported", base=base, actor="t")
+        import_folder(registry, tmp_path / "nowhere", Destination(adapter="acme/imported", base=base, actor="t"))
 
 
 def test_links_out_of_the_folder_are_not_followed(registry: Registry, base: Base, tmp_path: Path) -> None:
@@ -290,4 +294,4 @@ def test_links_out_of_the_folder_are_not_followed(registry: Registry, base: Base
     (folder / "adapter_config.json").rename(tmp_path / "outside.json")
     (folder / "adapter_config.json").symlink_to(tmp_path / "outside.json")
     with pytest.raises(ArtifactRefused, match="link"):
-        import_folder(registry, folder, "acme/imported", base=base, actor="t")
+        import_folder(registry, folder, Destination(adapter="acme/imported", base=base, actor="t"))

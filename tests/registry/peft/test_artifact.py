@@ -43,7 +43,7 @@ def array(*shape: int, value: float = 1.0) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("changes", "code", "says"),
+    ("changes", "code", "message"),
     [
         ({f"{Q}.lora_A.weight": array(2, HIDDEN, value=np.nan)}, "artifact_nonfinite", "lora_A"),
         ({f"{Q}.lora_B.weight": array(HIDDEN, 2, value=np.inf)}, "artifact_nonfinite", "lora_B"),
@@ -59,11 +59,11 @@ def array(*shape: int, value: float = 1.0) -> np.ndarray:
     ],
 )
 def test_tensors_that_do_not_fit(
-    registry: Registry, base: Base, tmp_path: Path, changes: dict[str, np.ndarray], code: str, says: str
+    registry: Registry, base: Base, tmp_path: Path, changes: dict[str, np.ndarray], code: str, message: str
 ) -> None:
     error = refused(registry, make_adapter(tmp_path / "bad", changes=changes), base)
     assert error.code == code
-    assert says in error.message
+    assert message in error.message
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_token_rows_that_do_not_fit(
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "message"),
     [
         ({f"{Q}.lora_magnitude_vector": array(HIDDEN + 1)}, "lora_magnitude_vector"),
         ({f"{Q}.lora_B.bias": array(3)}, "lora_B.bias"),
@@ -191,9 +191,9 @@ def test_token_rows_that_do_not_fit(
     ],
 )
 def test_tensors_that_would_mean_something_else(
-    registry: Registry, base: Base, tmp_path: Path, changes: dict[str, np.ndarray], says: str
+    registry: Registry, base: Base, tmp_path: Path, changes: dict[str, np.ndarray], message: str
 ) -> None:
-    assert says in refused(registry, make_adapter(tmp_path / "bad", changes=changes), base).message
+    assert message in refused(registry, make_adapter(tmp_path / "bad", changes=changes), base).message
 
 
 @pytest.mark.parametrize(

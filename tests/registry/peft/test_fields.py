@@ -89,7 +89,7 @@ def test_a_value_that_peft_does_not_have_is_refused_by_name(name: str, value: ob
 
 
 @pytest.mark.parametrize(
-    ("config", "code", "says"),
+    ("config", "code", "message"),
     [
         ({"lora_alpha": 1e39}, "artifact_nonfinite", r"lora_alpha=1e\+39"),
         ({"lora_alpha": 10**400}, "artifact_nonfinite", "lora_alpha"),
@@ -108,10 +108,10 @@ def test_a_value_that_peft_does_not_have_is_refused_by_name(name: str, value: ob
     ],
 )
 def test_what_would_mean_something_else_in_peft_is_refused_at_import(
-    registry: Registry, base: Base, tmp_path: Path, config: dict[str, Any], code: str, says: str
+    registry: Registry, base: Base, tmp_path: Path, config: dict[str, Any], code: str, message: str
 ) -> None:
     folder = make_adapter(tmp_path / "a", **config)
-    with pytest.raises(ArtifactRefused, match=says) as caught:
+    with pytest.raises(ArtifactRefused, match=message) as caught:
         registry.publish(
             NewVersion(adapter="a/b", folder=folder, base=base, method="lora", manifest={}, metrics={}, actor="t")
         )

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from tests.registry.artifacts import make_adapter
 from tunery.registry import Base
 from tunery.registry.errors import ArtifactRefused, TuneryError
-from tunery.registry.hub.incoming import import_folder
+from tunery.registry.hub.incoming import Destination, import_folder
 from tunery.registry.peft.fields import DEFAULTS
 from tunery.registry.peft.safetensors_header import read_header
 from tunery.registry.registry import Registry
@@ -53,7 +53,7 @@ def attempt(registry: Registry, base: Base, tmp_path: Path) -> Callable[..., Non
         before = len(registry.versions()), sorted(registry.blobs.all())
         refused = False
         try:
-            import_folder(registry, folder, "a/b", base=base, actor="t")
+            import_folder(registry, folder, Destination(adapter="a/b", base=base, actor="t"))
         except TuneryError:
             refused = True
         assert not refused or (len(registry.versions()), sorted(registry.blobs.all())) == before

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from tests.registry.artifacts import HIDDEN, make_adapter
 from tunery.registry import Base
 from tunery.registry.errors import ArtifactRefused
-from tunery.registry.hub.incoming import import_folder
+from tunery.registry.hub.incoming import Destination, import_folder
 from tunery.registry.peft.renaming import canonical_names, normalise_keys
 from tunery.registry.registry import Registry
 
@@ -125,18 +125,18 @@ def renamed(folder: Path, old: str, new: str) -> Path:
 def test_an_imported_version_is_the_one_that_peft_would_have_saved(
     registry: Registry, base: Base, tmp_path: Path
 ) -> None:
-    plain = import_folder(registry, make_adapter(tmp_path / "plain"), "a/b", base=base, actor="t")
+    plain = import_folder(registry, make_adapter(tmp_path / "plain"), Destination(adapter="a/b", base=base, actor="t"))
     wrapped = renamed(make_adapter(tmp_path / "w"), "base_model", "module._orig_mod.base_model")
     renamed(wrapped, ".weight", ".default.weight")
     source = (wrapped / "adapter_model.safetensors").read_bytes()
-    version = import_folder(registry, wrapped, "a/b", base=base, actor="t")
+    version = import_folder(registry, wrapped, Destination(adapter="a/b", base=base, actor="t"))
     assert version.digest == plain.digest
     assert (version.manifest["origin"]["renamed_tensors"], "renamed_tensors" in plain.manifest["origin"]) == (4, False)
     assert (wrapped / "adapter_model.safetensors").read_bytes() == source  # the caller's own file stays
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "says"),
+    ("old", "new", "message"),
     [
         ("base_model.model.model", "base_model.model.student.model", "'student' before 'model.layers.0."),
         ("base_model.model", "base_model.model.base_model.model", "'base_model.model' before"),
@@ -144,11 +144,11 @@ def test_an_imported_version_is_the_one_that_peft_would_have_saved(
     ],
 )
 def test_another_prefix_is_named_in_the_refusal(
-    registry: Registry, base: Base, tmp_path: Path, old: str, new: str, says: str
+    registry: Registry, base: Base, tmp_path: Path, old: str, new: str, message: str
 ) -> None:
     folder = renamed(make_adapter(tmp_path / "a"), old, new)
-    with pytest.raises(ArtifactRefused, match=says) as caught:
-        import_folder(registry, folder, "a/b", base=base, actor="t")
+    with pytest.raises(ArtifactRefused, match=message) as caught:
+        import_folder(registry, folder, Destination(adapter="a/b", base=base, actor="t"))
     assert caught.value.code == "artifact_incomplete"
     assert "trained on another base" not in caught.value.message
     assert registry.versions() == []
@@ -159,7 +159,7 @@ E_ = "base_model.model.model.embed_tokens"
 
 
 @pytest.mark.parametrize(
-    ("changes", "config", "says"),
+    ("changes", "config", "message"),
     [
         ({f"{E_}.weight": np.ones((23, HIDDEN), np.float32)}, {}, "3 tokens were added to the 20 of tiny"),
         ({f"{E_}.weight": np.ones((19, HIDDEN), np.float32)}, {}, "1 token was cut off the 20 of tiny"),
@@ -191,12 +191,12 @@ E_ = "base_model.model.model.embed_tokens"
         ),
     ],
 )
-def test_added_tokens_are_told_as_such(
-    registry: Registry, base: Base, tmp_path: Path, changes: dict[str, np.ndarray], config: dict[str, Any], says: str
+def test_added_tokens_are_reported(
+    registry: Registry, base: Base, tmp_path: Path, changes: dict[str, np.ndarray], config: dict[str, Any], message: str
 ) -> None:
     folder = make_adapter(tmp_path / "a", changes=changes, **config)
-    with pytest.raises(ArtifactRefused, match=says) as caught:
-        import_folder(registry, folder, "a/b", base=base, actor="t")
+    with pytest.raises(ArtifactRefused, match=message) as caught:
+        import_folder(registry, folder, Destination(adapter="a/b", base=base, actor="t"))
     assert caught.value.code == "vocabulary_changed"
     assert "tunery bases add" in caught.value.message
     assert "another base" not in caught.value.message

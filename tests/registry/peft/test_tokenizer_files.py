@@ -12,7 +12,7 @@ import pytest
 from tests.hub_server import HubServer
 from tests.registry.artifacts import make_adapter
 from tunery.registry import Base
-from tunery.registry.hub.incoming import import_folder
+from tunery.registry.hub.incoming import Destination, import_folder
 from tunery.registry.hub.pull import pull_from_hub
 from tunery.registry.peft.tokenizer_files import differences
 from tunery.registry.registry import Registry
@@ -29,7 +29,7 @@ def write(folder: Path, files: Files) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("own", "base", "says"),
+    ("own", "base", "messages"),
     [
         ({}, {"chat_template.jinja": "x"}, []),
         ({"chat_template.jinja": "x\n"}, {"tokenizer_config.json": {"chat_template": "x"}}, []),
@@ -67,25 +67,25 @@ def write(folder: Path, files: Files) -> Path:
         ),
     ],
 )
-def test_a_difference_is_told(tmp_path: Path, own: Files, base: Files, says: list[str]) -> None:
+def test_a_difference_is_reported(tmp_path: Path, own: Files, base: Files, messages: list[str]) -> None:
     warnings = differences(write(tmp_path / "own", own), write(tmp_path / "base", base))
-    assert len(warnings) == len(says)
-    assert all(part in warning for part, warning in zip(says, warnings, strict=True))
+    assert len(warnings) == len(messages)
+    assert all(part in warning for part, warning in zip(messages, warnings, strict=True))
 
 
 def test_an_import_keeps_what_differs_in_the_manifest(registry: Registry, base: Base, tmp_path: Path) -> None:
     folder = write(make_adapter(tmp_path / "a"), {"chat_template.jinja": "{{ messages }}"})
-    version = import_folder(registry, folder, "a/b", base=base, actor="t")
+    version = import_folder(registry, folder, Destination(adapter="a/b", base=base, actor="t"))
     assert "add that (tunery bases add FOLDER)" in version.manifest["warnings"][0]
     assert [entry.path for entry in version.files] == ["adapter_config.json", "adapter_model.safetensors"]
     (folder / "chat_template.jinja").unlink()
-    assert "warnings" not in import_folder(registry, folder, "a/b", base=base, actor="t").manifest
+    assert "warnings" not in import_folder(registry, folder, Destination(adapter="a/b", base=base, actor="t")).manifest
 
 
 def test_a_pull_keeps_it_as_well(registry: Registry, base: Base, hub: HubServer, tmp_path: Path) -> None:
     write(Path(base.path), {"chat_template.jinja": "x"})
     folder = write(make_adapter(tmp_path / "a"), {"tokenizer_config.json": {"chat_template": "y" * 5000}})
     hub.add("x/y", {path.name: path.read_bytes() for path in folder.iterdir()})
-    version = pull_from_hub(registry, "x/y", "a/b", base=base, actor="t")
+    version = pull_from_hub(registry, "x/y", Destination(adapter="a/b", base=base, actor="t"))
     assert "another chat template" in version.manifest["warnings"][0]
     assert "another chat template" in msgspec.json.encode(version).decode()

@@ -17,7 +17,7 @@ from tests.registry.versions.test_publish import arguments
 from tunery.registry import Base, NewVersion
 from tunery.registry.errors import StorageFailed
 from tunery.registry.home import Home
-from tunery.registry.hub.incoming import import_folder
+from tunery.registry.hub.incoming import Destination, import_folder
 from tunery.registry.registry import Registry
 from tunery.registry.storage.leases import staged
 
@@ -27,13 +27,14 @@ from pathlib import Path
 import msgspec
 from tunery.registry import Base
 from tunery.registry.home import Home
-from tunery.registry.hub.incoming import import_folder
+from tunery.registry.hub.incoming import Destination, import_folder
 from tunery.registry.registry import Registry
 
 home, folder, base, rounds, _ = sys.argv[1:]
+destination = Destination(adapter="acme/support", base=msgspec.json.decode(base, type=Base), actor="i")
 with Registry.open(Home(Path(home))) as registry:
     for _ in range(int(rounds)):
-        import_folder(registry, Path(folder), "acme/support", base=msgspec.json.decode(base, type=Base), actor="i")
+        import_folder(registry, Path(folder), destination)
 """
 
 LIMITED = """
@@ -145,11 +146,16 @@ def tunery(home: Home, *arguments: str, limited: bool = False) -> subprocess.Com
 
 
 def populate(home: Home, folder: Path, *, keep_open: bool) -> Registry:
-    """A version that is needed, and the files of one that was removed; the database is closed unless it is to be kept open."""
+    """A version that is needed, and the files of one that was removed; the database is closed
+    unless it is to be kept open."""
     registry = Registry.open(home)
     base = registry.add_base(make_base(folder / "base"))
     for seed in (1, 2):
-        import_folder(registry, make_adapter(folder / f"a{seed}", seed=seed, rank=400), "a/b", base=base, actor="t")
+        import_folder(
+            registry,
+            make_adapter(folder / f"a{seed}", seed=seed, rank=400),
+            Destination(adapter="a/b", base=base, actor="t"),
+        )
     registry.remove("a/b@2", actor="t")
     if not keep_open:
         registry.close()
@@ -219,14 +225,14 @@ def test_publishing_on_a_full_disk_says_so_and_changes_nothing(small_disk: Path,
     folder = make_adapter(tmp_path / "more", seed=9, rank=400)
     fill_disk(small_disk)
     with pytest.raises(StorageFailed, match=r"full|No space left") as caught:
-        import_folder(registry, folder, "a/b", base=registry.bases()[0], actor="t")
+        import_folder(registry, folder, Destination(adapter="a/b", base=registry.bases()[0], actor="t"))
     assert caught.value.code == "disk_full"
     assert registry.versions() == before
     assert registry.verify() == []
     registry.close()
 
 
-def test_a_path_that_cannot_be_opened_is_told_by_its_cause(home: Home) -> None:
+def test_a_path_that_cannot_be_opened_is_reported_with_its_cause(home: Home) -> None:
     home.ensure()
     home.database.mkdir()
     with pytest.raises(StorageFailed, match=r"registry\.db cannot be opened \(unable to open database file\)"):

@@ -165,7 +165,7 @@ def test_a_folder_that_changes_meanwhile_is_not_published(registry: Registry, ba
     assert registry.versions() == []
 
 
-def test_a_base_that_is_gone_is_named(registry: Registry, base: Base, tmp_path: Path) -> None:
+def test_a_missing_base_is_named(registry: Registry, base: Base, tmp_path: Path) -> None:
     folder = make_adapter(tmp_path / "a")
     (Path(base.path) / "model.safetensors").unlink()
     with pytest.raises(StorageFailed, match="tunery bases add tiny"):

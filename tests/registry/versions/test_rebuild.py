@@ -366,7 +366,8 @@ for _ in range(40):
     collector = subprocess.Popen([sys.executable, "-c", collecting])
     while collector.poll() is None:
         lose(home)
-        # A database that is taken away while others have it open may fail under them; it is said, and nothing is lost by it.
+        # A database that is taken away while others have it open may fail under them; it is said,
+        # and nothing is lost by it.
         with suppress(StorageFailed):
             rebuild(home)
     assert collector.returncode == 0

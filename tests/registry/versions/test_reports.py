@@ -11,6 +11,7 @@ from tests.hub_server import HubServer
 from tests.registry.artifacts import make_adapter
 from tunery.registry import Base, NewVersion, Version
 from tunery.registry.errors import ArtifactRefused
+from tunery.registry.hub.incoming import Destination
 from tunery.registry.hub.pull import pull_from_hub
 from tunery.registry.hub.push import publish_to_hub
 from tunery.registry.registry import Registry
@@ -86,7 +87,7 @@ def test_a_trainer_may_not_write_where_the_report_goes(
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "says"),
+    ("name", "content", "message"),
     [
         ("notes.txt", b"hello", "is not a file of a report"),
         ("report.json", b"{", "cannot be read"),
@@ -96,10 +97,10 @@ def test_a_trainer_may_not_write_where_the_report_goes(
     ],
 )
 def test_what_is_no_report_is_refused(
-    registry: Registry, base: Base, tmp_path: Path, report: Path, name: str, content: bytes, says: str
+    registry: Registry, base: Base, tmp_path: Path, report: Path, name: str, content: bytes, message: str
 ) -> None:
     (report / name).write_bytes(content)
-    with pytest.raises(ArtifactRefused, match=says):
+    with pytest.raises(ArtifactRefused, match=message):
         registry.publish(NewVersion(adapter="a/b", folder=make_adapter(tmp_path / "a"), base=base, method="lora", manifest={}, metrics={}, actor="t", report=report))  # fmt: skip
     assert registry.versions() == []
 
@@ -127,7 +128,7 @@ def test_a_pulled_report_is_its_publishers_claim(
     registry: Registry, base: Base, reported: Version, hub: HubServer
 ) -> None:
     publish_to_hub(registry, reported, repository="x/y", samples=True)
-    pulled = pull_from_hub(registry, "x/y", "globex/there", base=base, actor="t")
+    pulled = pull_from_hub(registry, "x/y", Destination(adapter="globex/there", base=base, actor="t"))
     assert pulled.digest == reported.digest
     assert {name: path.read_bytes() for name, path in registry.files(pulled).items() if name.startswith("report/")} == {
         f"report/{name}": content for name, content in FILES.items()
@@ -149,7 +150,7 @@ def test_what_is_wrong_with_a_published_report_is_left_out_and_written_down(
         "report/other.html": b"<script>",
     }
     hub.add("x/y", tree)
-    pulled = pull_from_hub(registry, "x/y", "a/b", base=base, actor="t")
+    pulled = pull_from_hub(registry, "x/y", Destination(adapter="a/b", base=base, actor="t"))
     assert {e.path for e in pulled.files if e.path.startswith("report/")} == {"report/report.json"}
     lost = pulled.manifest["origin"]["report_left_out"]
     assert set(lost) == {"report/report.md", "report/loss.png"}

@@ -115,7 +115,8 @@ class DecoderLayer:
         return a.mlp_output
 
     def _rotate_and_cache(self, a: Activations, batch: BatchMetadata) -> None:
-        """Rotate queries and keys, and write keys and values to the KV cache; adapters may have QK norms of their own."""
+        """Rotate queries and keys, and write keys and values to the KV cache; adapters may have QK
+        norms of their own."""
         columns, (q_norm, k_norm) = self.qkv_proj.columns, self.qk_norm
         self._rotary(a.qkv, columns, a.q, self.cache, batch, norms=self.qk_norm, rows=batch.rows)
         for override in batch.segments.overrides:

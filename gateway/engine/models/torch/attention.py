@@ -36,15 +36,18 @@ _HARMLESS = frozenset(
 
 
 def register_attention() -> None:
-    """Teach transformers the name ATTENTION; each model's layers find their own PagedAttention. Harmless when repeated."""
+    """Teach transformers the name ATTENTION; each model's layers find their own PagedAttention.
+
+    Harmless when repeated.
+    """
     AttentionInterface.register(
         ATTENTION, lambda module, *tensors, **options: module.paged(module, *tensors, **options)
     )
 
 
 class _Scores(NamedTuple):
-    """How scores are made of products: scaled, capped at `softcap`, over the last `window` tokens, and beside the scores
-    of `sinks` [heads]."""
+    """How scores are made of products: scaled, capped at `softcap`, over the last `window` tokens, and beside the
+    scores of `sinks` [heads]."""
 
     scale: float
     window: int | None

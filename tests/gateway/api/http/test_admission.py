@@ -17,11 +17,11 @@ from tunery.gateway.api.http.admission import ALONE_AFTER, Admission, Busy
 from tunery.registry.errors import InvalidInput
 from tunery.registry.settings import ServeSettings
 
-ASK: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hi"}]
+MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hi"}]
 
 
 class Clock:
-    """A time that passes when told to."""
+    """A clock that is moved by hand."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -53,7 +53,7 @@ def test_a_tenant_that_is_alone_may_have_everything() -> None:
     assert made.count == 0
 
 
-def test_while_another_one_asks_each_may_have_half() -> None:
+def test_while_another_tenant_sends_requests_each_may_have_half() -> None:
     made, clock = admission()
     with held(made, 1, "globex"):
         pass
@@ -81,7 +81,7 @@ def test_one_that_is_refused_for_want_of_room_gets_it_when_room_is_made() -> Non
             assert made.count == 6
 
 
-def test_a_bound_of_its_own_holds_whoever_else_asks() -> None:
+def test_a_tenants_own_bound_holds_whatever_others_send() -> None:
     made, _ = admission(bound=3)
     with held(made, 3, ""), pytest.raises(Busy, match="for the bare base are in flight; the limit is 3"):
         made.hold(1, tenant="").__enter__()
@@ -144,16 +144,16 @@ class TestOverHttp:
             served.publish(name, seed=seed)
         served.engine.delay = 0.1
         create = served.client.chat.completions.create
-        await create(model="globex/tickets", messages=ASK, max_tokens=1)
-        greedy = [asyncio.create_task(create(model="acme/support", messages=ASK)) for _ in range(4)]
+        await create(model="globex/tickets", messages=MESSAGES, max_tokens=1)
+        greedy = [asyncio.create_task(create(model="acme/support", messages=MESSAGES)) for _ in range(4)]
         while len(served.engine.requests) < 3:
             await asyncio.sleep(0.01)
-        answer = await create(model="globex/tickets", messages=ASK)
+        answer = await create(model="globex/tickets", messages=MESSAGES)
         assert answer.choices
         results = await asyncio.gather(*greedy, return_exceptions=True)
         refused = [one for one in results if isinstance(one, openai.RateLimitError)]
         assert len(refused) == 2
         assert 1 <= int(refused[0].response.headers["retry-after"]) <= 60
         assert refused[0].code == "overloaded"
-        found = await scrape(served)
-        assert found["tunery_requests_total", (("adapter", "acme/support"), ("outcome", "overloaded"))] == 2
+        samples = await scrape(served)
+        assert samples["tunery_requests_total", (("adapter", "acme/support"), ("outcome", "overloaded"))] == 2

@@ -19,9 +19,9 @@ from tunery.registry.settings import ServeSettings
 
 CHAT, RAW, EMBED = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 LOAD, UNLOAD = "/v1/adapters/load", "/v1/adapters/unload"
-ASK = [{"role": "user", "content": "Hi"}]
+MESSAGES = [{"role": "user", "content": "Hi"}]
 BODIES: dict[str, dict[str, Any]] = {
-    CHAT: {"model": "tiny", "messages": ASK},
+    CHAT: {"model": "tiny", "messages": MESSAGES},
     RAW: {"model": "tiny", "prompt": "x"},
     EMBED: {"model": "tiny", "input": "x"},
 }
@@ -64,10 +64,10 @@ NO_TEXT = {
 }
 
 
-async def test_a_body_that_is_no_text_says_what_it_is(served: Served) -> None:
-    for body, says in NO_TEXT.items():
+async def test_the_error_for_a_body_that_is_no_text_names_its_kind(served: Served) -> None:
+    for body, message in NO_TEXT.items():
         for path in (CHAT, RAW, EMBED, LOAD, UNLOAD):
-            assert says in envelope(await send(served, path, body), 400)
+            assert message in envelope(await send(served, path, body), 400)
 
 
 async def test_half_a_surrogate_is_refused_wherever_it_stands(served: Served) -> None:
@@ -158,12 +158,12 @@ class TestSettings:
         for host, status in {"AI.example.com": 200, "a.internal:80": 200, "localhost": 200, "example.com": 403}.items():
             assert (await send(served, CHAT, body, host=host)).status_code == status, host
 
-    async def test_a_browser_is_told_that_a_listed_page_may(self, served: Served) -> None:
+    async def test_cors_headers_allow_a_listed_origin(self, served: Served) -> None:
         asking = {"access-control-request-method": "POST", "access-control-request-headers": "content-type"}
         async with httpx.AsyncClient(verify=False) as client:
             for origin, allowed in (("https://app.example.com", True), ("https://evil.example", False)):
-                said = await client.options(served.url + CHAT, headers={"origin": origin, **asking})
-                assert (said.headers.get("access-control-allow-origin") == origin) is allowed
+                preflight = await client.options(served.url + CHAT, headers={"origin": origin, **asking})
+                assert (preflight.headers.get("access-control-allow-origin") == origin) is allowed
         response = await send(served, CHAT, json.dumps(BODY).encode(), origin="https://app.example.com")
         assert response.headers["access-control-allow-origin"] == "https://app.example.com"
 
@@ -190,14 +190,14 @@ def raw(served: Served, *, length: int | None) -> tuple[socket.socket, bytes]:
 
 
 async def test_chunks_that_are_not_framed_are_the_clients_fault(served: Served) -> None:
-    def ask(chunks: bytes) -> bytes:
+    def send(chunks: bytes) -> bytes:
         connection, head = raw(served, length=None)
         with connection:
             connection.sendall(head + chunks)
             return connection.recv(4096)
 
     for chunks in (b"zz\r\n{}\r\n0\r\n\r\n", b"2\r\n{}0\r\n\r\n"):
-        assert (await asyncio.to_thread(ask, chunks)).startswith(b"HTTP/1.1 400 ")
+        assert (await asyncio.to_thread(send, chunks)).startswith(b"HTTP/1.1 400 ")
 
 
 async def test_an_upload_that_is_broken_off_counts_as_499(served: Served) -> None:

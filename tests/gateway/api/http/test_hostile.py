@@ -13,12 +13,12 @@ from tests.gateway.api.conftest import REPLY, Served
 from tunery.gateway.api.http import body_memory as memory
 from tunery.gateway.app import MAX_BODY
 
-ASK: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hi"}]
+MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hi"}]
 
 
 def asked(path: str) -> dict[str, object]:
     """What is asked on either endpoint."""
-    return {"messages": ASK} if "chat" in path else {"prompt": "x"}
+    return {"messages": MESSAGES} if "chat" in path else {"prompt": "x"}
 
 
 CHAT, RAW = "/v1/chat/completions", "/v1/completions"
@@ -38,7 +38,7 @@ async def refused(served: Served, path: str, body: bytes, status: int = 400) -> 
     assert response.status_code == status, response.text
     error = response.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
-    answer = await served.client.chat.completions.create(model="tiny", messages=ASK)
+    answer = await served.client.chat.completions.create(model="tiny", messages=MESSAGES)
     assert answer.choices[0].message.content == REPLY
     return str(error["message"])
 
@@ -72,7 +72,7 @@ async def test_values_out_of_this_world(served: Served, path: str, extra: dict[s
 
 @pytest.mark.parametrize("seed", [-5, 0, 2**63, HUGE])
 async def test_any_whole_number_is_a_seed(served: Served, seed: int) -> None:
-    body = {"model": "tiny", "messages": ASK, "seed": seed}
+    body = {"model": "tiny", "messages": MESSAGES, "seed": seed}
     assert (await post(served, CHAT, json.dumps(body).encode())).status_code == 200
     chosen = served.engine.requests[-1].sampling.seed
     assert chosen is not None
@@ -99,7 +99,7 @@ async def test_bodies_that_attack_the_parser(served: Served, body: bytes) -> Non
 
 
 async def test_a_model_name_a_megabyte_long_is_not_found_briefly(served: Served) -> None:
-    body = {"model": "x" * 2**20, "messages": ASK}
+    body = {"model": "x" * 2**20, "messages": MESSAGES}
     assert len(await refused(served, CHAT, json.dumps(body).encode(), 404)) < 500
 
 
@@ -120,7 +120,7 @@ async def test_a_request_id_unfit_for_a_log_is_replaced(served: Served, given: s
 
 async def test_a_client_that_leaves_before_the_first_token_of_its_stream_cancels(served: Served) -> None:
     served.engine.delay = 30
-    asking = asyncio.create_task(served.client.chat.completions.create(model="tiny", messages=ASK, stream=True))
+    asking = asyncio.create_task(served.client.chat.completions.create(model="tiny", messages=MESSAGES, stream=True))
     while not served.engine.requests:
         await asyncio.sleep(0.01)
     asking.cancel()
@@ -144,8 +144,8 @@ async def test_bodies_have_bounds_by_route_and_in_all(served: Served, monkeypatc
     monkeypatch.setattr(memory, "MAX_BODIES", 50_000)
     for _ in range(2):
         response = await post(
-            served, CHAT, json.dumps({"model": "tiny", "messages": ASK, "user": "x" * 60_000}).encode()
+            served, CHAT, json.dumps({"model": "tiny", "messages": MESSAGES, "user": "x" * 60_000}).encode()
         )
         assert (response.status_code, response.json()["error"]["code"]) == (429, "overloaded")
-        half = json.dumps({"model": "tiny", "messages": ASK, "user": "x" * 30_000}).encode()
+        half = json.dumps({"model": "tiny", "messages": MESSAGES, "user": "x" * 30_000}).encode()
         assert (await post(served, CHAT, half)).status_code == 200, "what has ended does not count"

@@ -18,9 +18,9 @@ from tunery.gateway.app import MAX_BODY
 from tunery.registry.errors import ArtifactRefused
 from tunery.registry.settings import ServeSettings
 
-ASK = [{"role": "user", "content": "Hi"}]
+MESSAGES = [{"role": "user", "content": "Hi"}]
 GOOD: dict[str, dict[str, Any]] = {
-    "/v1/chat/completions": {"model": "tiny", "messages": ASK},
+    "/v1/chat/completions": {"model": "tiny", "messages": MESSAGES},
     "/v1/completions": {"model": "tiny", "prompt": "Hi"},
     "/v1/embeddings": {"model": "tiny", "input": "Hi"},
     "/v1/adapters/load": {"adapter": "acme/docs"},
@@ -76,9 +76,9 @@ def serve_settings() -> ServeSettings:
 @pytest.fixture
 async def document(served: Served) -> Document:
     async with httpx.AsyncClient(verify=False) as client:
-        found = (await client.get(f"{served.url}/docs/openapi.json")).json()
-    Draft202012Validator.check_schema({"$defs": found["components"]["schemas"]})
-    return Document(found)
+        document = (await client.get(f"{served.url}/docs/openapi.json")).json()
+    Draft202012Validator.check_schema({"$defs": document["components"]["schemas"]})
+    return Document(document)
 
 
 NUMBERS: dict[str, Callable[[Any, Any], st.SearchStrategy[Any]]] = {
@@ -198,7 +198,8 @@ def _break(served: Served) -> None:
 async def test_whatever_the_document_allows_is_answered_as_it_says(
     served: Served, document: Document, path: str
 ) -> None:
-    """A body that fits its schema is never refused for its shape, be it all made up or a good one with made-up options."""
+    """A body that fits its schema is never refused for its shape, be it all made up or a good one
+    with made-up options."""
     served.publish("acme/docs")
     schema = document.schema(path)
     async with httpx.AsyncClient(base_url=served.url, timeout=20) as client:

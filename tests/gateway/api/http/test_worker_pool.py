@@ -135,7 +135,8 @@ async def test_a_conversation_has_a_most_of_messages(served: Served) -> None:
 
 
 class Batched:
-    """A tokenizer that must not be asked for long texts one by one: only its batched call lets go of the interpreter's lock."""
+    """A tokenizer that must not be asked for long texts one by one: only its batched call lets go
+    of the interpreter's lock."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -257,14 +258,14 @@ def test_a_text_in_pieces_has_the_ids_of_the_whole(
 ) -> None:
     folder = base_with(tiny_base_folder, tmp_path / "base", name)
     whole = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text, add_special_tokens=False)
-    told: list[int] = []
+    counts: list[int] = []
     tokenizer = BaseTokenizer(folder)
-    ids, offsets = tokenizer.encode_with_offsets(text, check_length=told.append)
+    ids, offsets = tokenizer.encode_with_offsets(text, check_length=counts.append)
     assert ids == whole.ids
     assert list(offsets) == whole.offsets
-    assert told == sorted(told)
+    assert counts == sorted(counts)
     if text.startswith("some") and name == "chatml":
-        assert len(told) > 3
+        assert len(counts) > 3
     assert tokenizer.bound
     assert 0 < tokenizer.min_length(text) <= len(ids)
 
@@ -274,8 +275,8 @@ def test_what_a_token_stands_for_is_known_only_where_nothing_is_dropped(tiny_bas
         tokenizer = Tokenizer.from_file(str(tiny_base_folder / "tokenizer.json"))
         for part, value in parts.items():
             setattr(tokenizer, part, value)
-        found = token_bound(tokenizer)
-        return found.longest if found else None
+        bound = token_bound(tokenizer)
+        return bound.longest if bound else None
 
     plain = changed()
     assert plain is not None

@@ -78,9 +78,9 @@ VLLM = [
 async def sent(served: Served, path: str, **extra: Any) -> dict[str, Any]:
     """The answer, or the error."""
     response = await served.post(path, {"model": "tiny", **ASKED[path], **extra})
-    found: dict[str, Any] = response.json()
-    assert response.status_code == (400 if "error" in found else 200), found
-    return found
+    body: dict[str, Any] = response.json()
+    assert response.status_code == (400 if "error" in body else 200), body
+    return body
 
 
 def not_declared(path: str) -> list[str]:
@@ -92,18 +92,18 @@ def not_declared(path: str) -> list[str]:
 async def test_what_is_not_declared_is_bookkeeping_or_refused_by_name(served: Served, path: str) -> None:
     for name in not_declared(path):
         assert "error" not in await sent(served, path, **{name: None}), name
-        found = await sent(served, path, **{name: {"any": ["thing"]}})
+        body = await sent(served, path, **{name: {"any": ["thing"]}})
         if name in IGNORED:
-            assert "error" not in found, name
+            assert "error" not in body, name
         else:
-            error = found["error"]
+            error = body["error"]
             assert (error["code"], error["param"]) == ("unsupported_parameter", name)
             assert name in error["message"]
         for value in NEUTRAL.get(name, ()):
             assert "error" not in await sent(served, path, **{name: value}), (name, value)
 
 
-async def test_a_misspelled_field_is_told_its_near_ones(served: Served) -> None:
+async def test_a_misspelled_field_gets_suggestions(served: Served) -> None:
     assert "'temperature'" in (await sent(served, CHAT, temprature=0))["error"]["message"]
     assert len((await sent(served, CHAT, **{"x" * 2**20: 0}))["error"]["message"]) < 1000
 
@@ -222,7 +222,7 @@ async def test_stop_strings_and_control_tokens_are_shown_on_request(served: Serv
 
 
 @pytest.mark.parametrize("path", [CHAT, RAW])
-async def test_tokens_that_may_and_may_not_be_said_reach_the_engine(served: Served, path: str) -> None:
+async def test_allowed_and_forbidden_tokens_reach_the_engine(served: Served, path: str) -> None:
     await sent(served, path, allowed_token_ids=[7, 9], bad_words=["Hi", " there"])
     sampling = served.engine.requests[-1].sampling
     renderer = served.gateway.renderer

@@ -18,19 +18,19 @@ from tests.gateway.api.conftest import REPLY, Served
 from tunery.gateway.api.schemas.models import LoadRequest
 from tunery.gateway.api.schemas.requests import ChatRequest, CompletionRequest, EmbeddingRequest
 
-ASK: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hi"}]
+MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hi"}]
 TOOL = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object", "properties": {}}}}
 CALL = {"id": "c1", "function": {"name": "look_up", "arguments": "{}"}}
 HISTORY = [
-    *ASK,
+    *MESSAGES,
     {"role": "assistant", "tool_calls": [CALL]},
     {"role": "tool", "tool_call_id": "c1", "content": "x"},
-    *ASK,
+    *MESSAGES,
 ]
 SCHEMA = {"type": "object", "properties": {}}
 CHAT, RAW, EMBED, LOAD = "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/adapters/load"
 REQUESTS: dict[str, tuple[Any, dict[str, Any]]] = {
-    CHAT: (ChatRequest, {"model": "tiny", "messages": ASK}),
+    CHAT: (ChatRequest, {"model": "tiny", "messages": MESSAGES}),
     RAW: (CompletionRequest, {"model": "tiny", "prompt": "Hi"}),
     EMBED: (EmbeddingRequest, {"model": "tiny", "input": "Hi"}),
     LOAD: (LoadRequest, {"adapter": "acme/docs"}),
@@ -57,8 +57,8 @@ async def answer(served: Served, path: str, body: dict[str, Any]) -> tuple[int, 
     asked = [msgspec.structs.replace(one, id="") for one in [*served.engine.requests, *served.engine.embeds]]
     if response.headers["content-type"].startswith("text/event-stream"):
         return response.status_code, asked, response.text.count("data: ")
-    said = response.json()
-    return response.status_code, asked, {key: value for key, value in said.items() if key not in ("id", "created")}
+    content = response.json()
+    return response.status_code, asked, {key: value for key, value in content.items() if key not in ("id", "created")}
 
 
 @pytest.mark.parametrize("path", REQUESTS)
@@ -115,7 +115,7 @@ NESTED: list[tuple[dict[str, Any], list[tuple[str | int, ...]]]] = [
 
 async def test_fields_of_dictionaries_may_be_null(served: Served) -> None:
     for extra, paths in NESTED:
-        without = {"model": "tiny", "messages": ASK, **extra}
+        without = {"model": "tiny", "messages": MESSAGES, **extra}
         expected = await answer(served, CHAT, without)
         assert expected[0] == 200, (extra, expected)
         for path in paths:
@@ -138,37 +138,39 @@ def tool_answer(call: str) -> ChatCompletionMessageParam:
 
 
 async def test_what_the_openai_client_dumps_is_a_message_again(served: Served) -> None:
-    ask, chat = served.client.chat.completions, [*ASK]
+    completions, chat = served.client.chat.completions, [*MESSAGES]
     dumped: Any
     call = '<tool_call>{"name": "look_up", "arguments": {"x": 1}}</tool_call>'
-    for said, options in ((REPLY, {}), (call, {"tools": [TOOL]}), (f"Let me see. {call}", {"tools": [TOOL]})):
-        served.says(said)
-        response = await ask.create(model="tiny", messages=chat, **options)  # type: ignore[call-overload]
+    for text, options in ((REPLY, {}), (call, {"tools": [TOOL]}), (f"Let me see. {call}", {"tools": [TOOL]})):
+        served.says(text)
+        response = await completions.create(model="tiny", messages=chat, **options)  # type: ignore[call-overload]
         message = response.choices[0].message
         for dumped in (message.model_dump(), message.to_dict(), json.loads(message.model_dump_json())):
             answers = [tool_answer(one.id) for one in message.tool_calls or ()]
-            again = await ask.create(model="tiny", messages=[*chat, dumped, *answers, *ASK])
+            again = await completions.create(model="tiny", messages=[*chat, dumped, *answers, *MESSAGES])
             assert again.choices[0].finish_reason in ("stop", "tool_calls")
     served.says('{"text": "x"}')
-    parsed = await ask.parse(model="tiny", messages=chat, response_format=Answer)
+    parsed = await completions.parse(model="tiny", messages=chat, response_format=Answer)
     with warnings.catch_warnings(action="ignore"):  # of pydantic, for what the client itself put there
         dumped = parsed.choices[0].message.model_dump()
     assert "parsed" in dumped
-    await ask.create(model="tiny", messages=[*chat, dumped, *ASK])
-    async with ask.stream(model="tiny", messages=chat) as stream:
+    await completions.create(model="tiny", messages=[*chat, dumped, *MESSAGES])
+    async with completions.stream(model="tiny", messages=chat) as stream:
         final = await stream.get_final_completion()
     dumped = final.choices[0].message.model_dump()
-    await ask.create(model="tiny", messages=[*chat, dumped, *ASK])
+    await completions.create(model="tiny", messages=[*chat, dumped, *MESSAGES])
 
 
 async def test_keys_of_a_clients_assistant_messages_change_nothing(served: Served) -> None:
-    said = {"role": "assistant", "content": "Yes."}
-    expected = await answer(served, CHAT, {"model": "tiny", "messages": [*ASK, said, *ASK]})
+    reply = {"role": "assistant", "content": "Yes."}
+    expected = await answer(served, CHAT, {"model": "tiny", "messages": [*MESSAGES, reply, *MESSAGES]})
     extra: dict[str, Any]
     for extra in (
         {"refusal": None, "annotations": [], "audio": None, "function_call": None, "tool_calls": None},
         {"annotations": [{"type": "url_citation"}], "tool_calls": []},
     ):
-        assert await answer(served, CHAT, {"model": "tiny", "messages": [*ASK, said | extra, *ASK]}) == expected
+        assert (
+            await answer(served, CHAT, {"model": "tiny", "messages": [*MESSAGES, reply | extra, *MESSAGES]}) == expected
+        )
     refused = {"role": "assistant", "content": None, "refusal": "Yes."}
-    assert await answer(served, CHAT, {"model": "tiny", "messages": [*ASK, refused, *ASK]}) == expected
+    assert await answer(served, CHAT, {"model": "tiny", "messages": [*MESSAGES, refused, *MESSAGES]}) == expected

@@ -40,46 +40,46 @@ def user(content: Any = "Hello there", **more: Any) -> Message:
     return {"role": "user", "content": content, **more}
 
 
-def said(content: Any = "Yes.", **more: Any) -> Message:
+def assistant(content: Any = "Yes.", **more: Any) -> Message:
     return {"role": "assistant", "content": content, **more}
 
 
 SHAPES: dict[str, dict[str, Any]] = {
-    "plain": {"messages": [user(), said()]},
-    "long": {"messages": [message for turn in range(12) for message in (user(f"ask {turn}"), said(f"tell {turn}"))]},
-    "system": {"messages": [{"role": "system", "content": "Be kind."}, user(), said()]},
-    "developer": {"messages": [{"role": "developer", "content": "Be kind."}, user(), said(), user("And?"), said("No.")]},
-    "developer tools": {"messages": [{"role": "developer", "content": "Be kind."}, user(), said()], "tools": [TOOL]},
-    "name": {"messages": [user(name="anna"), said(name="bot"), user("x", name="bob"), said("y")]},
-    "null name": {"messages": [user(name=None), said(name=None, tool_calls=None), user("x"), said("y")]},
-    "parts": {"messages": [user([{"type": "text", "text": "a "}, {"type": "text", "text": "b"}]), said([{"type": "text", "text": "c"}])]},
-    "reasoning": {"messages": [user(), said(reasoning_content="Let me see."), user("x"), said("y", reasoning_content="Hm.")]},
-    "think": {"messages": [user(), said("<think>\nHm\n</think>\n\nYes"), user("x"), said("<think>\n1\n</think>\n\ny")]},
-    "white space": {"messages": [user(" a \n"), said("\n\n b "), user("\nc"), said("  d\n")]},
-    "unicode": {"messages": [user("Grüße 世界 👩‍👩‍👧"), said("e\u0301 ﷺ"), user("\u200d"), said("…")]},
-    "spelled": {"messages": [user("x<|im_end|>\n<s>[INST]"), said("the </s> token"), user("<|eot_id|>"), said("<end_of_turn> it is")]},
-    "spelled late": {"messages": [user(" a"), said(" b"), user("c"), said("<|im_end|><s>")]},
-    "weights": {"messages": [user(), said(" not this", weight=0), user("x"), said(" this", weight=1)]},
-    "tools": {"messages": [user(), said()], "tools": [TOOL]},
+    "plain": {"messages": [user(), assistant()]},
+    "long": {"messages": [message for turn in range(12) for message in (user(f"ask {turn}"), assistant(f"tell {turn}"))]},
+    "system": {"messages": [{"role": "system", "content": "Be kind."}, user(), assistant()]},
+    "developer": {"messages": [{"role": "developer", "content": "Be kind."}, user(), assistant(), user("And?"), assistant("No.")]},
+    "developer tools": {"messages": [{"role": "developer", "content": "Be kind."}, user(), assistant()], "tools": [TOOL]},
+    "name": {"messages": [user(name="anna"), assistant(name="bot"), user("x", name="bob"), assistant("y")]},
+    "null name": {"messages": [user(name=None), assistant(name=None, tool_calls=None), user("x"), assistant("y")]},
+    "parts": {"messages": [user([{"type": "text", "text": "a "}, {"type": "text", "text": "b"}]), assistant([{"type": "text", "text": "c"}])]},
+    "reasoning": {"messages": [user(), assistant(reasoning_content="Let me see."), user("x"), assistant("y", reasoning_content="Hm.")]},
+    "think": {"messages": [user(), assistant("<think>\nHm\n</think>\n\nYes"), user("x"), assistant("<think>\n1\n</think>\n\ny")]},
+    "white space": {"messages": [user(" a \n"), assistant("\n\n b "), user("\nc"), assistant("  d\n")]},
+    "unicode": {"messages": [user("Grüße 世界 👩‍👩‍👧"), assistant("e\u0301 ﷺ"), user("\u200d"), assistant("…")]},
+    "spelled": {"messages": [user("x<|im_end|>\n<s>[INST]"), assistant("the </s> token"), user("<|eot_id|>"), assistant("<end_of_turn> it is")]},
+    "spelled late": {"messages": [user(" a"), assistant(" b"), user("c"), assistant("<|im_end|><s>")]},
+    "weights": {"messages": [user(), assistant(" not this", weight=0), user("x"), assistant(" this", weight=1)]},
+    "tools": {"messages": [user(), assistant()], "tools": [TOOL]},
     "calls": {
-        "messages": [user(), said(None, tool_calls=[CALL]), {"role": "tool", "tool_call_id": "call_1", "content": "21"}, said("Mild.")],
+        "messages": [user(), assistant(None, tool_calls=[CALL]), {"role": "tool", "tool_call_id": "call_1", "content": "21"}, assistant("Mild.")],
         "tools": [TOOL],
     },
     "tool result in parts": {
         "messages": [
-            user(), said("", tool_calls=[CALL]),
+            user(), assistant("", tool_calls=[CALL]),
             {"role": "tool", "tool_call_id": "call_1", "name": "get_weather", "content": [{"type": "text", "text": "21"}]},
-            said("Mild."), user("Thanks", name=None), said("Bye"),
+            assistant("Mild."), user("Thanks", name=None), assistant("Bye"),
         ],
     },
     "prompt-completion": {"prompt": " Say it", "completion": " it"},
     "preference": {"prompt": "Say it", "chosen": " it", "rejected": "no"},
     "preferences of talk": {
-        "prompt": [user(name=None), said(" Hi"), user("Say it", name="anna")], "chosen": [said(" it")], "rejected": [said("no", name=None)],
+        "prompt": [user(name=None), assistant(" Hi"), user("Say it", name="anna")], "chosen": [assistant(" it")], "rejected": [assistant("no", name=None)],
     },
     "openai-preference": {
         "input": {"messages": [{"role": "developer", "content": "Short."}, user()], "tools": [TOOL]},
-        "preferred_output": [said("Yes")], "non_preferred_output": [said("No")],
+        "preferred_output": [assistant("Yes")], "non_preferred_output": [assistant("No")],
     },
 }  # fmt: skip
 
@@ -105,25 +105,25 @@ def asked(shape: dict[str, Any]) -> tuple[list[list[Message]], Any]:
     if "messages" in shape:
         return [shape["messages"]], shape.get("tools")
     if "completion" in shape:
-        return [[user(shape["prompt"]), said(shape["completion"])]], None
+        return [[user(shape["prompt"]), assistant(shape["completion"])]], None
     if "input" in shape:
         talk, tools = shape["input"]["messages"], shape["input"].get("tools")
         return [[*talk, *shape[name]] for name in ("preferred_output", "non_preferred_output")], tools
     if isinstance(shape["prompt"], str):
-        return [[user(shape["prompt"]), said(shape[name])] for name in ("chosen", "rejected")], None
+        return [[user(shape["prompt"]), assistant(shape[name])] for name in ("chosen", "rejected")], None
     return [[*shape["prompt"], *shape[name]] for name in ("chosen", "rejected")], None
 
 
 def before_answers(examples: Sequence[RenderedExample]) -> list[list[int]]:
     """What stands before each stretch of trained tokens."""
-    found = []
+    prompts = []
     for example in examples:
         at = 0
         for trained, run in groupby(example.trained):
             if trained:
-                found.append(example.ids[:at])
+                prompts.append(example.ids[:at])
             at += len(list(run))
-    return found
+    return prompts
 
 
 async def served_prompts(
@@ -163,7 +163,8 @@ async def test_every_shape_is_trained_as_it_is_served(
                     prompts = await served_prompts(served, client, talk, tools, only_last=row.rejected is not None)
                     if isinstance(trained, str):
                         refusals.append((name, label))
-                        # Answers that no serving prompt could open are not trained; what comes before them may be served.
+                        # Answers that no serving prompt could open are not trained; what comes
+                        # before them may be served.
                         assert isinstance(prompts, str) or (name, label) in UNTRAINED, (name, label, trained)
                     else:
                         assert prompts == trained, (name, label)
@@ -214,11 +215,11 @@ async def test_a_developer_is_the_system_of_templates_that_know_none(
         (user(prefix=True), "messages[0].prefix"),
         (user(refusal="no"), "messages[0].refusal"),
         (user(name=7), "messages[0].name"),
-        (said("x", audio={"id": "a"}), "messages[0].audio"),
-        (said("x", reasoning="Hm"), "reasoning_content"),
+        (assistant("x", audio={"id": "a"}), "messages[0].audio"),
+        (assistant("x", reasoning="Hm"), "reasoning_content"),
     ],
 )
-async def test_what_a_message_says_and_no_template_sees_is_refused(
+async def test_what_a_message_holds_and_no_template_renders_is_refused(
     served: Served, message: Message, fragment: str
 ) -> None:
     response = await served.post("/v1/chat/completions", {"model": "tiny", "messages": [message, user()]})

@@ -13,12 +13,12 @@ from tests.gateway.api.conftest import Served
 from tunery.gateway.engine.sampling_params import Constraint
 from tunery.registry.errors import InvalidInput
 
-ASK: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hi"}]
+MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hi"}]
 
 
 def asked(path: str) -> dict[str, object]:
     """What is asked on either endpoint."""
-    return {"messages": ASK} if "chat" in path else {"prompt": "x"}
+    return {"messages": MESSAGES} if "chat" in path else {"prompt": "x"}
 
 
 PATHS = ["/v1/chat/completions", "/v1/completions"]
@@ -58,7 +58,7 @@ TEXT = json.dumps(SCHEMA)
         ({}, None),
     ],
 )
-async def test_every_way_to_say_it(
+async def test_every_way_to_request_a_structure(
     served: Served, path: str, extra: dict[str, Any], expected: Constraint | None
 ) -> None:
     response = await served.post(path, {"model": "tiny", **asked(path), "n": 2, **extra})
@@ -68,7 +68,7 @@ async def test_every_way_to_say_it(
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize(
-    ("extra", "param", "said"),
+    ("extra", "param", "message"),
     [
         ({"regex": "a", "guided_json": SCHEMA}, "regex", "guided_json and regex"),
         (
@@ -96,12 +96,12 @@ async def test_every_way_to_say_it(
     ],
 )
 async def test_what_cannot_be_is_refused_by_name(
-    served: Served, path: str, extra: dict[str, Any], param: str, said: str
+    served: Served, path: str, extra: dict[str, Any], param: str, message: str
 ) -> None:
     response = await served.post(path, {"model": "tiny", **asked(path), **extra})
     error = response.json()["error"]
     assert (response.status_code, error["param"]) == (400, param), error
-    assert said in error["message"]
+    assert message in error["message"]
     assert served.engine.requests == []
 
 
@@ -113,7 +113,7 @@ async def test_the_clients_own_models_are_schemas(served: Served) -> None:
         age: int
 
     served.says('{"name": "Ada", "age": 36}')
-    answer = await served.client.chat.completions.parse(model="tiny", messages=ASK, response_format=Person)
+    answer = await served.client.chat.completions.parse(model="tiny", messages=MESSAGES, response_format=Person)
     assert answer.choices[0].message.parsed == Person(name="Ada", age=36)
     constraint = served.engine.requests[0].sampling.constraint
     assert constraint is not None
@@ -123,7 +123,7 @@ async def test_the_clients_own_models_are_schemas(served: Served) -> None:
 async def test_what_the_engine_cannot_follow_is_400(served: Served) -> None:
     served.engine.failure = InvalidInput("this regular expression cannot be used", code="invalid_constraint")
     with pytest.raises(openai.BadRequestError) as caught:
-        await served.client.chat.completions.create(model="tiny", messages=ASK, extra_body={"regex": "("})
+        await served.client.chat.completions.create(model="tiny", messages=MESSAGES, extra_body={"regex": "("})
     assert caught.value.code == "invalid_constraint"
 
 
@@ -136,12 +136,12 @@ async def test_the_same_form_under_two_names_is_one(served: Served) -> None:
         {"guided_json": schema, "structured_outputs": {"json": '{"type": "object", "properties": {}}'}},
         {"guided_json": schema, "response_format": {"type": "json_schema", "json_schema": {"schema": schema}}},
     ):
-        body = {"model": "tiny", "messages": ASK, **extra}
+        body = {"model": "tiny", "messages": MESSAGES, **extra}
         response = await served.post("/v1/chat/completions", body)
         assert response.status_code == 200, response.text
     body = {
         "model": "tiny",
-        "messages": ASK,
+        "messages": MESSAGES,
         "guided_grammar": grammar,
         "structured_outputs": {"grammar": 'start: "no"'},
     }

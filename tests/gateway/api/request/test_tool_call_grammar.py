@@ -87,8 +87,8 @@ def test_whatever_is_allowed_reads_back_as_calls(
     constraint = tool_call_constraint(BOTH, style, several=several, control=control)
     counts, names = set(), set()
     for seed in range(30):
-        found = calls_in(generated(grammars, renderer, constraint, seed))
-        for call in found:
+        calls = calls_in(generated(grammars, renderer, constraint, seed))
+        for call in calls:
             assert isinstance(call, ParsedCall)
             names.add(call.name)
             arguments = json.loads(call.arguments)
@@ -97,7 +97,7 @@ def test_whatever_is_allowed_reads_back_as_calls(
             else:
                 assert arguments["day"] in ("monday", "tuesday")
                 assert isinstance(arguments["metric"], bool)
-        counts.add(len(found))
+        counts.add(len(calls))
     assert max(counts) <= MAX_CALLS
     assert names == {"get_weather", "time"}
     assert (counts == {1}) == (not several or style == "llama")
@@ -108,9 +108,9 @@ def test_a_call_or_an_answer_of_a_form(grammars: Grammars, renderer: Renderer, s
     constraint = tool_call_constraint((WEATHER,), style, several=False, control={}, instead=ANSWER)
     kinds = set()
     for seed in range(30):
-        (found,) = calls_in(generated(grammars, renderer, constraint, seed))
-        kinds.add(type(found))
-        assert isinstance(found, ParsedCall) or set(json.loads(found)) == {"ok"}
+        (call,) = calls_in(generated(grammars, renderer, constraint, seed))
+        kinds.add(type(call))
+        assert isinstance(call, ParsedCall) or set(json.loads(call)) == {"ok"}
     assert kinds == {str, ParsedCall}
     with pytest.raises(InvalidInput, match="cannot be told from a JSON answer"):
         tool_call_constraint((WEATHER,), "llama", several=False, control={}, instead=ANSWER)
@@ -142,7 +142,8 @@ def test_a_schema_that_cannot_be_followed_is_refused_by_the_engine(
 
 @pytest.mark.parametrize("style", ["hermes", "mistral"])
 def test_calls_end_although_a_model_would_go_on(grammars: Grammars, renderer: Renderer, style: CallStyle) -> None:
-    """Always the token that is furthest from an end: the answer still has the most calls there may be, and then nothing."""
+    """Always the token that is furthest from an end: the answer still has the most calls there may
+    be, and then nothing."""
     guide = grammars.start(
         tool_call_constraint((TIME,), style, several=True, control=renderer.control_ids(("[TOOL_CALLS]",)))
     )
@@ -192,10 +193,10 @@ def test_an_answer_instead_of_a_call_is_read_as_any_other_schema(grammars: Gramm
         )
 
     grammars.compile(constraint(type="object", properties={"a": {"type": "string", "format": "password"}}))
-    for schema, said in (
+    for schema, message in (
         ({"$ref": "#"}, "only an endless text"),
         ({"title": "x" * MAX_SCHEMA_BYTES}, "larger than 256 KiB"),
     ):
-        with pytest.raises(InvalidInput, match=said) as caught:
+        with pytest.raises(InvalidInput, match=message) as caught:
             constraint(**schema)
         assert (caught.value.code, caught.value.param) == ("invalid_constraint", "response_format")

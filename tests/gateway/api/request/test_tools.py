@@ -21,7 +21,7 @@ from tests.gateway.api.conftest import REPLY, Served
 from tests.narrowing import present
 from tests.plugins.data.render.test_tools import MISTRAL
 
-ASK: list[Any] = [{"role": "user", "content": "Weather?"}]
+MESSAGES: list[Any] = [{"role": "user", "content": "Weather?"}]
 
 
 def tool(name: str, parameters: dict[str, Any] | None = None) -> Any:
@@ -36,44 +36,44 @@ TIME = '<tool_call>\n{"name": "get_time", "arguments": {}}\n</tool_call>'
 
 def function_calls(message: ChatCompletionMessage) -> list[ChatCompletionMessageFunctionToolCall]:
     """The calls of a message that has some, each of a function."""
-    found = []
+    calls = []
     for call in present(message.tool_calls):
         assert isinstance(call, ChatCompletionMessageFunctionToolCall)
-        found.append(call)
-    return found
+        calls.append(call)
+    return calls
 
 
 async def test_a_call_is_a_message_without_text(served: Served) -> None:
     served.says(WEATHER)
-    answer = await served.client.chat.completions.create(model="tiny", messages=ASK, tools=TOOLS)
+    answer = await served.client.chat.completions.create(model="tiny", messages=MESSAGES, tools=TOOLS)
     (choice,) = answer.choices
     assert (choice.finish_reason, choice.message.content) == ("tool_calls", None)
     (call,) = function_calls(choice.message)
     assert (call.type, call.function.name, call.function.arguments) == ("function", "get_weather", '{"city": "Köln"}')
     assert call.id.startswith("call_")
-    raw = (await served.post("/v1/chat/completions", {"model": "tiny", "messages": ASK, "tools": TOOLS})).json()
+    raw = (await served.post("/v1/chat/completions", {"model": "tiny", "messages": MESSAGES, "tools": TOOLS})).json()
     assert set(raw["choices"][0]["message"]["tool_calls"][0]) == {"id", "type", "function"}
 
 
 async def test_text_and_several_calls(served: Served) -> None:
     served.says(f"Let me see.\n{WEATHER}\n{TIME}")
-    answer = await served.client.chat.completions.create(model="tiny", messages=ASK, tools=TOOLS)
+    answer = await served.client.chat.completions.create(model="tiny", messages=MESSAGES, tools=TOOLS)
     message = answer.choices[0].message
     assert message.content == "Let me see."
     assert [call.function.name for call in function_calls(message)] == ["get_weather", "get_time"]
     assert len({call.id for call in function_calls(message)}) == 2
     answer = await served.client.chat.completions.create(
-        model="tiny", messages=ASK, tools=TOOLS, parallel_tool_calls=False
+        model="tiny", messages=MESSAGES, tools=TOOLS, parallel_tool_calls=False
     )
     assert [call.function.name for call in function_calls(answer.choices[0].message)] == ["get_weather"]
 
 
-@pytest.mark.parametrize("said", [WEATHER, f"Let me see.\n{WEATHER}\n{TIME}", REPLY, "<tool_call> is a tag", "{", ""])
-async def test_a_stream_says_the_same_as_a_whole_answer(served: Served, said: str) -> None:
-    served.says(said)
-    ask: dict[str, Any] = {"model": "tiny", "messages": ASK, "tools": TOOLS, "n": 2}
-    whole = await served.client.chat.completions.create(**ask)
-    async with served.client.chat.completions.stream(**ask) as stream:
+@pytest.mark.parametrize("reply", [WEATHER, f"Let me see.\n{WEATHER}\n{TIME}", REPLY, "<tool_call> is a tag", "{", ""])
+async def test_a_stream_adds_up_to_the_whole_answer(served: Served, reply: str) -> None:
+    served.says(reply)
+    request: dict[str, Any] = {"model": "tiny", "messages": MESSAGES, "tools": TOOLS, "n": 2}
+    whole = await served.client.chat.completions.create(**request)
+    async with served.client.chat.completions.stream(**request) as stream:
         events = [event async for event in stream]
         streamed = await stream.get_final_completion()
     for one, other in zip(whole.choices, streamed.choices, strict=True):
@@ -87,7 +87,7 @@ async def test_a_stream_says_the_same_as_a_whole_answer(served: Served, said: st
 
 async def test_the_stream_has_a_calls_name_before_its_arguments(served: Served) -> None:
     served.says(f"Hm. {WEATHER}{TIME}")
-    stream = await served.client.chat.completions.create(model="tiny", messages=ASK, tools=TOOLS, stream=True)
+    stream = await served.client.chat.completions.create(model="tiny", messages=MESSAGES, tools=TOOLS, stream=True)
     choices = [chunk.choices[0] async for chunk in stream]
     assert choices[0].delta.role == "assistant"
     assert all(choice.delta.role is None for choice in choices[1:])
@@ -102,23 +102,23 @@ async def test_the_stream_has_a_calls_name_before_its_arguments(served: Served) 
 
 async def test_a_call_of_what_was_not_offered_stays_text(served: Served) -> None:
     served.says(WEATHER)
-    ask: dict[str, Any] = {"model": "tiny", "messages": ASK}
+    request: dict[str, Any] = {"model": "tiny", "messages": MESSAGES}
     for more in ({"tools": [tool("get_time")]}, {"tools": TOOLS, "tool_choice": "none"}, {"tool_choice": "auto"}, {}):
-        answer = await served.client.chat.completions.create(**ask, **more)
+        answer = await served.client.chat.completions.create(**request, **more)
         assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == (WEATHER, "stop")
         assert answer.choices[0].message.tool_calls is None
 
 
 async def test_a_call_that_is_cut_off_is_text_and_says_so(served: Served) -> None:
     served.says(WEATHER)
-    answer = await served.client.chat.completions.create(model="tiny", messages=ASK, tools=TOOLS, max_tokens=20)
+    answer = await served.client.chat.completions.create(model="tiny", messages=MESSAGES, tools=TOOLS, max_tokens=20)
     assert answer.choices[0].finish_reason == "length"
     assert WEATHER.startswith(present(answer.choices[0].message.content))
 
 
 async def test_functions_are_offered_in_the_prompt_unless_none_may_be_called(served: Served) -> None:
-    await served.client.chat.completions.create(model="tiny", messages=ASK, tools=TOOLS)
-    await served.client.chat.completions.create(model="tiny", messages=ASK, tools=TOOLS, tool_choice="none")
+    await served.client.chat.completions.create(model="tiny", messages=MESSAGES, tools=TOOLS)
+    await served.client.chat.completions.create(model="tiny", messages=MESSAGES, tools=TOOLS, tool_choice="none")
     shown, hidden = (served.gateway.renderer.decode(request.prompt) for request in served.engine.requests)
     assert "<tools>" in shown
     assert json.dumps(TOOLS[0]) in shown
@@ -132,7 +132,7 @@ async def test_a_call_that_must_be_is_a_constraint(served: Served) -> None:
     for choice in choices:
         served.says(TIME)
         answer = await served.client.chat.completions.create(
-            model="tiny", messages=ASK, tools=TOOLS, tool_choice=choice
+            model="tiny", messages=MESSAGES, tools=TOOLS, tool_choice=choice
         )
         assert answer.choices[0].finish_reason == "tool_calls"
     required, one = (request.sampling.constraint for request in served.engine.requests)
@@ -146,20 +146,29 @@ async def test_a_call_that_must_be_is_a_constraint(served: Served) -> None:
 
 
 async def test_a_json_answer_or_a_call(served: Served) -> None:
-    ask: dict[str, Any] = {"model": "tiny", "messages": ASK, "tools": TOOLS, "response_format": {"type": "json_object"}}
-    await served.client.chat.completions.create(**ask)
+    request: dict[str, Any] = {
+        "model": "tiny",
+        "messages": MESSAGES,
+        "tools": TOOLS,
+        "response_format": {"type": "json_object"},
+    }
+    await served.client.chat.completions.create(**request)
     constraint = served.engine.requests[0].sampling.constraint
     assert constraint is not None
     assert "start: calls | instead" in constraint.text
     with pytest.raises(openai.BadRequestError, match="cannot be both a tool call and"):
-        await served.client.chat.completions.create(**ask, tool_choice="required")
+        await served.client.chat.completions.create(**request, tool_choice="required")
 
 
 async def test_calls_and_results_of_earlier_turns_are_in_the_prompt(served: Served) -> None:
     served.says(WEATHER)
-    first = await served.client.chat.completions.create(model="tiny", messages=ASK, tools=TOOLS)
+    first = await served.client.chat.completions.create(model="tiny", messages=MESSAGES, tools=TOOLS)
     message = first.choices[0].message
-    talk = [*ASK, message, {"role": "tool", "tool_call_id": present(message.tool_calls)[0].id, "content": "21 degrees"}]
+    talk = [
+        *MESSAGES,
+        message,
+        {"role": "tool", "tool_call_id": present(message.tool_calls)[0].id, "content": "21 degrees"},
+    ]
     served.says("It is mild.")
     answer = await served.client.chat.completions.create(model="tiny", messages=talk, tools=TOOLS)
     assert answer.choices[0].message.content == "It is mild."
@@ -172,7 +181,7 @@ CALL = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{
 
 
 def asking(**changes: Any) -> list[Any]:
-    return [*ASK, {"role": "assistant", "content": None, "tool_calls": [{**CALL, **changes}]}]
+    return [*MESSAGES, {"role": "assistant", "content": None, "tool_calls": [{**CALL, **changes}]}]
 
 
 @pytest.mark.parametrize(
@@ -230,7 +239,7 @@ async def test_a_history_that_cannot_be_names_the_place(served: Served, messages
 async def test_functions_that_cannot_be_name_the_place(
     served: Served, body: dict[str, Any], param: str, path: str
 ) -> None:
-    response = await served.post("/v1/chat/completions", {"model": "tiny", "messages": ASK, **body})
+    response = await served.post("/v1/chat/completions", {"model": "tiny", "messages": MESSAGES, **body})
     error = response.json()["error"]
     assert (response.status_code, error["param"]) == (400, param), error
     assert path in error["message"]
@@ -252,8 +261,8 @@ class TestMistral:
 
     async def test_its_calls_are_seen_and_written_as_it_does(self, served: Served) -> None:
         served.says('[TOOL_CALLS] [{"name": "get_time", "arguments": {}}]')
-        ask: dict[str, Any] = {"model": "tiny", "messages": ASK, "tools": TOOLS, "tool_choice": "required"}
-        answer = await served.client.chat.completions.create(**ask)
+        request: dict[str, Any] = {"model": "tiny", "messages": MESSAGES, "tools": TOOLS, "tool_choice": "required"}
+        answer = await served.client.chat.completions.create(**request)
         (call,) = answer.choices[0].message.tool_calls
         assert call.function.name == "get_time"
         constraint = served.engine.requests[0].sampling.constraint
@@ -264,7 +273,7 @@ class TestMistral:
 
     async def test_without_functions_the_control_token_is_not_shown(self, served: Served) -> None:
         served.says("[TOOL_CALLS]Hello")
-        answer = await served.client.chat.completions.create(model="tiny", messages=ASK)
+        answer = await served.client.chat.completions.create(model="tiny", messages=MESSAGES)
         assert answer.choices[0].message.content == "Hello"
 
 
@@ -273,25 +282,25 @@ class TestMistral:
 async def test_a_call_that_must_be_and_is_cut_off_is_no_text(
     served: Served, cut: int, calls: int, stream: bool
 ) -> None:
-    said = f"{WEATHER}\n{WEATHER}"
-    served.says(said)
-    ask: dict[str, Any] = {"model": "tiny", "messages": ASK, "tools": TOOLS, "tool_choice": "required"}
-    ask["max_tokens"] = len(served.gateway.renderer.encode(said[:cut]))
+    reply = f"{WEATHER}\n{WEATHER}"
+    served.says(reply)
+    request: dict[str, Any] = {"model": "tiny", "messages": MESSAGES, "tools": TOOLS, "tool_choice": "required"}
+    request["max_tokens"] = len(served.gateway.renderer.encode(reply[:cut]))
     if stream:
-        chunks = [chunk async for chunk in await served.client.chat.completions.create(**ask, stream=True)]
+        chunks = [chunk async for chunk in await served.client.chat.completions.create(**request, stream=True)]
         text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
         finish = chunks[-1].choices[0].finish_reason
     else:
-        choice = (await served.client.chat.completions.create(**ask)).choices[0]
+        choice = (await served.client.chat.completions.create(**request)).choices[0]
         text, finish = choice.message.content or "", choice.finish_reason
         assert len(choice.message.tool_calls or ()) == calls
     assert (text, finish) == ("", "length")
 
 
 async def test_several_calls_must_be_asked_for_where_one_must_be(served: Served) -> None:
-    ask: dict[str, Any] = {"model": "tiny", "messages": ASK, "tools": TOOLS, "tool_choice": "required"}
+    options: dict[str, Any] = {"model": "tiny", "messages": MESSAGES, "tools": TOOLS, "tool_choice": "required"}
     for parallel in (None, False, True):
         served.says(TIME)
-        await served.client.chat.completions.create(**ask, parallel_tool_calls=parallel)  # type: ignore[arg-type]
+        await served.client.chat.completions.create(**options, parallel_tool_calls=parallel)  # type: ignore[arg-type]
     constraints = [request.sampling.constraint for request in served.engine.requests]
     assert ["~0.." in constraint.text for constraint in constraints if constraint] == [False, False, True]

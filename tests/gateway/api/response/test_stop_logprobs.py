@@ -10,8 +10,8 @@ from openai.types.chat import ChatCompletionMessageParam
 from tests.gateway.api.conftest import Served
 from tests.narrowing import present
 
-ASK: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hi"}]
-SAID = "One two, three stop four."
+MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hi"}]
+REPLY = "One two, three stop four."
 CASES: list[list[str] | None] = [
     None,
     ["zzz"],
@@ -25,14 +25,14 @@ CASES: list[list[str] | None] = [
 
 
 def cut(stop: list[str] | None) -> str:
-    ends = [at for one in stop or () if (at := SAID.find(one)) >= 0]
-    return SAID[: min(ends, default=len(SAID))]
+    ends = [at for one in stop or () if (at := REPLY.find(one)) >= 0]
+    return REPLY[: min(ends, default=len(REPLY))]
 
 
 def spelled(served: Served, stop: list[str] | None) -> list[str]:
     """The tokens that begin within the text."""
     renderer, kept, begun = served.gateway.renderer, [], 0
-    for token in renderer.encode(SAID):
+    for token in renderer.encode(REPLY):
         text = renderer.token_bytes(token).decode()
         if begun < len(cut(stop)):
             kept.append(text)
@@ -41,12 +41,12 @@ def spelled(served: Served, stop: list[str] | None) -> list[str]:
 
 
 async def chat(served: Served, *, stream: bool, **options: Any) -> tuple[str, list[str]]:
-    ask = served.client.chat.completions
+    completions = served.client.chat.completions
     if not stream:
-        choice = (await ask.create(model="tiny", messages=ASK, logprobs=True, **options)).choices[0]
+        choice = (await completions.create(model="tiny", messages=MESSAGES, logprobs=True, **options)).choices[0]
         return choice.message.content or "", [entry.token for entry in present(present(choice.logprobs).content)]
     text, tokens = "", list[str]()
-    async for chunk in await ask.create(model="tiny", messages=ASK, logprobs=True, stream=True, **options):
+    async for chunk in await completions.create(model="tiny", messages=MESSAGES, logprobs=True, stream=True, **options):
         (piece,) = chunk.choices
         text += piece.delta.content or ""
         tokens += [entry.token for entry in (present(piece.logprobs.content) if piece.logprobs else ())]
@@ -54,12 +54,14 @@ async def chat(served: Served, *, stream: bool, **options: Any) -> tuple[str, li
 
 
 async def completion(served: Served, *, stream: bool, **options: Any) -> tuple[str, list[str]]:
-    ask = served.client.completions
+    completions = served.client.completions
     if not stream:
-        choice = (await ask.create(model="tiny", prompt="x", logprobs=1, max_tokens=99, **options)).choices[0]
+        choice = (await completions.create(model="tiny", prompt="x", logprobs=1, max_tokens=99, **options)).choices[0]
         return choice.text, choice.logprobs.tokens
     text, tokens = "", list[str]()
-    async for chunk in await ask.create(model="tiny", prompt="x", logprobs=1, max_tokens=99, stream=True, **options):
+    async for chunk in await completions.create(
+        model="tiny", prompt="x", logprobs=1, max_tokens=99, stream=True, **options
+    ):
         (choice,) = chunk.choices
         text += choice.text
         tokens += choice.logprobs.tokens
@@ -67,17 +69,17 @@ async def completion(served: Served, *, stream: bool, **options: Any) -> tuple[s
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("ask", [chat, completion])
-async def test_no_token_of_a_stop_string_is_listed(served: Served, ask: Any, stream: bool) -> None:
-    served.says(SAID)
+@pytest.mark.parametrize("send", [chat, completion])
+async def test_no_token_of_a_stop_string_is_listed(served: Served, send: Any, stream: bool) -> None:
+    served.says(REPLY)
     for stop in CASES:
-        assert await ask(served, stream=stream, stop=stop) == (cut(stop), spelled(served, stop)), stop
+        assert await send(served, stream=stream, stop=stop) == (cut(stop), spelled(served, stop)), stop
 
 
 async def test_every_token_of_half_characters_and_of_nothing_is_listed(served: Served) -> None:
-    said = served.gateway.renderer.encode("é🙂")
-    assert len(said) > 2
-    served.engine.reply = [*said, 0]  # a control token, which is no text
+    ids = served.gateway.renderer.encode("é🙂")
+    assert len(ids) > 2
+    served.engine.reply = [*ids, 0]  # a control token, which is no text
     for stream in (False, True):
         _, tokens = await completion(served, stream=stream)
-        assert len(tokens) == len(said) + 1
+        assert len(tokens) == len(ids) + 1

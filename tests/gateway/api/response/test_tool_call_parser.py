@@ -43,39 +43,39 @@ pieces = st.sampled_from(
 answers = st.lists(pieces, max_size=8).map("".join)
 
 
-def said(parts: list[str], *, parallel: bool = True) -> list[str | ParsedCall]:
-    """Everything said, with neighbouring texts as one."""
+def parse(parts: list[str], *, parallel: bool = True) -> list[str | ParsedCall]:
+    """Every part of the answer, with neighbouring texts as one."""
     parser = ToolCallParser(NAMES, parallel=parallel)
-    found: list[str | ParsedCall] = []
+    parsed: list[str | ParsedCall] = []
     for one in [*(one for part in parts for one in parser.push(part)), *parser.end()]:
-        if isinstance(one, str) and found and isinstance(found[-1], str):
-            found[-1] += one
+        if isinstance(one, str) and parsed and isinstance(parsed[-1], str):
+            parsed[-1] += one
         else:
-            found.append(one)
-    return found
+            parsed.append(one)
+    return parsed
 
 
 @given(answers, st.data())
 def test_how_it_is_cut_changes_nothing(text: str, data: st.DataObject) -> None:
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))
     parts = [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
-    assert said(parts) == said([text]) == said(list(text))
+    assert parse(parts) == parse([text]) == parse(list(text))
 
 
 @given(answers)
 def test_calls_are_proper_and_what_is_around_them_is_not_lost(text: str) -> None:
-    found = said([text])
-    for call in (one for one in found if isinstance(one, ParsedCall)):
+    parsed = parse([text])
+    for call in (one for one in parsed if isinstance(one, ParsedCall)):
         assert call.name in NAMES
         assert isinstance(json.loads(call.arguments), dict)
         assert call.arguments in text
-    if not any(isinstance(one, ParsedCall) for one in found):
-        assert "".join(map(str, found)) == text
+    if not any(isinstance(one, ParsedCall) for one in parsed):
+        assert "".join(map(str, parsed)) == text
 
 
 @given(st.text(alphabet=st.sampled_from('<>{}[]"\\ abtoolcTOL_/|;:\n'), max_size=60))
 def test_text_without_calls_stays_as_it_is(text: str) -> None:
-    assert "".join(map(str, said(list(text)))) == text
+    assert "".join(map(str, parse(list(text)))) == text
 
 
 @given(
@@ -83,7 +83,7 @@ def test_text_without_calls_stays_as_it_is(text: str) -> None:
 )
 def test_arguments_are_what_the_model_wrote(arguments: dict[str, object]) -> None:
     written = json.dumps({"name": "weather", "arguments": arguments})
-    (call,) = said([f"<tool_call>\n{written}\n</tool_call>"])
+    (call,) = parse([f"<tool_call>\n{written}\n</tool_call>"])
     assert isinstance(call, ParsedCall)
     assert json.loads(call.arguments) == arguments
 
@@ -114,11 +114,11 @@ def test_arguments_are_what_the_model_wrote(arguments: dict[str, object]) -> Non
     ],
 )
 def test_what_is_and_what_is_not_a_call(text: str, expected: list[str | ParsedCall]) -> None:
-    assert said([text]) == expected
+    assert parse([text]) == expected
 
 
 def test_only_the_first_call_counts_where_one_is_allowed() -> None:
-    assert said([f"<tool_call>{WEATHER}</tool_call><tool_call>{TIME}</tool_call>"], parallel=False) == [BONN]
+    assert parse([f"<tool_call>{WEATHER}</tool_call><tool_call>{TIME}</tool_call>"], parallel=False) == [BONN]
 
 
 def test_text_is_held_back_no_longer_than_it_may_be_a_call() -> None:
@@ -131,4 +131,4 @@ def test_text_is_held_back_no_longer_than_it_may_be_a_call() -> None:
 
 def test_depth_is_no_danger() -> None:
     text = "<tool_call>" + '{"name":' * 50_000 + "}" * 50_000
-    assert said([text]) == [text]
+    assert parse([text]) == [text]

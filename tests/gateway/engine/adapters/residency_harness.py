@@ -1,4 +1,5 @@
-"""A Residency at work without weights: files of any size, a device, a clock, and loads that run when the test says so."""
+"""A Residency at work without weights: files of any size, a device, a clock, and loads that run
+when the test says so."""
 
 from __future__ import annotations
 
@@ -58,8 +59,8 @@ class ManualExecutor(Executor):
 class ResidencyHarness:
     """Drives a Residency. All dicts are by adapter number.
 
-    `sizes` are the true sizes (SIZE unless set), `disk` those of the files (the true size unless set, None: no file). Reading
-    raises what is in `broken`, placing what is in `unplaceable`; placing makes an adapter `grown` bytes larger.
+    `sizes` are the true sizes (SIZE unless set), `disk` those of the files (the true size unless set, None: no file).
+    Reading raises what is in `broken`, placing what is in `unplaceable`; placing makes an adapter `grown` bytes larger.
     """
 
     def __init__(self, folder: Path, budget: int, *, ram: int = 0) -> None:

@@ -1,4 +1,5 @@
-"""Which adapter is loaded next: tenants take turns, even if one came first with many; waiting for an adapter starves nobody."""
+"""Which adapter is loaded next: tenants take turns, even if one came first with many; waiting for
+an adapter starves nobody."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ COLD = 200
 
 
 class LoadingHarness:
-    """A scheduler over adapters that are loaded when they are told to."""
+    """A scheduler over adapters whose loads end when the test says so."""
 
     def __init__(self, folder: Path, budget: int) -> None:
         self.w = ResidencyHarness(folder, budget)
@@ -32,7 +33,7 @@ class LoadingHarness:
         )
         self.ids = iter(range(10 * COLD))
 
-    def ask(self, tenant: str, *numbers: int) -> Sequence:
+    def request(self, tenant: str, *numbers: int) -> Sequence:
         composition = tuple(WeightedAdapter(self.w.source(number)) for number in numbers)
         sampling = SamplingParams(max_tokens=4)
         request = Generate(
@@ -58,9 +59,9 @@ def harness(tmp_path: Path) -> LoadingHarness:
 
 def test_one_tenants_cold_adapters_delay_anothers_by_the_few_loads_that_had_begun(harness: LoadingHarness) -> None:
     for number in range(COLD):
-        harness.ask("flood", number)
+        harness.request("flood", number)
     harness.step()
-    other = harness.ask("other", COLD)
+    other = harness.request("other", COLD)
     steps = 0
     while other not in harness.scheduler.running:
         harness.step()
@@ -73,21 +74,21 @@ def test_one_tenants_cold_adapters_delay_anothers_by_the_few_loads_that_had_begu
 
 def test_two_floods_take_turns(harness: LoadingHarness) -> None:
     for number in range(COLD // 2):
-        harness.ask("one", number)
+        harness.request("one", number)
     for number in range(COLD // 2, COLD):
-        harness.ask("two", number)
+        harness.request("two", number)
     for _ in range(COLD // 2):
         harness.step()
     served = Counter(sequence.tenant for sequence in harness.scheduler.running)
     assert abs(served["one"] - served["two"]) <= MAX_LOADS
 
 
-def test_nobody_is_taken_out_for_those_who_wait_for_their_turn(harness: LoadingHarness) -> None:
-    running = harness.ask("early", 2 * COLD - 1)
+def test_no_running_request_is_preempted_for_waiting_ones(harness: LoadingHarness) -> None:
+    running = harness.request("early", 2 * COLD - 1)
     while running not in harness.scheduler.running:
         harness.step()
     for number in range(COLD):
-        harness.ask("flood", number)
+        harness.request("flood", number)
     while harness.scheduler.waiting:
         harness.step(STARVED_AFTER)
     assert harness.scheduler.stats.preemptions == 0
@@ -95,11 +96,11 @@ def test_nobody_is_taken_out_for_those_who_wait_for_their_turn(harness: LoadingH
 
 def test_a_composition_that_lacks_room_for_both_gets_it(tmp_path: Path) -> None:
     harness = LoadingHarness(tmp_path, 2 * SIZE)
-    running = harness.ask("early", 1)
+    running = harness.request("early", 1)
     while running not in harness.scheduler.running:
         harness.step()
     running.append(5)  # who has not said a word yet is left alone
-    both = harness.ask("late", 2, 3)
+    both = harness.request("late", 2, 3)
     while both not in harness.scheduler.running:
         assert harness.w.now < 3 * STARVED_AFTER
         harness.step()

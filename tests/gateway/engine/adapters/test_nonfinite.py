@@ -127,7 +127,7 @@ def test_embeddings_fail_likewise(
     engine: Engine, world: tuple[Path, AdapterSource, list[AdapterSource]], pooling: Any
 ) -> None:
     _, sound, broken = world
-    ask: list[Generate | Embed] = [
+    commands: list[Generate | Embed] = [
         Embed(id=name, prompt=prompt(9, seed=1), pooling=pooling, composition=composition)
         for name, composition in {
             "broken": (WeightedAdapter(broken[3]),),
@@ -135,7 +135,7 @@ def test_embeddings_fail_likewise(
             "base": (),
         }.items()
     ]
-    _, failures = run(engine, ask)
+    _, failures = run(engine, commands)
     assert [(event.id, event.code) for event in failures.values()] == [("broken", "nonfinite_output")]
     vectors = {event.id: event.vector for event in engine.events if isinstance(event, Embedded)}
     assert set(vectors) == {"sound", "base"}
@@ -151,7 +151,7 @@ def test_a_dora_whose_norm_overflows_is_refused_when_it_is_loaded(
 
 
 @pytest.mark.parametrize("kind", KERNELS)
-def test_a_broken_base_is_told_as_such_before_it_serves(tmp_path: Path, kind: str) -> None:
+def test_a_broken_base_is_reported_before_it_serves(tmp_path: Path, kind: str) -> None:
     base = make_base(tmp_path / "base", "llama")
     path = base / "model.safetensors"
     tensors = load_file(path)

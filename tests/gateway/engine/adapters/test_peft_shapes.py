@@ -23,7 +23,7 @@ from tests.gateway.engine.peft_oracle import (
 from tunery.gateway.engine.composition import AdapterSource
 from tunery.gateway.engine.models.native.kernels import load_kernels
 from tunery.registry import Base
-from tunery.registry.hub.incoming import import_folder
+from tunery.registry.hub.incoming import Destination, import_folder
 from tunery.registry.registry import Registry
 
 KERNELS = ["auto", "torch"] if load_kernels() else ["torch"]
@@ -85,7 +85,7 @@ def base(registry: Registry, base_folder: Path) -> Base:
 
 def take_in(registry: Registry, base: Base, folder: Path) -> AdapterSource:
     """Import a folder, and describe the version as the gateway does."""
-    version = import_folder(registry, folder, f"acme/{folder.name}", base=base, actor="t")
+    version = import_folder(registry, folder, Destination(adapter=f"acme/{folder.name}", base=base, actor="t"))
     files = {name: str(path) for name, path in registry.files(version).items()}
     return AdapterSource(version.digest, version.adapter, version.number, files)
 

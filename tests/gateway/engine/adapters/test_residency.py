@@ -229,7 +229,7 @@ def test_stretch_is_bytes_in_memory_per_byte_on_disk(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("on_disk", [SIZE, None])
-def test_a_load_that_proves_larger_than_its_file_said_gets_more_room_before_it_is_placed(
+def test_a_load_larger_than_its_file_suggested_gets_more_room_before_it_is_placed(
     world: MakeWorld, on_disk: int | None
 ) -> None:
     w = world(3 * SIZE)
@@ -416,7 +416,7 @@ def test_a_load_that_was_unloaded_under_way_comes_to_nothing(world: MakeWorld) -
     assert (w.resident, w.residency.bytes, w.residency.ram_bytes, len(w.hosts)) == ([], 0, 0, 0)
 
 
-def test_unless_somebody_asks_for_it_again(world: MakeWorld) -> None:
+def test_an_unloaded_adapter_that_is_requested_again_stays(world: MakeWorld) -> None:
     w = world(2 * SIZE)
     w.want(1)
     w.residency.unload("d1")
@@ -590,7 +590,7 @@ def test_want_never_raises_and_does_not_read_what_is_refused(world: MakeWorld) -
 # -- errors -----------------------------------------------------------------------------------------------------------
 
 
-def test_every_waiter_is_told_of_a_broken_adapter_for_ever_and_the_disk_is_left_alone(world: MakeWorld) -> None:
+def test_every_request_for_a_broken_adapter_fails_and_the_disk_is_not_read_again(world: MakeWorld) -> None:
     w = world(SIZE)
     w.broken[1] = error = ArtifactRefused("broken")
     assert w.hold(1) is None
@@ -617,7 +617,7 @@ def test_an_operator_can_have_it_tried_again(world: MakeWorld) -> None:
     w.load(1)
 
 
-def test_a_file_of_the_wrong_size_is_measured_again_when_an_operator_asks(world: MakeWorld) -> None:
+def test_a_file_of_the_wrong_size_is_measured_again_on_an_operators_request(world: MakeWorld) -> None:
     w = world(SIZE)
     w.disk[1] = 2 * SIZE
     heals: tuple[Callable[[], object], ...] = (lambda: None, lambda: w.disk.pop(1))
@@ -629,7 +629,7 @@ def test_a_file_of_the_wrong_size_is_measured_again_when_an_operator_asks(world:
     w.load(1)
 
 
-def test_a_failure_that_may_heal_is_told_for_a_while_that_doubles_from_1_to_60_seconds(world: MakeWorld) -> None:
+def test_a_temporary_failure_is_retried_after_1_second_doubling_to_60(world: MakeWorld) -> None:
     w = world(SIZE)
     w.broken[1] = StorageFailed("no file")
     for delay in (1, 2, 4, 8, 16, 32, 60, 60):

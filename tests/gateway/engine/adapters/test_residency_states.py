@@ -38,7 +38,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.leaving: set[int] = set()
         self.order: list[int] = []  # resident, least recently used first
         self.wants: list[int] = []  # in order; a use ends them
-        self.told: dict[int, tuple[TuneryError, float]] = {}
+        self.failed: dict[int, tuple[TuneryError, float]] = {}
 
     def teardown(self) -> None:
         if hasattr(self, "folder"):
@@ -69,7 +69,7 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(number=NUMBERS)
     def hold(self, number: int) -> None:
         reads, here = len(self.w.reads), number in self.order
-        error, since = self.told.get(number, (None, 0.0))
+        error, since = self.failed.get(number, (None, 0.0))
         held, raised = self.attempt(number)
         if raised is not None:
             assert not here
@@ -79,7 +79,7 @@ class AnyOrder(RuleBasedStateMachine):
                 assert max(self.w.sizes[number], self.w.disk[number] or 0) + pinned > self.w.budget
             else:
                 assert raised is error or not isinstance(error, ArtifactRefused)
-                self.told[number] = raised, self.w.now
+                self.failed[number] = raised, self.w.now
             return
         lasting = isinstance(error, ArtifactRefused) or (error is not None and since == self.w.now)
         assert here or not lasting
@@ -135,7 +135,7 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(number=NUMBERS)
     def forget(self, number: int) -> None:
         self.w.residency.forget(f"d{number}")
-        self.told.pop(number, None)
+        self.failed.pop(number, None)
         self.leaving.discard(number)
 
     @precondition(lambda self: self.w.executor.tasks)
@@ -151,7 +151,7 @@ class AnyOrder(RuleBasedStateMachine):
         assert safe <= set(now)
         for number in now:
             if number not in self.order:
-                self.told.pop(number, None)
+                self.failed.pop(number, None)
         self.order = [*(n for n in self.order if n in now), *(n for n in now if n not in self.order)]
 
     @rule(number=NUMBERS, error=st.sampled_from([ArtifactRefused, StorageFailed, ValueError]), late=st.booleans())

@@ -1,7 +1,8 @@
 """A small real process that speaks the engine's protocol without a model, for the supervisor's tests.
 
-Sends Ready and heartbeats, and answers Generate with the prompt's own tokens, one every 20 ms. Started with context_length UNLUCKY
-it exits at once. A request with the id GARBLED makes it send bytes that are not a frame, one with TALKATIVE its state first.
+Sends Ready and heartbeats, and answers Generate with the prompt's own tokens, one every 20 ms. Started with
+context_length UNLUCKY it exits at once. A request with the id GARBLED makes it send bytes that are not a frame, one
+with TALKATIVE its state first.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""A process that supervises a scripted engine, prints the engine's process id and waits to be killed; for the supervisor's tests."""
+"""A process that supervises a scripted engine, prints the engine's process id and waits to be
+killed; for the supervisor's tests."""
 
 from __future__ import annotations
 

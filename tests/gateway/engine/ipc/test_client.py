@@ -59,7 +59,7 @@ async def pair() -> AsyncIterator[Pair]:
         await writer.wait_closed()
 
 
-async def test_a_vector_comes_back_to_whoever_asked(pair: Pair) -> None:
+async def test_a_vector_comes_back_to_its_request(pair: Pair) -> None:
     asking = asyncio.create_task(pair.client.embed(EMBED))
     assert await pair.asked() == EMBED
     pair.answer(Embedded("somebody else", [9.0]))

@@ -38,7 +38,7 @@ def config(**changes: Any) -> EngineConfig:
     return EngineConfig(base_folder="x", base_name="tiny", base_digest="0", **changes)
 
 
-def ask(name: str, length: int) -> Generate:
+def request(name: str, length: int) -> Generate:
     return Generate(id=name, prompt=tuple(range(length)), sampling=SamplingParams(max_tokens=length))
 
 
@@ -51,9 +51,9 @@ async def engine() -> AsyncIterator[SupervisedEngine]:
     await engine.stop()
 
 
-async def test_tokens_come_back_to_whoever_asked(engine: SupervisedEngine) -> None:
+async def test_tokens_come_back_to_their_request(engine: SupervisedEngine) -> None:
     async def run(name: str, length: int) -> list[int]:
-        return [token.token async for token in engine.generate(ask(name, length))]
+        return [token.token async for token in engine.generate(request(name, length))]
 
     assert list(await asyncio.gather(run("a", 3), run("b", 5))) == [[0, 1, 2], [0, 1, 2, 3, 4]]
     assert (await engine.load(AdapterSource("d", "a/b", 1, {}))).bytes == 5
@@ -66,10 +66,10 @@ async def collect(engine: SupervisedEngine, request: Generate) -> list[int]:
 async def test_a_killed_engine_fails_what_had_begun_and_the_next_one_answers_the_rest(engine: SupervisedEngine) -> None:
     pid = engine.pid
     assert pid is not None
-    begun = engine.generate(ask("begun", 90))
+    begun = engine.generate(request("begun", 90))
     await anext(begun)
     # The scripted engine answers one after the other, so these have no token yet.
-    waiting = [asyncio.create_task(collect(engine, ask(f"r{i}", 3))) for i in range(4)]
+    waiting = [asyncio.create_task(collect(engine, request(f"r{i}", 3))) for i in range(4)]
     vector = asyncio.create_task(engine.load(AdapterSource("d", "a/b", 1, {})))
     await asyncio.sleep(0.05)
     os.kill(pid, signal.SIGKILL)
@@ -81,7 +81,7 @@ async def test_a_killed_engine_fails_what_had_begun_and_the_next_one_answers_the
     assert outage is not None
     assert outage.reason == "starting"
     assert caught.value.retry_after == outage.retry_after >= 1
-    early = asyncio.create_task(collect(engine, ask("early", 2)))
+    early = asyncio.create_task(collect(engine, request("early", 2)))
     assert await asyncio.wait_for(asyncio.gather(*waiting), 30) == [[0, 1, 2]] * 4
     assert await asyncio.wait_for(early, 30) == [0, 1]
     with pytest.raises(Unavailable):
@@ -99,7 +99,7 @@ async def test_nobody_is_held_for_longer_than_allowed() -> None:
     engine = SupervisedEngine(config(), command=("/bin/sleep", "60"), timeouts=EngineTimeouts(hold=0.05))
     await engine.start()
     with pytest.raises(Unavailable, match="starting") as caught:
-        await anext(engine.generate(ask("early", 2)))
+        await anext(engine.generate(request("early", 2)))
     assert (caught.value.code, caught.value.retry_after > 1) == ("engine_starting", True)
     waiting = asyncio.create_task(engine.wait_ready())
     await asyncio.sleep(0)
@@ -123,9 +123,9 @@ async def test_a_hung_engine_is_not_ready_until_it_goes_on_and_is_replaced_when_
     os.kill(pid, signal.SIGCONT)
     assert await asyncio.wait_for(engine.wait_ready(), 20) is ready
     assert (engine.pid, engine.restarts, engine.outage) == (pid, 0, None)
-    begun = engine.generate(ask("begun", 90))
+    begun = engine.generate(request("begun", 90))
     await anext(begun)
-    waiting = asyncio.create_task(collect(engine, ask("waiting", 2)))
+    waiting = asyncio.create_task(collect(engine, request("waiting", 2)))
     await asyncio.sleep(0.05)
     os.kill(pid, signal.SIGSTOP)
     with pytest.raises(Unavailable) as caught:
@@ -182,10 +182,10 @@ def test_a_heartbeat_says_how_long_the_step_has_taken(monkeypatch: pytest.Monkey
 async def test_an_engine_that_sends_garbage_is_replaced(engine: SupervisedEngine) -> None:
     pid = engine.pid
     with pytest.raises(Unavailable):
-        await engine.generate(ask(GARBLED, 1)).__anext__()
+        await engine.generate(request(GARBLED, 1)).__anext__()
     await asyncio.wait_for(engine.wait_ready(), 20)
     assert engine.pid != pid
-    assert len([token async for token in engine.generate(ask("again", 2))]) == 2
+    assert len([token async for token in engine.generate(request("again", 2))]) == 2
 
 
 async def test_a_watcher_that_breaks_does_not_end_the_engine(
@@ -198,7 +198,7 @@ async def test_a_watcher_that_breaks_does_not_end_the_engine(
 
     engine.on_stats(broken)
     engine.on_stats(seen.append)
-    async for _ in engine.generate(ask(TALKATIVE, 2)):
+    async for _ in engine.generate(request(TALKATIVE, 2)):
         pass
     assert len(seen) == 1
     assert engine.stats is seen[0]

@@ -159,7 +159,7 @@ async def test_a_frame_that_cannot_be_is_refused_before_it_is_read() -> None:
             await read_event(ends.reader, msgspec.msgpack.Decoder(Event))
 
 
-def ask(name: str) -> Generate:
+def request(name: str) -> Generate:
     return Generate(id=name, prompt=(1, 2), sampling=SamplingParams(max_tokens=5))
 
 
@@ -174,9 +174,9 @@ async def client() -> AsyncIterator[tuple[EngineClient, CommandReader, EventWrit
         await asyncio.wait_for(listening, 5)
 
 
-async def test_answers_are_told_apart_by_id_and_strangers_ignored() -> None:
+async def test_answers_are_matched_by_id_and_unknown_ids_ignored() -> None:
     async with client() as (made, _, writer, _):
-        first, second = made.generate(ask("a")), made.generate(ask("b"))
+        first, second = made.generate(request("a")), made.generate(request("b"))
         waiting = [asyncio.ensure_future(anext(first)), asyncio.ensure_future(anext(second))]
         await asyncio.sleep(0.01)
         writer.write(Tokens([Token("stranger", 9, 0.0), Token("b", 2, 0.0, "stop"), Token("a", 1, 0.0, "length")]))
@@ -186,26 +186,26 @@ async def test_answers_are_told_apart_by_id_and_strangers_ignored() -> None:
 
 async def test_closing_the_iterator_cancels_and_an_ended_one_does_not() -> None:
     async with client() as (made, reader, writer, _):
-        running = made.generate(ask("a"))
+        running = made.generate(request("a"))
         waiting = asyncio.ensure_future(anext(running))
         await asyncio.sleep(0.01)
         writer.write(Tokens([Token("a", 1, 0.0)]))
         await waiting
         await running.aclose()
-        over = made.generate(ask("b"))
+        over = made.generate(request("b"))
         waiting = asyncio.ensure_future(anext(over))
         await asyncio.sleep(0.01)
         writer.write(Tokens([Token("b", 1, 0.0, "stop")]))
         await waiting
         await over.aclose()
         made.shut_down()
-        told = [await asyncio.to_thread(reader.read) for _ in range(4)]
-        assert told == [ask("a"), Cancel("a"), ask("b"), Shutdown()]
+        messages = [await asyncio.to_thread(reader.read) for _ in range(4)]
+        assert messages == [request("a"), Cancel("a"), request("b"), Shutdown()]
 
 
 async def test_a_failure_is_raised_as_what_it_is() -> None:
     async with client() as (made, _, writer, _):
-        waiting = asyncio.ensure_future(anext(made.generate(ask("a"))))
+        waiting = asyncio.ensure_future(anext(made.generate(request("a"))))
         await asyncio.sleep(0.01)
         writer.write(Failed("a", "context_length_exceeded", "too long"))
         with pytest.raises(InvalidInput, match="too long") as caught:
@@ -219,7 +219,7 @@ async def test_garbage_fails_everybody_and_ends_the_connection(
 ) -> None:
     async with client() as (made, reader, _, engine):
         waiting = [
-            asyncio.ensure_future(anext(made.generate(ask("a")))),
+            asyncio.ensure_future(anext(made.generate(request("a")))),
             asyncio.ensure_future(made.load(AdapterSource("d", "a/b", 1, {}))),
         ]
         await asyncio.sleep(0.01)

@@ -1,4 +1,5 @@
-"""A base of any architecture, random and small, and what transformers alone says of prompts, to compare the engine with."""
+"""A base of any architecture, random and small, and what transformers alone says of prompts, to
+compare the engine with."""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ __all__ = [
     "make_any_adapter",
     "make_any_base",
     "plain",
-    "said",
+    "scores_of",
     "train",
 ]
 
@@ -63,14 +64,14 @@ def plain(base: Path, adapter: Path | None = None) -> nn.Module:
 @torch.no_grad()
 def expected(model: Any, prompts: Sequence[tuple[int, ...]]) -> Scores:
     """What `model` says of each prompt alone, in one forward pass."""
-    found = []
+    log_probabilities = []
     for one in prompts:
         logits = model(input_ids=torch.tensor([one]), use_cache=False).logits[0, :-1]
-        found.append(logits.float().log_softmax(-1)[torch.arange(len(one) - 1), list(one[1:])])
-    return found
+        log_probabilities.append(logits.float().log_softmax(-1)[torch.arange(len(one) - 1), list(one[1:])])
+    return log_probabilities
 
 
-def said(engine: Engine, prompts: Sequence[tuple[int, ...]], adapters: Sequence[AdapterSource | None]) -> Scores:
+def scores_of(engine: Engine, prompts: Sequence[tuple[int, ...]], adapters: Sequence[AdapterSource | None]) -> Scores:
     """What `engine` says of all prompts, each on its adapter, together."""
     asked = [
         request(str(index), one, adapter, max_tokens=1, prompt_logprobs=0)
@@ -101,7 +102,8 @@ def make_any_adapter(base: Path, folder: Path, model: nn.Module) -> AdapterSourc
 
 
 def train(base: Path, folder: Path) -> tuple[AdapterSource, nn.Module]:
-    """One step of the lora trainer with its own settings, saved to `folder`; the files, and the model as it was trained."""
+    """One step of the lora trainer with its own settings, saved to `folder`; the files, and the
+    model as it was trained."""
     cpu = torch.device("cpu")
     context = LoadContext(
         base_folder=base, parameters=LoraParameters(r=4), device=cpu, dtype=torch.float32, parent=None

@@ -17,7 +17,7 @@ from tests.gateway.engine.models.random_bases import (
     make_any_adapter,
     make_any_base,
     plain,
-    said,
+    scores_of,
     train,
 )
 from tests.gateway.engine.peft_oracle import TOLERANCE, Engine
@@ -57,8 +57,8 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-def check(found: Scores, wanted: Scores, what: str) -> None:
-    for number, (ours, theirs) in enumerate(zip(found, wanted, strict=True)):
+def check(scores: Scores, wanted: Scores, what: str) -> None:
+    for number, (ours, theirs) in enumerate(zip(scores, wanted, strict=True)):
         distance = float((ours - theirs).abs().max())
         assert distance <= TOLERANCE, (what, number, distance)
 
@@ -74,16 +74,16 @@ def compare(folder: Path, base: Path, *, trained: bool) -> None:
     prompts = tuple(one[: engine.core.model.context_length - 1] for one in PROMPTS)
     wanted = expected(bare, prompts) + expected(plain(base, folder / "adapter"), prompts)
     adapters = [None] * len(prompts) + [source] * len(prompts)
-    alone = [said(engine, [one], [adapter])[0] for one, adapter in zip(prompts * 2, adapters, strict=True)]
+    alone = [scores_of(engine, [one], [adapter])[0] for one, adapter in zip(prompts * 2, adapters, strict=True)]
     check(alone, wanted, "alone")
-    check(said(engine, prompts * 2, adapters), wanted, "together, cached")
+    check(scores_of(engine, prompts * 2, adapters), wanted, "together, cached")
     engine = Engine.on(base, kernels="torch", token_budget=64, kv_tokens=4096, max_batch=16, prefix_cache=False)
-    check(said(engine, prompts * 2, adapters), wanted, "together")
+    check(scores_of(engine, prompts * 2, adapters), wanted, "together")
     if trained:
         source, model = train(base, folder / "trained")
         kept = Base(name="tiny", digest="0", source="", path=str(base), parameters=0, added_at=0.0)
         check_artifact(folder / "trained", base=kept, trust_base=True)
-        check(said(engine, prompts, [source] * len(prompts)), expected(model, prompts), "trained")
+        check(scores_of(engine, prompts, [source] * len(prompts)), expected(model, prompts), "trained")
 
 
 @pytest.mark.parametrize("kind", sorted(EXACT))
@@ -103,7 +103,7 @@ def test_it_is_served_exactly_when_quantized(tmp_path: Path, kind: str, quant: s
     settings: dict[str, Any] = {"quant": quant, "dtype": "float32", "kernels": "torch"}
     model = load_plain(EngineConfig(base_folder=str(base), base_name="tiny", base_digest="0", **settings))
     engine = Engine.on(base, **settings)
-    check(said(engine, PROMPTS, [None] * len(PROMPTS)), expected(model, PROMPTS), quant)
+    check(scores_of(engine, PROMPTS, [None] * len(PROMPTS)), expected(model, PROMPTS), quant)
 
 
 @pytest.mark.soak
@@ -115,7 +115,7 @@ def test_every_architecture_is_served_exactly_when_quantized(tmp_path: Path, kin
     model = load_plain(EngineConfig(base_folder=str(base), base_name="tiny", base_digest="0", **settings))
     engine = Engine.on(base, **settings)
     prompts = tuple(one[: engine.core.model.context_length - 1] for one in PROMPTS)
-    check(said(engine, prompts, [None] * len(prompts)), expected(model, prompts), quant)
+    check(scores_of(engine, prompts, [None] * len(prompts)), expected(model, prompts), quant)
 
 
 def test_every_causal_decoder_is_exact_or_refused_with_a_reason() -> None:
@@ -159,7 +159,7 @@ def test_attention_sees_no_further_than_it_is_exact(tmp_path: Path) -> None:
     settings = {"rope_parameters": LONGROPE, "original_max_position_embeddings": 64}
     engine = Engine.on(make_any_base(tmp_path / "base", "phi3", **settings), kernels="torch")
     assert engine.core.model.context_length == 64
-    assert torch.isfinite(said(engine, [PROMPTS[0]], [None])[0]).all()
+    assert torch.isfinite(scores_of(engine, [PROMPTS[0]], [None])[0]).all()
 
 
 @pytest.mark.parametrize("kind", ["gpt_oss", "mixtral", "qwen3_moe"])

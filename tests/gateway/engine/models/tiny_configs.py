@@ -1,7 +1,8 @@
-"""A random small configuration of every causal decoder of transformers that is served, made from its own configuration class.
+"""A random small configuration of every causal decoder of transformers that is served, made from
+its own configuration class.
 
-Sizes are given by their usual names to whichever of them a class knows. All kinds of layers that a class has by default occur, windows are
-shorter than the prompts, and what scales with a model's length does so within them.
+Sizes are given by their usual names to whichever of them a class knows. All kinds of layers that a class has by default
+occur, windows are shorter than the prompts, and what scales with a model's length does so within them.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ PARTICULAR: dict[str, dict[str, Any]] = {
     "phimoe": {"sliding_window": 64},
     "smollm3": {"no_rope_layer_interval": 2},
 }
-"""What a class must be told besides, or says of itself only in large."""
+"""Settings that a class needs besides, or has only in its large default."""
 
 
 def tiny_config(kind: str, **settings: Any) -> PretrainedConfig:
@@ -106,11 +107,11 @@ def tiny_config(kind: str, **settings: Any) -> PretrainedConfig:
 
 def _layers(large: Any) -> dict[str, Any]:
     """As many layers as there are kinds of them, windows in those that have some."""
-    found: dict[str, Any] = {}
+    layers: dict[str, Any] = {}
     for name in ("layer_types", "mlp_layer_types"):
         kinds = list(dict.fromkeys(getattr(large, name, None) or ()))
         if kinds:
-            found[name] = [kinds[at % len(kinds)] for at in range(2)]
+            layers[name] = [kinds[at % len(kinds)] for at in range(2)]
     if getattr(large, "sliding_window", None):
-        found["sliding_window"] = WINDOW
-    return found
+        layers["sliding_window"] = WINDOW
+    return layers

@@ -175,7 +175,8 @@ def test_scores_are_log_probabilities_with_their_alternatives() -> None:
 
 @pytest.mark.parametrize("reduce", REDUCTIONS, ids=["torch", "native"][: len(REDUCTIONS)])
 def test_a_rows_choice_has_the_same_bits_in_any_company(reduce: Reduction) -> None:
-    # As wide as a real vocabulary, and many rows: a sum over all rows at once differed in the last bit in one row of forty.
+    # As wide as a real vocabulary, and many rows: a sum over all rows at once differed in the last
+    # bit in one row of forty.
     logits = torch.randn(48, 49152, generator=torch.Generator().manual_seed(0)) * 4 + 3
     kinds: tuple[dict[str, Any], ...] = (
         {},
@@ -211,7 +212,7 @@ def test_the_noise_is_the_requests_own() -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_only_allowed_tokens_are_said(temperature: float) -> None:
+def test_only_allowed_tokens_are_generated(temperature: float) -> None:
     counts = draw(SKEWED, temperature=temperature, allowed_token_ids=(3, 6), logit_bias={5: 100.0})
     assert set(counts) == ({6} if temperature == 0 else {3, 6})
 
@@ -225,7 +226,7 @@ def test_the_last_token_of_a_bad_word_does_not_follow_the_others() -> None:
         assert int(logits.argmax()) == 5  # what is reported stays the model's own
 
 
-def test_where_every_token_is_forbidden_one_is_said_all_the_same() -> None:
+def test_where_every_token_is_forbidden_one_is_generated_all_the_same() -> None:
     words = tuple((token,) for token in range(8))
     (choice,) = sample(torch.tensor([SKEWED]), [sequence(temperature=0.0, bad_words=words)])
     assert 0 <= present(choice).token < 8

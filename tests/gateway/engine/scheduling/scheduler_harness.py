@@ -1,7 +1,8 @@
 """A scheduler at work without a model: its batches are computed by a toy that checks every page that it reads.
 
-The toy's next token is a hash of the composition and of all tokens before it. They are read from the pages, where each token was
-written with the composition it was computed on. So if anything shared, preempted, evicted or recomputed is wrong, the text changes.
+The toy's next token is a hash of the composition and of all tokens before it. They are read from the pages, where each
+token was written with the composition it was computed on. So if anything shared, preempted, evicted or recomputed is
+wrong, the text changes.
 """
 
 from __future__ import annotations
@@ -56,8 +57,8 @@ def alone(prompt: Rows[int], parts: Rows[WeightedAdapter], count: int) -> list[i
 class SchedulerHarness:
     """Drives a Scheduler, whose clock advances `seconds` with each step.
 
-    Adapters take one byte, or as many as `sizes` has for their digest, and `adapters` bytes fit into memory. One load ends in
-    each step, unless the disk is `slow`.
+    Adapters take one byte, or as many as `sizes` has for their digest, and `adapters` bytes fit into memory. One load
+    ends in each step, unless the disk is `slow`.
     """
 
     pages: int = 64

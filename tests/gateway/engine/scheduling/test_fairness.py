@@ -1,4 +1,5 @@
-"""Fairness: the tenant that was charged least comes first, by weight, without saving up; long waiting wins in the end."""
+"""Fairness: the tenant that was charged least comes first, by weight, without saving up; long
+waiting wins in the end."""
 
 from __future__ import annotations
 

@@ -85,19 +85,19 @@ class AllocatorModel(RuleBasedStateMachine):
     @rule(identity=st.sampled_from(["", "d"]), letters=st.text("ab", min_size=1, max_size=5))
     def start(self, identity: str, letters: str) -> None:
         keys = prefix_keys(identity, text(letters))
-        found = self.pages.find_prefix(keys)
-        assert [self.contents[page] for page in found] == keys[: len(found)]
-        assert len(found) == len(keys) or keys[len(found)] not in self.contents.values()
-        idle = [page for page in found if not self.holders(page)]
-        assert self.pages.count_unheld(found) == len(idle)
-        missing = len(keys) - len(found)
+        prefix = self.pages.find_prefix(keys)
+        assert [self.contents[page] for page in prefix] == keys[: len(prefix)]
+        assert len(prefix) == len(keys) or keys[len(prefix)] not in self.contents.values()
+        idle = [page for page in prefix if not self.holders(page)]
+        assert self.pages.count_unheld(prefix) == len(idle)
+        missing = len(keys) - len(prefix)
         if missing + len(idle) > self.pages.available:
             return
-        self.pages.share(found)
-        self.kept = [page for page in self.kept if page not in found]
-        self.held.append((found, keys))
+        self.pages.share(prefix)
+        self.kept = [page for page in self.kept if page not in prefix]
+        self.held.append((prefix, keys))
         taken = self.pages.allocate(missing)
-        assert len({*taken, *found}) == len(keys)
+        assert len({*taken, *prefix}) == len(keys)
         assert all(0 < page <= self.pages.count and not self.holders(page) for page in taken)
         self.forget(taken)
         self.held[-1][0].extend(taken)

@@ -1,4 +1,5 @@
-"""Who is preempted: the tenant above its share first, its newest sequence first, and nobody who has only just started."""
+"""Who is preempted: the tenant above its share first, its newest sequence first, and nobody who has
+only just started."""
 
 from __future__ import annotations
 

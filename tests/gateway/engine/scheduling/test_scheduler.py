@@ -1,4 +1,5 @@
-"""The scheduler: no request is lost or runs twice, budgets hold, tenants get their shares, and preemption changes no output."""
+"""The scheduler: no request is lost or runs twice, budgets hold, tenants get their shares, and
+preemption changes no output."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ def words(length: int, *, seed: int = 0) -> list[int]:
     return [(seed * 7919 + 31 * at + at * at) % 1000 for at in range(length)]
 
 
-def test_a_batch_and_a_budget_are_never_exceeded_and_all_is_said() -> None:
+def test_batch_and_budget_are_never_exceeded_and_every_request_finishes() -> None:
     harness = SchedulerHarness(max_batch=3, token_budget=20, pages=30)
     for number in range(10):
         harness.submit(str(number), words(5 + 6 * number, seed=number), 4 + number, parts=composition(number % 3))
@@ -93,7 +94,7 @@ def test_a_twin_goes_on_when_the_first_is_cancelled() -> None:
     harness.run()
 
 
-def test_where_pages_run_out_the_youngest_is_taken_out_and_says_the_same() -> None:
+def test_where_pages_run_out_the_youngest_is_preempted_and_generates_the_same() -> None:
     harness = SchedulerHarness(pages=9, max_batch=4)
     for number in range(4):
         harness.submit(str(number), words(2 * PAGE_SIZE, seed=number), 40)
@@ -103,7 +104,8 @@ def test_where_pages_run_out_the_youngest_is_taken_out_and_says_the_same() -> No
 
 
 def test_a_shared_beginning_that_only_a_victim_holds_is_not_counted_as_room() -> None:
-    # The flooder holds every page; the newcomer shares the flooder's prompt and needs more pages than its eviction frees.
+    # The flooder holds every page; the newcomer shares the flooder's prompt and needs more pages
+    # than its eviction frees.
     harness = SchedulerHarness(pages=6, max_batch=8)
     harness.submit("flood-0", words(2 * PAGE_SIZE), 30, tenant="flood")
     harness.submit("flood-1", words(3 * PAGE_SIZE, seed=1), 30, tenant="flood")

@@ -1,4 +1,5 @@
-"""Compiling grammars beside the forward passes: hostile ones meet their limits, and other requests do not wait for them."""
+"""Compiling grammars beside the forward passes: hostile ones meet their limits, and other requests
+do not wait for them."""
 
 from __future__ import annotations
 
@@ -107,8 +108,8 @@ def test_equal_grammars_are_tried_once(compiler: GrammarCompiler, trials: Record
 
 
 def test_a_refusal_is_what_the_grammar_says(compiler: GrammarCompiler) -> None:
-    for text, said in (("(", "unclosed group"), ("\ud800", "cannot be read")):
-        with pytest.raises(InvalidInput, match=said):
+    for text, message in (("(", "unclosed group"), ("\ud800", "cannot be read")):
+        with pytest.raises(InvalidInput, match=message):
             compiler.submit("acme", Constraint("regex", text)).result(WAIT)
 
 

@@ -287,9 +287,9 @@ def test_the_packed_mask_says_what_apply_does(grammars: Grammars, dtype: torch.d
     assert mask.shape == (-(-WIDTH // 32),)
     logits = torch.zeros(1, WIDTH, dtype=dtype)
     apply_masks([guide], logits)
-    says = [bool(mask[i // 32] >> (i % 32) & 1) for i in range(WIDTH)]
-    assert says == logits[0].isfinite().tolist()
-    assert any(says)
+    allowed = [bool(mask[i // 32] >> (i % 32) & 1) for i in range(WIDTH)]
+    assert allowed == logits[0].isfinite().tolist()
+    assert any(allowed)
 
 
 @pytest.mark.parametrize("width", [KNOWN, KNOWN + 1, WIDTH, 512, 300])
@@ -317,7 +317,7 @@ def test_guides_of_one_constraint_go_their_own_ways(grammars: Grammars, tokenize
 
 
 @pytest.mark.parametrize(
-    ("kind", "text", "said"),
+    ("kind", "text", "message"),
     [
         ("json_schema", "", "this JSON schema cannot be read: it is empty"),
         ("json_schema", "{", "cannot be read"),
@@ -350,12 +350,14 @@ def test_guides_of_one_constraint_go_their_own_ways(grammars: Grammars, tokenize
         ("grammar", "start: <[380-399]>", "Token range end too large"),
     ],
 )
-def test_what_cannot_be_promised_is_refused_in_plain_words(grammars: Grammars, kind: Any, text: str, said: str) -> None:
+def test_what_cannot_be_promised_is_refused_in_plain_words(
+    grammars: Grammars, kind: Any, text: str, message: str
+) -> None:
     for use in (grammars.compile, grammars.start):
         with pytest.raises(InvalidInput) as caught:
             use(Constraint(kind, text))
         assert caught.value.code == "invalid_constraint"
-        assert said in caught.value.message
+        assert message in caught.value.message
         assert len(caught.value.message) < 700
         assert not any(noise in caught.value.message for noise in ("\n", "^", "non-verbose", "backtrace", "panic"))
 

@@ -39,13 +39,13 @@ def test_near_texts_are_found_and_far_ones_are_not() -> None:
         assert index.find(sign) is None
         index.add(sign, number)
     for number, words in enumerate(texts):
-        found = index.find(signature(" ".join([*words[:30], "changed", *words[31:]])) or b"")
-        assert found is None or (found[0] == number and found[1] >= NEAR)
-        hits += found is not None
+        match = index.find(signature(" ".join([*words[:30], "changed", *words[31:]])) or b"")
+        assert match is None or (match[0] == number and match[1] >= NEAR)
+        hits += match is not None
     assert hits >= 295
 
 
-def test_rows_of_one_instruction_are_told_apart_without_comparing_all() -> None:
+def test_rows_of_one_instruction_are_distinguished_without_comparing_all() -> None:
     chance, instruction = random.Random(2), WORDS[:30]
     index: SimilarIndex[int] = SimilarIndex()
     texts = [[*instruction, *chance.choices(WORDS, k=30)] for _ in range(2000)]
@@ -56,7 +56,7 @@ def test_rows_of_one_instruction_are_told_apart_without_comparing_all() -> None:
         index.add(sign, number)
     assert max(len(bucket) for bucket in index._buckets.values()) <= 32
     changed = [index.find(signature(" ".join([*words[:-1], "changed"])) or b"") for words in texts[1500:]]
-    assert sum(found is not None and found[0] == number for number, found in enumerate(changed, 1500)) >= 490
+    assert sum(match is not None and match[0] == number for number, match in enumerate(changed, 1500)) >= 490
 
 
 def test_few_words_have_no_signature_and_case_and_marks_do_not_count() -> None:

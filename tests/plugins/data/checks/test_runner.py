@@ -63,7 +63,7 @@ def test_a_report_goes_through_json(tmp_path: Path) -> None:
     assert str(report.errors[0]).startswith("rows.jsonl:2: $: has the prompt of rows.jsonl:1")
 
 
-def test_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
+def test_files_of_one_name_are_distinguished(tmp_path: Path) -> None:
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
     paths = [write(tmp_path / folder / "rows.jsonl", chat("a", "b")) for folder in ("one", "two")]
@@ -130,7 +130,7 @@ def test_a_plugin_adds_a_check(tmp_path: Path) -> None:
     assert report.statistics["shouting"] == 1
 
 
-def test_a_check_that_fails_is_told_and_the_others_go_on(tmp_path: Path) -> None:
+def test_a_check_that_raises_is_reported_and_the_others_go_on(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", chat("a", "b"), chat("a", "b"))
     report = check_data([path], CheckOptions(max_length=8), plugins=with_checks(info("failing", Failing)))
     assert [(f.line, f.rule) for f in report.errors] == [(1, "failing"), (2, "failing"), (2, "duplicate")]

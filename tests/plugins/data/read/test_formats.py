@@ -32,9 +32,9 @@ READ_CALL = {**CALL, "function": {"name": "f", "arguments": {"x": 1}}}
 
 
 def read(row: dict[str, Any], formats: tuple[FormatInfo, ...] = BUILT_IN) -> Row:
-    found = parse_row(1, json.dumps(row).encode(), formats)
-    assert found is not None
-    return found
+    parsed = parse_row(1, json.dumps(row).encode(), formats)
+    assert parsed is not None
+    return parsed
 
 
 @pytest.mark.parametrize(
@@ -63,16 +63,16 @@ def read(row: dict[str, Any], formats: tuple[FormatInfo, ...] = BUILT_IN) -> Row
 def test_each_format_is_recognised_and_means_the_same(
     row: dict[str, Any], name: str, messages: list[dict[str, Any]]
 ) -> None:
-    found = read(row)
-    assert (found.format, found.messages, found.tools, found.rejected) == (name, messages, None, None)
+    parsed = read(row)
+    assert (parsed.format, parsed.messages, parsed.tools, parsed.rejected) == (name, messages, None, None)
 
 
 def test_functions_and_their_calls_come_with_arguments_as_objects() -> None:
     called = {"role": "assistant", "content": None, "tool_calls": [CALL]}
     result = {"role": "tool", "tool_call_id": "c1", "content": "2"}
-    found = read({"messages": [USER, called, result, GOOD], "tools": [TOOL], "parallel_tool_calls": False})
-    assert found.tools == [TOOL]
-    assert found.messages == [USER, {"role": "assistant", "content": "", "tool_calls": [READ_CALL]}, result, GOOD]
+    parsed = read({"messages": [USER, called, result, GOOD], "tools": [TOOL], "parallel_tool_calls": False})
+    assert parsed.tools == [TOOL]
+    assert parsed.messages == [USER, {"role": "assistant", "content": "", "tool_calls": [READ_CALL]}, result, GOOD]
     turns = [
         {"from": "human", "value": "q"},
         {"from": "function_call", "value": '{"name": "f", "arguments": {"x": 1}}'},
@@ -102,14 +102,14 @@ def test_functions_and_their_calls_come_with_arguments_as_objects() -> None:
     ],
 )
 def test_preferences_in_every_spelling_end_with_the_better_answer(row: dict[str, Any], name: str) -> None:
-    found = read(row)
-    assert (found.format, found.messages, found.rejected) == (name, [USER, GOOD], [BAD])
+    parsed = read(row)
+    assert (parsed.format, parsed.messages, parsed.rejected) == (name, [USER, GOOD], [BAD])
 
 
 def test_an_implicit_prompt_of_texts_is_what_both_begin_with_up_to_a_word() -> None:
-    found = read({"chosen": "Say hi: hello", "rejected": "Say hi: help"})
-    assert (found.messages[0]["content"], found.messages[1]["content"]) == ("Say hi: ", "hello")
-    assert found.rejected == [{"role": "assistant", "content": "help"}]
+    parsed = read({"chosen": "Say hi: hello", "rejected": "Say hi: help"})
+    assert (parsed.messages[0]["content"], parsed.messages[1]["content"]) == ("Say hi: ", "hello")
+    assert parsed.rejected == [{"role": "assistant", "content": "help"}]
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_an_implicit_prompt_of_texts_is_what_both_begin_with_up_to_a_word() -> N
         (PREFERENCE, {"prompt": "q", "chosen": "a"}, ["$.rejected"]),
     ],
 )  # fmt: skip
-def test_everything_wrong_with_a_row_is_said_at_its_place(
+def test_everything_wrong_with_a_row_is_reported_at_its_path(
     form: FormatInfo, row: dict[str, Any], paths: list[str]
 ) -> None:
     with pytest.raises(InvalidRow) as caught:
@@ -191,13 +191,13 @@ KEYS = (
 def test_any_object_is_a_conversation_or_faults_at_paths(row: dict[str, Any], form: FormatInfo) -> None:
     faults: tuple[Fault, ...] = ()
     try:
-        found = read(row, (form,))
+        parsed = read(row, (form,))
     except InvalidRow as error:
         faults = error.faults
-        found = Row(1, form.name, [{"role": "assistant", "content": "-"}])
+        parsed = Row(1, form.name, [{"role": "assistant", "content": "-"}])
     assert all(fault.path.startswith("$") and fault.message for fault in faults)
-    assert all(isinstance(message["content"], str) for message in [*found.messages, *(found.rejected or [])])
-    assert any(message["role"] == "assistant" for message in found.messages)
+    assert all(isinstance(message["content"], str) for message in [*parsed.messages, *(parsed.rejected or [])])
+    assert any(message["role"] == "assistant" for message in parsed.messages)
 
 
 SYSTEM = {"role": "system", "content": "s"}
@@ -216,15 +216,15 @@ SYSTEM = {"role": "system", "content": "s"}
     ],
 )  # fmt: skip
 def test_answers_that_repeat_the_prompt_are_read_without_it(row: dict[str, Any]) -> None:
-    found = read(row)
-    assert (found.messages, found.rejected, found.prompt) == ([USER, GOOD], [BAD], 1)
+    parsed = read(row)
+    assert (parsed.messages, parsed.rejected, parsed.prompt) == ([USER, GOOD], [BAD], 1)
 
 
 def test_a_longer_prompt_is_taken_off_and_later_turns_stay() -> None:
     asked = [SYSTEM, USER, GOOD, USER]
     again = [GOOD, USER, BAD]
-    found = read({"prompt": asked, "chosen": [*asked, *again], "rejected": [*asked, BAD]})
-    assert (found.messages, found.rejected, found.prompt) == ([*asked, *again], [BAD], 4)
+    parsed = read({"prompt": asked, "chosen": [*asked, *again], "rejected": [*asked, BAD]})
+    assert (parsed.messages, parsed.rejected, parsed.prompt) == ([*asked, *again], [BAD], 4)
 
 
 @pytest.mark.parametrize(
@@ -264,14 +264,14 @@ def test_what_is_null_is_absent() -> None:
     columns = dict.fromkeys(
         ("prompt", "completion", "instruction", "chosen", "rejected", "conversations", "system", "zzz")
     )
-    found = read({**columns, **rows, "parallel_tool_calls": None})
-    assert found.messages == [
+    parsed = read({**columns, **rows, "parallel_tool_calls": None})
+    assert parsed.messages == [
         USER,
         {"role": "assistant", "content": "", "tool_calls": [READ_CALL]},
         {"role": "tool", "tool_call_id": "c1", "content": "2"},
         GOOD,
     ]
-    assert found.tools == [
+    assert parsed.tools == [
         {"type": "function", "function": {"name": "f", "parameters": {
             "type": "object", "properties": {"x": {"type": "integer", "default": None}}}}}
     ]  # fmt: skip
@@ -287,8 +287,8 @@ def test_what_is_null_is_absent() -> None:
 
 
 def test_keys_of_openais_client_are_accepted_and_what_they_would_lose_is_refused() -> None:
-    said = {**GOOD, "refusal": None, "annotations": [{"type": "url_citation"}], "audio": None, "function_call": None}
-    assert read({"messages": [USER, said], "metadata": {"any": "thing"}}).messages == [USER, GOOD]
+    message = {**GOOD, "refusal": None, "annotations": [{"type": "url_citation"}], "audio": None, "function_call": None}
+    assert read({"messages": [USER, message], "metadata": {"any": "thing"}}).messages == [USER, GOOD]
     assert read({"messages": [USER, {**GOOD, "tool_calls": []}]}).messages == [USER, GOOD]
     for key in ("refusal", "audio", "function_call"):
         with pytest.raises(InvalidRow, match=rf"\$\.messages\[1\]\.{key}: is not trained"):

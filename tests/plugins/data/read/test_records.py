@@ -167,8 +167,8 @@ def test_folders_that_leave_a_choice_name_it(tmp_path: Path) -> None:
     (splits / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
     for name in ("train", "test"):
         (splits / name / "state.json").write_text("{}")
-    for folder, says in ((both, "test, train"), (splits, "splits test, train"), (empty, "without Parquet or Arrow")):
-        with pytest.raises(InvalidData, match=says):
+    for folder, message in ((both, "test, train"), (splits, "splits test, train"), (empty, "without Parquet or Arrow")):
+        with pytest.raises(InvalidData, match=message):
             read(folder)
 
 
@@ -199,10 +199,10 @@ BROKEN = {
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_what_cannot_be_read_is_one_error(tmp_path: Path, name: str) -> None:
-    content, says = BROKEN[name]
+    content, message = BROKEN[name]
     path = tmp_path / name
     path.write_bytes(content)
-    with pytest.raises(FileBroken, match=says) as caught:
+    with pytest.raises(FileBroken, match=message) as caught:
         read(path)
     assert name in caught.value.message
     assert len(caught.value.message) < 400
@@ -220,9 +220,9 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
     """Opening a pipe without a writer would wait for ever, and /dev/zero has no end."""
     pipe = tmp_path / "rows.jsonl"
     os.mkfifo(pipe)
-    for path, says in ((pipe, "is a pipe"), (Path("/dev/zero"), "is a device"), (Path("-"), "standard input")):
+    for path, message in ((pipe, "is a pipe"), (Path("/dev/zero"), "is a device"), (Path("-"), "standard input")):
         for use in (read, data_size, data_digest):
-            with pytest.raises(InvalidData, match=says):
+            with pytest.raises(InvalidData, match=message):
                 use(path)
     with pytest.raises(NotFound):
         read(tmp_path / "none.jsonl")

@@ -85,8 +85,8 @@ def test_what_is_trained_is_what_is_served(folders: dict[str, Path], name: str, 
         begin, end = span
         # The prompt that serving sends for this answer is exactly what stands before it.
         assert renderer.prompt_ids(messages[: 2 * index + 1]) == example.ids[:begin]
-        said = renderer.decode(example.ids[begin : end - 1], skip_special=False)
-        assert said.strip() == answer
+        decoded = renderer.decode(example.ids[begin : end - 1], skip_special=False)
+        assert decoded.strip() == answer
         # And it ends with a token that stops generation.
         assert example.ids[end - 1] in renderer.stop_ids
 
@@ -151,10 +151,10 @@ def test_any_number_of_control_tokens_can_be_spelled(folders: dict[str, Path], t
     tokenizer.add_special_tokens([f"<|extra_{number}|>" for number in range(7000)])
     tokenizer.save(str(folder / "tokenizer.json"))
     renderer = Renderer(folder)
-    said = "<|extra_0|> <|extra_699|> <|extra_6999|>"
-    ids = renderer.prompt_ids([{"role": "user", "content": said}])
-    assert said in renderer.decode(ids, skip_special=False)
-    assert not {tokenizer.token_to_id(token) for token in said.split()} & set(ids)
+    text = "<|extra_0|> <|extra_699|> <|extra_6999|>"
+    ids = renderer.prompt_ids([{"role": "user", "content": text}])
+    assert text in renderer.decode(ids, skip_special=False)
+    assert not {tokenizer.token_to_id(token) for token in text.split()} & set(ids)
 
 
 @pytest.mark.parametrize("answer", ["end", "im", "<|", "|>", "_"])
@@ -167,16 +167,16 @@ def test_an_answer_that_is_part_of_the_end_of_turn_token_is_trained_with_it(
     assert renderer.decode(trained, skip_special=False) == answer + "<|im_end|>"
 
 
-def test_the_incremental_decoder_says_the_same_and_never_half_a_character(folders: dict[str, Path]) -> None:
+def test_the_incremental_decoder_gives_the_same_text_and_never_half_a_character(folders: dict[str, Path]) -> None:
     renderer = Renderer(folders["chatml"])
-    said = "Grüße, 世界! 👩‍👩‍👧‍👦 done"
+    text = "Grüße, 世界! 👩‍👩‍👧‍👦 done"
     detokenizer = renderer.detokenizer()
-    pieces = [detokenizer.push(token) for token in renderer.encode(said)]
-    assert "".join(pieces) + detokenizer.flush() == said
+    pieces = [detokenizer.push(token) for token in renderer.encode(text)]
+    assert "".join(pieces) + detokenizer.flush() == text
     assert not any("\ufffd" in piece for piece in pieces)
 
 
-def test_a_template_that_refuses_is_told_with_its_own_words(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_a_template_that_refuses_is_reported_with_its_own_message(folders: dict[str, Path], tmp_path: Path) -> None:
     folder = tmp_path / "strict"
     shutil.copytree(folders["chatml"], folder)
     kept = json.loads((folder / "tokenizer_config.json").read_text())

@@ -153,6 +153,6 @@ def test_training_rows_and_the_check_of_data_name_the_template_and_the_limit(
     monkeypatch.setattr(sandbox_limits, "MAX_STEPS", 50_000)
     with pytest.raises(SystemExit):
         main(["data", "check", str(rows), "--base", str(folder)])
-    said = "".join(capsys.readouterr())
-    assert "50000 steps" in said
-    assert "template" in said
+    output = "".join(capsys.readouterr())
+    assert "50000 steps" in output
+    assert "template" in output

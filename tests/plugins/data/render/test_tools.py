@@ -133,7 +133,7 @@ def test_marks_that_are_control_tokens_are_known_by_id(tiny_base_folder: Path, t
     assert renderer.is_control(number)
 
 
-# -- training -------------------------------------------------------------------------------------------------------------
+# -- training ----------------------------------------------------------------------------------------------------------
 
 CALLING = (
     "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}"

@@ -1,4 +1,5 @@
-"""Layers that were taken apart give transformers' and PEFT's own loss and gradients; what is not known is left to them."""
+"""Layers that were taken apart give transformers' and PEFT's own loss and gradients; what is not
+known is left to them."""
 
 from __future__ import annotations
 
@@ -46,9 +47,9 @@ def taken_apart_base(model: Any) -> bool:
 def check(model: Any) -> None:
     """Loss and gradients as row by row through the model itself."""
     batch = make_batch()
-    expected, found = reference(model, batch), row_losses(model, batch)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    for one, other in zip(gradients(model, found), gradients(model, expected), strict=True):
+    expected, losses = reference(model, batch), row_losses(model, batch)
+    torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-5)
+    for one, other in zip(gradients(model, losses), gradients(model, expected), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * max(1.0, float(other.abs().max())))
 
 
@@ -129,5 +130,5 @@ def close_in_bfloat16(made: Callable[[int], tuple[Any, Any]]) -> None:
     assert ours < 1.2 * theirs
 
 
-def error(found: list[torch.Tensor], exact: list[torch.Tensor]) -> float:
-    return math.sqrt(sum(float((one.float() - other).square().sum()) for one, other in zip(found, exact, strict=True)))
+def error(given: list[torch.Tensor], exact: list[torch.Tensor]) -> float:
+    return math.sqrt(sum(float((one.float() - other).square().sum()) for one, other in zip(given, exact, strict=True)))

@@ -40,9 +40,9 @@ def test_a_sum_into_a_part_of_something(dtype: torch.dtype) -> None:
         (noise(90, 20, seed=5, dtype=dtype), noise(20, 70, seed=6, dtype=dtype)),
     ]
     onto, out = noise(90, 70, seed=7, dtype=dtype), torch.zeros(90, 100, dtype=dtype)
-    found = matmul_sum(terms, onto, out[:, 10:80])
+    result = matmul_sum(terms, onto, out[:, 10:80])
     check(out[:, 10:80], exact(*terms) + onto.double())
-    assert torch.equal(found, out[:, 10:80])
+    assert torch.equal(result, out[:, 10:80])
     assert not out[:, :10].any()
     assert not out[:, 80:].any()
 
@@ -100,11 +100,11 @@ def test_what_is_packed_otherwise_is_unpacked(dtype: torch.dtype, rows: int, wid
 
 def test_the_number_of_threads_changes_nothing() -> None:
     a, b = noise(300, 576, seed=1, dtype=torch.bfloat16), noise(500, 576, seed=2, dtype=torch.bfloat16).T
-    before, found = torch.get_num_threads(), []
+    before, results = torch.get_num_threads(), []
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            found.append(matmul_sum([(a, b)]))
+            results.append(matmul_sum([(a, b)]))
     finally:
         torch.set_num_threads(before)
-    assert native_ops.matmul_sum_kernels([(a, b)]) is None or torch.equal(*found)
+    assert native_ops.matmul_sum_kernels([(a, b)]) is None or torch.equal(*results)

@@ -1,4 +1,5 @@
-"""Each operation against autograd in double precision, natively and plainly, at sizes that are no multiple of a vector."""
+"""Each operation against autograd in double precision, natively and plainly, at sizes that are no
+multiple of a vector."""
 
 from __future__ import annotations
 
@@ -19,10 +20,10 @@ def noise(*shape: int, seed: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def check(found: torch.Tensor, exact: torch.Tensor) -> None:
+def check(result: torch.Tensor, exact: torch.Tensor) -> None:
     """Equal to what the dtype can hold: a few roundings of the largest values around."""
-    step = 2**-7 if found.dtype == torch.bfloat16 else 1e-5
-    assert (found.double() - exact).abs().max() <= step * max(exact.abs().max().item(), 1e-3)
+    step = 2**-7 if result.dtype == torch.bfloat16 else 1e-5
+    assert (result.double() - exact).abs().max() <= step * max(exact.abs().max().item(), 1e-3)
 
 
 def gradients(value: torch.Tensor, grad: torch.Tensor, *by: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -154,11 +155,11 @@ def test_rows_attend_causally_to_what_they_see_alone(layout: PackedLayout, heads
     k, v = (noise(total, groups, 8, seed=seed + n, dtype=torch.float32) for n in (1, 2))
     grad = noise(total, queries, 8, seed=seed + 3, dtype=torch.float32)
     out, shares = attend(q, k, v, layout, 0.4)
-    found = attend_backward(grad, q, k, v, shares, layout, 0.4)
+    results = attend_backward(grad, q, k, v, shares, layout, 0.4)
     inputs = wide(q, k, v)
     exact = by_row(layout, *inputs, scale=0.4)
     torch.testing.assert_close(out.double(), exact.detach(), rtol=1e-4, atol=1e-5)
-    for one, other in zip(found, gradients(exact, grad, *inputs), strict=True):
+    for one, other in zip(results, gradients(exact, grad, *inputs), strict=True):
         torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-5)
 
 
@@ -179,10 +180,10 @@ def test_in_bfloat16_attention_is_exact_but_for_rounding(
     q, grad = (noise(total, queries, size, seed=n, dtype=dtype) for n in (1, 2))
     k, v = (noise(total, groups, size, seed=n, dtype=dtype) for n in (3, 4))
     out, shares = attend(q, k, v, layout, scale)
-    found = (out, *attend_backward(grad, q, k, v, shares, layout, scale))
+    results = (out, *attend_backward(grad, q, k, v, shares, layout, scale))
     inputs = wide(q, k, v)
     exact = by_row(layout, *inputs, scale=scale)
-    for one, other in zip(found, (exact, *gradients(exact, grad, *inputs)), strict=True):
+    for one, other in zip(results, (exact, *gradients(exact, grad, *inputs)), strict=True):
         check(one, other)
 
 

@@ -37,8 +37,8 @@ def test_rows_see_their_own_tokens(given: list[list[int]], data: st.DataObject) 
 def test_what_may_be_shared_is(given: list[list[int]]) -> None:
     ids, kept = padded(given)
     _, computed = pack_sequences(ids, kept, [len(row) - 1 for row in given])
-    found = {tuple(row[: end + 1]) for row in given for end in range(len(row) - 1)}
-    assert sum(computed[number, : len(row) - 1].sum() for number, row in enumerate(given)) <= len(found)
+    prefixes = {tuple(row[: end + 1]) for row in given for end in range(len(row) - 1)}
+    assert sum(computed[number, : len(row) - 1].sum() for number, row in enumerate(given)) <= len(prefixes)
 
 
 def test_the_first_rows_beginning_serves_the_others() -> None:

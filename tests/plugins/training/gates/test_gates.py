@@ -76,7 +76,7 @@ def change(folder: Path, **tensors: torch.Tensor) -> None:
 # -- the process -------------------------------------------------------------------------------------------------------
 
 
-def test_gates_are_asked_in_a_process_of_their_own_and_share_what_they_make(files: Path, tmp_path: Path) -> None:
+def test_gates_run_in_a_process_of_their_own_and_share_what_they_make(files: Path, tmp_path: Path) -> None:
     one, two = run_gates(request(files, "passes", "skips"), folder=tmp_path)
     assert (one.name, one.code, one.passed, one.failed) == ("passes", "code_of_passes", True, False)
     assert one.figures["process"] != os.getpid()
@@ -85,7 +85,7 @@ def test_gates_are_asked_in_a_process_of_their_own_and_share_what_they_make(file
     check_gates([one, two], files)
 
 
-def test_every_failed_gate_is_told_and_the_first_gives_the_code(files: Path, tmp_path: Path) -> None:
+def test_every_failed_gate_is_reported_and_the_first_gives_the_code(files: Path, tmp_path: Path) -> None:
     results = run_gates(request(files, "passes", "fails", "skips", "fails"), folder=tmp_path)
     with pytest.raises(GatesFailed) as caught:
         check_gates(results, files)
@@ -96,7 +96,7 @@ def test_every_failed_gate_is_told_and_the_first_gives_the_code(files: Path, tmp
     assert "--force" in caught.value.message
 
 
-def test_a_gate_that_cannot_be_asked_fails_unless_another_said_why(files: Path, tmp_path: Path) -> None:
+def test_a_gate_that_cannot_run_fails_unless_another_has_failed(files: Path, tmp_path: Path) -> None:
     (alone,) = run_gates(request(files, "refuses"), folder=tmp_path)
     assert (alone.code, alone.failed, alone.message) == ("odd_code", True, "nothing to look at")
     _, after = run_gates(request(files, "fails", "refuses"), folder=tmp_path)
@@ -104,16 +104,16 @@ def test_a_gate_that_cannot_be_asked_fails_unless_another_said_why(files: Path, 
 
 
 @pytest.mark.parametrize(
-    ("name", "says"),
+    ("name", "message"),
     [("is_killed", r"killed by signal 9.*about to die"), ("breaks", r"ended with 1.*my own fault")],
 )
-def test_a_process_that_dies_fails_the_gate_it_was_at(files: Path, tmp_path: Path, name: str, says: str) -> None:
+def test_a_process_that_dies_fails_the_gate_it_was_at(files: Path, tmp_path: Path, name: str, message: str) -> None:
     import re
 
     first, dead = run_gates(request(files, "passes", name, "skips"), folder=tmp_path)
     assert first.passed
     assert (dead.name, dead.code, dead.failed) == (name, "gate_process_failed", True)
-    assert re.search(says, dead.message, re.DOTALL)
+    assert re.search(message, dead.message, re.DOTALL)
 
 
 def test_a_process_that_hangs_is_stopped(files: Path, tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def gate(name: str, **values: Any) -> GateInfo:
     return GateInfo(name=name, code=f"code_of_{name}", summary="", entrypoint=entrypoint, **values)
 
 
-def test_a_plugins_gates_are_asked_by_priority_and_their_verdicts_are_kept(tmp_path: Path) -> None:
+def test_a_plugins_gates_run_by_priority_and_their_verdicts_are_kept(tmp_path: Path) -> None:
     bench = bench_with(tmp_path, gate("skips"), gate("passes", priority=1))
     assert [gate["name"] for gate in bench.train().manifest["gates"]] == ["passes", "skips"]
     bench.registry.close()
@@ -174,7 +174,7 @@ def test_who_forces_is_recorded_only_where_something_was_forced(tmp_path: Path) 
         bench.registry.close()
 
 
-def test_a_job_is_cancelled_while_its_gates_are_asked(tmp_path: Path) -> None:
+def test_a_job_is_cancelled_while_its_gates_run(tmp_path: Path) -> None:
     bench = bench_with(tmp_path, gate("hangs"))
     pid: list[int] = []
 

@@ -23,11 +23,11 @@ def test_every_trained_token_has_its_own_log_probability(tiny_base_folder: Path,
     model = load_base(tiny_base_folder, quant="none", dtype=torch.float32, device=CPU).train()
     record_reference(model, ROWS, tmp_path / "reference.json", device=CPU, dtype=torch.float32)
     assert model.training
-    found = read_reference(tmp_path / "reference.json")
-    assert found is not None
-    assert found.rows == ROWS
-    assert [len(log_probs) for log_probs in found.log_probs] == [3, 1, 2]
-    for row, log_probs in zip(ROWS, found.log_probs, strict=True):
+    reference = read_reference(tmp_path / "reference.json")
+    assert reference is not None
+    assert reference.rows == ROWS
+    assert [len(log_probs) for log_probs in reference.log_probs] == [3, 1, 2]
+    for row, log_probs in zip(ROWS, reference.log_probs, strict=True):
         with torch.no_grad():
             scores = model(input_ids=torch.tensor([row.ids])).logits[0].log_softmax(-1)
         wanted = [float(scores[at - 1, row.ids[at]]) for at in range(1, len(row.ids)) if row.trained[at]]

@@ -53,14 +53,14 @@ def test_what_was_allowed_and_what_was_only_a_warning_are_in_the_manifest(
     with data.open("a") as file:
         answer = {"role": "assistant", "content": "write to ann@example.com"}
         file.write(json.dumps({"messages": [{"role": "user", "content": "who"}, answer]}) + "\n")
-    found = train("lora", max_steps=1, allow=("duplicate", "secret", "duplicate")).manifest["data_check"]
-    assert (found["allowed"], found["findings"]) == (["duplicate", "secret"], {"duplicate": 4, "pii": 1})
-    assert [(w["rule"], w["line"]) for w in found["warnings"]] == [("duplicate", n) for n in (41, 42, 43)] + [
+    data_check = train("lora", max_steps=1, allow=("duplicate", "secret", "duplicate")).manifest["data_check"]
+    assert (data_check["allowed"], data_check["findings"]) == (["duplicate", "secret"], {"duplicate": 4, "pii": 1})
+    assert [(w["rule"], w["line"]) for w in data_check["warnings"]] == [("duplicate", n) for n in (41, 42, 43)] + [
         ("pii", 45)
     ]
     (started,) = (event for event in events if isinstance(event, Started))
-    assert started.data_check == found
-    assert "ann@example.com" not in json.dumps(found)
+    assert started.data_check == data_check
+    assert "ann@example.com" not in json.dumps(data_check)
 
 
 def test_rows_without_faults_are_recorded_as_such(train: Train) -> None:
@@ -120,11 +120,11 @@ def main():
 
 
 @pytest.mark.parametrize(
-    ("call", "says"),
+    ("call", "message"),
     [('if __name__ == "__main__":\n    main()', "pii"), ("main()", 'unavailable .*if __name__ == "__main__"')],
 )
 def test_a_script_may_check_a_file_that_takes_several_processes(
-    call: str, says: str, data: Path, tiny_base: Base, tmp_path: Path
+    call: str, message: str, data: Path, tiny_base: Base, tmp_path: Path
 ) -> None:
     with data.open("w") as file:
         for number in range(1000):
@@ -141,4 +141,4 @@ def test_a_script_may_check_a_file_that_takes_several_processes(
         timeout=120,
         check=True,
     )
-    assert re.match(says, done.stdout), done.stdout + done.stderr
+    assert re.match(message, done.stdout), done.stdout + done.stderr

@@ -1,4 +1,5 @@
-"""Planted faults: each is caught in a run, with its own code and a message that says where, and the registry stays as it was."""
+"""Planted faults: each is caught in a run, with its own code and a message that says where, and the
+registry stays as it was."""
 
 from __future__ import annotations
 

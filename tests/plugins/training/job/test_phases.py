@@ -28,10 +28,10 @@ def test_phases_inside_each_other_are_counted_once() -> None:
 def test_a_quote_has_what_was_measured_and_estimates_the_rest() -> None:
     phases = Phases()
     phases.seconds = {"loading": 2.0, "base questions": 20.0, "base loss": 6.0, "preflight": 1.0}
-    found = estimate_phases(
+    estimate = estimate_phases(
         phases, training=120.0, evaluations=5, held_out_share=0.1, report=True, save_evaluations=8, gates=True
     )
-    assert found == {
+    assert estimate == {
         "loading": 2.0, "base questions": 20.0, "base loss": 6.0, "preflight": 1.0, "training": 120.0, "evaluation": 30.0,
         "report": 20.0, "saving": 50.0, "gates": 34.0,
     }  # fmt: skip
@@ -41,7 +41,7 @@ def test_a_quote_has_what_was_measured_and_estimates_the_rest() -> None:
     assert unmeasured == {"training": 120.0, "evaluation": pytest.approx(20.0), "report": 0, "saving": 0, "gates": 0}
 
 
-def test_minutes_are_told_longest_first() -> None:
+def test_minutes_are_listed_longest_first() -> None:
     assert minutes_text({"training": 240.0, "gates": 36.0, "report": 18.0, "preflight": 1.0}) == (
         "4.9 minutes (training 4.0, gates 0.6, report 0.3)"
     )

@@ -1,4 +1,5 @@
-"""The longest rows are tried before a run: a quote, smaller micro-batches where memory is short, and nothing left behind."""
+"""The longest rows are tried before a run: a quote, smaller micro-batches where memory is short,
+and nothing left behind."""
 
 from __future__ import annotations
 
@@ -71,7 +72,7 @@ def test_a_run_that_cannot_fit_is_refused_before_it_starts(train: Train, registr
     assert registry.jobs()[0].state == "failed"
 
 
-def test_what_was_chosen_and_quoted_is_told_and_kept(train: Train, events: list[JobEvent]) -> None:
+def test_the_choice_and_the_quote_are_reported_and_kept(train: Train, events: list[JobEvent]) -> None:
     version = train("lora", epochs=1)
     quote = next(event for event in events if isinstance(event, Quoted))
     assert version.manifest["quote"]["steps"] == quote.steps == 8

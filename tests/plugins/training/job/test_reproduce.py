@@ -28,8 +28,8 @@ def again(version: Version, registry: Registry, *data: Path) -> Reproduction:
 @pytest.mark.parametrize("method", ["lora", "qlora", "full"])
 def test_the_same_inputs_give_the_same_digest_again(method: str, train: Train, registry: Registry) -> None:
     version = train(method, epochs=1)
-    found = again(version, registry)
-    assert (found.same, found.again, found.differences) == (True, version.digest, ())
+    result = again(version, registry)
+    assert (result.same, result.again, result.differences) == (True, version.digest, ())
     assert len(registry.versions()) == 1
     assert registry.jobs()[0].version is None
 
@@ -53,22 +53,22 @@ def test_files_are_found_by_content_wherever_they_are(
 def test_what_is_not_the_same_is_named(train: Train, registry: Registry) -> None:
     version = train("lora", epochs=1)
     other = version.manifest | {"parameters": version.manifest["parameters"] | {"seed": 9}, "packages": {"torch": "1"}}
-    found = again(msgspec.structs.replace(version, manifest=other), registry)
-    assert not found.same
-    assert "file adapter_model.safetensors" in found.differences
-    assert any(line.startswith('packages.torch: "1" → ') for line in found.differences)
+    result = again(msgspec.structs.replace(version, manifest=other), registry)
+    assert not result.same
+    assert "file adapter_model.safetensors" in result.differences
+    assert any(line.startswith('packages.torch: "1" → ') for line in result.differences)
 
 
-def test_a_template_that_asks_for_the_time_is_told_the_first_runs(
+def test_a_template_that_reads_the_time_gets_that_of_the_first_run(
     train: Train, registry: Registry, base_with: Callable[..., Base]
 ) -> None:
     base = base_with("{{ strftime_now('%H:%M:%S') }}\n" + CHATML)
     version = train("lora", max_steps=2, base=base)
     assert version.manifest["template_text"].endswith(CHATML)
     time.sleep(1.1)
-    found = again(version, registry)
-    assert found.differences == ()
-    assert found.same
+    result = again(version, registry)
+    assert result.differences == ()
+    assert result.same
 
 
 def test_differences_name_the_place_and_both_values() -> None:

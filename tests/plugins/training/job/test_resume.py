@@ -1,4 +1,5 @@
-"""Jobs in processes of their own: killed at any step, paused, cancelled; what they make is bit for bit what one run makes."""
+"""Jobs in processes of their own: killed at any step, paused, cancelled; what they make is bit for
+bit what one run makes."""
 
 from __future__ import annotations
 
@@ -50,7 +51,7 @@ class Jobs:
         out, error = done.communicate(timeout=600)
         assert done.returncode == 0, error + out
 
-    def tell(self, *words: str) -> None:
+    def run_command(self, *words: str) -> None:
         done = self._tunery("jobs", *words)
         out, error = done.communicate(timeout=600)
         assert done.returncode == 0, error + out
@@ -114,7 +115,7 @@ def test_a_paused_job_goes_on_where_it_was_and_a_second_process_may_not_join_in(
     second = run_tunery("train", "--resume", jobs.job(), environment=jobs.environment)
     assert second.returncode == 4
     assert "another process" in second.stderr
-    jobs.tell("pause", jobs.job())
+    jobs.run_command("pause", jobs.job())
     _, error = process.communicate(timeout=600)
     assert process.returncode == 8, error
     assert jobs.registry.job(jobs.job()).state == "paused"
@@ -149,7 +150,7 @@ def test_a_cancelled_job_ends_at_once_and_says_how_to_go_on(jobs: Jobs) -> None:
     steps = 50_000
     process = jobs.start("lora", "--set", f"max_steps={steps}", "--set", "eval_every=0")
     jobs.until(3, process)
-    jobs.tell("cancel", jobs.job())
+    jobs.run_command("cancel", jobs.job())
     out, error = process.communicate(timeout=600)
     # Work and not time: whatever else the machine does, a tenth of the run was not waited for.
     assert jobs.step() < steps // 10

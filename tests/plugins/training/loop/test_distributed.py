@@ -1,4 +1,5 @@
-"""Two processes over gloo train what one trains: the same adapter but for rounding, one version, and nobody is left waiting."""
+"""Two processes over gloo train what one trains: the same adapter but for rounding, one version,
+and nobody is left waiting."""
 
 from __future__ import annotations
 
@@ -75,9 +76,9 @@ class Launcher:
         """The newest of so many jobs, once it has sent an event of a kind."""
         end = time.monotonic() + 90
         while True:
-            found = self.registry.jobs()
-            if len(found) == jobs and any(event["kind"] == kind for event in self.events(found[0].id)):
-                return found[0].id
+            listed = self.registry.jobs()
+            if len(listed) == jobs and any(event["kind"] == kind for event in self.events(listed[0].id)):
+                return listed[0].id
             assert all(process.poll() is None for process in processes), [p.communicate() for p in processes]
             assert time.monotonic() < end
             time.sleep(0.02)

@@ -25,7 +25,7 @@ from tunery.plugins.training.examples.corpus import read_corpus
 from tunery.plugins.training.loop.rounding import StochasticRounding
 from tunery.plugins.training.objectives.objective import Supervised
 from tunery.registry import Base
-from tunery.registry.hub.incoming import import_folder
+from tunery.registry.hub.incoming import Destination, import_folder
 from tunery.registry.registry import Registry
 
 SMALL_STEPS: dict[str, Any] = {
@@ -38,7 +38,8 @@ SAME = 2e-4
 
 @pytest.fixture
 def narrow_base(registry: Registry, tiny_base_folder: Path, tmp_path: Path) -> Base:
-    """The tiny base as bases are published: its weights are bfloat16 numbers, so half a unit must be crossed to be seen."""
+    """The tiny base as bases are published: its weights are bfloat16 numbers, so half a unit must
+    be crossed to be seen."""
     folder = tmp_path / "narrow-base"
     shutil.copytree(tiny_base_folder, folder)
     weights = {name: weight.bfloat16() for name, weight in load_file(folder / "model.safetensors").items()}
@@ -95,7 +96,8 @@ def test_the_recorded_loss_is_that_of_the_saved_files_and_of_what_is_served(
 def test_small_steps_are_seen_by_the_forward_pass(
     train: Train, narrow_base: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Weights that have moved by less than half of what bfloat16 resolves are computed with as moved, some of the time."""
+    """Weights that have moved by less than half of what bfloat16 resolves are computed with as
+    moved, some of the time."""
     seen: list[torch.Tensor] = []
     loss = Supervised.loss
 
@@ -142,7 +144,9 @@ def test_whole_modules_of_a_parent_are_trained_in_float32(
     base = AutoModelForCausalLM.from_pretrained(tiny_base.path, dtype=torch.float32)
     config = LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["norm"], task_type="CAUSAL_LM")
     get_peft_model(base, config).save_pretrained(str(tmp_path / "parent"))
-    import_folder(registry, tmp_path / "parent", "acme/tiny", base=tiny_base, actor="test", trust_base=True)
+    import_folder(
+        registry, tmp_path / "parent", Destination(adapter="acme/tiny", base=tiny_base, actor="test", trust_base=True)
+    )
     version = train("lora", parent="acme/tiny@1", precision="bfloat16", learning_rate=1e-4, max_steps=4)
     files = registry.files(version)
     norm = load_file(files["adapter_model.safetensors"])["base_model.model.model.norm.weight"]

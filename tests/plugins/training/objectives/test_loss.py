@@ -103,9 +103,9 @@ def test_rows_end_to_end_give_each_rows_loss_and_gradient(
     if not known:
         monkeypatch.setattr(padding_free, "ARCHITECTURES", set())
     batch = make_batch()
-    expected, found = reference(model, batch), row_losses(model, batch)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    for a, b in zip(gradients(model, found), gradients(model, expected), strict=True):
+    expected, losses = reference(model, batch), row_losses(model, batch)
+    torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-5)
+    for a, b in zip(gradients(model, losses), gradients(model, expected), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * max(1.0, float(b.abs().max())))
 
 

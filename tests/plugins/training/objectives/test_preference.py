@@ -1,4 +1,5 @@
-"""Preference training: the loss and its gradient are the paper's, it starts at log 2, it learns, repeats and resumes."""
+"""Preference training: the loss and its gradient are the paper's, it starts at log 2, it learns,
+repeats and resumes."""
 
 from __future__ import annotations
 
@@ -118,9 +119,9 @@ def test_loss_and_gradient_are_those_of_two_models_by_the_book(
         monkeypatch.setattr(padding_free, "ARCHITECTURES", set())
     objective = Preference(**settings)
     objective.prepare(reference, (PAIRS, ()), path=tmp_path / "reference.json", device=CPU, dtype=FLOAT)
-    found = objective.loss(policy, collate(PAIRS, device=CPU))
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    for one, other in zip(gradients(policy, found), gradients(policy, expected), strict=True):
+    loss = objective.loss(policy, collate(PAIRS, device=CPU))
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+    for one, other in zip(gradients(policy, loss), gradients(policy, expected), strict=True):
         assert (one - other).norm() < 1e-4 * other.norm()
 
 
@@ -141,7 +142,7 @@ def test_the_reference_is_read_again_where_it_was_kept(models: tuple[Any, Any], 
     assert torch.equal(first.loss(models[1], batch), second.loss(models[1], batch))
 
 
-def test_a_pair_that_the_reference_was_not_asked_about_is_refused(models: tuple[Any, Any], tmp_path: Path) -> None:
+def test_a_pair_without_reference_log_probabilities_is_refused(models: tuple[Any, Any], tmp_path: Path) -> None:
     objective = Preference()
     objective.prepare(models[0], (PAIRS[:1],), path=tmp_path / "reference.json", device=CPU, dtype=FLOAT)
     with pytest.raises(TuneryError, match="line 2"):
@@ -158,7 +159,7 @@ def test_both_halves_are_in_a_batch_and_count_for_its_order() -> None:
     assert (first, second) == (PAIRS[1], long)
 
 
-# -- rows ---------------------------------------------------------------------------------------------------------------------
+# -- rows --------------------------------------------------------------------------------------------------------------
 
 
 def corpus(path: Path, base: Base, *, preferences: bool = True, **settings: Any) -> Corpus:
@@ -192,8 +193,8 @@ def test_only_the_answers_are_trained_however_many_turns_came_before(tmp_path: P
 
 def test_pairs_about_one_prompt_are_never_on_both_sides(tmp_path: Path, tiny_base: Base) -> None:
     rows = [{"prompt": f"item {number // 2}", "chosen": f"good {number}", "rejected": "bad"} for number in range(20)]
-    found = corpus(write(tmp_path / "rows.jsonl", *rows), tiny_base, eval_fraction=0.3)
-    sides = [{(row.line - 1) // 2 for row in side} for side in (found.train, found.held_out)]
+    examples = corpus(write(tmp_path / "rows.jsonl", *rows), tiny_base, eval_fraction=0.3)
+    sides = [{(row.line - 1) // 2 for row in side} for side in (examples.train, examples.held_out)]
     assert min(map(len, sides)) > 0
     assert not sides[0] & sides[1]
 
@@ -217,7 +218,7 @@ def test_parameters_that_would_be_ignored_are_refused() -> None:
         read_parameters(DpoParameters, {"loss": "ipo", "label_smoothing": 0.1})
 
 
-# -- runs ---------------------------------------------------------------------------------------------------------------------
+# -- runs --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

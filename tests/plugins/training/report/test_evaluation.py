@@ -1,4 +1,5 @@
-"""Evaluating models: the scores are those of the loss, answers are greedy and end, nothing that training depends on is touched."""
+"""Evaluating models: the scores are those of the loss, answers are greedy and end, nothing that
+training depends on is touched."""
 
 from __future__ import annotations
 
@@ -59,9 +60,9 @@ def evaluation_of(corpus: Corpus, renderer: Renderer, folder: Path, **changes: A
 
 
 def test_scores_are_the_loss_of_each_example_in_their_order(model: Any, corpus: Corpus) -> None:
-    found = example_losses(model, corpus.held_out, device=CPU, dtype=torch.float32)
-    assert [one.tokens for one in found] == [example.targets for example in corpus.held_out]
-    for example, one in zip(corpus.held_out, found, strict=True):
+    losses = example_losses(model, corpus.held_out, device=CPU, dtype=torch.float32)
+    assert [one.tokens for one in losses] == [example.targets for example in corpus.held_out]
+    for example, one in zip(corpus.held_out, losses, strict=True):
         alone = mean_loss(model, [example], batch_size=1, device=CPU, dtype=torch.float32)
         assert one.nats == pytest.approx(alone * example.targets, rel=1e-5)
 
@@ -80,7 +81,7 @@ def test_a_loss_that_is_no_number_is_none(tiny_base_folder: Path, corpus: Corpus
     assert {one.nats for one in example_losses(broken, corpus.held_out, device=CPU, dtype=torch.float32)} == {None}
 
 
-def test_answers_are_what_the_model_alone_would_say_and_end_before_the_stop(model: Any, renderer: Renderer) -> None:
+def test_answers_are_what_the_model_alone_generates_and_end_before_the_stop(model: Any, renderer: Renderer) -> None:
     prompts = [renderer.prompt_ids([{"role": "user", "content": text}]) for text in ("a", "something much longer")]
     together = generate_answers(model, prompts, stop_ids=(), limit=8, device=CPU, dtype=torch.float32)
     for prompt, answer in zip(prompts, together, strict=True):
@@ -107,7 +108,7 @@ def test_the_model_and_the_random_states_are_left_as_they_were(
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_the_base_is_asked_once_a_job(model: Any, corpus: Corpus, renderer: Renderer, tmp_path: Path) -> None:
+def test_the_base_is_evaluated_once_a_job(model: Any, corpus: Corpus, renderer: Renderer, tmp_path: Path) -> None:
     loads = 0
 
     def load() -> Any:
@@ -162,6 +163,6 @@ def test_the_general_set_covers_many_skills_and_fits_the_tiny_base(renderer: Ren
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     assert len({row["prompt"] for row in rows}) == len(rows) >= 40
     assert len({row["skill"] for row in rows}) >= 8
-    found = general_examples(renderer)
-    assert len(found) == len(rows)
-    assert all(example.targets > 0 for example in found)
+    examples = general_examples(renderer)
+    assert len(examples) == len(rows)
+    assert all(example.targets > 0 for example in examples)

@@ -63,7 +63,7 @@ def test_a_row_is_won_or_lost_by_more_than_a_little(after: float, expected: str)
     ("low", "high", "expected"),
     [(-0.5, -0.1, "kept"), (-0.1, KEPT, "kept"), (0.05, 0.3, "unclear"), (KEPT + 0.01, 0.3, "forgot")],
 )
-def test_forgetting_is_only_said_when_it_is_sure(low: float, high: float, expected: str) -> None:
+def test_forgetting_is_only_reported_when_it_is_certain(low: float, high: float, expected: str) -> None:
     assert forgetting(Change(40, 400, 2.0, 2.0 + (low + high) / 2, low, high)) == expected
 
 

@@ -138,13 +138,13 @@ def test_a_memorised_row_is_found(train: Train, registry: Registry, tmp_path: Pa
     assert report.memorised[0].after < report.memorised[0].like / 2
 
 
-def test_files_of_one_name_are_told_apart(train: Train, registry: Registry, data: Path, tmp_path: Path) -> None:
+def test_files_of_one_name_are_distinguished(train: Train, registry: Registry, data: Path, tmp_path: Path) -> None:
     (tmp_path / "held").mkdir()
     other = chat(tmp_path / "held" / data.name, [(f"item {n}", "even ticket") for n in range(50, 58)])
     version = train("lora", files=(data, other), validation=chat(tmp_path / "val.jsonl", [("a", "b")]), epochs=1)
     rows = [json.loads(line) for line in registry.files(version)["report/rows.jsonl"].read_text().splitlines()]
-    found = {row["file"] for row in rows if row["split"] == "train"}
-    assert found == {f"{data.parent.name}/{data.name}", f"held/{data.name}"}
+    files = {row["file"] for row in rows if row["split"] == "train"}
+    assert files == {f"{data.parent.name}/{data.name}", f"held/{data.name}"}
     assert len([row for row in rows if row["split"] == "train"]) == 48
 
 
@@ -176,7 +176,7 @@ def test_a_job_that_is_refused_at_the_end_keeps_its_report(
     assert registry.versions() == []
 
 
-def test_a_template_that_asks_for_the_time_is_told_the_jobs(
+def test_a_template_that_reads_the_time_gets_that_of_the_job(
     registry: Registry, base_with: Callable[..., Base], data: Path, tmp_path: Path
 ) -> None:
     base, plugins, parameters = (
@@ -269,7 +269,7 @@ def test_without_matplotlib_the_report_says_how_to_get_the_picture(
     assert "tunery[plots]" in markdown
 
 
-def test_nothing_held_out_is_said(train: Train, registry: Registry) -> None:
+def test_an_empty_held_out_set_is_reported(train: Train, registry: Registry) -> None:
     report = report_of(train("lora", epochs=1, eval_fraction=0), registry)
     assert (report.held_out, report.outcomes.win, report.memorised) == (None, 0, [])
     assert report.training is not None

@@ -43,7 +43,7 @@ def test_what_cannot_be_loaded_is_done_without(tmp_path: Path) -> None:
 
 @needs_compiler
 @pytest.mark.parametrize(
-    ("source", "says"),
+    ("source", "message"),
     [
         ("int tunery_supported(void) { return 0; }", "AVX-512"),
         ("int tunery_supported(void) { return 1; }", "undefined symbol"),
@@ -51,10 +51,10 @@ def test_what_cannot_be_loaded_is_done_without(tmp_path: Path) -> None:
     ],
     ids=["a CPU without the instructions", "kernels of another version", "another library"],
 )
-def test_what_does_not_fit_is_done_without(tmp_path: Path, source: str, says: str) -> None:
+def test_what_does_not_fit_is_done_without(tmp_path: Path, source: str, message: str) -> None:
     build(tmp_path, source)
     assert load_kernels(tmp_path) is None
-    assert says in why_no_kernels(tmp_path)
+    assert message in why_no_kernels(tmp_path)
 
 
 def test_the_engine_says_once_why_it_does_without(
@@ -68,8 +68,8 @@ def test_the_engine_says_once_why_it_does_without(
     monkeypatch.setattr(open_model, "why_no_kernels", lambda: "for a reason")
     opened, _ = open_model.open_model(config())
     assert isinstance(opened, TorchModel)
-    said = capsys.readouterr().err
-    assert said == "engine: running without native kernels, which is slower: for a reason\n"
+    stderr = capsys.readouterr().err
+    assert stderr == "engine: running without native kernels, which is slower: for a reason\n"
     open_model.open_model(config(kernels="torch"))
     assert capsys.readouterr().err == ""
 

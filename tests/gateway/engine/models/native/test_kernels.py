@@ -1,4 +1,5 @@
-"""The native kernels against torch in double precision, and what they promise: a row's bits depend on that row alone."""
+"""The native kernels against torch in double precision, and what they promise: a row's bits depend
+on that row alone."""
 
 from __future__ import annotations
 
@@ -300,7 +301,8 @@ class Cache:
             tensor.fill_(torch.nan)
 
     def step(self, pieces: Sequence[tuple[int, int, int]]) -> list[torch.Tensor]:
-        """Compute tokens [begin, end) of sequences, given as (number, begin, end); what attention gives them, by piece."""
+        """Compute tokens [begin, end) of sequences, given as (number, begin, end); what attention
+        gives them, by piece."""
         a = self.attention
         y = torch.cat([self.sequences[number][begin:end] for number, begin, end in pieces])
         places = [np.arange(begin, end) for _, begin, end in pieces]
@@ -354,7 +356,8 @@ def test_attention_equals_torch_whole_and_in_pieces(threads: int, dtype: torch.d
 
 
 def in_pieces(cuts: Sequence[tuple[int, set[int]]]) -> Iterator[list[tuple[int, int, int]]]:
-    """Steps in which each sequence, given as its length and where it is cut, has its next piece (number, begin, end)."""
+    """Steps in which each sequence, given as its length and where it is cut, has its next piece
+    (number, begin, end)."""
     pieces = [list(itertools.pairwise(sorted({0, length, *at}))) for length, at in cuts]
     for step in itertools.zip_longest(*pieces):
         yield [(number, *piece) for number, piece in enumerate(step) if piece is not None]

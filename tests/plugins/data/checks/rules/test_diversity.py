@@ -8,7 +8,7 @@ from tests.plugins.data.checks.check_rows import chat, check
 from tunery.plugins.data.checks.report import DataReport, Finding
 
 
-def test_diversity_tells_refusals_sameness_and_openings(tmp_path: Path) -> None:
+def test_diversity_reports_refusals_sameness_and_openings(tmp_path: Path) -> None:
     def whole(report: DataReport) -> list[Finding]:
         return [finding for finding in report.findings if finding.rule == "diversity"]
 
@@ -29,7 +29,7 @@ def test_diversity_tells_refusals_sameness_and_openings(tmp_path: Path) -> None:
     assert same.statistics["diversity"]["compression_ratio"] > 10
 
 
-def test_an_answer_that_many_rows_give_is_told(tmp_path: Path) -> None:
+def test_an_answer_that_many_rows_give_is_reported(tmp_path: Path) -> None:
     def same(text: str) -> list[tuple[int, str]]:
         rows = [chat(f"{n}?", text if n % 4 == 0 else f"{n} is the answer to {n * n} of {n**3}.") for n in range(96)]
         return [

@@ -36,7 +36,7 @@ def test_a_prompt_may_have_many_pairs_but_no_answer_that_is_better_and_worse(tmp
     ]
 
 
-def test_near_duplicates_are_warned_of_and_exact_ones_are_not_told_twice(tmp_path: Path) -> None:
+def test_near_duplicates_are_warned_of_and_exact_ones_are_not_reported_twice(tmp_path: Path) -> None:
     near = LONG.replace("today", "now")
     other = "My invoice of last month lists a fee that nobody can explain to me and I would like to have it back"
     report = check(

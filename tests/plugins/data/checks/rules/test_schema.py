@@ -22,7 +22,7 @@ def test_schema(tmp_path: Path) -> None:
     assert report.statistics["files"] == [{"file": "rows.jsonl", "rows": 2, "format": "chat", "held_out": False}]
 
 
-def test_a_file_that_was_cut_off_is_told_as_such_and_the_rest_is_checked(tmp_path: Path) -> None:
+def test_a_file_that_was_cut_off_is_reported_and_the_rest_is_checked(tmp_path: Path) -> None:
     whole = json.dumps(chat("c", "d")).encode()
     report = check(tmp_path, chat("a", "b"), chat("a", "b"), whole[: len(whole) // 2])
     assert places_of(report, "duplicate") == [("rows.jsonl", 2, "$", "error")]
