@@ -5,6 +5,7 @@ The real base is converted once per machine, under TUNERY_TEST_CACHE (default ~/
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 from collections.abc import Iterator
@@ -44,7 +45,18 @@ def registry(home: Home) -> Iterator[Registry]:
 
 
 @pytest.fixture(scope="session")
-def tiny_base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def imported() -> None:
+    """What training imports, kept from the garbage collector: jobs collect often, and it would walk half a million
+    objects each time."""
+    from peft import PeftModel  # noqa: F401
+    from transformers import LlamaForCausalLM  # noqa: F401
+
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def tiny_base_folder(tmp_path_factory: pytest.TempPathFactory, imported: None) -> Path:
     """A random two-layer Llama with a byte-level tokenizer of 384 tokens and a ChatML template, as
     transformers saves it."""
     return make_tiny_base(tmp_path_factory.mktemp("tiny-base"))

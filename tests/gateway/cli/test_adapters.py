@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -13,6 +14,7 @@ import pytest
 
 from tests.hub_server import HubServer
 from tests.registry.artifacts import make_adapter, make_base
+from tests.tunery_process import run_tunery
 from tunery.plugins.training.report import Report
 from tunery.registry import NewVersion
 from tunery.registry.home import Home
@@ -21,15 +23,9 @@ from tunery.registry.registry import Registry
 HEAVY = {"torch", "transformers", "peft", "alembic", "litestar", "huggingface_hub"}
 
 
-def tunery(home: Home, *arguments: str) -> subprocess.CompletedProcess[str]:
+def tunery(home: Home, *arguments: str, forked: bool = True) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "TUNERY_HOME": str(home.root), "TUNERY_ACTOR": "tester"}
-    return subprocess.run(
-        [sys.executable, "-m", "tunery.gateway.cli", *arguments],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=600,
-    )
+    return run_tunery(*arguments, environment=environment, forked=forked)
 
 
 @pytest.fixture
@@ -148,20 +144,22 @@ def test_mistakes_end_with_one_line_and_their_code(filled: Home, arguments: list
 
 
 def test_to_the_hub_and_back(filled: Home, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # huggingface_hub reads its variables when it is imported.
+    hub_tunery = partial(tunery, filled, forked=False)
     with HubServer() as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         monkeypatch.setenv("HF_HUB_OFFLINE", "0")
         monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
         monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
-        done = tunery(filled, "adapters", "publish", "acme/support@2", "--repo", "acme/lora", "--json")
+        done = hub_tunery("adapters", "publish", "acme/support@2", "--repo", "acme/lora", "--json")
         published = json.loads(done.stdout)
         assert hub.repositories["acme/lora"].tags == {published["tag"]: published["commit"]}
         source = f"acme/lora@{published['tag']}"
-        pulled = json.loads(tunery(filled, "adapters", "pull", source, "new/one", "--base", "tiny", "--json").stdout)
+        pulled = json.loads(hub_tunery("adapters", "pull", source, "new/one", "--base", "tiny", "--json").stdout)
         hub.fail_commits = 403
-        refused = tunery(filled, "adapters", "publish", "acme/support@3", "--repo", "acme/lora")
-        missing = tunery(filled, "adapters", "pull", "acme/none", "new/one", "--base", "tiny")
-    gone = tunery(filled, "adapters", "pull", "acme/lora", "new/one", "--base", "tiny")
+        refused = hub_tunery("adapters", "publish", "acme/support@3", "--repo", "acme/lora")
+        missing = hub_tunery("adapters", "pull", "acme/none", "new/one", "--base", "tiny")
+    gone = hub_tunery("adapters", "pull", "acme/lora", "new/one", "--base", "tiny")
     assert (pulled["adapter"], pulled["number"], pulled["manifest"]["origin"]["commit"]) == (
         "new/one",
         1,

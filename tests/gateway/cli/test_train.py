@@ -30,9 +30,19 @@ def test_a_file_becomes_a_version(
         monkeypatch.setenv(name, value)
     rows = rows.rename(rows.with_suffix(".json"))
     rows.write_text(json.dumps([json.loads(line) for line in rows.read_text().splitlines()], indent=1))
-    done = tunery(
-        home, "train", "--base", "tiny", "--data", str(rows), "--name", "acme/support", "--alias", "production", *QUICK
+    command = (
+        "train",
+        "--base",
+        "tiny",
+        "--data",
+        str(rows),
+        "--name",
+        "acme/support",
+        "--alias",
+        "production",
+        *QUICK,
     )
+    done = tunery(home, *command, forked=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("acme/support@1  ")
     assert "held-out loss" in done.stdout

@@ -14,6 +14,7 @@ from tunery.plugins.discovery import load_plugins
 from tunery.plugins.events import EventSink, JobEvent
 from tunery.plugins.parameters import read_parameters
 from tunery.plugins.testing import write_rows
+from tunery.plugins.training.report import files
 from tunery.registry import Base, Version
 from tunery.registry.registry import Registry
 
@@ -48,8 +49,17 @@ def base_with(registry: Registry, tiny_base_folder: Path, tmp_path: Path) -> Cal
 
 
 @pytest.fixture
-def train(registry: Registry, tiny_base: Base, data: Path, events: list[JobEvent]) -> Train:
-    """`train("lora", epochs=1)` trains acme/tiny and returns the version; `gates` asks them, whatever they find."""
+def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports without their picture, which takes longer than training the tiny base."""
+    monkeypatch.setattr(files, "draw", lambda *arguments, **options: "not drawn")
+
+
+@pytest.fixture
+def train(registry: Registry, tiny_base: Base, data: Path, events: list[JobEvent], no_picture: None) -> Train:
+    """`train("lora", epochs=1)` trains acme/tiny and returns the version; `gates` asks them, whatever they find.
+
+    Reports have no picture, unless the test overrides `no_picture`.
+    """
     from tunery.plugins.training import TrainRequest
     from tunery.plugins.training import train as run
 

@@ -7,8 +7,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.plugins.training.conftest import Train
+from tests.tunery_process import TuneryProcess, quick_jobs, run_tunery, start_tunery
 from tunery.plugins.discovery import load_plugins
 from tunery.plugins.events import JobEvent, StepCompleted
 from tunery.plugins.testing import write_rows
@@ -39,7 +38,7 @@ class Jobs:
         self.home, self.registry, self.rows = home, registry, rows
         self.environment = os.environ | {"TUNERY_HOME": str(home.root), "OMP_NUM_THREADS": "1"}
 
-    def start(self, method: str, *more: str) -> subprocess.Popen[str]:
+    def start(self, method: str, *more: str) -> TuneryProcess:
         settings = {"precision": "float32", "max_steps": STEPS, "batch_size": 4, "checkpoint_every": 2}
         given = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
         if method != "full":
@@ -69,18 +68,15 @@ class Jobs:
         events = [json.loads(line) for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
         return max((event["step"] for event in events if event["kind"] == "step"), default=0)
 
-    def until(self, step: int, process: subprocess.Popen[str], seconds: float = 600) -> None:
+    def until(self, step: int, process: TuneryProcess, seconds: float = 600) -> None:
         end = time.monotonic() + seconds
         while self.step() < step:
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < end
             time.sleep(0.002)
 
-    def _tunery(self, *words: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "tunery.gateway.cli", *words]
-        return subprocess.Popen(
-            command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+    def _tunery(self, *words: str) -> TuneryProcess:
+        return start_tunery(*words, environment=self.environment, prepare=quick_jobs)
 
 
 @pytest.fixture
@@ -116,10 +112,7 @@ def test_killed_at_a_random_step_and_resumed_the_adapter_is_the_same_to_the_bit(
 def test_a_paused_job_goes_on_where_it_was_and_a_second_process_may_not_join_in(jobs: Jobs) -> None:
     process = jobs.start("lora", "--set", "max_steps=50000", "--set", "checkpoint_every=0")
     jobs.until(3, process)
-    second = subprocess.run(
-        [sys.executable, "-m", "tunery.gateway.cli", "train", "--resume", jobs.job()],
-        env=jobs.environment, capture_output=True, text=True, timeout=600, check=False,
-    )  # fmt: skip
+    second = run_tunery("train", "--resume", jobs.job(), environment=jobs.environment)
     assert second.returncode == 4
     assert "another process" in second.stderr
     jobs.run_command("pause", jobs.job())
@@ -222,10 +215,7 @@ def test_resuming_with_other_data_is_refused_and_says_what_differs(jobs: Jobs) -
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     write_rows(jobs.rows, 41)
-    done = subprocess.run(
-        [sys.executable, "-m", "tunery.gateway.cli", "train", "--resume", jobs.job()],
-        env=jobs.environment, capture_output=True, text=True, timeout=600, check=False,
-    )  # fmt: skip
+    done = run_tunery("train", "--resume", jobs.job(), environment=jobs.environment)
     assert done.returncode == 2
     assert "data[0].sha256" in done.stderr
     assert jobs.registry.versions() == []

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.tunery_process import TuneryProcess, quick_jobs, start_tunery
 from tunery.plugins.testing import write_pairs, write_rows
+from tunery.plugins.trainers.lora import LoraTrainer
 from tunery.plugins.training.folder import JobFolder
 from tunery.plugins.training.job.control import signal_job
 from tunery.plugins.training.loop.distributed import ProcessGroup, connect_process_group
@@ -29,23 +32,14 @@ STEPS = {"precision": "float32", "max_steps": 6, "batch_size": 5, "eval_every": 
          "learning_rate": 0.002}  # fmt: skip
 
 
-WITHOUT_GATES = """
-from functools import partial
-from tunery.plugins import discovery
-discovery.load_plugins = partial(discovery.load_plugins, without=("gates",))
-from tunery.gateway.cli import main
-main()
-"""
-"""`tunery`, sooner done: what is trained is compared here with what is trained."""
-
-
 class Launcher:
     """`tunery train` on the tiny base, alone or in two processes, started by torchrun or by hand."""
 
     def __init__(self, home: Home, registry: Registry, rows: Path) -> None:
         self.home, self.registry, self.rows = home, registry, rows
+        self.environment = os.environ | {"TUNERY_HOME": str(home.root), "OMP_NUM_THREADS": "1"}
 
-    def train(self, processes: int, method: str = "lora", **settings: Any) -> list[subprocess.Popen[str]]:
+    def train(self, processes: int, method: str = "lora", **settings: Any) -> list[TuneryProcess]:
         return self.start(processes, *self.words(method, settings))
 
     def words(self, method: str, settings: dict[str, Any]) -> list[str]:
@@ -53,22 +47,15 @@ class Launcher:
         return ["train", "--force", "--method", method, "--base", "tiny", "--data", str(self.rows),
                 "--name", "acme/tiny", *given]  # fmt: skip
 
-    def start(self, processes: int, *words: str, code: str = WITHOUT_GATES) -> list[subprocess.Popen[str]]:
+    def start(self, processes: int, *words: str, prepare: Callable[[], None] = quick_jobs) -> list[TuneryProcess]:
         """As what a launcher sets in the environment of each process."""
         shared = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1",
                   "MASTER_PORT": str(free_port())}  # fmt: skip
         ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
-        command = ["-c", code, *words]
-        return [self.python(command, shared | rank if processes > 1 else {}) for rank in ranks]
+        environments = [self.environment | (shared | rank if processes > 1 else {}) for rank in ranks]
+        return [start_tunery(*words, environment=environment, prepare=prepare) for environment in environments]
 
-    def python(self, command: list[str], environment: dict[str, str]) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, *command],
-            env=os.environ | {"TUNERY_HOME": str(self.home.root), "OMP_NUM_THREADS": "1"} | environment,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-
-    def finish(self, processes: list[subprocess.Popen[str]]) -> list[str]:
+    def finish(self, processes: list[TuneryProcess]) -> list[str]:
         """What each wrote, once all have ended well."""
         outputs = [process.communicate(timeout=150) for process in processes]
         assert [process.returncode for process in processes] == [0] * len(processes), outputs
@@ -85,7 +72,7 @@ class Launcher:
         lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
         return [json.loads(line) for line in lines if line.endswith(b"\n")]
 
-    def until(self, kind: str, processes: list[subprocess.Popen[str]], *, jobs: int = 1) -> str:
+    def until(self, kind: str, processes: list[TuneryProcess], *, jobs: int = 1) -> str:
         """The newest of so many jobs, once it has sent an event of a kind."""
         end = time.monotonic() + 90
         while True:
@@ -128,8 +115,10 @@ def check_alike(launcher: Launcher, out: str, folder: Path) -> None:
 def test_two_processes_of_a_launcher_train_what_one_does(launcher: Launcher, tmp_path: Path) -> None:
     launcher.finish(launcher.train(1))
     words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "tunery.gateway.cli"]
-    (out,) = launcher.finish([launcher.python([*words, *launcher.words("lora", {})], {})])
-    check_alike(launcher, out, tmp_path)
+    command = [sys.executable, *words, *launcher.words("lora", {})]
+    done = subprocess.run(command, env=launcher.environment, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    check_alike(launcher, done.stdout, tmp_path)
 
 
 @pytest.mark.slow
@@ -171,24 +160,19 @@ def test_an_action_sent_to_one_process_ends_all(action: Any, state: str, launche
     assert launcher.registry.versions() == []
 
 
-BROKEN = """
-from tunery.plugins.trainers import lora
-from tunery.registry.errors import InvalidInput
-import os
-load = lora.LoraTrainer.load
-def broken(self, context):
+def break_the_second() -> None:
+    """Loading the model fails in the second process."""
     if os.environ["RANK"] == "1":
-        raise InvalidInput("no such luck", code="out_of_luck")
-    return load(self, context)
-lora.LoraTrainer.load = broken
-from tunery.gateway.cli import main
-main()
-"""
+        LoraTrainer.load = fail  # type: ignore[assignment,method-assign]
+
+
+def fail(*arguments: Any) -> Any:
+    raise InvalidInput("no such luck", code="out_of_luck")
 
 
 @pytest.mark.slow
 def test_what_fails_in_one_process_fails_the_job_with_its_code(launcher: Launcher) -> None:
-    processes = launcher.start(2, *launcher.words("lora", {}), code=BROKEN)
+    processes = launcher.start(2, *launcher.words("lora", {}), prepare=break_the_second)
     outputs = [process.communicate(timeout=150)[1] for process in processes]
     assert all(process.returncode not in (0, None) for process in processes)
     assert "process 1 of this run failed" in outputs[0]

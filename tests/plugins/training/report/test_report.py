@@ -55,6 +55,11 @@ def report_of(version: Version, registry: Registry) -> Report:
     return report
 
 
+@pytest.fixture
+def no_picture() -> None:
+    """Here reports have their picture."""
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_job_stores_its_report_with_the_version(
     method: str, train: Train, registry: Registry, events: list[JobEvent]

@@ -1,0 +1,16 @@
+"""What the fork server of tests/tunery_process.py imports before it forks."""
+
+# ruff: noqa: F401
+
+import gc
+
+from peft import PeftModel
+from transformers import LlamaForCausalLM
+
+import tunery.gateway.cli.jobs
+import tunery.gateway.cli.train
+import tunery.plugins.trainers.lora
+import tunery.plugins.training.job.launcher
+
+gc.collect()
+gc.freeze()
