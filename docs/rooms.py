@@ -21,8 +21,8 @@ sys.path.insert(0, str(ROOT / "build" / "typing"))
 FLOORS = ("gateway", "plugins", "registry")
 
 QUESTIONS = {
-    "Where is a LoRA delta added in a CPU step?": "tunery.gateway.engine.models.native.ops.linear:LinearGroup",
-    "What decides who is preempted?": "tunery.gateway.engine.scheduling.preemption:victims_for_admission",
+    "Where is a LoRA delta added in a CPU step (its C is in csrc/lora.h)?": "tunery.gateway.engine.models.native.ops.linear:LinearGroup",
+    "What decides who is preempted?": "tunery.gateway.engine.scheduling.preemption:victim_for_growth",
     "What decides which tenant is served next?": "tunery.gateway.engine.scheduling.fairness:VirtualTokenCounter",
     "Where is a version's digest computed?": "tunery.registry.versions.digest:version_digest",
     "Where is a file's digest computed?": "tunery.registry.storage.digest:file_digest",
@@ -47,7 +47,7 @@ TRAINING = {
     "the trainer loads the base and adds what it trains": "tunery.plugins.trainers.lora",
     "the loop turns batches into weights": "tunery.plugins.training.loop.loop",
     "the job stages all of it: preflight, checkpoints, evaluation, report": "tunery.plugins.training.job.stages",
-    "gates look at the files in a fresh process": "tunery.plugins.training.gates",
+    "gates look at the files in a fresh process, and may refuse them": "tunery.plugins.training.gates.gatekeeper",
     "the version is published in one transaction": "tunery.registry.versions.publish",
     "an alias moves to it": "tunery.registry.versions.aliases",
 }

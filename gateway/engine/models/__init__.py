@@ -1,1 +1,1 @@
-"""Base models in memory and their forward pass: `native/` on CPUs, `torch/` on everything else."""
+"""Base models in memory and their forward pass: `native/` for Llama-like ones on CPUs, `torch/` for all others."""
