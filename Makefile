@@ -2,10 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export TQDM_DISABLE ?= 1
-# Processes that the tests run in; a file's tests run in one.
+# Processes that the tests run in; one that has nothing left takes tests from the other.
 WORKERS ?= 2
 
-.PHONY: help setup demo test check docs format changelog bench soak clean
+.PHONY: help setup demo test test-fast check docs format changelog bench soak clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,7 +34,10 @@ demo: setup ## train three tenants, serve them together, swap a version under lo
 	$(BIN)/python examples/demo/run.py
 
 test: setup ## the whole test suite but the soak
-	$(BIN)/python -m pytest -m "not soak" -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -m "not soak" -n $(WORKERS) --dist worksteal
+
+test-fast: setup ## the tests that train nothing and need no real base
+	$(BIN)/python -m pytest -m "not soak and not slow" -n $(WORKERS) --dist worksteal
 
 check: setup ## ruff, mypy, import contracts, prose and the documentation site
 	$(BIN)/ruff format --check .

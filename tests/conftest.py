@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import gc
 import os
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from tests.forked_process import ForkedGates
 from tunery.plugins.runtime.allocator import tune_allocator
 from tunery.plugins.testing import make_tiny_base
 from tunery.registry import Base
@@ -30,6 +33,22 @@ if (workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))) > 1:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 os.environ["TQDM_DISABLE"] = "1"
 
+SLOW_FIXTURES = {"base_folder", "forked_gates", "train"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as slow every test that trains or needs the real base, whatever else it does."""
+    for item in items:
+        if isinstance(item, pytest.Function) and not SLOW_FIXTURES.isdisjoint(item.fixturenames):
+            item.add_marker(pytest.mark.slow)
+
+
+def pytest_collection_finish() -> None:
+    """Keep what was imported and collected from the garbage collector: jobs collect often, and it would walk a million
+    objects each time."""
+    gc.collect()
+    gc.freeze()
+
 
 @pytest.fixture
 def home(tmp_path: Path) -> Home:
@@ -46,8 +65,7 @@ def registry(home: Home) -> Iterator[Registry]:
 
 @pytest.fixture(scope="session")
 def imported() -> None:
-    """What training imports, kept from the garbage collector: jobs collect often, and it would walk half a million
-    objects each time."""
+    """What training imports when it is needed, kept from the garbage collector too."""
     from peft import PeftModel  # noqa: F401
     from transformers import LlamaForCausalLM  # noqa: F401
 
@@ -69,6 +87,23 @@ def tiny_base(registry: Registry, tiny_base_folder: Path) -> Base:
     from tunery.plugins.discovery import load_plugins
 
     return resolve_base(str(tiny_base_folder), registry=registry, plugins=load_plugins(), name="tiny")
+
+
+@pytest.fixture(scope="module")
+def no_picture() -> Iterator[None]:
+    """Reports without their picture, which takes longer than training the tiny base."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tunery.plugins.training.report.files.draw", lambda *arguments, **options: "not drawn")
+        yield
+
+
+@pytest.fixture(scope="module")
+def forked_gates() -> Iterator[None]:
+    """Jobs fork the process of their gates, which has no torch to import then."""
+    with pytest.MonkeyPatch.context() as patch:
+        forked = SimpleNamespace(Popen=ForkedGates, TimeoutExpired=subprocess.TimeoutExpired)
+        patch.setattr("tunery.plugins.training.gates.runner.subprocess", forked)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""What the fork server of tests/tunery_process.py imports before it forks."""
+"""What the fork server of tests/forked_process.py imports before it forks."""
 
 # ruff: noqa: F401
 
@@ -9,7 +9,11 @@ from transformers import LlamaForCausalLM
 
 import tunery.gateway.cli.jobs
 import tunery.gateway.cli.train
+import tunery.gateway.gates.candidate_engine
+import tunery.gateway.gates.engine_gates
 import tunery.plugins.trainers.lora
+import tunery.plugins.training.gates.file_gates
+import tunery.plugins.training.gates.request
 import tunery.plugins.training.job.launcher
 
 gc.collect()

@@ -116,6 +116,7 @@ def test_python_runs(block: Block) -> None:
         assert fault.message == "shouts"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [block for block in PYTHON if "OpenAI(" in block.text], ids=str)
 async def test_clients_of_a_server_run(block: Block, served: Served, capsys: pytest.CaptureFixture[str]) -> None:
     for adapter in ("acme/support", "larkspur/support", "acme/code"):

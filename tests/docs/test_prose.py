@@ -22,6 +22,7 @@ def test_the_documentation_has_no_findings() -> None:
     assert prose(*pages).stdout == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "text", "finding"),
     [

@@ -18,6 +18,8 @@ import pytest
 from tunery.plugins.data import CHAT
 from tunery.plugins.data.read.dataset import read_rows
 
+pytestmark = pytest.mark.slow
+
 DEMO = Path(__file__).parents[2] / "examples" / "demo"
 LABELS = {
     "team": {"billing", "technical", "account", "shipping", "sales", "privacy"},

@@ -120,6 +120,7 @@ def test_code_rows_are_bodies_that_fit_and_no_file_is_on_both_sides(
     assert rest == held_out[1:]
 
 
+@pytest.mark.slow
 def test_code_rows_of_tunery_itself_can_be_trained_on(tmp_path: Path) -> None:
     script = TUTORIALS / "code_generation" / "make_data.py"
     files = [tmp_path / "code.jsonl", tmp_path / "held-out.jsonl"]

@@ -18,6 +18,8 @@ from tests.gateway.serve_process import TINY, ServeProcess, start_server
 from tunery.registry.errors import InvalidInput
 from tunery.registry.home import Home
 
+pytestmark = pytest.mark.slow
+
 CHOICES, CONNECTIONS, SECONDS = 16, 24, 60
 LIMITS: tuple[str, ...] = ("--host", "localhost", "--read-seconds", "2", "--write-seconds", "3")
 LIMITS += ("--max-connections", str(CONNECTIONS))

@@ -24,6 +24,7 @@ from tunery.plugins.training.gates import GateRequest, GateResult, GatesFailed, 
 from tunery.plugins.training.gates.reference import Reference
 from tunery.plugins.training.report.findings import bootstrap
 
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("imported", "no_picture", "forked_gates")]
 NAMES = [gate.name for gate in GATES]
 Edit = Callable[[dict[str, torch.Tensor]], object]
 
@@ -55,7 +56,9 @@ class Candidate:
 
 
 @pytest.fixture(scope="module")
-def lora(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Candidate]:
+def lora(
+    tmp_path_factory: pytest.TempPathFactory, imported: None, no_picture: None, forked_gates: None
+) -> Iterator[Candidate]:
     candidate = Candidate(tmp_path_factory.mktemp("lora"), "lora")
     yield candidate
     candidate.bench.registry.close()
@@ -93,7 +96,6 @@ def test_gates_that_run_again_give_the_same_results(lora: Candidate, tmp_path: P
     assert {name: msgspec.to_builtins(result) for name, result in lora.again(tmp_path).items()} == before
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("trainer", "learning_rate"), [("qlora", 0.01), ("full", 0.003)])
 def test_what_other_trainers_make_passes_too(trainer: str, learning_rate: float, tmp_path: Path) -> None:
     candidate = Candidate(tmp_path, trainer, learning_rate=learning_rate)

@@ -22,6 +22,8 @@ from tunery.plugins.discovery import load_plugins
 from tunery.registry.home import Home
 from tunery.registry.registry import Registry
 
+pytestmark = pytest.mark.slow
+
 REQUESTS, ADAPTERS, PINNED = 24, 6, 2
 MODELS = [f"acme/a{number}" for number in range(ADAPTERS)]
 READY_WITHIN, HANG = 10.0, 60.0
@@ -178,7 +180,6 @@ async def test_every_request_in_flight_is_answered_and_the_engine_comes_back_wit
         assert f"tunery_engine_restarts_total {times}.0" in (await client.get("/metrics")).text
 
 
-@pytest.mark.slow
 async def test_so_it_is_on_the_real_base(real: ServeProcess, client: httpx.AsyncClient) -> None:
     client.base_url = httpx.URL(real.url)
     await until(lambda: pinned(client), HANG)

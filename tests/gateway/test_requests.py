@@ -17,6 +17,8 @@ from tunery.plugins.discovery import load_plugins
 from tunery.registry.home import Home
 from tunery.registry.registry import Registry
 
+pytestmark = pytest.mark.slow
+
 MESSAGES = [{"role": "user", "content": "Hi"}]
 CHAT, RAW, EMBED = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 SHORT: dict[str, dict[str, Any]] = {

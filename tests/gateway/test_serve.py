@@ -37,6 +37,8 @@ from tunery.registry.home import Home
 from tunery.registry.registry import Registry
 from tunery.registry.settings import ServeSettings
 
+pytestmark = pytest.mark.slow
+
 SECRET = "a phrase that no log may show"
 MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": SECRET}]
 

@@ -41,11 +41,13 @@ def imported(code: str, *arguments: str) -> list[str]:
     return [name for name in HEAVY if repr(name) in done.stdout.splitlines()[-1]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [GATEWAY, API], ids=["gateway", "every module of the API"])
 def test_the_gateway_imports_nothing_heavy(code: str) -> None:
     assert imported(code) == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(load_kernels() is None, reason="the native kernels are not built, or not for this CPU")
 def test_an_engine_that_finds_its_base_packed_imports_torch_and_nothing_else_heavy(
     tiny_base_folder: Path, tmp_path: Path

@@ -8,25 +8,23 @@ import pytest
 
 from tunery.plugins.testing import PreferenceConformance, TrainerConformance
 
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("imported", "no_picture", "forked_gates")]
 
-@pytest.mark.slow
+
 class TestLora(TrainerConformance):
     trainer = "lora"
     values: ClassVar[dict[str, Any]] = {"dropout": 0.1}
 
 
-@pytest.mark.slow
 class TestQlora(TrainerConformance):
     trainer = "qlora"
 
 
-@pytest.mark.slow
 class TestFull(TrainerConformance):
     trainer = "full"
     values: ClassVar[dict[str, Any]] = {"learning_rate": 0.003}
 
 
-@pytest.mark.slow
 class TestDpo(PreferenceConformance):
     trainer = "dpo"
     values: ClassVar[dict[str, Any]] = {"learning_rate": 0.002, "dropout": 0.1}

@@ -29,6 +29,7 @@ def test_a_reference_reads_back_as_itself(reference: Reference) -> None:
     assert parse_reference(str(reference)) == reference
 
 
+@pytest.mark.slow
 @given(compositions)
 def test_a_composition_reads_back_as_itself(parts: list[Part]) -> None:
     assert parse_composition("+".join(map(str, parts))) == tuple(parts)

@@ -102,6 +102,7 @@ async def test_characters_of_several_tokens_arrive_whole(served: Served) -> None
     assert not any("\ufffd" in piece for piece in pieces)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stop", "left"), [("wor", "Hello, "), (["zzz", "lo"], "Hel"), (["Hello, world"], ""), (["H"], "")]
 )
@@ -147,6 +148,7 @@ async def test_a_tokens_bytes_are_exact_even_where_it_is_part_of_a_character(ser
     assert b"".join(bytes(present(entry.bytes)) for entry in content).decode() == reply
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["acme/unknown", "nope", "acme/support@9", "acme/support@canary", "gpt-4o", "../../etc/passwd", ""]
 )
@@ -178,6 +180,7 @@ async def test_the_adapter_may_be_a_field_or_a_header(served: Served) -> None:
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "param"),
     [
@@ -250,6 +253,7 @@ async def test_wrong_paths_and_methods_are_in_the_envelope(served: Served, metho
     assert response.json()["error"]["type"] == "invalid_request_error"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"x"', b"\xff\xfe", b'{"model": "tiny"}'])
 async def test_bodies_that_are_no_request(served: Served, body: bytes) -> None:
     async with httpx.AsyncClient() as client:
@@ -284,6 +288,7 @@ async def test_a_dead_engine_is_503_and_the_gateway_not_ready(served: Served) ->
     assert caught.value.response.headers["retry-after"] == "7", "what the engine says of its outage"
 
 
+@pytest.mark.slow
 async def test_a_stream_that_is_long_in_coming_sends_comments(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(event_stream, "FIRST_COMMENT", 0.01)
     monkeypatch.setattr(event_stream, "COMMENT_EVERY", 0.01)
@@ -306,6 +311,7 @@ async def test_an_engine_that_dies_mid_stream_ends_the_stream_with_an_error(serv
         [chunk async for chunk in stream]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_client_that_leaves_cancels_its_request(served: Served, stream: bool) -> None:
     served.engine.delay = 0.05

@@ -24,6 +24,7 @@ async def test_the_default_length_is_openais(served: Served) -> None:
     assert present(answer.usage).completion_tokens == 16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prompt", [[5, 6, 7], [[5, 6], [7]], ["a", "b"], "text"])
 async def test_every_shape_of_prompt(served: Served, prompt: Any) -> None:
     answer = await served.client.completions.create(model="tiny", prompt=prompt, n=2)
@@ -33,6 +34,7 @@ async def test_every_shape_of_prompt(served: Served, prompt: Any) -> None:
         assert served.engine.requests[0].prompt == (5, 6, 7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prompt", ["", [], [[]], [["a"]], [5, -1], [5, 2**40], [5, "x"], ["a"] * 65, [True]])
 async def test_prompts_that_cannot_be(served: Served, prompt: Any) -> None:
     with pytest.raises(openai.BadRequestError) as caught:

@@ -53,6 +53,7 @@ async def test_a_part_that_does_not_exist_is_named(served: Served) -> None:
     assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["acme/tone:0", "acme/tone:11", "acme/tone:nan", "acme/tone:1+acme/tone:2"])
 async def test_what_is_no_composition_is_400(served: Served, model: str) -> None:
     served.publish("acme/tone")

@@ -16,6 +16,7 @@ from tunery.registry.settings import ServeSettings
 BASE = ("adapter", "base")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", ["some text", ["some", "texts"], [5, 6, 7], [[5, 6], [7]]])
 @pytest.mark.parametrize("format_", ["float", "base64"])
 async def test_every_shape_of_input(served: Served, given: Any, format_: Any) -> None:
@@ -69,6 +70,7 @@ async def test_adapters_and_pooling(served: Served) -> None:
     assert (second.composition, second.pooling, second.tenant) == ((), "mean", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("extra", "param", "code"),
     [
@@ -137,6 +139,7 @@ class TestBounds:
     def settings(self) -> ServeSettings:
         return ServeSettings(base="tiny", max_batch=1, max_waiting=2)
 
+    @pytest.mark.slow
     async def test_more_than_may_wait_is_429(self, served: Served) -> None:
         served.engine.delay = 0.2
         asking = asyncio.create_task(served.client.embeddings.create(model="tiny", input=["a", "b"]))

@@ -127,6 +127,7 @@ async def test_the_routers_metric_is_one_series_that_names_who_runs_and_who_wait
     assert series[labels] > 1.7e9
 
 
+@pytest.mark.slow
 async def test_a_thousand_made_up_names_add_no_series(served: Served) -> None:
     served.publish("acme/support")
     await served.client.chat.completions.create(model="acme/support", messages=MESSAGES)

@@ -18,6 +18,7 @@ async def call(served: Served, method: str, path: str, **options: object) -> htt
         return await client.request(method, served.url + path, **options)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 async def test_the_adapter_list_shows_what_names_mean_and_what_is_resident(served: Served) -> None:
     served.publish("acme/support", seed=1, alias="production")
     served.publish("acme/support", seed=2, alias="canary")
@@ -34,6 +35,7 @@ async def test_the_adapter_list_shows_what_names_mean_and_what_is_resident(serve
     assert (second["id"], second["resident"], second["aliases"]) == ("globex/tickets", [], {})
 
 
+@pytest.mark.slow
 async def test_loading_ahead_and_unloading(served: Served) -> None:
     version = served.publish("acme/support")
     body = {"adapter": "acme/support"}
@@ -51,6 +53,7 @@ async def test_loading_ahead_and_unloading(served: Served) -> None:
     assert served.engine.pinned == [version.digest]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("adapter", "status"), [("acme/none", 404), ("tiny", 400), (None, 400), ("a/b+c/d", 400), ("a/b:2", 400)]
 )

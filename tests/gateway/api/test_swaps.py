@@ -52,6 +52,7 @@ async def test_an_adapter_of_another_base_is_not_served(served: Served) -> None:
     assert [model.id async for model in served.client.models.list()] == ["tiny"]
 
 
+@pytest.mark.slow
 async def test_an_alias_moved_by_another_process_takes_effect_at_once_and_nothing_is_dropped(served: Served) -> None:
     served.publish("acme/support", seed=1, alias="production")
     served.publish("acme/support", seed=2)
@@ -89,6 +90,7 @@ async def test_an_alias_moved_by_another_process_takes_effect_at_once_and_nothin
     assert served.engine.cancelled == []
 
 
+@pytest.mark.slow
 async def test_a_running_stream_ends_on_the_version_it_began_with(served: Served) -> None:
     first = served.publish("acme/support", seed=1, alias="production")
     second = served.publish("acme/support", seed=2)
@@ -107,6 +109,7 @@ class TestBoundedQueue:
     def settings(self) -> ServeSettings:
         return ServeSettings(base="tiny", max_batch=1, max_waiting=2)
 
+    @pytest.mark.slow
     async def test_more_than_may_wait_is_429_with_retry_after(self, served: Served) -> None:
         served.engine.delay = 0.1
         asking = [

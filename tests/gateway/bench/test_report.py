@@ -76,6 +76,7 @@ def test_peers_are_read_line_by_line_and_a_wrong_line_is_named(tmp_path: Path) -
         read_peers(path)
 
 
+@pytest.mark.slow
 def test_the_picture_and_the_json(tmp_path: Path) -> None:
     draw(rows(), PEERS, tmp_path / "new" / "serve.png")
     assert (tmp_path / "new" / "serve.png").read_bytes().startswith(b"\x89PNG")

@@ -35,6 +35,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(suite, name, value)
 
 
+@pytest.mark.slow
 def test_every_row_but_the_processes(small: None, config: EngineConfig, tmp_path: Path) -> None:
     messages: list[str] = []
     made = Suite(config, tmp_path, messages.append)
@@ -47,6 +48,7 @@ def test_every_row_but_the_processes(small: None, config: EngineConfig, tmp_path
     assert set(named["gap"].detail) == {"steady_ms", "loading_ms"}
 
 
+@pytest.mark.slow
 def test_memory_is_measured_in_a_process_of_its_own(small: None, config: EngineConfig, tmp_path: Path) -> None:
     row = Suite(config, tmp_path, lambda text: None)._memory()
     assert row.detail["grown"] > 0

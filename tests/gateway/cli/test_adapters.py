@@ -12,9 +12,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from tests.forked_process import run_tunery
 from tests.hub_server import HubServer
 from tests.registry.artifacts import make_adapter, make_base
-from tests.tunery_process import run_tunery
 from tunery.plugins.training.report import Report
 from tunery.registry import NewVersion
 from tunery.registry.home import Home
@@ -48,6 +48,7 @@ def filled(home: Home, registry: Registry, tmp_path: Path) -> Home:
     return home
 
 
+@pytest.mark.slow
 def test_help_and_listing_import_nothing_heavy(filled: Home) -> None:
     code = "import sys; from tunery.gateway.cli import main\ntry:\n main(sys.argv[1:])\nexcept SystemExit: pass\n"
     code += f"print(sorted({HEAVY!r} & set(sys.modules)))"
@@ -65,6 +66,7 @@ def test_help_and_listing_import_nothing_heavy(filled: Home) -> None:
         assert done.stdout.splitlines()[-1] == "[]", (arguments, done.stdout, done.stderr)
 
 
+@pytest.mark.slow
 def test_listing_and_showing(filled: Home) -> None:
     listed = json.loads(tunery(filled, "adapters", "list", "--json").stdout)
     assert [(version["adapter"], version["number"]) for version in listed] == [("acme/support", 3)]
@@ -75,6 +77,7 @@ def test_listing_and_showing(filled: Home) -> None:
     assert "acme/support@2" in tunery(filled, "adapters", "show", "acme/support@2").stdout
 
 
+@pytest.mark.slow
 def test_showing_a_report(filled: Home, registry: Registry, tmp_path: Path) -> None:
     folder = tmp_path / "report"
     folder.mkdir()
@@ -96,6 +99,7 @@ def test_showing_a_report(filled: Home, registry: Registry, tmp_path: Path) -> N
     assert json.loads(tunery(filled, "adapters", "show", "acme/support@1", "--json").stdout)["report"] is None
 
 
+@pytest.mark.slow
 def test_moving_and_rolling_back(filled: Home) -> None:
     assert tunery(filled, "adapters", "alias", "acme/support", "production", "1").returncode == 0
     moved = tunery(
@@ -113,6 +117,7 @@ def test_moving_and_rolling_back(filled: Home) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_removing_verifying_and_collecting(filled: Home) -> None:
     assert tunery(filled, "adapters", "rm", "acme/support").returncode == 2
     assert tunery(filled, "adapters", "rm", "acme/support@2").stdout == "removed acme/support@2\n"
@@ -124,6 +129,7 @@ def test_removing_verifying_and_collecting(filled: Home) -> None:
     assert tunery(filled, "adapters", "verify").returncode == 7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -143,6 +149,7 @@ def test_mistakes_end_with_one_line_and_their_code(filled: Home, arguments: list
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_to_the_hub_and_back(filled: Home, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     # huggingface_hub reads its variables when it is imported.
     hub_tunery = partial(tunery, filled, forked=False)
@@ -178,6 +185,7 @@ def test_importing_what_names_another_base_needs_a_word(filled: Home, tmp_path: 
     assert tunery(filled, *command, "--trust-base").stdout.startswith("new/one@1  ")
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_is_no_error(filled: Home) -> None:
     environment = {**os.environ, "TUNERY_HOME": str(filled.root)}
     done = subprocess.run(

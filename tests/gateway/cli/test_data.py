@@ -67,6 +67,7 @@ def test_leaks_into_held_out_rows_are_reported(home: Home, tmp_path: Path) -> No
     ]
 
 
+@pytest.mark.slow
 def test_a_row_is_shown_with_what_is_trained(home: Home, registry: Registry, tiny_base: Base, bad: Path) -> None:
     shown = tunery(home, "data", "preview", f"{bad}:3", "--base", "tiny")
     assert shown.returncode == 0, shown.stderr
@@ -91,6 +92,7 @@ def test_a_file_is_split_once(home: Home, tmp_path: Path) -> None:
     assert "exists already" in again.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -122,6 +124,7 @@ def test_a_thousand_faults_are_a_page(home: Home, tmp_path: Path) -> None:
     assert len(done.stdout.splitlines()) < 12
 
 
+@pytest.mark.slow
 def test_any_kind_of_file_is_checked_shown_and_split(
     home: Home, registry: Registry, tiny_base: Base, tmp_path: Path
 ) -> None:
@@ -136,6 +139,7 @@ def test_any_kind_of_file_is_checked_shown_and_split(
     assert sorted((json.loads(line) for half in halves for line in half), key=str) == sorted(rows, key=str)
 
 
+@pytest.mark.slow
 def test_what_check_refuses_is_not_split(home: Home, tmp_path: Path) -> None:
     mixed, twice = tmp_path / "mixed.jsonl", tmp_path / "twice.jsonl"
     rows = [chat(str(n), f"{n}.") for n in range(5)]
@@ -152,6 +156,7 @@ def test_what_check_refuses_is_not_split(home: Home, tmp_path: Path) -> None:
     assert tunery(home, "data", "split", str(twice), "--allow", "duplicate").returncode == 0
 
 
+@pytest.mark.slow
 def test_a_pipe_is_refused_and_not_waited_for(home: Home, tmp_path: Path) -> None:
     pipe = tmp_path / "rows.jsonl"
     os.mkfifo(pipe)

@@ -65,6 +65,7 @@ def cli(home: Home, encoding: str, *arguments: str) -> str:
     return done.stdout.decode("ascii" if encoding == "locale" else encoding)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_every_command_has_help_and_reports_mistakes(home: Home, encoding: str) -> None:
     done = run(home, encoding, "-c", WALK)
@@ -76,6 +77,7 @@ def test_every_command_has_help_and_reports_mistakes(home: Home, encoding: str) 
     assert sorted(ended) == ["0"] * number + ["2"] * number
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["latin-1", "locale"])
 def test_commands_that_print_more_than_ascii(filled: Home, registry: Registry, encoding: str) -> None:
     registry.move_alias("acme/support", "canary", 1, actor="t", reason=TEXT)
@@ -87,6 +89,7 @@ def test_commands_that_print_more_than_ascii(filled: Home, registry: Registry, e
     assert ARROW in cli(filled, encoding, "adapters", "list", "acme/support")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["latin-1", "locale"])
 def test_rows_that_hold_more_than_ascii(
     home: Home, registry: Registry, tiny_base: Base, tmp_path: Path, encoding: str
@@ -124,6 +127,7 @@ def test_what_a_locale_cannot_read_is_refused_before_anything_is_done(filled: Ho
     assert tunery(filled, "adapters", "history", "acme/support").stdout == ""
 
 
+@pytest.mark.slow
 def test_a_base_has_the_same_digest_under_every_locale(home: Home, tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<｜end｜>"}, ensure_ascii=False), "utf-8")
     code = "import sys; from pathlib import Path; from tunery.plugins.bases.resolve import base_digest; print(base_digest(Path(sys.argv[1])))"

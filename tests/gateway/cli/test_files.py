@@ -61,6 +61,7 @@ def filled(home: Home, registry: Registry, rows: Path, tmp_path: Path) -> Home:
     return home
 
 
+@pytest.mark.slow
 def test_uses_of_a_file_are_found_by_its_content_wherever_it_is(filled: Home, rows: Path) -> None:
     moved = rows.rename(rows.with_name("renamed.jsonl"))
     table = tunery(filled, "files", "uses", str(moved)).stdout.splitlines()

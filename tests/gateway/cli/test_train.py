@@ -22,6 +22,7 @@ def rows(tmp_path: Path) -> Path:
     return write_rows(tmp_path / "rows.jsonl", 20)
 
 
+@pytest.mark.slow
 def test_a_file_becomes_a_version(
     home: Home, registry: Registry, tiny_base: Base, rows: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -68,6 +69,7 @@ def test_a_file_becomes_a_version(
     assert registry.resolve("acme/support").number == 1
 
 
+@pytest.mark.slow
 def test_a_failed_gate_ends_with_nine_and_is_forced_on_record(
     home: Home, registry: Registry, tiny_base: Base, rows: Path
 ) -> None:
@@ -86,6 +88,7 @@ def test_a_failed_gate_ends_with_nine_and_is_forced_on_record(
     assert "published anyway by " in shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -115,6 +118,7 @@ def test_mistakes_are_reported_and_nothing_is_trained(
     assert (registry.versions(), registry.jobs()) == ([], [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command", [["serve", "--port", "0"], ["bench", "serve"], ["bench", "train", "--data", "rows.jsonl"]]
 )
@@ -127,6 +131,7 @@ def test_a_device_that_is_none_ends_every_command_with_two(
     assert done.stderr.startswith("error: device 'tpu' is not one that Tunery runs on")
 
 
+@pytest.mark.slow
 def test_a_job_goes_on_as_it_began_and_what_differs_is_refused_by_name(
     home: Home, registry: Registry, tiny_base: Base, rows: Path, tmp_path: Path
 ) -> None:
@@ -174,6 +179,7 @@ def test_a_broken_file_ends_with_two_and_every_bad_line(
     assert (registry.versions(), registry.jobs()) == ([], [])
 
 
+@pytest.mark.slow
 def test_errors_in_the_rows_stop_the_run_unless_allowed_and_warnings_are_reported(
     home: Home, registry: Registry, tiny_base: Base, rows: Path
 ) -> None:
@@ -195,6 +201,7 @@ def test_errors_in_the_rows_stop_the_run_unless_allowed_and_warnings_are_reporte
     assert registry.resolve("acme/support").manifest["data_check"]["allowed"] == ["duplicate"]
 
 
+@pytest.mark.slow
 def test_the_benchmarks_print_one_json_object(home: Home, registry: Registry, tiny_base: Base, rows: Path) -> None:
     size = ("--adapters", "3", "--rank", "4", "--batch", "4", "--prompt", "8", "--new", "4")
     served = json.loads(tunery(home, "bench", "serve", "--base", "tiny", *size, "--quant", "none", "--json").stdout)

@@ -55,6 +55,7 @@ def adapters(base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Adapt
     return [make_adapter(base, tmp_path_factory.mktemp(f"a{i}"), seed=i) for i in range(4)]
 
 
+@pytest.mark.slow
 def test_a_seed_gives_the_same_text_whatever_the_neighbours(base: Path, adapters: list[AdapterSource]) -> None:
     engine = Engine.on(base)
     mine = request("mine", prompt(9, seed=1), adapters[0], temperature=0.9, top_p=0.95, top_k=50, seed=7)
@@ -214,6 +215,7 @@ def test_peft_features_that_are_not_applied_are_refused_by_name(
 # -- scores and vectors -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("budget", [0, 7])
 def test_a_prompts_scores_are_pefts_however_it_is_cut(
@@ -284,6 +286,7 @@ def finish(engine: Engine) -> None:
         engine.core.step()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("budget", [0, 7])
 def test_embeddings_are_transformers_hidden_states(
@@ -355,6 +358,7 @@ def text_of(folder: Path, tokens: list[Token]) -> str:
     return str(Tokenizer.from_file(str(folder / "tokenizer.json")).decode([token.token for token in tokens]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernels", KERNELS)
 def test_constrained_rows_obey_and_their_neighbours_do_not_notice(
     tiny_base_folder: Path, spoken_adapters: list[AdapterSource], kernels: str
@@ -389,6 +393,7 @@ def test_constrained_rows_obey_and_their_neighbours_do_not_notice(
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "text"),
     [

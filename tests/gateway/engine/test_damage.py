@@ -56,6 +56,7 @@ def failures(engine: Engine) -> list[Failed]:
     return [event for event in engine.events if isinstance(event, Failed)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["another tenant's weights", "half zeroed", "another scale"])
 def test_a_damaged_adapter_is_refused_the_others_are_served_and_repair_brings_it_back(
     base: Path, adapters: list[AdapterSource], tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture

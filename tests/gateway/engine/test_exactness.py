@@ -108,6 +108,7 @@ def composed(name: str, tokens: Iterable[int], *parts: tuple[AdapterSource, floa
 # -- every kind of adapter --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quant", ["none", "nf4", "int8"])
 def test_every_kind_of_adapter_in_one_batch_equals_peft_alone(tmp_path: Path, quant: str) -> None:
     base = make_base(tmp_path / "base", "llama")
@@ -119,6 +120,7 @@ def test_every_kind_of_adapter_in_one_batch_equals_peft_alone(tmp_path: Path, qu
     check(base, quant, requests)
 
 
+@pytest.mark.slow
 @quiet
 @pytest.mark.parametrize("family", ["llama", "qwen2"], ids=["tied", "untied"])
 def test_whole_modules_biases_heads_and_tokens_in_one_batch(tmp_path: Path, family: str) -> None:
@@ -130,6 +132,7 @@ def test_whole_modules_biases_heads_and_tokens_in_one_batch(tmp_path: Path, fami
     check(base, "none", requests)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "qwen3", "mistral"])
 def test_whole_modules_and_norms_on_a_quantized_base(tmp_path: Path, family: str) -> None:
     base = make_base(tmp_path / "base", family)
@@ -142,6 +145,7 @@ def test_whole_modules_and_norms_on_a_quantized_base(tmp_path: Path, family: str
     check(base, "nf4", requests)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_families_of_models(tmp_path: Path, family: str) -> None:
     base = make_base(tmp_path / "base", family)
@@ -151,6 +155,7 @@ def test_families_of_models(tmp_path: Path, family: str) -> None:
     check(base, "nf4", requests)
 
 
+@pytest.mark.slow
 @quiet
 @pytest.mark.parametrize("quant", ["none", "nf4"])
 def test_compositions_equal_pefts_concatenation(tmp_path: Path, quant: str) -> None:
@@ -175,6 +180,7 @@ def test_compositions_equal_pefts_concatenation(tmp_path: Path, quant: str) -> N
     check(base, quant, requests)
 
 
+@pytest.mark.slow
 @quiet
 @pytest.mark.parametrize("family", ["llama", "qwen2"], ids=["tied", "untied"])
 def test_a_full_tunes_delta_is_served_as_peft_applies_it(tmp_path: Path, family: str) -> None:
@@ -197,6 +203,7 @@ def test_a_full_tunes_delta_is_served_as_peft_applies_it(tmp_path: Path, family:
 # -- bits -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("quant", ["none", "nf4", "int8"])
 def test_base_rows_keep_their_bits_whatever_the_neighbours(tmp_path: Path, quant: str, kernels: str) -> None:
@@ -211,6 +218,7 @@ def test_base_rows_keep_their_bits_whatever_the_neighbours(tmp_path: Path, quant
         assert sampled(crowded[one.id]) == sampled(lonely[one.id])  # bit for bit
 
 
+@pytest.mark.slow
 @quiet
 @pytest.mark.skipif("auto" not in KERNELS, reason="the native kernels promise this, and they are not here")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -241,6 +249,7 @@ def strip(tokens: list[Token]) -> list[Token]:
     return [msgspec.structs.replace(token, cached_tokens=0) for token in tokens]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["gemma3", "qwen3", "mistral"])
 @pytest.mark.parametrize("budget", [1, 17])
 def test_a_long_prompt_in_pieces_equals_the_whole(tmp_path: Path, family: str, budget: int) -> None:
@@ -253,6 +262,7 @@ def test_a_long_prompt_in_pieces_equals_the_whole(tmp_path: Path, family: str, b
 # -- the prefix cache -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernels", KERNELS)
 def test_a_known_beginning_is_found_and_changes_nothing(tmp_path: Path, kernels: str) -> None:
     base = make_base(tmp_path / "base", "llama")
@@ -270,6 +280,7 @@ def test_a_known_beginning_is_found_and_changes_nothing(tmp_path: Path, kernels:
     assert fresh.core.stats().prefix_hits == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernels", KERNELS)
 def test_another_version_under_the_same_name_and_number_never_sees_the_others_pages(
     tmp_path: Path, kernels: str
@@ -296,6 +307,7 @@ def test_another_version_under_the_same_name_and_number_never_sees_the_others_pa
             assert_alone(models[name], one, answer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernels", KERNELS)
 def test_an_alias_that_moves_under_way_leaves_running_requests_on_their_version(tmp_path: Path, kernels: str) -> None:
     base = make_base(tmp_path / "base", "llama")

@@ -363,6 +363,7 @@ def _slices(one: Generate | Embed) -> int:
     return (len(one.prompt) + count) * count
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*(tied|tying).*:UserWarning")
 @pytest.mark.skipif(load_kernels() is None, reason="the native kernels were not built, or this CPU lacks AVX-512 BF16")
 @often(60)
@@ -371,6 +372,7 @@ def test_every_request_equals_itself_alone_whatever_the_schedule(plan: Plan) -> 
     ScheduleRun(plan, "auto").run()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*(tied|tying).*:UserWarning")
 @often(15)
 @given(plans)

@@ -40,6 +40,7 @@ def mistral(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_base(tmp_path_factory.mktemp("self-check") / "base", "mistral")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("quant", ["none", "nf4", "int8"])
 @pytest.mark.parametrize("kernels", ["torch", "auto"])
@@ -62,6 +63,7 @@ def test_another_attention_is_refused(mistral: Path, dtype: Any, monkeypatch: py
     assert caught.value.code == "unsupported_base"
 
 
+@pytest.mark.slow
 def test_it_is_compared_once(mistral: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = config(mistral, cache_folder=str(tmp_path))
     reference = load_reference(settings)
@@ -92,12 +94,14 @@ async def refused(settings: EngineConfig) -> Unavailable:
     return caught.value
 
 
+@pytest.mark.slow
 async def test_an_engine_that_refuses_its_base_is_not_started_again(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "mamba"}))
     error = await refused(config(tmp_path))
     assert "'mamba', which is not supported: it keeps a recurrent state" in error.message
 
 
+@pytest.mark.slow
 async def test_half_a_base_is_refused_before_the_engine_loads_it(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 

@@ -74,6 +74,7 @@ def test_what_is_exported_changes_only_on_purpose() -> None:
         tunery.trian  # noqa: B018
 
 
+@pytest.mark.slow
 def test_importing_it_and_naming_everything_imports_neither_torch_nor_a_server() -> None:
     code = (
         "import sys, tunery\n"
@@ -101,6 +102,7 @@ def test_wrong_data_is_reported_and_raises_nothing(tmp_path: Path, home: Home) -
         tunery.check_data(tmp_path / "none.jsonl", home=home.root)
 
 
+@pytest.mark.slow
 def test_mistakes_are_the_errors_that_the_command_line_prints(home: Home, rows: Path, small_base: str) -> None:
     for arguments, message in (
         ({"method": "lorra"}, "did you mean 'lora'"),

@@ -237,6 +237,7 @@ def test_a_file_that_is_no_gguf_is_refused(
     assert list(registry.home.staging.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_hub_is_sought_behind_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_HUB_OFFLINE")
     monkeypatch.setenv("HF_ENDPOINT", "http://hub.invalid")
@@ -251,6 +252,7 @@ def test_the_hub_is_sought_behind_the_proxy(monkeypatch: pytest.MonkeyPatch) -> 
     assert not reachable(timeout=0.5)
 
 
+@pytest.mark.slow
 def test_a_known_base_is_found_without_torch(home: Home, tiny_base: Base) -> None:
     code = """
 import sys
@@ -274,6 +276,7 @@ def test_an_unknown_reference_lists_what_there_is(registry: Registry, plugins: P
         resolve_base("/nowhere/model.gguf", registry=registry, plugins=plugins)
 
 
+@pytest.mark.slow
 def test_a_hub_model_at_a_revision(
     registry: Registry, plugins: Plugins, tiny_base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -292,6 +295,7 @@ def test_a_hub_model_at_a_revision(
     assert not any(path.suffix in (".bin", ".py") for path in Path(base.path).iterdir())
 
 
+@pytest.mark.slow
 def test_what_is_not_served_is_refused_before_it_is_downloaded(
     registry: Registry, plugins: Plugins, tiny_base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -330,6 +334,7 @@ def test_without_hub_and_package_both_ways_out_are_named(
     assert not reachable()
 
 
+@pytest.mark.slow
 def test_two_processes_taking_one_base_at_once_agree(home: Home, tiny_base_folder: Path) -> None:
     code = """
 import sys
@@ -465,6 +470,7 @@ def test_a_base_of_a_folder_that_is_not_on_this_machine_is_found_by_its_content(
     assert base_digest(Path(resolved.path)) == base.digest
 
 
+@pytest.mark.slow
 def test_a_subfolder_of_a_hub_repository_and_a_revision_that_is_not_there(
     registry: Registry, plugins: Plugins, tiny_base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,6 +37,7 @@ def test_auto_is_the_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> 
     assert [resolve_device(name) for name in ("cpu", "cuda", "cuda:3")] == ["cpu", "cuda", "cuda:3"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_server_answers_without_loading_torch() -> None:
     check = "import sys; from tunery.plugins.runtime.device import check_device; check_device({!r}); print('torch' in sys.modules)"

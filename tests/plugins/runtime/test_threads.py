@@ -75,6 +75,7 @@ def settings(environment: dict[str, str], threads: int = 0) -> tuple[int, str, s
     return int(count), omp, spin
 
 
+@pytest.mark.slow
 def test_what_the_user_set_is_kept() -> None:
     assert settings({}) == (available_cores(), str(available_cores()), "3000")
     assert settings({"OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "5"}) == (1, "1", "5")
@@ -156,6 +157,7 @@ def test_one_busy_core_of_many_takes_one_thread() -> None:
     assert applied == [15]
 
 
+@pytest.mark.slow
 @given(
     most=st.integers(1, 8),
     shares=st.lists(
@@ -202,6 +204,7 @@ print(threads._governor.threads, torch.get_num_threads())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(load_kernels() is None, reason="there are no native kernels")
 @pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="the kernel does not count waiting")
 def test_a_real_process_beside_busy_cores_computes_with_fewer_threads() -> None:

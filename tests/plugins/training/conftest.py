@@ -14,7 +14,6 @@ from tunery.plugins.discovery import load_plugins
 from tunery.plugins.events import EventSink, JobEvent
 from tunery.plugins.parameters import read_parameters
 from tunery.plugins.testing import write_rows
-from tunery.plugins.training.report import files
 from tunery.registry import Base, Version
 from tunery.registry.registry import Registry
 
@@ -46,12 +45,6 @@ def base_with(registry: Registry, tiny_base_folder: Path, tmp_path: Path) -> Cal
         return resolve_base(str(folder), registry=registry, plugins=load_plugins(allow=()), name="other")
 
     return base_with
-
-
-@pytest.fixture
-def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reports without their picture, which takes longer than training the tiny base."""
-    monkeypatch.setattr(files, "draw", lambda *arguments, **options: "not drawn")
 
 
 @pytest.fixture

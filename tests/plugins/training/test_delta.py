@@ -57,6 +57,7 @@ def written(base: Path, folder: Path, *, fidelity: float) -> tuple[nn.Module, di
     return model, metrics
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gemma"])
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
 def test_peft_and_the_engine_give_what_was_measured(tmp_path: Path, family: str) -> None:

@@ -41,6 +41,7 @@ def run(registry: Registry, tiny_base_folder: Path, data: Path, tmp_path: Path) 
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "method"), [("gpt2", "lora"), ("gemma2", "lora"), ("mixtral", "qlora")])
 def test_what_is_trained_is_what_is_served(run: Run, kind: str, method: str) -> None:
     gates = {gate["name"]: gate for gate in run(kind, method).manifest["gates"]}
@@ -48,6 +49,7 @@ def test_what_is_trained_is_what_is_served(run: Run, kind: str, method: str) -> 
         assert gates[name]["passed"], gates[name]["message"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "method", "values", "what"),
     [

@@ -58,6 +58,7 @@ def tuned(registry: Registry, base: Base, folder: Path, *, whole: bool, dtype: t
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_a_published_full_fine_tune_is_a_whole_model_for_transformers(
     registry: Registry, tiny_base: Base, reachable: HubServer, name: str, tmp_path: Path, dtype: torch.dtype
@@ -86,6 +87,7 @@ def test_a_published_full_fine_tune_is_a_whole_model_for_transformers(
     assert {"model/tokenizer.json", "model/model.safetensors", "adapter/adapter_config.json"} <= listed
 
 
+@pytest.mark.slow
 def test_the_delta_of_a_published_full_fine_tune_is_loaded_by_peft_and_pulled_again(
     registry: Registry, tiny_base: Base, reachable: HubServer, name: str, tmp_path: Path
 ) -> None:
@@ -98,6 +100,7 @@ def test_the_delta_of_a_published_full_fine_tune_is_loaded_by_peft_and_pulled_ag
     assert registry.files(pulled)["adapter_model.safetensors"].read_bytes() == wanted
 
 
+@pytest.mark.slow
 def test_what_an_earlier_release_published_at_the_root_goes_when_it_is_published_again(
     registry: Registry, tiny_base: Base, reachable: HubServer, name: str, tmp_path: Path
 ) -> None:
@@ -112,6 +115,7 @@ def test_what_an_earlier_release_published_at_the_root_goes_when_it_is_published
     assert AutoModelForCausalLM.from_pretrained(name, subfolder="model").dtype == torch.bfloat16
 
 
+@pytest.mark.slow
 def test_peft_loads_what_is_published_without_a_warning(
     registry: Registry,
     tiny_base: Base,

@@ -33,6 +33,7 @@ def as_files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 def test_publishing_is_one_commit_and_one_tag(registry: Registry, publish: Publish, hub: HubServer) -> None:
     version = publish(seed=1)
     published = publish_to_hub(registry, version, repository="acme/support-lora")
@@ -50,6 +51,7 @@ def test_publishing_is_one_commit_and_one_tag(registry: Registry, publish: Publi
     assert json.loads(tree["adapter_config.json"])["base_model_name_or_path"] == "tiny"
 
 
+@pytest.mark.slow
 def test_publishing_again_changes_nothing(registry: Registry, publish: Publish, hub: HubServer) -> None:
     version = publish(seed=1)
     first = publish_to_hub(registry, version, repository="acme/support-lora")
@@ -62,6 +64,7 @@ def test_publishing_again_changes_nothing(registry: Registry, publish: Publish, 
     assert hub.repositories["acme/support-lora"].commits[-1].oid == second.commit
 
 
+@pytest.mark.slow
 def test_somebody_faster_is_not_overwritten(registry: Registry, publish: Publish, hub: HubServer) -> None:
     others = [{"NOTES.md": b"mine"}, {"NOTES.md": b"mine", "MORE.md": b"too"}]
 
@@ -77,6 +80,7 @@ def test_somebody_faster_is_not_overwritten(registry: Registry, publish: Publish
     assert set(repository.commits[-1].tree) == {*FILES, "README.md", "tunery.json", "NOTES.md", "MORE.md"}
 
 
+@pytest.mark.slow
 def test_somebody_who_never_stops_is_given_way(registry: Registry, publish: Publish, hub: HubServer) -> None:
     count = iter(range(100))
     hub.before_commit = lambda: void(hub.add("acme/support-lora", {"NOTES.md": b"%d" % next(count)}))
@@ -85,6 +89,7 @@ def test_somebody_who_never_stops_is_given_way(registry: Registry, publish: Publ
     assert hub.repositories["acme/support-lora"].tags == {}
 
 
+@pytest.mark.slow
 def test_files_of_the_version_before_do_not_stay(
     registry: Registry, base: Base, publish: Publish, hub: HubServer, tmp_path: Path
 ) -> None:
@@ -105,6 +110,7 @@ def test_files_of_the_version_before_do_not_stay(
     assert "model/model.safetensors" in tagged.tree
 
 
+@pytest.mark.slow
 def test_a_tag_that_failed_is_made_by_publishing_again(registry: Registry, publish: Publish, hub: HubServer) -> None:
     version = publish(seed=1)
     hub.fail_tags = 400
@@ -117,6 +123,7 @@ def test_a_tag_that_failed_is_made_by_publishing_again(registry: Registry, publi
     assert repository.tags == {published.tag: repository.commits[-1].oid}
 
 
+@pytest.mark.slow
 def test_a_damaged_version_is_not_published(registry: Registry, publish: Publish, hub: HubServer) -> None:
     version = publish(seed=1)
     registry.files(version)["adapter_model.safetensors"].write_bytes(b"damaged")
@@ -125,6 +132,7 @@ def test_a_damaged_version_is_not_published(registry: Registry, publish: Publish
     assert hub.repositories == {}
 
 
+@pytest.mark.slow
 def test_nothing_published_names_a_folder_of_this_machine(
     registry: Registry, base: Base, hub: HubServer, tmp_path: Path
 ) -> None:
@@ -141,6 +149,7 @@ def test_nothing_published_names_a_folder_of_this_machine(
         assert json.loads(tree["adapter_config.json"])["base_model_name_or_path"] == (named or "local")
 
 
+@pytest.mark.slow
 def test_what_was_published_says_which_base_it_needs(
     registry: Registry, publish: Publish, base: Base, hub: HubServer
 ) -> None:
@@ -155,6 +164,7 @@ def test_what_was_published_says_which_base_it_needs(
     assert pulled.base == "other"
 
 
+@pytest.mark.slow
 def test_there_and_back_is_the_same_version(registry: Registry, publish: Publish, base: Base, hub: HubServer) -> None:
     version = publish(seed=1)
     published = publish_to_hub(registry, version, repository="acme/support-lora")
@@ -170,6 +180,7 @@ def test_there_and_back_is_the_same_version(registry: Registry, publish: Publish
     assert list(registry.home.staging.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_refused_and_nothing_changes(
     registry: Registry, base: Base, hub: HubServer, tmp_path: Path
 ) -> None:
@@ -192,6 +203,7 @@ def test_what_does_not_fit_is_refused_and_nothing_changes(
     assert list(registry.home.staging.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "message", "code"),
     [
@@ -211,6 +223,7 @@ def test_what_the_hub_does_not_have_is_named(
     assert caught.value.code == code
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("revision", ["", "@v1"])
 def test_an_adapter_in_a_subfolder_is_pulled(
     registry: Registry, base: Base, hub: HubServer, tmp_path: Path, revision: str
@@ -227,12 +240,14 @@ def test_an_adapter_in_a_subfolder_is_pulled(
         pull_from_hub(registry, "x/runs", Destination(adapter="a/b", base=base, actor="t"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["plain", "a//c", "a/../c", "a b/c"])
 def test_names_the_hub_would_not_have(registry: Registry, base: Base, hub: HubServer, source: str) -> None:
     with pytest.raises(InvalidInput):
         pull_from_hub(registry, source, Destination(adapter="a/b", base=base, actor="t"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("status", "kind"), [(403, InvalidInput), (409, Conflict), (412, Conflict), (400, Unavailable)]
 )
@@ -260,6 +275,7 @@ def test_a_hub_that_cannot_be_reached(
             pull_from_hub(registry, "a/b", Destination(adapter="c/d", base=base, actor="t"))
 
 
+@pytest.mark.slow
 def test_a_full_disk_here_is_not_the_hubs_fault(
     registry: Registry, publish: Publish, base: Base, hub: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

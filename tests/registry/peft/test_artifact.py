@@ -66,6 +66,7 @@ def test_tensors_that_do_not_fit(
     assert message in error.message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "code"),
     [

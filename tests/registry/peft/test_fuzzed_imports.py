@@ -62,6 +62,7 @@ def attempt(registry: Registry, base: Base, tmp_path: Path) -> Callable[..., Non
     return attempt
 
 
+@pytest.mark.slow
 @fuzzed
 @given(changes=st.dictionaries(NAMES, VALUES, max_size=3))
 def test_any_configuration_comes_in_or_is_refused(attempt: Callable[..., None], changes: dict[str, Any]) -> None:
@@ -94,6 +95,7 @@ KEYS = st.sampled_from(
 )
 
 
+@pytest.mark.slow
 @fuzzed
 @given(header=st.dictionaries(KEYS, ENTRY | SCALARS, max_size=4), data=st.binary(max_size=64))
 def test_any_header_is_read_as_safetensors_reads_it_or_refused(
@@ -107,6 +109,7 @@ def test_any_header_is_read_as_safetensors_reads_it_or_refused(
     assert_read_alike(path)
 
 
+@pytest.mark.slow
 @fuzzed
 @given(
     raw=st.one_of(

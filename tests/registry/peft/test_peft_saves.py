@@ -25,6 +25,7 @@ def save(base_folder: Path, folder: Path, **settings: Any) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -65,6 +66,7 @@ def test_what_peft_saves_comes_in(
     assert {"adapter_config.json", "adapter_model.safetensors"} <= {entry.path for entry in version.files}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_an_initialisation_that_changes_the_base_does_not(
     registry: Registry, tiny_base: Base, tiny_base_folder: Path, tmp_path: Path

@@ -82,6 +82,7 @@ def test_an_import_keeps_what_differs_in_the_manifest(registry: Registry, base: 
     assert "warnings" not in import_folder(registry, folder, Destination(adapter="a/b", base=base, actor="t")).manifest
 
 
+@pytest.mark.slow
 def test_a_pull_keeps_it_as_well(registry: Registry, base: Base, hub: HubServer, tmp_path: Path) -> None:
     write(Path(base.path), {"chat_template.jinja": "x"})
     folder = write(make_adapter(tmp_path / "a"), {"tokenizer_config.json": {"chat_template": "y" * 5000}})

@@ -116,6 +116,7 @@ def test_versions_from_before_uses_of_files_are_found_by_their_files(home: Home)
         assert registry.uses("b" * 64) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "statement", ["CREATE TABLE jobs", "CREATE TABLE version_data", "ALTER TABLE", "UPDATE alembic_version"]
 )
@@ -129,6 +130,7 @@ def test_a_process_killed_while_migrating_leaves_the_old_tables(home: Home, stat
         assert registry.versions() == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("revision", [None, "0001"])
 def test_processes_that_open_a_home_at_once_migrate_it_once(home: Home, revision: str | None) -> None:
     if revision:
@@ -139,6 +141,7 @@ def test_processes_that_open_a_home_at_once_migrate_it_once(home: Home, revision
         assert registry.versions() == []
 
 
+@pytest.mark.slow
 def test_processes_that_make_new_databases_at_once_wait_for_each_other(tmp_path: Path) -> None:
     making = (
         "import sys; from pathlib import Path; from tunery.registry.storage.database import Database; sys.stdin.readline()\n"

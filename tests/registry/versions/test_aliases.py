@@ -196,5 +196,5 @@ class AgainstAModel(RuleBasedStateMachine):
         self._scratch.cleanup()
 
 
-TestAgainstAModel = AgainstAModel.TestCase
+TestAgainstAModel = pytest.mark.slow(AgainstAModel.TestCase)
 TestAgainstAModel.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)

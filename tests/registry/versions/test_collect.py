@@ -76,6 +76,7 @@ def test_what_is_being_published_is_safe_from_a_collection_at_every_step(
     assert version.number == 1
 
 
+@pytest.mark.slow
 def test_imports_beside_collections_all_succeed(home: Home, registry: Registry, base: Base, tmp_path: Path) -> None:
     processes = [
         subprocess.Popen(
@@ -172,6 +173,7 @@ def check_freed(home: Home, registry: Registry, *, limited: bool) -> None:
     assert sum(path.stat().st_size for path in home.blobs.glob("??/*")) < before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep_open", [False, True])
 def test_a_full_disk_is_freed_by_a_collection(small_disk: Path, tmp_path: Path, keep_open: bool) -> None:
     home = Home(small_disk / "home")
@@ -192,6 +194,7 @@ def test_a_full_disk_is_freed_by_a_collection(small_disk: Path, tmp_path: Path, 
     registry.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep_open", [False, True])
 def test_a_version_can_be_removed_from_a_full_disk(small_disk: Path, tmp_path: Path, keep_open: bool) -> None:
     home = Home(small_disk / "home")
@@ -209,6 +212,7 @@ def test_a_version_can_be_removed_from_a_full_disk(small_disk: Path, tmp_path: P
     registry.close()
 
 
+@pytest.mark.slow
 def test_so_it_is_where_a_process_may_write_no_more(home: Home, tmp_path: Path) -> None:
     registry = populate(home, tmp_path, keep_open=False)
     refused = tunery(home, "adapters", "list", limited=True)
@@ -246,6 +250,7 @@ def test_a_path_with_signs_that_mean_something_elsewhere(tmp_path: Path, publish
         assert (tmp_path / name / "registry.db").is_file()
 
 
+@pytest.mark.slow
 def test_code_under_a_folder_with_a_percent_sign_migrates(tmp_path: Path) -> None:
     import tunery.gateway
     import tunery.plugins

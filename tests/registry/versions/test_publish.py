@@ -59,6 +59,7 @@ def start(home: Home, folder: Path, base: Base, *, rounds: int = 1, die_at: str 
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_two_processes_publishing_at_once_get_different_numbers_and_lose_nothing(
     home: Home, registry: Registry, base: Base, tmp_path: Path
 ) -> None:
@@ -75,6 +76,7 @@ def test_two_processes_publishing_at_once_get_different_numbers_and_lose_nothing
     assert registry.verify() == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "step",
     [
@@ -105,6 +107,7 @@ def test_a_publisher_killed_at_any_step_leaves_the_old_state_or_the_new(
     assert publish(seed=3, alias="production").number == expected + 1
 
 
+@pytest.mark.slow
 def test_publishers_killed_at_any_moment_leave_whole_versions_only(
     home: Home, registry: Registry, base: Base, publish: Publish, tmp_path: Path
 ) -> None:
@@ -128,6 +131,7 @@ def test_publishers_killed_at_any_moment_leave_whole_versions_only(
     assert list(home.staging.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_collection_beside_publishers_never_takes_what_a_version_needs(
     home: Home, registry: Registry, base: Base, tmp_path: Path
 ) -> None:
@@ -214,6 +218,7 @@ def test_a_manifest_is_kept_as_it_reads_back(registry: Registry, base: Base, tmp
         )
 
 
+@pytest.mark.slow
 def test_two_processes_open_a_new_home_at_once(tmp_path: Path) -> None:
     code = "import sys; from pathlib import Path; from tunery.registry.home import Home\n"
     code += "from tunery.registry.registry import Registry\nRegistry.open(Home(Path(sys.argv[1]))).close()"
@@ -259,6 +264,7 @@ def _limit_database(registry: Registry) -> None:
         connection.exec_driver_sql(f"PRAGMA max_page_count={pages + 1}")
 
 
+@pytest.mark.slow
 def test_a_really_full_file_system_changes_nothing(registry: Registry, base: Base, tmp_path: Path) -> None:
     """The child may not write files over 64 kB, so that storing the weights fails in the kernel."""
     code = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"

@@ -71,6 +71,7 @@ def without_tables(path: Path) -> None:
     database.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [remove, empty, without_tables])
 def test_a_lost_database_is_not_made_anew_over_blobs_and_comes_back_from_the_manifests(
     home: Home, registry: Registry, publish: Publish, damage: Callable[[Path], None]
@@ -269,6 +270,7 @@ def test_versions_from_before_manifests_get_theirs_when_the_registry_is_opened(
         assert state(again) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [b"", b'{"adapter": "acme/sup', b"\0" * 300, b"{}"])
 def test_a_manifest_that_cannot_be_read_is_named_and_its_files_stay(
     home: Home, registry: Registry, publish: Publish, content: bytes
@@ -321,6 +323,7 @@ def test_a_database_that_cannot_be_opened_any_more_is_a_named_failure(home: Home
             pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("step", "expected"), [("staged", 1), ("settle", 2), ("done", 2)])
 def test_a_publisher_killed_around_its_commit_loses_no_version_with_the_database(
     home: Home, registry: Registry, base: Base, publish: Publish, tmp_path: Path, step: str, expected: int
@@ -343,6 +346,7 @@ def test_a_publisher_killed_around_its_commit_loses_no_version_with_the_database
     assert (done.versions, done.unfinished) == (2, [] if step == "done" else ["acme/support@2"])
 
 
+@pytest.mark.slow
 def test_a_collection_beside_a_rebuild_takes_nothing_that_is_needed(
     home: Home, registry: Registry, publish: Publish
 ) -> None:
@@ -378,6 +382,7 @@ for _ in range(40):
         assert again.verify() == []
 
 
+@pytest.mark.slow
 def test_the_command_says_what_it_took_in(home: Home, registry: Registry, publish: Publish) -> None:
     fill(registry, publish)
     registry.close()

@@ -105,6 +105,7 @@ def test_what_is_no_report_is_refused(
     assert registry.versions() == []
 
 
+@pytest.mark.slow
 def test_the_hub_gets_the_report_but_no_rows(registry: Registry, reported: Version, hub: HubServer) -> None:
     publish_to_hub(registry, reported, repository="x/y")
     tree = hub.repositories["x/y"].commits[-1].tree
@@ -115,6 +116,7 @@ def test_the_hub_gets_the_report_but_no_rows(registry: Registry, reported: Versi
     assert {entry["path"] for entry in json.loads(tree["tunery.json"])["files"]} <= set(tree)
 
 
+@pytest.mark.slow
 def test_the_hub_gets_the_samples_when_they_are_asked_for(
     registry: Registry, reported: Version, hub: HubServer
 ) -> None:
@@ -124,6 +126,7 @@ def test_the_hub_gets_the_samples_when_they_are_asked_for(
     assert "## Samples\n\n### rows.jsonl:1: win\n\nthe secret prompt" in tree["README.md"].decode()
 
 
+@pytest.mark.slow
 def test_a_pulled_report_is_its_publishers_claim(
     registry: Registry, base: Base, reported: Version, hub: HubServer
 ) -> None:
@@ -138,6 +141,7 @@ def test_a_pulled_report_is_its_publishers_claim(
     assert "came with the version" in hub.repositories["x/again"].commits[-1].tree["README.md"].decode()
 
 
+@pytest.mark.slow
 def test_what_is_wrong_with_a_published_report_is_left_out_and_written_down(
     registry: Registry, base: Base, tmp_path: Path, hub: HubServer
 ) -> None:

@@ -139,6 +139,7 @@ class TestOverHttp:
     def settings(self) -> ServeSettings:
         return ServeSettings(base="tiny", max_batch=1, max_waiting=3)
 
+    @pytest.mark.slow
     async def test_a_greedy_tenant_leaves_room_for_another(self, served: Served) -> None:
         for seed, name in enumerate(("acme/support", "globex/tickets")):
             served.publish(name, seed=seed)

@@ -70,6 +70,7 @@ async def test_the_error_for_a_body_that_is_no_text_names_its_kind(served: Serve
             assert message in envelope(await send(served, path, body), 400)
 
 
+@pytest.mark.slow
 async def test_half_a_surrogate_is_refused_wherever_it_stands(served: Served) -> None:
     fields = ("model", "adapter", "user", "stop", "suffix", "guided_json", "guided_regex", "guided_grammar", "regex")
     deep: list[dict[str, Any]] = [
@@ -95,6 +96,7 @@ async def test_half_a_surrogate_in_a_schema_that_is_a_text(served: Served) -> No
             envelope(await send(served, path, json.dumps({**BODIES[path], **extra}).encode()), 400)
 
 
+@pytest.mark.slow
 async def test_a_version_no_integer_can_hold_does_not_exist(served: Served) -> None:
     served.publish("acme/docs")
     for digits in (19, 20, 200, 5000):
@@ -175,6 +177,7 @@ class TestOnAnyAddress:
     def settings(self) -> ServeSettings:
         return ServeSettings(base="tiny", host="0.0.0.0")
 
+    @pytest.mark.slow
     async def test_any_host_is_answered_and_origins_are_still_checked(self, served: Served) -> None:
         body = json.dumps(BODY).encode()
         assert (await send(served, CHAT, body, host="tunery.svc:8000")).status_code == 200

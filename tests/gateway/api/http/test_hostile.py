@@ -43,6 +43,7 @@ async def refused(served: Served, path: str, body: bytes, status: int = 400) -> 
     return str(error["message"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "extra",
     [
@@ -70,6 +71,7 @@ async def test_values_out_of_this_world(served: Served, path: str, extra: dict[s
     assert len(message) < 500
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [-5, 0, 2**63, HUGE])
 async def test_any_whole_number_is_a_seed(served: Served, seed: int) -> None:
     body = {"model": "tiny", "messages": MESSAGES, "seed": seed}
@@ -79,6 +81,7 @@ async def test_any_whole_number_is_a_seed(served: Served, seed: int) -> None:
     assert 0 <= chosen < 2**63
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "body",
     [
@@ -108,6 +111,7 @@ async def test_a_body_over_the_limit_is_413(served: Served) -> None:
     assert "too large" in await refused(served, CHAT, body, 413)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", ["x" * 129, "with space", "ümlaut"])
 async def test_a_request_id_unfit_for_a_log_is_replaced(served: Served, given: str) -> None:
     async with httpx.AsyncClient() as client:

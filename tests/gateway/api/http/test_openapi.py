@@ -137,6 +137,7 @@ def bodies(schema: dict[str, Any]) -> list[dict[str, Any]]:
     return made
 
 
+@pytest.mark.slow
 async def test_every_documented_status_is_met_and_no_other(served: Served, document: Document) -> None:
     served.publish("acme/docs")
     served.engine.report(stats())
@@ -194,6 +195,7 @@ def _break(served: Served) -> None:
         setattr(where, name, fail)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", GOOD)
 async def test_whatever_the_document_allows_is_answered_as_it_says(
     served: Served, document: Document, path: str
@@ -210,6 +212,7 @@ async def test_whatever_the_document_allows_is_answered_as_it_says(
                 assert "invalid_value" not in response.text, (sent, response.text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", GOOD)
 async def test_whatever_the_document_forbids_is_refused(served: Served, document: Document, path: str) -> None:
     """One field at a time: missing, of every wrong type, and beyond each bound."""

@@ -51,6 +51,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [CHAT, RAW, EMBED])
 async def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenized(
     served: Served, reads: list[tuple[int, int]], path: str
@@ -67,6 +68,7 @@ async def test_token_ids_beyond_the_context_are_not_looked_at(served: Served) ->
     assert response.json()["error"]["code"] == "context_length_exceeded"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [CHAT, RAW, EMBED])
 async def test_long_texts_are_read_off_the_event_loop_and_others_are_answered_meanwhile(
     served: Served, monkeypatch: pytest.MonkeyPatch, path: str
@@ -209,6 +211,7 @@ def talk(turns: int, kind: str) -> list[dict[str, Any]]:
     return [*messages, {"role": "user", "content": "end"}]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["plain", "calls", "empty", "spelled", "spaces", "unanswered"])
 @pytest.mark.parametrize("name", ["chatml", "llama3", "qwen3", "mistral", "words", "pieces"])
 def test_twice_the_messages_are_twice_the_work(
@@ -242,6 +245,7 @@ def test_rows_of_many_turns_are_linear_too(tiny_base_folder: Path, tmp_path: Pat
 # -- pieces and sizes -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["chatml", "pieces"])
 @pytest.mark.parametrize(
     "text",

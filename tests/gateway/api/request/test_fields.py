@@ -88,6 +88,7 @@ def not_declared(path: str) -> list[str]:
     return sorted({*get_type_hints(OPENAI[path]), *VLLM, "made_up", "temprature"} - known)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [CHAT, RAW, EMBED])
 async def test_what_is_not_declared_is_bookkeeping_or_refused_by_name(served: Served, path: str) -> None:
     for name in not_declared(path):
@@ -204,6 +205,7 @@ async def test_embeddings_are_cut_and_marked_as_asked(served: Served, tiny_base_
     assert len(served.engine.embeds[-1].prompt) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [CHAT, RAW])
 async def test_stop_strings_and_control_tokens_are_shown_on_request(served: Served, path: str) -> None:
     async def text(**extra: Any) -> str:
@@ -221,6 +223,7 @@ async def test_stop_strings_and_control_tokens_are_shown_on_request(served: Serv
     assert await text(include_stop_str_in_output=True) == "onetwo"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [CHAT, RAW])
 async def test_allowed_and_forbidden_tokens_reach_the_engine(served: Served, path: str) -> None:
     await sent(served, path, allowed_token_ids=[7, 9], bad_words=["Hi", " there"])

@@ -61,6 +61,7 @@ async def answer(served: Served, path: str, body: dict[str, Any]) -> tuple[int, 
     return response.status_code, asked, {key: value for key, value in content.items() if key not in ("id", "created")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", REQUESTS)
 async def test_every_optional_field_may_be_null(served: Served, path: str) -> None:
     served.publish("acme/docs")
@@ -113,6 +114,7 @@ NESTED: list[tuple[dict[str, Any], list[tuple[str | int, ...]]]] = [
 ]
 
 
+@pytest.mark.slow
 async def test_fields_of_dictionaries_may_be_null(served: Served) -> None:
     for extra, paths in NESTED:
         without = {"model": "tiny", "messages": MESSAGES, **extra}

@@ -143,6 +143,7 @@ async def served_prompts(
     return prompts
 
 
+@pytest.mark.slow
 async def test_every_shape_is_trained_as_it_is_served(
     served: Served, renderers: dict[str, Renderer], tmp_path: Path
 ) -> None:
@@ -197,6 +198,7 @@ async def test_null_is_nothing_and_a_name_is_shown_by_templates_that_know_names(
         assert text.startswith(f"<|im_start|>{wanted}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "role"), [("chatml", "system"), ("developer", "rules")])
 async def test_a_developer_is_the_system_of_templates_that_know_none(
     served: Served, renderers: dict[str, Renderer], name: str, role: str
@@ -209,6 +211,7 @@ async def test_a_developer_is_the_system_of_templates_that_know_none(
     assert text.startswith(f"<|im_start|>{role}\nBe kind.")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("message", "fragment"),
     [

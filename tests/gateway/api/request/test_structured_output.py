@@ -26,6 +26,7 @@ SCHEMA = {"type": "object", "properties": {"z": {"type": "integer"}, "a": {"type
 TEXT = json.dumps(SCHEMA)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize(
     ("extra", "expected"),
@@ -66,6 +67,7 @@ async def test_every_way_to_request_a_structure(
     assert [request.sampling.constraint for request in served.engine.requests] == [expected] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize(
     ("extra", "param", "message"),

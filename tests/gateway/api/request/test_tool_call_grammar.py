@@ -77,6 +77,7 @@ def calls_in(text: str) -> list[str | ParsedCall]:
     return [*parser.push(text), *parser.end()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("style", ["hermes", "llama", "mistral"])
 @pytest.mark.parametrize("several", [False, True])
 def test_whatever_is_allowed_reads_back_as_calls(

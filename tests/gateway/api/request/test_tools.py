@@ -68,6 +68,7 @@ async def test_text_and_several_calls(served: Served) -> None:
     assert [call.function.name for call in function_calls(answer.choices[0].message)] == ["get_weather"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reply", [WEATHER, f"Let me see.\n{WEATHER}\n{TIME}", REPLY, "<tool_call> is a tag", "{", ""])
 async def test_a_stream_adds_up_to_the_whole_answer(served: Served, reply: str) -> None:
     served.says(reply)
@@ -184,6 +185,7 @@ def asking(**changes: Any) -> list[Any]:
     return [*MESSAGES, {"role": "assistant", "content": None, "tool_calls": [{**CALL, **changes}]}]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("messages", "path"),
     [
@@ -212,6 +214,7 @@ async def test_a_history_that_cannot_be_names_the_place(served: Served, messages
     assert served.engine.requests == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "param", "path"),
     [
@@ -277,6 +280,7 @@ class TestMistral:
         assert answer.choices[0].message.content == "Hello"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("cut", "calls"), [(3, 0), (30, 0), (len(WEATHER) - 5, 1), (len(WEATHER) + 4, 1)])
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_call_that_must_be_and_is_cut_off_is_no_text(

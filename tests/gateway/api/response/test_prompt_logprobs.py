@@ -70,6 +70,7 @@ async def test_no_tokens_and_nothing_to_show_for_it_is_a_mistake(served: Served)
     assert caught.value.param == "max_tokens"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "extra"),
     [

@@ -68,6 +68,7 @@ async def completion(served: Served, *, stream: bool, **options: Any) -> tuple[s
     return text, tokens
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("send", [chat, completion])
 async def test_no_token_of_a_stop_string_is_listed(served: Served, send: Any, stream: bool) -> None:

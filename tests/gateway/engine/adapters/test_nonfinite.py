@@ -92,6 +92,7 @@ def composed(name: str, *parts: tuple[AdapterSource, float]) -> Generate:
     return msgspec.structs.replace(request(name, prompt(6, seed=5)), composition=composition)
 
 
+@pytest.mark.slow
 def test_a_broken_adapter_fails_and_its_neighbours_keep_every_bit(
     engine: Engine, world: tuple[Path, AdapterSource, list[AdapterSource]]
 ) -> None:

@@ -63,6 +63,7 @@ async def collect(engine: SupervisedEngine, request: Generate) -> list[int]:
     return [token.token async for token in engine.generate(request)]
 
 
+@pytest.mark.slow
 async def test_a_killed_engine_fails_what_had_begun_and_the_next_one_answers_the_rest(engine: SupervisedEngine) -> None:
     pid = engine.pid
     assert pid is not None
@@ -108,6 +109,7 @@ async def test_nobody_is_held_for_longer_than_allowed() -> None:
         await waiting
 
 
+@pytest.mark.slow
 async def test_a_hung_engine_is_not_ready_until_it_goes_on_and_is_replaced_when_it_does_not() -> None:
     engine = SupervisedEngine(config(), command=COMMAND, timeouts=EngineTimeouts(unready=2.5, restart=6, hold=60))
     await engine.start()
@@ -179,6 +181,7 @@ def test_a_heartbeat_says_how_long_the_step_has_taken(monkeypatch: pytest.Monkey
     over.set()
 
 
+@pytest.mark.slow
 async def test_an_engine_that_sends_garbage_is_replaced(engine: SupervisedEngine) -> None:
     pid = engine.pid
     with pytest.raises(Unavailable):
@@ -238,6 +241,7 @@ def _alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 async def test_an_engine_that_never_gets_ready_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tunery.gateway.engine.ipc.supervisor.MAX_PAUSE", 0.1)
     engine = SupervisedEngine(config(context_length=UNLUCKY), command=COMMAND)

@@ -86,16 +86,19 @@ def compare(folder: Path, base: Path, *, trained: bool) -> None:
         check(scores_of(engine, prompts, [source] * len(prompts)), expected(model, prompts), "trained")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", sorted(EXACT))
 def test_it_is_served_and_trained_exactly(tmp_path: Path, kind: str) -> None:
     compare(tmp_path, make_any_base(tmp_path / "base", kind), trained=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "settings"), VARIANTS, ids=lambda value: str(value)[:40])
 def test_a_setting_of_its_own_changes_nothing(tmp_path: Path, kind: str, settings: dict[str, Any]) -> None:
     compare(tmp_path, make_any_base(tmp_path / "base", kind, **settings), trained=kind in ARCHITECTURES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quant", ["nf4", "int8"])
 @pytest.mark.parametrize("kind", ["gpt2", "gpt_oss", "mixtral", "phi3"])
 def test_it_is_served_exactly_when_quantized(tmp_path: Path, kind: str, quant: str) -> None:

@@ -59,6 +59,7 @@ def renormed(probabilities: list[float], kept: set[int]) -> list[float]:
 SKEWED = [0.0, 2.0, 1.5, -1.0, 0.5, 2.5, 1.0, -2.0]  # by probability: 5, 1, 2, 6, 4, 0, 3, 7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2, 3])
 @pytest.mark.parametrize("temperature", [0.9, 1.0, 1.7])
 def test_tokens_come_as_often_as_the_softmax_says(temperature: float, seed: int) -> None:
@@ -78,6 +79,7 @@ def test_top_k_keeps_the_k_likeliest(top_k: int, kept: set[int]) -> None:
         assert_fair(counts, renormed(softmax(SKEWED), kept))
 
 
+@pytest.mark.slow
 def test_top_p_keeps_the_fewest_that_reach_the_mass() -> None:
     probabilities = softmax(SKEWED)
     order = sorted(range(8), key=lambda token: -probabilities[token])
@@ -109,6 +111,7 @@ def test_hardly_any_temperature_is_greedy(temperature: float) -> None:
     assert set(draw([-300.0, 80.0, 79.0, -90.0], temperature=temperature)) == {1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sampling", "changed"),
     [
@@ -128,6 +131,7 @@ def test_penalties_and_biases_change_the_odds(sampling: dict[str, Any], changed:
     assert_fair(draw(logits, one), softmax(changed))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("penalty", [1e-30, 1e-40, 1e-300, 10.0])
 def test_no_penalty_makes_a_logit_infinite(penalty: float) -> None:
     # Two tokens of the prompt would both be infinite, and their difference no number at all.

@@ -162,4 +162,4 @@ class AllocatorModel(RuleBasedStateMachine):
 
 
 AllocatorModel.TestCase.settings = often(100, steps=40)
-TestAllocatorModel = AllocatorModel.TestCase
+TestAllocatorModel = pytest.mark.slow(AllocatorModel.TestCase)

@@ -137,6 +137,7 @@ def test_a_request_larger_than_the_room_left_by_a_stream_of_small_ones_gets_its_
 # -- tenants ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @often(60)
 @given(
     prompt=st.integers(1, 250),
@@ -164,6 +165,7 @@ def test_a_flood_delays_another_tenants_first_token_by_two_steps_at_most(
     harness.run()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prompt", [4, 120])
 @pytest.mark.parametrize("weights", [{"a": 1.0, "b": 1.0}, {"a": 3.0, "b": 1.0}, {"a": 2.0, "b": 1.0, "c": 1.0}])
 def test_weights_give_proportional_service(weights: dict[str, float], prompt: int) -> None:
@@ -197,6 +199,7 @@ def test_a_tenant_that_was_away_has_saved_nothing_up() -> None:
 # -- adapters ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @often(80)
 @given(
     compositions=st.lists(st.lists(st.integers(0, 4), min_size=0, max_size=2, unique=True), min_size=2, max_size=30),
@@ -348,4 +351,4 @@ class Traffic(RuleBasedStateMachine):
 
 
 Traffic.TestCase.settings = often(80, steps=40)
-TestTraffic = Traffic.TestCase
+TestTraffic = pytest.mark.slow(Traffic.TestCase)

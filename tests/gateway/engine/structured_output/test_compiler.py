@@ -62,6 +62,7 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_a_hostile_grammar_is_ended_and_another_tenants_is_not_held_up(
     compiler: GrammarCompiler, trials: RecordingTrials
 ) -> None:

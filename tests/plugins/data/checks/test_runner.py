@@ -34,6 +34,7 @@ def write(path: Path, *rows: dict[str, Any]) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_processes_change_nothing(tmp_path: Path, tiny_base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "_POOL_MIN_BYTES", 0)
     rows = [
@@ -157,6 +158,7 @@ def test_any_bytes_are_checked_without_a_crash(tmp_path: Path, lines: list[bytes
     assert report.errors or report.statistics["files"][0]["rows"]
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(question=st.text(max_size=40), answer=st.text(max_size=40))
 def test_any_text_is_checked_without_a_crash(
@@ -178,6 +180,7 @@ def test_checking_imports_no_torch() -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_a_process_that_may_start_none_checks_by_itself(tmp_path: Path) -> None:
     """A daemon's children are refused by multiprocessing."""
     path = tmp_path / "rows.jsonl"
@@ -238,6 +241,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_a_row_takes_bounded_work_and_memory_whatever_it_holds(tmp_path: Path) -> None:
     """Checked one after another in a process of its own; what was quadratic took minutes, and one row 3.3 GB."""

@@ -186,6 +186,7 @@ KEYS = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(row=st.dictionaries(st.sampled_from(KEYS), values, max_size=5), form=st.sampled_from(BUILT_IN))
 def test_any_object_is_a_conversation_or_faults_at_paths(row: dict[str, Any], form: FormatInfo) -> None:

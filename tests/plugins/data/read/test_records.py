@@ -228,6 +228,7 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
         read(tmp_path / "none.jsonl")
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_a_row_not_of_the_file(tmp_path: Path) -> None:
     """A window over an array of 64 MB, measured in a process of its own."""
     row = json.dumps({"prompt": "p" * 1000, "completion": "c" * 1000})

@@ -95,6 +95,7 @@ def test_without_its_adapter_the_base_answers() -> None:
         torch.testing.assert_close(row_losses(model, batch), reference(model, batch), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_wide_weights_are_trained_in_bfloat16() -> None:
     def made(seed: int) -> tuple[Any, Any]:
         model = make("llama", seed=seed).get_base_model().requires_grad_(requires_grad=True)
@@ -104,6 +105,7 @@ def test_wide_weights_are_trained_in_bfloat16() -> None:
     close_in_bfloat16(made)
 
 
+@pytest.mark.slow
 def test_in_bfloat16_gradients_are_as_close_to_exact_as_transformers_own() -> None:
     def made(seed: int) -> tuple[Any, Any]:
         narrow = make("llama", seed=seed).bfloat16()

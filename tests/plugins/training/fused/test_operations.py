@@ -147,6 +147,7 @@ def by_row(layout: PackedLayout, q: torch.Tensor, k: torch.Tensor, v: torch.Tens
     return torch.cat(outs)
 
 
+@pytest.mark.slow
 @given(layout=layouts(), heads=st.sampled_from([(2, 1), (3, 3), (4, 2)]), data=st.data())
 def test_rows_attend_causally_to_what_they_see_alone(layout: PackedLayout, heads: tuple[int, int], data: Any) -> None:
     total, (queries, groups) = sum(layout.lengths), heads

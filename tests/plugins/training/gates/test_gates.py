@@ -76,6 +76,7 @@ def change(folder: Path, **tensors: torch.Tensor) -> None:
 # -- the process -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_gates_run_in_a_process_of_their_own_and_share_what_they_make(files: Path, tmp_path: Path) -> None:
     one, two = run_gates(request(files, "passes", "skips"), folder=tmp_path)
     assert (one.name, one.code, one.passed, one.failed) == ("passes", "code_of_passes", True, False)
@@ -85,6 +86,7 @@ def test_gates_run_in_a_process_of_their_own_and_share_what_they_make(files: Pat
     check_gates([one, two], files)
 
 
+@pytest.mark.slow
 def test_every_failed_gate_is_reported_and_the_first_gives_the_code(files: Path, tmp_path: Path) -> None:
     results = run_gates(request(files, "passes", "fails", "skips", "fails"), folder=tmp_path)
     with pytest.raises(GatesFailed) as caught:
@@ -96,6 +98,7 @@ def test_every_failed_gate_is_reported_and_the_first_gives_the_code(files: Path,
     assert "--force" in caught.value.message
 
 
+@pytest.mark.slow
 def test_a_gate_that_cannot_run_fails_unless_another_has_failed(files: Path, tmp_path: Path) -> None:
     (alone,) = run_gates(request(files, "refuses"), folder=tmp_path)
     assert (alone.code, alone.failed, alone.message) == ("odd_code", True, "nothing to look at")
@@ -103,6 +106,7 @@ def test_a_gate_that_cannot_run_fails_unless_another_has_failed(files: Path, tmp
     assert (after.skipped, after.message) == (True, "nothing to look at")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "message"),
     [("is_killed", r"killed by signal 9.*about to die"), ("breaks", r"ended with 1.*my own fault")],
@@ -116,6 +120,7 @@ def test_a_process_that_dies_fails_the_gate_it_was_at(files: Path, tmp_path: Pat
     assert re.search(message, dead.message, re.DOTALL)
 
 
+@pytest.mark.slow
 def test_a_process_that_hangs_is_stopped(files: Path, tmp_path: Path) -> None:
     (dead,) = run_gates(request(files, "hangs"), folder=tmp_path, seconds=3)
     assert (dead.name, dead.code, dead.failed) == ("hangs", "gate_process_failed", True)
@@ -153,12 +158,14 @@ def gate(name: str, **values: Any) -> GateInfo:
     return GateInfo(name=name, code=f"code_of_{name}", summary="", entrypoint=entrypoint, **values)
 
 
+@pytest.mark.slow
 def test_a_plugins_gates_run_by_priority_and_their_verdicts_are_kept(tmp_path: Path) -> None:
     bench = bench_with(tmp_path, gate("skips"), gate("passes", priority=1))
     assert [gate["name"] for gate in bench.train().manifest["gates"]] == ["passes", "skips"]
     bench.registry.close()
 
 
+@pytest.mark.slow
 def test_who_forces_is_recorded_only_where_something_was_forced(tmp_path: Path) -> None:
     for number, (name, forced) in enumerate((("fails", True), ("passes", None))):
         bench = bench_with(tmp_path / str(number), gate(name))
@@ -174,6 +181,7 @@ def test_who_forces_is_recorded_only_where_something_was_forced(tmp_path: Path) 
         bench.registry.close()
 
 
+@pytest.mark.slow
 def test_a_job_is_cancelled_while_its_gates_run(tmp_path: Path) -> None:
     bench = bench_with(tmp_path, gate("hangs"))
     pid: list[int] = []

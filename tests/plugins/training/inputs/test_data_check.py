@@ -119,6 +119,7 @@ def main():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("call", "message"),
     [('if __name__ == "__main__":\n    main()', "pii"), ("main()", 'unavailable .*if __name__ == "__main__"')],

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from tests.forked_process import ForkedProcess, quick_jobs, run_tunery, start_tunery
 from tests.plugins.training.conftest import Train
-from tests.tunery_process import TuneryProcess, quick_jobs, run_tunery, start_tunery
 from tunery.plugins.discovery import load_plugins
 from tunery.plugins.events import JobEvent, StepCompleted
 from tunery.plugins.testing import write_rows
@@ -38,7 +38,7 @@ class Jobs:
         self.home, self.registry, self.rows = home, registry, rows
         self.environment = os.environ | {"TUNERY_HOME": str(home.root), "OMP_NUM_THREADS": "1"}
 
-    def start(self, method: str, *more: str) -> TuneryProcess:
+    def start(self, method: str, *more: str) -> ForkedProcess:
         settings = {"precision": "float32", "max_steps": STEPS, "batch_size": 4, "checkpoint_every": 2}
         given = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
         if method != "full":
@@ -68,14 +68,14 @@ class Jobs:
         events = [json.loads(line) for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
         return max((event["step"] for event in events if event["kind"] == "step"), default=0)
 
-    def until(self, step: int, process: TuneryProcess, seconds: float = 600) -> None:
+    def until(self, step: int, process: ForkedProcess, seconds: float = 600) -> None:
         end = time.monotonic() + seconds
         while self.step() < step:
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < end
             time.sleep(0.002)
 
-    def _tunery(self, *words: str) -> TuneryProcess:
+    def _tunery(self, *words: str) -> ForkedProcess:
         return start_tunery(*words, environment=self.environment, prepare=quick_jobs)
 
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.tunery_process import TuneryProcess, quick_jobs, start_tunery
+from tests.forked_process import ForkedProcess, quick_jobs, start_tunery
 from tunery.plugins.testing import write_pairs, write_rows
 from tunery.plugins.trainers.lora import LoraTrainer
 from tunery.plugins.training.folder import JobFolder
@@ -39,7 +39,7 @@ class Launcher:
         self.home, self.registry, self.rows = home, registry, rows
         self.environment = os.environ | {"TUNERY_HOME": str(home.root), "OMP_NUM_THREADS": "1"}
 
-    def train(self, processes: int, method: str = "lora", **settings: Any) -> list[TuneryProcess]:
+    def train(self, processes: int, method: str = "lora", **settings: Any) -> list[ForkedProcess]:
         return self.start(processes, *self.words(method, settings))
 
     def words(self, method: str, settings: dict[str, Any]) -> list[str]:
@@ -47,7 +47,7 @@ class Launcher:
         return ["train", "--force", "--method", method, "--base", "tiny", "--data", str(self.rows),
                 "--name", "acme/tiny", *given]  # fmt: skip
 
-    def start(self, processes: int, *words: str, prepare: Callable[[], None] = quick_jobs) -> list[TuneryProcess]:
+    def start(self, processes: int, *words: str, prepare: Callable[[], None] = quick_jobs) -> list[ForkedProcess]:
         """As what a launcher sets in the environment of each process."""
         shared = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1",
                   "MASTER_PORT": str(free_port())}  # fmt: skip
@@ -55,7 +55,7 @@ class Launcher:
         environments = [self.environment | (shared | rank if processes > 1 else {}) for rank in ranks]
         return [start_tunery(*words, environment=environment, prepare=prepare) for environment in environments]
 
-    def finish(self, processes: list[TuneryProcess]) -> list[str]:
+    def finish(self, processes: list[ForkedProcess]) -> list[str]:
         """What each wrote, once all have ended well."""
         outputs = [process.communicate(timeout=150) for process in processes]
         assert [process.returncode for process in processes] == [0] * len(processes), outputs
@@ -72,7 +72,7 @@ class Launcher:
         lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
         return [json.loads(line) for line in lines if line.endswith(b"\n")]
 
-    def until(self, kind: str, processes: list[TuneryProcess], *, jobs: int = 1) -> str:
+    def until(self, kind: str, processes: list[ForkedProcess], *, jobs: int = 1) -> str:
         """The newest of so many jobs, once it has sent an event of a kind."""
         end = time.monotonic() + 90
         while True:

@@ -156,6 +156,7 @@ def test_whole_modules_of_a_parent_are_trained_in_float32(
     assert version.manifest["precision"] == {"computed": "bfloat16", "measured": "float32"}
 
 
+@pytest.mark.slow
 def test_rounding_is_exact_on_average_and_leaves_the_weights_alone() -> None:
     weight = nn.Parameter(torch.linspace(-3, 3, 4001))
     before, rounding = weight.detach().clone(), StochasticRounding([weight], seed=7)

@@ -104,6 +104,7 @@ def gradients(model: Any, loss: torch.Tensor) -> list[torch.Tensor]:
     return list(torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("settings", KINDS)
 def test_loss_and_gradient_are_those_of_two_models_by_the_book(

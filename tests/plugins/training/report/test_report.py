@@ -211,6 +211,7 @@ def test_answers_that_cannot_be_given_fail_no_job(
     assert json.loads(registry.files(version)["report/samples.json"].read_text()) == []
 
 
+@pytest.mark.slow
 def test_however_long_the_run_the_report_stays_within_its_limits(tmp_path: Path) -> None:
     rows = [RowLoss("r" * 200 + ".jsonl", line, "held_out", 5, 2.0, 1.0) for line in range(60_000)]
     steps = [(step, 1.0) for step in range(1, 100_001)]

@@ -59,6 +59,7 @@ def test_what_transformers_writes_is_read(tmp_path: Path, family: str) -> None:
     assert architecture.windows == ((12, 12) if family == "mistral" else (0, 0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("theta", [10000.0, 500000.0])
 @pytest.mark.parametrize("kind", ["default", *SCALED])
 def test_positions_turn_as_fast_as_in_transformers(tmp_path: Path, kind: str, theta: float) -> None:

@@ -82,6 +82,7 @@ def test_the_kernels_run_on_torchs_own_openmp_threads() -> None:
     assert len(runtimes) == 1, runtimes
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems find symbols in other ways")
 @pytest.mark.parametrize(

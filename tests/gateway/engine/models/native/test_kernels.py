@@ -105,6 +105,7 @@ def adapted(draw: st.DrawFn, layer: Layer, start: int, end: int) -> list[Part]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_linear_layers_with_adapters_equal_torch(kind: str, dtype: torch.dtype) -> None:
@@ -118,6 +119,7 @@ def test_linear_layers_with_adapters_equal_torch(kind: str, dtype: torch.dtype) 
     check()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_rows_bits_depend_on_that_row_alone(threads: int, kind: str, dtype: torch.dtype) -> None:
@@ -333,6 +335,7 @@ def attentions(draw: st.DrawFn, dtype: torch.dtype) -> Attention:
     return Attention(kv_heads * group, kv_heads, size, window, draw(st.booleans()), dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_attention_equals_torch_whole_and_in_pieces(threads: int, dtype: torch.dtype) -> None:
     cut = st.integers(1, 75).flatmap(lambda n: st.tuples(st.just(n), st.sets(st.integers(1, n), max_size=5)))
