@@ -6,7 +6,10 @@ from typing import Literal
 
 import msgspec
 
-__all__ = ["EngineConfig"]
+__all__ = ["LOAD_POLL", "EngineConfig"]
+
+LOAD_POLL = 0.002
+"""Seconds between looks at running loads while no sequence runs."""
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):

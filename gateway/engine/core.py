@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tunery.gateway.engine.adapters.interface import ServedAdapter
 from tunery.gateway.engine.adapters.residency import Residency
-from tunery.gateway.engine.config import EngineConfig
+from tunery.gateway.engine.config import LOAD_POLL, EngineConfig
 from tunery.gateway.engine.messages import (
     Cancel,
     Command,
@@ -154,6 +154,13 @@ class EngineCore:
         if scheduled:
             self._forward(scheduled)
 
+    def run_until_idle(self) -> None:
+        """Step until every request has ended, and sleep where all of them wait for an adapter or a grammar."""
+        while not self.idle:
+            self.step()
+            if self.blocked:
+                time.sleep(LOAD_POLL)
+
     def warm_up(self) -> None:
         """Generate two tokens, so that a base which cannot run fails now, and the first request does not find it cold.
 
@@ -172,8 +179,7 @@ class EngineCore:
         emit, self._emit = self._emit, events.append
         for request in requests:
             self.handle(request)
-        while not self.idle:
-            self.step()
+        self.run_until_idle()
         self._emit = emit
         self._steps = self._step_tokens = 0
         return events

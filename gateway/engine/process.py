@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from tunery.gateway.engine.config import EngineConfig
+from tunery.gateway.engine.config import LOAD_POLL, EngineConfig
 from tunery.gateway.engine.ipc.heartbeat import Heartbeat
 from tunery.gateway.engine.ipc.wire import CommandReader, EventWriter
 from tunery.gateway.engine.messages import Command, Failed, Shutdown
@@ -34,8 +34,6 @@ __all__ = ["main"]
 
 STATS_EVERY = 1.0
 """Seconds between reports of the state."""
-LOAD_POLL = 0.002
-"""Seconds between looks at running loads while no sequence runs."""
 REFUSED = 78
 """Exit code when the base is not one that the engine serves (EX_CONFIG of sysexits.h): starting
 again changes nothing."""

@@ -5,7 +5,6 @@ It is the engine that serves, with its kernels, layers and sampler; only HTTP an
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -103,10 +102,7 @@ class CandidateEngine:
         composition = self._adapter if tuned else ()
         for number, (prompt, how) in enumerate(zip(prompts, sampling, strict=True)):
             self._core.handle(Generate(id=str(number), prompt=tuple(prompt), sampling=how, composition=composition))
-        while not self._core.idle:
-            self._core.step()
-            if self._core.blocked:
-                time.sleep(LOADING)
+        self._core.run_until_idle()
         tokens: list[list[Token]] = [[] for _ in prompts]
         for event in self._events:
             if isinstance(event, Failed):

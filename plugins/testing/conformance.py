@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,6 +53,9 @@ class TrainerConformance:
     @classmethod
     def harness(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainerHarness]:
         """The trainer with everything it needs, made once per class."""
+        # Jobs collect garbage often, and everything that pytest and torch have imported would be walked each time.
+        gc.collect()
+        gc.freeze()
         folder = tmp_path_factory.mktemp("conformance")
         harness = TrainerHarness(
             folder, cls.trainer, dict(cls.values), write=cls.write, parent_trainer=cls.parent_trainer

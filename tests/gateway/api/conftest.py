@@ -63,7 +63,6 @@ class Served:
 
     async def post(self, path: str, body: object) -> httpx.Response:
         """A request as it is, without the client's help."""
-        # Reading the machine's certificates takes longer than a request over loopback.
         async with httpx.AsyncClient(verify=False) as client:
             return await client.post(self.url + path, json=body)
 
@@ -112,7 +111,9 @@ async def served(
     running = asyncio.create_task(server.serve())
     await _listening(port)
     url = f"http://127.0.0.1:{port}"
-    client = AsyncOpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0)
+    # Reading the machine's certificates takes longer than a request over loopback.
+    http = httpx.AsyncClient(verify=False, timeout=600)
+    client = AsyncOpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0, http_client=http)
     yield Served(gateway, engine, url, client, base, tmp_path)
     await client.close()
     server.stop()

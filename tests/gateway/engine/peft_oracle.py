@@ -120,8 +120,7 @@ class Engine:
         `run`, by request id."""
         for request in requests:
             self.core.handle(request)
-        while not self.core.idle:
-            self.core.step()
+        self.core.run_until_idle()
         failures = [event for event in self.events if isinstance(event, Failed)]
         if failures:
             raise AssertionError(failures)

@@ -124,8 +124,7 @@ def loaded_bytes(base: Path, adapter: AdapterSource) -> int:
     """The memory an adapter takes once it is loaded."""
     engine = Engine.on(base)
     engine.core.handle(Load("size", adapter))
-    while not engine.core.idle:
-        engine.core.step()
+    engine.core.run_until_idle()
     return engine.core.residency.bytes
 
 
@@ -165,8 +164,7 @@ def test_a_broken_adapter_fails_only_its_own_requests(
     engine = Engine.on(base)
     engine.core.handle(request("bad", prompt(5, seed=1), bad))
     engine.core.handle(request("good", prompt(5, seed=1), adapters[1]))
-    while not engine.core.idle:
-        engine.core.step()
+    engine.core.run_until_idle()
     assert [(event.id, event.code) for event in engine.events if isinstance(event, Failed)] == [
         ("bad", "storage_failed")
     ]
@@ -178,8 +176,7 @@ def test_a_broken_adapter_fails_only_its_own_requests(
 def test_preload_and_unload_are_answered_with_bytes(base: Path, adapters: list[AdapterSource]) -> None:
     engine = Engine.on(base)
     engine.core.handle(Load("l", adapters[0]))
-    while not engine.core.idle:
-        engine.core.step()
+    engine.core.run_until_idle()
     loaded = next(event for event in engine.events if isinstance(event, Loaded))
     assert loaded.bytes == engine.core.stats().resident_bytes > 0
     engine.core.handle(Unload("u", adapters[0].digest))
@@ -205,8 +202,7 @@ def test_peft_features_that_are_not_applied_are_refused_by_name(
     engine = Engine.on(base)
     source = AdapterSource("changed", "acme/x", 1, {**adapters[0].files, config.name: str(config)})
     engine.core.handle(request("r", prompt(5, seed=1), source))
-    while not engine.core.idle:
-        engine.core.step()
+    engine.core.run_until_idle()
     failure = next(event for event in engine.events if isinstance(event, Failed))
     assert failure.code == code
     assert str(next(iter(change.values()))) in failure.message or next(iter(change)) in failure.message
@@ -282,8 +278,7 @@ def vectors(engine: Engine) -> dict[str, list[float]]:
 
 
 def finish(engine: Engine) -> None:
-    while not engine.core.idle:
-        engine.core.step()
+    engine.core.run_until_idle()
 
 
 @pytest.mark.slow

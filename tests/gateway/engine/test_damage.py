@@ -75,8 +75,7 @@ def test_a_damaged_adapter_is_refused_the_others_are_served_and_repair_brings_it
     with caplog.at_level(logging.ERROR, "tunery.engine"):
         for one, source in (("bad", bad), ("good", good)):
             engine.core.handle(request(one, prompt(6, seed=1), source))
-        while not engine.core.idle:
-            engine.core.step()
+        engine.core.run_until_idle()
     assert [(event.id, event.code) for event in failures(engine)] == [("bad", "artifact_damaged")]
     assert "tunery adapters verify acme/a1@1" in failures(engine)[0].message
     assert str(tmp_path) not in failures(engine)[0].message
@@ -99,8 +98,7 @@ def test_an_operator_has_a_repaired_adapter_tried_at_once(base: Path, adapters: 
             weights.write_bytes(whole)
         engine.events.clear()
         engine.core.handle(Load("l", adapters[0]))
-        while not engine.core.idle:
-            engine.core.step()
+        engine.core.run_until_idle()
         assert any(isinstance(event, Loaded) for event in engine.events) == repaired
 
 

@@ -76,8 +76,7 @@ def size_of(number: int) -> int:
     base, adapters = world()
     engine = Engine.on(base)
     engine.core.handle(Load("size", adapters[number]))
-    while not engine.core.idle:
-        engine.core.step()
+    engine.core.run_until_idle()
     return engine.core.residency.bytes
 
 

@@ -56,8 +56,7 @@ def run(engine: Engine, requests: list[Generate | Embed]) -> tuple[dict[str, lis
     engine.events.clear()
     for one in requests:
         engine.core.handle(one)
-    while not engine.core.idle:
-        engine.core.step()
+    engine.core.run_until_idle()
     # How much was found in the prefix cache differs from run to run; nothing else may.
     answers = {
         name: [msgspec.structs.replace(token, cached_tokens=0) for token in tokens]
