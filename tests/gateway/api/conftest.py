@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import httpx2
 import pytest
 from granian.constants import Interfaces
 from granian.server.embed import Server
@@ -112,7 +113,7 @@ async def served(
     await _listening(port)
     url = f"http://127.0.0.1:{port}"
     # Reading the machine's certificates takes longer than a request over loopback.
-    http = httpx.AsyncClient(verify=False, timeout=600)
+    http = httpx2.AsyncClient(verify=False, timeout=600)
     client = AsyncOpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0, http_client=http)
     yield Served(gateway, engine, url, client, base, tmp_path)
     await client.close()
