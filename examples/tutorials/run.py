@@ -72,7 +72,14 @@ class Tutorial:
         line = self.change(command.replace("\\\n", " ")).replace("8000", self.port)
         if line.endswith("&"):
             return self._start(line.removesuffix("&").strip())
-        done = subprocess.run(
+        done = self.shell(line)
+        if done.returncode:
+            raise SystemExit(f"$ {line}\n{done.stdout}ended with {done.returncode}")
+        return self._shown(done.stdout)
+
+    def shell(self, line: str) -> subprocess.CompletedProcess[str]:
+        """Run a command line in the folder; its stdout has what it wrote on stderr, too."""
+        return subprocess.run(
             line,
             shell=True,
             cwd=self.folder,
@@ -81,9 +88,6 @@ class Tutorial:
             stderr=subprocess.STDOUT,
             text=True,
         )
-        if done.returncode:
-            raise SystemExit(f"$ {line}\n{done.stdout}ended with {done.returncode}")
-        return self._shown(done.stdout)
 
     def _start(self, line: str) -> str:
         process = subprocess.Popen(

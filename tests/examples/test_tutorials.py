@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from types import ModuleType
 
 import pytest
 
+from tests.forked_process import run_tunery
 from tunery.plugins.data import CHAT, PROMPT_COMPLETION
 from tunery.plugins.data.checks.runner import CheckOptions, check_data
 from tunery.plugins.data.read.dataset import read_rows
@@ -155,7 +157,7 @@ def test_a_page_shows_what_its_commands_print(page: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_a_page_runs(page: Path, tmp_path: Path, tiny_base_folder: Path) -> None:
+def test_a_page_runs(page: Path, tmp_path: Path, tiny_base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a random base the figures mean nothing, so gates are overridden; commands, data and
     answers are the page's own."""
     run = load(TUTORIALS / "run.py")
@@ -166,18 +168,23 @@ def test_a_page_runs(page: Path, tmp_path: Path, tiny_base_folder: Path) -> None
         text = re.sub(r"max_tokens=\d+", "max_tokens=8", text)
         return re.sub(r"max_steps=\d+", "max_steps=2", text).replace("tunery train", "tunery train --force")
 
-    tutorial = run.Tutorial(tmp_path, change=change)
-    added = [
-        sys.executable,
-        "-m",
-        "tunery.gateway.cli",
-        "bases",
-        "add",
-        str(tiny_base_folder),
-        "--name",
-        "smollm2-135m",
-    ]
-    subprocess.run(added, check=True, capture_output=True, env=tutorial.environment)
+    class Forked(run.Tutorial):  # type: ignore[name-defined, misc]
+        """The commands of `tunery` that end by themselves are forked, which saves what they import."""
+
+        def shell(self, line: str) -> subprocess.CompletedProcess[str]:
+            command, *pipes = line.split(" | ")
+            if not command.startswith("tunery "):
+                return super().shell(line)  # type: ignore[no-any-return]
+            done = run_tunery(*shlex.split(command)[1:], environment=self.environment)
+            for pipe in pipes:
+                end = subprocess.run(pipe, shell=True, input=done.stdout, capture_output=True, text=True, check=True)
+                done.stdout = end.stdout
+            done.stdout = done.stderr + done.stdout
+            return done
+
+    tutorial = Forked(tmp_path, change=change)
+    monkeypatch.chdir(tmp_path)
+    run_tunery("bases", "add", str(tiny_base_folder), "--name", "smollm2-135m", environment=tutorial.environment)
     after = tutorial.run(page.read_text())
     names = re.findall(r"--name (\S+)", page.read_text())
     assert names

@@ -51,6 +51,7 @@ def test_a_file_becomes_a_version(
     assert "report:\n  held out: loss " in done.stderr
     version = registry.resolve("acme/support@production")
     assert version.manifest["parameters"]["r"] == 4
+    monkeypatch.undo()
     more = tunery(
         home,
         "train",

@@ -18,6 +18,7 @@ from tunery.registry import Version
 from tunery.registry.errors import InvalidInput
 from tunery.registry.registry import Registry
 
+pytestmark = pytest.mark.usefixtures("imported", "no_picture", "forked_gates")
 Run = Callable[..., Version]
 
 
@@ -41,7 +42,6 @@ def run(registry: Registry, tiny_base_folder: Path, data: Path, tmp_path: Path) 
     return run
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "method"), [("gpt2", "lora"), ("gemma2", "lora"), ("mixtral", "qlora")])
 def test_what_is_trained_is_what_is_served(run: Run, kind: str, method: str) -> None:
     gates = {gate["name"]: gate for gate in run(kind, method).manifest["gates"]}
@@ -49,7 +49,6 @@ def test_what_is_trained_is_what_is_served(run: Run, kind: str, method: str) -> 
         assert gates[name]["passed"], gates[name]["message"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "method", "values", "what"),
     [
