@@ -2,9 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export TQDM_DISABLE ?= 1
-# Processes that the tests run in: one more than cores, as many tests wait for something. One that has nothing left takes
-# tests from the others.
-WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2) + 1)
+# Processes that the tests run in; one that has nothing left takes tests from the other.
+WORKERS ?= 2
 
 .PHONY: help setup demo test test-fast check docs format changelog bench soak clean
 

@@ -134,10 +134,12 @@ def _stream(port: int, base: str) -> list[float]:
     asked = {"model": base, "prompt": "Once upon a time", "max_tokens": STREAM, "ignore_eos": True, "stream": True}
     connection = _post(port, json.dumps(asked).encode())
     with contextlib.closing(connection):
-        times = [time.perf_counter() for line in connection.getresponse() if line.startswith(b"data: {")]
-    if len(times) < STREAM // 2:
-        raise Unavailable(f"a stream of {STREAM} tokens had {len(times)} events")
-    return [after - before for before, after in itertools.pairwise(times)]
+        events = [(time.perf_counter(), line) for line in connection.getresponse() if line.startswith(b"data: {")]
+    # An event has several tokens where they are one character, or where the reader was busy.
+    finish = json.loads(events[-1][1].removeprefix(b"data: "))["choices"][0]["finish_reason"] if events else None
+    if finish != "length" or len(events) < 2:
+        raise Unavailable(f"a stream of {STREAM} tokens ended after {len(events)} events, for the reason {finish}")
+    return [after - before for (before, _), (after, _) in itertools.pairwise(events)]
 
 
 @contextmanager
