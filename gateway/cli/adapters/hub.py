@@ -14,7 +14,8 @@ from tunery.gateway.cli.terminal.tables import size_text
 from tunery.gateway.python.home import current_actor, open_registry
 
 if TYPE_CHECKING:
-    from tunery.registry import Base, Version
+    from tunery.registry import Version
+    from tunery.registry.hub.incoming import Destination
     from tunery.registry.registry import Registry
 
 __all__ = ["COMMANDS"]
@@ -65,17 +66,10 @@ def import_options(command: Command) -> Command:
 @import_options
 def pull(source: str, adapter: str, base: str, alias: str | None, trust_base: bool, as_json: bool) -> None:
     """Import a PEFT LoRA from the Hub as the next version of ADAPTER."""
-    from tunery.registry.hub.incoming import Destination
     from tunery.registry.hub.pull import pull_from_hub
 
     with open_registry() as registry:
-        destination = Destination(
-            adapter=adapter,
-            base=_base(registry, base),
-            actor=current_actor(),
-            alias=alias,
-            trust_base=trust_base,
-        )
+        destination = _destination(registry, adapter, base, alias, trust_base)
         version = pull_from_hub(registry, source, destination)
     _print_version(version, as_json)
 
@@ -86,16 +80,10 @@ def pull(source: str, adapter: str, base: str, alias: str | None, trust_base: bo
 @import_options
 def import_(folder: Path, adapter: str, base: str, alias: str | None, trust_base: bool, as_json: bool) -> None:
     """Import a local PEFT folder as the next version of ADAPTER."""
-    from tunery.registry.hub.incoming import Destination, import_folder
+    from tunery.registry.hub.incoming import import_folder
 
     with open_registry() as registry:
-        destination = Destination(
-            adapter=adapter,
-            base=_base(registry, base),
-            actor=current_actor(),
-            alias=alias,
-            trust_base=trust_base,
-        )
+        destination = _destination(registry, adapter, base, alias, trust_base)
         version = import_folder(registry, folder, destination)
     _print_version(version, as_json)
 
@@ -103,10 +91,17 @@ def import_(folder: Path, adapter: str, base: str, alias: str | None, trust_base
 COMMANDS = (publish, pull, import_)
 
 
-def _base(registry: Registry, reference: str) -> Base:
+def _destination(registry: Registry, adapter: str, base: str, alias: str | None, trust_base: bool) -> Destination:
     from tunery.plugins.bases.resolve import resolve_base
+    from tunery.registry.hub.incoming import Destination
 
-    return resolve_base(reference, registry=registry, plugins=plugins(), say=say)
+    return Destination(
+        adapter=adapter,
+        base=resolve_base(base, registry=registry, plugins=plugins(), say=say),
+        actor=current_actor(),
+        alias=alias,
+        trust_base=trust_base,
+    )
 
 
 def _print_version(version: Version, as_json: bool) -> None:
