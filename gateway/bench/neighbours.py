@@ -136,7 +136,8 @@ def _stream(port: int, base: str) -> list[float]:
     with contextlib.closing(connection):
         events = [(time.perf_counter(), line) for line in connection.getresponse() if line.startswith(b"data: {")]
     # An event has several tokens where they are one character, or where the reader was busy.
-    finish = json.loads(events[-1][1].removeprefix(b"data: "))["choices"][0]["finish_reason"] if events else None
+    last = json.loads(events[-1][1].removeprefix(b"data: ")) if events else {}
+    finish = last["choices"][0]["finish_reason"] if "choices" in last else last.get("error")
     if finish != "length" or len(events) < 2:
         raise Unavailable(f"a stream of {STREAM} tokens ended after {len(events)} events, for the reason {finish}")
     return [after - before for (before, _), (after, _) in itertools.pairwise(events)]
