@@ -31,19 +31,8 @@ def test_a_file_becomes_a_version(
         monkeypatch.setenv(name, value)
     rows = rows.rename(rows.with_suffix(".json"))
     rows.write_text(json.dumps([json.loads(line) for line in rows.read_text().splitlines()], indent=1))
-    command = (
-        "train",
-        "--base",
-        "tiny",
-        "--data",
-        str(rows),
-        "--name",
-        "acme/support",
-        "--alias",
-        "production",
-        *QUICK,
-    )
-    done = tunery(home, *command, forked=False)
+    command = ("train", "--base", "tiny", "--data", str(rows), "--name", "acme/support", *QUICK)
+    done = tunery(home, *command, "--alias", "production", forked=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("acme/support@1  ")
     assert "held-out loss" in done.stdout
@@ -52,20 +41,7 @@ def test_a_file_becomes_a_version(
     version = registry.resolve("acme/support@production")
     assert version.manifest["parameters"]["r"] == 4
     monkeypatch.undo()
-    more = tunery(
-        home,
-        "train",
-        "--base",
-        "tiny",
-        "--data",
-        str(rows),
-        "--name",
-        "acme/support",
-        "--from",
-        "acme/support",
-        *QUICK,
-        "--json",
-    )
+    more = tunery(home, *command, "--from", "acme/support", "--json")
     assert json.loads(more.stdout)["number"] == 2
     assert registry.resolve("acme/support").number == 1
 
