@@ -13,6 +13,7 @@ from tunery.gateway.bench.driver import Driver
 from tunery.gateway.bench.workload import random_adapter
 from tunery.gateway.engine.composition import AdapterSource
 from tunery.gateway.engine.config import EngineConfig
+from tunery.registry.peft.layout import WEIGHTS
 
 __all__ = ["BATCH", "Engines"]
 
@@ -50,11 +51,13 @@ class Engines:
         ]
 
     def budget(self, count: int) -> int:
-        """Bytes of memory for `count` adapters."""
+        """Bytes of memory for `count` adapters, and for what a first load of one reserves: the size of its file."""
         if not self._adapter_bytes:
             with self.start() as driver:
-                driver.load(self.adapters(driver, 1))
-                self._adapter_bytes = driver.core.residency.bytes
+                (source,) = self.adapters(driver, 1)
+                driver.load([source])
+                on_disk = Path(source.files[WEIGHTS]).stat().st_size
+                self._adapter_bytes = max(driver.core.residency.bytes, on_disk)
         return count * self._adapter_bytes
 
     def _adapter(self, driver: Driver, number: int) -> AdapterSource:

@@ -20,7 +20,7 @@ from tunery.registry.registry import Registry
 
 __all__ = ["TrainerHarness", "with_adapter"]
 
-LONG = 16
+LONG = 32
 """Epochs after which the tiny base has surely learned to end its answers."""
 
 
@@ -44,7 +44,7 @@ class TrainerHarness:
         from tunery.plugins.bases.resolve import resolve_base
 
         self.trainer, self.values = trainer, values
-        # Gates start a process for every version, and few of the many runs here need them; see `gates`.
+        # Gates start a process for every version, and few of the many runs here need them; see `gated`.
         self.plugins = plugins or load_plugins(without=("gates",))
         self.registry = Registry.open(Home(folder / "home"))
         (folder / "base").mkdir(parents=True)
@@ -73,7 +73,7 @@ class TrainerHarness:
         from tunery.plugins.training import TrainRequest, train
 
         fixed = {"precision": "float32", "batch_size": 4, "eval_fraction": 0.2, "checkpoint_every": 3}
-        values = {"learning_rate": 0.01, "epochs": 6} | fixed | parameters
+        values = {"learning_rate": 0.003, "epochs": 6} | fixed | parameters
         request = TrainRequest(
             adapter="acme/tiny", trainer=trainer, base=self.base.digest, data=(str(rows),), parameters=values,
             parent=parent.name if parent else None,
@@ -82,18 +82,17 @@ class TrainerHarness:
         chosen = read_parameters(kind, values)
         return train(request, chosen, registry=self.registry, plugins=self.plugins, on_event=on_event)
 
-    def train_well(self) -> Version:
-        """Train a version that has learned to end its answers, by long training or from its parent."""
-        return self.train() if self.parent else self.train(epochs=LONG)
+    @cached_property
+    def gated(self) -> Version:
+        """A version that has learned to end its answers, by long training or from its parent, and has passed the gates.
 
-    def gates(self) -> list[dict[str, Any]]:
-        """The gates' results for one more run. Raises GatesFailed where they would not let it be published."""
-        mine, self.plugins = self.plugins, load_plugins()
+        Trained once. Raises GatesFailed where they would not let it be published.
+        """
+        without_gates, self.plugins = self.plugins, load_plugins()
         try:
-            results: list[dict[str, Any]] = self.train_well().manifest["gates"]
+            return self.train() if self.parent else self.train(epochs=LONG)
         finally:
-            self.plugins = mine
-        return results
+            self.plugins = without_gates
 
     @cached_property
     def version(self) -> Version:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
@@ -30,6 +31,7 @@ from tunery.gateway.engine.composition import AdapterSource, WeightedAdapter
 from tunery.gateway.engine.config import EngineConfig
 from tunery.gateway.engine.core import EngineCore
 from tunery.gateway.engine.messages import Event, Failed, Generate, Token, Tokens
+from tunery.gateway.engine.models.native.kernels import load_kernels
 from tunery.gateway.engine.models.torch.linear import weight_of
 from tunery.gateway.engine.sampling_params import SamplingParams
 from tunery.plugins.quantization import quantization_config
@@ -244,3 +246,12 @@ def assert_near(model: nn.Module, tokens: Sequence[int], given: Sequence[float],
         worst, allowed = float((ours - exact).abs().max()), max(TOLERANCE, float((theirs - exact).abs().max()))
     assert worst <= allowed, (name, worst, allowed)
     return scores
+
+
+def assert_same(tokens: Sequence[Token], others: Sequence[Token]) -> None:
+    """Both are the same tokens with the same log-probabilities: to the bit where native kernels computed them, which
+    promise that for any neighbours in the batch, and otherwise within the tolerance of the comparison with PEFT."""
+    tolerance = 0.0 if load_kernels() else TOLERANCE
+    assert [token.token for token in tokens] == [other.token for other in others]
+    expected = pytest.approx([other.logprob for other in others], rel=0, abs=tolerance)
+    assert [token.logprob for token in tokens] == expected

@@ -11,8 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.gateway.engine.peft_oracle import Engine, describe, make_adapter, make_base, prompt, request
-from tests.gateway.engine.test_core import sampled
+from tests.gateway.engine.peft_oracle import Engine, assert_same, describe, make_adapter, make_base, prompt, request
 from tunery.gateway.engine.composition import AdapterSource
 from tunery.gateway.engine.messages import Failed, Load, Loaded
 from tunery.gateway.engine.models.native.kernels import load_kernels
@@ -85,7 +84,8 @@ def test_a_damaged_adapter_is_refused_the_others_are_served_and_repair_brings_it
         Path(bad.files[name]).write_bytes(content)
     now[0] += 120.0
     again = engine.run([request("again", prompt(6, seed=1), bad)])
-    assert sampled(again) == sampled(Engine.on(base).run([request("again", prompt(6, seed=1), bad)]))
+    undamaged = Engine.on(base).run([request("again", prompt(6, seed=1), bad)])
+    assert_same(again["again"], undamaged["again"])
 
 
 def test_an_operator_has_a_repaired_adapter_tried_at_once(base: Path, adapters: list[AdapterSource]) -> None:
@@ -124,7 +124,7 @@ def test_a_damaged_packed_base_is_made_again_with_a_warning(
 ) -> None:
     settings: dict[str, Any] = {"quant": quant, "cache_folder": str(tmp_path / "packed")}
     asked = [request("r", prompt(8, seed=3))]
-    first = sampled(Engine.on(base, **settings).run(asked))
+    first = Engine.on(base, **settings).run(asked)["r"]
     (kept,) = (tmp_path / "packed").iterdir()
     whole = kept.read_bytes()
     Engine.on(base, **settings)
@@ -133,7 +133,7 @@ def test_a_damaged_packed_base_is_made_again_with_a_warning(
     with kept.open("r+b") as file:
         file.seek(-4096, os.SEEK_END)
         file.write(bytes(4096))
-    assert sampled(Engine.on(base, **settings).run(asked)) == first
+    assert_same(Engine.on(base, **settings).run(asked)["r"], first)
     assert "is damaged; packing the base again" in caplog.text
     (again,) = (tmp_path / "packed").iterdir()
     assert again.read_bytes() == whole
