@@ -4,11 +4,17 @@
 
 import gc
 
+import bitsandbytes
+import matplotlib.backends.backend_agg
+import matplotlib.figure
+import matplotlib.layout_engine
 from peft import PeftModel
 from transformers import LlamaForCausalLM
+from transformers.integrations import bitsandbytes as integration
 
 import tunery.gateway.cli.jobs
 import tunery.gateway.cli.train
+import tunery.gateway.engine.models.torch.model
 import tunery.gateway.gates.candidate_engine
 import tunery.gateway.gates.engine_gates
 import tunery.plugins.trainers.lora

@@ -21,12 +21,13 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO
 
 from tunery.gateway import cli
 from tunery.plugins.training.gates import process as gates_process
 
-__all__ = ["ForkedGates", "ForkedProcess", "quick_jobs", "run_tunery", "start_tunery"]
+__all__ = ["ForkedGates", "ForkedProcess", "fork_gates", "quick_jobs", "run_tunery", "start_tunery"]
 
 FORK_SERVER = multiprocessing.get_context("forkserver")
 FORK_SERVER.set_forkserver_preload(["tests.fork_server_imports"])
@@ -124,6 +125,17 @@ def run_tunery(
     return subprocess.CompletedProcess(["tunery", *words], process.wait(), out, error)
 
 
+def fork_gates() -> None:
+    """Let jobs of this forked process fork their gates too, from the server that forked the process."""
+    from multiprocessing import forkserver
+
+    from tunery.plugins.training.gates import runner
+
+    # Python would start another server here, though it has told this process how to reach its own.
+    forkserver._forkserver.ensure_running = lambda: None  # type: ignore[method-assign]
+    vars(runner)["subprocess"] = SimpleNamespace(Popen=ForkedGates, TimeoutExpired=subprocess.TimeoutExpired)
+
+
 def quick_jobs() -> None:
     """Prepare a process whose jobs ask no gates and draw no picture, for tests of what is trained: on the tiny base both
     take longer than that."""
@@ -168,6 +180,7 @@ def _run(
 def _call(main: Main, words: Sequence[str], prepare: Callable[[], None] | None) -> int:
     """The exit code of `main(words)`, or minus SIGINT's number when it was interrupted."""
     try:
+        fork_gates()
         if prepare is not None:
             prepare()
         return main(words) or 0

@@ -119,7 +119,7 @@ def test_mistakes_are_the_errors_that_the_command_line_prints(home: Home, rows: 
         tunery.serve(tunery.ServeSettings(device="tpu"), home=home.root)
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("forked_gates")
 def test_training_reports_its_events(home: Home, rows: Path, small_base: str) -> None:
     events: list[JobEvent] = []
     version = tunery.train(
@@ -153,7 +153,7 @@ def test_a_server_ends_with_the_process_that_started_it(home: Home, small_base: 
     assert "ready: " in (tmp_path / "log").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("forked_gates")
 def test_the_example_in_the_documentation_runs(
     home: Home, rows: Path, small_base: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

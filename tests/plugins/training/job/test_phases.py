@@ -49,6 +49,7 @@ def test_minutes_are_listed_longest_first() -> None:
     assert minutes_text({}) == "0.0 minutes"
 
 
+@pytest.mark.usefixtures("forked_gates")
 def test_a_run_says_what_every_phase_took_beside_what_was_quoted(train: Train, events: list[JobEvent]) -> None:
     version = train("full", epochs=1, eval_every=3, gates=True)
     (quote,) = (event for event in events if isinstance(event, Quoted))

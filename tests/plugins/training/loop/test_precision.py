@@ -71,6 +71,7 @@ def held_out(base: Base, data: Path) -> list[Example]:
 
 
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
+@pytest.mark.usefixtures("forked_gates")
 def test_the_recorded_loss_is_that_of_the_saved_files_and_of_what_is_served(
     train: Train, registry: Registry, narrow_base: Base, data: Path, tmp_path: Path
 ) -> None:
