@@ -3,27 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
-from typing import Any, Literal
 
-import msgspec
 import pytest
-import torch
 
-from tests.gateway.engine.peft_oracle import (
-    TOLERANCE,
-    Engine,
-    assert_alone,
-    assert_same,
-    log_probabilities,
-    make_adapter,
-    make_base,
-    prompt,
-    request,
-    with_adapter,
-)
-from tunery.gateway.engine.composition import AdapterSource, WeightedAdapter
+from tests.gateway.engine.engine_requests import SCHEMA, constrained, embed
+from tests.gateway.engine.peft_oracle import Engine, assert_same, prompt, request
+from tunery.gateway.engine.composition import AdapterSource
 from tunery.gateway.engine.messages import (
     Cancel,
     Embed,
@@ -32,28 +18,14 @@ from tunery.gateway.engine.messages import (
     Generate,
     Load,
     Loaded,
-    Token,
     Tokens,
     TopToken,
     Unload,
     Unloaded,
 )
 from tunery.gateway.engine.models.native.kernels import load_kernels
-from tunery.gateway.engine.sampling_params import Constraint
-from tunery.gateway.engine.scheduling.forward_batch import ForwardBatch
-from tunery.gateway.engine.scheduling.scheduler import MAX_SCORED_TOKENS
 
 KERNELS = ["auto", "torch"] if load_kernels() else ["torch"]
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_base(tmp_path_factory.mktemp("base"), "llama")
-
-
-@pytest.fixture(scope="module")
-def adapters(base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[AdapterSource]:
-    return [make_adapter(base, tmp_path_factory.mktemp(f"a{i}"), seed=i) for i in range(4)]
 
 
 @pytest.mark.slow
@@ -208,211 +180,6 @@ def test_peft_features_that_are_not_applied_are_refused_by_name(
     assert str(next(iter(change.values()))) in failure.message or next(iter(change)) in failure.message
 
 
-# -- scores and vectors -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kernels", KERNELS)
-@pytest.mark.parametrize("budget", [0, 7])
-def test_a_prompts_scores_are_pefts_however_it_is_cut(
-    base: Path, adapters: list[AdapterSource], kernels: str, budget: int
-) -> None:
-    engine = Engine.on(base, kernels=kernels, token_budget=budget)
-    asked = [
-        request("adapted", prompt(40, seed=1), adapters[0], prompt_logprobs=3),
-        request("base", prompt(21, seed=2), prompt_logprobs=0),
-        request("one", prompt(1, seed=3), prompt_logprobs=1),
-        request("unasked", prompt(9, seed=4), adapters[1]),
-    ]
-    served = engine.run(asked)
-    for one in asked[:3]:
-        first, *others = served[one.id]
-        expected = log_probabilities(with_adapter(base, "none", one.composition), one.prompt)[:-1]
-        assert len(first.prompt_scores) == len(one.prompt) - 1
-        for score, row, token in zip(first.prompt_scores, expected, one.prompt[1:], strict=True):
-            assert score.logprob == pytest.approx(float(row[token]), abs=TOLERANCE)
-            best = row.topk(one.sampling.prompt_logprobs or 0)
-            assert [top.token for top in score.top] == best.indices.tolist()
-            assert [top.logprob for top in score.top] == pytest.approx(best.values.tolist(), abs=TOLERANCE)
-        assert not any(token.prompt_scores for token in others)
-    assert served["unasked"][0].prompt_scores == ()
-    assert_alone(with_adapter(base, "none", asked[0].composition), asked[0], served["adapted"])
-
-
-def test_the_logits_of_a_step_are_bounded_however_many_requests_want_scores(
-    base: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine = Engine.on(base)
-    rows: list[int] = []
-    run = engine.core.model.run
-
-    def counted(step: ForwardBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        rows.append(len(step.logits))
-        return run(step)
-
-    monkeypatch.setattr(engine.core.model, "run", counted)
-    asked = [request(str(index), prompt(50, seed=index), prompt_logprobs=0, max_tokens=1) for index in range(8)]
-    served = engine.run([*asked, request("unasked", prompt(200, seed=9), max_tokens=3)])
-    assert max(rows) <= MAX_SCORED_TOKENS + 9
-    assert all(len(served[one.id][0].prompt_scores) == 49 for one in asked)
-    assert served["unasked"][-1].finish == "length"
-
-
-def embed(
-    name: str, tokens: tuple[int, ...], pooling: Literal["mean", "last"], adapter: AdapterSource | None = None
-) -> Embed:
-    return Embed(id=name, prompt=tokens, pooling=pooling, composition=(WeightedAdapter(adapter),) if adapter else ())
-
-
-def hidden(base: Path, one: Embed) -> torch.Tensor:
-    """What transformers says: the last hidden states as the head sees them, pooled."""
-    with torch.no_grad():
-        model = with_adapter(base, "none", one.composition)
-        states = model(input_ids=torch.tensor([one.prompt]), output_hidden_states=True).hidden_states[-1][0]
-    pooled: torch.Tensor = states.mean(0) if one.pooling == "mean" else states[-1]
-    return pooled
-
-
-def vectors(engine: Engine) -> dict[str, list[float]]:
-    return {event.id: event.vector for event in engine.events if isinstance(event, Embedded)}
-
-
-def finish(engine: Engine) -> None:
-    engine.core.run_until_idle()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kernels", KERNELS)
-@pytest.mark.parametrize("budget", [0, 7])
-def test_embeddings_are_transformers_hidden_states(
-    base: Path, adapters: list[AdapterSource], kernels: str, budget: int
-) -> None:
-    engine = Engine.on(base, kernels=kernels, token_budget=budget)
-    asked = [
-        embed(f"{pooling}-{number}", prompt(length, seed=length), pooling, adapter)
-        for pooling in ("mean", "last")
-        for number, (length, adapter) in enumerate([(30, adapters[0]), (1, None), (33, None), (48, adapters[1])])
-    ]
-    chatter = request("chatter", prompt(12, seed=9), adapters[0])
-    together: list[Embed | Generate] = [asked[0], chatter, *asked[1:]]
-    for each in together:
-        engine.core.handle(each)
-    finish(engine)
-    answers = vectors(engine)
-    for one in asked:
-        torch.testing.assert_close(torch.tensor(answers[one.id]), hidden(base, one), rtol=0, atol=1e-4)
-    assert_alone(with_adapter(base, "none", chatter.composition), chatter, engine.answers()["chatter"])
-    assert engine.core.pages.usage == 0
-
-
-def test_an_embedding_that_was_taken_out_is_not_added_up_twice(base: Path) -> None:
-    # The first tenant fills the cache; the second's request takes its youngest out, half way.
-    engine = Engine.on(base, kv_tokens=96, token_budget=16, prefix_cache=False)
-    mine = msgspec.structs.replace(embed("mine", prompt(60, seed=1), "mean"), tenant="a")
-    engine.core.handle(request_of("a", "filler", prompt(20, seed=2), max_tokens=12))
-    engine.core.handle(mine)
-    for _ in range(3):
-        engine.core.step()
-    half_way = engine.core.scheduler.find("mine")
-    assert half_way is not None
-    assert half_way.pooled is not None
-    engine.core.handle(request_of("b", "b", prompt(30, seed=3), max_tokens=30))
-    finish(engine)
-    assert engine.core.stats().preemptions == 1
-    torch.testing.assert_close(torch.tensor(vectors(engine)["mine"]), hidden(base, mine), rtol=0, atol=1e-4)
-
-
-def request_of(tenant: str, name: str, tokens: tuple[int, ...], **sampling: Any) -> Generate:
-    return msgspec.structs.replace(request(name, tokens, **sampling), tenant=tenant)
-
-
-# -- constraints ------------------------------------------------------------------------------------------------------
-
-SCHEMA = '{"type": "object", "properties": {"team": {"enum": ["billing", "tech"]}, "n": {"type": "integer", "maximum": 99}}, "required": ["team", "n"], "additionalProperties": false}'
-
-
-@pytest.fixture(scope="module")
-def spoken_adapters(tiny_base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[AdapterSource]:
-    return [make_adapter(tiny_base_folder, tmp_path_factory.mktemp(f"s{i}"), seed=i, size=0.05) for i in range(2)]
-
-
-def constrained(
-    name: str,
-    kind: Literal["json_schema", "json_object", "regex", "grammar"],
-    text: str,
-    adapter: AdapterSource | None = None,
-    **sampling: Any,
-) -> Generate:
-    settings = {"max_tokens": 60, "temperature": 1.0, "seed": 3, "ignore_eos": False, **sampling}
-    return request(name, prompt(9, seed=1), adapter, constraint=Constraint(kind, text), **settings)
-
-
-def text_of(folder: Path, tokens: list[Token]) -> str:
-    from tokenizers import Tokenizer
-
-    return str(Tokenizer.from_file(str(folder / "tokenizer.json")).decode([token.token for token in tokens]))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kernels", KERNELS)
-def test_constrained_rows_obey_and_their_neighbours_do_not_notice(
-    tiny_base_folder: Path, spoken_adapters: list[AdapterSource], kernels: str
-) -> None:
-    engine = Engine.on(tiny_base_folder, kernels=kernels, prefix_cache=False)
-    free = [
-        request("greedy", prompt(30, seed=5), spoken_adapters[0]),
-        request("seeded", prompt(20, seed=6), temperature=0.9, seed=4, logprobs=2),
-    ]
-    lonely = {one.id: engine.run([one])[one.id] for one in free}
-    bound = [
-        constrained("schema", "json_schema", SCHEMA, spoken_adapters[0]),
-        constrained("greedy-schema", "json_schema", SCHEMA, temperature=0.0),
-        constrained("regex", "regex", "[0-9]{3}-[a-f]{2}", spoken_adapters[1]),
-        constrained("unending", "regex", "x+", max_tokens=7),
-        constrained("not yet", "regex", "ab?c?d?", min_tokens=30),
-    ]
-    served = engine.run([bound[0], free[0], *bound[1:3], free[1], *bound[3:]])
-    assert {name: served[name] for name in lonely} == lonely  # bit for bit
-    texts = {one.id: text_of(tiny_base_folder, served[one.id]) for one in bound}
-    for name in ("schema", "greedy-schema"):
-        answer = json.loads(texts[name])
-        assert answer["team"] in {"billing", "tech"}
-        assert answer["n"] <= 99
-    assert re.fullmatch("[0-9]{3}-[a-f]{2}", texts["regex"])
-    assert re.fullmatch("x+", texts["unending"])
-    assert re.fullmatch("ab?c?d?", texts["not yet"])  # it ends when it must, before the least number of tokens
-    assert [served[one.id][-1].finish for one in bound] == ["stop", "stop", "stop", "length", "stop"]
-    alone = {one.id: engine.run([one])[one.id] for one in bound}
-    assert {name: [token.token for token in tokens] for name, tokens in alone.items()} == {
-        one.id: [token.token for token in served[one.id]] for one in bound
-    }
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("kind", "text"),
-    [
-        ("json_schema", '{"type": "string", "minLength": 5, "maxLength": 2}'),
-        ("json_schema", "{"),
-        ("regex", "("),
-        ("grammar", "start: missing"),
-    ],
-)
-def test_an_impossible_constraint_fails_its_request_only(
-    tiny_base_folder: Path, kind: Literal["json_schema", "regex", "grammar"], text: str
-) -> None:
-    engine = Engine.on(tiny_base_folder)
-    engine.core.handle(constrained("bad", kind, text))
-    engine.core.handle(request("good", prompt(5, seed=1)))
-    engine.core.handle(constrained("fine", "regex", "[ab]{4}"))
-    finish(engine)
-    assert [(event.id, event.code) for event in engine.events if isinstance(event, Failed)] == [
-        ("bad", "invalid_constraint")
-    ]
-    assert {name: len(tokens) for name, tokens in engine.answers().items()}.keys() == {"good", "fine"}
-    assert engine.core.pages.usage == 0
-
-
 # -- sharing and freeing ----------------------------------------------------------------------------------------------
 
 
@@ -454,7 +221,7 @@ def test_cancelling_frees_everything_wherever_a_request_is(
     assert (stats.running, stats.waiting, stats.kv_used) == (0, 0, 0)
     assert all(one.running == 0 for one in stats.resident)
     count = len(engine.events)
-    finish(engine)
+    engine.core.run_until_idle()
     engine.core.step()
     assert not any(isinstance(event, Tokens | Embedded | Failed) for event in engine.events[count:])
 
@@ -463,7 +230,7 @@ def test_only_requests_count_as_hits(base: Path, adapters: list[AdapterSource]) 
     engine = Engine.on(base)
     for name in ("l1", "l2"):
         engine.core.handle(Load(name, adapters[0], pin=True))
-        finish(engine)
+        engine.core.run_until_idle()
     assert not any(engine.core.stats().hits.values())
     engine.run([request("a", prompt(5, seed=1), adapters[0]), request("b", prompt(5, seed=2), adapters[0])])
     assert engine.core.stats().hits == {"acme/test": 2}

@@ -136,3 +136,6 @@ class ResidencyHarness:
     @property
     def resident(self) -> list[int]:
         return [int(one.digest[1:]) for one in self.residency.resident()]
+
+
+MakeWorld = Callable[..., ResidencyHarness]
