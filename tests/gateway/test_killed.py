@@ -17,6 +17,7 @@ import msgspec
 import pytest
 
 from tests.gateway.serve_process import TINY, ServeProcess, publish, random_loras, start_server
+from tunery.gateway.engine.models.native.kernels import load_kernels
 from tunery.plugins.bases.resolve import resolve_base
 from tunery.plugins.discovery import load_plugins
 from tunery.registry.home import Home
@@ -26,8 +27,10 @@ pytestmark = pytest.mark.slow
 
 REQUESTS, ADAPTERS, PINNED = 24, 6, 2
 MODELS = [f"acme/a{number}" for number in range(ADAPTERS)]
-HANG = 120.0
-LOAD = ("--max-batch", "8", "--preload", ",".join(MODELS[:PINNED]))
+HANG = 300.0
+LOAD = ("--max-batch", "8", "--restart-hold-seconds", "240", "--preload", ",".join(MODELS[:PINNED]))
+# Without the native kernels every step unpacks all four-bit weights anew.
+QUANT = ("--quant", "nf4" if load_kernels() else "none")
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +51,7 @@ def real(tmp_path: Path, base_folder: Path, base_cache: Home) -> Iterator[ServeP
     with Registry.open(Home(tmp_path / "home")) as registry:
         base = registry.add_base(msgspec.structs.replace(known, name="base"))
         publish(registry, base, random_loras(tmp_path, base_folder, ADAPTERS, size=0.5), name=MODELS.__getitem__)
-    with start_server(tmp_path, Home(tmp_path / "home"), "base", *LOAD) as running:
+    with start_server(tmp_path, Home(tmp_path / "home"), "base", *LOAD, *QUANT) as running:
         yield running
 
 
@@ -72,11 +75,11 @@ async def send_request(client: httpx.AsyncClient, path: str, body: dict[str, Any
         outcome.status = response.status_code
 
 
-def load() -> list[tuple[str, dict[str, Any]]]:
-    """Requests of every kind on every adapter, longer than anybody waits for before the kill."""
+def load(tokens: int) -> list[tuple[str, dict[str, Any]]]:
+    """Requests of every kind on every adapter, with so many tokens that none ends before the kill."""
     requests: list[tuple[str, dict[str, Any]]] = []
     for number in range(REQUESTS):
-        body: dict[str, Any] = {"model": [*MODELS, "base"][number % (ADAPTERS + 1)], "max_tokens": 400}
+        body: dict[str, Any] = {"model": [*MODELS, "base"][number % (ADAPTERS + 1)], "max_tokens": tokens}
         body |= {"ignore_eos": True, "stream": number % 2 == 0}
         if number % 3:
             requests.append(("/v1/completions", body | {"prompt": f"{number} is a number"}))
@@ -105,14 +108,14 @@ async def until(condition: Any, seconds: float) -> float:
     return time.monotonic() - started
 
 
-async def kill_under_load(server: ServeProcess, client: httpx.AsyncClient) -> None:
+async def kill_under_load(server: ServeProcess, client: httpx.AsyncClient, *, tokens: int) -> None:
     """The proof."""
     before = await answers(client)
     assert len(set(before)) == ADAPTERS
     outcomes = [Outcome() for _ in range(REQUESTS)]
     running = [
         asyncio.create_task(send_request(client, path, body, outcome))
-        for (path, body), outcome in zip(load(), outcomes, strict=True)
+        for (path, body), outcome in zip(load(tokens), outcomes, strict=True)
     ]
 
     async def busy() -> bool:
@@ -176,11 +179,11 @@ async def test_every_request_in_flight_is_answered_and_the_engine_comes_back_wit
     client.base_url = httpx.URL(tiny.url)
     await until(lambda: pinned(client), HANG)
     for times in (1, 2):
-        await kill_under_load(tiny, client)
+        await kill_under_load(tiny, client, tokens=400)
         assert f"tunery_engine_restarts_total {times}.0" in (await client.get("/metrics")).text
 
 
 async def test_so_it_is_on_the_real_base(real: ServeProcess, client: httpx.AsyncClient) -> None:
     client.base_url = httpx.URL(real.url)
     await until(lambda: pinned(client), HANG)
-    await kill_under_load(real, client)
+    await kill_under_load(real, client, tokens=60)
