@@ -8,15 +8,13 @@ from __future__ import annotations
 import gc
 import os
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from tests.forked_process import ForkedGates
+from tests.forked_process import FORKED_SUBPROCESS
 from tunery.plugins.runtime.allocator import tune_allocator
 from tunery.plugins.testing import make_tiny_base
 from tunery.registry import Base
@@ -111,8 +109,7 @@ def no_picture() -> Iterator[None]:
 def forked_gates() -> Iterator[None]:
     """Jobs fork the process of their gates, which has no torch to import then."""
     with pytest.MonkeyPatch.context() as patch:
-        forked = SimpleNamespace(Popen=ForkedGates, TimeoutExpired=subprocess.TimeoutExpired)
-        patch.setattr("tunery.plugins.training.gates.runner.subprocess", forked)
+        patch.setattr("tunery.plugins.training.gates.runner.subprocess", FORKED_SUBPROCESS)
         yield
 
 

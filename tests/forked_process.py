@@ -27,7 +27,7 @@ from typing import IO
 from tunery.gateway import cli
 from tunery.plugins.training.gates import process as gates_process
 
-__all__ = ["ForkedGates", "ForkedProcess", "fork_gates", "quick_jobs", "run_tunery", "start_tunery"]
+__all__ = ["FORKED_SUBPROCESS", "ForkedProcess", "quick_jobs", "run_tunery", "start_tunery"]
 
 FORK_SERVER = multiprocessing.get_context("forkserver")
 FORK_SERVER.set_forkserver_preload(["tests.fork_server_imports"])
@@ -96,6 +96,10 @@ class ForkedGates(ForkedProcess):
         super().__init__(gates_process.main, command[3:], environment=env, outputs=outputs)
 
 
+FORKED_SUBPROCESS = SimpleNamespace(Popen=ForkedGates, TimeoutExpired=subprocess.TimeoutExpired)
+"""What takes the place of the module `subprocess` in the module that starts gates."""
+
+
 def start_tunery(
     *words: str, environment: Mapping[str, str], prepare: Callable[[], None] | None = None
 ) -> ForkedProcess:
@@ -133,7 +137,7 @@ def fork_gates() -> None:
 
     # Python would start another server here, though it has told this process how to reach its own.
     forkserver._forkserver.ensure_running = lambda: None  # type: ignore[method-assign]
-    vars(runner)["subprocess"] = SimpleNamespace(Popen=ForkedGates, TimeoutExpired=subprocess.TimeoutExpired)
+    vars(runner)["subprocess"] = FORKED_SUBPROCESS
 
 
 def quick_jobs() -> None:
