@@ -10,12 +10,9 @@ from typing import Literal
 import pytest
 
 from tests.gateway.engine.engine_requests import SCHEMA, constrained
-from tests.gateway.engine.peft_oracle import Engine, prompt, request
+from tests.gateway.engine.peft_oracle import KERNELS, Engine, prompt, request
 from tunery.gateway.engine.composition import AdapterSource
 from tunery.gateway.engine.messages import Failed, Token
-from tunery.gateway.engine.models.native.kernels import load_kernels
-
-KERNELS = ["auto", "torch"] if load_kernels() else ["torch"]
 
 
 def text_of(folder: Path, tokens: list[Token]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.gateway.engine.engine_requests import SCHEMA, constrained, embed
-from tests.gateway.engine.peft_oracle import Engine, assert_same, prompt, request
+from tests.gateway.engine.peft_oracle import KERNELS, Engine, assert_same, prompt, request
 from tunery.gateway.engine.composition import AdapterSource
 from tunery.gateway.engine.messages import (
     Cancel,
@@ -23,9 +23,6 @@ from tunery.gateway.engine.messages import (
     Unload,
     Unloaded,
 )
-from tunery.gateway.engine.models.native.kernels import load_kernels
-
-KERNELS = ["auto", "torch"] if load_kernels() else ["torch"]
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.gateway.engine.peft_oracle import (
     FAMILIES,
+    KERNELS,
     Engine,
     assert_alone,
     assert_same,
@@ -26,10 +27,8 @@ from tests.gateway.engine.peft_oracle import (
 )
 from tunery.gateway.engine.composition import AdapterSource, WeightedAdapter, composition_digest
 from tunery.gateway.engine.messages import Generate, Token
-from tunery.gateway.engine.models.native.kernels import load_kernels
 from tunery.plugins.training.delta import save_delta
 
-KERNELS = ["auto", "torch"] if load_kernels() else ["torch"]
 TOKENS = (5, 7, 44, 300)
 VARIETY: dict[str, dict[str, Any]] = {
     "r1": {"r": 1, "lora_alpha": 1},

@@ -10,6 +10,7 @@ import torch
 
 from tests.gateway.engine.engine_requests import embed, request_of
 from tests.gateway.engine.peft_oracle import (
+    KERNELS,
     TOLERANCE,
     Engine,
     assert_alone,
@@ -20,11 +21,8 @@ from tests.gateway.engine.peft_oracle import (
 )
 from tunery.gateway.engine.composition import AdapterSource
 from tunery.gateway.engine.messages import Embed, Embedded, Generate
-from tunery.gateway.engine.models.native.kernels import load_kernels
 from tunery.gateway.engine.scheduling.forward_batch import ForwardBatch
 from tunery.gateway.engine.scheduling.scheduler import MAX_SCORED_TOKENS
-
-KERNELS = ["auto", "torch"] if load_kernels() else ["torch"]
 
 
 @pytest.mark.slow

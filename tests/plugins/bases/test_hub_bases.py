@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,17 @@ from tunery.plugins.manager import Plugins
 from tunery.registry import Base
 from tunery.registry.errors import ArtifactRefused, NotFound, Unavailable
 from tunery.registry.registry import Registry
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A Hub that can be reached, and an empty cache."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    with HubServer() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        yield hub
 
 
 @pytest.mark.slow
@@ -34,40 +46,30 @@ def test_the_hub_is_sought_behind_the_proxy(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.slow
 def test_a_hub_model_at_a_revision(
-    registry: Registry, plugins: Plugins, tiny_base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    registry: Registry, plugins: Plugins, tiny_base_folder: Path, hub: HubServer
 ) -> None:
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("HF_HUB_OFFLINE")
     tree = {path.name: path.read_bytes() for path in tiny_base_folder.iterdir()}
-    with HubServer() as hub:
-        oid = hub.add("org/model", {**tree, "pytorch_model.bin": b"pickle", "modeling_evil.py": b"print()"})
-        hub.add("org/model", {"README.md": b"later"})
-        monkeypatch.setenv("HF_ENDPOINT", hub.url)
-        base = resolve_base(f"org/model@{oid}", registry=registry, plugins=plugins)
-        with pytest.raises(NotFound):
-            resolve_base("org/other", registry=registry, plugins=plugins)
+    oid = hub.add("org/model", {**tree, "pytorch_model.bin": b"pickle", "modeling_evil.py": b"print()"})
+    hub.add("org/model", {"README.md": b"later"})
+    base = resolve_base(f"org/model@{oid}", registry=registry, plugins=plugins)
+    with pytest.raises(NotFound):
+        resolve_base("org/other", registry=registry, plugins=plugins)
     assert base.digest == base_digest(tiny_base_folder)
     assert not any(path.suffix in (".bin", ".py") for path in Path(base.path).iterdir())
 
 
 @pytest.mark.slow
 def test_what_is_not_served_is_refused_before_it_is_downloaded(
-    registry: Registry, plugins: Plugins, tiny_base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    registry: Registry, plugins: Plugins, tiny_base_folder: Path, hub: HubServer
 ) -> None:
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("HF_HUB_OFFLINE")
     tree = {path.name: path.read_bytes() for path in tiny_base_folder.iterdir()}
-    with HubServer() as hub:
-        hub.add("org/mamba", {**tree, "config.json": b'{"model_type": "mamba"}'})
-        hub.add("org/data", {"README.md": b"no model"})
-        monkeypatch.setenv("HF_ENDPOINT", hub.url)
-        with pytest.raises(ArtifactRefused, match=r"org/mamba is of the architecture 'mamba', .*recurrent state"):
-            resolve_base("org/mamba", registry=registry, plugins=plugins)
-        assert not [request for request in hub.requests if "safetensors" in request]
-        with pytest.raises(ArtifactRefused, match=r"org/data has no config\.json"):
-            resolve_base("org/data", registry=registry, plugins=plugins)
+    hub.add("org/mamba", {**tree, "config.json": b'{"model_type": "mamba"}'})
+    hub.add("org/data", {"README.md": b"no model"})
+    with pytest.raises(ArtifactRefused, match=r"org/mamba is of the architecture 'mamba', .*recurrent state"):
+        resolve_base("org/mamba", registry=registry, plugins=plugins)
+    assert not [request for request in hub.requests if "safetensors" in request]
+    with pytest.raises(ArtifactRefused, match=r"org/data has no config\.json"):
+        resolve_base("org/data", registry=registry, plugins=plugins)
     assert not registry.bases()
 
 
@@ -92,20 +94,15 @@ def test_without_hub_and_package_both_ways_out_are_named(
 
 @pytest.mark.slow
 def test_a_subfolder_of_a_hub_repository_and_a_revision_that_is_not_there(
-    registry: Registry, plugins: Plugins, tiny_base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    registry: Registry, plugins: Plugins, tiny_base_folder: Path, hub: HubServer
 ) -> None:
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("HF_HUB_OFFLINE")
     tree = {f"checkpoints/best/{path.name}": path.read_bytes() for path in tiny_base_folder.iterdir()}
-    with HubServer() as hub:
-        oid = hub.add("org/model", {**tree, "config.json": b"{}", "README.md": b"x"})
-        hub.repositories["org/model"].tags["v1"] = oid
-        monkeypatch.setenv("HF_ENDPOINT", hub.url)
-        base = resolve_base("org/model/checkpoints/best@v1", registry=registry, plugins=plugins)
-        assert base.digest == base_digest(tiny_base_folder)
-        with pytest.raises(NotFound, match=r"org/model has no revision 'v2': it has main, v1") as caught:
-            resolve_base("org/model@v2", registry=registry, plugins=plugins)
-        assert caught.value.code == "hub_revision_not_found"
-        with pytest.raises(NotFound, match="no model in a folder nowhere"):
-            resolve_base("org/model/nowhere", registry=registry, plugins=plugins)
+    oid = hub.add("org/model", {**tree, "config.json": b"{}", "README.md": b"x"})
+    hub.repositories["org/model"].tags["v1"] = oid
+    base = resolve_base("org/model/checkpoints/best@v1", registry=registry, plugins=plugins)
+    assert base.digest == base_digest(tiny_base_folder)
+    with pytest.raises(NotFound, match=r"org/model has no revision 'v2': it has main, v1") as caught:
+        resolve_base("org/model@v2", registry=registry, plugins=plugins)
+    assert caught.value.code == "hub_revision_not_found"
+    with pytest.raises(NotFound, match="no model in a folder nowhere"):
+        resolve_base("org/model/nowhere", registry=registry, plugins=plugins)

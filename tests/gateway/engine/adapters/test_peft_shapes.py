@@ -11,6 +11,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from tests.gateway.engine.peft_oracle import (
+    KERNELS,
     Engine,
     assert_alone,
     describe,
@@ -21,12 +22,10 @@ from tests.gateway.engine.peft_oracle import (
     with_adapter,
 )
 from tunery.gateway.engine.composition import AdapterSource
-from tunery.gateway.engine.models.native.kernels import load_kernels
 from tunery.registry import Base
 from tunery.registry.hub.incoming import Destination, import_folder
 from tunery.registry.registry import Registry
 
-KERNELS = ["auto", "torch"] if load_kernels() else ["torch"]
 TOKENS = (5, 7, 44, 300)
 Change = Callable[[str], str]
 
