@@ -7,7 +7,19 @@ from typing import Any, Literal
 
 import msgspec
 
-__all__ = ["AliasMove", "Base", "DataUse", "FileEntry", "Job", "MoveKind", "NewVersion", "Version"]
+__all__ = [
+    "AliasMove",
+    "Base",
+    "DataFile",
+    "DataUse",
+    "FileEntry",
+    "Job",
+    "JobRequest",
+    "MoveKind",
+    "NewVersion",
+    "StoredEvent",
+    "Version",
+]
 
 MoveKind = Literal["move", "publish", "rollback", "drop"]
 """Why an alias moved: by a command, with a new version, back to an earlier one, or because it was deleted."""
@@ -115,8 +127,39 @@ class DataUse(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.adapter}@{self.number}"
 
 
+class JobRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What a queued job trains, by names that mean the same on every machine that shares the registry.
+
+    `base` is a digest; `parent` and `data` are exact too, a version with its number and ids of uploaded files.
+    `force` publishes a version that fails a gate. `parameters` are the trainer's, as they were given; `learning_rate_multiplier` multiplies the learning rate that is
+    chosen where none is given. `model_name` is what the version is called besides its
+    reference, in OpenAI's form.
+    """
+
+    adapter: str
+    trainer: str
+    base: str
+    data: tuple[str, ...]
+    validation: str | None = None
+    parent: str | None = None
+    alias: str | None = None
+    allow: tuple[str, ...] = ()
+    force: bool = False
+    device: str = "auto"
+    parameters: dict[str, Any] = {}
+    learning_rate_multiplier: float = 1.0
+    actor: str = ""
+    model_name: str | None = None
+
+
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """One run of a trainer; `state` is queued, running, paused, succeeded, failed or cancelled; Unix times in s."""
+    """One run of a trainer; `state` is queued, running, paused, succeeded, failed or cancelled; Unix times in s.
+
+    A job with a `request` waits in the queue until a worker claims it. `fence` counts the claims, `lease_until` is when
+    the claim ends unless it is renewed, and `wanted` is what the process that runs it is asked to do: pause or cancel.
+    `waiting` says why a queued job does not run yet, `code` is that of the `error`, `progress` how far it is, and
+    `details` are kept for the client that submitted it.
+    """
 
     id: str
     adapter: str
@@ -126,3 +169,43 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     updated_at: float
     version: int | None = None
     error: str | None = None
+    tenant: str = ""
+    request: JobRequest | None = None
+    details: dict[str, Any] | None = None
+    priority: int = 0
+    wanted: str | None = None
+    waiting: str | None = None
+    owner: str | None = None
+    fence: int = 0
+    lease_until: float | None = None
+    started_at: float | None = None
+    finished_at: float | None = None
+    code: str | None = None
+    progress: dict[str, Any] | None = None
+
+
+class StoredEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """An event in a job's history: `number` counts from 1 without gaps, `kind` and `data` are the event's own."""
+
+    job: str
+    number: int
+    at: float
+    level: str
+    kind: str
+    message: str
+    data: dict[str, Any]
+
+
+class DataFile(msgspec.Struct, frozen=True, kw_only=True):
+    """An uploaded file; `status` is uploaded, processed or error, `details` the first findings in words."""
+
+    id: str
+    tenant: str
+    purpose: str
+    name: str
+    sha256: str
+    size: int
+    status: str
+    created_at: float
+    details: str | None = None
+    expires_at: float | None = None

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tunery.registry import bases, jobs
+from tunery.registry import bases
+from tunery.registry.data_files import DataFiles
 from tunery.registry.home import Home
+from tunery.registry.jobs import table as jobs
+from tunery.registry.jobs.job_queue import JobQueue
+from tunery.registry.jobs.success import Success, succeed
 from tunery.registry.names import PRODUCTION, Reference, check_adapter, parse_reference
 from tunery.registry.records import AliasMove, Base, DataUse, Job, NewVersion, Version
 from tunery.registry.storage.blobs import BlobStore
@@ -53,6 +58,8 @@ class Registry:
         if not scarce:
             keep_room(home.reserve)
         self._clock = clock
+        self.queue = JobQueue(self._database, clock=clock)
+        self.data_files = DataFiles(self._database, self.blobs, clock=clock)
 
     @classmethod
     def open(cls, home: Home | None = None, *, clock: Callable[[], float] = time.time, scarce: bool = False) -> Self:
@@ -81,17 +88,20 @@ class Registry:
 
     # -- versions ---------------------------------------------------------------------------------------------------
 
-    def publish(self, new: NewVersion, *, watch: publish.Watch = _ignore) -> Version:
+    def publish(self, new: NewVersion, *, job: Success | None = None, watch: publish.Watch = _ignore) -> Version:
         """Store a PEFT folder as the adapter's next version and, if asked, point an alias at it; all or nothing.
 
-        Raise ArtifactRefused for a folder that does not fit its base exactly, and StorageFailed where the disk does not
-        take it.
+        The success of the `job` that made it is part of that. Raise ArtifactRefused for a folder that does not fit its
+        base exactly, StorageFailed where the disk does not take it, and Conflict (claim_lost) where the job is another
+        worker's by now.
         """
         with self._database.read() as connection:
             self._mirror.require_same_registry(connection)
         with self.blobs.lease() as lease:
             draft = publish.stage(self.blobs, new, lease=lease, watch=watch, others=self.bases())
-            return publish.commit(self._mirror, self.blobs, draft, at=self._clock(), watch=watch)
+            now = self._clock()
+            ending = None if job is None else partial(succeed, job, at=now)
+            return publish.commit(self._mirror, self.blobs, draft, at=now, watch=watch, ending=ending)
 
     def resolve(self, reference: str | Reference) -> Version:
         """The version that a reference means now: its number, its alias, or else `production` and else the newest.
@@ -239,10 +249,12 @@ class Registry:
             jobs.add(connection, job)
         return job
 
-    def update_job(self, job_id: str, *, state: str, version: int | None = None, error: str | None = None) -> Job:
+    def update_job(
+        self, job_id: str, *, state: str, version: int | None = None, error: str | None = None, code: str | None = None
+    ) -> Job:
         """Record a job's new state; raise NotFound."""
         with self._database.write() as connection:
-            return jobs.set_state(connection, job_id, state, version=version, error=error, at=self._clock())
+            return jobs.set_state(connection, job_id, state, version=version, error=error, code=code, at=self._clock())
 
     def job(self, job_id: str) -> Job:
         """A job by id; raise NotFound."""

@@ -21,7 +21,7 @@ from msgspec import Meta
 from tunery.registry.errors import InvalidInput, UnknownName
 from tunery.registry.values import about, read_value
 
-__all__ = ["ServeSettings", "Settings", "TrainingSettings", "read_settings"]
+__all__ = ["JobsSettings", "ServeSettings", "Settings", "TrainingSettings", "read_settings"]
 
 Count = Annotated[int, Meta(ge=0)]
 AtLeastOne = Annotated[int, Meta(ge=1)]
@@ -108,6 +108,7 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         Count, about("Seconds that a request which has not begun waits for an engine that is starting.")
     ] = 15
     access_log: Annotated[bool, about("Write one line of JSON per request to stderr.")] = False
+    worker: Annotated[bool, about("Also run queued training jobs, in processes of their own.")] = True
 
 
 class TrainingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -116,11 +117,31 @@ class TrainingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     threads: Annotated[Count, about("Threads that compute; 0 for all usable cores.")] = 0
 
 
+class JobsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How queued jobs run; each field is also an option of `tunery worker`."""
+
+    executor: Annotated[str, about("The plugin that starts the processes that train.")] = "local"
+    concurrency: Annotated[AtLeastOne, about("Jobs that a worker runs at once.")] = 1
+    per_tenant: Annotated[Count, about("Jobs of one tenant that run at once, on all workers; 0 for no limit.")] = 0
+    threads: Annotated[Count, about("Threads that each job computes with; 0 for all usable cores.")] = 0
+    nice: Annotated[
+        int, Meta(ge=0, le=19), about("How far jobs step back from serving for processor time: 0 not at all, 19 most.")
+    ] = 10
+    tenant: Annotated[str, about("Who owns what is uploaded and submitted without a key.")] = "default"
+    models: Annotated[
+        dict[str, str],
+        about(
+            "Names of models that clients ask for, and the local bases that they mean, such as gpt-4o-mini=smollm2-135m."
+        ),
+    ] = {}
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All settings, by section."""
 
     serve: ServeSettings = ServeSettings()
     training: TrainingSettings = TrainingSettings()
+    jobs: JobsSettings = JobsSettings()
 
 
 def read_settings(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 from sqlalchemy import Connection, Row, Select, Subquery, and_, select
 
-from tunery.registry.records import AliasMove, Base, FileEntry, Job, Version
+from tunery.registry.records import AliasMove, Base, DataFile, FileEntry, Job, JobRequest, StoredEvent, Version
 from tunery.registry.storage import schema
 
-__all__ = ["alias_map", "to_base", "to_job", "to_move", "to_versions"]
+__all__ = ["alias_map", "to_base", "to_data_file", "to_event", "to_job", "to_move", "to_versions"]
 
 _Key = tuple[str, int]
 
@@ -77,4 +78,15 @@ def to_move(row: Row[tuple[object, ...]]) -> AliasMove:
 
 def to_job(row: Row[tuple[object, ...]]) -> Job:
     """A row of `jobs` as a record."""
-    return Job(**row._mapping)
+    fields = dict(row._mapping)
+    return Job(**fields | {"request": msgspec.convert(fields["request"], JobRequest | None)})
+
+
+def to_event(row: Row[tuple[object, ...]]) -> StoredEvent:
+    """A row of `job_events` as a record."""
+    return StoredEvent(**row._mapping)
+
+
+def to_data_file(row: Row[tuple[object, ...]]) -> DataFile:
+    """A row of `data_files` as a record."""
+    return DataFile(**row._mapping)

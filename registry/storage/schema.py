@@ -9,6 +9,7 @@ from sqlalchemy import (
     Float,
     ForeignKey,
     ForeignKeyConstraint,
+    Index,
     Integer,
     MetaData,
     PrimaryKeyConstraint,
@@ -23,15 +24,19 @@ __all__ = [
     "alias_moves",
     "aliases",
     "bases",
+    "data_files",
     "files",
     "identity",
+    "job_events",
+    "job_files",
     "jobs",
     "metadata",
+    "model_names",
     "version_data",
     "versions",
 ]
 
-HEAD = "0004"
+HEAD = "0005"
 """The migration this code is written for."""
 
 metadata = MetaData()
@@ -124,6 +129,8 @@ alias_moves = Table(
     Column("kind", String(16), nullable=False, server_default="move"),
 )
 
+# A job that waits in the queue has a `request`; one that `tunery train` runs by itself has none. `fence` grows with every
+# claim, and what a claimant writes counts only while its fence is the job's. `details` are the client's, kept for it.
 jobs = Table(
     "jobs",
     metadata,
@@ -135,4 +142,74 @@ jobs = Table(
     Column("updated_at", Float, nullable=False),
     Column("version", Integer),
     Column("error", Text),
+    Column("tenant", String(64), nullable=False, server_default=""),
+    Column("request", JSON(none_as_null=True)),
+    Column("details", JSON(none_as_null=True)),
+    Column("idempotency_key", String(255)),
+    Column("priority", Integer, nullable=False, server_default="0"),
+    Column("wanted", String(16)),
+    Column("waiting", Text),
+    Column("owner", String(200)),
+    Column("fence", Integer, nullable=False, server_default="0"),
+    Column("lease_until", Float),
+    Column("started_at", Float),
+    Column("finished_at", Float),
+    Column("code", String(64)),
+    Column("progress", JSON(none_as_null=True)),
+    Index("ix_jobs_state", "state"),
+    Index("ix_jobs_idempotency_key", "tenant", "idempotency_key", unique=True),
+)
+
+# What happened in a job, numbered from 1 without gaps.
+job_events = Table(
+    "job_events",
+    metadata,
+    Column("job", String(64), ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("at", Float, nullable=False),
+    Column("level", String(8), nullable=False),
+    Column("kind", String(32), nullable=False),
+    Column("message", Text, nullable=False),
+    Column("data", JSON, nullable=False),
+    PrimaryKeyConstraint("job", "number"),
+)
+
+# The uploaded files that a job reads or wrote; `role` is train, held-out or result.
+job_files = Table(
+    "job_files",
+    metadata,
+    Column("job", String(64), ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False),
+    Column("file", String(64), nullable=False, index=True),
+    Column("role", String(16), nullable=False),
+    Column("position", Integer, nullable=False),
+    PrimaryKeyConstraint("job", "role", "position"),
+)
+
+data_files = Table(
+    "data_files",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("tenant", String(64), nullable=False),
+    Column("purpose", String(32), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("sha256", String(64), nullable=False, index=True),
+    Column("size", BigInteger, nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("details", Text),
+    Column("findings", JSON(none_as_null=True)),
+    Column("created_at", Float, nullable=False),
+    Column("expires_at", Float),
+)
+
+# Names in OpenAI's form, ft:base:tenant:suffix:id, of versions that queued jobs made.
+model_names = Table(
+    "model_names",
+    metadata,
+    Column("name", String(400), primary_key=True),
+    Column("adapter", String(130), nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("job", String(64), nullable=False, index=True),
+    Column("step", Integer),
+    Column("created_at", Float, nullable=False),
+    ForeignKeyConstraint(["adapter", "number"], ["versions.adapter", "versions.number"], ondelete="CASCADE"),
 )

@@ -32,6 +32,8 @@ __all__ = ["Draft", "commit", "digest_of", "insert_version", "stage"]
 
 Watch = Callable[[str], None]
 """Called with the name of each step as it begins; tests kill the process there."""
+Ending = Callable[[Connection, Version], None]
+"""Ends the job that made a version, within the transaction that makes it visible."""
 
 
 class Draft(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,8 +101,10 @@ def digest_of(folder: Path, *, base: Base) -> tuple[str, tuple[FileEntry, ...]]:
     return version_digest(entries, config, base_digest=base.digest), tuple(sorted(entries))
 
 
-def commit(mirror: Mirror, blobs: BlobStore, draft: Draft, *, at: float, watch: Watch) -> Version:
-    """Phase two: number the version, make it visible and move its alias, all or nothing."""
+def commit(
+    mirror: Mirror, blobs: BlobStore, draft: Draft, *, at: float, watch: Watch, ending: Ending | None = None
+) -> Version:
+    """Phase two: number the version, make it visible, move its alias and end its job, all or nothing."""
     watch("begin")
     with mirror.write(watch=watch) as change:
         connection, adapter = change.connection, draft.new.adapter
@@ -115,6 +119,8 @@ def commit(mirror: Mirror, blobs: BlobStore, draft: Draft, *, at: float, watch: 
             note = MoveNote(actor=draft.new.actor, at=at, reason="published", kind="publish")
             aliases.move(connection, adapter, draft.new.alias, version.number, note)
             change.moved(adapter)
+        if ending is not None:
+            ending(connection, version)
         watch("commit")
         change.published(version)
     watch("done")

@@ -9,6 +9,7 @@ import msgspec
 from sqlalchemy import Connection, select
 
 from tunery.registry.base_files import changed_files
+from tunery.registry.data_files import needed_blobs
 from tunery.registry.home import Home
 from tunery.registry.records import Base, Version
 from tunery.registry.storage import leases, schema
@@ -134,7 +135,7 @@ def collect(
 
 
 def _needed(connection: Connection) -> set[str]:
-    return set(connection.scalars(select(schema.files.c.sha256).distinct()))
+    return set(connection.scalars(select(schema.files.c.sha256).distinct())) | needed_blobs(connection)
 
 
 def _unknown(connection: Connection, packed: Path) -> list[Path]:

@@ -16,6 +16,7 @@ import pytest
 
 from tests.registry.artifacts import make_adapter, make_base
 from tests.registry.conftest import Publish
+from tests.registry.older_databases import before_identity
 from tests.registry.versions.test_publish import start
 from tunery.registry import Base, NewVersion
 from tunery.registry.errors import Conflict, NotFound, StorageFailed
@@ -259,10 +260,7 @@ def test_versions_from_before_manifests_get_theirs_when_the_registry_is_opened(
     before = state(registry)
     registry.close()
     shutil.rmtree(home.manifests)
-    with sqlite3.connect(home.database) as database:
-        database.execute("DROP TABLE identity")
-        database.execute("UPDATE alembic_version SET version_num = '0003'")
-    database.close()
+    before_identity(home.database)
     Registry.open(home).close()
     lose(home)
     rebuild(home)

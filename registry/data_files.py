@@ -1,0 +1,177 @@
+"""Uploaded files: stored as blobs by sha256, found by id, and kept while a job needs them."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from sqlalchemy import Connection, Select, delete, insert, select, update
+
+from tunery.registry.errors import Conflict, NotFound
+from tunery.registry.jobs.table import ENDED
+from tunery.registry.records import DataFile, FileEntry, Job
+from tunery.registry.storage import schema
+from tunery.registry.storage.blobs import BlobStore
+from tunery.registry.storage.database import Database
+from tunery.registry.storage.mapping import to_data_file
+
+__all__ = ["DataFiles", "needed_blobs"]
+
+
+class DataFiles:
+    """The uploaded files of all tenants. `tenant` of None means any."""
+
+    def __init__(self, database: Database, blobs: BlobStore, *, clock: Callable[[], float]) -> None:
+        self._database, self._blobs, self._clock = database, blobs, clock
+
+    def add(
+        self, source: Path, *, tenant: str, purpose: str, name: str, status: str = "uploaded",
+        expires_after: float | None = None,
+    ) -> DataFile:  # fmt: skip
+        """Store a copy of `source`; raise StorageFailed when the disk does not take it."""
+        with self._blobs.lease() as lease:
+            entry = self._blobs.put(source, name=name, lease=lease)
+            file = self._record(entry, tenant=tenant, purpose=purpose, status=status, expires_after=expires_after)
+            with self._database.write() as connection:
+                connection.execute(insert(schema.data_files).values(**msgspec.structs.asdict(file)))
+        return file
+
+    def add_result(self, source: Path, *, job: Job, name: str) -> None:
+        """Store a result file of a job, unless it has one by now."""
+        result = schema.job_files.c
+        with self._blobs.lease() as lease:
+            entry = self._blobs.put(source, name=name, lease=lease)
+            with self._database.write() as connection:
+                known = select(result.file).where(result.job == job.id, result.role == "result")
+                if connection.scalar(known) is not None:
+                    return
+                file = self._record(entry, tenant=job.tenant, purpose="fine-tune-results", status="processed")
+                connection.execute(insert(schema.data_files).values(**msgspec.structs.asdict(file)))
+                row = {"job": job.id, "file": file.id, "role": "result", "position": 0}
+                connection.execute(insert(schema.job_files).values(**row))
+
+    def results_of(self, job_id: str) -> list[str]:
+        """Ids of a job's result files."""
+        result = schema.job_files.c
+        with self._database.read() as connection:
+            query = select(result.file).where(result.job == job_id, result.role == "result")
+            return list(connection.scalars(query.order_by(result.position)))
+
+    def _record(
+        self, entry: FileEntry, *, tenant: str, purpose: str, status: str, expires_after: float | None = None
+    ) -> DataFile:
+        now = self._clock()
+        return DataFile(
+            id=f"file-{uuid.uuid4().hex[:24]}",
+            tenant=tenant,
+            purpose=purpose,
+            name=entry.path,
+            sha256=entry.sha256,
+            size=entry.size,
+            status=status,
+            created_at=now,
+            expires_at=None if expires_after is None else now + expires_after,
+        )
+
+    def checked(self, file_id: str, *, status: str, details: str | None, findings: dict[str, Any] | None) -> DataFile:
+        """Record what the data check found."""
+        column = schema.data_files.c
+        with self._database.write() as connection:
+            values = {"status": status, "details": details, "findings": findings}
+            connection.execute(update(schema.data_files).where(column.id == file_id).values(**values))
+            return _find(connection, file_id, None)
+
+    def get(self, file_id: str, *, tenant: str | None = None) -> DataFile:
+        """A file by id; raise NotFound."""
+        with self._database.read() as connection:
+            return _find(connection, file_id, tenant)
+
+    def findings(self, file_id: str) -> dict[str, Any] | None:
+        """The whole report of a file's data check, None before it ran; raise NotFound."""
+        column = schema.data_files.c
+        with self._database.read() as connection:
+            row = connection.execute(select(column.findings).where(column.id == file_id)).first()
+        if row is None:
+            raise _not_found(file_id)
+        report: dict[str, Any] | None = row.findings
+        return report
+
+    def page(
+        self, *, tenant: str | None, purpose: str | None, after: str | None, limit: int, ascending: bool = False
+    ) -> tuple[list[DataFile], bool]:
+        """Up to `limit` files by time, newest first unless `ascending`, and whether there are more."""
+        column, query = schema.data_files.c, _query(tenant)
+        if purpose is not None:
+            query = query.where(column.purpose == purpose)
+        with self._database.read() as connection:
+            if after is not None:
+                last = _find(connection, after, tenant)
+                key, bound = (column.created_at, column.id), (last.created_at, last.id)
+                same = (key[0] == bound[0]) & (key[1] > bound[1] if ascending else key[1] < bound[1])
+                query = query.where((key[0] > bound[0] if ascending else key[0] < bound[0]) | same)
+            order = (column.created_at.asc(), column.id.asc()) if ascending else (
+                column.created_at.desc(), column.id.desc()
+            )  # fmt: skip
+            files = [to_data_file(row) for row in connection.execute(query.order_by(*order).limit(limit + 1))]
+        return files[:limit], len(files) > limit
+
+    def delete(self, file_id: str, *, tenant: str | None = None) -> DataFile:
+        """Forget a file; raise Conflict (file_in_use) while a job that has not ended needs it."""
+        job, used = schema.jobs.c, schema.job_files.c
+        with self._database.write() as connection:
+            file = _find(connection, file_id, tenant)
+            needing = connection.scalars(
+                select(job.id)
+                .join(schema.job_files, used.job == job.id)
+                .where(used.file == file_id, used.role != "result", job.state.not_in(ENDED))
+            ).all()
+            if needing:
+                raise Conflict(
+                    f"{file_id} is needed by {', '.join(needing[:3])}; wait until the job has ended, or cancel it",
+                    code="file_in_use",
+                )
+            connection.execute(delete(schema.data_files).where(schema.data_files.c.id == file_id))
+        return file
+
+    def expire(self) -> int:
+        """Forget the files whose time is over and that no job needs; returns how many."""
+        with self._database.read() as connection:
+            column = schema.data_files.c
+            over = connection.scalars(select(column.id).where(column.expires_at < self._clock())).all()
+        count = 0
+        for file_id in over:
+            try:
+                self.delete(file_id)
+                count += 1
+            except (Conflict, NotFound):
+                continue
+        return count
+
+    def path(self, file: DataFile) -> Path:
+        """Where the file's bytes are stored."""
+        return self._blobs.path(file.sha256)
+
+
+def needed_blobs(connection: Connection) -> set[str]:
+    """The sha256 of every uploaded file."""
+    return set(connection.scalars(select(schema.data_files.c.sha256).distinct()))
+
+
+def _find(connection: Connection, file_id: str, tenant: str | None) -> DataFile:
+    row = connection.execute(_query(tenant).where(schema.data_files.c.id == file_id)).first()
+    if row is None:
+        raise _not_found(file_id)
+    return to_data_file(row)
+
+
+def _not_found(file_id: str) -> NotFound:
+    """In OpenAI's words."""
+    return NotFound(f"No such File object: {file_id}", param="id")
+
+
+def _query(tenant: str | None) -> Select[Any]:
+    query = select(*(column for column in schema.data_files.c if column.name != "findings"))
+    return query if tenant is None else query.where(schema.data_files.c.tenant == tenant)

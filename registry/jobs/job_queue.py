@@ -1,0 +1,176 @@
+"""The way in to queued jobs: one transaction per call, around the functions of `queue` and `history`."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, insert, select, update
+
+from tunery.registry.errors import Conflict
+from tunery.registry.jobs import counts, history, names, queue, table
+from tunery.registry.jobs.counts import JobCounts
+from tunery.registry.jobs.history import Note
+from tunery.registry.jobs.queue import Claim, ClaimLimits, Wanted
+from tunery.registry.jobs.table import Filter
+from tunery.registry.records import Job, JobRequest, StoredEvent, Version
+from tunery.registry.storage import schema
+from tunery.registry.storage.database import Database
+
+__all__ = ["LEASE_SECONDS", "JobQueue", "new_id"]
+
+LEASE_SECONDS = 30.0
+"""Seconds after the last heartbeat until another worker may claim a job."""
+
+
+class JobQueue:
+    """Jobs that wait for a worker, run in one, or did. Safe to use from several threads and processes at once."""
+
+    def __init__(self, database: Database, *, clock: Callable[[], float]) -> None:
+        self._database, self._clock = database, clock
+
+    # -- for those who submit ------------------------------------------------------------------------------------------
+
+    def submit(
+        self,
+        request: JobRequest,
+        *,
+        tenant: str,
+        priority: int = 0,
+        details: dict[str, Any] | None = None,
+        idempotency_key: str | None = None,
+        notes: Sequence[Note] = (),
+        job_id: str | None = None,
+    ) -> Job:
+        """Queue a job; with an idempotency key that the tenant has used before, that job is returned instead.
+
+        `notes` are the first events of its history.
+        """
+        now = self._clock()
+        job = Job(
+            id=job_id or new_id(),
+            adapter=request.adapter,
+            trainer=request.trainer,
+            state="queued",
+            created_at=now,
+            updated_at=now,
+            tenant=tenant,
+            request=request,
+            details=details,
+            priority=priority,
+        )
+        with self._database.write() as connection:
+            _require_files(connection, request)
+            queued, new = queue.submit(connection, job, idempotency_key=idempotency_key)
+            if new:
+                _name_files(connection, queued)
+                history.append(connection, queued.id, notes, at=now)
+        return queued
+
+    def request(self, job_id: str, wanted: Wanted) -> Job:
+        """Ask a job to pause or to stop; raise NotFound, or Conflict (job_ended)."""
+        with self._database.write() as connection:
+            return queue.request(connection, job_id, wanted, at=self._clock())
+
+    def resume(self, job_id: str) -> Job:
+        """Queue a paused job again; raise NotFound, or Conflict (not_paused)."""
+        with self._database.write() as connection:
+            return queue.resume(connection, job_id, at=self._clock())
+
+    def page(self, wanted: Filter, *, limit: int) -> tuple[list[Job], bool]:
+        """Up to `limit` jobs, newest first, and whether there are more."""
+        with self._database.read() as connection:
+            return table.page(connection, wanted, limit=limit)
+
+    def events_after(self, job_id: str, number: int, *, limit: int = 500) -> list[StoredEvent]:
+        """Events of a job that follow event `number`, oldest first."""
+        with self._database.read() as connection:
+            return history.after(connection, job_id, number, limit=limit)
+
+    def events_before(self, job_id: str, number: int | None, *, limit: int) -> tuple[list[StoredEvent], bool]:
+        """Events of a job before event `number`, newest first, and whether there are more."""
+        with self._database.read() as connection:
+            return history.before(connection, job_id, number, limit=limit)
+
+    def counts(self) -> JobCounts:
+        """Jobs by state, and how long the oldest one has waited."""
+        with self._database.read() as connection:
+            return counts.count(connection, at=self._clock())
+
+    # -- for workers ---------------------------------------------------------------------------------------------------
+
+    def claim(self, owner: str, *, limits: ClaimLimits | None = None, lease: float = LEASE_SECONDS) -> Job | None:
+        """Claim the next job, or None when there is none for this worker."""
+        with self._database.write() as connection:
+            return queue.claim(connection, owner=owner, at=self._clock(), lease=lease, limits=limits or ClaimLimits())
+
+    def beat(self, claim: Claim, *, lease: float = LEASE_SECONDS) -> str | None:
+        """Renew a claim; returns what the job is asked to do. Raises Conflict (claim_lost)."""
+        with self._database.write() as connection:
+            return queue.beat(connection, claim, at=self._clock(), lease=lease)
+
+    def report(self, claim: Claim, notes: Sequence[Note], *, progress: dict[str, Any] | None = None) -> None:
+        """Add to a claimed job's history, and record how far it is; raise Conflict (claim_lost)."""
+        now = self._clock()
+        with self._database.write() as connection:
+            job = queue.require_claim(connection, claim)
+            history.append(connection, claim.job, notes, at=now)
+            if progress is not None:
+                merged = (job.progress or {}) | progress | {"fence": claim.fence}
+                column = schema.jobs.c
+                connection.execute(
+                    update(schema.jobs).where(column.id == claim.job).values(progress=merged, updated_at=now)
+                )
+
+    def release(self, claim: Claim, *, waiting: str | None = None) -> Job:
+        """Give a claimed job back to the queue; raise Conflict (claim_lost)."""
+        with self._database.write() as connection:
+            return queue.release(connection, claim, at=self._clock(), waiting=waiting)
+
+    def finish(
+        self, claim: Claim, state: str, *, error: str | None = None, code: str | None = None, notes: Sequence[Note] = ()
+    ) -> Job:
+        """Record that a claimed job ended without a version; raise Conflict (claim_lost)."""
+        now = self._clock()
+        with self._database.write() as connection:
+            queue.require_claim(connection, claim)
+            history.append(connection, claim.job, notes, at=now)
+            return queue.finish(connection, claim, state, at=now, error=error, code=code)
+
+    # -- names of models -----------------------------------------------------------------------------------------------
+
+    def names(self) -> dict[str, tuple[str, int]]:
+        """The adapter and number of the version behind every name in OpenAI's form, oldest first."""
+        with self._database.read() as connection:
+            return names.list_all(connection)
+
+    def named_versions(self) -> dict[str, Version]:
+        """The version behind every name in OpenAI's form, oldest first."""
+        with self._database.read() as connection:
+            return names.named_versions(connection)
+
+
+def new_id() -> str:
+    """A job's id, in OpenAI's form."""
+    return f"ftjob-{uuid.uuid4().hex[:24]}"
+
+
+def _require_files(connection: Connection, request: JobRequest) -> None:
+    """Raise Conflict (file_not_found) when a file was deleted since the request was checked."""
+    ids = [*request.data, *([request.validation] if request.validation else [])]
+    column = schema.data_files.c
+    known = set(connection.scalars(select(column.id).where(column.id.in_(ids))))
+    if missing := [file for file in ids if file not in known]:
+        raise Conflict(f"{', '.join(missing)} was deleted meanwhile; upload it again", code="file_not_found")
+
+
+def _name_files(connection: Connection, job: Job) -> None:
+    """Record which files a job needs."""
+    request = job.request
+    if request is None:
+        return
+    rows = [{"job": job.id, "file": file, "role": "train", "position": i} for i, file in enumerate(request.data)]
+    if request.validation:
+        rows.append({"job": job.id, "file": request.validation, "role": "held-out", "position": 0})
+    connection.execute(insert(schema.job_files), rows)

@@ -1,0 +1,194 @@
+"""The queue: who may claim which job, for how long, and that only the last claimant's word counts.
+
+A claim is a lease. Whoever holds it renews it with heartbeats; a job whose lease has run out is claimed again and goes
+on from its checkpoint. Each claim has a fence, one higher than the last: everything a claimant writes is refused once
+the job has another fence, so a worker that was believed dead and comes back can neither publish nor report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any, Literal
+
+import msgspec
+from sqlalchemy import Connection, Select, and_, func, or_, select, update
+
+from tunery.registry.errors import Conflict
+from tunery.registry.jobs import history, table
+from tunery.registry.jobs.history import Note
+from tunery.registry.records import Job
+from tunery.registry.storage import schema
+
+__all__ = ["Claim", "ClaimLimits", "Wanted", "beat", "claim", "finish", "release", "request", "require_claim", "submit"]
+
+Wanted = Literal["pause", "cancel"]
+MAX_CLAIMS = 5
+"""Claims in a row that ended without a word before a job counts as one that kills its worker."""
+
+
+class Claim(msgspec.Struct, frozen=True):
+    """The right to run a job until its lease ends; `fence` is the claim's number."""
+
+    job: str
+    fence: int
+
+
+class ClaimLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker may claim: at most `per_tenant` running jobs of one tenant, and none of the jobs in `without`."""
+
+    per_tenant: int = 0
+    without: Collection[str] = ()
+
+
+def submit(connection: Connection, job: Job, *, idempotency_key: str | None = None) -> tuple[Job, bool]:
+    """Add a job to the queue; returns it and whether it is new, which it is not where the key was used before."""
+    if idempotency_key is not None:
+        known = table.find_by_key(connection, job.tenant, idempotency_key)
+        if known is not None:
+            return known, False
+    table.add(connection, job, idempotency_key=idempotency_key)
+    return job, True
+
+
+def claim(connection: Connection, *, owner: str, at: float, lease: float, limits: ClaimLimits) -> Job | None:
+    """Claim the next job for `lease` seconds, or None when there is none that may be.
+
+    The highest priority goes first; then the tenant with the fewest running jobs, then the one that has waited longest
+    since its last claim, then the oldest job.
+    """
+    _end_abandoned(connection, at)
+    row = connection.execute(_next(at, limits)).first()
+    if row is None:
+        return None
+    column = schema.jobs.c
+    values: dict[str, Any] = {
+        "state": "running", "owner": owner, "fence": column.fence + 1, "lease_until": at + lease, "waiting": None,
+        "started_at": func.coalesce(column.started_at, at), "updated_at": at,
+    }  # fmt: skip
+    connection.execute(update(schema.jobs).where(column.id == row.id).values(**values))
+    return table.find(connection, row.id)
+
+
+def _next(at: float, limits: ClaimLimits) -> Select[Any]:
+    """The query for the job to claim."""
+    job, other = schema.jobs.c, schema.jobs.alias("other").c
+    running = (
+        select(func.count()).where(other.tenant == job.tenant, other.state == "running", other.lease_until >= at)
+    ).scalar_subquery()
+    last = select(func.coalesce(func.max(other.started_at), 0.0)).where(other.tenant == job.tenant).scalar_subquery()
+    lost = and_(job.state == "running", job.lease_until < at)
+    query = (
+        select(job.id)
+        .where(job.request.is_not(None), or_(job.state == "queued", lost), job.id.not_in(list(limits.without)))
+        .order_by(job.priority.desc(), running, last, job.created_at, job.id)
+        .limit(1)
+    )
+    return query.where(running < limits.per_tenant) if limits.per_tenant else query
+
+
+def _end_abandoned(connection: Connection, at: float) -> None:
+    """End jobs whose worker is gone and that were asked to stop meanwhile, or that lost too many workers in a row."""
+    column = schema.jobs.c
+    lost = and_(column.request.is_not(None), column.state == "running", column.lease_until < at)
+    for row in connection.execute(select(schema.jobs).where(lost)).all():
+        job = table.find(connection, row.id)
+        if job.wanted == "cancel":
+            _end(connection, job, "cancelled", Note(kind="cancelled", message="The job was cancelled"), at=at)
+        elif job.wanted == "pause":
+            _end(connection, job, "paused", Note(kind="paused", message="The job was paused"), at=at)
+        elif _silent_claims(connection, job) >= MAX_CLAIMS:
+            error = f"{MAX_CLAIMS} workers in a row ended while they ran {job.id}; nothing was published"
+            note = Note(level="error", kind="failed", message=error, data={"error": error, "code": "worker_lost"})
+            _end(connection, job, "failed", note, at=at, error=error, code="worker_lost")
+
+
+def _silent_claims(connection: Connection, job: Job) -> int:
+    """Claims since the job last completed a step."""
+    since = (job.progress or {}).get("fence", 0)
+    return job.fence - int(since)
+
+
+def _end(
+    connection: Connection,
+    job: Job,
+    state: str,
+    note: Note,
+    *,
+    at: float,
+    error: str | None = None,
+    code: str | None = None,
+) -> Job:
+    history.append(connection, job.id, [note], at=at)
+    return table.set_state(connection, job.id, state, version=job.version, error=error, code=code, at=at)
+
+
+def beat(connection: Connection, claim: Claim, *, at: float, lease: float) -> str | None:
+    """Renew a claim; returns what the job is asked to do. Raises Conflict (claim_lost) when it is somebody else's."""
+    job = require_claim(connection, claim)
+    connection.execute(update(schema.jobs).where(schema.jobs.c.id == claim.job).values(lease_until=at + lease))
+    return job.wanted
+
+
+def release(connection: Connection, claim: Claim, *, at: float, waiting: str | None = None) -> Job:
+    """Give a job back to the queue; `waiting` says why it does not run now."""
+    require_claim(connection, claim)
+    values = {"state": "queued", "lease_until": None, "owner": None, "waiting": waiting, "updated_at": at}
+    connection.execute(update(schema.jobs).where(schema.jobs.c.id == claim.job).values(**values))
+    return table.find(connection, claim.job)
+
+
+def finish(
+    connection: Connection,
+    claim: Claim,
+    state: str,
+    *,
+    at: float,
+    version: int | None = None,
+    error: str | None = None,
+    code: str | None = None,
+) -> Job:
+    """Record how a claimed job ended; raise Conflict (claim_lost) when the claim is somebody else's by now."""
+    require_claim(connection, claim)
+    return table.set_state(connection, claim.job, state, version=version, error=error, code=code, at=at)
+
+
+def request(connection: Connection, job_id: str, wanted: Wanted, *, at: float) -> Job:
+    """Ask a job to pause or to stop. One that waits does so at once; one that runs when its process hears of it.
+
+    Raises Conflict (job_ended) for one that has ended.
+    """
+    job = table.find(connection, job_id)
+    if job.state in table.ENDED or (job.state == "paused" and wanted == "pause"):
+        raise Conflict(f"{job_id} is {job.state} and cannot be {_past(wanted)}", code="job_ended")
+    if job.state == "running":
+        values = {"wanted": wanted, "updated_at": at}
+        connection.execute(update(schema.jobs).where(schema.jobs.c.id == job_id).values(**values))
+        return table.find(connection, job_id)
+    state = _past(wanted)
+    return _end(connection, job, state, Note(kind=state, message=f"The job was {state}"), at=at)
+
+
+def resume(connection: Connection, job_id: str, *, at: float) -> Job:
+    """Put a paused job back in the queue; raise Conflict (not_paused) for any other."""
+    job = table.find(connection, job_id)
+    if job.state != "paused" or job.request is None:
+        raise Conflict(f"{job_id} is {job.state}; only a paused job can be resumed", code="not_paused")
+    history.append(connection, job_id, [Note(kind="resumed", message="The job was resumed")], at=at)
+    values = {"state": "queued", "error": None, "code": None, "finished_at": None, "wanted": None, "updated_at": at}
+    connection.execute(update(schema.jobs).where(schema.jobs.c.id == job_id).values(**values))
+    return table.find(connection, job_id)
+
+
+def require_claim(connection: Connection, claim: Claim) -> Job:
+    """The claimed job; raise Conflict (claim_lost) when the claim is not the job's last one, or the job has ended."""
+    row = connection.execute(select(schema.jobs).where(schema.jobs.c.id == claim.job)).first()
+    if row is None or row.fence != claim.fence or row.state != "running":
+        raise Conflict(
+            f"{claim.job} is no longer this worker's: its lease ran out or the job ended; nothing was changed",
+            code="claim_lost",
+        )
+    return table.find(connection, claim.job)
+
+
+def _past(wanted: Wanted) -> str:
+    return {"pause": "paused", "cancel": "cancelled"}[wanted]

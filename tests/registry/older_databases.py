@@ -1,0 +1,27 @@
+"""Take a database back to what an older Tunery left."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+__all__ = ["before_identity"]
+
+_STATEMENTS = """
+DROP TABLE job_events;
+DROP TABLE job_files;
+DROP TABLE data_files;
+DROP TABLE model_names;
+CREATE TABLE older AS SELECT id, adapter, trainer, state, created_at, updated_at, version, error FROM jobs;
+DROP TABLE jobs;
+ALTER TABLE older RENAME TO jobs;
+DROP TABLE identity;
+UPDATE alembic_version SET version_num = '0003';
+"""
+
+
+def before_identity(path: Path) -> None:
+    """As it was before registries had an id (migration 0003)."""
+    with closing(sqlite3.connect(path)) as database, database:
+        database.executescript(_STATEMENTS)
