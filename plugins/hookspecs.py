@@ -31,6 +31,7 @@ __all__ = [
     "BaseSource",
     "CheckInfo",
     "Conversation",
+    "ExecutorInfo",
     "FormatInfo",
     "GateInfo",
     "Severity",
@@ -147,6 +148,19 @@ class TrainerInfo(msgspec.Struct, frozen=True, kw_only=True):
     api_version: int = API_VERSION
 
 
+class ExecutorInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the processes of queued jobs run, described without importing it.
+
+    `entrypoint` names, as `package.module:Class`, a class that follows `tunery.plugins.executors.executor.Executor`; a
+    worker makes one instance of it.
+    """
+
+    name: str
+    summary: str
+    entrypoint: str
+    api_version: int = API_VERSION
+
+
 # -- registration: called once at start; `register` checks the descriptor and refuses a name that is taken -------------
 
 
@@ -173,6 +187,11 @@ def register_trainers(register: Callable[[TrainerInfo], None]) -> None:
 @hookspec
 def register_gates(register: Callable[[GateInfo], None]) -> None:
     """Call `register(GateInfo(...))` for every gate that trained files must pass before they are published."""
+
+
+@hookspec
+def register_executors(register: Callable[[ExecutorInfo], None]) -> None:
+    """Call `register(ExecutorInfo(...))` for every way to run queued jobs."""
 
 
 @hookspec

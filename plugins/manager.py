@@ -17,7 +17,7 @@ import pluggy
 from tunery.plugins import hookspecs
 from tunery.plugins.descriptors import DescriptorTable
 from tunery.plugins.events import JobEvent
-from tunery.plugins.hookspecs import BaseSource, CheckInfo, FormatInfo, GateInfo, TrainerInfo
+from tunery.plugins.hookspecs import BaseSource, CheckInfo, ExecutorInfo, FormatInfo, GateInfo, TrainerInfo
 from tunery.registry.errors import InvalidInput, UnknownName, near
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ class Plugins:
         self._checks: DescriptorTable[CheckInfo] = DescriptorTable("check", CheckInfo)
         self._trainers: DescriptorTable[TrainerInfo] = DescriptorTable("trainer", TrainerInfo)
         self._gates: DescriptorTable[GateInfo] = DescriptorTable("gate", GateInfo)
+        self._executors: DescriptorTable[ExecutorInfo] = DescriptorTable("executor", ExecutorInfo)
         self._records: list[PluginRecord] = []
 
     def add(self, plugin: object, name: str, *, distribution: str = "", version: str = "") -> None:
@@ -67,6 +68,7 @@ class Plugins:
             ("checks", self._checks),
             ("trainers", self._trainers),
             ("gates", self._gates),
+            ("executors", self._executors),
         )
         self._refuse_taken_name(name)
         try:
@@ -130,6 +132,10 @@ class Plugins:
     def gates(self) -> list[GateInfo]:
         """Gates, in the order in which they run."""
         return sorted(self._gates.items.values(), key=lambda gate: (gate.priority, gate.name))
+
+    def executor(self, name: str) -> ExecutorInfo:
+        """One way to run queued jobs. Raises UnknownName with near matches."""
+        return self._executors.get(name)
 
     def owner_of_trainer(self, name: str) -> str:
         """Package and version that a trainer comes from, for manifests."""

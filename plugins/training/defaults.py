@@ -39,13 +39,19 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     hidden: int
 
 
-def choose(parameters: P, given: Collection[str], facts: Facts) -> tuple[P, list[Choice]]:
+def choose(parameters: P, given: Collection[str], facts: Facts, *, multiplier: float = 1.0) -> tuple[P, list[Choice]]:
     """Replace every parameter that has a rule and is not in `given`; return the parameters and the
-    choices, in order."""
+    choices, in order.
+
+    A chosen learning rate is multiplied by `multiplier`.
+    """
     choices: list[Choice] = []
     for name, rule in RULES.items():
         if name not in given:
             choice = rule(parameters, facts)
+            if name == "learning_rate" and multiplier != 1.0:
+                reason = f"{choice.reason}; times {multiplier:g}, as asked"
+                choice = msgspec.structs.replace(choice, value=choice.value * multiplier, reason=reason)
             choices.append(choice)
             values: dict[str, Any] = {name: choice.value}
             parameters = msgspec.structs.replace(parameters, **values)

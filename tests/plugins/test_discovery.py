@@ -15,6 +15,7 @@ def test_the_built_in_plugins_load_like_any_other() -> None:
     assert {record.name: record.error for record in plugins.records()} == {
         "bases": None,
         "data": None,
+        "executors": None,
         "gates": None,
         "trainers": None,
     }

@@ -16,6 +16,7 @@ from tunery.plugins.training.folder import JobFolder
 from tunery.plugins.training.gates.gatekeeper import Gatekeeper
 from tunery.plugins.training.inputs.read import Inputs, adapter_config
 from tunery.plugins.training.job.control import Control
+from tunery.plugins.training.job.ledger import Ledger
 from tunery.plugins.training.job.phases import Phases
 from tunery.plugins.training.job.recorder import JobRecorder
 from tunery.plugins.training.loop.compute import ComputeContext
@@ -30,13 +31,14 @@ __all__ = ["JobContext", "JobHost", "JobSetup", "make_context"]
 
 
 class JobHost(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a job runs: the registry it publishes to, the plugins, who hears of its events, and the
-    processes that train together."""
+    """Where a job runs: the registry it publishes to, the plugins, who hears of its events, the
+    processes that train together, and who records its state."""
 
     registry: Registry
     plugins: Plugins
     on_event: EventSink
     processes: ProcessGroup
+    ledger: Ledger
 
 
 class JobSetup(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,7 +118,7 @@ def make_context(setup: JobSetup, *, report: bool) -> JobContext:
             setup.job,
             folder=folder,
             manifest=setup.manifest,
-            registry=host.registry,
+            ledger=host.ledger,
             plugins=host.plugins,
             on_event=host.on_event,
         ),

@@ -26,6 +26,7 @@ from tunery.plugins.training.inputs.read import Inputs, adapter_config, read_inp
 from tunery.plugins.training.inputs.request import TrainRequest
 from tunery.plugins.training.job.context import JobHost, JobSetup
 from tunery.plugins.training.job.disk_errors import disk_full_explained
+from tunery.plugins.training.job.ledger import Ledger, OwnJob
 from tunery.plugins.training.job.manifest import IDENTITY, build_manifest, changed_files, differences, rendered_at
 from tunery.plugins.training.job.resume import ResumeOptions, conflicting_options
 from tunery.plugins.training.job.run import publish_job, reproduce_job
@@ -35,7 +36,7 @@ from tunery.registry.errors import InvalidInput, NotFound
 from tunery.registry.names import check_adapter
 from tunery.registry.registry import Registry
 
-__all__ = ["Reproduction", "reproduce", "resume", "train"]
+__all__ = ["QueuedJob", "Reproduction", "reproduce", "resume", "train"]
 
 FALLBACK_WIDTH = 2048
 
@@ -47,11 +48,12 @@ def train(
     registry: Registry,
     plugins: Plugins,
     on_event: EventSink,
+    queued: QueuedJob | None = None,
 ) -> Version:
     """Train a version of `request.adapter` and publish it. `on_event` is given every event of the job.
 
     Parameters that `request.parameters` does not name (or names as "auto") are chosen from the
-    data, the base and the method.
+    data, the base and the method. `queued` is the job where there is one already.
     """
     check_adapter(request.adapter)
     resolve_device(request.device)
@@ -67,18 +69,19 @@ def train(
         rows=len(inputs.corpus.train), held_out=len(inputs.corpus.held_out), hidden=_width(Path(inputs.base.path))
     )
     given = given_names(request.parameters)
-    parameters, choices = choose(parameters, given, facts)
+    parameters, choices = choose(parameters, given, facts, multiplier=request.learning_rate_multiplier)
     if (parent := adapter_config(registry, inputs.parent)) is not None:
         parameters = parameters.continuing(parent, given)
 
     def start() -> tuple[Job, dict[str, Any]]:
-        job = _start(request, registry)
+        job = queued.job if queued else _start(request, registry)
         with disk_full_explained(job.id):
+            _folder(registry, job.id).path.mkdir(parents=True, exist_ok=True)
             _folder(registry, job.id).request.write_bytes(msgspec.json.encode(request))
         return job, _manifest(inputs, parameters, choices, plugins=plugins, job=job, processes=processes)
 
     job, manifest = processes.on_main(start)
-    host = JobHost(registry=registry, plugins=plugins, on_event=on_event, processes=processes)
+    host = _host(registry, plugins, on_event, processes, queued.ledger if queued else OwnJob(registry, job.id))
     setup = JobSetup(host=host, job=job, inputs=inputs, parameters=parameters, manifest=manifest)
     return publish_job(setup)
 
@@ -91,6 +94,7 @@ def resume(
     on_event: EventSink,
     forced_by: str | None = None,
     options: ResumeOptions | None = None,
+    queued: QueuedJob | None = None,
 ) -> Version:
     """Resume a job from its last checkpoint and publish its version.
 
@@ -128,7 +132,7 @@ def resume(
     _refuse(
         job_id, differences(before, _manifest(inputs, parameters, (), plugins=plugins, job=job, processes=processes))
     )
-    host = JobHost(registry=registry, plugins=plugins, on_event=on_event, processes=processes)
+    host = _host(registry, plugins, on_event, processes, queued.ledger if queued else OwnJob(registry, job_id))
     setup = JobSetup(host=host, job=job, inputs=inputs, parameters=parameters, manifest=before)
     return publish_job(setup)
 
@@ -139,6 +143,13 @@ def _refuse(job_id: str, changed: Sequence[str]) -> None:
             f"{job_id} cannot go on as it began; put back what changed, or start a new job:\n" + "\n".join(changed),
             code="resume_mismatch",
         )
+
+
+class QueuedJob(msgspec.Struct, frozen=True):
+    """A job that was claimed from the queue, and who records its state."""
+
+    job: Job
+    ledger: Ledger
 
 
 class Reproduction(msgspec.Struct, frozen=True, kw_only=True):
@@ -176,7 +187,7 @@ def reproduce(
     now = _manifest(inputs, parameters, (), plugins=plugins, job=job, processes=processes)
     # The quote decided the micro-batch size, on which rounding depends.
     now |= {"quote": manifest["quote"], "repeats": version.name} if "quote" in manifest else {"repeats": version.name}
-    host = JobHost(registry=registry, plugins=plugins, on_event=on_event, processes=processes)
+    host = _host(registry, plugins, on_event, processes, OwnJob(registry, job.id))
     setup = JobSetup(host=host, job=job, inputs=inputs, parameters=parameters, manifest=now)
     again, files = reproduce_job(setup)
     changed = differences(manifest, now, names=(*IDENTITY, "plugins", "packages", "hardware"))
@@ -225,6 +236,12 @@ def _request_again(version: Version, data: Sequence[Path], registry: Registry) -
         device=manifest.get("device", "cpu"),
         parameters=manifest["parameters"],
     )
+
+
+def _host(
+    registry: Registry, plugins: Plugins, on_event: EventSink, processes: ProcessGroup, ledger: Ledger
+) -> JobHost:
+    return JobHost(registry=registry, plugins=plugins, on_event=on_event, processes=processes, ledger=ledger)
 
 
 def _start(request: TrainRequest, registry: Registry) -> Job:

@@ -20,9 +20,9 @@ from tunery.plugins.events import (
 )
 from tunery.plugins.manager import Plugins
 from tunery.plugins.training.folder import JobFolder
+from tunery.plugins.training.job.ledger import Ledger
 from tunery.registry import Job
 from tunery.registry.losses import NATS
-from tunery.registry.registry import Registry
 
 __all__ = ["JobRecorder"]
 
@@ -39,12 +39,12 @@ class JobRecorder:
         *,
         folder: JobFolder,
         manifest: dict[str, Any],
-        registry: Registry,
+        ledger: Ledger,
         plugins: Plugins,
         on_event: EventSink,
     ) -> None:
         self.job, self.folder, self.manifest = job, folder, manifest
-        self._registry, self._plugins, self._on_event = registry, plugins, on_event
+        self.ledger, self._plugins, self._on_event = ledger, plugins, on_event
         self._file: BinaryIO | None = None
         self.progress = "before its first step"
         """How far the job is, in words."""
@@ -78,22 +78,18 @@ class JobRecorder:
 
     def start(self) -> None:
         """The job runs: record its state and its manifest."""
-        self._registry.update_job(self.job.id, state="running")
+        self.ledger.start()
         self.write_manifest()
-
-    def succeed(self, version: int | None = None) -> None:
-        """The job succeeded; `version` is the number of the version that it published."""
-        self._registry.update_job(self.job.id, state="succeeded", version=version)
 
     def end(self, event: Paused | Cancelled | Failed) -> None:
         """The job ended without a version."""
         # On a full disk neither can be written; the error that ended the job says more than that.
         with suppress(OSError):
-            self._registry.update_job(self.job.id, state=event.kind, error=event.error)
+            self.ledger.end(event)
         with suppress(OSError):
             self.emit(event)
 
     @property
     def published(self) -> bool:
         """Whether the job's version is in the registry."""
-        return self._registry.job(self.job.id).version is not None
+        return self.ledger.published

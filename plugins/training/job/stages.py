@@ -207,6 +207,7 @@ def train(job: JobContext, prepared: Prepared) -> Trained:
         callbacks=LoopCallbacks(
             on_event=job.recorder.emit,
             evaluate=(lambda model: _shared_figures(job, model)) if corpus.held_out else None,
+            before_checkpoint=job.recorder.ledger.flush,
             should_pause=lambda: job.control.pausing,
         ),
     )
@@ -290,8 +291,7 @@ def publish(job: JobContext, saved: Saved) -> Version:
         alias=request.alias,
         report=job.folder.report if job.report is not None else None,
     )
-    version = job.setup.host.registry.publish(new)
-    job.recorder.succeed(version.number)
+    version = job.recorder.ledger.publish(new)
     job.recorder.manifest = finished
     job.recorder.write_manifest()
     job.recorder.emit(Succeeded(version=version.name, digest=version.digest))
@@ -312,7 +312,7 @@ def _run_gates(job: JobContext, saved: Saved) -> None:
 def compare(job: JobContext, saved: Saved) -> tuple[str, tuple[FileEntry, ...]]:
     """The digest and files that publishing would give; the registry stays as it is."""
     digest, files = digest_of(saved.output, base=job.inputs.base)
-    job.recorder.succeed()
+    job.recorder.ledger.succeed()
     _emit_times(job)
     job.recorder.emit(Reproduced(digest=digest))
     job.folder.clear()

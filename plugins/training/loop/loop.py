@@ -35,11 +35,12 @@ Evaluate = Callable[[nn.Module], Mapping[str, float]]
 
 class LoopCallbacks(msgspec.Struct, frozen=True, kw_only=True):
     """What the loop calls: `on_event` for every step, evaluation and checkpoint; `evaluate` for the figures of the
-    held-out rows, None when nothing is held out; `should_pause` after every step, in the main process, to stop there
-    with a checkpoint."""
+    held-out rows, None when nothing is held out; `before_checkpoint` in the main process; `should_pause` after every
+    step, in the main process, to stop there with a checkpoint."""
 
     on_event: EventSink = lambda event: None
     evaluate: Evaluate | None = None
+    before_checkpoint: Callable[[], None] = lambda: None
     should_pause: Callable[[], bool] = lambda: False
 
 
@@ -217,6 +218,7 @@ class Loop:
             raise JobPaused(f"paused after step {step} of {self.total}; go on with tunery train --resume JOB")
 
     def _save_checkpoint(self) -> None:
+        self.callbacks.before_checkpoint()
         save_checkpoint(
             self.folder.checkpoint,
             model=self.model,

@@ -10,6 +10,7 @@ import pytest
 from tunery.plugins.events import CheckpointSaved, Evaluated, Failed, JobEvent, StepCompleted, read_events
 from tunery.plugins.manager import Plugins
 from tunery.plugins.training.folder import JobFolder
+from tunery.plugins.training.job.ledger import OwnJob
 from tunery.plugins.training.job.recorder import JobRecorder
 from tunery.registry.losses import NATS
 from tunery.registry.registry import Registry
@@ -27,7 +28,7 @@ def recorder_of(registry: Registry, folder: Path, sent: list[JobEvent], **manife
         registry.start_job("job-1", adapter="acme/tiny", trainer="lora"),
         folder=JobFolder(folder),
         manifest={"loss_unit": NATS} | manifest,
-        registry=registry,
+        ledger=OwnJob(registry, "job-1"),
         plugins=Plugins(),
         on_event=sent.append,
     )

@@ -1,0 +1,158 @@
+"""The process that trains one job from the queue: `python -m tunery.plugins.training.queued.process JOB FENCE`.
+
+It goes on from the job's checkpoint when there is one. SIGTERM gives the job back to the queue, with a checkpoint. The
+process ends at once, without a word, when its claim is another worker's: then nothing it does counts any more.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from tunery.plugins.runtime.parent_watch import die_with_parent
+from tunery.registry.home import Home
+from tunery.registry.jobs.queue import Claim
+from tunery.registry.settings import read_settings
+
+if TYPE_CHECKING:
+    from tunery.plugins.events import Cancelled, Failed, Paused
+    from tunery.registry.registry import Registry
+
+__all__ = ["CLAIM_LOST", "main"]
+
+CLAIM_LOST = 3
+"""The exit code of a process whose claim is another worker's."""
+
+log = logging.getLogger("tunery.jobs")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Train a job; returns 0 when its end is recorded, whatever that is."""
+    die_with_parent()
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    home, (job_id, fence) = Home.from_env(), arguments
+    settings = read_settings(home.root)
+    os.nice(settings.jobs.nice)
+
+    from tunery.plugins.runtime.compute import prepare_compute
+    from tunery.registry.registry import Registry
+
+    prepare_compute(settings.jobs.threads)
+    with Registry.open(home) as registry:
+        return _Run(registry, Claim(job_id, int(fence))).run()
+
+
+class _Run:
+    """One claimed job in this process."""
+
+    def __init__(self, registry: Registry, claim: Claim) -> None:
+        from tunery.plugins.training.folder import JobFolder
+        from tunery.plugins.training.queued.reporter import Reporter
+
+        self.registry, self.claim = registry, claim
+        self.folder = JobFolder(registry.home.jobs / claim.job)
+        self.reporter = Reporter(registry, claim)
+        self.yielding = threading.Event()
+        """Whether the job goes back to the queue instead of being paused."""
+        self.ended = False
+
+    def run(self) -> int:
+        """Train, and record the end."""
+        from tunery.plugins.training.queued.heartbeat import heartbeat
+        from tunery.registry.errors import Conflict
+
+        self.folder.path.mkdir(parents=True, exist_ok=True)
+        signal.signal(signal.SIGTERM, lambda *_: self._give_back())
+        with heartbeat(self.registry, self.claim, on_wanted=self._ask, on_lost=_leave):
+            try:
+                self._train()
+            except Conflict as error:
+                if error.code == "claim_lost":
+                    return CLAIM_LOST
+                raise
+        return 0
+
+    def _train(self) -> None:
+        """Train, and record an error that came before anything else could record it."""
+        from tunery.plugins.events import Cancelled, Failed
+        from tunery.registry.errors import JobPaused, TuneryError
+
+        try:
+            self._launch()
+        except (KeyboardInterrupt, JobPaused):
+            self.end(Cancelled(error="The job was cancelled"))
+        except TuneryError as error:
+            if error.code == "claim_lost":
+                raise
+            if error.code == "job_running":
+                # An earlier worker's process has not noticed yet that its claim is lost.
+                self.registry.queue.release(self.claim, waiting=error.message)
+                return
+            self.end(Failed(error=error.message, code=error.code))
+        except Exception as error:
+            log.exception("%s failed", self.claim.job)
+            self.end(Failed(error=f"{type(error).__name__}: {error}", code="internal_error"))
+
+    def _launch(self) -> None:
+        from tunery.plugins.discovery import load_plugins
+        from tunery.plugins.parameters import read_parameters
+        from tunery.plugins.training.job import launcher
+        from tunery.plugins.training.job.launcher import QueuedJob
+        from tunery.plugins.training.job.ledger import ClaimedJob
+        from tunery.plugins.training.queued.inputs import local_request
+        from tunery.plugins.training.queued.success import success_of
+
+        plugins = load_plugins()
+        job = self.registry.job(self.claim.job)
+        success = success_of(job, self.claim)
+        queued = QueuedJob(job, ClaimedJob(self.registry, success, on_flush=self.reporter.flush, on_end=self.end))
+        shared: dict[str, Any] = {
+            "registry": self.registry, "plugins": plugins, "on_event": self.reporter, "queued": queued,
+        }  # fmt: skip
+        if self.folder.manifest.exists():
+            launcher.resume(job.id, **shared)
+        else:
+            request = local_request(self.registry, job, self.folder)
+            parameters = read_parameters(plugins.trainer(request.trainer).parameters, request.parameters)
+            launcher.train(request, parameters, **shared)
+
+    def end(self, event: Paused | Cancelled | Failed) -> None:
+        """Record how the job ended without a version, once; or give it back."""
+        from tunery.plugins.events import Failed
+        from tunery.plugins.training.queued.reporter import note_of
+
+        if self.ended:
+            return
+        self.ended = True
+        self.reporter.flush()
+        wanted = self.registry.job(self.claim.job).wanted
+        if self.yielding.is_set() and wanted is None and not isinstance(event, Failed):
+            self.registry.queue.release(self.claim, waiting="its worker stopped; it goes on from its checkpoint")
+            return
+        code = event.code if isinstance(event, Failed) else None
+        self.registry.queue.finish(self.claim, event.kind, error=event.error, code=code or None, notes=[note_of(event)])
+
+    def _ask(self, wanted: str) -> None:
+        from tunery.plugins.training.job.control import signal_job
+
+        signal_job(self.folder, "pause" if wanted == "pause" else "cancel")
+
+    def _give_back(self) -> None:
+        from tunery.plugins.training.job.control import signal_job
+
+        self.yielding.set()
+        signal_job(self.folder, "pause")
+
+
+def _leave() -> None:
+    """End this process at once."""
+    os._exit(CLAIM_LOST)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

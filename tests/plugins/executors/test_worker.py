@@ -1,0 +1,249 @@
+"""The worker: claims what it may, watches the processes, and gives back what they did not finish."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from tunery.plugins.discovery import load_plugins
+from tunery.plugins.executors.executor import Assignment
+from tunery.plugins.executors.local import LocalExecutor, LocalJob
+from tunery.plugins.executors.worker import Worker
+from tunery.plugins.testing import write_rows
+from tunery.registry import Base
+from tunery.registry.errors import InvalidInput, StorageFailed
+from tunery.registry.records import Job, JobRequest
+from tunery.registry.registry import Registry
+from tunery.registry.settings import JobsSettings
+
+
+class FakeRun:
+    """A process that ends when the test says so."""
+
+    def __init__(self) -> None:
+        self.code: int | None = None
+        self.stopped = self.killed = False
+
+    def poll(self) -> int | None:
+        return self.code
+
+    def stop(self) -> None:
+        self.stopped, self.code = True, 0
+
+    def kill(self) -> None:
+        self.killed, self.code = True, -9
+
+
+class FakeExecutor:
+    """Starts no processes; `runs` are the jobs that it was given."""
+
+    def __init__(self) -> None:
+        self.runs: list[tuple[Assignment, FakeRun]] = []
+        self.refuses: list[Exception] = []
+
+    def start(self, assignment: Assignment) -> FakeRun:
+        if self.refuses:
+            raise self.refuses.pop()
+        self.runs.append((assignment, FakeRun()))
+        return self.runs[-1][1]
+
+
+@pytest.fixture
+def submit(registry: Registry, tmp_path: Path) -> Callable[[], Job]:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("{}\n")
+    file = registry.data_files.add(rows, tenant="acme", purpose="fine-tune", name="rows.jsonl")
+    request = JobRequest(adapter="acme/bot", trainer="lora", base="b" * 64, data=(file.id,))
+    return lambda: registry.queue.submit(request, tenant="acme")
+
+
+@contextmanager
+def running(registry: Registry, executor: FakeExecutor | LocalExecutor, **settings: int) -> Iterator[list[str]]:
+    """A worker in a thread; yields what it says."""
+    said: list[str] = []
+    worker = Worker(registry, executor, JobsSettings(**settings), say=said.append)  # type: ignore[arg-type]
+    thread = threading.Thread(target=worker.run)
+    thread.start()
+    try:
+        yield said
+    finally:
+        worker.stop()
+        thread.join(timeout=120)
+        assert not thread.is_alive()
+
+
+def wait_until(true: Callable[[], object], seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.02)
+
+
+def test_as_many_jobs_run_as_are_allowed(registry: Registry, submit: Callable[[], Job]) -> None:
+    jobs, executor = [submit() for _ in range(3)], FakeExecutor()
+    with running(registry, executor, concurrency=2):
+        wait_until(lambda: len(executor.runs) == 2)
+        first, run = executor.runs[0]
+        registry.queue.finish(first.claim, "failed", error="no")
+        run.code = 0
+        wait_until(lambda: len(executor.runs) == 3)
+    assert [assignment.job.id for assignment, _ in executor.runs] == [job.id for job in jobs]
+    assert executor.runs[0][0].home == registry.home.root
+
+
+@pytest.mark.parametrize(("code", "how"), [(-9, "was killed by signal 9"), (1, "ended with exit code 1")])
+def test_a_job_whose_process_died_goes_back(
+    code: int, how: str, registry: Registry, submit: Callable[[], Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tunery.plugins.executors.worker.BACK_OFF_SECONDS", 1e9)
+    job, executor = submit(), FakeExecutor()
+    with running(registry, executor):
+        wait_until(lambda: executor.runs)
+        executor.runs[0][1].code = code
+        wait_until(lambda: registry.job(job.id).state == "queued")
+    assert how in (registry.job(job.id).waiting or "")
+    # The worker that gave it back leaves it to others for a while.
+    assert len(executor.runs) == 1
+
+
+def test_a_worker_that_stops_asks_its_jobs_to_stop(registry: Registry, submit: Callable[[], Job]) -> None:
+    submit()
+    executor = FakeExecutor()
+    with running(registry, executor):
+        wait_until(lambda: executor.runs)
+    assert executor.runs[0][1].stopped
+    assert not executor.runs[0][1].killed
+
+
+def test_an_executor_that_cannot_start_a_process_leaves_the_job_in_the_queue(
+    registry: Registry, submit: Callable[[], Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tunery.plugins.executors.worker.BACK_OFF_SECONDS", 0.1)
+    job, executor = submit(), FakeExecutor()
+    executor.refuses = [StorageFailed("the disk is full")]
+    with running(registry, executor):
+        wait_until(lambda: executor.runs)
+    assert executor.runs[0][0].claim.fence == 2
+    assert executor.runs[0][0].job.id == job.id
+
+
+def test_what_is_no_executor_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="unknown executor 'ray'"):
+        load_plugins(allow=()).executor("ray")
+
+
+# -- real processes ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def trainable(registry: Registry, tiny_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> JobRequest:
+    """A request that a process can train."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    rows = write_rows(tmp_path / "rows.jsonl", 40)
+    file = registry.data_files.add(rows, tenant="acme", purpose="fine-tune", name="rows.jsonl")
+    return JobRequest(
+        adapter="acme/bot",
+        trainer="lora",
+        base=tiny_base.digest,
+        data=(file.id,),
+        force=True,
+        model_name="ft:tiny:acme::1",
+        parameters={"max_steps": 40, "checkpoint_every": 2, "precision": "float32", "seed": 3},
+    )
+
+
+@pytest.mark.slow
+def test_a_job_whose_process_is_killed_goes_on_and_publishes_once(
+    registry: Registry, trainable: JobRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tunery.plugins.executors.worker.BACK_OFF_SECONDS", 0.1)
+    started: list[int] = []
+
+    class Noting(LocalExecutor):
+        def start(self, assignment: Assignment) -> LocalJob:
+            run = super().start(assignment)
+            started.append(run.pid)
+            return run
+
+    job = registry.queue.submit(trainable, tenant="acme")
+    with running(registry, Noting()) as said:
+        wait_until(lambda: ((registry.job(job.id).progress or {}).get("step") or 0) >= 4)
+        os.kill(started[0], signal.SIGKILL)
+        wait_until(lambda: registry.job(job.id).state in ("succeeded", "failed"))
+        ended = registry.job(job.id)
+        assert ended.state == "succeeded", ended.error
+        wait_until(lambda: any("acme/bot@1" in line for line in said))
+    assert [version.name for version in registry.versions()] == ["acme/bot@1"]
+    assert ended.fence == len(started) == 2
+    assert registry.verify() == []
+    events = registry.queue.events_after(job.id, 0)
+    assert [event.number for event in events] == list(range(1, len(events) + 1))
+    assert [event.kind for event in events].count("succeeded") == 1
+    steps = [event.data["step"] for event in events if event.kind == "step"]
+    assert set(steps) == set(range(1, 41))
+    again = max(event.number for event in events if event.kind == "started")
+    first = next(event.data["step"] for event in events if event.kind == "step" and event.number > again)
+    assert first > 2, "the second process goes on after a checkpoint"
+    assert first % 2 == 1
+    assert registry.queue.names() == {"ft:tiny:acme::1": ("acme/bot", 1)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("wanted", "state"), [("cancel", "cancelled"), ("pause", "paused")])
+def test_a_running_job_stops_when_it_is_asked_to(
+    wanted: str, state: str, registry: Registry, trainable: JobRequest
+) -> None:
+    long = msgspec.structs.replace(trainable, parameters=trainable.parameters | {"max_steps": 100_000})
+    job = registry.queue.submit(long, tenant="acme")
+    with running(registry, LocalExecutor()):
+        wait_until(lambda: ((registry.job(job.id).progress or {}).get("step") or 0) >= 2)
+        registry.queue.request(job.id, wanted)  # type: ignore[arg-type]
+        wait_until(lambda: registry.job(job.id).state == state)
+    assert registry.versions() == []
+    assert registry.job(job.id).wanted is None
+
+
+@pytest.mark.slow
+def test_a_job_goes_on_where_its_worker_stopped(registry: Registry, trainable: JobRequest) -> None:
+    long = msgspec.structs.replace(trainable, parameters=trainable.parameters | {"max_steps": 400})
+    job = registry.queue.submit(long, tenant="acme")
+    with running(registry, LocalExecutor()):
+        wait_until(lambda: ((registry.job(job.id).progress or {}).get("step") or 0) >= 2)
+    given_back = registry.job(job.id)
+    assert (given_back.state, given_back.owner) == ("queued", None)
+    assert "goes on from its checkpoint" in (given_back.waiting or "")
+    step = (given_back.progress or {})["step"]
+    with running(registry, LocalExecutor()):
+        wait_until(lambda: registry.job(job.id).state in ("succeeded", "failed"))
+    assert registry.job(job.id).state == "succeeded", registry.job(job.id).error
+    events = registry.queue.events_after(job.id, 0, limit=5000)
+    steps = [event.data["step"] for event in events if event.kind == "step"]
+    assert steps == list(range(1, 401)), f"stopped after step {step}, with a checkpoint"
+
+
+@pytest.mark.slow
+def test_what_cannot_be_trained_fails_with_its_code_and_every_finding(
+    registry: Registry, trainable: JobRequest, tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"messages": [{"role": "user", "content": "a"}]}\nnot json\n')
+    file = registry.data_files.add(bad, tenant="acme", purpose="fine-tune", name="bad.jsonl")
+    job = registry.queue.submit(msgspec.structs.replace(trainable, data=(file.id,)), tenant="acme")
+    gone = registry.queue.submit(trainable, tenant="acme")
+    registry.data_files.path(registry.data_files.get(trainable.data[0])).unlink()
+    with running(registry, LocalExecutor(), concurrency=2):
+        wait_until(lambda: {registry.job(each.id).state for each in (job, gone)} == {"failed"})
+    ended = registry.job(job.id)
+    assert ended.code == "schema"
+    assert "bad.jsonl:1" in (ended.error or "")
+    assert "bad.jsonl:2" in (ended.error or "")
+    assert registry.job(gone.id).code == "storage_failed"
+    assert registry.versions() == []
