@@ -18,13 +18,23 @@ from tunery.gateway.api.adapters import list_adapters, load_adapter, unload_adap
 from tunery.gateway.api.chat import chat_completions
 from tunery.gateway.api.completions import completions
 from tunery.gateway.api.embeddings import embeddings
+from tunery.gateway.api.files import create_file, delete_file, file_content, file_findings, list_files, show_file
+from tunery.gateway.api.fine_tuning import (
+    cancel_job,
+    create_job,
+    list_events,
+    list_jobs,
+    pause_job,
+    resume_job,
+    show_job,
+)
 from tunery.gateway.api.health import live, metrics, ready
 from tunery.gateway.api.http.docs_page import DocsPage
 from tunery.gateway.api.http.errors import EXCEPTION_HANDLERS
 from tunery.gateway.api.http.guards import Guard
 from tunery.gateway.api.http.middleware import RequestMiddleware
 from tunery.gateway.api.http.openapi import complete_document
-from tunery.gateway.api.models import list_models, show_model
+from tunery.gateway.api.models import delete_model, list_models, show_model
 from tunery.gateway.api.state import Gateway
 from tunery.gateway.preload import Preloader
 
@@ -39,9 +49,23 @@ HANDLERS = (
     embeddings,
     list_models,
     show_model,
+    delete_model,
     list_adapters,
     load_adapter,
     unload_adapter,
+    create_file,
+    list_files,
+    show_file,
+    file_content,
+    file_findings,
+    delete_file,
+    create_job,
+    list_jobs,
+    show_job,
+    cancel_job,
+    pause_job,
+    resume_job,
+    list_events,
     live,
     ready,
     metrics,
@@ -67,11 +91,13 @@ def create_app(gateway: Gateway) -> ASGIApp:
         gateway.engine.on_stats(preloader.on_stats)
         await gateway.engine.start()
         await asyncio.to_thread(gateway.renderer.prepare)
+        await gateway.file_checks.catch_up()
         try:
             yield
         finally:
             gateway.draining = True
             await preloader.stop()
+            await gateway.file_checks.stop()
             gateway.workers.close()
             await gateway.engine.stop()
             gateway.registry.close()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from tunery.gateway.engine.composition import AdapterSource, WeightedAdapter, composition_digest, composition_title
+from tunery.gateway.jobs.model_names import is_tuned_name
 from tunery.gateway.metrics.table import COMPOSITION
 from tunery.registry import Base, Version
 from tunery.registry.errors import InvalidInput, NotFound, near
@@ -77,6 +78,7 @@ class Resolver:
         self._changes = -1
         self._targets: dict[str, Target] = {}
         self._adapters: tuple[str, ...] | None = None
+        self._tuned_names: dict[str, tuple[str, int]] | None = None
 
     def resolve(self, model: str, *, adapter: str | None = None) -> Target:
         """The target of a request for `model`, or for `adapter` (a field or header) when `model` is the base's name.
@@ -84,6 +86,8 @@ class Resolver:
         Either may be a composition. Raises NotFound for a model that does not exist or is not on this base, and
         InvalidInput when the two disagree or a composition is malformed.
         """
+        if is_tuned_name(model):
+            model = self._tuned(model)
         if self._is_base(model):
             return self._bare_base if adapter is None else self._composition(adapter, "adapter")
         if adapter is not None and adapter != model:
@@ -96,6 +100,8 @@ class Resolver:
 
     def resolve_one(self, name: str, *, param: str = "model") -> Target:
         """The target of `name` where only one version or the base makes sense; raise InvalidInput for a composition."""
+        if is_tuned_name(name):
+            name = self._tuned(name, param)
         if "+" in name or ":" in name:
             raise InvalidInput(
                 f"{name[:MAX_NAME_LENGTH]!r} is a composition, which only inference endpoints take; "
@@ -128,6 +134,25 @@ class Resolver:
         ]
         return Target(self.base, versions, tuple(composition))
 
+    def _tuned(self, name: str, param: str = "model") -> str:
+        """The reference that a name in OpenAI's form stands for; raise NotFound."""
+        self._notice_changes()
+        if self._tuned_names is None:
+            self._tuned_names = self._registry.queue.names()
+        place = self._tuned_names.get(name)
+        if place is None:
+            raise NotFound(
+                f"the model {name[:MAX_NAME_LENGTH]!r} does not exist: {near(name[:MAX_NAME_LENGTH], self._tuned_names)}",
+                code="model_not_found",
+                param=param,
+            )
+        return f"{place[0]}@{place[1]}"
+
+    def tuned(self) -> dict[str, Version]:
+        """The versions on the served base that have a name in OpenAI's form, by that name."""
+        named = self._registry.queue.named_versions()
+        return {name: version for name, version in named.items() if version.base_digest == self.base.digest}
+
     def _is_base(self, name: str) -> bool:
         # A Hub id looks like an adapter's name. If there is an adapter of that name, it wins.
         return name == self.base.name or (name == self.base.source and name not in self._registry.adapters())
@@ -149,7 +174,7 @@ class Resolver:
         changes = self._registry.changes()
         if changes != self._changes:
             self._targets.clear()
-            self._adapters = None
+            self._adapters = self._tuned_names = None
             self._changes = changes
 
     def _look_up(self, reference: str, param: str) -> Target:

@@ -32,7 +32,7 @@ from tunery.registry import Base
 from tunery.registry.errors import Unavailable
 from tunery.registry.home import Home
 from tunery.registry.registry import Registry
-from tunery.registry.settings import ServeSettings
+from tunery.registry.settings import JobsSettings, ServeSettings
 
 if TYPE_CHECKING:
     from granian.server.embed import Server
@@ -49,7 +49,7 @@ BACKLOG = 1024
 Say = Callable[[str], None]
 
 
-def run(settings: ServeSettings, *, home: Home, plugins: Plugins, say: Say) -> None:
+def run(settings: ServeSettings, jobs: JobsSettings, *, home: Home, plugins: Plugins, say: Say) -> None:
     """Serve until SIGTERM or SIGINT; raise Unavailable when the engine never becomes ready."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     bound_allocator()
@@ -57,10 +57,12 @@ def run(settings: ServeSettings, *, home: Home, plugins: Plugins, say: Say) -> N
     with Registry.open(home) as registry:
         base = resolve_base(settings.base, registry=registry, plugins=plugins, say=say)
     settings = msgspec.structs.replace(settings, host=host, port=free_port(host, settings.port))
-    asyncio.run(_run(settings, base, home=home, say=say))
+    asyncio.run(_run(settings, jobs, base, home=home, plugins=plugins, say=say))
 
 
-async def _run(settings: ServeSettings, base: Base, *, home: Home, say: Say) -> None:
+async def _run(
+    settings: ServeSettings, jobs: JobsSettings, base: Base, *, home: Home, plugins: Plugins, say: Say
+) -> None:
     """Start the engine, create the gateway in front of it, and serve."""
     renderer = Renderer(Path(base.path))
     timeouts = EngineTimeouts(
@@ -73,13 +75,17 @@ async def _run(settings: ServeSettings, base: Base, *, home: Home, say: Say) -> 
     try:
         await asyncio.to_thread(import_module, "tunery.gateway.app")
         from tunery.gateway.api.state import Gateway
+        from tunery.gateway.jobs.worker_thread import WorkerThread
         from tunery.gateway.metrics.recorder import Metrics
         from tunery.gateway.resolver import Resolver
 
         # Imported modules stay alive, so later garbage collections need not spend time on them.
         gc.freeze()
         registry = Registry.open(home)  # closed by the application
-        await serve(Gateway(settings, registry, engine, renderer, Resolver(registry, base), Metrics()), say=say)
+        resolver = Resolver(registry, base)
+        gateway = Gateway(settings, registry, engine, renderer, resolver, Metrics(), jobs=jobs, plugins=plugins)
+        with WorkerThread(home, jobs, plugins, say=say) if settings.worker else contextlib.nullcontext():
+            await serve(gateway, say=say)
     finally:
         await engine.stop()
 

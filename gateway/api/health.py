@@ -62,6 +62,7 @@ async def metrics(gateway: NamedDependency[Gateway]) -> Response[bytes]:
     gateway.metrics.update_health(up=gateway.engine.ready is not None, restarts=gateway.engine.restarts)
     if _registry(gateway) == "ok":
         gateway.metrics.add_adapters(gateway.resolver.adapters())
+        gateway.metrics.update_jobs(await asyncio.to_thread(gateway.registry.queue.counts))
     # There may be thousands of series, so they are formatted off the event loop.
     return Response(await asyncio.to_thread(gateway.metrics.exposition), media_type=_TEXT)
 

@@ -1,18 +1,19 @@
-"""`GET /v1/models`: the base and its adapters, in the format of OpenAI's model list."""
+"""`/v1/models`: the base and its adapters, in the format of OpenAI's model list."""
 
 from __future__ import annotations
 
-from litestar import get
+from litestar import delete, get
 from litestar.di import NamedDependency
 from litestar.params import FromPath
 
 from tunery.gateway.api.http.errors import error_responses
-from tunery.gateway.api.schemas.models import ModelCard, ModelList
+from tunery.gateway.api.schemas.models import DeletedModel, ModelCard, ModelList
 from tunery.gateway.api.state import Gateway
 from tunery.registry import Base, Version
+from tunery.registry.errors import NotFound
 from tunery.registry.names import tenant_of
 
-__all__ = ["list_models", "show_model"]
+__all__ = ["delete_model", "list_models", "show_model"]
 
 
 @get(
@@ -26,7 +27,8 @@ async def list_models(gateway: NamedDependency[Gateway]) -> ModelList:
     """List everything that a request may name as `model`."""
     resolver = gateway.resolver
     adapters = [_version_card(version.adapter, version, resolver.base.name) for version in resolver.served()]
-    return ModelList([_base_card(resolver.base.name, resolver.base), *adapters])
+    tuned = [_version_card(name, version, resolver.base.name) for name, version in resolver.tuned().items()]
+    return ModelList([_base_card(resolver.base.name, resolver.base), *adapters, *tuned])
 
 
 @get(
@@ -43,6 +45,28 @@ async def show_model(name: FromPath[str], gateway: NamedDependency[Gateway]) -> 
     if target.version is None:
         return _base_card(name, target.base)
     return _version_card(name, target.version, target.base.name)
+
+
+@delete(
+    "/v1/models/{name:path}",
+    operation_id="deleteModel",
+    summary="Delete a fine-tuned model",
+    status_code=200,
+    responses=error_responses(400, 404, 500),
+    tags=["models"],
+)
+async def delete_model(name: FromPath[str], gateway: NamedDependency[Gateway]) -> DeletedModel:
+    """Remove the version behind a name in OpenAI's form (`ft:…`); refused while an alias points to it."""
+    name = name.lstrip("/")
+    place = gateway.registry.queue.names().get(name)
+    if place is None:
+        raise NotFound(
+            f"The model '{name[:200]}' does not exist or is not a fine-tuned model with a name of its own (ft:…)",
+            code="model_not_found",
+            param="model",
+        )
+    gateway.registry.remove(f"{place[0]}@{place[1]}", actor=gateway.jobs.tenant)
+    return DeletedModel(id=name)
 
 
 def _base_card(name: str, base: Base) -> ModelCard:

@@ -15,12 +15,15 @@ from tunery.gateway.api.http.connection import cancel_on_disconnect
 from tunery.gateway.api.http.worker_pool import WorkerPool
 from tunery.gateway.engine.interface import Engine
 from tunery.gateway.engine.messages import Ready
+from tunery.gateway.jobs.file_checks import FileChecks
 from tunery.gateway.metrics.recorder import Metrics
 from tunery.gateway.resolver import Resolver, Target
 from tunery.plugins.data.render.renderer import Renderer
+from tunery.plugins.discovery import load_plugins
+from tunery.plugins.manager import Plugins
 from tunery.registry.errors import Overloaded, Unavailable
 from tunery.registry.registry import Registry
-from tunery.registry.settings import ServeSettings
+from tunery.registry.settings import JobsSettings, ServeSettings
 
 __all__ = ["Gateway"]
 
@@ -37,12 +40,16 @@ class Gateway:
     renderer: Renderer
     resolver: Resolver
     metrics: Metrics
+    jobs: JobsSettings = field(default_factory=JobsSettings)
+    plugins: Plugins = field(default_factory=load_plugins)
     draining: bool = False
+    file_checks: FileChecks = field(init=False)
     admission: Admission = field(init=False)
     workers: WorkerPool = field(default_factory=WorkerPool)
 
     def __post_init__(self) -> None:
         self.admission = Admission(self.settings, self.metrics.set_in_flight)
+        self.file_checks = FileChecks(self.registry, self.plugins)
 
     @property
     def in_flight(self) -> int:

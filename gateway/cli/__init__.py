@@ -22,12 +22,13 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "bench": ("tunery.gateway.cli.bench:bench", "Measure serving and training on this machine."),
     "data": ("tunery.gateway.cli.data:data", "Check, preview and split files of examples."),
     "files": ("tunery.gateway.cli.files:files", "Find the versions that were made with a file of examples."),
-    "jobs": ("tunery.gateway.cli.jobs:jobs", "List, inspect, pause and cancel training jobs."),
+    "jobs": ("tunery.gateway.cli.jobs:jobs", "Submit, list, follow, pause and cancel training jobs."),
     "plugins": ("tunery.gateway.cli.plugins:plugins", "List plugins, their hooks, and the trainers' parameters."),
     "registry": ("tunery.gateway.cli.registry:registry", "Rebuild a lost registry from its manifests."),
     "reproduce": ("tunery.gateway.cli.reproduce:reproduce", "Train a version again from its manifest and compare."),
     "serve": ("tunery.gateway.cli.serve:serve", "Serve every adapter from one quantized base."),
     "train": ("tunery.gateway.cli.train:train", "Train a version of an adapter from a file of examples."),
+    "worker": ("tunery.gateway.cli.worker:worker", "Run queued training jobs apart from the server."),
 }
 """Each command's place and short help."""
 

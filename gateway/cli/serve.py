@@ -23,8 +23,8 @@ def serve(**given: Any) -> None:
     Each setting can also come from TUNERY_HOME/config.toml ([serve]) or from TUNERY_SERVE_<NAME>.
     """
     home = Home.from_env()
-    settings = read_settings(home.root, overrides={"serve": given}).serve
-    check_device(settings.device)
+    settings = read_settings(home.root, overrides={"serve": given})
+    check_device(settings.serve.device)
     from tunery.gateway.serve import run
 
-    run(settings, home=home, plugins=plugins(), say=say)
+    run(settings.serve, settings.jobs, home=home, plugins=plugins(), say=say)

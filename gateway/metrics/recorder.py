@@ -18,6 +18,7 @@ from prometheus_client.registry import Collector
 from tunery.gateway.engine.messages import Ready, Stats
 from tunery.gateway.metrics import table
 from tunery.gateway.metrics.table import BASE, COMPOSITION, MAX_ADAPTERS, OTHER, TABLE, VLLM_LABELS, Row
+from tunery.registry.jobs.counts import JobCounts
 
 __all__ = ["DISCONNECTED", "UNKNOWN_ROUTE", "Metrics"]
 
@@ -182,6 +183,16 @@ class Metrics:
             before = last.get(adapter, 0)
             self._add(row, value - before if value >= before else value, *([self.label(adapter)] if row.labels else []))
         self._last[row] = dict(values)
+
+    # Jobs ------------------------------------------------------------------------------------------------------------
+
+    def update_jobs(self, jobs: JobCounts) -> None:
+        """Show what the registry's jobs do."""
+        for row, counts in ((table.JOBS, jobs.states), (table.JOBS_FAILED, jobs.failures)):
+            self._own[row].clear()
+            for label, count in counts.items():
+                self._own[row].labels(label).set(count)
+        self._set(table.JOB_WAITING_SECONDS, jobs.waiting_seconds)
 
     # Recording under both names --------------------------------------------------------------------------------------
 

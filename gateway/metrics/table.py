@@ -179,6 +179,26 @@ LORA_REQUESTS_INFO = Row(
     help="Adapters in memory, and adapters with requests that wait for a load; the value is the time of the scrape.",
 )
 
+# -- what the registry has -------------------------------------------------------------------------------------------
+
+JOBS = Row(
+    kind="gauge",
+    name="tunery_jobs",
+    labels=("state",),
+    help="Training jobs by state, on all gateways and workers of the registry.",
+)
+JOBS_FAILED = Row(
+    kind="gauge",
+    name="tunery_jobs_failed",
+    labels=("code",),
+    help="Training jobs that failed, by the code of their error.",
+)
+JOB_WAITING_SECONDS = Row(
+    kind="gauge",
+    name="tunery_job_waiting_seconds",
+    help="How long the oldest job in the queue has waited; 0 when none waits.",
+)
+
 # -- what the engine reports ------------------------------------------------------------------------------------------
 
 REPORTED = (

@@ -18,7 +18,7 @@ import msgspec
 from tunery.plugins.discovery import load_plugins
 from tunery.registry.errors import TuneryError
 from tunery.registry.home import Home
-from tunery.registry.settings import ServeSettings
+from tunery.registry.settings import ServeSettings, read_settings
 
 __all__ = ["main"]
 
@@ -38,7 +38,8 @@ def main() -> None:
     try:
         from tunery.gateway.serve import run
 
-        run(msgspec.json.decode(sys.argv[1], type=ServeSettings), home=Home.from_env(), plugins=load_plugins(), say=say)
+        home, settings = Home.from_env(), msgspec.json.decode(sys.argv[1], type=ServeSettings)
+        run(settings, read_settings(home.root).jobs, home=home, plugins=load_plugins(), say=say)
     except TuneryError as error:
         _send(messages, {"error": type(error).__name__, "message": error.message, "code": error.code})
         sys.exit(1)

@@ -44,7 +44,8 @@ class Connection:
     ) -> None:
         self._receive, self._send, self._memory = receive, send, memory
         self._read_seconds, self._write_seconds_left = read_seconds, write_seconds
-        self._started, self._size = time.monotonic(), 0
+        self._started, self._size, self._held = time.monotonic(), 0, 0
+        self._streamed = False
         self._body_read = self._broken_off = False
         self._disconnected = asyncio.Event()
         self._watch: asyncio.Task[None] | None = None
@@ -60,11 +61,15 @@ class Connection:
         try:
             await self._closing.aclose()
         finally:
-            self._memory.release(self._size)
+            self._memory.release(self._held)
 
     def attach(self, scope: Any) -> None:
         """Store this connection where `connection_of` finds it."""
         scope.setdefault("state", {})[_KEY] = self
+
+    def stream_body(self) -> None:
+        """The body is not kept: it does not count as memory. Call it before the body is read."""
+        self._streamed = True
 
     def on_end(self, close: Callable[[], Awaitable[Any]]) -> None:
         """Await `close()` when the request has ended."""
@@ -84,7 +89,9 @@ class Connection:
         message = await self._receive_body()
         if message["type"] == "http.request":
             size = len(message.get("body") or b"")
-            self._memory.take(size)
+            if not self._streamed:
+                self._memory.take(size)
+                self._held += size
             self._size += size
             self._body_read = not message.get("more_body")
         else:

@@ -37,7 +37,11 @@ class Guard:
         host = request.headers.get("host")
         self._check_host(host)
         self._check_origin(request.headers.get("origin"), host)
-        if request.method in _WITH_BODY:
+        if request.method not in _WITH_BODY:
+            return
+        if request.route_handler.opt.get("streamed_body"):
+            _check_multipart(request)
+        elif not request.route_handler.opt.get("no_body"):
             _check_type(request)
             _check_text(await _body(request))
 
@@ -94,6 +98,16 @@ def _check_type(request: Request[Any, Any, Any]) -> None:
     if encoding != "identity":
         raise Refused(
             f"the body is compressed ({encoding[:100]}); send it uncompressed, without content-encoding",
+            status=415,
+            code="unsupported_media_type",
+        )
+
+
+def _check_multipart(request: Request[Any, Any, Any]) -> None:
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "multipart/form-data":
+        raise Refused(
+            f"the body's content-type is {kind[:100] or 'missing'}; send the file as multipart/form-data",
             status=415,
             code="unsupported_media_type",
         )

@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 from litestar.openapi.spec import OpenAPI, OpenAPIMediaType, OpenAPIResponse, PathItem, Schema
 
+from tunery.gateway.api.schemas import files, fine_tuning, requests
 from tunery.gateway.api.schemas import models as cards
-from tunery.gateway.api.schemas import requests
 from tunery.gateway.api.schemas import responses as schemas
 
 __all__ = ["complete_document"]
@@ -24,8 +24,17 @@ _TYPES = (
     cards.AdapterList,
     cards.AdapterReference,
     cards.AdapterState,
+    cards.DeletedModel,
     cards.LoadRequest,
     cards.ModelList,
+    files.DeletedFile,
+    files.FileFindings,
+    files.FileList,
+    files.FileObject,
+    fine_tuning.FineTuningEventList,
+    fine_tuning.FineTuningJob,
+    fine_tuning.FineTuningJobList,
+    fine_tuning.JobCreate,
 )
 _STREAMED = ("/v1/chat/completions", "/v1/completions")
 
@@ -47,4 +56,6 @@ def complete_document(document: OpenAPI) -> dict[str, set[str]]:
 
 
 def _statuses(item: PathItem) -> set[str]:
-    return {status for operation in (item.get, item.post) if operation for status in operation.responses or ()}
+    return {
+        status for operation in (item.get, item.post, item.delete) if operation for status in operation.responses or ()
+    }

@@ -11,6 +11,7 @@ __all__ = [
     "AdapterList",
     "AdapterReference",
     "AdapterState",
+    "DeletedModel",
     "LoadRequest",
     "ModelCard",
     "ModelList",
@@ -37,6 +38,14 @@ class ModelList(msgspec.Struct, frozen=True):
 
     data: list[ModelCard]
     object: Literal["list"] = "list"
+
+
+class DeletedModel(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to a deletion."""
+
+    id: str
+    object: Literal["model"] = "model"
+    deleted: bool = True
 
 
 class ResidentVersion(msgspec.Struct, frozen=True, kw_only=True):

@@ -111,7 +111,7 @@ async def test_every_panel_has_data_after_traffic_and_every_alert_something_to_c
 
 
 async def _traffic(served: Served) -> None:
-    """Answers and failures; an adapter is loaded, one fails to, one is evicted."""
+    """Answers and failures; an adapter is loaded, one fails to, one is evicted; a job fails."""
     messages: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hi"}]
     for model in ("tiny", "acme/support"):
         await served.client.chat.completions.create(model=model, messages=messages)
@@ -125,6 +125,8 @@ async def _traffic(served: Served) -> None:
             load_seconds=[("acme/support", 0.02)],
         )
     )
+    served.gateway.registry.start_job("job-1", adapter="acme/support", trainer="lora")
+    served.gateway.registry.update_job("job-1", state="failed", error="bad rows", code="schema")
     served.engine.failure = Unavailable("gone", code="engine_restarted")
     body = {"model": "tiny", "messages": messages}
     assert (await served.post("/v1/chat/completions", body)).status_code == 503

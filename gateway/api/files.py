@@ -1,0 +1,185 @@
+"""`/v1/files`: upload, list, read and delete files, as OpenAI has it; and what the data check found in them."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Annotated, Any, Literal
+
+from litestar import Request, delete, get, post
+from litestar.di import NamedDependency
+from litestar.params import FromPath, FromQuery, QueryParameter
+from litestar.response import File
+
+from tunery.gateway.api.http.errors import error_responses
+from tunery.gateway.api.request.upload import STREAMED, Upload, receive_upload
+from tunery.gateway.api.schemas.files import DeletedFile, FileFindings, FileList, FileObject
+from tunery.gateway.api.state import Gateway
+from tunery.registry.errors import InvalidInput, StorageFailed
+from tunery.registry.records import DataFile
+from tunery.registry.storage import leases
+
+__all__ = ["create_file", "delete_file", "file_content", "file_findings", "list_files", "show_file"]
+
+MAX_FILE = 512 * 2**20
+"""Bytes of an uploaded file."""
+PURPOSES = ("assistants", "batch", "evals", "fine-tune", "user_data", "vision")
+EXPIRY = re.compile(r"\d{1,9}")
+SHORTEST, LONGEST = 3600, 2_592_000
+"""Seconds after which a file may expire."""
+
+
+@post(
+    "/v1/files",
+    operation_id="createFile",
+    summary="Upload a file",
+    status_code=200,
+    responses=error_responses(400, 413, 415, 429, 500, 503),
+    tags=["files"],
+    request_max_body_size=MAX_FILE + 65536,
+    opt={STREAMED: True},
+)
+async def create_file(request: Request[Any, Any, Any], gateway: NamedDependency[Gateway]) -> FileObject:
+    """Store a file (form fields `file` and `purpose`). One for fine-tuning is checked with every rule."""
+    with leases.staged(gateway.registry.home.staging, "upload") as folder:
+        upload = await receive_upload(request, folder)
+        purpose, expires_after = _purpose(upload), _expiry(upload)
+        if not upload.path.stat().st_size:
+            raise InvalidInput("the file is empty", code="invalid_file", param="file")
+        file = await asyncio.to_thread(
+            gateway.registry.data_files.add,
+            upload.path,
+            tenant=gateway.jobs.tenant,
+            purpose=purpose,
+            name=upload.name,
+            status="uploaded" if purpose == "fine-tune" else "processed",
+            expires_after=expires_after,
+        )
+    return _object(await gateway.file_checks.after_upload(file))
+
+
+@get(
+    "/v1/files",
+    operation_id="listFiles",
+    summary="List files",
+    responses=error_responses(400, 404, 500),
+    tags=["files"],
+)
+async def list_files(
+    gateway: NamedDependency[Gateway],
+    purpose: FromQuery[str | None] = None,
+    after: FromQuery[str | None] = None,
+    limit: Annotated[int, QueryParameter(ge=1, le=10_000)] = 10_000,
+    order: FromQuery[Literal["asc", "desc"]] = "desc",
+) -> FileList:
+    """List files, newest first unless `order` is asc."""
+    files, more = gateway.registry.data_files.page(
+        tenant=gateway.jobs.tenant, purpose=purpose, after=after, limit=limit, ascending=order == "asc"
+    )
+    data = [_object(file) for file in files]
+    return FileList(
+        data=data, first_id=data[0].id if data else None, last_id=data[-1].id if data else None, has_more=more
+    )
+
+
+@get(
+    "/v1/files/{file_id:str}",
+    operation_id="retrieveFile",
+    summary="Describe a file",
+    responses=error_responses(404, 500),
+    tags=["files"],
+)
+async def show_file(file_id: FromPath[str], gateway: NamedDependency[Gateway]) -> FileObject:
+    """Describe a file; its `status` says whether it has been checked."""
+    return _object(_find(file_id, gateway))
+
+
+@get(
+    "/v1/files/{file_id:str}/content",
+    operation_id="downloadFile",
+    summary="Read a file",
+    media_type="application/octet-stream",
+    responses=error_responses(404, 500),
+    tags=["files"],
+)
+async def file_content(file_id: FromPath[str], gateway: NamedDependency[Gateway]) -> File:
+    """The file's bytes as they were uploaded."""
+    file = _find(file_id, gateway)
+    path = gateway.registry.data_files.path(file)
+    if not path.exists():
+        raise StorageFailed(f"the bytes of {file_id} are missing; upload it again")
+    return File(path, filename=file.name, media_type="application/octet-stream")
+
+
+@get(
+    "/v1/files/{file_id:str}/findings",
+    operation_id="fileFindings",
+    summary="What the data check found in a file",
+    responses=error_responses(404, 500),
+    tags=["files"],
+)
+async def file_findings(file_id: FromPath[str], gateway: NamedDependency[Gateway]) -> FileFindings:
+    """Every finding by rule and line, in the form of `tunery data check --json`."""
+    file = _find(file_id, gateway)
+    report = await asyncio.to_thread(gateway.registry.data_files.findings, file.id)
+    return FileFindings(id=file.id, status=file.status, report=report)
+
+
+@delete(
+    "/v1/files/{file_id:str}",
+    operation_id="deleteFile",
+    summary="Delete a file",
+    status_code=200,
+    responses=error_responses(400, 404, 500),
+    tags=["files"],
+)
+async def delete_file(file_id: FromPath[str], gateway: NamedDependency[Gateway]) -> DeletedFile:
+    """Delete a file; refused while a job that has not ended needs it. Versions trained on it stay."""
+    gateway.registry.data_files.delete(file_id, tenant=gateway.jobs.tenant)
+    return DeletedFile(id=file_id)
+
+
+def _find(file_id: str, gateway: Gateway) -> DataFile:
+    return gateway.registry.data_files.get(file_id, tenant=gateway.jobs.tenant)
+
+
+def _purpose(upload: Upload) -> str:
+    purpose = upload.fields.get("purpose")
+    if purpose is None:
+        raise InvalidInput(
+            "the form has no field 'purpose'; send fine-tune for rows to train on",
+            code="missing_required_parameter",
+            param="purpose",
+        )
+    if purpose not in PURPOSES:
+        raise InvalidInput(f"{purpose[:80]!r} is not a purpose; known: {', '.join(PURPOSES)}", param="purpose")
+    return purpose
+
+
+def _expiry(upload: Upload) -> float | None:
+    """Seconds from `expires_after[seconds]`, None where it is left out."""
+    seconds, anchor = upload.fields.get("expires_after[seconds]"), upload.fields.get("expires_after[anchor]")
+    if seconds is None and anchor is None:
+        return None
+    if anchor not in (None, "created_at"):
+        raise InvalidInput(
+            f"{anchor[:80]!r} is not an anchor; files expire after created_at", param="expires_after[anchor]"
+        )
+    if seconds is None or not EXPIRY.fullmatch(seconds) or not SHORTEST <= int(seconds) <= LONGEST:
+        raise InvalidInput(
+            f"expires_after[seconds] is a number from {SHORTEST} to {LONGEST}", param="expires_after[seconds]"
+        )
+    return float(seconds)
+
+
+def _object(file: DataFile) -> FileObject:
+    return FileObject(
+        id=file.id,
+        bytes=file.size,
+        created_at=int(file.created_at),
+        expires_at=None if file.expires_at is None else int(file.expires_at),
+        filename=file.name,
+        purpose=file.purpose,
+        status=file.status,
+        status_details=file.details,
+    )

@@ -1,0 +1,210 @@
+"""From the body of `POST /v1/fine_tuning/jobs` to a request for the queue; everything that can be refused is refused
+here."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+import msgspec
+
+from tunery.gateway.api.schemas.fine_tuning import Hyperparameters, JobCreate, TuneryOptions
+from tunery.gateway.jobs.model_names import adapter_name, is_tuned_name, tuned_name
+from tunery.plugins.hookspecs import TrainerInfo
+from tunery.plugins.manager import Plugins
+from tunery.plugins.parameters import AUTO, read_parameters
+from tunery.registry import Base, Version
+from tunery.registry.errors import InvalidInput, NotFound, UnknownName
+from tunery.registry.names import check_adapter, check_alias
+from tunery.registry.records import DataFile, JobRequest
+from tunery.registry.registry import Registry
+from tunery.registry.settings import JobsSettings
+
+__all__ = ["Planned", "plan"]
+
+METHODS = {"supervised": "lora", "dpo": "dpo"}
+"""The trainer of each of OpenAI's methods, where none is named."""
+
+
+class Planned(msgspec.Struct, frozen=True, kw_only=True):
+    """A job that can be queued; `details` are kept for whoever asks for it."""
+
+    request: JobRequest
+    details: dict[str, Any]
+    priority: int
+
+
+def plan(
+    body: JobCreate, *, job_id: str, served: Base, registry: Registry, plugins: Plugins, settings: JobsSettings
+) -> Planned:
+    """Check a body against what there is; raise InvalidInput or NotFound with the field as `param`."""
+    extra = body.tunery or TuneryOptions()
+    _refuse_integrations(body)
+    method, hyperparameters = _method(body)
+    trainer = _trainer(extra, method, plugins)
+    base, parent = _base(body, extra, served=served, registry=registry, settings=settings)
+    seed = body.seed if body.seed is not None else secrets.randbelow(2**31)
+    parameters = _parameters(hyperparameters, extra, trainer, seed)
+    adapter = _adapter(body, extra, base, settings.tenant)
+    if extra.alias is not None:
+        _named("tunery.alias", check_alias, extra.alias)
+    training = _file(body.training_file, "training_file", registry, settings.tenant)
+    validation = _file(body.validation_file, "validation_file", registry, settings.tenant)
+    for rule in extra.allow or ():
+        if rule not in plugins.checks():
+            raise UnknownName("rule", rule, plugins.checks(), param="tunery.allow")
+    request = JobRequest(
+        adapter=adapter,
+        trainer=trainer.name,
+        base=base.digest,
+        data=(training.id,) if training else (),
+        validation=validation.id if validation else None,
+        parent=parent.name if parent else None,
+        alias=extra.alias,
+        allow=tuple(extra.allow or ()),
+        force=bool(extra.force),
+        parameters=parameters,
+        learning_rate_multiplier=_number(hyperparameters.learning_rate_multiplier, 1.0),
+        actor=settings.tenant,
+        model_name=tuned_name(body.model, tenant=settings.tenant, suffix=body.suffix, job_id=job_id),
+    )
+    details = {
+        "model": body.model,
+        "base": base.name,
+        "suffix": body.suffix,
+        "seed": seed,
+        "metadata": body.metadata,
+        "method": method,
+        "hyperparameters": msgspec.to_builtins(hyperparameters),
+        "older": body.method is None and body.hyperparameters is not None,
+    }
+    return Planned(request=request, details=details, priority=extra.priority or 0)
+
+
+def _refuse_integrations(body: JobCreate) -> None:
+    for integration in body.integrations or ():
+        raise InvalidInput(
+            f"the integration {str(integration.get('type'))[:40]!r} is not installed here; leave integrations out, "
+            "a job's metrics are in its events",
+            code="unsupported_integration",
+            param="integrations",
+        )
+
+
+def _method(body: JobCreate) -> tuple[str, Hyperparameters]:
+    """The method's name and its hyperparameters, from either form."""
+    older = body.hyperparameters or Hyperparameters()
+    if body.method is None:
+        return "supervised", older
+    kind = body.method.type
+    if kind not in METHODS:
+        raise InvalidInput(
+            f"the method {kind[:40]!r} is not supported; known: {', '.join(METHODS)}",
+            code="unsupported_method",
+            param="method.type",
+        )
+    options = body.method.dpo if kind == "dpo" else body.method.supervised
+    if options is not None and options.hyperparameters is not None:
+        return kind, options.hyperparameters
+    return kind, older
+
+
+def _trainer(extra: TuneryOptions, method: str, plugins: Plugins) -> TrainerInfo:
+    name = extra.trainer or METHODS[method]
+    if name not in plugins.trainers():
+        raise UnknownName("trainer", name, plugins.trainers(), param="tunery.trainer")
+    return plugins.trainer(name)
+
+
+def _base(
+    body: JobCreate, extra: TuneryOptions, *, served: Base, registry: Registry, settings: JobsSettings
+) -> tuple[Base, Version | None]:
+    """The base to train on, and the version to continue from."""
+    parent: Version | None = None
+    if is_tuned_name(body.model):
+        place = registry.queue.names().get(body.model)
+        if place is None:
+            raise _no_model(body.model)
+        parent = registry.version(*place)
+    elif "/" in body.model and body.model.partition("@")[0] in registry.adapters():
+        parent = registry.resolve(body.model)
+    if extra.parent is not None:
+        if parent is not None:
+            raise InvalidInput("model names a version to continue from, and so does from", param="tunery.from")
+        parent = _named("tunery.from", registry.resolve, extra.parent)
+    if parent is not None and (is_tuned_name(body.model) or "/" in body.model):
+        return registry.base(parent.base_digest), parent
+    name = settings.models.get(body.model, body.model)
+    if name in (served.name, served.source, served.digest):
+        return served, parent
+    try:
+        return registry.base(name), parent
+    except NotFound as error:
+        raise _no_model(body.model) from error
+
+
+def _no_model(model: str) -> InvalidInput:
+    return InvalidInput(
+        f"Model {model[:80]} is not available for fine-tuning or does not exist.",
+        code="model_not_available",
+        param="model",
+    )
+
+
+def _parameters(
+    hyperparameters: Hyperparameters, extra: TuneryOptions, trainer: TrainerInfo, seed: int
+) -> dict[str, Any]:
+    """The trainer's parameters: OpenAI's words, and then its own, which win."""
+    given: dict[str, Any] = {"seed": seed}
+    if hyperparameters.n_epochs not in (None, AUTO):
+        given["epochs"] = hyperparameters.n_epochs
+    if hyperparameters.batch_size not in (None, AUTO):
+        given["batch_size"] = hyperparameters.batch_size
+    if hyperparameters.beta not in (None, AUTO):
+        given["beta"] = hyperparameters.beta
+    given |= extra.parameters or {}
+    try:
+        read_parameters(trainer.parameters, given)
+    except InvalidInput as error:
+        param = "tunery.parameters" if extra.parameters else "hyperparameters"
+        raise InvalidInput(error.message, code=error.code, param=param) from error
+    return given
+
+
+def _number(value: float | str | None, default: float) -> float:
+    """A number, or the default for "auto" and null."""
+    return float(value) if isinstance(value, int | float) else default
+
+
+def _adapter(body: JobCreate, extra: TuneryOptions, base: Base, tenant: str) -> str:
+    if extra.adapter is None:
+        return adapter_name(tenant, suffix=body.suffix, base=base.name)
+    adapter: str = _named("tunery.adapter", check_adapter, extra.adapter)
+    return adapter
+
+
+def _file(file_id: str | None, param: str, registry: Registry, tenant: str) -> DataFile | None:
+    """The file, which must be rows to train on and not known to be wrong."""
+    if file_id is None:
+        return None
+    try:
+        file = registry.data_files.get(file_id, tenant=tenant)
+    except NotFound as error:
+        raise InvalidInput(f"invalid {param}: {file_id[:80]}", code="file_not_found", param=param) from error
+    if file.purpose != "fine-tune":
+        raise InvalidInput(
+            f"{file_id} was uploaded for {file.purpose!r}; upload it with the purpose 'fine-tune'",
+            code="invalid_file_purpose",
+            param=param,
+        )
+    if file.status == "error":
+        raise InvalidInput(f"{file_id} cannot be trained on: {file.details}", code=f"invalid_{param}", param=param)
+    return file
+
+
+def _named(param: str, read: Any, value: str) -> Any:
+    """`read(value)`, whose errors name the field."""
+    try:
+        return read(value)
+    except (InvalidInput, NotFound) as error:
+        raise InvalidInput(error.message, code=error.code, param=param) from error

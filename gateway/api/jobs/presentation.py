@@ -1,0 +1,143 @@
+"""Jobs, events and result files as OpenAI's clients know them."""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import Any
+
+from tunery.gateway.api.schemas.fine_tuning import FineTuningEvent, FineTuningJob, JobDetails, JobError
+from tunery.registry.records import Job, JobRequest, StoredEvent
+
+__all__ = ["event_number", "job_object", "event_object", "results_csv"]
+
+EVENT_PREFIX = "ftevent-"
+CSV_COLUMNS = ("step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy")
+_LEVELS = {"info": "info", "warn": "warn", "error": "error"}
+
+
+def job_object(job: Job, *, result_files: list[str], tenant: str) -> FineTuningJob:
+    """A queued job as a client sees it."""
+    details, progress = job.details or {}, job.progress or {}
+    request = job.request or JobRequest(adapter=job.adapter, trainer=job.trainer, base="", data=())
+    ended = job.state in ("succeeded", "failed", "cancelled")
+    hyperparameters = _hyperparameters(details, progress)
+    method = details.get("method", "supervised")
+    return FineTuningJob(
+        id=job.id,
+        created_at=int(job.created_at),
+        started_at=_seconds(job.started_at),
+        finished_at=_seconds(job.finished_at),
+        estimated_finish=None if ended or job.state != "running" else _estimated_finish(job, progress),
+        model=details.get("model") or details.get("base") or "",
+        fine_tuned_model=request.model_name or f"{job.adapter}@{job.version}" if job.state == "succeeded" else None,
+        organization_id=f"org-{tenant}",
+        status=_status(job),
+        training_file=request.data[0] if request.data else "",
+        validation_file=request.validation,
+        result_files=result_files,
+        trained_tokens=progress.get("trained_tokens") if job.state == "succeeded" else None,
+        error=JobError(code=job.code, message=job.error, param=_param(job.code)) if job.state == "failed" else None,
+        hyperparameters={name: value for name, value in hyperparameters.items() if name != "beta"},
+        method={"type": method, method: {"hyperparameters": hyperparameters}},
+        seed=int(details.get("seed", 0)),
+        user_provided_suffix=details.get("suffix"),
+        integrations=[],
+        metadata=details.get("metadata"),
+        tunery=JobDetails(
+            adapter=job.adapter,
+            trainer=job.trainer,
+            base=details.get("base"),
+            version=f"{job.adapter}@{job.version}" if job.version is not None else None,
+            parent=request.parent,
+            alias=request.alias,
+            priority=job.priority,
+            waiting=job.waiting,
+            step=progress.get("step"),
+            steps=progress.get("steps"),
+        ),
+    )
+
+
+def _status(job: Job) -> Any:
+    return job.state
+
+
+def _param(code: str | None) -> str | None:
+    """The field of the request that an error is about."""
+    return {"out_of_memory": "tunery.parameters", "file_not_found": "training_file"}.get(code or "")
+
+
+def _seconds(at: float | None) -> int | None:
+    return None if at is None else int(at)
+
+
+def _hyperparameters(details: dict[str, Any], progress: dict[str, Any]) -> dict[str, Any]:
+    """What was asked for, and once the job runs what was chosen."""
+    asked = {name: value if value is not None else "auto" for name, value in details.get("hyperparameters", {}).items()}
+    chosen = progress.get("parameters") or {}
+    if "epochs" in chosen:
+        asked["n_epochs"] = int(chosen["epochs"]) if float(chosen["epochs"]).is_integer() else chosen["epochs"]
+    if "batch_size" in chosen:
+        asked["batch_size"] = chosen["batch_size"]
+    if details.get("method") == "dpo":
+        asked["beta"] = chosen.get("beta", asked.get("beta", "auto"))
+    else:
+        asked.pop("beta", None)
+    return asked
+
+
+def _estimated_finish(job: Job, progress: dict[str, Any]) -> int | None:
+    """By the pace of the steps so far, and the quote for everything else."""
+    quoted, started = progress.get("quoted_seconds"), job.started_at
+    step, steps, loop = progress.get("step"), progress.get("steps"), progress.get("loop_seconds")
+    if quoted is None or started is None:
+        return None
+    if not step or not steps or not loop:
+        return int(started + quoted)
+    training = progress.get("quoted_training", quoted)
+    return int(job.updated_at + loop / step * (steps - step) + max(quoted - training, 0.0))
+
+
+def event_object(event: StoredEvent, job: Job) -> FineTuningEvent:
+    """An event of a queued job; steps and evaluations are metrics."""
+    metrics = _metrics(event)
+    return FineTuningEvent(
+        id=f"{EVENT_PREFIX}{job.id.removeprefix('ftjob-')}-{event.number}",
+        created_at=int(event.at),
+        level=_LEVELS.get(event.level, "info"),
+        message=event.message,
+        type="metrics" if metrics is not None else "message",
+        data=metrics,
+        tunery={"kind": event.kind, "number": event.number, "at": event.at} | event.data,
+    )
+
+
+def event_number(event_id: str) -> int | None:
+    """The number in an event's id; None where there is none."""
+    digits = event_id.rpartition("-")[2]
+    return int(digits) if digits.isascii() and digits.isdecimal() and len(digits) < 10 else None
+
+
+def _metrics(event: StoredEvent) -> dict[str, Any] | None:
+    data = event.data
+    if event.kind == "step":
+        return {"step": data["step"], "total_steps": data["steps"], "train_loss": data["loss"]}
+    if event.kind == "evaluated" and "eval_loss" in data:
+        return {"step": data["step"], "full_valid_loss": data["eval_loss"]}
+    return None
+
+
+def results_csv(events: list[StoredEvent]) -> str:
+    """The result file: a line for each step, with OpenAI's columns. A step that was done again counts as done last."""
+    steps: dict[int, dict[str, Any]] = {}
+    for event in events:
+        if event.kind == "step":
+            steps[event.data["step"]] = {"step": event.data["step"], "train_loss": event.data["loss"]}
+        elif event.kind == "evaluated" and "eval_loss" in event.data and event.data["step"] in steps:
+            steps[event.data["step"]]["valid_loss"] = event.data["eval_loss"]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, CSV_COLUMNS, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(steps[step] for step in sorted(steps))
+    return text.getvalue()

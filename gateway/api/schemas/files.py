@@ -1,0 +1,56 @@
+"""The bodies of the file endpoints, as OpenAI has them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+__all__ = ["DeletedFile", "FileFindings", "FileList", "FileObject"]
+
+
+class FileObject(msgspec.Struct, frozen=True, kw_only=True):
+    """An uploaded file; `status` is uploaded while it is checked, then processed or error.
+
+    `status_details` are the first findings of the check, in words.
+    """
+
+    id: str
+    object: Literal["file"] = "file"
+    bytes: int
+    created_at: int
+    expires_at: int | None = None
+    filename: str
+    purpose: str
+    status: str
+    status_details: str | None = None
+
+
+class FileList(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of files."""
+
+    object: Literal["list"] = "list"
+    data: list[FileObject]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class DeletedFile(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to a deletion."""
+
+    id: str
+    object: Literal["file"] = "file"
+    deleted: bool = True
+
+
+class FileFindings(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that the data check found in a file, as `tunery data check --json` prints it.
+
+    `report` is null while the file is checked, and for files that are not checked.
+    """
+
+    id: str
+    object: Literal["file.findings"] = "file.findings"
+    status: str
+    report: dict[str, Any] | None

@@ -1,0 +1,27 @@
+"""Names of fine-tuned models in OpenAI's form, `ft:base:tenant:suffix:id`, and the adapters behind them."""
+
+from __future__ import annotations
+
+import re
+
+__all__ = ["adapter_name", "is_tuned_name", "tuned_name"]
+
+_UNFIT = re.compile(r"[^a-z0-9._-]+")
+PREFIX = "ft:"
+
+
+def is_tuned_name(name: str) -> bool:
+    """Whether a name is in this form."""
+    return name.startswith(PREFIX)
+
+
+def tuned_name(model: str, *, tenant: str, suffix: str | None, job_id: str) -> str:
+    """The name of what a job makes; the id is the end of the job's own."""
+    base = model.removeprefix(PREFIX).split(":", 1)[0]
+    return f"{PREFIX}{base}:{tenant}:{suffix or ''}:{job_id[-8:]}"
+
+
+def adapter_name(tenant: str, *, suffix: str | None, base: str) -> str:
+    """The adapter that a job without one of its own makes a version of: named by the suffix, or else by the base."""
+    word = _UNFIT.sub("-", (suffix or base).lower()).strip("._-")[:64].strip("._-")
+    return f"{tenant}/{word or 'model'}"
