@@ -1,5 +1,5 @@
 """The demo, end to end: three tenants' fine-tunes trained, registered, served together, asked,
-swapped under load, measured.
+swapped under load, a fourth trained through the API, measured.
 
 Run it with `make demo`. State lies in build/demo; running it again skips what is trained already.
 """
@@ -26,6 +26,7 @@ TUNERY = str(Path(sys.executable).with_name("tunery"))
 ENVIRONMENT = {**os.environ, "TUNERY_HOME": str(STATE / "home"), "HF_HUB_OFFLINE": "1"}
 BASE = "smollm2-135m"
 HELD_OUT_TICKETS = 30
+API_TICKETS = 120
 KEYS = ["team", "priority", "product", "summary"]
 TEAMS = {"billing", "technical", "account", "shipping", "sales", "privacy"}
 PRIORITIES = {"low", "normal", "high", "urgent"}
@@ -52,7 +53,7 @@ def main() -> None:
     heading("What the registry has")
     tunery("adapters", "list", "acme/docs")
     tunery("adapters", "list")
-    asyncio.run(serve_and_ask(files["tickets-held-out"]))
+    asyncio.run(serve_and_ask(files["tickets"], files["tickets-held-out"]))
     print(f"\nThe whole demo took {time.monotonic() - started:.0f} s.")
 
 
@@ -97,7 +98,7 @@ def train(method: str, adapter: str, data: Path, *options: str, number: int = 1,
         )
 
 
-async def serve_and_ask(held_out: Path) -> None:
+async def serve_and_ask(tickets: Path, held_out: Path) -> None:
     """Everything that needs the server."""
     server, url = start_server()
     client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="not-needed", max_retries=0)
@@ -105,6 +106,7 @@ async def serve_and_ask(held_out: Path) -> None:
         await one_prompt_for_all(client)
         await json_answers(client, held_out)
         await swap_under_load(client)
+        await train_through_the_api(client, tickets)
         show_metrics(url)
     finally:
         server.send_signal(signal.SIGTERM)
@@ -193,6 +195,31 @@ async def swap_under_load(client: openai.AsyncOpenAI) -> None:
     for failure in failed[:3]:
         print(failure)
     tunery("adapters", "history", "acme/docs")
+
+
+async def train_through_the_api(client: openai.AsyncOpenAI, tickets: Path) -> None:
+    """A job as OpenAI's guide has it, on the server that goes on answering, and its model's first answer."""
+    heading(f"umbrella/desk through /v1/fine_tuning/jobs, from {API_TICKETS} tickets")
+    rows = b"".join(tickets.read_bytes().splitlines(keepends=True)[:API_TICKETS])
+    file = await client.files.create(file=("tickets.jsonl", rows), purpose="fine-tune")
+    print(f"files.create: {file.id} {file.status}")
+    job = await client.fine_tuning.jobs.create(
+        model=BASE,
+        training_file=file.id,
+        suffix="desk",
+        hyperparameters={"n_epochs": 1},
+        extra_body={"tunery": {"adapter": "umbrella/desk", "parameters": {"learning_rate": 1e-3}}},
+    )
+    while (job := await client.fine_tuning.jobs.retrieve(job.id)).status not in ("succeeded", "failed", "cancelled"):
+        await asyncio.sleep(1)
+    events = [event async for event in client.fine_tuning.jobs.list_events(job.id)]
+    steps = [event for event in events if event.message.startswith("Step ") and event.type == "metrics"]
+    for event in (*events[:-5:-1], *steps[:1], *events[1::-1]):
+        print(f"  {event.message}")
+    if job.fine_tuned_model is None:
+        raise SystemExit(f"the job {job.status}: {job.error}")
+    answer = await ask(client, job.fine_tuned_model, "My parcel never came, where is it?")
+    print(f"{job.fine_tuned_model}: {answer.choices[0].message.content}")
 
 
 def show_metrics(url: str) -> None:

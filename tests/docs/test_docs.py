@@ -43,7 +43,7 @@ def test_commands_and_options_that_are_named_exist(page: Path) -> None:
         if isinstance(command, click.Group) and match[2]:
             command = command.get_command(click.Context(command), match[2])
             assert command is not None, line
-        known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
+        known = {option for each in command.params for option in (*each.opts, *each.secondary_opts)} | {"--help"}
         if not isinstance(command, click.Group):
             assert set(re.findall(r"(?<=\s)--[a-z-]+", line)) <= known, line
 

@@ -1,0 +1,55 @@
+"""The script of OpenAI's guides, unchanged, against a server with the real small base."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.gateway.serve_process import start_server
+from tunery.registry.home import Home
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.mark.slow
+def test_the_script_of_a_guide_trains_a_model_and_asks_it(base_folder: Path, home: Home, tmp_path: Path) -> None:
+    tickets = tmp_path / "tickets.jsonl"
+    tickets.write_bytes(b"".join((EXAMPLES / "demo/tickets.jsonl").read_bytes().splitlines(keepends=True)[:60]))
+    with start_server(tmp_path, home, base_folder) as server:
+        done = subprocess.run(
+            [sys.executable, str(EXAMPLES / "openai_finetune.py"), str(tickets)],
+            env=os.environ | {"OPENAI_BASE_URL": f"{server.url}/v1", "OPENAI_API_KEY": "x", "MODEL": base_folder.name},
+            capture_output=True,
+            text=True,
+            timeout=280,
+            check=False,
+        )
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith(f"tickets.jsonl: {tickets.stat().st_size:,} bytes as file-")
+    assert lines[1].startswith("ftjob-")
+    assert "  The job has successfully completed" in lines
+    assert any(line.startswith(f"ft:{base_folder.name}:default:tickets:") and " tokens in " in line for line in lines)
+    assert lines[-1]
+
+
+@pytest.mark.slow
+def test_the_script_says_what_is_wrong_with_the_rows(tiny_base_folder: Path, home: Home, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"messages": []}\n')
+    with start_server(tmp_path, home, tiny_base_folder, "--quant", "none", "--no-worker") as server:
+        done = subprocess.run(
+            [sys.executable, str(EXAMPLES / "openai_finetune.py"), str(bad)],
+            env=os.environ | {"OPENAI_BASE_URL": f"{server.url}/v1", "OPENAI_API_KEY": "x"},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert "bad.jsonl cannot be trained on" in done.stderr
+    assert "bad.jsonl:1" in done.stderr
