@@ -18,7 +18,7 @@ def is_tuned_name(name: str) -> bool:
 def tuned_name(model: str, *, tenant: str, suffix: str | None, job_id: str) -> str:
     """The name of what a job makes; the id is the end of the job's own."""
     base = model.removeprefix(PREFIX).split(":", 1)[0]
-    return f"{PREFIX}{base}:{tenant}:{suffix or ''}:{job_id[-8:]}"
+    return f"{PREFIX}{base}:{tenant}:{suffix or ''}:{job_id[-12:]}"
 
 
 def adapter_name(tenant: str, *, suffix: str | None, base: str) -> str:

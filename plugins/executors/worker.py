@@ -113,13 +113,13 @@ class Worker:
                 self._say(f"{job.id} {job.state}" + (f": {job.adapter}@{job.version}" if job.version else ""))
             else:
                 how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-                self._give_back(claim, f"the process that ran it {how}; it goes on from its checkpoint")
+                self._give_back(claim, f"the process that ran it {how}", crashed=True)
 
-    def _give_back(self, claim: Claim, why: str) -> None:
+    def _give_back(self, claim: Claim, why: str, *, crashed: bool = False) -> None:
         self._given_back[claim.job] = time.monotonic() + BACK_OFF_SECONDS
         try:
-            self._registry.queue.release(claim, waiting=why)
-            self._say(f"{claim.job}: {why}")
+            job = self._registry.queue.release(claim, waiting=why, crashed=crashed)
+            self._say(f"{claim.job} is {job.state}: {why}")
         except Conflict:
             """It is another worker's by now, or has ended."""
 

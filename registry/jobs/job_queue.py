@@ -117,16 +117,17 @@ class JobQueue:
             job = queue.require_claim(connection, claim)
             history.append(connection, claim.job, notes, at=now)
             if progress is not None:
-                merged = (job.progress or {}) | progress | {"fence": claim.fence}
+                merged = (job.progress or {}) | progress | ({"crashes": 0} if "step" in progress else {})
                 column = schema.jobs.c
                 connection.execute(
                     update(schema.jobs).where(column.id == claim.job).values(progress=merged, updated_at=now)
                 )
 
-    def release(self, claim: Claim, *, waiting: str | None = None) -> Job:
-        """Give a claimed job back to the queue; raise Conflict (claim_lost)."""
+    def release(self, claim: Claim, *, waiting: str | None = None, crashed: bool = False) -> Job:
+        """Give a claimed job back to the queue, or end one whose process `crashed` too often; raise Conflict
+        (claim_lost)."""
         with self._database.write() as connection:
-            return queue.release(connection, claim, at=self._clock(), waiting=waiting)
+            return queue.release(connection, claim, at=self._clock(), waiting=waiting, crashed=crashed)
 
     def finish(
         self, claim: Claim, state: str, *, error: str | None = None, code: str | None = None, notes: Sequence[Note] = ()

@@ -11,7 +11,7 @@ from collections.abc import Collection
 from typing import Any, Literal
 
 import msgspec
-from sqlalchemy import Connection, Select, and_, func, or_, select, update
+from sqlalchemy import Connection, Select, and_, func, select, update
 
 from tunery.registry.errors import Conflict
 from tunery.registry.jobs import history, table
@@ -22,8 +22,8 @@ from tunery.registry.storage import schema
 __all__ = ["Claim", "ClaimLimits", "Wanted", "beat", "claim", "finish", "release", "request", "require_claim", "submit"]
 
 Wanted = Literal["pause", "cancel"]
-MAX_CLAIMS = 5
-"""Claims in a row that ended without a word before a job counts as one that kills its worker."""
+MAX_CRASHES = 5
+"""Processes that may die one after the other, without completing a step, before the job fails."""
 
 
 class Claim(msgspec.Struct, frozen=True):
@@ -56,7 +56,7 @@ def claim(connection: Connection, *, owner: str, at: float, lease: float, limits
     The highest priority goes first; then the tenant with the fewest running jobs, then the one that has waited longest
     since its last claim, then the oldest job.
     """
-    _end_abandoned(connection, at)
+    _settle_lost(connection, at)
     row = connection.execute(_next(at, limits)).first()
     if row is None:
         return None
@@ -76,36 +76,45 @@ def _next(at: float, limits: ClaimLimits) -> Select[Any]:
         select(func.count()).where(other.tenant == job.tenant, other.state == "running", other.lease_until >= at)
     ).scalar_subquery()
     last = select(func.coalesce(func.max(other.started_at), 0.0)).where(other.tenant == job.tenant).scalar_subquery()
-    lost = and_(job.state == "running", job.lease_until < at)
     query = (
         select(job.id)
-        .where(job.request.is_not(None), or_(job.state == "queued", lost), job.id.not_in(list(limits.without)))
+        .where(job.request.is_not(None), job.state == "queued", job.id.not_in(list(limits.without)))
         .order_by(job.priority.desc(), running, last, job.created_at, job.id)
         .limit(1)
     )
     return query.where(running < limits.per_tenant) if limits.per_tenant else query
 
 
-def _end_abandoned(connection: Connection, at: float) -> None:
-    """End jobs whose worker is gone and that were asked to stop meanwhile, or that lost too many workers in a row."""
+def _settle_lost(connection: Connection, at: float) -> None:
+    """Queue the jobs whose lease has run out again, or end those that were asked to stop or that crash again and
+    again."""
     column = schema.jobs.c
     lost = and_(column.request.is_not(None), column.state == "running", column.lease_until < at)
-    for row in connection.execute(select(schema.jobs).where(lost)).all():
-        job = table.find(connection, row.id)
-        if job.wanted == "cancel":
-            _end(connection, job, "cancelled", Note(kind="cancelled", message="The job was cancelled"), at=at)
-        elif job.wanted == "pause":
-            _end(connection, job, "paused", Note(kind="paused", message="The job was paused"), at=at)
-        elif _silent_claims(connection, job) >= MAX_CLAIMS:
-            error = f"{MAX_CLAIMS} workers in a row ended while they ran {job.id}; nothing was published"
-            note = Note(level="error", kind="failed", message=error, data={"error": error, "code": "worker_lost"})
-            _end(connection, job, "failed", note, at=at, error=error, code="worker_lost")
+    for job_id in connection.scalars(select(column.id).where(lost)).all():
+        _crashed(connection, table.find(connection, job_id), at=at, waiting="the worker that ran it is gone")
 
 
-def _silent_claims(connection: Connection, job: Job) -> int:
-    """Claims since the job last completed a step."""
-    since = (job.progress or {}).get("fence", 0)
-    return job.fence - int(since)
+def _crashed(connection: Connection, job: Job, *, at: float, waiting: str | None) -> None:
+    """Queue a job again whose process died, or end it."""
+    crashes = int((job.progress or {}).get("crashes", 0)) + 1
+    if job.wanted == "cancel":
+        _end(connection, job, "cancelled", Note(kind="cancelled", message="The job was cancelled"), at=at)
+    elif job.wanted == "pause":
+        _end(connection, job, "paused", Note(kind="paused", message="The job was paused"), at=at)
+    elif crashes >= MAX_CRASHES:
+        error = (
+            f"{crashes} processes in a row died while they trained {job.id}, without completing a step; nothing was "
+            f"published. The last one: {waiting}. See its process.log, and whether its machine has memory enough"
+        )
+        note = Note(level="error", kind="failed", message=error, data={"error": error, "code": "worker_lost"})
+        _end(connection, job, "failed", note, at=at, error=error, code="worker_lost")
+    else:
+        _queue_again(connection, job.id, at=at, waiting=waiting, progress=(job.progress or {}) | {"crashes": crashes})
+
+
+def _queue_again(connection: Connection, job_id: str, *, at: float, waiting: str | None, **more: Any) -> None:
+    values = {"state": "queued", "lease_until": None, "owner": None, "waiting": waiting, "updated_at": at} | more
+    connection.execute(update(schema.jobs).where(schema.jobs.c.id == job_id).values(**values))
 
 
 def _end(
@@ -129,11 +138,16 @@ def beat(connection: Connection, claim: Claim, *, at: float, lease: float) -> st
     return job.wanted
 
 
-def release(connection: Connection, claim: Claim, *, at: float, waiting: str | None = None) -> Job:
-    """Give a job back to the queue; `waiting` says why it does not run now."""
-    require_claim(connection, claim)
-    values = {"state": "queued", "lease_until": None, "owner": None, "waiting": waiting, "updated_at": at}
-    connection.execute(update(schema.jobs).where(schema.jobs.c.id == claim.job).values(**values))
+def release(connection: Connection, claim: Claim, *, at: float, waiting: str | None, crashed: bool) -> Job:
+    """Give a job back to the queue; `waiting` says why it does not run now.
+
+    A job whose process `crashed` too often without completing a step fails instead (worker_lost).
+    """
+    job = require_claim(connection, claim)
+    if crashed:
+        _crashed(connection, job, at=at, waiting=waiting)
+    else:
+        _queue_again(connection, claim.job, at=at, waiting=waiting)
     return table.find(connection, claim.job)
 
 

@@ -68,7 +68,7 @@ def test_a_job_submitted_to_one_server_is_followed_through_another_and_served_by
     assert numbers == list(range(1, len(numbers) + 1))
     assert messages[0] == f"Created fine-tuning job: {job.id}"
     assert messages[-1] == "The job has successfully completed", messages
-    name = f"ft:{tiny_base_folder.name}:default:bot:{job.id[-8:]}"
+    name = f"ft:{tiny_base_folder.name}:default:bot:{job.id[-12:]}"
     for server in servers:
         answer = server.client.chat.completions.create(
             model=name, messages=[{"role": "user", "content": "hi"}], max_tokens=2
@@ -101,4 +101,4 @@ def test_a_job_is_cancelled_through_the_other_server(
         assert time.monotonic() < deadline
         time.sleep(0.1)
     with pytest.raises(NotFoundError):
-        one.client.models.retrieve(f"ft:{tiny_base_folder.name}:default::{job.id[-8:]}")
+        one.client.models.retrieve(f"ft:{tiny_base_folder.name}:default::{job.id[-12:]}")

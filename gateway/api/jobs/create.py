@@ -76,7 +76,6 @@ def plan(
         "metadata": body.metadata,
         "method": method,
         "hyperparameters": msgspec.to_builtins(hyperparameters),
-        "older": body.method is None and body.hyperparameters is not None,
     }
     return Planned(request=request, details=details, priority=extra.priority or 0)
 

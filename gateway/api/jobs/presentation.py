@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from typing import Any
+from typing import Any, cast
 
 from tunery.gateway.api.schemas.fine_tuning import FineTuningEvent, FineTuningJob, JobDetails, JobError
 from tunery.registry.records import Job, JobRequest, StoredEvent
@@ -13,14 +13,12 @@ __all__ = ["event_number", "job_object", "event_object", "results_csv"]
 
 EVENT_PREFIX = "ftevent-"
 CSV_COLUMNS = ("step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy")
-_LEVELS = {"info": "info", "warn": "warn", "error": "error"}
 
 
 def job_object(job: Job, *, result_files: list[str], tenant: str) -> FineTuningJob:
     """A queued job as a client sees it."""
     details, progress = job.details or {}, job.progress or {}
     request = job.request or JobRequest(adapter=job.adapter, trainer=job.trainer, base="", data=())
-    ended = job.state in ("succeeded", "failed", "cancelled")
     hyperparameters = _hyperparameters(details, progress)
     method = details.get("method", "supervised")
     return FineTuningJob(
@@ -28,11 +26,11 @@ def job_object(job: Job, *, result_files: list[str], tenant: str) -> FineTuningJ
         created_at=int(job.created_at),
         started_at=_seconds(job.started_at),
         finished_at=_seconds(job.finished_at),
-        estimated_finish=None if ended or job.state != "running" else _estimated_finish(job, progress),
+        estimated_finish=_estimated_finish(job, progress) if job.state == "running" else None,
         model=details.get("model") or details.get("base") or "",
         fine_tuned_model=request.model_name or f"{job.adapter}@{job.version}" if job.state == "succeeded" else None,
         organization_id=f"org-{tenant}",
-        status=_status(job),
+        status=cast("Any", job.state),
         training_file=request.data[0] if request.data else "",
         validation_file=request.validation,
         result_files=result_files,
@@ -57,10 +55,6 @@ def job_object(job: Job, *, result_files: list[str], tenant: str) -> FineTuningJ
             steps=progress.get("steps"),
         ),
     )
-
-
-def _status(job: Job) -> Any:
-    return job.state
 
 
 def _param(code: str | None) -> str | None:
@@ -105,7 +99,7 @@ def event_object(event: StoredEvent, job: Job) -> FineTuningEvent:
     return FineTuningEvent(
         id=f"{EVENT_PREFIX}{job.id.removeprefix('ftjob-')}-{event.number}",
         created_at=int(event.at),
-        level=_LEVELS.get(event.level, "info"),
+        level=event.level,
         message=event.message,
         type="metrics" if metrics is not None else "message",
         data=metrics,

@@ -115,7 +115,7 @@ async def test_a_job_from_its_file_to_answers_of_its_model(served: Served, rows:
     train(served, claim)
     job = await jobs.retrieve(job.id)
     assert (job.status, job.trained_tokens, job.error) == ("succeeded", 30, None)
-    assert job.fine_tuned_model == f"ft:tiny:default:Support Bot:{job.id[-8:]}"
+    assert job.fine_tuned_model == f"ft:tiny:default:Support Bot:{job.id[-12:]}"
     assert (job.hyperparameters.n_epochs, job.hyperparameters.batch_size) == (3, 4)
     assert job.finished_at is not None
     # Served at that moment, by its name and by its reference.
@@ -299,7 +299,7 @@ async def test_names_of_openais_models_mean_local_bases(served: Served, rows: Fi
     assert job.model == "gpt-4o-mini-2024-07-18"
     train(served, take(served))
     job = await served.client.fine_tuning.jobs.retrieve(job.id)
-    assert job.fine_tuned_model == f"ft:gpt-4o-mini-2024-07-18:default::{job.id[-8:]}"
+    assert job.fine_tuned_model == f"ft:gpt-4o-mini-2024-07-18:default::{job.id[-12:]}"
     again = await served.client.fine_tuning.jobs.create(model=job.fine_tuned_model, training_file=rows.id)
     queued = served.gateway.registry.job(again.id)
     assert queued.request is not None

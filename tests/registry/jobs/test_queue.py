@@ -16,7 +16,7 @@ from tunery.registry.errors import Conflict, NotFound
 from tunery.registry.home import Home
 from tunery.registry.jobs.history import Note
 from tunery.registry.jobs.job_queue import LEASE_SECONDS
-from tunery.registry.jobs.queue import MAX_CLAIMS, Claim, ClaimLimits
+from tunery.registry.jobs.queue import MAX_CRASHES, Claim, ClaimLimits
 from tunery.registry.jobs.success import Success
 from tunery.registry.jobs.table import Filter
 from tunery.registry.records import Job, JobRequest
@@ -200,24 +200,31 @@ def test_a_lost_worker_cannot_publish(clocked: Clocked, made: NewVersion) -> Non
     assert [version.name for version in clocked.registry.versions()] == ["acme/bot@1"]
 
 
-def test_a_job_that_kills_every_worker_fails(clocked: Clocked) -> None:
+@pytest.mark.parametrize("noticed", [False, True], ids=["the worker dies too", "its worker gives it back"])
+def test_a_job_whose_processes_all_die_fails(noticed: bool, clocked: Clocked) -> None:
     job = clocked.submit()
-    for _ in range(MAX_CLAIMS):
-        clocked.take(job)
-        clocked.pass_time(1.1 * LEASE_SECONDS)
+    for _ in range(MAX_CRASHES):
+        claim = clocked.take(job)
+        clocked.registry.queue.report(claim, [], progress={"rows": 20})
+        if noticed:
+            clocked.registry.queue.release(claim, waiting="killed by signal 9", crashed=True)
+        else:
+            clocked.pass_time(1.1 * LEASE_SECONDS)
     assert clocked.claim() is None
     ended = clocked.registry.job(job.id)
     assert (ended.state, ended.code) == ("failed", "worker_lost")
     assert clocked.kinds(job) == ["failed"]
 
 
-def test_a_job_that_makes_progress_may_lose_any_number_of_workers(clocked: Clocked) -> None:
+def test_a_job_that_makes_progress_may_lose_any_number_of_processes(clocked: Clocked) -> None:
     job = clocked.submit()
-    for step in range(3 * MAX_CLAIMS):
+    for step in range(3 * MAX_CRASHES):
         claim = clocked.take(job)
         clocked.registry.queue.report(claim, [], progress={"step": step})
-        clocked.pass_time(1.1 * LEASE_SECONDS)
-    assert clocked.state(job) == "running"
+        clocked.registry.queue.release(claim, crashed=True)
+    for _ in range(3 * MAX_CRASHES):  # nor does it matter how often it is given back in good order
+        clocked.registry.queue.release(clocked.take(job))
+    assert clocked.state(job) == "queued"
 
 
 # -- stopping and resuming ---------------------------------------------------------------------------------------------
