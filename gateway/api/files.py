@@ -24,6 +24,8 @@ __all__ = ["create_file", "delete_file", "file_content", "file_findings", "list_
 MAX_FILE = 512 * 2**20
 """Bytes of an uploaded file."""
 PURPOSES = ("assistants", "batch", "evals", "fine-tune", "user_data", "vision")
+MAX_ID = 100
+"""Characters of an id."""
 EXPIRY = re.compile(r"\d{1,9}")
 SHORTEST, LONGEST = 3600, 2_592_000
 """Seconds after which a file may expire."""
@@ -34,7 +36,7 @@ SHORTEST, LONGEST = 3600, 2_592_000
     operation_id="createFile",
     summary="Upload a file",
     status_code=200,
-    responses=error_responses(400, 413, 415, 429, 500, 503),
+    responses=error_responses(400, 413, 415, 500),
     tags=["files"],
     request_max_body_size=MAX_FILE + 65536,
     opt={STREAMED: True},
@@ -86,7 +88,7 @@ async def list_files(
     "/v1/files/{file_id:str}",
     operation_id="retrieveFile",
     summary="Describe a file",
-    responses=error_responses(404, 500),
+    responses=error_responses(400, 404, 500),
     tags=["files"],
 )
 async def show_file(file_id: FromPath[str], gateway: NamedDependency[Gateway]) -> FileObject:
@@ -99,7 +101,7 @@ async def show_file(file_id: FromPath[str], gateway: NamedDependency[Gateway]) -
     operation_id="downloadFile",
     summary="Read a file",
     media_type="application/octet-stream",
-    responses=error_responses(404, 500),
+    responses=error_responses(400, 404, 500),
     tags=["files"],
 )
 async def file_content(file_id: FromPath[str], gateway: NamedDependency[Gateway]) -> File:
@@ -115,7 +117,7 @@ async def file_content(file_id: FromPath[str], gateway: NamedDependency[Gateway]
     "/v1/files/{file_id:str}/findings",
     operation_id="fileFindings",
     summary="What the data check found in a file",
-    responses=error_responses(404, 500),
+    responses=error_responses(400, 404, 500),
     tags=["files"],
 )
 async def file_findings(file_id: FromPath[str], gateway: NamedDependency[Gateway]) -> FileFindings:
@@ -135,11 +137,14 @@ async def file_findings(file_id: FromPath[str], gateway: NamedDependency[Gateway
 )
 async def delete_file(file_id: FromPath[str], gateway: NamedDependency[Gateway]) -> DeletedFile:
     """Delete a file; refused while a job that has not ended needs it. Versions trained on it stay."""
+    _find(file_id, gateway)
     gateway.registry.data_files.delete(file_id, tenant=gateway.jobs.tenant)
     return DeletedFile(id=file_id)
 
 
 def _find(file_id: str, gateway: Gateway) -> DataFile:
+    if len(file_id) > MAX_ID:
+        raise InvalidInput(f"no id of a file has {len(file_id)} characters", param="id")
     return gateway.registry.data_files.get(file_id, tenant=gateway.jobs.tenant)
 
 

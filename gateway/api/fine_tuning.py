@@ -7,8 +7,9 @@ from collections.abc import AsyncGenerator
 from typing import Annotated, Any
 
 import msgspec
-from litestar import Request, get, post
+from litestar import Request, Response, get, post
 from litestar.di import NamedDependency
+from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 from litestar.response import Stream
 
@@ -33,6 +34,8 @@ from tunery.registry.records import Job
 
 __all__ = ["cancel_job", "create_job", "list_events", "list_jobs", "pause_job", "resume_job", "show_job"]
 
+MAX_ID = 100
+"""Characters of an id."""
 MAX_KEY = 255
 """Characters of an Idempotency-Key."""
 POLL_SECONDS = 0.2
@@ -47,7 +50,7 @@ Limit = Annotated[int, QueryParameter(ge=1, le=1000)]
     operation_id="createFineTuningJob",
     summary="Train a version from an uploaded file",
     status_code=200,
-    responses=error_responses(400, 404, 413, 415, 500),
+    responses=error_responses(400, 413, 415, 500),
     tags=["fine-tuning"],
 )
 async def create_job(
@@ -169,7 +172,14 @@ async def resume_job(job_id: FromPath[str], gateway: NamedDependency[Gateway]) -
     "/v1/fine_tuning/jobs/{job_id:str}/events",
     operation_id="listFineTuningEvents",
     summary="List or follow a job's events",
-    responses=_ERRORS,
+    responses=_ERRORS
+    | {
+        200: ResponseSpec(
+            FineTuningEventList,
+            description="A page of events; with `stream`, all of them as server-sent events.",
+            generate_examples=False,
+        )
+    },
     tags=["fine-tuning"],
 )
 async def list_events(
@@ -179,7 +189,7 @@ async def list_events(
     after: FromQuery[str | None] = None,
     limit: Limit = 20,
     stream: FromQuery[bool] = False,
-) -> FineTuningEventList | Stream:
+) -> Response[FineTuningEventList] | Stream:
     """List events, newest first. With `stream` they come as server-sent events, oldest first, until the job has ended;
     `Last-Event-ID` is the id of the last one that the client has."""
     job = _find(job_id, gateway)
@@ -187,7 +197,7 @@ async def list_events(
         return _follow(job, request.headers.get("last-event-id") or after, gateway)
     number = None if after is None else _number(after, job)
     events, more = gateway.registry.queue.events_before(job_id, number, limit=limit)
-    return FineTuningEventList(data=[event_object(event, job) for event in events], has_more=more)
+    return Response(FineTuningEventList(data=[event_object(event, job) for event in events], has_more=more))
 
 
 def _follow(job: Job, last: str | None, gateway: Gateway) -> Stream:
@@ -231,6 +241,8 @@ async def _ask(job_id: str, wanted: Wanted, gateway: Gateway) -> FineTuningJob:
 
 def _find(job_id: str, gateway: Gateway) -> Job:
     """A queued job of the tenant; raise NotFound in OpenAI's words."""
+    if len(job_id) > MAX_ID:
+        raise InvalidInput(f"no id of a job has {len(job_id)} characters", param="fine_tune_id")
     try:
         job = gateway.registry.job(job_id)
     except NotFound as error:

@@ -36,7 +36,7 @@ _TYPES = (
     fine_tuning.FineTuningJobList,
     fine_tuning.JobCreate,
 )
-_STREAMED = ("/v1/chat/completions", "/v1/completions")
+_STREAMED = ("/v1/chat/completions", "/v1/completions", "/v1/fine_tuning/jobs/{job_id}/events")
 
 
 def complete_document(document: OpenAPI) -> dict[str, set[str]]:
@@ -48,7 +48,8 @@ def complete_document(document: OpenAPI) -> dict[str, set[str]]:
     described: Any = types
     document.components.schemas = described
     for path in _STREAMED:
-        operation = (document.paths or {})[path].post
+        item = (document.paths or {})[path]
+        operation = item.post or item.get
         answer = operation.responses["200"] if operation and operation.responses else None
         if isinstance(answer, OpenAPIResponse) and answer.content:
             answer.content["text/event-stream"] = OpenAPIMediaType(schema=Schema(description="Server-sent events."))

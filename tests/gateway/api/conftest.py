@@ -25,6 +25,7 @@ from tunery.gateway.metrics.recorder import Metrics
 from tunery.gateway.resolver import Resolver
 from tunery.plugins.data.render.renderer import Renderer
 from tunery.registry import Base, NewVersion, Version
+from tunery.registry.jobs.success import Success
 from tunery.registry.registry import Registry
 from tunery.registry.settings import ServeSettings
 
@@ -42,7 +43,7 @@ class Served:
     base: Base
     folder: Path
 
-    def publish(self, adapter: str, *, seed: int = 0, alias: str | None = None) -> Version:
+    def publish(self, adapter: str, *, seed: int = 0, alias: str | None = None, job: Success | None = None) -> Version:
         """Publish a version trained on the served base."""
         folder = make_adapter(self.folder / f"{adapter.replace('/', '-')}-{seed}", seed=seed)
         return self.gateway.registry.publish(
@@ -55,7 +56,8 @@ class Served:
                 metrics={},
                 actor="test",
                 alias=alias,
-            )
+            ),
+            job=job,
         )
 
     def says(self, text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,8 @@ from tests.gateway.api.conftest import Served
 from tests.gateway.api.test_metrics import stats
 from tunery.gateway.app import MAX_BODY
 from tunery.registry.errors import ArtifactRefused
+from tunery.registry.jobs.queue import Claim
+from tunery.registry.jobs.success import Success
 from tunery.registry.settings import ServeSettings
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
@@ -25,7 +28,10 @@ GOOD: dict[str, dict[str, Any]] = {
     "/v1/embeddings": {"model": "tiny", "input": "Hi"},
     "/v1/adapters/load": {"adapter": "acme/docs"},
     "/v1/adapters/unload": {"adapter": "acme/docs"},
+    "/v1/fine_tuning/jobs": {"model": "tiny", "training_file": "file-none"},
 }
+ROWS = b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
+JOBS, ACTIONS = "/v1/fine_tuning/jobs", ("pause", "resume", "cancel")
 EXAMPLES = 25
 MOST = 404
 
@@ -166,6 +172,7 @@ async def test_every_documented_status_is_met_and_no_other(served: Served, docum
             document.check(path, "post", await client.post(path, json={**GOOD[path], "stream": True}))
         for name in ("no/body", "acme/docs", "acme/docs:2"):
             document.check("/v1/models/{name}", "get", await client.get(f"/v1/models/{name}"))
+        await _fine_tune(client, served, document)
         served.engine.failure = ArtifactRefused("acme/docs@1 has NaN", code="artifact_nonfinite")
         await posted()
         served.engine.failure = None
@@ -175,7 +182,80 @@ async def test_every_documented_status_is_met_and_no_other(served: Served, docum
         await everywhere()
         _break(served)
         await everywhere()
+        await Caller(client, document).upload()
     assert document.seen == document.documented
+
+
+class Caller:
+    """Sends requests of which the document must know the answers."""
+
+    def __init__(self, client: httpx.AsyncClient, document: Document) -> None:
+        self.client, self.document = client, document
+
+    async def call(self, method: str, path: str, *, query: str = "", **names: str) -> None:
+        place = path.format(**names) if names else path
+        self.document.check(path, method, await self.client.request(method, place + query))
+
+    async def upload(self, purpose: str = "fine-tune") -> str:
+        files, data = {"file": ("a.jsonl", ROWS)}, {"purpose": purpose}
+        response = await self.client.post("/v1/files", files=files, data=data)
+        self.document.check("/v1/files", "post", response)
+        return str(response.json().get("id"))
+
+    async def submit(self, file: str) -> str:
+        response = await self.client.post(JOBS, json={"model": "tiny", "training_file": file})
+        self.document.check(JOBS, "post", response)
+        return str(response.json()["id"])
+
+
+async def _fine_tune(client: httpx.AsyncClient, served: Served, document: Document) -> None:
+    """Upload, train and delete, and what is refused on the way."""
+    caller = Caller(client, document)
+    await caller.upload("theft")
+    document.check("/v1/files", "post", await _announce(served, 1 << 30))
+    file = await caller.upload()
+    job = await caller.submit(file)
+    for query in ("", "?limit=0", "?after=none"):
+        await caller.call("get", "/v1/files", query=query)
+        await caller.call("get", JOBS, query=query)
+    for name in (file, "none", "x" * 200):
+        for path in ("/v1/files/{file_id}", "/v1/files/{file_id}/content", "/v1/files/{file_id}/findings"):
+            await caller.call("get", path, file_id=name)
+    for name in (job, "none", "x" * 200):
+        for method, path in (("get", ""), ("get", "/events"), *(("post", f"/{action}") for action in ACTIONS)):
+            await caller.call(method, f"{JOBS}/{{job_id}}{path}", job_id=name)
+            await caller.call(method, f"{JOBS}/{{job_id}}{path}", job_id=name)
+    await _publish(served, caller, await caller.submit(file))
+    await caller.submit(file)
+    await caller.call("delete", "/v1/files/{file_id}", file_id=file)
+    await caller.call("delete", "/v1/files/{file_id}", file_id=await caller.upload())
+    await caller.call("delete", "/v1/files/{file_id}", file_id="x" * 200)
+
+
+async def _publish(served: Served, caller: Caller, job: str) -> None:
+    """Publish a job's version, and delete it by its name when no alias points to it any more."""
+    claim = served.gateway.registry.queue.claim("test")
+    assert claim is not None
+    assert claim.id == job
+    success = Success(job=job, claim=Claim(job, claim.fence), model_name="ft:a")
+    served.publish("acme/named", alias="production", job=success)
+    for name in ("ft:a", "none"):
+        await caller.call("delete", "/v1/models/{name}", name=name)
+    served.gateway.registry.drop_alias("acme/named", "production", actor="test")
+    await caller.call("delete", "/v1/models/{name}", name="ft:a")
+
+
+async def _announce(served: Served, size: int) -> httpx.Response:
+    """The answer to an upload that says it is this large, and ends."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(served.url.rpartition(":")[2]))
+    head = f"POST /v1/files HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: {size}\r\nconnection: close\r\n"
+    writer.write(head.encode() + b"content-type: multipart/form-data; boundary=b\r\n\r\n--b")
+    writer.write_eof()
+    answer, body = (await reader.read()).split(b"\r\n\r\n", 1)
+    writer.close()
+    status, *lines = answer.decode().split("\r\n")
+    headers = {name: value for name, _, value in (line.partition(": ") for line in lines)}
+    return httpx.Response(int(status.split()[1]), headers=headers, content=body)
 
 
 def _break(served: Served) -> None:
@@ -185,12 +265,17 @@ def _break(served: Served) -> None:
         raise RuntimeError("a bug")
 
     resolver: Any = served.gateway.resolver
+    files: Any = served.gateway.registry.data_files
+    registry: Any = served.gateway.registry
     metrics: Any = served.gateway.metrics
     for where, name in (
         (resolver, "resolve"),
         (resolver, "resolve_one"),
         (resolver, "served"),
         (metrics, "exposition"),
+        *((files, name) for name in ("add", "get", "page")),
+        *((registry.queue, name) for name in ("names", "page")),
+        (registry, "job"),
     ):
         setattr(where, name, fail)
 
