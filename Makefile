@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export TQDM_DISABLE ?= 1
-# Processes that the tests run in; one that has nothing left takes tests from the other.
-WORKERS ?= 2
+# Processes that the tests run in; one that has nothing left takes tests from the others. One more than two cores, since tests
+# also wait: for servers, leases and other processes.
+WORKERS ?= 3
 
 .PHONY: help setup demo test test-fast check docs format changelog bench soak clean
 
