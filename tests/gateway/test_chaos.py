@@ -77,7 +77,7 @@ class Chaos:
         for worker in self.workers:
             worker.send_signal(signal.SIGTERM)
         for worker in self.workers:
-            worker.wait(timeout=120)
+            worker.wait(timeout=600)
 
 
 def _children(pid: int) -> list[psutil.Process]:
@@ -112,11 +112,10 @@ def submit(registry: Registry, base_folder: Path, rows: Path, count: int) -> lis
 @pytest.mark.parametrize(
     ("count", "kills", "gateway"),
     [
-        pytest.param(2, 2, False, marks=pytest.mark.slow, id="short"),
+        pytest.param(2, 2, False, marks=[pytest.mark.slow, pytest.mark.timeout(1200)], id="short"),
         pytest.param(20, 50, True, marks=[pytest.mark.soak, pytest.mark.timeout(3600)], id="long"),
     ],
 )
-@pytest.mark.timeout(600)
 def test_every_job_ends_once_and_nothing_is_lost(
     count: int, kills: int, gateway: bool, tiny_base_folder: Path, tmp_path: Path
 ) -> None:

@@ -98,11 +98,11 @@ def test_a_job_is_followed_until_it_ends(submitted: str, registry: Registry, env
     claim = Claim(job.id, job.fence)
     registry.queue.report(claim, [note_of(STEP)])
     registry.queue.finish(claim, "failed", error="3 rows are bad", code="schema")
-    _, error = watching.communicate(timeout=120)
+    _, error = watching.communicate(timeout=280)
     assert "step 1/2  loss 2.500" in error
     assert "error: 3 rows are bad" in error
     assert watching.returncode != 0
-    out, _ = logging.communicate(timeout=120)
+    out, _ = logging.communicate(timeout=280)
     assert "Step 1/2: training loss=2.50" in out
     assert logging.returncode == 0
 

@@ -24,6 +24,8 @@ from tunery.registry.records import Job, JobRequest
 from tunery.registry.registry import Registry
 from tunery.registry.settings import JobsSettings
 
+pytestmark = pytest.mark.timeout(1200)
+
 
 class FakeRun:
     """A process that ends when the test says so."""
@@ -76,11 +78,11 @@ def running(registry: Registry, executor: FakeExecutor | LocalExecutor, **settin
         yield said
     finally:
         worker.stop()
-        thread.join(timeout=120)
+        thread.join(timeout=600)
         assert not thread.is_alive()
 
 
-def wait_until(true: Callable[[], object], seconds: float = 120.0) -> None:
+def wait_until(true: Callable[[], object], seconds: float = 600.0) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline, "it never came"
