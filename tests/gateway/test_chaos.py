@@ -26,8 +26,6 @@ from tunery.registry.records import JobRequest, StoredEvent
 from tunery.registry.registry import Registry
 
 STEPS = 60
-PAUSE = 6.0
-"""Mean seconds between two kills."""
 TENANTS = ("acme", "globex", "initech")
 
 
@@ -110,14 +108,14 @@ def submit(registry: Registry, base_folder: Path, rows: Path, count: int) -> lis
 
 
 @pytest.mark.parametrize(
-    ("count", "kills", "gateway"),
+    ("count", "kills", "pause", "gateway"),
     [
-        pytest.param(2, 2, False, marks=[pytest.mark.slow, pytest.mark.timeout(1200)], id="short"),
-        pytest.param(20, 50, True, marks=[pytest.mark.soak, pytest.mark.timeout(3600)], id="long"),
+        pytest.param(2, 2, 6.0, False, marks=[pytest.mark.slow, pytest.mark.timeout(1200)], id="short"),
+        pytest.param(20, 50, 2.5, True, marks=[pytest.mark.soak, pytest.mark.timeout(3600)], id="long"),
     ],
 )
 def test_every_job_ends_once_and_nothing_is_lost(
-    count: int, kills: int, gateway: bool, tiny_base_folder: Path, tmp_path: Path
+    count: int, kills: int, pause: float, gateway: bool, tiny_base_folder: Path, tmp_path: Path
 ) -> None:
     home, seed = Home(tmp_path / "home"), random.randrange(10_000)
     print(f"seed {seed}")
@@ -126,7 +124,7 @@ def test_every_job_ends_once_and_nothing_is_lost(
         chaos = Chaos(tmp_path, home, tiny_base_folder, seed=seed, gateway=gateway)
         try:
             while sum(chaos.killed.values()) < kills and not _ended(registry, jobs):
-                time.sleep(chaos.random.expovariate(1 / PAUSE))
+                time.sleep(chaos.random.expovariate(1 / pause))
                 chaos.kill_something()
             while not _ended(registry, jobs):
                 time.sleep(0.2)
