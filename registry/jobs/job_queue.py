@@ -137,7 +137,7 @@ class JobQueue:
         with self._database.write() as connection:
             queue.require_claim(connection, claim)
             history.append(connection, claim.job, notes, at=now)
-            return queue.finish(connection, claim, state, at=now, error=error, code=code)
+            return table.set_state(connection, claim.job, state, version=None, error=error, code=code, at=now)
 
     # -- names of models -----------------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from tunery.registry.jobs.history import Note
 from tunery.registry.records import Job
 from tunery.registry.storage import schema
 
-__all__ = ["Claim", "ClaimLimits", "Wanted", "beat", "claim", "finish", "release", "request", "require_claim", "submit"]
+__all__ = ["Claim", "ClaimLimits", "Wanted", "beat", "claim", "release", "request", "require_claim", "resume", "submit"]
 
 Wanted = Literal["pause", "cancel"]
 MAX_CRASHES = 5
@@ -151,21 +151,6 @@ def release(connection: Connection, claim: Claim, *, at: float, waiting: str | N
     return table.find(connection, claim.job)
 
 
-def finish(
-    connection: Connection,
-    claim: Claim,
-    state: str,
-    *,
-    at: float,
-    version: int | None = None,
-    error: str | None = None,
-    code: str | None = None,
-) -> Job:
-    """Record how a claimed job ended; raise Conflict (claim_lost) when the claim is somebody else's by now."""
-    require_claim(connection, claim)
-    return table.set_state(connection, claim.job, state, version=version, error=error, code=code, at=at)
-
-
 def request(connection: Connection, job_id: str, wanted: Wanted, *, at: float) -> Job:
     """Ask a job to pause or to stop. One that waits does so at once; one that runs when its process hears of it.
 
@@ -195,13 +180,13 @@ def resume(connection: Connection, job_id: str, *, at: float) -> Job:
 
 def require_claim(connection: Connection, claim: Claim) -> Job:
     """The claimed job; raise Conflict (claim_lost) when the claim is not the job's last one, or the job has ended."""
-    row = connection.execute(select(schema.jobs).where(schema.jobs.c.id == claim.job)).first()
-    if row is None or row.fence != claim.fence or row.state != "running":
+    job = table.find(connection, claim.job)
+    if job.fence != claim.fence or job.state != "running":
         raise Conflict(
             f"{claim.job} is no longer this worker's: its lease ran out or the job ended; nothing was changed",
             code="claim_lost",
         )
-    return table.find(connection, claim.job)
+    return job
 
 
 def _past(wanted: Wanted) -> str:

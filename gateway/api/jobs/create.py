@@ -119,20 +119,12 @@ def _base(
     body: JobCreate, extra: TuneryOptions, *, served: Base, registry: Registry, settings: JobsSettings
 ) -> tuple[Base, Version | None]:
     """The base to train on, and the version to continue from."""
-    parent: Version | None = None
-    if is_tuned_name(body.model):
-        place = registry.queue.names().get(body.model)
-        if place is None:
-            raise _no_model(body.model)
-        parent = registry.version(*place)
-    elif "/" in body.model and body.model.partition("@")[0] in registry.adapters():
-        parent = registry.resolve(body.model)
-    if extra.parent is not None:
-        if parent is not None:
+    continued = _continued(body.model, registry)
+    if continued is not None:
+        if extra.parent is not None:
             raise InvalidInput("model names a version to continue from, and so does from", param="tunery.from")
-        parent = _named("tunery.from", registry.resolve, extra.parent)
-    if parent is not None and (is_tuned_name(body.model) or "/" in body.model):
-        return registry.base(parent.base_digest), parent
+        return registry.base(continued.base_digest), continued
+    parent = None if extra.parent is None else _named("tunery.from", registry.resolve, extra.parent)
     name = settings.models.get(body.model, body.model)
     if name in (served.name, served.source, served.digest):
         return served, parent
@@ -140,6 +132,16 @@ def _base(
         return registry.base(name), parent
     except NotFound as error:
         raise _no_model(body.model) from error
+
+
+def _continued(model: str, registry: Registry) -> Version | None:
+    """The version that `model` names, None where it is a base's name."""
+    if is_tuned_name(model):
+        place = registry.queue.names().get(model)
+        if place is None:
+            raise _no_model(model)
+        return registry.version(*place)
+    return registry.resolve(model) if "/" in model and model.partition("@")[0] in registry.adapters() else None
 
 
 def _no_model(model: str) -> InvalidInput:
