@@ -22,6 +22,7 @@ from tunery.gateway.api.files import create_file, delete_file, file_content, fil
 from tunery.gateway.api.fine_tuning import (
     cancel_job,
     create_job,
+    list_checkpoints,
     list_events,
     list_jobs,
     pause_job,
@@ -65,6 +66,7 @@ HANDLERS = (
     cancel_job,
     pause_job,
     resume_job,
+    list_checkpoints,
     list_events,
     live,
     ready,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from tunery.gateway.engine.composition import AdapterSource, WeightedAdapter, composition_digest, composition_title
-from tunery.gateway.jobs.model_names import is_tuned_name
+from tunery.gateway.jobs.model_names import is_checkpoint_name, is_tuned_name
 from tunery.gateway.metrics.table import COMPOSITION
 from tunery.registry import Base, Version
 from tunery.registry.errors import InvalidInput, NotFound, near
@@ -86,7 +86,7 @@ class Resolver:
         Either may be a composition. Raises NotFound for a model that does not exist or is not on this base, and
         InvalidInput when the two disagree or a composition is malformed.
         """
-        if is_tuned_name(model):
+        if is_tuned_name(model) and not is_checkpoint_name(model):
             model = self._tuned(model)
         if self._is_base(model):
             return self._bare_base if adapter is None else self._composition(adapter, "adapter")
@@ -96,10 +96,12 @@ class Resolver:
                 "name the adapter once, or the base as the model",
                 param="adapter",
             )
-        return self._composition(model, "model")
+        return self._version(model, "model") if is_checkpoint_name(model) else self._composition(model, "model")
 
     def resolve_one(self, name: str, *, param: str = "model") -> Target:
         """The target of `name` where only one version or the base makes sense; raise InvalidInput for a composition."""
+        if is_checkpoint_name(name):
+            return self._version(name, param)
         if is_tuned_name(name):
             name = self._tuned(name, param)
         if "+" in name or ":" in name:
@@ -149,8 +151,9 @@ class Resolver:
         return f"{place[0]}@{place[1]}"
 
     def tuned(self) -> dict[str, Version]:
-        """The versions on the served base that have a name in OpenAI's form, by that name."""
+        """The versions and checkpoints on the served base that have a name in OpenAI's form, by that name."""
         named = self._registry.queue.named_versions()
+        named |= {checkpoint.name: checkpoint.version for checkpoint in self._registry.checkpoints.all()}
         return {name: version for name, version in named.items() if version.base_digest == self.base.digest}
 
     def _is_base(self, name: str) -> bool:
@@ -179,10 +182,13 @@ class Resolver:
 
     def _look_up(self, reference: str, param: str) -> Target:
         try:
-            version = self._registry.resolve(reference)
+            if is_checkpoint_name(reference):
+                version = self._registry.checkpoints.get(reference).version
+            else:
+                version = self._registry.resolve(reference)
         except (NotFound, InvalidInput) as error:
             message = error.message
-            if "/" not in reference:
+            if "/" not in reference and not is_tuned_name(reference):
                 message = f"the model {reference!r} does not exist: {near(reference, self.names())}"
             raise NotFound(message, code="model_not_found", param=param) from error
         if version.base_digest != self.base.digest:

@@ -10,6 +10,7 @@ import msgspec
 __all__ = [
     "AliasMove",
     "Base",
+    "Checkpoint",
     "DataFile",
     "DataUse",
     "FileEntry",
@@ -209,3 +210,39 @@ class DataFile(msgspec.Struct, frozen=True, kw_only=True):
     created_at: float
     details: str | None = None
     expires_at: float | None = None
+
+
+class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """What a job had trained after a step, kept as a model: `name` is the job's model name with `:ckpt-step-N`.
+
+    Its files are in PEFT layout. It has passed the checks of an adapter's files, not the gates of a version.
+    """
+
+    id: str
+    job: str
+    step: int
+    name: str
+    adapter: str
+    base: str
+    base_digest: str
+    method: str
+    digest: str
+    files: tuple[FileEntry, ...]
+    metrics: dict[str, float]
+    created_at: float
+
+    @property
+    def version(self) -> Version:
+        """The checkpoint as what can be served; its number is 0, which no published version has."""
+        return Version(
+            adapter=self.adapter,
+            number=0,
+            digest=self.digest,
+            base=self.base,
+            base_digest=self.base_digest,
+            method=self.method,
+            files=self.files,
+            manifest={"job": self.job, "step": self.step},
+            metrics=self.metrics,
+            created_at=self.created_at,
+        )

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from tunery.registry import bases
+from tunery.registry.checkpoints import Checkpoints
 from tunery.registry.data_files import DataFiles
 from tunery.registry.home import Home
 from tunery.registry.jobs import table as jobs
@@ -60,6 +61,7 @@ class Registry:
         self._clock = clock
         self.queue = JobQueue(self._database, clock=clock)
         self.data_files = DataFiles(self._database, self.blobs, clock=clock)
+        self.checkpoints = Checkpoints(self._database, self.blobs, clock=clock)
 
     @classmethod
     def open(cls, home: Home | None = None, *, clock: Callable[[], float] = time.time, scarce: bool = False) -> Self:

@@ -15,10 +15,11 @@ from litestar.response import Stream
 
 from tunery.gateway.api.http.errors import error_responses
 from tunery.gateway.api.jobs.create import plan
-from tunery.gateway.api.jobs.presentation import event_number, event_object, job_object
+from tunery.gateway.api.jobs.presentation import checkpoint_object, event_number, event_object, job_object
 from tunery.gateway.api.jobs.results import result_files
 from tunery.gateway.api.request.fields import check_fields
 from tunery.gateway.api.schemas.fine_tuning import (
+    FineTuningCheckpointList,
     FineTuningEventList,
     FineTuningJob,
     FineTuningJobList,
@@ -32,7 +33,16 @@ from tunery.registry.jobs.queue import Wanted
 from tunery.registry.jobs.table import ENDED, Filter
 from tunery.registry.records import Job
 
-__all__ = ["cancel_job", "create_job", "list_events", "list_jobs", "pause_job", "resume_job", "show_job"]
+__all__ = [
+    "cancel_job",
+    "create_job",
+    "list_checkpoints",
+    "list_events",
+    "list_jobs",
+    "pause_job",
+    "resume_job",
+    "show_job",
+]
 
 MAX_ID = 100
 """Characters of an id."""
@@ -198,6 +208,34 @@ async def list_events(
     number = None if after is None else _number(after, job)
     events, more = gateway.registry.queue.events_before(job_id, number, limit=limit)
     return Response(FineTuningEventList(data=[event_object(event, job) for event in events], has_more=more))
+
+
+@get(
+    "/v1/fine_tuning/jobs/{job_id:str}/checkpoints",
+    operation_id="listFineTuningJobCheckpoints",
+    summary="List a job's checkpoints",
+    responses=_ERRORS,
+    tags=["fine-tuning"],
+)
+async def list_checkpoints(
+    job_id: FromPath[str],
+    gateway: NamedDependency[Gateway],
+    after: FromQuery[str | None] = None,
+    limit: Limit = 10,
+) -> FineTuningCheckpointList:
+    """List the models that a job made on its way, newest first: one for each of its last epochs."""
+    kept = gateway.registry.checkpoints.of_job(_find(job_id, gateway).id)
+    ids = [checkpoint.id for checkpoint in kept]
+    if after is not None and after not in ids:
+        raise NotFound(f"{job_id} has no checkpoint {after[:80]!r}", code="checkpoint_not_found", param="after")
+    start = 0 if after is None else ids.index(after) + 1
+    page = [checkpoint_object(checkpoint) for checkpoint in kept[start : start + limit]]
+    return FineTuningCheckpointList(
+        data=page,
+        first_id=page[0].id if page else None,
+        last_id=page[-1].id if page else None,
+        has_more=start + limit < len(kept),
+    )
 
 
 def _follow(job: Job, last: str | None, gateway: Gateway) -> Stream:

@@ -9,6 +9,7 @@ from litestar.params import FromPath
 from tunery.gateway.api.http.errors import error_responses
 from tunery.gateway.api.schemas.models import DeletedModel, ModelCard, ModelList
 from tunery.gateway.api.state import Gateway
+from tunery.gateway.jobs.model_names import is_checkpoint_name
 from tunery.registry import Base, Version
 from tunery.registry.errors import NotFound
 from tunery.registry.names import tenant_of
@@ -56,8 +57,11 @@ async def show_model(name: FromPath[str], gateway: NamedDependency[Gateway]) -> 
     tags=["models"],
 )
 async def delete_model(name: FromPath[str], gateway: NamedDependency[Gateway]) -> DeletedModel:
-    """Remove the version behind a name in OpenAI's form (`ft:…`); refused while an alias points to it."""
+    """Remove the version or checkpoint behind a name in OpenAI's form (`ft:…`); refused while an alias points to it."""
     name = name.lstrip("/")
+    if is_checkpoint_name(name):
+        gateway.registry.checkpoints.remove(name)
+        return DeletedModel(id=name)
     place = gateway.registry.queue.names().get(name)
     if place is None:
         raise NotFound(

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["adapter_name", "is_tuned_name", "tuned_name"]
+__all__ = ["adapter_name", "is_checkpoint_name", "is_tuned_name", "tuned_name"]
 
 _UNFIT = re.compile(r"[^a-z0-9._-]+")
+_CHECKPOINT = re.compile(r":ckpt-step-[0-9]+$")
 PREFIX = "ft:"
 
 
 def is_tuned_name(name: str) -> bool:
     """Whether a name is in this form."""
     return name.startswith(PREFIX)
+
+
+def is_checkpoint_name(name: str) -> bool:
+    """Whether a name is that of a checkpoint of a job, `ft:…:ckpt-step-N`."""
+    return is_tuned_name(name) and _CHECKPOINT.search(name) is not None
 
 
 def tuned_name(model: str, *, tenant: str, suffix: str | None, job_id: str) -> str:

@@ -27,6 +27,7 @@ class LoraTrainer:
     """Subclass it and override `config` for any other PEFT variant of LoRA."""
 
     quant: Quant = "none"
+    saves_checkpoints = True
 
     def config(self, parameters: LoraParameters) -> LoraConfig:
         """PEFT's configuration for these parameters."""

@@ -47,6 +47,8 @@ class JobFolder:
         """The last checkpoint, a folder."""
         self.best_weights = path / "best.safetensors"
         """The trained weights with the lowest held-out loss so far."""
+        self.epoch = path / "epoch"
+        """The files of the last epoch's model, while they are being kept."""
         self.output = path / "output"
         """The finished files."""
         self.report = path / "report"
@@ -68,13 +70,21 @@ class JobFolder:
 
     def new_output(self) -> Path:
         """An empty folder for the finished files."""
-        shutil.rmtree(self.output, ignore_errors=True)
-        self.output.mkdir()
-        return self.output
+        return _emptied(self.output)
+
+    def new_epoch(self) -> Path:
+        """An empty folder for the files of an epoch's model."""
+        return _emptied(self.epoch)
 
     def clear(self) -> None:
         """Delete what only a running job needs."""
-        for folder in (self.output, self.checkpoint, self.parent):
+        for folder in (self.output, self.epoch, self.checkpoint, self.parent):
             shutil.rmtree(folder, ignore_errors=True)
         for file in (self.best_weights, self.base_results, self.objective_state):
             file.unlink(missing_ok=True)
+
+
+def _emptied(folder: Path) -> Path:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    return folder

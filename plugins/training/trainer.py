@@ -81,7 +81,8 @@ class Trainer(Protocol):
     configuration of the version to continue from, returns True when weights of the base itself are trained and not a
     LoRA beside them; figures are then measured in float32, because such changes can be smaller than bfloat16 resolves.
     `save_evaluations: int` is how often `save` calls `evaluate`, which the quote takes into account.
-    `objective(parameters) -> Objective` replaces the supervised loss.
+    `saves_checkpoints: bool` is True when `save` is quick and leaves the model as it was: what a queued job has trained
+    after each epoch is then kept as a model too. `objective(parameters) -> Objective` replaces the supervised loss.
     """
 
     quant: Quant

@@ -7,10 +7,20 @@ from typing import Any
 import msgspec
 from sqlalchemy import Connection, Row, Select, Subquery, and_, select
 
-from tunery.registry.records import AliasMove, Base, DataFile, FileEntry, Job, JobRequest, StoredEvent, Version
+from tunery.registry.records import (
+    AliasMove,
+    Base,
+    Checkpoint,
+    DataFile,
+    FileEntry,
+    Job,
+    JobRequest,
+    StoredEvent,
+    Version,
+)
 from tunery.registry.storage import schema
 
-__all__ = ["alias_map", "to_base", "to_data_file", "to_event", "to_job", "to_move", "to_versions"]
+__all__ = ["alias_map", "to_base", "to_checkpoint", "to_data_file", "to_event", "to_job", "to_move", "to_versions"]
 
 _Key = tuple[str, int]
 
@@ -90,3 +100,9 @@ def to_event(row: Row[tuple[object, ...]]) -> StoredEvent:
 def to_data_file(row: Row[tuple[object, ...]]) -> DataFile:
     """A row of `data_files` as a record."""
     return DataFile(**row._mapping)
+
+
+def to_checkpoint(row: Row[tuple[object, ...]]) -> Checkpoint:
+    """A row of `checkpoints` as a record."""
+    fields = dict(row._mapping)
+    return Checkpoint(**fields | {"files": msgspec.convert(fields["files"], tuple[FileEntry, ...])})

@@ -24,6 +24,7 @@ __all__ = [
     "alias_moves",
     "aliases",
     "bases",
+    "checkpoints",
     "data_files",
     "files",
     "identity",
@@ -36,7 +37,7 @@ __all__ = [
     "versions",
 ]
 
-HEAD = "0005"
+HEAD = "0006"
 """The migration this code is written for."""
 
 metadata = MetaData()
@@ -209,7 +210,24 @@ model_names = Table(
     Column("adapter", String(130), nullable=False),
     Column("number", Integer, nullable=False),
     Column("job", String(64), nullable=False, index=True),
-    Column("step", Integer),
     Column("created_at", Float, nullable=False),
     ForeignKeyConstraint(["adapter", "number"], ["versions.adapter", "versions.number"], ondelete="CASCADE"),
+)
+
+# What a job had trained at the end of an epoch, as files that can be served; `files` and `metrics` as in a version.
+checkpoints = Table(
+    "checkpoints",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("job", String(64), ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("step", Integer, nullable=False),
+    Column("name", String(400), nullable=False, unique=True),
+    Column("adapter", String(130), nullable=False),
+    Column("base", String(200), nullable=False),
+    Column("base_digest", String(64), nullable=False),
+    Column("method", String(64), nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("files", JSON, nullable=False),
+    Column("metrics", JSON, nullable=False),
+    Column("created_at", Float, nullable=False),
 )

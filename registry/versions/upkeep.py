@@ -8,9 +8,10 @@ from pathlib import Path
 import msgspec
 from sqlalchemy import Connection, select
 
+from tunery.registry import data_files
 from tunery.registry.base_files import changed_files
-from tunery.registry.data_files import needed_blobs
 from tunery.registry.home import Home
+from tunery.registry.jobs import checkpoints
 from tunery.registry.records import Base, Version
 from tunery.registry.storage import leases, schema
 from tunery.registry.storage.blobs import BlobStore
@@ -135,7 +136,8 @@ def collect(
 
 
 def _needed(connection: Connection) -> set[str]:
-    return set(connection.scalars(select(schema.files.c.sha256).distinct())) | needed_blobs(connection)
+    of_versions = set(connection.scalars(select(schema.files.c.sha256).distinct()))
+    return of_versions | data_files.needed_blobs(connection) | checkpoints.needed_blobs(connection)
 
 
 def _unknown(connection: Connection, packed: Path) -> list[Path]:

@@ -31,6 +31,7 @@ _TYPES = (
     files.FileFindings,
     files.FileList,
     files.FileObject,
+    fine_tuning.FineTuningCheckpointList,
     fine_tuning.FineTuningEventList,
     fine_tuning.FineTuningJob,
     fine_tuning.FineTuningJobList,

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from tunery.gateway.api.schemas.fine_tuning import Hyperparameters, JobCreate, TuneryOptions
-from tunery.gateway.jobs.model_names import adapter_name, is_tuned_name, tuned_name
+from tunery.gateway.jobs.model_names import adapter_name, is_checkpoint_name, is_tuned_name, tuned_name
 from tunery.plugins.hookspecs import TrainerInfo
 from tunery.plugins.manager import Plugins
 from tunery.plugins.parameters import AUTO, read_parameters
@@ -136,6 +136,12 @@ def _base(
 
 def _continued(model: str, registry: Registry) -> Version | None:
     """The version that `model` names, None where it is a base's name."""
+    if is_checkpoint_name(model):
+        raise InvalidInput(
+            f"{model[:200]} is a checkpoint; jobs go on from versions: name the job's own model, or a base",
+            code="model_not_available",
+            param="model",
+        )
     if is_tuned_name(model):
         place = registry.queue.names().get(model)
         if place is None:

@@ -6,10 +6,17 @@ import csv
 import io
 from typing import Any, cast
 
-from tunery.gateway.api.schemas.fine_tuning import FineTuningEvent, FineTuningJob, JobDetails, JobError
-from tunery.registry.records import Job, JobRequest, StoredEvent
+from tunery.gateway.api.schemas.fine_tuning import (
+    CheckpointMetrics,
+    FineTuningCheckpoint,
+    FineTuningEvent,
+    FineTuningJob,
+    JobDetails,
+    JobError,
+)
+from tunery.registry.records import Checkpoint, Job, JobRequest, StoredEvent
 
-__all__ = ["event_number", "job_object", "event_object", "results_csv"]
+__all__ = ["checkpoint_object", "event_number", "job_object", "event_object", "results_csv"]
 
 EVENT_PREFIX = "ftevent-"
 CSV_COLUMNS = ("step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy")
@@ -104,6 +111,24 @@ def event_object(event: StoredEvent, job: Job) -> FineTuningEvent:
         type="metrics" if metrics is not None else "message",
         data=metrics,
         tunery={"kind": event.kind, "number": event.number, "at": event.at} | event.data,
+    )
+
+
+def checkpoint_object(checkpoint: Checkpoint) -> FineTuningCheckpoint:
+    """A checkpoint as a client sees it. Held-out rows are evaluated whole, so both losses of theirs are the same."""
+    metrics = checkpoint.metrics
+    return FineTuningCheckpoint(
+        id=checkpoint.id,
+        created_at=int(checkpoint.created_at),
+        fine_tuned_model_checkpoint=checkpoint.name,
+        fine_tuning_job_id=checkpoint.job,
+        step_number=checkpoint.step,
+        metrics=CheckpointMetrics(
+            step=checkpoint.step,
+            train_loss=metrics.get("train_loss"),
+            valid_loss=metrics.get("eval_loss"),
+            full_valid_loss=metrics.get("eval_loss"),
+        ),
     )
 
 

@@ -8,6 +8,8 @@ import msgspec
 from msgspec import Meta
 
 __all__ = [
+    "FineTuningCheckpoint",
+    "FineTuningCheckpointList",
     "FineTuningEvent",
     "FineTuningEventList",
     "FineTuningJob",
@@ -160,4 +162,38 @@ class FineTuningEventList(msgspec.Struct, frozen=True, kw_only=True):
 
     object: Literal["list"] = "list"
     data: list[FineTuningEvent]
+    has_more: bool
+
+
+class FineTuningCheckpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """What a job had trained after an epoch, as a model; metrics that were not measured at its step are null."""
+
+    id: str
+    object: Literal["fine_tuning.job.checkpoint"] = "fine_tuning.job.checkpoint"
+    created_at: int
+    fine_tuned_model_checkpoint: str
+    fine_tuning_job_id: str
+    step_number: int
+    metrics: CheckpointMetrics
+
+
+class CheckpointMetrics(msgspec.Struct, frozen=True, kw_only=True):
+    """The figures of a checkpoint, under OpenAI's names."""
+
+    step: int
+    train_loss: float | None = None
+    train_mean_token_accuracy: float | None = None
+    valid_loss: float | None = None
+    valid_mean_token_accuracy: float | None = None
+    full_valid_loss: float | None = None
+    full_valid_mean_token_accuracy: float | None = None
+
+
+class FineTuningCheckpointList(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of checkpoints, newest first."""
+
+    object: Literal["list"] = "list"
+    data: list[FineTuningCheckpoint]
+    first_id: str | None
+    last_id: str | None
     has_more: bool

@@ -28,6 +28,13 @@ class Ledger(Protocol):
     def flush(self) -> None:
         """Write the history up to now, before a checkpoint: what comes before that is not done again."""
 
+    @property
+    def keeps_checkpoints(self) -> bool:
+        """Whether what was trained after each epoch is kept as a model."""
+
+    def keep_checkpoint(self, new: NewVersion, step: int) -> None:
+        """Keep files in PEFT layout as the model of a step."""
+
     def publish(self, new: NewVersion) -> Version:
         """Publish the job's version, and with it the job's success."""
 
@@ -55,6 +62,12 @@ class OwnJob:
 
     def flush(self) -> None:
         """Nothing: its only history is the file that is written as it goes on."""
+
+    keeps_checkpoints = False
+
+    def keep_checkpoint(self, new: NewVersion, step: int) -> None:
+        """Its checkpoints have no name that could be asked for."""
+        raise NotImplementedError("only queued jobs keep checkpoints as models")
 
     def publish(self, new: NewVersion) -> Version:
         """Publish the job's version, and with it the job's success."""
@@ -93,6 +106,20 @@ class ClaimedJob:
     def flush(self) -> None:
         """Write the history up to now, before a checkpoint: what comes before that is not done again."""
         self._on_flush()
+
+    @property
+    def keeps_checkpoints(self) -> bool:
+        """Whether the job's version will have a name that those of its checkpoints begin with."""
+        return self._success.model_name is not None
+
+    def keep_checkpoint(self, new: NewVersion, step: int) -> None:
+        """Keep files in PEFT layout as the model of a step."""
+        success = self._success
+        if success.claim is None or success.model_name is None:
+            raise ValueError(f"{success.job} has no claim or no name for its models")
+        self.flush()
+        name = f"{success.model_name}:ckpt-step-{step}"
+        self._registry.checkpoints.keep(new, claim=success.claim, step=step, name=name)
 
     def publish(self, new: NewVersion) -> Version:
         """Publish the job's version, and with it the job's success."""

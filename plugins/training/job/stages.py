@@ -27,6 +27,7 @@ from tunery.plugins.events import (
     Succeeded,
 )
 from tunery.plugins.parameters import Choice, step_count
+from tunery.plugins.training.job.checkpoint_models import checkpoint_keeper
 from tunery.plugins.training.job.context import JobContext
 from tunery.plugins.training.job.manifest import fingerprint
 from tunery.plugins.training.job.preflight import preflight
@@ -207,6 +208,7 @@ def train(job: JobContext, prepared: Prepared) -> Trained:
         callbacks=LoopCallbacks(
             on_event=job.recorder.emit,
             evaluate=(lambda model: _shared_figures(job, model)) if corpus.held_out else None,
+            on_epoch=checkpoint_keeper(job, prepared.load),
             before_checkpoint=job.recorder.ledger.flush,
             should_pause=lambda: job.control.pausing,
         ),

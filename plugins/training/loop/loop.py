@@ -20,7 +20,13 @@ from tunery.plugins.events import CheckpointSaved, Evaluated, EventSink, StepCom
 from tunery.plugins.parameters import TrainingParameters, step_count
 from tunery.plugins.training.examples.batches import Example, epoch_batches, micro_batches
 from tunery.plugins.training.folder import JobFolder
-from tunery.plugins.training.loop.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_weights
+from tunery.plugins.training.loop.checkpoint import (
+    Progress,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+    save_weights,
+)
 from tunery.plugins.training.loop.compute import ComputeContext
 from tunery.plugins.training.loop.rounding import StochasticRounding
 from tunery.plugins.training.objectives.objective import Objective, Supervised, unit_of
@@ -35,11 +41,13 @@ Evaluate = Callable[[nn.Module], Mapping[str, float]]
 
 class LoopCallbacks(msgspec.Struct, frozen=True, kw_only=True):
     """What the loop calls: `on_event` for every step, evaluation and checkpoint; `evaluate` for the figures of the
-    held-out rows, None when nothing is held out; `before_checkpoint` in the main process; `should_pause` after every
-    step, in the main process, to stop there with a checkpoint."""
+    held-out rows, None when nothing is held out; `on_epoch` with the model and how far it is after each epoch's last
+    step, `before_checkpoint`, and `should_pause` after every step, to stop there with a checkpoint: these three in the
+    main process."""
 
     on_event: EventSink = lambda event: None
     evaluate: Evaluate | None = None
+    on_epoch: Callable[[nn.Module, Progress], None] | None = None
     before_checkpoint: Callable[[], None] = lambda: None
     should_pause: Callable[[], bool] = lambda: False
 
@@ -135,6 +143,7 @@ class Loop:
                 )
             )
             stopped = self._evaluate_if_due(step) and self._is_stale() and step < self.total
+            self._keep_epoch(step)
             self._checkpoint_if_due(step, stopped)
             if stopped:
                 break
@@ -201,6 +210,13 @@ class Loop:
             done, evaluations=[*done.evaluations, (step, loss)], figures=[*done.figures, figures]
         )
         return True
+
+    def _keep_epoch(self, step: int) -> None:
+        """Hand out the model at the end of an epoch. Before the checkpoint that may follow: what comes after that one is
+        not done again when the process is killed."""
+        on_epoch = self.callbacks.on_epoch
+        if on_epoch is not None and _is_due(step, math.ceil(len(self.examples) / self.parameters.batch_size)):
+            self.processes.on_main(lambda: on_epoch(self.model, self.progress))
 
     def _is_stale(self) -> bool:
         """Whether none of the last `patience` evaluations was better than the best before them."""

@@ -58,7 +58,7 @@ _WORDS: dict[type[JobEvent], Callable[[Any], str]] = {
     Quoted: _quoted,
     StepCompleted: lambda event: f"Step {event.step}/{event.steps}: training loss={event.loss:.2f}",
     Evaluated: _evaluated,
-    CheckpointSaved: lambda event: f"Checkpoint created at step {event.step}",
+    CheckpointSaved: lambda event: f"The job can go on from step {event.step}",
     CheckpointChosen: lambda event: f"Step {event.step} is kept: {event.why}",
     ReportWritten: lambda event: "\n".join(event.lines),
     GateAnswered: _gate,

@@ -186,6 +186,83 @@ async def test_events_are_followed_and_a_stream_that_breaks_is_taken_up_again(
     assert [event["message"] async for _, event in follow(served, job.id)] == messages
 
 
+# -- checkpoints -------------------------------------------------------------------------------------------------------
+
+
+def keep(served: Served, claim: Claim, steps: int) -> None:
+    """What the process of a job does at the end of an epoch."""
+    registry = served.gateway.registry
+    job = registry.job(claim.job)
+    assert job.request is not None
+    new = NewVersion(
+        adapter=job.adapter,
+        folder=make_adapter(served.folder / f"{claim.job}-{steps}", seed=100 + steps),
+        base=served.base,
+        method=job.trainer,
+        manifest={},
+        metrics={"train_loss": 2.5} | ({"eval_loss": 2.25} if steps == 4 else {}),
+        actor="test",
+    )
+    registry.checkpoints.keep(
+        new, claim=claim, step=steps, name=f"{job.request.model_name}:ckpt-step-{steps}"
+    )  # fmt: skip
+
+
+async def test_checkpoints_are_models(served: Served, job: FineTuningJob) -> None:
+    list_checkpoints = served.client.fine_tuning.jobs.checkpoints.list
+    empty = await list_checkpoints(job.id)
+    assert (empty.data, empty.has_more) == ([], False)
+    claim = take(served)
+    for steps in (2, 4, 6):
+        keep(served, claim, steps)
+    checkpoints = [checkpoint async for checkpoint in list_checkpoints(job.id, limit=2)]
+    assert [checkpoint.step_number for checkpoint in checkpoints] == [6, 4, 2]
+    assert {checkpoint.fine_tuning_job_id for checkpoint in checkpoints} == {job.id}
+    last, middle, _ = checkpoints
+    assert last.fine_tuned_model_checkpoint == f"ft:tiny:default::{job.id[-12:]}:ckpt-step-6"
+    assert (middle.metrics.step, middle.metrics.train_loss, middle.metrics.full_valid_loss) == (4, 2.5, 2.25)
+    assert (last.metrics.full_valid_loss, last.metrics.train_mean_token_accuracy) == (None, None)
+    page = await list_checkpoints(job.id, limit=2)
+    assert page.to_dict()["first_id"] == last.id
+    assert page.to_dict()["last_id"] == middle.id
+    # Served while the job goes on, each with its own weights; nothing is published.
+    client = served.client
+    for name in (last.fine_tuned_model_checkpoint, middle.fine_tuned_model_checkpoint):
+        answer = await client.chat.completions.create(model=name, messages=[{"role": "user", "content": "hi"}])
+        assert answer.model == name
+        assert (await client.models.retrieve(name)).owned_by == "default"
+    assert served.engine.requests[-2].composition != served.engine.requests[-1].composition
+    assert served.gateway.registry.versions() == []
+    listed = [model.id async for model in client.models.list()]
+    assert listed == ["tiny", *(checkpoint.fine_tuned_model_checkpoint for checkpoint in checkpoints[::-1])]
+    # They outlive the job's success, until they are deleted.
+    train(served, claim)
+    assert len((await list_checkpoints(job.id)).data) == 3
+    assert (await client.models.delete(last.fine_tuned_model_checkpoint)).deleted
+    for call in (client.models.retrieve, client.models.delete):
+        with pytest.raises(NotFoundError) as missing:
+            await call(last.fine_tuned_model_checkpoint)
+        assert (missing.value.code, missing.value.param) == ("model_not_found", "model")
+    assert len((await list_checkpoints(job.id)).data) == 2
+
+
+async def test_what_is_no_checkpoint_is_refused(served: Served, rows: FileObject, job: FineTuningJob) -> None:
+    keep(served, take(served), 2)
+    jobs, name = served.client.fine_tuning.jobs, f"ft:tiny:default::{job.id[-12:]}:ckpt-step-2"
+    with pytest.raises(BadRequestError, match="is a checkpoint; jobs go on from versions"):
+        await jobs.create(model=name, training_file=rows.id)
+    with pytest.raises(NotFoundError) as missing:
+        await jobs.checkpoints.list(job.id, after="ftckpt_none")
+    assert (missing.value.code, missing.value.param) == ("checkpoint_not_found", "after")
+    for wrong in (f"{name}9", f"{name}+acme/support", "ft:tiny:default::none:ckpt-step-2"):
+        with pytest.raises(NotFoundError):
+            await served.client.chat.completions.create(model=wrong, messages=[{"role": "user", "content": "hi"}])
+    with pytest.raises(BadRequestError, match="disagree"):
+        await served.client.chat.completions.create(
+            model=name, messages=[{"role": "user", "content": "hi"}], extra_body={"adapter": "acme/support"}
+        )
+
+
 # -- listing -----------------------------------------------------------------------------------------------------------
 
 
@@ -247,7 +324,7 @@ async def test_a_failed_job_says_why(served: Served, job: FineTuningJob) -> None
 
 async def test_unknown_jobs_are_not_found_in_openais_words(served: Served) -> None:
     jobs = served.client.fine_tuning.jobs
-    for call in (jobs.retrieve, jobs.cancel, jobs.pause, jobs.resume, jobs.list_events):
+    for call in (jobs.retrieve, jobs.cancel, jobs.pause, jobs.resume, jobs.list_events, jobs.checkpoints.list):
         with pytest.raises(NotFoundError, match="Could not find fine tune: ftjob-none") as missing:
             await call("ftjob-none")
         assert (missing.value.code, missing.value.param) == ("fine_tune_not_found", "fine_tune_id")

@@ -196,6 +196,40 @@ def test_a_job_whose_process_is_killed_goes_on_and_publishes_once(
     assert first > 2, "the second process goes on after a checkpoint"
     assert first % 2 == 1
     assert registry.queue.names() == {"ft:tiny:acme::1": ("acme/bot", 1)}
+    # A model for each of the last epochs, once, though a process was killed.
+    kept = registry.checkpoints.of_job(job.id)
+    assert [checkpoint.name for checkpoint in kept] == [f"ft:tiny:acme::1:ckpt-step-{step.step}" for step in kept]
+    assert len(kept) == 3
+    assert len({checkpoint.digest for checkpoint in kept}) == 3
+    assert all(path.exists() for checkpoint in kept for path in registry.files(checkpoint.version).values())
+    said = {event.data["step"] for event in events if event.kind == "checkpoint_kept"}
+    assert {checkpoint.step for checkpoint in kept} == set(sorted(said)[-3:])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trainer", ["lora", "qlora"])
+def test_keeping_checkpoints_changes_nothing_of_what_is_trained(
+    trainer: str, registry: Registry, trainable: JobRequest
+) -> None:
+    short = msgspec.structs.replace(
+        trainable,
+        trainer=trainer,
+        parameters=trainable.parameters | {"max_steps": 6, "batch_size": 16, "eval_every": 6, "checkpoint_every": 0},
+    )
+    jobs = [
+        registry.queue.submit(msgspec.structs.replace(short, model_name=name), tenant="acme")
+        for name in (None, "ft:tiny:acme::2")
+    ]
+    with running(registry, LocalExecutor()):
+        wait_until(lambda: all(registry.job(job.id).state in ("succeeded", "failed") for job in jobs))
+    assert [registry.job(job.id).error for job in jobs] == [None, None]
+    without, beside = registry.versions()
+    assert without.digest == beside.digest
+    assert registry.checkpoints.of_job(jobs[0].id) == []
+    kept = registry.checkpoints.of_job(jobs[1].id)
+    assert [checkpoint.step for checkpoint in kept] == [6, 3]
+    assert set(kept[0].metrics) == {"train_loss", "eval_loss"}
+    assert set(kept[1].metrics) == {"train_loss"}
 
 
 @pytest.mark.slow

@@ -222,7 +222,12 @@ async def _fine_tune(client: httpx.AsyncClient, served: Served, document: Docume
         for path in ("/v1/files/{file_id}", "/v1/files/{file_id}/content", "/v1/files/{file_id}/findings"):
             await caller.call("get", path, file_id=name)
     for name in (job, "none", "x" * 200):
-        for method, path in (("get", ""), ("get", "/events"), *(("post", f"/{action}") for action in ACTIONS)):
+        for method, path in (
+            ("get", ""),
+            ("get", "/events"),
+            ("get", "/checkpoints"),
+            *(("post", f"/{action}") for action in ACTIONS),
+        ):
             await caller.call(method, f"{JOBS}/{{job_id}}{path}", job_id=name)
             await caller.call(method, f"{JOBS}/{{job_id}}{path}", job_id=name)
     await _publish(served, caller, await caller.submit(file))
