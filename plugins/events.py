@@ -173,6 +173,9 @@ class Failed(JobEvent, frozen=True, kw_only=True, tag="failed"):
 
     error: Annotated[str, about("the message")]
     code: Annotated[str | UnsetType, about("the error code, when there is one")] = UNSET
+    needed_bytes: Annotated[int | UnsetType, about("memory that would be enough, when that is what was missing")] = (
+        UNSET
+    )
 
 
 class Cancelled(JobEvent, frozen=True, kw_only=True, tag="cancelled"):

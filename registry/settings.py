@@ -124,6 +124,9 @@ class JobsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     concurrency: Annotated[AtLeastOne, about("Jobs that a worker runs at once.")] = 1
     per_tenant: Annotated[Count, about("Jobs of one tenant that run at once, on all workers; 0 for no limit.")] = 0
     threads: Annotated[Count, about("Threads that each job computes with; 0 for all usable cores.")] = 0
+    memory_gb: Annotated[
+        float, Meta(ge=0), about("Gigabytes that the jobs of a worker may use together; 0 for what is free.")
+    ] = 0.0
     nice: Annotated[
         int, Meta(ge=0, le=19), about("How far jobs step back from serving for processor time: 0 not at all, 19 most.")
     ] = 10

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable
 
 from tunery.plugins.executors.executor import Assignment, Executor, RunningJob
+from tunery.plugins.runtime.machine_memory import usable_memory
 from tunery.registry.errors import Conflict, TuneryError
 from tunery.registry.jobs.queue import Claim, ClaimLimits
 from tunery.registry.records import Job
@@ -84,7 +85,9 @@ class Worker:
         """Claim a job and start its process; False when there is none."""
         now = time.monotonic()
         self._given_back = {job: until for job, until in self._given_back.items() if until > now}
-        limits = ClaimLimits(per_tenant=self._settings.per_tenant, without=list(self._given_back))
+        limits = ClaimLimits(
+            per_tenant=self._settings.per_tenant, memory=self._free_memory(), without=list(self._given_back)
+        )
         changes = self._registry.changes()
         job = self._registry.queue.claim(self.name, limits=limits)
         if job is None:
@@ -92,6 +95,12 @@ class Worker:
             return False
         self._start(job, Claim(job.id, job.fence))
         return True
+
+    def _free_memory(self) -> int:
+        """Bytes that another job may use: what is free, and what the other jobs leave of the limit."""
+        limit = int(self._settings.memory_gb * 1e9)
+        others = sum(self._registry.queue.reserved(self.name).values()) if limit else 0
+        return min(usable_memory(), limit - others) if limit else usable_memory()
 
     def _start(self, job: Job, claim: Claim) -> None:
         try:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from tunery.plugins.runtime.allocator import resident_bytes, trim_memory
+from tunery.plugins.runtime.machine_memory import free_memory
 
 __all__ = ["available_memory", "reset_peak_memory", "current_memory", "peak_memory", "release_memory"]
 
@@ -19,15 +20,7 @@ def available_memory(device: torch.device) -> int:
     """Bytes that this process may still allocate: on the GPU, or on the machine within its control group."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    free = [_meminfo()]
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        most, now = _number(Path(limit)), _number(Path(used))
-        if most is not None and now is not None:
-            free.append(most - now)
-    return max(min(free), 0)
+    return free_memory()
 
 
 def current_memory(device: torch.device) -> int:
@@ -64,18 +57,3 @@ def release_memory() -> None:
     trim_memory()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
-
-
-def _meminfo() -> int:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return sys.maxsize
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), sys.maxsize)
-
-
-def _number(path: Path) -> int | None:
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):
-        return None

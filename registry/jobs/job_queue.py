@@ -129,6 +129,11 @@ class JobQueue:
         with self._database.write() as connection:
             return queue.release(connection, claim, at=self._clock(), waiting=waiting, crashed=crashed)
 
+    def reserved(self, owner: str) -> dict[str, int]:
+        """The bytes that each running job of a worker was quoted to need; 0 before its quote."""
+        with self._database.read() as connection:
+            return queue.reserved(connection, owner)
+
     def finish(
         self, claim: Claim, state: str, *, error: str | None = None, code: str | None = None, notes: Sequence[Note] = ()
     ) -> Job:

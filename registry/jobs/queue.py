@@ -19,7 +19,19 @@ from tunery.registry.jobs.history import Note
 from tunery.registry.records import Job
 from tunery.registry.storage import schema
 
-__all__ = ["Claim", "ClaimLimits", "Wanted", "beat", "claim", "release", "request", "require_claim", "resume", "submit"]
+__all__ = [
+    "Claim",
+    "ClaimLimits",
+    "Wanted",
+    "beat",
+    "claim",
+    "release",
+    "request",
+    "require_claim",
+    "reserved",
+    "resume",
+    "submit",
+]
 
 Wanted = Literal["pause", "cancel"]
 MAX_CRASHES = 5
@@ -34,9 +46,11 @@ class Claim(msgspec.Struct, frozen=True):
 
 
 class ClaimLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """What a worker may claim: at most `per_tenant` running jobs of one tenant, and none of the jobs in `without`."""
+    """What a worker may claim: at most `per_tenant` running jobs of one tenant, none of the jobs in `without`, and none
+    that is known to need more than `memory` bytes (None for any)."""
 
     per_tenant: int = 0
+    memory: int | None = None
     without: Collection[str] = ()
 
 
@@ -57,7 +71,7 @@ def claim(connection: Connection, *, owner: str, at: float, lease: float, limits
     since its last claim, then the oldest job.
     """
     _settle_lost(connection, at)
-    row = connection.execute(_next(at, limits)).first()
+    row = next((row for row in connection.execute(_next(at, limits)).all() if _fits(row.progress, limits.memory)), None)
     if row is None:
         return None
     column = schema.jobs.c
@@ -70,19 +84,30 @@ def claim(connection: Connection, *, owner: str, at: float, lease: float, limits
 
 
 def _next(at: float, limits: ClaimLimits) -> Select[Any]:
-    """The query for the job to claim."""
+    """The query for the jobs that may be claimed, the next one first."""
     job, other = schema.jobs.c, schema.jobs.alias("other").c
     running = (
         select(func.count()).where(other.tenant == job.tenant, other.state == "running", other.lease_until >= at)
     ).scalar_subquery()
     last = select(func.coalesce(func.max(other.started_at), 0.0)).where(other.tenant == job.tenant).scalar_subquery()
     query = (
-        select(job.id)
+        select(job.id, job.progress)
         .where(job.request.is_not(None), job.state == "queued", job.id.not_in(list(limits.without)))
         .order_by(job.priority.desc(), running, last, job.created_at, job.id)
-        .limit(1)
     )
     return query.where(running < limits.per_tenant) if limits.per_tenant else query
+
+
+def _fits(progress: dict[str, Any] | None, memory: int | None) -> bool:
+    """Whether a job is not known to need more memory than there is: a process found out, and recorded it."""
+    return memory is None or int((progress or {}).get("needed_bytes", 0)) <= memory
+
+
+def reserved(connection: Connection, owner: str) -> dict[str, int]:
+    """The bytes that each running job of a worker was quoted to need; 0 before its quote."""
+    column = schema.jobs.c
+    query = select(column.id, column.progress).where(column.state == "running", column.owner == owner)
+    return {row.id: int((row.progress or {}).get("peak_bytes", 0)) for row in connection.execute(query)}
 
 
 def _settle_lost(connection: Connection, at: float) -> None:

@@ -32,13 +32,14 @@ __all__ = ["JobContext", "JobHost", "JobSetup", "make_context"]
 
 class JobHost(msgspec.Struct, frozen=True, kw_only=True):
     """Where a job runs: the registry it publishes to, the plugins, who hears of its events, the
-    processes that train together, and who records its state."""
+    processes that train together, who records its state, and how many bytes it may use (None for what is free)."""
 
     registry: Registry
     plugins: Plugins
     on_event: EventSink
     processes: ProcessGroup
     ledger: Ledger
+    memory_limit: int | None = None
 
 
 class JobSetup(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,7 +103,13 @@ def make_context(setup: JobSetup, *, report: bool) -> JobContext:
     device = torch.device(host.processes.device or inputs.request.device)
     dtype = compute_dtype(parameters.precision, device)
     measured = measuring_dtype(trainer, adapter_config(host.registry, inputs.parent), dtype)
-    compute = ComputeContext(device=device, dtype=dtype, measured_dtype=measured, processes=host.processes)
+    compute = ComputeContext(
+        device=device,
+        dtype=dtype,
+        measured_dtype=measured,
+        processes=host.processes,
+        memory_limit=host.memory_limit,
+    )
     objective = objective_of(trainer, parameters)
     precision = {"computed": dtype_name(dtype), "measured": dtype_name(measured)}
     setup.manifest.update(precision=precision, loss_unit=unit_of(objective))

@@ -81,7 +81,7 @@ def train(
         return job, _manifest(inputs, parameters, choices, plugins=plugins, job=job, processes=processes)
 
     job, manifest = processes.on_main(start)
-    host = _host(registry, plugins, on_event, processes, queued.ledger if queued else OwnJob(registry, job.id))
+    host = _host(registry, plugins, on_event, processes, queued or _own(registry, job))
     setup = JobSetup(host=host, job=job, inputs=inputs, parameters=parameters, manifest=manifest)
     return publish_job(setup)
 
@@ -132,7 +132,7 @@ def resume(
     _refuse(
         job_id, differences(before, _manifest(inputs, parameters, (), plugins=plugins, job=job, processes=processes))
     )
-    host = _host(registry, plugins, on_event, processes, queued.ledger if queued else OwnJob(registry, job_id))
+    host = _host(registry, plugins, on_event, processes, queued or _own(registry, job))
     setup = JobSetup(host=host, job=job, inputs=inputs, parameters=parameters, manifest=before)
     return publish_job(setup)
 
@@ -146,10 +146,11 @@ def _refuse(job_id: str, changed: Sequence[str]) -> None:
 
 
 class QueuedJob(msgspec.Struct, frozen=True):
-    """A job that was claimed from the queue, and who records its state."""
+    """A job that was claimed from the queue, who records its state, and how many bytes it may use."""
 
     job: Job
     ledger: Ledger
+    memory_limit: int | None = None
 
 
 class Reproduction(msgspec.Struct, frozen=True, kw_only=True):
@@ -187,7 +188,7 @@ def reproduce(
     now = _manifest(inputs, parameters, (), plugins=plugins, job=job, processes=processes)
     # The quote decided the micro-batch size, on which rounding depends.
     now |= {"quote": manifest["quote"], "repeats": version.name} if "quote" in manifest else {"repeats": version.name}
-    host = _host(registry, plugins, on_event, processes, OwnJob(registry, job.id))
+    host = _host(registry, plugins, on_event, processes, _own(registry, job))
     setup = JobSetup(host=host, job=job, inputs=inputs, parameters=parameters, manifest=now)
     again, files = reproduce_job(setup)
     changed = differences(manifest, now, names=(*IDENTITY, "plugins", "packages", "hardware"))
@@ -239,9 +240,21 @@ def _request_again(version: Version, data: Sequence[Path], registry: Registry) -
 
 
 def _host(
-    registry: Registry, plugins: Plugins, on_event: EventSink, processes: ProcessGroup, ledger: Ledger
+    registry: Registry, plugins: Plugins, on_event: EventSink, processes: ProcessGroup, queued: QueuedJob
 ) -> JobHost:
-    return JobHost(registry=registry, plugins=plugins, on_event=on_event, processes=processes, ledger=ledger)
+    return JobHost(
+        registry=registry,
+        plugins=plugins,
+        on_event=on_event,
+        processes=processes,
+        ledger=queued.ledger,
+        memory_limit=queued.memory_limit,
+    )
+
+
+def _own(registry: Registry, job: Job) -> QueuedJob:
+    """A job that nobody but this process runs."""
+    return QueuedJob(job, OwnJob(registry, job.id))
 
 
 def _start(request: TrainRequest, registry: Registry) -> Job:

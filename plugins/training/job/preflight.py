@@ -8,6 +8,7 @@ kills the process instead of raising an error. Nothing is changed: gradients are
 from __future__ import annotations
 
 import gc
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,16 +18,22 @@ import torch
 from torch import nn
 
 from tunery.plugins.parameters import TrainingParameters, step_count
+from tunery.plugins.runtime.machine_memory import SPARE
 from tunery.plugins.runtime.memory import available_memory, current_memory, peak_memory, reset_peak_memory
 from tunery.plugins.training.examples.batches import Example, collate
 from tunery.plugins.training.loop.compute import ComputeContext
 from tunery.plugins.training.objectives.objective import Objective
 from tunery.registry.errors import InvalidInput
 
-__all__ = ["Quote", "preflight"]
+__all__ = ["NotEnoughMemory", "Quote", "preflight"]
 
-SPARE = 0.9
-"""The share of free memory that a run may use."""
+
+class NotEnoughMemory(InvalidInput):
+    """Not even one row fits; `needed_bytes` of the machine's memory would do, None where a GPU's is meant."""
+
+    def __init__(self, message: str, needed_bytes: int | None) -> None:
+        super().__init__(message, code="out_of_memory")
+        self.needed_bytes = needed_bytes
 
 
 class Quote(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,14 +60,15 @@ def preflight(
     objective: Objective,
     compute: ComputeContext,
 ) -> Quote:
-    """Try the longest rows; raise InvalidInput with code `out_of_memory` when not even one row fits.
+    """Try the longest rows; raise NotEnoughMemory (out_of_memory) when not even one row fits.
 
     Several processes do so at the same time, and share the machine's memory and the steps.
     """
     device, dtype, processes = compute.device, compute.dtype, compute.processes
     ranked = sorted(examples, key=lambda example: example.tokens, reverse=True)
     sharing = processes.local_size if device.type == "cpu" else 1
-    budget = int(parameters.memory_gb * 1e9) or current_memory(device) + int(SPARE * available_memory(device) / sharing)
+    free = current_memory(device) + int(SPARE * available_memory(device) / sharing)
+    budget = min(int(parameters.memory_gb * 1e9) or free, compute.memory_limit or sys.maxsize)
     with _restored(model):
         states = _states(model, dtype)
         before = current_memory(device) + states
@@ -69,10 +77,10 @@ def preflight(
         one = max(peak_memory(device) + states - before, 1)
         size = _fitting(parameters.micro_batch_size, one, before, budget)
         if size == 0:
-            raise InvalidInput(
+            raise NotEnoughMemory(
                 f"the longest row ({ranked[0].tokens} tokens, line {ranked[0].line}) needs {(before + one) / 1e9:.2f} GB and "
                 f"{budget / 1e9:.2f} GB may be used; lower max_length or choose qlora",
-                code="out_of_memory",
+                None if device.type == "cuda" or parameters.memory_gb else before + one,
             )
         seconds, tokens = _try(model, ranked[:size], objective, device, dtype)
     steps = step_count(parameters, len(examples))

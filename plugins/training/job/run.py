@@ -13,6 +13,7 @@ from tunery.plugins.training.job.context import JobContext, JobSetup, make_conte
 from tunery.plugins.training.job.control import resume_advice, watch
 from tunery.plugins.training.job.disk_errors import disk_full_explained
 from tunery.plugins.training.job.lock import hold_job
+from tunery.plugins.training.job.preflight import NotEnoughMemory
 from tunery.plugins.training.job.stages import Saved, Trained
 from tunery.registry import Version
 from tunery.registry.errors import JobPaused
@@ -80,4 +81,11 @@ def _record_end(job: JobContext, error: BaseException) -> None:
         raise KeyboardInterrupt(advice) from error
     else:
         code = getattr(error, "code", None)
-        recorder.end(Failed(error=str(error), code=code if isinstance(code, str) else msgspec.UNSET))
+        needed = error.needed_bytes if isinstance(error, NotEnoughMemory) else None
+        recorder.end(
+            Failed(
+                error=str(error),
+                code=code if isinstance(code, str) else msgspec.UNSET,
+                needed_bytes=msgspec.UNSET if needed is None else needed,
+            )
+        )

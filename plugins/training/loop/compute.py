@@ -11,9 +11,13 @@ __all__ = ["ComputeContext"]
 
 
 class ComputeContext(msgspec.Struct, frozen=True, kw_only=True):
-    """Steps compute in `dtype`; losses and log-probabilities are measured in `measured_dtype`."""
+    """Steps compute in `dtype`; losses and log-probabilities are measured in `measured_dtype`.
+
+    `memory_limit` is how many bytes the process may use at most, None for what is free.
+    """
 
     device: torch.device
     dtype: torch.dtype
     measured_dtype: torch.dtype
     processes: ProcessGroup = msgspec.field(default_factory=ProcessGroup)
+    memory_limit: int | None = None

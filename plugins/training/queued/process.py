@@ -21,6 +21,7 @@ from tunery.registry.settings import read_settings
 
 if TYPE_CHECKING:
     from tunery.plugins.events import Cancelled, Failed, Paused
+    from tunery.registry.records import Job
     from tunery.registry.registry import Registry
 
 __all__ = ["CLAIM_LOST", "main"]
@@ -44,17 +45,17 @@ def main(arguments: Sequence[str]) -> int:
 
     prepare_compute(settings.jobs.threads)
     with Registry.open(home) as registry:
-        return _Run(registry, Claim(job_id, int(fence))).run()
+        return _Run(registry, Claim(job_id, int(fence)), memory=int(settings.jobs.memory_gb * 1e9)).run()
 
 
 class _Run:
-    """One claimed job in this process."""
+    """One claimed job in this process; the jobs of its worker may use `memory` bytes together, 0 for what is free."""
 
-    def __init__(self, registry: Registry, claim: Claim) -> None:
+    def __init__(self, registry: Registry, claim: Claim, *, memory: int) -> None:
         from tunery.plugins.training.folder import JobFolder
         from tunery.plugins.training.queued.reporter import Reporter
 
-        self.registry, self.claim = registry, claim
+        self.registry, self.claim, self.memory = registry, claim, memory
         self.folder = JobFolder(registry.home.jobs / claim.job)
         self.reporter = Reporter(registry, claim)
         self.yielding = threading.Event()
@@ -110,7 +111,11 @@ class _Run:
         plugins = load_plugins()
         job = self.registry.job(self.claim.job)
         success = success_of(job, self.claim)
-        queued = QueuedJob(job, ClaimedJob(self.registry, success, on_flush=self.reporter.flush, on_end=self.end))
+        queued = QueuedJob(
+            job,
+            ClaimedJob(self.registry, success, on_flush=self.reporter.flush, on_end=self.end),
+            memory_limit=self._memory_limit(job),
+        )
         shared: dict[str, Any] = {
             "registry": self.registry, "plugins": plugins, "on_event": self.reporter, "queued": queued,
         }  # fmt: skip
@@ -134,8 +139,31 @@ class _Run:
         if self.yielding.is_set() and wanted is None and not isinstance(event, Failed):
             self.registry.queue.release(self.claim, waiting="its worker stopped; it goes on from its checkpoint")
             return
+        if isinstance(event, Failed) and self._waits_for_memory(event):
+            return
         code = event.code if isinstance(event, Failed) else None
         self.registry.queue.finish(self.claim, event.kind, error=event.error, code=code or None, notes=[note_of(event)])
+
+    def _memory_limit(self, job: Job) -> int | None:
+        """What the limit leaves beside the worker's other jobs, None without a limit."""
+        if not self.memory:
+            return None
+        reserved = self.registry.queue.reserved(job.owner or "")
+        return max(self.memory - sum(size for other, size in reserved.items() if other != job.id), 1)
+
+    def _waits_for_memory(self, event: Failed) -> bool:
+        """Give the job back when it failed for want of memory that may be there later; a worker claims it then."""
+        from tunery.plugins.runtime.machine_memory import SPARE, total_memory
+
+        most = min(self.memory or sys.maxsize, int(SPARE * total_memory()))
+        needed = event.needed_bytes
+        if not isinstance(needed, int) or needed > most:
+            return False
+        self.registry.queue.report(self.claim, [], progress={"needed_bytes": needed})
+        self.registry.queue.release(
+            self.claim, waiting=f"it needs {needed / 1e9:.2f} GB of memory, which other jobs and servers use now"
+        )
+        return True
 
     def _ask(self, wanted: str) -> None:
         from tunery.plugins.training.job.control import signal_job

@@ -94,6 +94,20 @@ def test_a_tenant_has_no_more_running_jobs_than_allowed(clocked: Clocked) -> Non
     assert [claim and claim.job for claim in claims] == [first.id, other.id, None]
 
 
+def test_a_job_that_needs_more_memory_than_there_is_is_passed_over(clocked: Clocked) -> None:
+    large, small = clocked.submit(), clocked.submit()
+    claim = clocked.take(large)
+    clocked.registry.queue.report(claim, [], progress={"needed_bytes": 100, "peak_bytes": 70})
+    assert clocked.registry.queue.reserved("worker") == {large.id: 70}
+    clocked.registry.queue.release(claim, waiting="it needs memory")
+    claimed = []
+    for memory in (99, 99, 100):
+        job = clocked.registry.queue.claim("worker", limits=ClaimLimits(memory=memory))
+        claimed.append(job and job.id)
+    assert claimed == [small.id, None, large.id]
+    assert clocked.registry.queue.reserved("other") == {}
+
+
 def test_a_job_that_a_process_runs_by_itself_is_nobody_elses(clocked: Clocked) -> None:
     clocked.registry.start_job("job-1", adapter="acme/bot", trainer="lora")
     clocked.pass_time(10 * LEASE_SECONDS)
