@@ -193,6 +193,15 @@ class Metrics:
             for label, count in counts.items():
                 self._own[row].labels(label).set(count)
         self._set(table.JOB_WAITING_SECONDS, jobs.waiting_seconds)
+        self._set(table.TRAINED_TOKENS, jobs.trained_tokens)
+        rows = (table.JOB_DONE_RATIO, table.JOB_STEP_SECONDS, table.JOB_TRAIN_LOSS, table.JOB_EVAL_LOSS)
+        for row in rows:
+            self._own[row].clear()
+        for job in jobs.running:
+            for row, value in zip(rows, (job.done, job.step_seconds, job.train_loss, job.eval_loss), strict=True):
+                if value is not None:
+                    # Its adapter need not have a version yet, so it gets no label for good.
+                    self._own[row].labels(job.adapter).set(value)
 
     # Recording under both names --------------------------------------------------------------------------------------
 

@@ -198,6 +198,35 @@ JOB_WAITING_SECONDS = Row(
     name="tunery_job_waiting_seconds",
     help="How long the oldest job in the queue has waited; 0 when none waits.",
 )
+TRAINED_TOKENS = Row(
+    kind="gauge",
+    name="tunery_trained_tokens",
+    help="Tokens that all training jobs of the registry have trained on.",
+)
+JOB_DONE_RATIO = Row(
+    kind="gauge",
+    name="tunery_job_done_ratio",
+    labels=ADAPTER,
+    help="The share of a running job's steps that are done.",
+)
+JOB_STEP_SECONDS = Row(
+    kind="gauge",
+    name="tunery_job_step_seconds",
+    labels=ADAPTER,
+    help="Seconds of a running job's steps, on average.",
+)
+JOB_TRAIN_LOSS = Row(
+    kind="gauge",
+    name="tunery_job_train_loss",
+    labels=ADAPTER,
+    help="The training loss of a running job's last step.",
+)
+JOB_EVAL_LOSS = Row(
+    kind="gauge",
+    name="tunery_job_eval_loss",
+    labels=ADAPTER,
+    help="The held-out loss of a running job's last evaluation.",
+)
 
 # -- what the engine reports ------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""The conformance suite for trainers, and the small base and rows that it runs on.
+"""The conformance suites for trainers and executors, and the small base and rows that they run on.
 
 Subclass the suite in a test file of your plugin and run pytest:
 
@@ -12,6 +12,10 @@ tests that the held-out loss falls, that a run repeats and resumes to the bit, t
 the saved files answer like the trained model and have the recorded loss, that the gates pass, that a run can be
 cancelled, and that unknown parameters are refused. A trainer of preferences subclasses `PreferenceConformance`.
 
+An executor subclasses `ExecutorConformance`, with its name as `executor`. It tests that jobs run to their end, several at
+once, that one that is killed is seen to be and goes on, that one that is stopped goes back to the queue, that one hears
+that it is cancelled, and that a lost claim changes nothing.
+
 The parts are of use in other tests too:
 
     base = make_tiny_base(Path("base"))
@@ -21,12 +25,15 @@ The parts are of use in other tests too:
 from __future__ import annotations
 
 from tunery.plugins.testing.conformance import PreferenceConformance, TrainerConformance
+from tunery.plugins.testing.executors import ExecutorConformance, ExecutorHarness
 from tunery.plugins.testing.harness import TrainerHarness
 from tunery.plugins.testing.rows import write_pairs, write_rows
 from tunery.plugins.testing.tiny_base import CHATML, make_tiny_base
 
 __all__ = [
     "CHATML",
+    "ExecutorConformance",
+    "ExecutorHarness",
     "PreferenceConformance",
     "TrainerConformance",
     "TrainerHarness",

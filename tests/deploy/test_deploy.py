@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.gateway.api.test_metrics import stats
 from tunery.gateway.engine.fake import FakeEngine
 from tunery.gateway.metrics.recorder import Metrics
-from tunery.registry.jobs.counts import JobCounts
+from tunery.registry.jobs.counts import JobCounts, JobProgress
 from tunery.registry.settings import read_settings
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -27,7 +27,10 @@ def exposed() -> set[str]:
     """Every sample name that the gateway exposes once there has been a request."""
     metrics = Metrics()
     metrics.update_engine(FakeEngine().ready, stats())
-    metrics.update_jobs(JobCounts(states={"queued": 1}, failures={"schema": 1}, waiting_seconds=1.0))
+    running = JobProgress(adapter="acme/bot", done=0.5, step_seconds=0.1, train_loss=2.0, eval_loss=2.5)
+    metrics.update_jobs(
+        JobCounts(states={"queued": 1}, failures={"schema": 1}, waiting_seconds=1.0, running=(running,))
+    )  # fmt: skip
     for labelled in vars(metrics).values():
         names = getattr(labelled, "_labelnames", ())
         if names:

@@ -43,6 +43,8 @@ EXPORTS = {
     ],
     "tunery.plugins.testing": [
         "CHATML",
+        "ExecutorConformance",
+        "ExecutorHarness",
         "PreferenceConformance",
         "TrainerConformance",
         "TrainerHarness",

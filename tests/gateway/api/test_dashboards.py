@@ -21,6 +21,8 @@ from openai.types.chat import ChatCompletionMessageParam
 from tests.gateway.api.conftest import Served
 from tests.gateway.api.test_metrics import stats
 from tunery.registry.errors import Unavailable
+from tunery.registry.jobs.queue import Claim
+from tunery.registry.records import JobRequest
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
 PATIENCE = 120
@@ -127,9 +129,23 @@ async def _traffic(served: Served) -> None:
     )
     served.gateway.registry.start_job("job-1", adapter="acme/support", trainer="lora")
     served.gateway.registry.update_job("job-1", state="failed", error="bad rows", code="schema")
+    _train_a_little(served)
     served.engine.failure = Unavailable("gone", code="engine_restarted")
     body = {"model": "tiny", "messages": messages}
     assert (await served.post("/v1/chat/completions", body)).status_code == 503
+
+
+def _train_a_little(served: Served) -> None:
+    """A job that runs, and has measured what a job measures."""
+    registry = served.gateway.registry
+    (served.folder / "rows.jsonl").write_text("{}")
+    file = registry.data_files.add(served.folder / "rows.jsonl", tenant="acme", purpose="fine-tune", name="rows.jsonl")
+    request = JobRequest(adapter="acme/new", trainer="lora", base=served.base.digest, data=(file.id,))
+    registry.queue.submit(request, tenant="acme")
+    job = registry.queue.claim("test", lease=3600)
+    assert job is not None
+    progress = {"step": 2, "steps": 8, "loop_seconds": 3.0, "trained_tokens": 20, "train_loss": 2.0, "eval_loss": 2.5}
+    registry.queue.report(Claim(job.id, job.fence), [], progress=progress)
 
 
 async def _alarmed(prometheus: httpx.AsyncClient) -> set[str]:

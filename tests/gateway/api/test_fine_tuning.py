@@ -434,9 +434,20 @@ async def test_metrics_count_the_registrys_jobs(served: Served, rows: FileObject
         await served.client.fine_tuning.jobs.create(model="tiny", training_file=rows.id)
     served.gateway.registry.queue.finish(take(served), "failed", error="bad rows", code="schema")
     train(served, take(served))
+    running = {"step": 2, "steps": 8, "loop_seconds": 3.0, "trained_tokens": 20, "train_loss": 2.0}
+    await served.client.fine_tuning.jobs.create(
+        model="tiny", training_file=rows.id, suffix="new", extra_body={"tunery": {"priority": 1}}
+    )
+    served.gateway.registry.queue.report(take(served), [], progress=running)
     after = await metrics()
     assert {state: after[f'tunery_jobs{{state="{state}"}}'] for state in ("queued", "failed", "succeeded")} == {
         "queued": 1, "failed": 1, "succeeded": 1,
     }  # fmt: skip
     assert after['tunery_jobs_failed{code="schema"}'] == 1
     assert after["tunery_job_waiting_seconds"] > 0
+    assert after["tunery_trained_tokens"] == 30 + 20
+    assert {name: value for name, value in after.items() if 'adapter="default/new"' in name} == {
+        'tunery_job_done_ratio{adapter="default/new"}': 0.25,
+        'tunery_job_step_seconds{adapter="default/new"}': 1.5,
+        'tunery_job_train_loss{adapter="default/new"}': 2.0,
+    }
