@@ -1,4 +1,4 @@
-"""Measure what others cost: a process that takes a core, and clients that send huge prompts.
+"""Measure what others cost: a process that takes a core, clients that send huge prompts, and a training job.
 
 Each ratio comes from runs taken in turn, so that what a shared machine does to one it mostly does to the other. Every
 run is a process of its own. Bars are judged in report.py.
@@ -7,21 +7,21 @@ run is a process of its own. Bars are judged in report.py.
 from __future__ import annotations
 
 import contextlib
-import http.client
-import itertools
 import json
 import statistics
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 
+from tunery.gateway.bench.job_beside import measure_job_beside
+from tunery.gateway.bench.serving import COMMAND, percentile, post, server, stream
 from tunery.gateway.bench.suite import Row
+from tunery.registry import Base
 from tunery.registry.errors import Unavailable
 
 __all__ = ["busy_processes", "measure_neighbours"]
@@ -29,21 +29,18 @@ __all__ = ["busy_processes", "measure_neighbours"]
 ROUNDS = 3
 STEPS = 10
 """Optimizer steps of a training run."""
-STREAM = 400
-"""Tokens of the stream whose gaps are timed."""
 PROMPT_BYTES = 15 * 10**6
 
-_COMMAND = (sys.executable, "-m", "tunery.gateway.cli")
 
+def measure_neighbours(base: Base, data: Path, *, busy: int, say: Callable[[str], None]) -> list[Row]:
+    """Decoding and training beside `busy` processes over alone, gaps of streams beside huge prompts and beside a job
+    over alone, and that job's speed.
 
-def measure_neighbours(base: str, data: Path, *, busy: int, say: Callable[[str], None]) -> list[Row]:
-    """Decoding and training beside `busy` processes over alone, and gaps of a stream beside huge prompts over alone.
-
-    `base` is a base by name or digest, `data` rows to train on.
+    `data` are rows to train on.
     """
     commands = {
-        "decode": ("bench", "serve", "--base", base, "--json"),
-        "training": ("bench", "train", "--base", base, "--data", str(data), "--steps", str(STEPS), "--json"),
+        "decode": ("bench", "serve", "--base", base.digest, "--json"),
+        "training": ("bench", "train", "--base", base.digest, "--data", str(data), "--steps", str(STEPS), "--json"),
     }
     figures = {"decode": "decode_tok_s", "training": "useful_tok_s"}
     rows = []
@@ -56,7 +53,8 @@ def measure_neighbours(base: str, data: Path, *, busy: int, say: Callable[[str],
             say(f"{name}: {alone[-1]:.0f} tok/s alone, {beside[-1]:.0f} beside {busy} busy")
         rows.append(_over(f"{name}_beside_busy", f"{name} beside {busy} busy process, over alone", beside, alone))
     say("gaps of a stream beside prompts of 15 MB")
-    rows.extend(_gaps(base))
+    rows.extend(_gaps(base.name))
+    rows.extend(measure_job_beside(base.path, data, say))
     return rows
 
 
@@ -74,7 +72,7 @@ def busy_processes(count: int) -> Iterator[None]:
 
 def _figure(command: Sequence[str], name: str) -> float:
     """One figure of the JSON object that a command of ours prints."""
-    done = subprocess.run([*_COMMAND, *command], capture_output=True, text=True, check=False)
+    done = subprocess.run([*COMMAND, *command], capture_output=True, text=True, check=False)
     if done.returncode:
         raise Unavailable(
             f"tunery {' '.join(command[:2])} ended with exit code {done.returncode}: {done.stderr[-800:]}"
@@ -95,52 +93,20 @@ def _gaps(base: str) -> Iterator[Row]:
     pauses = {"gap_beside_huge_prompts": 1.0, "gap_beside_endless_huge_prompts": 0.0}
     gaps: dict[str, list[list[float]]] = {name: [] for name in ("alone", *pauses)}
     answered = dict.fromkeys(pauses, 0)
-    with _server(base) as port:
-        _stream(port, base)
+    with server(base) as port:
+        stream(port, base)
         for _ in range(ROUNDS):
-            gaps["alone"].append(_stream(port, base))
+            gaps["alone"].append(stream(port, base))
             for name, pause in pauses.items():
                 with _huge_prompts(port, base, pause=pause) as statuses:
-                    gaps[name].append(_stream(port, base))
+                    gaps[name].append(stream(port, base))
                 answered[name] += len(statuses)
     for name, pause in pauses.items():
         title = f"99th percentile between tokens beside a 15 MB prompt {'a second' if pause else 'after the other'}, over alone"
-        row = _over(name, title, *([_percentile(run) for run in gaps[which]] for which in (name, "alone")))
+        row = _over(name, title, *([percentile(run) for run in gaps[which]] for which in (name, "alone")))
         # One long stall hides behind a percentile.
         more = {"longest_with": max(map(max, gaps[name])), "longest_without": max(map(max, gaps["alone"]))}
         yield msgspec.structs.replace(row, detail=row.detail | more | {"prompts": answered[name]})
-
-
-@contextmanager
-def _server(base: str) -> Iterator[int]:
-    """The port of `tunery serve` on that base."""
-    command = [*_COMMAND, "serve", "--base", base, "--port", "0"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            for line in process.stderr or ():
-                if line.startswith("ready: "):
-                    yield int(line.split()[1].rpartition(":")[2])
-                    return
-            raise Unavailable(f"tunery serve ended with exit code {process.wait()}")
-        finally:
-            process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(30)
-            process.kill()
-
-
-def _stream(port: int, base: str) -> list[float]:
-    """Seconds between the events of one streamed completion."""
-    asked = {"model": base, "prompt": "Once upon a time", "max_tokens": STREAM, "ignore_eos": True, "stream": True}
-    connection = _post(port, json.dumps(asked).encode())
-    with contextlib.closing(connection):
-        events = [(time.perf_counter(), line) for line in connection.getresponse() if line.startswith(b"data: {")]
-    # An event has several tokens where they are one character, or where the reader was busy.
-    last = json.loads(events[-1][1].removeprefix(b"data: ")) if events else {}
-    finish = last["choices"][0]["finish_reason"] if "choices" in last else last.get("error")
-    if finish != "length" or len(events) < 2:
-        raise Unavailable(f"a stream of {STREAM} tokens ended after {len(events)} events, for the reason {finish}")
-    return [after - before for (before, _), (after, _) in itertools.pairwise(events)]
 
 
 @contextmanager
@@ -153,7 +119,7 @@ def _huge_prompts(port: int, base: str, *, pause: float) -> Iterator[list[int]]:
     def send() -> None:
         while not over.wait(pause):
             # A server that refuses by the length of the body may close before all of it is sent.
-            with contextlib.suppress(ConnectionError), contextlib.closing(_post(port, body)) as connection:
+            with contextlib.suppress(ConnectionError), contextlib.closing(post(port, body)) as connection:
                 statuses.append(connection.getresponse().status)
 
     thread = threading.Thread(target=send)
@@ -163,13 +129,3 @@ def _huge_prompts(port: int, base: str, *, pause: float) -> Iterator[list[int]]:
     finally:
         over.set()
         thread.join()
-
-
-def _post(port: int, body: bytes) -> http.client.HTTPConnection:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
-    connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
-    return connection
-
-
-def _percentile(gaps: Sequence[float]) -> float:
-    return sorted(gaps)[int(0.99 * len(gaps))]

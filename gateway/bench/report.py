@@ -74,6 +74,8 @@ _PLAIN: dict[str, tuple[float, float, bool]] = {
     "decode_beside_busy": (0.5, 0.75, False),
     "training_beside_busy": (0.5, 0.75, False),
     "gap_beside_huge_prompts": (2.0, 1.2, True),
+    "gap_beside_job": (3.0, 2.0, True),
+    "job_beside_streams": (0.3, 0.5, False),
 }
 
 

@@ -154,13 +154,16 @@ def train(
 )
 @as_json
 def neighbours(data: Path, as_json: bool, **given: Any) -> None:
-    """What others cost: decoding and training beside busy processes, a stream beside huge prompts."""
+    """What others cost: decoding and training beside busy processes, streams beside huge prompts and beside a job."""
     settings = read_options(NeighbourSettings, given)
     from tunery.gateway.bench import report
     from tunery.gateway.bench.machine import describe
     from tunery.gateway.bench.neighbours import measure_neighbours
+    from tunery.plugins.bases.resolve import resolve_base
 
-    rows = measure_neighbours(settings.base, data, busy=settings.busy, say=say)
+    with open_registry() as registry:
+        base = resolve_base(settings.base, registry=registry, plugins=plugins(), say=say)
+    rows = measure_neighbours(base, data, busy=settings.busy, say=say)
     bars = report.judge(rows, [])
     tables = f"{report.rows_table(rows)}\n\n{report.bars_table(bars)}"
     click.echo(report.as_json(rows, bars, describe()) if as_json else tables)

@@ -6,12 +6,14 @@ process ends at once, without a word, when its claim is another worker's: then n
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
 import sys
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunery.plugins.runtime.parent_watch import die_with_parent
@@ -38,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     home, (job_id, fence) = Home.from_env(), arguments
     settings = read_settings(home.root)
-    os.nice(settings.jobs.nice)
+    _step_back(settings.jobs.nice)
 
     from tunery.plugins.runtime.compute import prepare_compute
     from tunery.registry.registry import Registry
@@ -46,6 +48,18 @@ def main(arguments: Sequence[str]) -> int:
     prepare_compute(settings.jobs.threads)
     with Registry.open(home) as registry:
         return _Run(registry, Claim(job_id, int(fence)), memory=int(settings.jobs.memory_gb * 1e9)).run()
+
+
+def _step_back(nice: int) -> None:
+    """Leave the processor to others.
+
+    Where Linux groups processes by session (sched_autogroup, sched(7)), niceness only counts within a group, and the
+    group has one of its own: this process leads a session, so the group is its.
+    """
+    os.nice(nice)
+    if os.getsid(0) == os.getpid():
+        with contextlib.suppress(OSError):
+            Path("/proc/self/autogroup").write_text(str(nice))
 
 
 class _Run:

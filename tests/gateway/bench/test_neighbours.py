@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tunery.gateway.bench import neighbours
+from tunery.gateway.bench import job_beside, neighbours, serving
 from tunery.gateway.bench.report import judge
 from tunery.plugins.testing import write_rows
 from tunery.registry import Base
@@ -15,20 +15,31 @@ from tunery.registry.home import Home
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_every_figure_is_measured_and_judged(
     home: Home, tiny_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TUNERY_HOME", str(home.root))
-    for name, value in (("ROUNDS", 1), ("STEPS", 2), ("STREAM", 40), ("PROMPT_BYTES", 10**6)):
-        monkeypatch.setattr(neighbours, name, value)
+    for module, name, value in (
+        (neighbours, "ROUNDS", 1),
+        (neighbours, "STEPS", 2),
+        (neighbours, "PROMPT_BYTES", 10**6),
+        (serving, "STREAM", 40),
+        (job_beside, "ROUNDS", 1),
+        (job_beside, "SECONDS", 1.0),
+    ):
+        monkeypatch.setattr(module, name, value)
     messages: list[str] = []
-    rows = neighbours.measure_neighbours("tiny", write_rows(tmp_path / "rows.jsonl", 20), busy=1, say=messages.append)
+    rows = neighbours.measure_neighbours(
+        tiny_base, write_rows(tmp_path / "rows.jsonl", 20), busy=1, say=messages.append
+    )
     assert [row.name for row in rows] == [
         "decode_beside_busy", "training_beside_busy", "gap_beside_huge_prompts", "gap_beside_endless_huge_prompts",
+        "gap_beside_job", "job_beside_streams",
     ]  # fmt: skip
     assert all(row.value > 0 for row in rows)
     assert rows[3].detail["prompts"] > 0
-    assert len(judge(rows, [])) == 3
+    assert len(judge(rows, [])) == 5
     assert any(line.startswith("decode: ") for line in messages)
 
 
