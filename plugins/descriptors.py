@@ -6,12 +6,21 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any, Generic, TypeVar
 
-from tunery.plugins.hookspecs import API_VERSION, BaseSource, CheckInfo, ExecutorInfo, FormatInfo, GateInfo, TrainerInfo
+from tunery.plugins.hookspecs import (
+    API_VERSION,
+    BaseSource,
+    CheckInfo,
+    ExecutorInfo,
+    FormatInfo,
+    GateInfo,
+    TrackerInfo,
+    TrainerInfo,
+)
 from tunery.registry.errors import InvalidInput, UnknownName
 
 __all__ = ["DescriptorTable", "load_entrypoint"]
 
-Descriptor = TypeVar("Descriptor", BaseSource, CheckInfo, ExecutorInfo, FormatInfo, GateInfo, TrainerInfo)
+Descriptor = TypeVar("Descriptor", BaseSource, CheckInfo, ExecutorInfo, FormatInfo, GateInfo, TrackerInfo, TrainerInfo)
 
 
 class DescriptorTable(Generic[Descriptor]):

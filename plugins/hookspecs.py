@@ -35,6 +35,7 @@ __all__ = [
     "FormatInfo",
     "GateInfo",
     "Severity",
+    "TrackerInfo",
     "TrainerInfo",
     "hookimpl",
     "hookspec",
@@ -161,6 +162,23 @@ class ExecutorInfo(msgspec.Struct, frozen=True, kw_only=True):
     api_version: int = API_VERSION
 
 
+class TrackerInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A system that the events of queued jobs can be logged to, described without importing it.
+
+    A job names it in `integrations`, as `{"type": name, name: {options}}`; it is refused unless the Python package
+    `package` is installed. `read` names, as `package.module:function`, a function `(options: object) -> dict` that
+    checks the options, or raises InvalidInput; `entrypoint` a function `(job: Job, options: dict) -> EventSink`, called
+    in the process that trains. An exception in either is logged; the job goes on without it.
+    """
+
+    name: str
+    summary: str
+    package: str
+    entrypoint: str
+    read: str
+    api_version: int = API_VERSION
+
+
 # -- registration: called once at start; `register` checks the descriptor and refuses a name that is taken -------------
 
 
@@ -192,6 +210,11 @@ def register_gates(register: Callable[[GateInfo], None]) -> None:
 @hookspec
 def register_executors(register: Callable[[ExecutorInfo], None]) -> None:
     """Call `register(ExecutorInfo(...))` for every way to run queued jobs."""
+
+
+@hookspec
+def register_trackers(register: Callable[[TrackerInfo], None]) -> None:
+    """Call `register(TrackerInfo(...))` for every system that jobs can be logged to."""
 
 
 @hookspec

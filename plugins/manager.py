@@ -17,7 +17,7 @@ import pluggy
 from tunery.plugins import hookspecs
 from tunery.plugins.descriptors import DescriptorTable
 from tunery.plugins.events import JobEvent
-from tunery.plugins.hookspecs import BaseSource, CheckInfo, ExecutorInfo, FormatInfo, GateInfo, TrainerInfo
+from tunery.plugins.hookspecs import BaseSource, CheckInfo, ExecutorInfo, FormatInfo, GateInfo, TrackerInfo, TrainerInfo
 from tunery.registry.errors import InvalidInput, UnknownName, near
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ class Plugins:
         self._trainers: DescriptorTable[TrainerInfo] = DescriptorTable("trainer", TrainerInfo)
         self._gates: DescriptorTable[GateInfo] = DescriptorTable("gate", GateInfo)
         self._executors: DescriptorTable[ExecutorInfo] = DescriptorTable("executor", ExecutorInfo)
+        self._trackers: DescriptorTable[TrackerInfo] = DescriptorTable("tracker", TrackerInfo)
         self._records: list[PluginRecord] = []
 
     def add(self, plugin: object, name: str, *, distribution: str = "", version: str = "") -> None:
@@ -69,6 +70,7 @@ class Plugins:
             ("trainers", self._trainers),
             ("gates", self._gates),
             ("executors", self._executors),
+            ("trackers", self._trackers),
         )
         self._refuse_taken_name(name)
         try:
@@ -136,6 +138,10 @@ class Plugins:
     def executor(self, name: str) -> ExecutorInfo:
         """One way to run queued jobs. Raises UnknownName with near matches."""
         return self._executors.get(name)
+
+    def tracker(self, name: str) -> TrackerInfo:
+        """One system that jobs can be logged to. Raises UnknownName with near matches."""
+        return self._trackers.get(name)
 
     def owner_of_trainer(self, name: str) -> str:
         """Package and version that a trainer comes from, for manifests."""

@@ -16,6 +16,7 @@ def test_the_built_in_plugins_load_like_any_other() -> None:
         "bases": None,
         "data": None,
         "executors": None,
+        "trackers": None,
         "gates": None,
         "trainers": None,
     }

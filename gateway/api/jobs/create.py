@@ -4,12 +4,14 @@ here."""
 from __future__ import annotations
 
 import secrets
+from importlib.util import find_spec
 from typing import Any
 
 import msgspec
 
 from tunery.gateway.api.schemas.fine_tuning import Hyperparameters, JobCreate, TuneryOptions
 from tunery.gateway.jobs.model_names import adapter_name, is_checkpoint_name, is_tuned_name, tuned_name
+from tunery.plugins.descriptors import load_entrypoint
 from tunery.plugins.hookspecs import TrainerInfo
 from tunery.plugins.manager import Plugins
 from tunery.plugins.parameters import AUTO, read_parameters
@@ -39,7 +41,7 @@ def plan(
 ) -> Planned:
     """Check a body against what there is; raise InvalidInput or NotFound with the field as `param`."""
     extra = body.tunery or TuneryOptions()
-    _refuse_integrations(body)
+    integrations = _integrations(body, plugins)
     method, hyperparameters = _method(body)
     trainer = _trainer(extra, method, plugins)
     base, parent = _base(body, extra, served=served, registry=registry, settings=settings)
@@ -74,20 +76,31 @@ def plan(
         "suffix": body.suffix,
         "seed": seed,
         "metadata": body.metadata,
+        "integrations": integrations,
         "method": method,
         "hyperparameters": msgspec.to_builtins(hyperparameters),
     }
     return Planned(request=request, details=details, priority=extra.priority or 0)
 
 
-def _refuse_integrations(body: JobCreate) -> None:
+def _integrations(body: JobCreate, plugins: Plugins) -> list[dict[str, Any]]:
+    """The trackers to log to, with their options."""
+    kept = []
     for integration in body.integrations or ():
-        raise InvalidInput(
-            f"the integration {str(integration.get('type'))[:40]!r} is not installed here; leave integrations out, "
-            "a job's metrics are in its events",
-            code="unsupported_integration",
-            param="integrations",
-        )
+        name = str(integration.get("type"))[:40]
+        try:
+            tracker = plugins.tracker(name)
+        except UnknownName as error:
+            raise InvalidInput(error.message, code="unsupported_integration", param="integrations") from error
+        if find_spec(tracker.package) is None:
+            raise InvalidInput(
+                f"the integration {name!r} needs the package {tracker.package}, which is not installed here; "
+                "leave integrations out, a job's metrics are in its events",
+                code="unsupported_integration",
+                param="integrations",
+            )
+        kept.append({"type": name, name: load_entrypoint(tracker.read)(integration.get(name))})
+    return kept
 
 
 def _method(body: JobCreate) -> tuple[str, Hyperparameters]:

@@ -47,7 +47,7 @@ def job_object(job: Job, *, result_files: list[str], tenant: str) -> FineTuningJ
         method={"type": method, method: {"hyperparameters": hyperparameters}},
         seed=int(details.get("seed", 0)),
         user_provided_suffix=details.get("suffix"),
-        integrations=[],
+        integrations=details.get("integrations") or [],
         metadata=details.get("metadata"),
         tunery=JobDetails(
             adapter=job.adapter,

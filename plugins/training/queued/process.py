@@ -22,7 +22,7 @@ from tunery.registry.jobs.queue import Claim
 from tunery.registry.settings import read_settings
 
 if TYPE_CHECKING:
-    from tunery.plugins.events import Cancelled, Failed, Paused
+    from tunery.plugins.events import Cancelled, Failed, JobEvent, Paused
     from tunery.registry.records import Job
     from tunery.registry.registry import Registry
 
@@ -121,6 +121,7 @@ class _Run:
         from tunery.plugins.training.job.ledger import ClaimedJob
         from tunery.plugins.training.queued.inputs import local_request
         from tunery.plugins.training.queued.success import success_of
+        from tunery.plugins.training.queued.tracking import Tracking
 
         plugins = load_plugins()
         job = self.registry.job(self.claim.job)
@@ -130,8 +131,14 @@ class _Run:
             ClaimedJob(self.registry, success, on_flush=self.reporter.flush, on_end=self.end),
             memory_limit=self._memory_limit(job),
         )
+        tracking = Tracking(job, plugins, report=lambda note: self.registry.queue.report(self.claim, [note]))
+
+        def on_event(event: JobEvent) -> None:
+            self.reporter(event)
+            tracking(event)
+
         shared: dict[str, Any] = {
-            "registry": self.registry, "plugins": plugins, "on_event": self.reporter, "queued": queued,
+            "registry": self.registry, "plugins": plugins, "on_event": on_event, "queued": queued,
         }  # fmt: skip
         if self.folder.manifest.exists():
             launcher.resume(job.id, **shared)

@@ -341,7 +341,13 @@ async def test_unknown_jobs_are_not_found_in_openais_words(served: Served) -> No
         ({"training_file": "file-none"}, "training_file", "file_not_found", "file-none"),
         ({"validation_file": "file-none"}, "validation_file", "file_not_found", "file-none"),
         ({"method": {"type": "reinforcement"}}, "method.type", "unsupported_method", "supervised, dpo"),
-        ({"integrations": [{"type": "wandb", "wandb": {"project": "p"}}]}, "integrations", None, "wandb"),
+        (
+            {"integrations": [{"type": "wandb", "wandb": {"project": "p"}}]},
+            "integrations",
+            None,
+            "needs the package wandb",
+        ),
+        ({"integrations": [{"type": "mlflow"}]}, "integrations", "unsupported_integration", "unknown tracker 'mlflow'"),
         ({"suffix": "x" * 65}, "suffix", None, "64"),
         ({"hyperparameters": {"n_epochs": 0}}, "hyperparameters", None, ">= 1"),
         ({"metadata": {str(i): "" for i in range(17)}}, "metadata", None, "16"),
@@ -381,6 +387,20 @@ async def test_names_of_openais_models_mean_local_bases(served: Served, rows: Fi
     queued = served.gateway.registry.job(again.id)
     assert queued.request is not None
     assert queued.request.parent == "default/tiny@1"
+
+
+async def test_an_integration_is_kept_where_its_package_is_installed(
+    served: Served, rows: FileObject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tunery.gateway.api.jobs.create.find_spec", lambda name: object())
+    wandb = {"type": "wandb", "wandb": {"project": "p", "tags": ["a"]}}
+    create = served.client.fine_tuning.jobs.create
+    job = await create(model="tiny", training_file=rows.id, integrations=[wandb])  # type: ignore[list-item]
+    assert job.integrations is not None
+    assert (job.integrations[0].wandb.project, job.integrations[0].wandb.tags) == ("p", ["a"])
+    with pytest.raises(BadRequestError, match="wandb: Expected") as refused:
+        await create(model="tiny", training_file=rows.id, integrations=[{"type": "wandb"}])  # type: ignore[typeddict-item]
+    assert refused.value.param == "integrations"
 
 
 async def test_dpo_and_its_beta(served: Served, rows: FileObject) -> None:
