@@ -34,6 +34,7 @@ QUESTIONS = {
     "Where is a learning rate chosen?": "tunery.plugins.training.defaults:_learning_rate",
     "Where does an error become an HTTP response?": "tunery.gateway.api.http.errors:EXCEPTION_HANDLERS",
     "Where is a request's `model` resolved to a version?": "tunery.gateway.resolver:Resolver",
+    "Where does a Responses request become a chat request?": "tunery.gateway.api.items.chat_request:chat_request",
     "Where is an `adapter_config.json` read?": "tunery.registry.peft.config:read_config",
     "Where is a route added?": "tunery.gateway.app:HANDLERS",
     "What can a plugin extend?": "tunery.plugins.hookspecs:TrainerInfo",

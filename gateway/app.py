@@ -36,6 +36,7 @@ from tunery.gateway.api.http.guards import Guard
 from tunery.gateway.api.http.middleware import RequestMiddleware
 from tunery.gateway.api.http.openapi import complete_document
 from tunery.gateway.api.models import delete_model, list_models, show_model
+from tunery.gateway.api.responses import create_response, delete_response, list_input_items, show_response
 from tunery.gateway.api.state import Gateway
 from tunery.gateway.preload import Preloader
 
@@ -46,6 +47,10 @@ MAX_BODY = 16 * 2**20
 
 HANDLERS = (
     chat_completions,
+    create_response,
+    show_response,
+    delete_response,
+    list_input_items,
     completions,
     embeddings,
     list_models,

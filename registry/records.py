@@ -246,3 +246,14 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
             metrics=self.metrics,
             created_at=self.created_at,
         )
+
+
+class StoredResponse(msgspec.Struct, frozen=True, kw_only=True):
+    """A response that was to be stored: `body` is the answer, `items` the conversation before it; Unix times in s."""
+
+    id: str
+    tenant: str
+    body: dict[str, Any]
+    items: list[dict[str, Any]]
+    created_at: float
+    expires_at: float

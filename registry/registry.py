@@ -18,6 +18,7 @@ from tunery.registry.jobs.job_queue import JobQueue
 from tunery.registry.jobs.success import Success, succeed
 from tunery.registry.names import PRODUCTION, Reference, check_adapter, parse_reference
 from tunery.registry.records import AliasMove, Base, DataUse, Job, NewVersion, Version
+from tunery.registry.responses import Responses
 from tunery.registry.storage.blobs import BlobStore
 from tunery.registry.storage.database import Database
 from tunery.registry.storage.disk import keep_room, no_room
@@ -62,6 +63,7 @@ class Registry:
         self.queue = JobQueue(self._database, clock=clock)
         self.data_files = DataFiles(self._database, self.blobs, clock=clock)
         self.checkpoints = Checkpoints(self._database, self.blobs, clock=clock)
+        self.responses = Responses(self._database, clock=clock)
 
     @classmethod
     def open(cls, home: Home | None = None, *, clock: Callable[[], float] = time.time, scarce: bool = False) -> Self:

@@ -12,16 +12,13 @@ from litestar.response import Stream
 
 from tunery.gateway.api.http.connection import cancel_on_disconnect
 from tunery.gateway.api.http.errors import ERRORS
-from tunery.gateway.api.http.trace import trace_of
-from tunery.gateway.api.request.chat import check_chat, read_chat
+from tunery.gateway.api.request.chat import check_chat
 from tunery.gateway.api.request.fields import check_fields
 from tunery.gateway.api.request.target import resolve_target
-from tunery.gateway.api.request.text_options import text_options
-from tunery.gateway.api.request.tool_call_grammar import TOOL_CALL_MARKS
 from tunery.gateway.api.request.tools import read_tool_calling
 from tunery.gateway.api.response.chat import ChatCompletionBuilder
 from tunery.gateway.api.response.event_stream import event_stream
-from tunery.gateway.api.response.generation import Generation
+from tunery.gateway.api.response.turn import begin_turn
 from tunery.gateway.api.schemas.requests import ChatRequest
 from tunery.gateway.api.schemas.responses import ChatCompletion
 from tunery.gateway.api.state import Gateway
@@ -52,12 +49,8 @@ async def chat_completions(
     check_chat(data)
     target = resolve_target(request, data, gateway)
     ready = await gateway.wait_for_engine(request, target)
-    tools, body_size = read_tool_calling(data), len(await request.body())
-    choices = await cancel_on_disconnect(
-        request, lambda: read_chat(data, tools, gateway=gateway, ready=ready, body_size=body_size)
-    )
-    marks = gateway.renderer.control_ids(TOOL_CALL_MARKS) if tools.functions else {}
-    generation = Generation(gateway, target, choices, text_options(data), trace_of(request), marks)
+    tools, size = read_tool_calling(data), len(await request.body())
+    generation = await begin_turn(request, data, tools, gateway=gateway, target=target, ready=ready, size=size)
     builder = ChatCompletionBuilder(data, generation, tools)
     if data.stream:
         return await event_stream(request, builder.chunks(), headers=target.headers())

@@ -16,11 +16,22 @@ from tunery.registry.records import (
     Job,
     JobRequest,
     StoredEvent,
+    StoredResponse,
     Version,
 )
 from tunery.registry.storage import schema
 
-__all__ = ["alias_map", "to_base", "to_checkpoint", "to_data_file", "to_event", "to_job", "to_move", "to_versions"]
+__all__ = [
+    "alias_map",
+    "to_base",
+    "to_checkpoint",
+    "to_data_file",
+    "to_event",
+    "to_job",
+    "to_move",
+    "to_response",
+    "to_versions",
+]
 
 _Key = tuple[str, int]
 
@@ -106,3 +117,8 @@ def to_checkpoint(row: Row[tuple[object, ...]]) -> Checkpoint:
     """A row of `checkpoints` as a record."""
     fields = dict(row._mapping)
     return Checkpoint(**fields | {"files": msgspec.convert(fields["files"], tuple[FileEntry, ...])})
+
+
+def to_response(row: Row[tuple[object, ...]]) -> StoredResponse:
+    """A row of `responses` as a record."""
+    return StoredResponse(**row._mapping)

@@ -33,11 +33,12 @@ __all__ = [
     "jobs",
     "metadata",
     "model_names",
+    "responses",
     "version_data",
     "versions",
 ]
 
-HEAD = "0006"
+HEAD = "0010"
 """The migration this code is written for."""
 
 metadata = MetaData()
@@ -230,4 +231,16 @@ checkpoints = Table(
     Column("files", JSON, nullable=False),
     Column("metrics", JSON, nullable=False),
     Column("created_at", Float, nullable=False),
+)
+
+# Responses of the Responses API that were to be stored. `body` is the whole answer, `items` the conversation before it.
+responses = Table(
+    "responses",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("tenant", String(64), nullable=False),
+    Column("body", JSON, nullable=False),
+    Column("items", JSON, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("expires_at", Float, nullable=False, index=True),
 )

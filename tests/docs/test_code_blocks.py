@@ -124,4 +124,6 @@ async def test_clients_of_a_server_run(block: Block, served: Served, capsys: pyt
     text = block.text.replace("http://127.0.0.1:8000", served.url).replace("smollm2-135m", served.base.name)
     names: dict[str, Any] = {}
     await asyncio.to_thread(exec, compile(text, str(block), "exec"), names)
-    assert names["answer"].choices[0].message.content == "Hello, world"
+    answer = names["answer"]
+    said = answer.output_text if answer.object == "response" else answer.choices[0].message.content
+    assert said == "Hello, world"

@@ -13,6 +13,7 @@ DROP TABLE job_events;
 DROP TABLE job_files;
 DROP TABLE data_files;
 DROP TABLE model_names;
+DROP TABLE responses;
 CREATE TABLE older AS SELECT id, adapter, trainer, state, created_at, updated_at, version, error FROM jobs;
 DROP TABLE jobs;
 ALTER TABLE older RENAME TO jobs;

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from litestar.openapi.spec import OpenAPI, OpenAPIMediaType, OpenAPIResponse, PathItem, Schema
 
-from tunery.gateway.api.schemas import files, fine_tuning, requests
+from tunery.gateway.api.schemas import files, fine_tuning, items, requests
 from tunery.gateway.api.schemas import models as cards
 from tunery.gateway.api.schemas import responses as schemas
 
@@ -36,8 +36,12 @@ _TYPES = (
     fine_tuning.FineTuningJob,
     fine_tuning.FineTuningJobList,
     fine_tuning.JobCreate,
+    items.DeletedResponse,
+    items.ItemList,
+    items.ResponseObject,
+    items.ResponseRequest,
 )
-_STREAMED = ("/v1/chat/completions", "/v1/completions", "/v1/fine_tuning/jobs/{job_id}/events")
+_STREAMED = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/fine_tuning/jobs/{job_id}/events")
 
 
 def complete_document(document: OpenAPI) -> dict[str, set[str]]:

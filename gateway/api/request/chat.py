@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from tunery.gateway.api.request.choices import ChoiceRequest
-from tunery.gateway.api.request.context_length import length_check, output_budget, truncate_prompt
+from tunery.gateway.api.request.context_length import length_check, newest_that_fit, output_budget, truncate_prompt
 from tunery.gateway.api.request.messages import read_messages
 from tunery.gateway.api.request.sampling import OutputOptions, read_samplings
 from tunery.gateway.api.request.structured_output import read_constraint
@@ -41,40 +41,53 @@ def check_chat(data: ChatRequest) -> None:
 
 
 async def read_chat(
-    data: ChatRequest, tools: ToolCalling, *, gateway: Gateway, ready: Ready, body_size: int
+    data: ChatRequest,
+    tools: ToolCalling,
+    *,
+    gateway: Gateway,
+    ready: Ready,
+    size: int,
+    param: str = "messages",
+    drop_oldest: bool = False,
 ) -> list[ChoiceRequest]:
-    """The request's choices, all with the same prompt. Rendering runs off the event loop when the body, in bytes, is
-    large.
+    """The request's choices, all with the same prompt. Rendering runs off the event loop when the conversation, in
+    bytes, is large.
 
-    Raises InvalidInput naming the field that is wrong, also when the conversation does not fit the context.
+    `param` is where the client wrote the conversation. With `drop_oldest`, its oldest turns are left out where it does
+    not fit the context. Raises InvalidInput naming the field that is wrong, also when the conversation does not fit.
     """
     if len(data.messages) > MAX_MESSAGES:
-        raise InvalidInput(f"messages has {len(data.messages)} messages; the limit is {MAX_MESSAGES}", param="messages")
+        raise InvalidInput(f"{param} has {len(data.messages)} messages; the limit is {MAX_MESSAGES}", param=param)
     constraint = _constraint(data, tools, gateway.renderer)
     context = ready.context_length
     renderer = gateway.renderer.with_options(_template_options(data, gateway.renderer))
 
-    def render(check_wanted: Callable[[], None]) -> list[int]:
-        return renderer.prompt_ids(
-            read_messages(data.messages),
-            add_generation_prompt=data.add_generation_prompt is not False,
-            continue_final=bool(data.continue_final_message),
-            tools=tools.offered,
-            check_length=length_check(
-                check_wanted, context=context, param="messages", truncate=data.truncate_prompt_tokens
-            ),
-        )
+    requested, default = data.max_completion_tokens or data.max_tokens, gateway.settings.default_max_tokens
 
-    requested = data.max_completion_tokens or data.max_tokens
+    def render(check_wanted: Callable[[], None]) -> list[int]:
+        check = length_check(check_wanted, context=context, param=param, truncate=data.truncate_prompt_tokens)
+
+        def prompt_ids(messages: list[dict[str, Any]]) -> list[int]:
+            return renderer.prompt_ids(
+                messages,
+                add_generation_prompt=data.add_generation_prompt is not False,
+                continue_final=bool(data.continue_final_message),
+                tools=tools.offered,
+                check_length=check,
+            )
+
+        messages = read_messages(data.messages)
+        if not drop_oldest:
+            return prompt_ids(messages)
+        return newest_that_fit(messages, prompt_ids, context=context, output=requested, default=default)
+
     prompt = truncate_prompt(
-        tuple(await gateway.offload(body_size, render)),
+        tuple(await gateway.offload(size, render)),
         data.truncate_prompt_tokens,
         context=context,
         output=requested or 1,
     )
-    max_tokens = output_budget(
-        len(prompt), requested, context=context, default=gateway.settings.default_max_tokens, param="messages"
-    )
+    max_tokens = output_budget(len(prompt), requested, context=context, default=default, param=param)
     output = OutputOptions(
         max_tokens=max_tokens,
         logprobs=(data.top_logprobs or 0) if data.logprobs else None,
@@ -96,6 +109,8 @@ def _template_options(data: ChatRequest, renderer: Renderer) -> dict[str, Any]:
     if data.reasoning_effort is None:
         return options
     if not renderer.template or "reasoning_effort" not in renderer.template.variables:
+        if data.reasoning_effort == "none":
+            return options
         raise InvalidInput(
             "reasoning_effort is not supported, because this base's chat template does not read it; leave it out",
             code="unsupported_parameter",

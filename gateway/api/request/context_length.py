@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import takewhile
+from typing import Any
 
 from tunery.registry.errors import InvalidInput
 
-__all__ = ["check_prompt_fits", "length_check", "output_budget", "truncate_prompt"]
+__all__ = ["check_prompt_fits", "length_check", "newest_that_fit", "output_budget", "truncate_prompt"]
 
 MAX_TRUNCATED_CONTEXTS = 8
 """How many contexts long a prompt may be before it is truncated."""
@@ -53,6 +55,46 @@ def truncate_prompt(prompt: tuple[int, ...], keep: int | None, *, context: int, 
     if keep is None:
         return prompt
     return prompt[-(keep if keep > 0 else max(context - output, 1)) :]
+
+
+def newest_that_fit(
+    messages: list[dict[str, Any]],
+    render: Callable[[list[dict[str, Any]]], list[int]],
+    *,
+    context: int,
+    output: int | None,
+    default: int,
+) -> list[int]:
+    """The prompt of as many of the last turns as fit the context before the output, found by bisection.
+
+    A turn begins with a user's message; system messages at the beginning stay. Without a requested `output`, up to a
+    quarter of the context is kept for it. Raises as `render` when not even the last turn fits the context.
+    """
+    room = context - (output or min(default, context // 4))
+    head = len(list(takewhile(lambda message: message["role"] in ("system", "developer"), messages)))
+    cuts = [head, *(at for at, message in enumerate(messages) if at > head and message["role"] == "user")]
+    best = _rendered_within(messages, render, room)
+    low, high = 1, len(cuts) - 1
+    while best is None and low < high:
+        middle = (low + high) // 2
+        if _rendered_within(messages[:head] + messages[cuts[middle] :], render, room) is None:
+            low = middle + 1
+        else:
+            high = middle
+    return render(messages[:head] + messages[cuts[high] :]) if best is None else best
+
+
+def _rendered_within(
+    messages: list[dict[str, Any]], render: Callable[[list[dict[str, Any]]], list[int]], room: int
+) -> list[int] | None:
+    """The prompt, or None where it is longer than `room`."""
+    try:
+        prompt = render(messages)
+    except InvalidInput as error:
+        if error.code != "context_length_exceeded":
+            raise
+        return None
+    return prompt if len(prompt) <= room else None
 
 
 def _too_long(prompt: int, output: int, context: int, param: str, *, at_least: bool = False) -> InvalidInput:

@@ -27,9 +27,12 @@ IGNORED = frozenset(
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "add_special_tokens": (False,),
     "audio": (),
+    "background": (False,),
     "cache_salt": (),
     "chat_template": (),
+    "context_management": ([],),
     "continuous_usage_stats": (False,),
+    "conversation": (),
     "documents": ([],),
     "echo": (False,),
     "function_call": ("none",),
@@ -60,8 +63,17 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 }
 """OpenAI's and vLLM's fields that are not supported, with the values that mean the same as leaving them out."""
 
+NESTED: Mapping[str, tuple[str, ...]] = {
+    "stream_options": ("include_usage",),
+    "reasoning": ("effort", "summary", "generate_summary"),
+    "text": ("format", "verbosity"),
+}
+"""Fields that are objects, held to the same rule, and what of them is applied."""
+
 HINTS = {
     "add_special_tokens": "the chat template writes a chat's special tokens",
+    "background": "wait for the answer, or stream it",
+    "conversation": "use previous_response_id, and store: true in the response before",
     "chat_template": "adapters are served under the template they were trained with; send the rendered text to /v1/completions",
     "documents": "put them into a message",
     "function_call": "use tool_choice",
@@ -75,8 +87,9 @@ async def check_fields(request: Request[Any, Any, Any], kind: type[msgspec.Struc
     """Raise InvalidInput for the first field of the body that is not applied and would have an effect."""
     body = msgspec.json.decode(await request.body(), type=dict[str, msgspec.Raw])
     _check(body, kind.__struct_fields__, "")
-    if (options := body.get("stream_options")) is not None and bytes(options) != b"null":
-        _check(msgspec.json.decode(options, type=dict[str, msgspec.Raw]), ("include_usage",), "stream_options.")
+    for name in NESTED:
+        if name in kind.__struct_fields__ and name in body and bytes(body[name]) != b"null":
+            _check(msgspec.json.decode(body[name], type=dict[str, msgspec.Raw]), NESTED[name], f"{name}.")
 
 
 def _check(fields: Mapping[str, msgspec.Raw], applied: tuple[str, ...], where: str) -> None:

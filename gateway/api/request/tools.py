@@ -38,9 +38,12 @@ class ToolCalling(msgspec.Struct, frozen=True):
     several: bool = False
 
 
-def read_tool_calling(request: ChatRequest) -> ToolCalling:
-    """Read `tools`, `tool_choice` and `parallel_tool_calls`; raise InvalidInput naming the field that is wrong."""
-    functions = _functions(request.tools or [])
+def read_tool_calling(request: ChatRequest, *, place: str = "tools[{}].function") -> ToolCalling:
+    """Read `tools`, `tool_choice` and `parallel_tool_calls`; raise InvalidInput naming the field that is wrong.
+
+    `place` is where the client wrote a function, for messages.
+    """
+    functions = _functions(request.tools or [], place)
     choice = request.tool_choice or "auto"
     if choice == "none" or (choice == "auto" and not functions):
         return ToolCalling()
@@ -59,30 +62,33 @@ def read_tool_calling(request: ChatRequest) -> ToolCalling:
     return ToolCalling(offered, functions, required=choice == "required", parallel=parallel, several=several)
 
 
-def _functions(tools: list[Any]) -> tuple[Function, ...]:
+def _functions(tools: list[Any], place: str) -> tuple[Function, ...]:
     if len(tools) > MAX_FUNCTIONS:
         raise InvalidInput(f"tools has {len(tools)} functions; the limit is {MAX_FUNCTIONS}", param="tools")
-    functions = tuple(_function(f"tools[{index}]", tool) for index, tool in enumerate(tools))
+    functions = tuple(_function(place.format(index), _inner(index, tool)) for index, tool in enumerate(tools))
     seen: set[str] = set()
     for index, function in enumerate(functions):
         if function.name in seen:
-            raise _wrong(
-                f"tools[{index}].function.name is {function.name!r}, which another function already has; rename one"
-            )
+            where = f"{place.format(index)}.name"
+            raise _wrong(f"{where} is {function.name!r}, which another function already has; rename one")
         seen.add(function.name)
     return functions
 
 
-def _function(where: str, tool: Any) -> Function:
+def _inner(index: int, tool: Any) -> dict[str, Any]:
     function = tool.get("function") if isinstance(tool, dict) else None
     if not isinstance(function, dict) or tool.get("type") != "function":
-        raise _wrong(f'{where} must be {{"type": "function", "function": {{"name": …, "parameters": …}}}}')
+        raise _wrong(f'tools[{index}] must be {{"type": "function", "function": {{"name": …, "parameters": …}}}}')
+    return function
+
+
+def _function(where: str, function: dict[str, Any]) -> Function:
     name, description = function.get("name"), function.get("description")
     if not isinstance(name, str) or not FUNCTION_NAME.fullmatch(name):
-        raise _wrong(f"{where}.function.name is {str(name)[:80]!r}; it is up to 64 letters, digits, '_' and '-'")
+        raise _wrong(f"{where}.name is {str(name)[:80]!r}; it is up to 64 letters, digits, '_' and '-'")
     if not isinstance(description, str | None):
-        raise _wrong(f"{where}.function.description must be a string")
-    return Function(name, _parameters(f"{where}.function.parameters", function.get("parameters")))
+        raise _wrong(f"{where}.description must be a string")
+    return Function(name, _parameters(f"{where}.parameters", function.get("parameters")))
 
 
 def _parameters(where: str, schema: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncGenerator
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 from litestar import Request
@@ -19,9 +19,10 @@ from litestar.response import Stream
 
 from tunery.gateway.api.http.connection import cancel_on_disconnect, connection_of
 from tunery.gateway.api.http.errors import envelope, status_of
+from tunery.gateway.api.schemas.responses import ErrorEnvelope
 from tunery.registry.errors import TuneryError
 
-__all__ = ["event_stream"]
+__all__ = ["EventFormat", "event_stream"]
 
 log = logging.getLogger("tunery.gateway")
 
@@ -30,34 +31,67 @@ T = TypeVar("T")
 FIRST_COMMENT, COMMENT_EVERY = 2.0, 10.0
 """Seconds without an event after which a comment is sent: before the first event, and later."""
 
-_DONE = b"data: [DONE]\n\n"
 _COMMENT = b": queued\n\n"
 
 
+class EventFormat(Protocol):
+    """How chunks, and a failure after the first of them, are written; and what ends the stream."""
+
+    end: bytes
+
+    def event(self, chunk: Any) -> bytes:
+        """A chunk as an event."""
+
+    def failure(self, error: ErrorEnvelope, status: int) -> bytes:
+        """The failure that ends the stream, as events; `status` is what an ordinary response would have."""
+
+
+class DataEvents:
+    """Chunks as events without names, then `[DONE]`."""
+
+    end = b"data: [DONE]\n\n"
+
+    def event(self, chunk: Any) -> bytes:
+        """See EventFormat."""
+        return b"data: " + msgspec.json.encode(chunk) + b"\n\n"
+
+    def failure(self, error: ErrorEnvelope, status: int) -> bytes:
+        """See EventFormat."""
+        return self.event(error)
+
+
 async def event_stream(
-    request: Request[Any, Any, Any], chunks: AsyncGenerator[Any, None], *, headers: dict[str, str]
+    request: Request[Any, Any, Any],
+    chunks: AsyncGenerator[Any, None],
+    *,
+    headers: dict[str, str],
+    style: EventFormat | None = None,
 ) -> Stream:
-    """A response that sends each chunk as an event, then `[DONE]`.
+    """A response that sends each chunk as an event, by default as DataEvents does.
 
     Waits up to `FIRST_COMMENT` seconds for the first chunk, so that an early failure is still an ordinary error
     response, and stops waiting when the client disconnects. Closes `chunks` when the request ends, however its
     connection ends.
     """
+    style = style or DataEvents()
     events = _with_keep_alive(chunks)
     connection_of(request).on_end(events.aclose)
     first = await cancel_on_disconnect(request, lambda: _first(events))
 
     async def body() -> AsyncGenerator[bytes, None]:
-        yield _event(first)
+        yield _COMMENT if first is None else style.event(first)
         try:
             async for chunk in events:
-                yield _event(chunk)
+                yield _COMMENT if chunk is None else style.event(chunk)
         except TuneryError as error:
-            yield _event(envelope(error.args[0], status=status_of(error), code=error.code, param=error.param))
+            status = status_of(error)
+            yield style.failure(envelope(error.args[0], status=status, code=error.code, param=error.param), status)
         except Exception:
             log.exception("a stream failed")
-            yield _event(envelope("something went wrong here; it has been logged", status=500, code="internal_error"))
-        yield _DONE
+            message = "something went wrong here; it has been logged"
+            yield style.failure(envelope(message, status=500, code="internal_error"), 500)
+        if style.end:
+            yield style.end
 
     # Without X-Accel-Buffering, proxies such as nginx collect events before passing them on.
     all_headers = {"cache-control": "no-cache", "x-accel-buffering": "no", **headers}
@@ -99,7 +133,3 @@ async def _pump(chunks: AsyncGenerator[T, None], queue: asyncio.Queue[T | BaseEx
 
 async def _first(events: AsyncGenerator[T, None]) -> T:
     return await anext(events)
-
-
-def _event(chunk: Any) -> bytes:
-    return _COMMENT if chunk is None else b"data: " + msgspec.json.encode(chunk) + b"\n\n"

@@ -25,6 +25,7 @@ MESSAGES = [{"role": "user", "content": "Hi"}]
 GOOD: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"model": "tiny", "messages": MESSAGES},
     "/v1/completions": {"model": "tiny", "prompt": "Hi"},
+    "/v1/responses": {"model": "tiny", "input": "Hi"},
     "/v1/embeddings": {"model": "tiny", "input": "Hi"},
     "/v1/adapters/load": {"adapter": "acme/docs"},
     "/v1/adapters/unload": {"adapter": "acme/docs"},
@@ -168,10 +169,11 @@ async def test_every_documented_status_is_met_and_no_other(served: Served, docum
         for path, body in GOOD.items():
             unknown = body | dict.fromkeys({"model", "adapter"} & set(body), "no/body")
             document.check(path, "post", await client.post(path, json=unknown))
-        for path in list(GOOD)[:2]:
+        for path in list(GOOD)[:3]:
             document.check(path, "post", await client.post(path, json={**GOOD[path], "stream": True}))
         for name in ("no/body", "acme/docs", "acme/docs:2"):
             document.check("/v1/models/{name}", "get", await client.get(f"/v1/models/{name}"))
+        await _responses(client, document)
         await _fine_tune(client, served, document)
         served.engine.failure = ArtifactRefused("acme/docs@1 has NaN", code="artifact_nonfinite")
         await posted()
@@ -206,6 +208,16 @@ class Caller:
         response = await self.client.post(JOBS, json={"model": "tiny", "training_file": file})
         self.document.check(JOBS, "post", response)
         return str(response.json()["id"])
+
+
+async def _responses(client: httpx.AsyncClient, document: Document) -> None:
+    """Store a response, read it and delete it, and ask for what is not there."""
+    caller, path = Caller(client, document), "/v1/responses/{response_id}"
+    stored = (await client.post("/v1/responses", json=GOOD["/v1/responses"] | {"store": True})).json()["id"]
+    for name in (stored, "none", "x" * 200):
+        await caller.call("get", f"{path}/input_items", response_id=name)
+        await caller.call("get", path, response_id=name)
+        await caller.call("delete", path, response_id=name)
 
 
 async def _fine_tune(client: httpx.AsyncClient, served: Served, document: Document) -> None:
@@ -271,6 +283,7 @@ def _break(served: Served) -> None:
 
     resolver: Any = served.gateway.resolver
     files: Any = served.gateway.registry.data_files
+    responses: Any = served.gateway.registry.responses
     registry: Any = served.gateway.registry
     metrics: Any = served.gateway.metrics
     for where, name in (
@@ -279,6 +292,7 @@ def _break(served: Served) -> None:
         (resolver, "served"),
         (metrics, "exposition"),
         *((files, name) for name in ("add", "get", "page")),
+        *((responses, name) for name in ("get", "delete")),
         *((registry.queue, name) for name in ("names", "page")),
         (registry, "job"),
     ):

@@ -10,24 +10,33 @@ import pytest
 from openai.types import completion_create_params, embedding_create_params
 from openai.types.chat import ChatCompletionStreamOptionsParam
 from openai.types.chat import completion_create_params as chat_create_params
+from openai.types.responses import response_create_params
 
 from tests.gateway.api.conftest import Served
 from tests.plugins.data.chat_templates import base_with
 from tunery.gateway.api.request.fields import IGNORED, NEUTRAL
+from tunery.gateway.api.schemas.items import ResponseRequest
 from tunery.gateway.api.schemas.requests import ChatRequest, CompletionRequest, EmbeddingRequest
 from tunery.plugins.data.render.renderer import Renderer
 
-CHAT, RAW, EMBED = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
+CHAT, RAW, EMBED, RESPOND = "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"
 ASKED: dict[str, dict[str, Any]] = {
     CHAT: {"messages": [{"role": "user", "content": "Hi"}]},
     RAW: {"prompt": "Hi"},
     EMBED: {"input": "Hi"},
+    RESPOND: {"input": "Hi"},
 }
-KINDS: dict[str, type[msgspec.Struct]] = {CHAT: ChatRequest, RAW: CompletionRequest, EMBED: EmbeddingRequest}
+KINDS: dict[str, type[msgspec.Struct]] = {
+    CHAT: ChatRequest,
+    RAW: CompletionRequest,
+    EMBED: EmbeddingRequest,
+    RESPOND: ResponseRequest,
+}
 OPENAI: dict[str, Any] = {
     CHAT: chat_create_params.CompletionCreateParamsStreaming,
     RAW: completion_create_params.CompletionCreateParamsStreaming,
     EMBED: embedding_create_params.EmbeddingCreateParams,
+    RESPOND: response_create_params.ResponseCreateParamsStreaming,
 }
 VLLM = [
     "add_generation_prompt",
@@ -79,8 +88,8 @@ async def sent(served: Served, path: str, **extra: Any) -> dict[str, Any]:
     """The answer, or the error."""
     response = await served.post(path, {"model": "tiny", **ASKED[path], **extra})
     body: dict[str, Any] = response.json()
-    assert response.status_code == (400 if "error" in body else 200), body
-    return body
+    assert response.status_code == (400 if body.get("error") else 200), body
+    return body if body.get("error") else {name: value for name, value in body.items() if name != "error"}
 
 
 def not_declared(path: str) -> list[str]:
@@ -89,7 +98,7 @@ def not_declared(path: str) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", [CHAT, RAW, EMBED])
+@pytest.mark.parametrize("path", KINDS)
 async def test_what_is_not_declared_is_bookkeeping_or_refused_by_name(served: Served, path: str) -> None:
     for name in not_declared(path):
         assert "error" not in await sent(served, path, **{name: None}), name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -15,6 +16,7 @@ from openai.types.chat import ChatCompletionMessageParam
 from pydantic import BaseModel
 
 from tests.gateway.api.conftest import REPLY, Served
+from tunery.gateway.api.schemas.items import ResponseRequest
 from tunery.gateway.api.schemas.models import LoadRequest
 from tunery.gateway.api.schemas.requests import ChatRequest, CompletionRequest, EmbeddingRequest
 
@@ -27,13 +29,16 @@ HISTORY = [
     {"role": "tool", "tool_call_id": "c1", "content": "x"},
     *MESSAGES,
 ]
+VARYING = ("id", "created", "created_at", "completed_at")
 SCHEMA = {"type": "object", "properties": {}}
 CHAT, RAW, EMBED, LOAD = "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/adapters/load"
+RESPOND = "/v1/responses"
 REQUESTS: dict[str, tuple[Any, dict[str, Any]]] = {
     CHAT: (ChatRequest, {"model": "tiny", "messages": MESSAGES}),
     RAW: (CompletionRequest, {"model": "tiny", "prompt": "Hi"}),
     EMBED: (EmbeddingRequest, {"model": "tiny", "input": "Hi"}),
     LOAD: (LoadRequest, {"adapter": "acme/docs"}),
+    RESPOND: (ResponseRequest, {"model": "tiny", "input": "Hi"}),
 }
 
 
@@ -58,7 +63,9 @@ async def answer(served: Served, path: str, body: dict[str, Any]) -> tuple[int, 
     if response.headers["content-type"].startswith("text/event-stream"):
         return response.status_code, asked, response.text.count("data: ")
     content = response.json()
-    return response.status_code, asked, {key: value for key, value in content.items() if key not in ("id", "created")}
+    # Items of a response have its id in their own.
+    text = json.dumps({key: value for key, value in content.items() if key not in VARYING})
+    return response.status_code, asked, json.loads(re.sub("[0-9a-f]{32}", "made", text))
 
 
 @pytest.mark.slow
@@ -86,7 +93,8 @@ async def test_every_optional_field_may_be_null(served: Served, path: str) -> No
         assert await answer(served, path, with_null) == expected, field
 
 
-NESTED: list[tuple[dict[str, Any], list[tuple[str | int, ...]]]] = [
+Nested = list[tuple[dict[str, Any], list[tuple[str | int, ...]]]]
+NESTED: Nested = [
     ({"response_format": {}}, [("response_format", "type")]),
     ({"response_format": {"type": "json_object"}}, [("response_format", "json_schema")]),
     (
@@ -114,21 +122,56 @@ NESTED: list[tuple[dict[str, Any], list[tuple[str | int, ...]]]] = [
 ]
 
 
+FLAT_TOOL = {"type": "function", "name": "look_up", "parameters": SCHEMA}
+ITEMS = [
+    *MESSAGES,
+    {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "Well."}]},
+    {"type": "function_call", "call_id": "c1", "name": "look_up", "arguments": "{}"},
+    {"type": "function_call_output", "call_id": "c1", "output": "x"},
+]
+NESTED_ITEMS: Nested = [
+    (
+        {"tools": [FLAT_TOOL], "input": ITEMS},
+        [
+            *(("tools", 0, key) for key in ("description", "strict", "async", "defer_loading")),
+            *(("input", 0, key) for key in ("type", "id", "status", "phase", "name")),
+            *(("input", 1, key) for key in ("id", "status", "phase")),
+            *(("input", 1, "content", 0, key) for key in ("annotations", "logprobs")),
+            *(("input", 2, key) for key in ("id", "status", "caller", "namespace", "async")),
+            *(("input", 3, key) for key in ("id", "status", "caller", "name", "namespace")),
+        ],
+    ),
+    ({"text": {"format": {"type": "json_object"}}}, [("text", "verbosity"), ("text", "format", "schema")]),
+    ({"text": {"format": {}}}, [("text", "format", "type"), ("text", "format")]),
+    (
+        {"text": {"format": {"type": "json_schema", "name": "x", "schema": SCHEMA}}},
+        [("text", "format", key) for key in ("strict", "description")],
+    ),
+    ({"reasoning": {}}, [("reasoning", key) for key in ("effort", "summary", "generate_summary", "context")]),
+]
+
+
 @pytest.mark.slow
-async def test_fields_of_dictionaries_may_be_null(served: Served) -> None:
-    for extra, paths in NESTED:
-        without = {"model": "tiny", "messages": MESSAGES, **extra}
-        expected = await answer(served, CHAT, without)
+@pytest.mark.parametrize(
+    ("path", "good", "nested"),
+    [(CHAT, {"messages": MESSAGES}, NESTED), (RESPOND, {"input": MESSAGES}, NESTED_ITEMS)],
+)
+async def test_fields_of_dictionaries_may_be_null(
+    served: Served, path: str, good: dict[str, Any], nested: Nested
+) -> None:
+    for extra, paths in nested:
+        without = {"model": "tiny", **good, **extra}
+        expected = await answer(served, path, without)
         assert expected[0] == 200, (extra, expected)
-        for path in paths:
+        for place in paths:
             body = json.loads(json.dumps(without))
             inner = body
-            for key in path[:-1]:
+            for key in place[:-1]:
                 inner = inner[key]
             assert isinstance(inner, dict)
-            inner.pop(path[-1], None)
-            inner[path[-1]] = None
-            assert await answer(served, CHAT, body) == expected, path
+            inner.pop(place[-1], None)
+            inner[place[-1]] = None
+            assert await answer(served, path, body) == expected, place
 
 
 class Answer(BaseModel):
