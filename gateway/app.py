@@ -15,6 +15,7 @@ from litestar.response import Redirect
 from litestar.types import ASGIApp
 
 from tunery.gateway.api.adapters import list_adapters, load_adapter, unload_adapter
+from tunery.gateway.api.batches import cancel_batch, create_batch, list_batches, show_batch
 from tunery.gateway.api.chat import chat_completions
 from tunery.gateway.api.completions import completions
 from tunery.gateway.api.embeddings import embeddings
@@ -38,6 +39,8 @@ from tunery.gateway.api.http.openapi import complete_document
 from tunery.gateway.api.models import delete_model, list_models, show_model
 from tunery.gateway.api.responses import create_response, delete_response, list_input_items, show_response
 from tunery.gateway.api.state import Gateway
+from tunery.gateway.api.uploads import add_upload_part, cancel_upload, complete_upload, create_upload
+from tunery.gateway.batches.runner import BatchRunner
 from tunery.gateway.preload import Preloader
 
 __all__ = ["create_app"]
@@ -65,6 +68,14 @@ HANDLERS = (
     file_content,
     file_findings,
     delete_file,
+    create_upload,
+    add_upload_part,
+    complete_upload,
+    cancel_upload,
+    create_batch,
+    list_batches,
+    show_batch,
+    cancel_batch,
     create_job,
     list_jobs,
     show_job,
@@ -99,10 +110,13 @@ def create_app(gateway: Gateway) -> ASGIApp:
         await gateway.engine.start()
         await asyncio.to_thread(gateway.renderer.prepare)
         await gateway.file_checks.catch_up()
+        batches = BatchRunner(gateway)
+        batches.start()
         try:
             yield
         finally:
             gateway.draining = True
+            await batches.stop()
             await preloader.stop()
             await gateway.file_checks.stop()
             gateway.workers.close()

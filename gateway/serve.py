@@ -106,6 +106,7 @@ def engine_config(settings: ServeSettings, base: Base, *, home: Home, eos_ids: t
         context_length=settings.context_length,
         kv_tokens=settings.kv_tokens,
         token_budget=settings.token_budget,
+        background_slots=settings.background_slots,
         prefix_cache=settings.prefix_cache,
         tenant_weights=settings.tenant_weights,
         eos_ids=eos_ids,

@@ -1,4 +1,4 @@
-"""Uploaded files: stored as blobs by sha256, found by id, and kept while a job needs them."""
+"""Uploaded files: stored as blobs by sha256, found by id, and kept while a job or batch needs them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tunery.registry.storage.blobs import BlobStore
 from tunery.registry.storage.database import Database
 from tunery.registry.storage.mapping import to_data_file
 
-__all__ = ["DataFiles", "needed_blobs"]
+__all__ = ["DataFiles", "find_file", "insert_file", "needed_blobs", "new_file"]
 
 
 class DataFiles:
@@ -34,9 +34,11 @@ class DataFiles:
         """Store a copy of `source`; raise StorageFailed when the disk does not take it."""
         with self._blobs.lease() as lease:
             entry = self._blobs.put(source, name=name, lease=lease)
-            file = self._record(entry, tenant=tenant, purpose=purpose, status=status, expires_after=expires_after)
+            file = new_file(
+                entry, tenant=tenant, purpose=purpose, status=status, at=self._clock(), expires_after=expires_after
+            )
             with self._database.write() as connection:
-                connection.execute(insert(schema.data_files).values(**msgspec.structs.asdict(file)))
+                insert_file(connection, file)
         return file
 
     def add_result(self, source: Path, *, job: Job, name: str) -> None:
@@ -48,8 +50,9 @@ class DataFiles:
                 known = select(result.file).where(result.job == job.id, result.role == "result")
                 if connection.scalar(known) is not None:
                     return
-                file = self._record(entry, tenant=job.tenant, purpose="fine-tune-results", status="processed")
-                connection.execute(insert(schema.data_files).values(**msgspec.structs.asdict(file)))
+                now = self._clock()
+                file = new_file(entry, tenant=job.tenant, purpose="fine-tune-results", status="processed", at=now)
+                insert_file(connection, file)
                 row = {"job": job.id, "file": file.id, "role": "result", "position": 0}
                 connection.execute(insert(schema.job_files).values(**row))
 
@@ -60,34 +63,18 @@ class DataFiles:
             query = select(result.file).where(result.job == job_id, result.role == "result")
             return list(connection.scalars(query.order_by(result.position)))
 
-    def _record(
-        self, entry: FileEntry, *, tenant: str, purpose: str, status: str, expires_after: float | None = None
-    ) -> DataFile:
-        now = self._clock()
-        return DataFile(
-            id=f"file-{uuid.uuid4().hex[:24]}",
-            tenant=tenant,
-            purpose=purpose,
-            name=entry.path,
-            sha256=entry.sha256,
-            size=entry.size,
-            status=status,
-            created_at=now,
-            expires_at=None if expires_after is None else now + expires_after,
-        )
-
     def checked(self, file_id: str, *, status: str, details: str | None, findings: dict[str, Any] | None) -> DataFile:
         """Record what the data check found."""
         column = schema.data_files.c
         with self._database.write() as connection:
             values = {"status": status, "details": details, "findings": findings}
             connection.execute(update(schema.data_files).where(column.id == file_id).values(**values))
-            return _find(connection, file_id, None)
+            return find_file(connection, file_id, None)
 
     def get(self, file_id: str, *, tenant: str | None = None) -> DataFile:
         """A file by id; raise NotFound."""
         with self._database.read() as connection:
-            return _find(connection, file_id, tenant)
+            return find_file(connection, file_id, tenant)
 
     def findings(self, file_id: str) -> dict[str, Any] | None:
         """The whole report of a file's data check, None before it ran; raise NotFound."""
@@ -108,7 +95,7 @@ class DataFiles:
             query = query.where(column.purpose == purpose)
         with self._database.read() as connection:
             if after is not None:
-                last = _find(connection, after, tenant)
+                last = find_file(connection, after, tenant)
                 key, bound = (column.created_at, column.id), (last.created_at, last.id)
                 same = (key[0] == bound[0]) & (key[1] > bound[1] if ascending else key[1] < bound[1])
                 query = query.where((key[0] > bound[0] if ascending else key[0] < bound[0]) | same)
@@ -119,25 +106,26 @@ class DataFiles:
         return files[:limit], len(files) > limit
 
     def delete(self, file_id: str, *, tenant: str | None = None) -> DataFile:
-        """Forget a file; raise Conflict (file_in_use) while a job that has not ended needs it."""
-        job, used = schema.jobs.c, schema.job_files.c
+        """Forget a file; raise Conflict (file_in_use) while a job or batch that has not ended needs it."""
+        job, used, batch = schema.jobs.c, schema.job_files.c, schema.batches.c
         with self._database.write() as connection:
-            file = _find(connection, file_id, tenant)
-            needing = connection.scalars(
+            file = find_file(connection, file_id, tenant)
+            jobs = (
                 select(job.id)
                 .join(schema.job_files, used.job == job.id)
                 .where(used.file == file_id, used.role != "result", job.state.not_in(ENDED))
-            ).all()
-            if needing:
+            )
+            batches = select(batch.id).where(batch.input_file == file_id, batch.ended.is_(False))
+            if needing := connection.scalars(jobs.union_all(batches)).all():
                 raise Conflict(
-                    f"{file_id} is needed by {', '.join(needing[:3])}; wait until the job has ended, or cancel it",
+                    f"{file_id} is needed by {', '.join(needing[:3])}; wait until that has ended, or cancel it",
                     code="file_in_use",
                 )
             connection.execute(delete(schema.data_files).where(schema.data_files.c.id == file_id))
         return file
 
     def expire(self) -> int:
-        """Forget the files whose time is over and that no job needs; returns how many."""
+        """Forget the files whose time is over and that nothing needs; returns how many."""
         with self._database.read() as connection:
             column = schema.data_files.c
             over = connection.scalars(select(column.id).where(column.expires_at < self._clock())).all()
@@ -155,12 +143,35 @@ class DataFiles:
         return self._blobs.path(file.sha256)
 
 
+def new_file(
+    entry: FileEntry, *, tenant: str, purpose: str, status: str, at: float, expires_after: float | None = None
+) -> DataFile:
+    """A stored file's record, not yet in the table."""
+    return DataFile(
+        id=f"file-{uuid.uuid4().hex[:24]}",
+        tenant=tenant,
+        purpose=purpose,
+        name=entry.path,
+        sha256=entry.sha256,
+        size=entry.size,
+        status=status,
+        created_at=at,
+        expires_at=None if expires_after is None else at + expires_after,
+    )
+
+
+def insert_file(connection: Connection, file: DataFile) -> None:
+    """Record a file; within a write transaction, while the blob's lease is held."""
+    connection.execute(insert(schema.data_files).values(**msgspec.structs.asdict(file)))
+
+
 def needed_blobs(connection: Connection) -> set[str]:
     """The sha256 of every uploaded file."""
     return set(connection.scalars(select(schema.data_files.c.sha256).distinct()))
 
 
-def _find(connection: Connection, file_id: str, tenant: str | None) -> DataFile:
+def find_file(connection: Connection, file_id: str, tenant: str | None) -> DataFile:
+    """A file by id, of any tenant if None; raise NotFound."""
     row = connection.execute(_query(tenant).where(schema.data_files.c.id == file_id)).first()
     if row is None:
         raise _not_found(file_id)

@@ -49,6 +49,16 @@ class Home(msgspec.Struct, frozen=True):
         return self.root / "staging"
 
     @property
+    def uploads(self) -> Path:
+        """A folder for each unfinished upload: its parts."""
+        return self.root / "uploads"
+
+    @property
+    def batches(self) -> Path:
+        """A folder for each batch that runs: the answers so far."""
+        return self.root / "batches"
+
+    @property
     def bases(self) -> Path:
         """Base models by digest."""
         return self.root / "bases"

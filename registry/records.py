@@ -11,6 +11,8 @@ __all__ = [
     "AliasMove",
     "Base",
     "Checkpoint",
+    "Batch",
+    "BatchCounts",
     "DataFile",
     "DataUse",
     "FileEntry",
@@ -19,6 +21,8 @@ __all__ = [
     "MoveKind",
     "NewVersion",
     "StoredEvent",
+    "Upload",
+    "UploadPart",
     "Version",
 ]
 
@@ -257,3 +261,74 @@ class StoredResponse(msgspec.Struct, frozen=True, kw_only=True):
     items: list[dict[str, Any]]
     created_at: float
     expires_at: float
+
+
+class Upload(msgspec.Struct, frozen=True, kw_only=True):
+    """A file that comes in parts; `status` is pending, completed, cancelled or expired.
+
+    `size` is what the parts have together in the end, `file_expires_after` seconds how long the file is kept, `parts`
+    are those that completed it, and `file` is what became of them.
+    """
+
+    id: str
+    tenant: str
+    purpose: str
+    name: str
+    mime_type: str
+    size: int
+    status: str
+    created_at: float
+    expires_at: float
+    file_expires_after: float | None = None
+    parts: tuple[str, ...] | None = None
+    file: str | None = None
+
+
+class UploadPart(msgspec.Struct, frozen=True, kw_only=True):
+    """A part of an upload."""
+
+    id: str
+    upload: str
+    size: int
+    created_at: float
+
+
+class BatchCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """A batch's requests, those answered and those that failed, and the tokens of the answers."""
+
+    total: int = 0
+    completed: int = 0
+    failed: int = 0
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+
+
+class Batch(msgspec.Struct, frozen=True, kw_only=True):
+    """Requests from a file for one endpoint; Unix times in s.
+
+    `state` is validating, in_progress, finalizing, completed, failed, expired, cancelling or cancelled; `times` says
+    when each of them began, and `ended` whether it stays so. `errors` say why it failed, `model` is what all requests
+    name (None for several), and `details` are kept for the client. A gateway claims a batch as a worker does a job:
+    `fence` counts the claims, and the last one holds until `lease_until`.
+    """
+
+    id: str
+    tenant: str
+    endpoint: str
+    input_file: str
+    state: str
+    created_at: float
+    expires_at: float
+    ended: bool = False
+    times: dict[str, float] = {}
+    details: dict[str, Any] | None = None
+    output_expires_after: float | None = None
+    model: str | None = None
+    counts: BatchCounts = BatchCounts()
+    errors: tuple[dict[str, Any], ...] | None = None
+    output_file: str | None = None
+    error_file: str | None = None
+    owner: str | None = None
+    fence: int = 0
+    lease_until: float | None = None

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from tunery.registry import bases
+from tunery.registry.batches.batches import Batches
 from tunery.registry.checkpoints import Checkpoints
 from tunery.registry.data_files import DataFiles
 from tunery.registry.home import Home
@@ -25,6 +26,7 @@ from tunery.registry.storage.disk import keep_room, no_room
 from tunery.registry.storage.manifests import Manifests
 from tunery.registry.storage.mapping import alias_map
 from tunery.registry.storage.mirror import Mirror, refuse_empty_database, refuse_missing_database
+from tunery.registry.uploads import Uploads
 from tunery.registry.versions import aliases, lookup, publish, removal, upkeep
 from tunery.registry.versions.aliases import ANY, Expected, MoveNote
 from tunery.registry.versions.export import export
@@ -64,6 +66,8 @@ class Registry:
         self.data_files = DataFiles(self._database, self.blobs, clock=clock)
         self.checkpoints = Checkpoints(self._database, self.blobs, clock=clock)
         self.responses = Responses(self._database, clock=clock)
+        self.uploads = Uploads(self._database, self.blobs, home.uploads, clock=clock)
+        self.batches = Batches(self._database, self.blobs, home.batches, clock=clock)
 
     @classmethod
     def open(cls, home: Home | None = None, *, clock: Callable[[], float] = time.time, scarce: bool = False) -> Self:

@@ -110,6 +110,15 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     response_days: Annotated[AtLeastOne, about("Days that a response is kept which was to be stored.")] = 30
     access_log: Annotated[bool, about("Write one line of JSON per request to stderr.")] = False
     worker: Annotated[bool, about("Also run queued training jobs, in processes of their own.")] = True
+    batches: Annotated[bool, about("Also answer the requests of batches, behind all others.")] = True
+    batch_slots: Annotated[
+        Count, about("Requests of batches that run at once, among those of max_batch; 0 for half of them.")
+    ] = 0
+
+    @property
+    def background_slots(self) -> int:
+        """How many requests of batches may run at once."""
+        return min(self.batch_slots or max(1, self.max_batch // 2), self.max_batch)
 
 
 class TrainingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -12,8 +12,9 @@ from litestar.response import Stream
 
 from tunery.gateway.api.http.connection import cancel_on_disconnect
 from tunery.gateway.api.http.errors import ERRORS
+from tunery.gateway.api.request.call import Call, call_of
 from tunery.gateway.api.request.chat import check_chat
-from tunery.gateway.api.request.fields import check_fields
+from tunery.gateway.api.request.fields import check_body
 from tunery.gateway.api.request.target import resolve_target
 from tunery.gateway.api.request.tools import read_tool_calling
 from tunery.gateway.api.response.chat import ChatCompletionBuilder
@@ -23,7 +24,7 @@ from tunery.gateway.api.schemas.requests import ChatRequest
 from tunery.gateway.api.schemas.responses import ChatCompletion
 from tunery.gateway.api.state import Gateway
 
-__all__ = ["chat_completions"]
+__all__ = ["chat_completions", "prepare_chat"]
 
 
 @post(
@@ -45,13 +46,21 @@ async def chat_completions(
     data: JSONBody[ChatRequest], gateway: NamedDependency[Gateway], request: Request[Any, Any, Any]
 ) -> Response[Any] | Stream:
     """Answer a conversation, in one piece or as a stream."""
-    await check_fields(request, ChatRequest)
-    check_chat(data)
-    target = resolve_target(request, data, gateway)
-    ready = await gateway.wait_for_engine(request, target)
-    tools, size = read_tool_calling(data), len(await request.body())
-    generation = await begin_turn(request, data, tools, gateway=gateway, target=target, ready=ready, size=size)
-    builder = ChatCompletionBuilder(data, generation, tools)
+    call = await call_of(request)
+    builder = await cancel_on_disconnect(request, lambda: prepare_chat(data, call, gateway))
     if data.stream:
-        return await event_stream(request, builder.chunks(), headers=target.headers())
-    return Response(await cancel_on_disconnect(request, builder.complete), headers=target.headers())
+        return await event_stream(request, builder.chunks(), headers=builder.target.headers())
+    return Response(await cancel_on_disconnect(request, builder.complete), headers=builder.target.headers())
+
+
+async def prepare_chat(data: ChatRequest, call: Call, gateway: Gateway) -> ChatCompletionBuilder:
+    """Check, resolve and render a chat request: all that comes before the engine."""
+    check_body(call.body, ChatRequest)
+    check_chat(data)
+    target = resolve_target(call, data, gateway)
+    ready = await gateway.wait_for_engine(target, background=call.background)
+    tools = read_tool_calling(data)
+    generation = await begin_turn(
+        data, tools, call=call, gateway=gateway, target=target, ready=ready, size=len(call.body)
+    )  # fmt: skip
+    return ChatCompletionBuilder(data, generation, tools)

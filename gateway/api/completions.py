@@ -12,9 +12,9 @@ from litestar.response import Stream
 
 from tunery.gateway.api.http.connection import cancel_on_disconnect
 from tunery.gateway.api.http.errors import ERRORS
-from tunery.gateway.api.http.trace import trace_of
+from tunery.gateway.api.request.call import Call, call_of
 from tunery.gateway.api.request.completions import check_completion, read_completion
-from tunery.gateway.api.request.fields import check_fields
+from tunery.gateway.api.request.fields import check_body
 from tunery.gateway.api.request.target import resolve_target
 from tunery.gateway.api.request.text_options import text_options
 from tunery.gateway.api.response.completions import CompletionBuilder
@@ -24,7 +24,7 @@ from tunery.gateway.api.schemas.requests import CompletionRequest
 from tunery.gateway.api.schemas.responses import Completion
 from tunery.gateway.api.state import Gateway
 
-__all__ = ["completions"]
+__all__ = ["completions", "prepare_completion"]
 
 
 @post(
@@ -44,13 +44,18 @@ async def completions(
     data: JSONBody[CompletionRequest], gateway: NamedDependency[Gateway], request: Request[Any, Any, Any]
 ) -> Response[Any] | Stream:
     """Continue prompts, answering in one piece or as a stream."""
-    await check_fields(request, CompletionRequest)
-    check_completion(data)
-    target = resolve_target(request, data, gateway)
-    ready = await gateway.wait_for_engine(request, target)
-    choices = await cancel_on_disconnect(request, lambda: read_completion(data, gateway=gateway, ready=ready))
-    generation = Generation(gateway, target, choices, text_options(data), trace_of(request))
-    builder = CompletionBuilder(data, generation)
+    call = await call_of(request)
+    builder = await cancel_on_disconnect(request, lambda: prepare_completion(data, call, gateway))
     if data.stream:
-        return await event_stream(request, builder.chunks(), headers=target.headers())
-    return Response(await cancel_on_disconnect(request, builder.complete), headers=target.headers())
+        return await event_stream(request, builder.chunks(), headers=builder.target.headers())
+    return Response(await cancel_on_disconnect(request, builder.complete), headers=builder.target.headers())
+
+
+async def prepare_completion(data: CompletionRequest, call: Call, gateway: Gateway) -> CompletionBuilder:
+    """Check, resolve and tokenize a completion request: all that comes before the engine."""
+    check_body(call.body, CompletionRequest)
+    check_completion(data)
+    target = resolve_target(call, data, gateway)
+    ready = await gateway.wait_for_engine(target, background=call.background)
+    choices = await read_completion(data, gateway=gateway, ready=ready)
+    return CompletionBuilder(data, Generation(gateway, target, choices, text_options(data), call))

@@ -6,6 +6,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from litestar import Request, Response, post
@@ -14,9 +15,9 @@ from litestar.params import JSONBody
 
 from tunery.gateway.api.http.connection import cancel_on_disconnect
 from tunery.gateway.api.http.errors import ERRORS
-from tunery.gateway.api.http.trace import Trace, trace_of
+from tunery.gateway.api.request.call import Call, call_of
 from tunery.gateway.api.request.context_length import check_prompt_fits, truncate_prompt
-from tunery.gateway.api.request.fields import check_fields
+from tunery.gateway.api.request.fields import check_body
 from tunery.gateway.api.request.prompts import PromptOptions, read_prompts
 from tunery.gateway.api.request.target import resolve_target
 from tunery.gateway.api.response.embeddings import Vector, format_vector
@@ -27,7 +28,7 @@ from tunery.gateway.engine.messages import Embed, Ready
 from tunery.gateway.resolver import Target
 from tunery.registry.errors import TuneryError
 
-__all__ = ["embeddings"]
+__all__ = ["embeddings", "prepare_embeddings"]
 
 MAX_INPUTS = 2048
 """OpenAI's limit."""
@@ -45,16 +46,35 @@ async def embeddings(
     data: JSONBody[EmbeddingRequest], gateway: NamedDependency[Gateway], request: Request[Any, Any, Any]
 ) -> Response[EmbeddingList]:
     """Embed each input: the pooled hidden states of the last layer, after the base's final norm."""
-    await check_fields(request, EmbeddingRequest)
-    target = resolve_target(request, data, gateway)
-    ready = await gateway.wait_for_engine(request, target)
-    inputs = await cancel_on_disconnect(request, lambda: _read_inputs(data, gateway, ready))
-    vectors = await cancel_on_disconnect(request, lambda: _embed(data, gateway, target, inputs, trace_of(request)))
-    size = sum(map(len, inputs))
-    rows = [Embedding(index=index, embedding=vector) for index, vector in enumerate(vectors)]
-    return Response(
-        EmbeddingList(data=rows, model=data.model, usage=EmbeddingUsage(size, size)), headers=target.headers()
-    )
+    call = await call_of(request)
+    builder = await cancel_on_disconnect(request, lambda: prepare_embeddings(data, call, gateway))
+    return Response(await cancel_on_disconnect(request, builder.complete), headers=builder.target.headers())
+
+
+async def prepare_embeddings(data: EmbeddingRequest, call: Call, gateway: Gateway) -> EmbeddingBuilder:
+    """Check, resolve and tokenize an embedding request: all that comes before the engine."""
+    check_body(call.body, EmbeddingRequest)
+    target = resolve_target(call, data, gateway)
+    ready = await gateway.wait_for_engine(target, background=call.background)
+    return EmbeddingBuilder(data, call, gateway, target, await _read_inputs(data, gateway, ready))
+
+
+@dataclass(frozen=True)
+class EmbeddingBuilder:
+    """The response to a request whose inputs are tokenized."""
+
+    data: EmbeddingRequest
+    call: Call
+    gateway: Gateway
+    target: Target
+    inputs: list[tuple[int, ...]]
+
+    async def complete(self) -> EmbeddingList:
+        """The finished response."""
+        vectors = await _embed(self.data, self.gateway, self.target, self.inputs, self.call)
+        size = sum(map(len, self.inputs))
+        rows = [Embedding(index=index, embedding=vector) for index, vector in enumerate(vectors)]
+        return EmbeddingList(data=rows, model=self.data.model, usage=EmbeddingUsage(size, size))
 
 
 async def _read_inputs(data: EmbeddingRequest, gateway: Gateway, ready: Ready) -> list[tuple[int, ...]]:
@@ -71,20 +91,26 @@ async def _read_inputs(data: EmbeddingRequest, gateway: Gateway, ready: Ready) -
 
 
 async def _embed(
-    data: EmbeddingRequest, gateway: Gateway, target: Target, inputs: Sequence[tuple[int, ...]], trace: Trace
+    data: EmbeddingRequest, gateway: Gateway, target: Target, inputs: Sequence[tuple[int, ...]], call: Call
 ) -> list[Vector]:
     """Every input's vector. A failure of one, or the client's disconnect, cancels the others."""
+    trace = call.trace
     trace.adapter, trace.version = target.title, target.version.number if target.version else None
     trace.prompt_tokens = sum(map(len, inputs))
     label, pooling = gateway.metrics.label(target.label), data.pooling or "mean"
 
     async def embed(prompt: tuple[int, ...]) -> Vector:
         command = Embed(
-            id=uuid.uuid4().hex, prompt=prompt, pooling=pooling, composition=target.composition, tenant=target.tenant
+            id=uuid.uuid4().hex,
+            prompt=prompt,
+            pooling=pooling,
+            composition=target.composition,
+            tenant=target.tenant,
+            background=call.background,
         )
-        return format_vector(await _measured(gateway, command, label, trace), data)
+        return format_vector(await _measured(gateway, command, label, started=trace.started), data)
 
-    with gateway.hold(len(inputs), target, param="input"):
+    with gateway.hold(len(inputs), target, param="input", background=call.background):
         tasks = [asyncio.create_task(embed(prompt)) for prompt in inputs]
         try:
             return await asyncio.gather(*tasks)
@@ -94,16 +120,18 @@ async def _embed(
             await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _measured(gateway: Gateway, command: Embed, label: str, trace: Trace) -> list[float]:
+async def _measured(gateway: Gateway, command: Embed, label: str, *, started: float) -> list[float]:
     """The engine's vector, counted and timed."""
     metrics, outcome = gateway.metrics, "cancelled"
     metrics.count_prompt(label, tokens=len(command.prompt))
     try:
-        vector = (await gateway.engine.embed(command)).vector
+        async with gateway.place(background=command.background):
+            vector = (await gateway.engine.embed(command)).vector
         outcome = "stop"
     except TuneryError as error:
         outcome = error.code
         raise
     finally:
-        metrics.count_finished(label, outcome=outcome, tokens=0, seconds=time.perf_counter() - trace.started)
+        seconds = None if command.background else time.perf_counter() - started
+        metrics.count_finished(label, outcome=outcome, tokens=0, seconds=seconds)
     return vector

@@ -12,8 +12,9 @@ from litestar.params import FromPath, FromQuery, QueryParameter
 from litestar.response import File
 
 from tunery.gateway.api.http.errors import error_responses
-from tunery.gateway.api.request.upload import STREAMED, Upload, receive_upload
-from tunery.gateway.api.schemas.files import DeletedFile, FileFindings, FileList, FileObject
+from tunery.gateway.api.request.upload import STREAMED, Upload, check_purpose, receive_upload
+from tunery.gateway.api.response.files import file_object
+from tunery.gateway.api.schemas.files import LONGEST, SHORTEST, DeletedFile, FileFindings, FileList, FileObject
 from tunery.gateway.api.state import Gateway
 from tunery.registry.errors import InvalidInput, StorageFailed
 from tunery.registry.records import DataFile
@@ -23,12 +24,9 @@ __all__ = ["create_file", "delete_file", "file_content", "file_findings", "list_
 
 MAX_FILE = 512 * 2**20
 """Bytes of an uploaded file."""
-PURPOSES = ("assistants", "batch", "evals", "fine-tune", "user_data", "vision")
 MAX_ID = 100
 """Characters of an id."""
 EXPIRY = re.compile(r"\d{1,9}")
-SHORTEST, LONGEST = 3600, 2_592_000
-"""Seconds after which a file may expire."""
 
 
 @post(
@@ -57,7 +55,7 @@ async def create_file(request: Request[Any, Any, Any], gateway: NamedDependency[
             status="uploaded" if purpose == "fine-tune" else "processed",
             expires_after=expires_after,
         )
-    return _object(await gateway.file_checks.after_upload(file))
+    return file_object(await gateway.file_checks.after_upload(file))
 
 
 @get(
@@ -78,7 +76,7 @@ async def list_files(
     files, more = gateway.registry.data_files.page(
         tenant=gateway.jobs.tenant, purpose=purpose, after=after, limit=limit, ascending=order == "asc"
     )
-    data = [_object(file) for file in files]
+    data = [file_object(file) for file in files]
     return FileList(
         data=data, first_id=data[0].id if data else None, last_id=data[-1].id if data else None, has_more=more
     )
@@ -93,7 +91,7 @@ async def list_files(
 )
 async def show_file(file_id: FromPath[str], gateway: NamedDependency[Gateway]) -> FileObject:
     """Describe a file; its `status` says whether it has been checked."""
-    return _object(_find(file_id, gateway))
+    return file_object(_find(file_id, gateway))
 
 
 @get(
@@ -136,7 +134,7 @@ async def file_findings(file_id: FromPath[str], gateway: NamedDependency[Gateway
     tags=["files"],
 )
 async def delete_file(file_id: FromPath[str], gateway: NamedDependency[Gateway]) -> DeletedFile:
-    """Delete a file; refused while a job that has not ended needs it. Versions trained on it stay."""
+    """Delete a file; refused while a job or batch that has not ended needs it. Versions trained on it stay."""
     _find(file_id, gateway)
     gateway.registry.data_files.delete(file_id, tenant=gateway.jobs.tenant)
     return DeletedFile(id=file_id)
@@ -156,9 +154,7 @@ def _purpose(upload: Upload) -> str:
             code="missing_required_parameter",
             param="purpose",
         )
-    if purpose not in PURPOSES:
-        raise InvalidInput(f"{purpose[:80]!r} is not a purpose; known: {', '.join(PURPOSES)}", param="purpose")
-    return purpose
+    return check_purpose(purpose)
 
 
 def _expiry(upload: Upload) -> float | None:
@@ -175,16 +171,3 @@ def _expiry(upload: Upload) -> float | None:
             f"expires_after[seconds] is a number from {SHORTEST} to {LONGEST}", param="expires_after[seconds]"
         )
     return float(seconds)
-
-
-def _object(file: DataFile) -> FileObject:
-    return FileObject(
-        id=file.id,
-        bytes=file.size,
-        created_at=int(file.created_at),
-        expires_at=None if file.expires_at is None else int(file.expires_at),
-        filename=file.name,
-        purpose=file.purpose,
-        status=file.status,
-        status_details=file.details,
-    )

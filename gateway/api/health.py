@@ -63,6 +63,7 @@ async def metrics(gateway: NamedDependency[Gateway]) -> Response[bytes]:
     if _registry(gateway) == "ok":
         gateway.metrics.add_adapters(gateway.resolver.adapters())
         gateway.metrics.update_jobs(await asyncio.to_thread(gateway.registry.queue.counts))
+        gateway.metrics.update_batches(await asyncio.to_thread(gateway.registry.batches.states))
     # There may be thousands of series, so they are formatted off the event loop.
     return Response(await asyncio.to_thread(gateway.metrics.exposition), media_type=_TEXT)
 

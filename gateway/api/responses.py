@@ -17,7 +17,8 @@ from tunery.gateway.api.items.chat_request import TOOL_PLACE, chat_request, nami
 from tunery.gateway.api.items.conversation import MAX_ID, read_conversation, saver
 from tunery.gateway.api.items.messages import to_messages
 from tunery.gateway.api.items.response import ResponseBuilder
-from tunery.gateway.api.request.fields import check_fields
+from tunery.gateway.api.request.call import Call, call_of
+from tunery.gateway.api.request.fields import check_body
 from tunery.gateway.api.request.target import resolve_target
 from tunery.gateway.api.request.tools import read_tool_calling
 from tunery.gateway.api.response.event_stream import event_stream
@@ -27,7 +28,7 @@ from tunery.gateway.api.state import Gateway
 from tunery.registry.errors import InvalidInput, NotFound
 from tunery.registry.records import StoredResponse
 
-__all__ = ["create_response", "delete_response", "list_input_items", "show_response"]
+__all__ = ["create_response", "delete_response", "list_input_items", "prepare_response", "show_response"]
 
 
 @post(
@@ -49,20 +50,26 @@ async def create_response(
     data: JSONBody[ResponseRequest], gateway: NamedDependency[Gateway], request: Request[Any, Any, Any]
 ) -> Response[Any] | Stream:
     """Answer a conversation, in one piece or as a stream."""
-    await check_fields(request, ResponseRequest)
-    target = resolve_target(request, data, gateway)
-    ready = await gateway.wait_for_engine(request, target)
-    body_size = len(await request.body())
-    conversation = await cancel_on_disconnect(
-        request, lambda: read_conversation(data, gateway=gateway, body_size=body_size)
-    )
+    call = await call_of(request)
+    builder = await cancel_on_disconnect(request, lambda: prepare_response(data, call, gateway))
+    if data.stream:
+        return await event_stream(request, builder.events(), headers=builder.target.headers(), style=builder)
+    return Response(await cancel_on_disconnect(request, builder.complete), headers=builder.target.headers())
+
+
+async def prepare_response(data: ResponseRequest, call: Call, gateway: Gateway) -> ResponseBuilder:
+    """Check, resolve and render a request: all that comes before the engine."""
+    check_body(call.body, ResponseRequest)
+    target = resolve_target(call, data, gateway)
+    ready = await gateway.wait_for_engine(target, background=call.background)
+    conversation = await read_conversation(data, gateway=gateway, body_size=len(call.body))
     with naming_fields_of_responses():
         chat = chat_request(data, to_messages(conversation.items, instructions=data.instructions))
         tools = read_tool_calling(chat, place=TOOL_PLACE)
         generation = await begin_turn(
-            request,
             chat,
             tools,
+            call=call,
             gateway=gateway,
             target=target,
             ready=ready,
@@ -70,10 +77,7 @@ async def create_response(
             param="input",
             drop_oldest=data.truncation == "auto",
         )
-    builder = ResponseBuilder(data, generation, tools, save=saver(data, conversation.items, gateway=gateway))
-    if data.stream:
-        return await event_stream(request, builder.events(), headers=target.headers(), style=builder)
-    return Response(await cancel_on_disconnect(request, builder.complete), headers=target.headers())
+    return ResponseBuilder(data, generation, tools, save=saver(data, conversation.items, gateway=gateway))
 
 
 @get(

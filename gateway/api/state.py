@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
-
-from litestar import Request
+from typing import TypeVar
 
 from tunery.gateway.api.http.admission import Admission
-from tunery.gateway.api.http.connection import cancel_on_disconnect
 from tunery.gateway.api.http.worker_pool import WorkerPool
 from tunery.gateway.engine.interface import Engine
 from tunery.gateway.engine.messages import Ready
@@ -28,6 +25,11 @@ from tunery.registry.settings import JobsSettings, ServeSettings
 __all__ = ["Gateway"]
 
 T = TypeVar("T")
+
+MAX_JOINING = 2
+"""Uploads whose parts are joined at once."""
+BACKGROUND_AHEAD = 2
+"""Requests in the background that the engine knows of, for each that may run."""
 
 
 @dataclass
@@ -46,10 +48,16 @@ class Gateway:
     file_checks: FileChecks = field(init=False)
     admission: Admission = field(init=False)
     workers: WorkerPool = field(default_factory=WorkerPool)
+    background_turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while a call in the background is prepared, so that one thread of `workers` at most works for it."""
+
+    joining: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_JOINING))
+    """Held while the parts of an upload are joined, which takes as long as its disk does."""
 
     def __post_init__(self) -> None:
         self.admission = Admission(self.settings, self.metrics.set_in_flight)
         self.file_checks = FileChecks(self.registry, self.plugins)
+        self._background = asyncio.Semaphore(BACKGROUND_AHEAD * self.settings.background_slots)
 
     @property
     def in_flight(self) -> int:
@@ -65,20 +73,17 @@ class Gateway:
             raise self._outage()
         return ready
 
-    async def wait_for_engine(self, request: Request[Any, Any, Any], target: Target) -> Ready:
+    async def wait_for_engine(self, target: Target, *, background: bool = False) -> Ready:
         """The engine's description, after waiting up to `restart_hold_seconds` for one that is starting.
 
-        The request counts as in flight while it waits, and stops waiting when its client disconnects. Raises
-        Unavailable, with when to retry, if the engine does not start in time.
+        The request counts as in flight while it waits; one in the background does not wait. Raises Unavailable, with
+        when to retry, if the engine does not start in time.
         """
-        if self.engine.ready is None and not self.draining:
-            await cancel_on_disconnect(request, lambda: self._hold_for_engine(target))
+        if self.engine.ready is None and not self.draining and not background:
+            with self.hold(1, target), contextlib.suppress(TimeoutError, Unavailable):
+                async with asyncio.timeout(self.settings.restart_hold_seconds):
+                    await self.engine.wait_ready()
         return self.engine_ready()
-
-    async def _hold_for_engine(self, target: Target) -> None:
-        with self.hold(1, target), contextlib.suppress(TimeoutError, Unavailable):
-            async with asyncio.timeout(self.settings.restart_hold_seconds):
-                await self.engine.wait_ready()
 
     def _outage(self) -> Unavailable:
         """The error for a request that arrives while no engine can answer."""
@@ -92,17 +97,26 @@ class Gateway:
         return error
 
     @contextlib.contextmanager
-    def hold(self, count: int, target: Target, *, param: str = "n") -> Iterator[None]:
-        """Count `count` more requests for `target` as in flight; the metrics count refusals.
+    def hold(self, count: int, target: Target, *, param: str = "n", background: bool = False) -> Iterator[None]:
+        """Count `count` more requests for `target` as in flight, unless in the background; the metrics count refusals.
 
         Raises as Admission.hold.
         """
+        if background:
+            yield
+            return
         with contextlib.ExitStack() as holding:
             try:
                 holding.enter_context(self.admission.hold(count, tenant=target.tenant, param=param))
             except Overloaded as error:
                 self.metrics.count_refused(self.metrics.label(target.label), code=error.code, count=count)
                 raise
+            yield
+
+    @contextlib.asynccontextmanager
+    async def place(self, *, background: bool) -> AsyncIterator[None]:
+        """Wait, in the background only, until the engine may be given one more request."""
+        async with self._background if background else contextlib.nullcontext():
             yield
 
     async def offload(self, size: int, work: Callable[[Callable[[], None]], T]) -> T:

@@ -20,7 +20,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     `adapter_budget` is the memory for resident adapters in bytes, `adapter_ram` that for host copies of evicted ones.
     `max_batch` bounds the running requests, `context_length` (0: the model's own) the tokens of one, `kv_tokens` (0: as
-    many as `max_batch` suggests) those of the KV cache, `token_budget` (0: by device) those of one forward pass.
+    many as `max_batch` suggests) those of the KV cache, `token_budget` (0: by device) those of one forward pass,
+    `background_slots` (0: all) the running requests of the background.
 
     `eos_ids` end every request that does not ignore them. `tenant_weights` are shares of the engine; a tenant that is
     not named has weight 1. `threads` 0 leaves their number to torch.
@@ -39,6 +40,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     context_length: int = 0
     kv_tokens: int = 0
     token_budget: int = 0
+    background_slots: int = 0
     prefix_cache: bool = True
     tenant_weights: dict[str, float] = {}
     eos_ids: tuple[int, ...] = ()

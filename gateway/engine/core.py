@@ -78,6 +78,7 @@ class EngineCore:
             self.residency,
             max_batch=config.max_batch,
             token_budget=config.token_budget or TOKEN_BUDGET.get(model.device.type, TOKEN_BUDGET["cuda"]),
+            background_slots=config.background_slots,
             fairness=VirtualTokenCounter(config.tenant_weights),
         )
         self._compiler = _open_compiler(config, model)

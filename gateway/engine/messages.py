@@ -42,7 +42,8 @@ __all__ = [
 class Generate(msgspec.Struct, frozen=True, kw_only=True, tag="generate"):
     """Continue `prompt` (token ids) on the adapters of `composition`, or on the base alone when it is empty.
 
-    `id` is unique to the request; `tenant` is the one whose virtual token counter is charged.
+    `id` is unique to the request; `tenant` is the one whose virtual token counter is charged. A request in the
+    `background` runs only on what the others leave.
     """
 
     id: str
@@ -50,6 +51,7 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag="generate"):
     sampling: SamplingParams
     composition: tuple[WeightedAdapter, ...] = ()
     tenant: str = ""
+    background: bool = False
 
 
 class Embed(msgspec.Struct, frozen=True, kw_only=True, tag="embed"):
@@ -60,6 +62,7 @@ class Embed(msgspec.Struct, frozen=True, kw_only=True, tag="embed"):
     pooling: Literal["mean", "last"] = "mean"
     composition: tuple[WeightedAdapter, ...] = ()
     tenant: str = ""
+    background: bool = False
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):

@@ -51,7 +51,9 @@ class RequestIntake:
         if constraint is None:
             self._scheduler.add(sequence)
         else:
-            self._compiling[sequence.id] = sequence, self._compiler.submit(sequence.tenant, constraint)
+            # The background waits behind its own grammars only, as another tenant would.
+            queue = f"{sequence.tenant} in the background" if sequence.background else sequence.tenant
+            self._compiling[sequence.id] = sequence, self._compiler.submit(queue, constraint)
 
     def cancel(self, request_id: str) -> None:
         """Give a request up, if it waits for its grammar."""

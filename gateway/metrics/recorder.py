@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
@@ -58,6 +58,8 @@ class Metrics:
             self._vllm[table.FINISHED].labels(BASE, reason)
         for status in (NOT_FOUND, METHOD_NOT_ALLOWED):
             self._own[table.HTTP_REQUESTS].labels(UNKNOWN_ROUTE, status)
+        for outcome in ("completed", "failed"):
+            self._own[table.BATCH_REQUESTS].labels(outcome)
         self.registry.register(_LoraRequestsInfo(lambda: (self._ready, self._stats)))
 
     def exposition(self) -> bytes:
@@ -125,13 +127,13 @@ class Metrics:
         """Record a token that came `seconds` after the request (the first one) or after the token before."""
         self._observe(table.TIME_TO_FIRST_TOKEN if first else table.TIME_PER_OUTPUT_TOKEN, seconds, label)
 
-    def count_finished(self, label: str, *, outcome: str, tokens: int, seconds: float) -> None:
-        """Count a request that ended after `seconds`. `outcome` is stop, length, cancelled or an error's code."""
+    def count_finished(self, label: str, *, outcome: str, tokens: int, seconds: float | None) -> None:
+        """Count a request that ended after `seconds`, None where that says nothing. `outcome` is stop, length, cancelled or an error's code."""
         self._add(table.REQUESTS, 1, label, outcome)
         self._add(table.FINISHED, 1, label, FINISHED_REASONS.get(outcome, "error"))
         self._add(table.GENERATED_TOKENS, tokens, label)
         self._observe(table.REQUEST_GENERATED_TOKENS, tokens, label)
-        if outcome in ("stop", "length"):
+        if outcome in ("stop", "length") and seconds is not None:
             self._observe(table.REQUEST_SECONDS, seconds, label)
 
     # The engine ------------------------------------------------------------------------------------------------------
@@ -202,6 +204,15 @@ class Metrics:
                 if value is not None:
                     # Its adapter need not have a version yet, so it gets no label for good.
                     self._own[row].labels(job.adapter).set(value)
+
+    def update_batches(self, states: Mapping[str, int]) -> None:
+        """Show how many batches are in each state."""
+        for state, count in states.items():
+            self._own[table.BATCHES].labels(state).set(count)
+
+    def count_batch_request(self, outcome: Literal["completed", "failed"]) -> None:
+        """Count a request of a batch that has been answered."""
+        self._add(table.BATCH_REQUESTS, 1, outcome)
 
     # Recording under both names --------------------------------------------------------------------------------------
 

@@ -228,6 +228,19 @@ JOB_EVAL_LOSS = Row(
     help="The held-out loss of a running job's last evaluation.",
 )
 
+BATCHES = Row(
+    kind="gauge",
+    name="tunery_batches",
+    labels=("state",),
+    help="Batches by state, on all gateways of the registry.",
+)
+BATCH_REQUESTS = Row(
+    kind="counter",
+    name="tunery_batch_requests",
+    labels=("outcome",),
+    help="Requests of batches that this gateway has answered: completed, or failed.",
+)
+
 # -- what the engine reports ------------------------------------------------------------------------------------------
 
 REPORTED = (

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -55,11 +55,12 @@ class BlobStore:
         with leases.exclusive(self._folder, wait=True):
             yield {sha256 for lease in self._staging.glob("publish-*") for sha256 in _named(lease)}
 
-    def put(self, source: Path, *, name: str, lease: Path) -> FileEntry:
-        """Copy a file in and return its entry under `name`; raise StorageFailed when the disk will not take it."""
+    def put(self, *sources: Path, name: str, lease: Path) -> FileEntry:
+        """Copy a file in, or several as one, and return its entry under `name`; raise StorageFailed when the disk will
+        not take it."""
         staged = lease / f"blob-{uuid.uuid4().hex}"
         try:
-            sha256, size = _copy(source, staged)
+            sha256, size = _copy(sources, staged)
             target = self.path(sha256)
             with leases.shared(self._folder):
                 with (lease / _NAMES).open("a") as names:
@@ -111,14 +112,16 @@ def _named(lease: Path) -> list[str]:
             return []
 
 
-def _copy(source: Path, target: Path) -> tuple[str, int]:
-    """Copy a file and sync it; hex sha256 and size in bytes of what was copied."""
+def _copy(sources: Iterable[Path], target: Path) -> tuple[str, int]:
+    """Copy files one after the other and sync them; hex sha256 and size in bytes of what was copied."""
     digest, size = hashlib.sha256(), 0
-    with source.open("rb") as reader, target.open("xb") as writer:
-        while chunk := reader.read(_CHUNK):
-            digest.update(chunk)
-            size += len(chunk)
-            writer.write(chunk)
+    with target.open("xb") as writer:
+        for source in sources:
+            with source.open("rb") as reader:
+                while chunk := reader.read(_CHUNK):
+                    digest.update(chunk)
+                    size += len(chunk)
+                    writer.write(chunk)
         writer.flush()
         os.fsync(writer.fileno())
     return digest.hexdigest(), size

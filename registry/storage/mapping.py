@@ -10,6 +10,8 @@ from sqlalchemy import Connection, Row, Select, Subquery, and_, select
 from tunery.registry.records import (
     AliasMove,
     Base,
+    Batch,
+    BatchCounts,
     Checkpoint,
     DataFile,
     FileEntry,
@@ -17,6 +19,8 @@ from tunery.registry.records import (
     JobRequest,
     StoredEvent,
     StoredResponse,
+    Upload,
+    UploadPart,
     Version,
 )
 from tunery.registry.storage import schema
@@ -25,11 +29,14 @@ __all__ = [
     "alias_map",
     "to_base",
     "to_checkpoint",
+    "to_batch",
     "to_data_file",
     "to_event",
     "to_job",
     "to_move",
     "to_response",
+    "to_part",
+    "to_upload",
     "to_versions",
 ]
 
@@ -122,3 +129,21 @@ def to_checkpoint(row: Row[tuple[object, ...]]) -> Checkpoint:
 def to_response(row: Row[tuple[object, ...]]) -> StoredResponse:
     """A row of `responses` as a record."""
     return StoredResponse(**row._mapping)
+
+
+def to_upload(row: Row[tuple[object, ...]]) -> Upload:
+    """A row of `uploads` as a record."""
+    fields = dict(row._mapping)
+    return Upload(**fields | {"parts": msgspec.convert(fields["parts"], tuple[str, ...] | None)})
+
+
+def to_part(row: Row[tuple[object, ...]]) -> UploadPart:
+    """A row of `upload_parts` as a record."""
+    return UploadPart(**row._mapping)
+
+
+def to_batch(row: Row[tuple[object, ...]]) -> Batch:
+    """A row of `batches` as a record."""
+    fields = dict(row._mapping)
+    errors = msgspec.convert(fields["errors"], tuple[dict[str, Any], ...] | None)
+    return Batch(**fields | {"counts": msgspec.convert(fields["counts"], BatchCounts), "errors": errors})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     Column,
     Float,
     ForeignKey,
@@ -25,6 +26,7 @@ __all__ = [
     "aliases",
     "bases",
     "checkpoints",
+    "batches",
     "data_files",
     "files",
     "identity",
@@ -34,6 +36,8 @@ __all__ = [
     "metadata",
     "model_names",
     "responses",
+    "upload_parts",
+    "uploads",
     "version_data",
     "versions",
 ]
@@ -243,4 +247,58 @@ responses = Table(
     Column("items", JSON, nullable=False),
     Column("created_at", Float, nullable=False),
     Column("expires_at", Float, nullable=False, index=True),
+)
+
+# A file that comes in parts, whose bytes are in the home's folder of uploads until it is completed, cancelled or expired.
+# `parts` are the ids that completed it, in their order.
+uploads = Table(
+    "uploads",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("tenant", String(64), nullable=False),
+    Column("purpose", String(32), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("mime_type", String(255), nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("file_expires_after", Float),
+    Column("status", String(16), nullable=False, index=True),
+    Column("created_at", Float, nullable=False),
+    Column("expires_at", Float, nullable=False),
+    Column("parts", JSON(none_as_null=True)),
+    Column("file", String(64)),
+)
+
+upload_parts = Table(
+    "upload_parts",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("upload", String(64), ForeignKey("uploads.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("size", BigInteger, nullable=False),
+    Column("created_at", Float, nullable=False),
+)
+
+# Requests from a file that a gateway answers. `times` says when each state began. `fence` grows with every claim, as that
+# of a job does; `ended` is whether the state is one of those in which a batch stays.
+batches = Table(
+    "batches",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("tenant", String(64), nullable=False),
+    Column("endpoint", String(100), nullable=False),
+    Column("input_file", String(64), nullable=False, index=True),
+    Column("state", String(16), nullable=False),
+    Column("ended", Boolean, nullable=False, index=True),
+    Column("created_at", Float, nullable=False),
+    Column("expires_at", Float, nullable=False),
+    Column("times", JSON, nullable=False),
+    Column("details", JSON(none_as_null=True)),
+    Column("output_expires_after", Float),
+    Column("model", Text),
+    Column("counts", JSON, nullable=False),
+    Column("errors", JSON(none_as_null=True)),
+    Column("output_file", String(64)),
+    Column("error_file", String(64)),
+    Column("owner", String(200)),
+    Column("fence", Integer, nullable=False, server_default="0"),
+    Column("lease_until", Float),
 )

@@ -120,7 +120,7 @@ def collect(
         needed = _needed(connection) | leased
         kinds = (
             [path for sha256, path in blobs.all() if sha256 not in needed],
-            [*home.staging.iterdir(), *mirror.manifests.leftovers()],
+            [*home.staging.iterdir(), *mirror.manifests.leftovers(), *_unfinished(connection, home)],
             _unknown(connection, home.packed),
         )
         freed = [
@@ -138,6 +138,20 @@ def collect(
 def _needed(connection: Connection) -> set[str]:
     of_versions = set(connection.scalars(select(schema.files.c.sha256).distinct()))
     return of_versions | data_files.needed_blobs(connection) | checkpoints.needed_blobs(connection)
+
+
+def _unfinished(connection: Connection, home: Home) -> list[Path]:
+    """Folders of uploads and batches that go on no more."""
+    uploads, batches = schema.uploads.c, schema.batches.c
+    alive = set(connection.scalars(select(uploads.id).where(uploads.status == "pending")))
+    alive |= set(connection.scalars(select(batches.id).where(batches.ended.is_(False))))
+    return [
+        path
+        for folder in (home.uploads, home.batches)
+        if folder.is_dir()
+        for path in folder.iterdir()
+        if path.name not in alive
+    ]
 
 
 def _unknown(connection: Connection, packed: Path) -> list[Path]:

@@ -31,6 +31,7 @@ def exposed() -> set[str]:
     metrics.update_jobs(
         JobCounts(states={"queued": 1}, failures={"schema": 1}, waiting_seconds=1.0, running=(running,))
     )  # fmt: skip
+    metrics.update_batches({"completed": 1})
     for labelled in vars(metrics).values():
         names = getattr(labelled, "_labelnames", ())
         if names:

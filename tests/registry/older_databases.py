@@ -9,6 +9,9 @@ from pathlib import Path
 __all__ = ["before_identity"]
 
 _STATEMENTS = """
+DROP TABLE batches;
+DROP TABLE upload_parts;
+DROP TABLE uploads;
 DROP TABLE job_events;
 DROP TABLE job_files;
 DROP TABLE data_files;

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from litestar.openapi.spec import OpenAPI, OpenAPIMediaType, OpenAPIResponse, PathItem, Schema
 
-from tunery.gateway.api.schemas import files, fine_tuning, items, requests
+from tunery.gateway.api.schemas import batches, files, fine_tuning, items, requests, uploads
 from tunery.gateway.api.schemas import models as cards
 from tunery.gateway.api.schemas import responses as schemas
 
@@ -40,6 +40,13 @@ _TYPES = (
     items.ItemList,
     items.ResponseObject,
     items.ResponseRequest,
+    batches.BatchCreate,
+    batches.BatchList,
+    batches.BatchObject,
+    uploads.UploadComplete,
+    uploads.UploadCreate,
+    uploads.UploadObject,
+    uploads.UploadPartObject,
 )
 _STREAMED = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/fine_tuning/jobs/{job_id}/events")
 

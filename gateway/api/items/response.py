@@ -25,6 +25,7 @@ from tunery.gateway.api.schemas.items import (
     ResponseUsage,
 )
 from tunery.gateway.api.schemas.responses import ErrorEnvelope, TokenLogprob
+from tunery.gateway.resolver import Target
 
 __all__ = ["ResponseBuilder"]
 
@@ -54,6 +55,11 @@ class ResponseBuilder:
         self._echoed = _echo(data, generation)
         self._sent = 0
         self._response = self._build("in_progress")
+
+    @property
+    def target(self) -> Target:
+        """What answers."""
+        return self._generation.target
 
     async def complete(self) -> ResponseObject:
         """The finished response."""

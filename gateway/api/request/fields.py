@@ -14,7 +14,7 @@ from litestar import Request
 
 from tunery.registry.errors import InvalidInput, near
 
-__all__ = ["IGNORED", "NEUTRAL", "check_fields"]
+__all__ = ["IGNORED", "NEUTRAL", "check_body", "check_fields"]
 
 IGNORED = frozenset(
     {
@@ -85,11 +85,16 @@ HINTS = {
 
 async def check_fields(request: Request[Any, Any, Any], kind: type[msgspec.Struct]) -> None:
     """Raise InvalidInput for the first field of the body that is not applied and would have an effect."""
-    body = msgspec.json.decode(await request.body(), type=dict[str, msgspec.Raw])
-    _check(body, kind.__struct_fields__, "")
+    check_body(await request.body(), kind)
+
+
+def check_body(body: bytes, kind: type[msgspec.Struct]) -> None:
+    """As check_fields, for the bytes of a JSON object."""
+    fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    _check(fields, kind.__struct_fields__, "")
     for name in NESTED:
-        if name in kind.__struct_fields__ and name in body and bytes(body[name]) != b"null":
-            _check(msgspec.json.decode(body[name], type=dict[str, msgspec.Raw]), NESTED[name], f"{name}.")
+        if name in kind.__struct_fields__ and name in fields and bytes(fields[name]) != b"null":
+            _check(msgspec.json.decode(fields[name], type=dict[str, msgspec.Raw]), NESTED[name], f"{name}.")
 
 
 def _check(fields: Mapping[str, msgspec.Raw], applied: tuple[str, ...], where: str) -> None:

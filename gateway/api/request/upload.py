@@ -5,22 +5,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, get_args
 
 import msgspec
 from litestar import Request
 from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
 
 from tunery.gateway.api.http.connection import connection_of
+from tunery.gateway.api.schemas.files import Purpose
 from tunery.registry.errors import InvalidInput, StorageFailed, disk_code
 
-__all__ = ["STREAMED", "Upload", "receive_upload"]
+__all__ = ["STREAMED", "Upload", "base_name", "check_purpose", "receive_upload"]
 
 STREAMED = "streamed_body"
 """The `opt` of routes whose body is multipart/form-data and is read by the handler."""
 MAX_FIELD = 8192
 """Bytes of a form field that is not the file."""
 MAX_PARTS = 32
+MAX_NAME = 255
+"""Characters of a file's name."""
 WRITE_SIZE = 1 << 20
 """Bytes that are collected before they are written, off the event loop."""
 
@@ -61,6 +64,18 @@ async def receive_upload(request: Request[Any, Any, Any], folder: Path, *, field
             f"the form has no file in the field {field!r}", code="missing_required_parameter", param=field
         )
     return Upload(form.fields, form.name, form.path)
+
+
+def check_purpose(purpose: str) -> str:
+    """The purpose; raise InvalidInput for one that files cannot have."""
+    if purpose not in (known := get_args(Purpose)):
+        raise InvalidInput(f"{purpose[:80]!r} is not a purpose; known: {', '.join(known)}", param="purpose")
+    return purpose
+
+
+def base_name(name: str) -> str:
+    """Only the last component of a name, whatever the client's system writes before it."""
+    return name.replace("\\", "/").rpartition("/")[2][:MAX_NAME] or "upload"
 
 
 async def _read(request: Request[Any, Any, Any], form: _Form, boundary: str) -> Exception | None:
@@ -124,8 +139,7 @@ class _Form:
         if part.name == self._wanted:
             if self.name is not None:
                 raise InvalidInput(f"the form has several files in the field {self._wanted!r}", param=self._wanted)
-            # Only the last component, whatever the client's system writes before it.
-            self.name = (part.filename or "").replace("\\", "/").rpartition("/")[2][:255] or "upload"
+            self.name = base_name(part.filename or "")
             self._file = self.path.open("wb")
 
     async def _end(self) -> None:

@@ -21,6 +21,7 @@ from tunery.gateway.api.response.generation import Generation, OutputDelta
 from tunery.gateway.api.response.logprobs import SIZE_PER_PROMPT_TOKEN, chat_logprobs, prompt_logprobs
 from tunery.gateway.api.schemas.requests import ChatRequest
 from tunery.gateway.api.schemas.responses import ChatChoice, ChatCompletion, Logprobs, TokenLogprob
+from tunery.gateway.resolver import Target
 
 __all__ = ["ChatCompletionBuilder"]
 
@@ -32,6 +33,11 @@ class ChatCompletionBuilder:
         self._request, self._generation, self._tools = request, generation, tools
         count = len(generation.choices)
         self._choices = [ChatChoiceBuilder(tools, f"call_{generation.id}_{index}") for index in range(count)]
+
+    @property
+    def target(self) -> Target:
+        """What answers."""
+        return self._generation.target
 
     async def complete(self) -> ChatCompletion:
         """The finished response."""

@@ -12,6 +12,7 @@ from tunery.gateway.api.response.generation import Generation, OutputDelta
 from tunery.gateway.api.response.logprobs import SIZE_PER_PROMPT_TOKEN, CompletionLogprobs, prompt_logprobs
 from tunery.gateway.api.schemas.requests import CompletionRequest
 from tunery.gateway.api.schemas.responses import Choice, Completion
+from tunery.gateway.resolver import Target
 
 __all__ = ["CompletionBuilder"]
 
@@ -29,6 +30,11 @@ class CompletionBuilder:
             )
             for choice in generation.choices
         ]
+
+    @property
+    def target(self) -> Target:
+        """What answers."""
+        return self._generation.target
 
     async def complete(self) -> Completion:
         """The finished response."""

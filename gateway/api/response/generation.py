@@ -9,7 +9,7 @@ import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tunery.gateway.api.http.trace import Trace
+from tunery.gateway.api.request.call import Call
 from tunery.gateway.api.request.choices import ChoiceRequest
 from tunery.gateway.api.request.text_options import TextOptions
 from tunery.gateway.api.response.detokenizer import Detokenizer
@@ -36,13 +36,13 @@ class OutputDelta:
 
 @dataclass
 class Generation:
-    """The choices of one request while they are generated. `marks` are control tokens to show, as text to token id."""
+    """The choices of one call while they are generated. `marks` are control tokens to show, as text to token id."""
 
     gateway: Gateway
     target: Target
     choices: Sequence[ChoiceRequest]
     text_options: TextOptions
-    trace: Trace
+    call: Call
     marks: Mapping[str, int] = field(default_factory=dict)
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: float = field(default_factory=time.time)
@@ -53,9 +53,10 @@ class Generation:
         self._label = self.gateway.metrics.label(self.target.label)
         self._shown_controls = {token: text for text, token in self.marks.items()}
         self._cached: dict[tuple[int, ...], int] = {}
-        self.trace.adapter = self.target.title
-        self.trace.version = version.number if version else None
-        self.trace.prompt_tokens, self.trace.completion_tokens = self.prompt_tokens, 0
+        self._trace = self.call.trace
+        self._trace.adapter = self.target.title
+        self._trace.version = version.number if version else None
+        self._trace.prompt_tokens, self._trace.completion_tokens = self.prompt_tokens, 0
 
     @property
     def prompt_tokens(self) -> int:
@@ -74,7 +75,7 @@ class Generation:
         Raises Busy or InvalidInput when the choices are not admitted, and what the engine raises.
         """
         count = len(self.choices)
-        with self.gateway.hold(count, self.target):
+        with self.gateway.hold(count, self.target, background=self.call.background):
             async with contextlib.aclosing(self._choice(0) if count == 1 else self._interleaved()) as deltas:
                 async for delta in deltas:
                     yield delta
@@ -115,6 +116,7 @@ class Generation:
             sampling=choice.sampling,
             composition=self.target.composition,
             tenant=self.target.tenant,
+            background=self.call.background,
         )
         detokenizer = Detokenizer(self.gateway.renderer, self.text_options, self._shown_controls)
         async with contextlib.aclosing(self._measured(request, detokenizer)) as tokens:
@@ -126,7 +128,7 @@ class Generation:
                     yield OutputDelta(index, "", token, detokenizer.finish, first, ())
                 else:
                     self.completion_tokens += 1
-                    self.trace.completion_tokens = self.completion_tokens
+                    self._trace.completion_tokens = self.completion_tokens
                     yield OutputDelta(index, text, token, detokenizer.finish, first, detokenizer.shown)
                 if detokenizer.finish is not None:
                     return
@@ -137,16 +139,20 @@ class Generation:
 
     async def _measured(self, request: Generate, detokenizer: Detokenizer) -> AsyncGenerator[Token, None]:
         """The engine's tokens, counted and timed. The outcome is the detokenizer's, which also sees stop strings."""
-        metrics, label = self.gateway.metrics, self._label
+        metrics, label, timed = self.gateway.metrics, self._label, not request.background
         metrics.count_prompt(label, tokens=len(request.prompt))
-        last = self.trace.started
+        last = self._trace.started
         count, failure = 0, ""
         try:
-            async with contextlib.aclosing(self.gateway.engine.generate(request)) as tokens:
+            async with (
+                self.gateway.place(background=request.background),
+                contextlib.aclosing(self.gateway.engine.generate(request)) as tokens,
+            ):
                 async for token in tokens:
                     now = time.perf_counter()
-                    metrics.observe_token(label, first=count == 0, seconds=now - last)
-                    self.trace.first_token = self.trace.first_token or now
+                    if timed:
+                        metrics.observe_token(label, first=count == 0, seconds=now - last)
+                    self._trace.first_token = self._trace.first_token or now
                     count, last = count + 1, now
                     yield token
         except TuneryError as error:
@@ -154,4 +160,5 @@ class Generation:
             raise
         finally:
             outcome = failure or detokenizer.finish or "cancelled"
-            metrics.count_finished(label, outcome=outcome, tokens=count, seconds=last - self.trace.started)
+            seconds = last - self._trace.started if timed else None
+            metrics.count_finished(label, outcome=outcome, tokens=count, seconds=seconds)

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from litestar import Request
-
-from tunery.gateway.api.http.connection import cancel_on_disconnect
-from tunery.gateway.api.http.trace import trace_of
+from tunery.gateway.api.request.call import Call
 from tunery.gateway.api.request.chat import read_chat
 from tunery.gateway.api.request.text_options import text_options
 from tunery.gateway.api.request.tool_call_grammar import TOOL_CALL_MARKS
@@ -22,10 +17,10 @@ __all__ = ["begin_turn"]
 
 
 async def begin_turn(
-    request: Request[Any, Any, Any],
     data: ChatRequest,
     tools: ToolCalling,
     *,
+    call: Call,
     gateway: Gateway,
     target: Target,
     ready: Ready,
@@ -33,10 +28,9 @@ async def begin_turn(
     param: str = "messages",
     drop_oldest: bool = False,
 ) -> Generation:
-    """The answers to `data` as the engine is to generate them; see read_chat. Ends when the client disconnects."""
-    choices = await cancel_on_disconnect(
-        request,
-        lambda: read_chat(data, tools, gateway=gateway, ready=ready, size=size, param=param, drop_oldest=drop_oldest),
-    )
+    """The answers to `data` as the engine is to generate them; see read_chat."""
+    choices = await read_chat(
+        data, tools, gateway=gateway, ready=ready, size=size, param=param, drop_oldest=drop_oldest
+    )  # fmt: skip
     marks = gateway.renderer.control_ids(TOOL_CALL_MARKS) if tools.functions else {}
-    return Generation(gateway, target, choices, text_options(data), trace_of(request), marks)
+    return Generation(gateway, target, choices, text_options(data), call, marks)

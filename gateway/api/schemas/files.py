@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import Meta
 
-__all__ = ["DeletedFile", "FileFindings", "FileList", "FileObject"]
+__all__ = ["LONGEST", "SHORTEST", "DeletedFile", "ExpiresAfter", "FileFindings", "FileList", "FileObject", "Purpose"]
+
+Purpose = Literal["assistants", "batch", "evals", "fine-tune", "user_data", "vision"]
+"""What a client may upload a file for."""
+SHORTEST, LONGEST = 3600, 2_592_000
+"""Seconds after which a file may expire."""
+
+
+class ExpiresAfter(msgspec.Struct, frozen=True, kw_only=True):
+    """When a file expires: `seconds` after it is made."""
+
+    anchor: Literal["created_at"]
+    seconds: Annotated[int, Meta(ge=SHORTEST, le=LONGEST)]
 
 
 class FileObject(msgspec.Struct, frozen=True, kw_only=True):

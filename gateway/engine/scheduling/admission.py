@@ -3,6 +3,9 @@
 A sequence needs its adapters in memory, a place in the batch and pages for its known tokens. Requests are visited in
 the order of the tenants' virtual token counters (see fairness.py). One whose adapter is still loading lets others pass.
 Where there is no room, a tenant below its share of the batch preempts one above it (see preemption.py).
+
+The background is visited only when no other sequence waits. It preempts nobody, and it is preempted for whatever an
+interactive sequence needs: a place, pages, or memory for adapters.
 """
 
 from __future__ import annotations
@@ -15,12 +18,11 @@ from typing import Literal
 from tunery.gateway.engine.adapters.interface import ServedAdapter, check_composition
 from tunery.gateway.engine.adapters.residency import Residency
 from tunery.gateway.engine.composition import composition_title
-from tunery.gateway.engine.scheduling.fairness import VirtualTokenCounter
 from tunery.gateway.engine.scheduling.page_allocator import pages_for
 from tunery.gateway.engine.scheduling.preemption import victims_for_adapters, victims_for_admission
 from tunery.gateway.engine.scheduling.running_batch import RunningBatch
 from tunery.gateway.engine.scheduling.sequence import HeldAdapters, Sequence
-from tunery.gateway.engine.scheduling.waiting_queue import WaitingQueue
+from tunery.gateway.engine.scheduling.waiting_queue import WaitingQueues
 from tunery.registry.errors import TuneryError, Unavailable
 
 __all__ = ["STARVED_AFTER", "Admission"]
@@ -55,25 +57,31 @@ class _Round:
 class Admission:
     """Starts waiting sequences.
 
-    At most one is `starved`: it has waited too long for its adapters and goes before all others.
+    At most one is `starved`: it has waited too long for its adapters and goes before all others. At most
+    `background_slots` sequences of the background run.
     """
 
     def __init__(
         self,
-        waiting: WaitingQueue,
+        waiting: WaitingQueues,
         batch: RunningBatch,
         residency: Residency[ServedAdapter],
-        fairness: VirtualTokenCounter,
+        *,
+        background_slots: int,
     ) -> None:
         self._waiting = waiting
         self._batch = batch
         self._residency = residency
-        self._fairness = fairness
+        self._fairness = waiting.interactive.fairness
+        self._background_slots = background_slots
         self._starved: Sequence | None = None
 
     def announce(self, sequence: Sequence) -> None:
-        """Let the adapters of a sequence that has just been queued load, unless a starved one needs the room."""
-        if self._starved is None:
+        """Let the adapters of a sequence that has just been queued load, unless a starved one needs the room.
+
+        Those of the background load when its turn has come.
+        """
+        if self._starved is None and not sequence.background:
             for part in sequence.composition:
                 self._residency.want(part.source)
 
@@ -91,9 +99,11 @@ class Admission:
         self._find_starved(now)
         starved = self._starved
         room = starved is None or self._relieve(starved, current)
-        for sequence in self._waiting.by_priority(now, current.uncharged, current.closed):
+        for sequence in self._waiting.interactive.by_priority(now, current.uncharged, current.closed):
             if sequence is not starved and (room or not sequence.composition):
                 self._try(sequence, current)
+        if not self._waiting.interactive and self._starved is None:
+            self._admit_background(current)
         for adapter in current.reserved:
             self._residency.release(adapter.source.digest)
             self._residency.want(adapter.source)
@@ -102,12 +112,14 @@ class Admission:
     def _uncharged(self) -> Counter[str]:
         uncharged: Counter[str] = Counter()
         for sequence in self._batch.sequences:
-            uncharged[sequence.tenant] += sequence.uncharged
+            if not sequence.background:
+                uncharged[sequence.tenant] += sequence.uncharged
         return uncharged
 
     def _share(self, tenant: str, more: int) -> float:
         """A tenant's running sequences, plus `more`, divided by its weight."""
-        return (sum(s.tenant == tenant for s in self._batch.sequences) + more) / self._fairness.weight(tenant)
+        running = sum(s.tenant == tenant and not s.background for s in self._batch.sequences)
+        return (running + more) / self._fairness.weight(tenant)
 
     def _try(self, sequence: Sequence, current: _Round) -> None:
         """Start a sequence if possible; if it waits for room, keep that from those behind it."""
@@ -122,15 +134,39 @@ class Admission:
             return
         if obstacle is None:
             current.uncharged[tenant] += sequence.uncharged
+        elif obstacle == "adapter":
+            self._clear_background(sequence, current.now)
         elif obstacle == "room":
             current.closed.add(tenant)
             if current.now - sequence.since > STARVED_AFTER:
                 current.max_share = min(current.max_share, self._share(tenant, 0))
 
+    def _clear_background(self, sequence: Sequence, now: float) -> None:
+        """Preempt the background where its adapters take the memory that an interactive sequence's need."""
+        if not self._adapters_coming(sequence):
+            for victim in [s for s in self._batch.sequences if s.background]:
+                if victim.adapter_digests - sequence.adapter_digests:
+                    self._batch.preempt(victim, now)
+
     def _fail(self, sequence: Sequence, error: TuneryError, current: _Round) -> None:
-        self._waiting.remove(sequence)
+        self._waiting.of(sequence).remove(sequence)
         self.forget(sequence)
         current.failed.append((sequence, error))
+
+    def _admit_background(self, current: _Round) -> None:
+        """Start sequences of the background in what is free; the first that finds no room keeps it from the others."""
+        for sequence in self._waiting.background.by_priority(current.now, {}, ()):
+            if self._try_background(sequence, current) == "room":
+                return
+
+    def _try_background(self, sequence: Sequence, current: _Round) -> Obstacle | None:
+        if sum(s.background for s in self._batch.sequences) >= self._background_slots:
+            return "room"
+        try:
+            return self._start(sequence, current)
+        except TuneryError as error:
+            self._fail(sequence, error, current)
+            return None
 
     # -- starting a sequence -------------------------------------------------------------------------------------------
 
@@ -147,11 +183,19 @@ class Admission:
         return obstacle
 
     def _start_with(self, sequence: Sequence, adapters: HeldAdapters, now: float) -> Obstacle | None:
-        """Preempt for a place and pages if the tenant is below its share, and start."""
+        """Preempt for a place and pages if the tenant is below its share, and start.
+
+        The background starts only where there is room for its whole output, without preempting.
+        """
         batch = self._batch
         cached = batch.find_prefix(sequence)
         if cached is None:
             return "prefix"
+        if sequence.background:
+            if not batch.has_room(pages_for(sequence.max_length) - len(cached), cached):
+                return "room"
+            batch.start(sequence, adapters, cached, now)
+            return None
         victims = victims_for_admission(
             sequence.tenant,
             batch.sequences,
@@ -202,10 +246,13 @@ class Admission:
     def _find_starved(self, now: float) -> None:
         """Choose the sequence that has waited longest for adapter memory, once that is too long; it
         stays first until it runs."""
+        idle = not self._waiting.interactive and all(s.background for s in self._batch.sequences)
+        if self._starved is not None and self._starved.background and not idle:
+            self._starved = None
         if self._starved is None:
             late = (
                 s
-                for s in self._waiting
+                for s in (self._waiting.background if idle else self._waiting.interactive)
                 if s.adapter_missed and now - s.since > STARVED_AFTER and not self._adapters_coming(s)
             )
             self._starved = min(late, key=lambda s: s.since, default=None)
@@ -213,7 +260,10 @@ class Admission:
     def _relieve(self, starved: Sequence, current: _Round) -> bool:
         """Start the starved sequence, or preempt those that hold other adapters; whether others may
         start on adapters too."""
-        self._try(starved, current)
+        if starved.background:
+            self._try_background(starved, current)
+        else:
+            self._try(starved, current)
         if starved is not self._starved or self._adapters_coming(starved):
             return True
         blocking = [s for s in self._batch.sequences if s.adapter_digests - starved.adapter_digests]

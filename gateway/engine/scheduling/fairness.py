@@ -23,12 +23,12 @@ class VirtualTokenCounter:
     """One counter for each tenant, in virtual tokens. A tenant that `weights` does not name has weight 1."""
 
     def __init__(self, weights: Mapping[str, float] | None = None) -> None:
-        self._weights = dict(weights or {})
+        self.weights = dict(weights or {})
         self._counters: dict[str, float] = {}
 
     def weight(self, tenant: str) -> float:
         """A tenant's share of the engine, relative to the other tenants' weights."""
-        return self._weights.get(tenant, 1.0)
+        return self.weights.get(tenant, 1.0)
 
     def counter(self, tenant: str) -> float:
         """Virtual tokens that a tenant has been charged."""

@@ -9,7 +9,7 @@ from tunery.gateway.engine.adapters.interface import ServedAdapter
 from tunery.gateway.engine.adapters.residency import Residency
 from tunery.gateway.engine.scheduling.page_allocator import PAGE_SIZE, PageAllocator, pages_for
 from tunery.gateway.engine.scheduling.sequence import HeldAdapters, Sequence
-from tunery.gateway.engine.scheduling.waiting_queue import WaitingQueue
+from tunery.gateway.engine.scheduling.waiting_queue import WaitingQueues
 
 __all__ = ["RunningBatch", "SchedulerStats"]
 
@@ -29,7 +29,7 @@ class RunningBatch:
     back when they are preempted."""
 
     def __init__(
-        self, waiting: WaitingQueue, pages: PageAllocator, residency: Residency[ServedAdapter], *, max_size: int
+        self, waiting: WaitingQueues, pages: PageAllocator, residency: Residency[ServedAdapter], *, max_size: int
     ) -> None:
         self.max_size = max_size
         self.pages = pages
@@ -45,13 +45,20 @@ class RunningBatch:
         """The cached pages that a waiting sequence would share, or None while another sequence
         computes the page after them.
 
-        Then waiting takes less time than computing the page twice.
+        Then waiting takes less time than computing the page twice; but nobody waits for the background.
         """
         shareable = self._shareable(sequence)
         cached = self.pages.find_prefix(sequence.page_keys[:shareable])
-        if len(cached) < shareable and sequence.page_keys[len(cached)] in self._computing:
-            return None
+        if len(cached) < shareable:
+            other = self._computing.get(sequence.page_keys[len(cached)])
+            if other is not None and (sequence.background or not other.background):
+                return None
         return cached
+
+    def has_room(self, new_pages: int, cached: list[int]) -> bool:
+        """Whether one more sequence fits, with this many pages besides the `cached` ones that it shares."""
+        available = self.pages.available - self.pages.count_unheld(cached)
+        return len(self.sequences) < self.max_size and available >= new_pages
 
     def start(self, sequence: Sequence, adapters: HeldAdapters, cached: list[int], now: float) -> None:
         """Move a waiting sequence into the batch, with `adapters` that it holds already and the
@@ -68,10 +75,11 @@ class RunningBatch:
             self.stats.prefix_queries += sequence.prompt_length
             self.stats.prefix_hits += sequence.computed
         for key in sequence.page_keys[len(cached) : self._shareable(sequence)]:
-            self._computing.setdefault(key, sequence)
+            if key not in self._computing or self._computing[key].background:
+                self._computing[key] = sequence
         self._admissions += 1
         sequence.start(adapters, self._admissions, now)
-        self._waiting.remove(sequence)
+        self._waiting.of(sequence).remove(sequence)
         self.sequences.append(sequence)
 
     def advance(self, sequence: Sequence, count: int) -> None:
@@ -89,7 +97,7 @@ class RunningBatch:
         """
         self.stop(sequence)
         sequence.preempt(now)
-        self._waiting.add(sequence, first=True)
+        self._waiting.of(sequence).add(sequence, first=True)
         self.stats.preemptions += 1
 
     def stop(self, sequence: Sequence) -> None:

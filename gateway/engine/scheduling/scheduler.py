@@ -3,6 +3,10 @@
 Continuous batching (Orca, OSDI 2022) with chunked prefill (Sarathi-Serve, arXiv 2403.02310): each forward pass computes
 the next token of every running sequence in decode, and what is left of its token budget goes to prompts, in chunks. See
 admission.py for who starts to run, fairness.py for whose request comes first, and preemption.py for who makes room.
+
+Requests in the background (those of batches) run only on what interactive ones leave: they start when none of those
+waits, in a bounded number of places, and give way first. A forward pass with interactive sequences computes at most one
+token for each of these places besides.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from tunery.gateway.engine.scheduling.page_allocator import PageAllocator, pages
 from tunery.gateway.engine.scheduling.preemption import victim_for_growth
 from tunery.gateway.engine.scheduling.running_batch import RunningBatch, SchedulerStats
 from tunery.gateway.engine.scheduling.sequence import Sequence
-from tunery.gateway.engine.scheduling.waiting_queue import WaitingQueue
+from tunery.gateway.engine.scheduling.waiting_queue import WaitingQueues
 from tunery.registry.errors import TuneryError
 
 __all__ = ["MAX_SCORED_TOKENS", "Scheduler"]
@@ -31,7 +35,8 @@ MAX_SCORED_TOKENS = 64
 class Scheduler:
     """Waiting and running sequences.
 
-    `max_batch` bounds the running ones, `token_budget` the tokens of one forward pass.
+    `max_batch` bounds the running ones, `background_slots` those of the background among them (0: all may be),
+    `token_budget` the tokens of one forward pass.
     """
 
     def __init__(
@@ -41,17 +46,19 @@ class Scheduler:
         *,
         max_batch: int,
         token_budget: int,
+        background_slots: int = 0,
         fairness: VirtualTokenCounter | None = None,
     ) -> None:
         self._pages = pages
         self._token_budget = token_budget
         self._fairness = fairness or VirtualTokenCounter()
-        self._waiting = WaitingQueue(self._fairness)
+        self._background_slots = background_slots or max_batch
+        self._waiting = WaitingQueues(self._fairness)
         self._batch = RunningBatch(self._waiting, pages, residency, max_size=max_batch)
-        self._admission = Admission(self._waiting, self._batch, residency, self._fairness)
+        self._admission = Admission(self._waiting, self._batch, residency, background_slots=self._background_slots)
         self._by_id: dict[str, Sequence] = {}
-        self._active: Counter[str] = Counter()
-        """By tenant, its sequences, waiting or running."""
+        self._active: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
+        """By tenant, its sequences, waiting or running: interactive ones, and those in the background."""
 
     @property
     def running(self) -> list[Sequence]:
@@ -75,11 +82,12 @@ class Scheduler:
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence."""
-        if sequence.tenant not in self._active:
-            self._fairness.arrive(sequence.tenant, self._active)
-        self._active[sequence.tenant] += 1
+        queue, active = self._waiting.of(sequence), self._active[sequence.background]
+        if sequence.tenant not in active:
+            queue.fairness.arrive(sequence.tenant, active)
+        active[sequence.tenant] += 1
         self._by_id[sequence.id] = sequence
-        self._waiting.add(sequence)
+        queue.add(sequence)
         self._admission.announce(sequence)
 
     def admit(self, now: float) -> list[tuple[Sequence, TuneryError]]:
@@ -92,19 +100,20 @@ class Scheduler:
     def schedule(self, now: float) -> list[ScheduledTokens]:
         """Choose the tokens of the next forward pass, sorted so that rows with the same adapters are neighbours.
 
-        Sequences in decode come first, then prompts by their tenants' counters. Preempts for pages
-        where there are too few.
+        Sequences in decode come first, then prompts by their tenants' counters, and the background last. Preempts for
+        pages where there are too few.
         """
-        budget, scored = self._token_budget, MAX_SCORED_TOKENS
+        budget, scored, background = self._token_budget, MAX_SCORED_TOKENS, self._background_budget()
         chosen: list[ScheduledTokens] = []
-        counters = {s.tenant: self._fairness.counter(s.tenant) for s in self.running}
-        for sequence in sorted(self.running, key=lambda s: (not s.decoding, counters[s.tenant], s.admission)):
+        for sequence in sorted(self.running, key=self._turn):
             if sequence not in self.running:
                 continue  # preempted for one before it
-            count = min(sequence.uncomputed, budget, scored if sequence.scoring else budget)
+            most = min(budget, background) if sequence.background else budget
+            count = min(sequence.uncomputed, most, scored if sequence.scoring else most)
             if count > 0 and self._grow(sequence, sequence.computed + count, now):
                 chosen.append(ScheduledTokens(sequence, count))
                 budget -= count
+                background -= count if sequence.background else 0
                 scored -= count if sequence.scoring else 0
         chosen = [item for item in chosen if item.sequence.pages]  # the others were preempted for one after them
         return sorted(chosen, key=lambda item: item.sequence.digest)
@@ -112,11 +121,12 @@ class Scheduler:
     def advance(self, item: ScheduledTokens) -> None:
         """Record that scheduled tokens have been computed, and charge the tenant for those that are new to it."""
         sequence, end = item.sequence, item.sequence.computed + item.count
+        fairness = self._waiting.of(sequence).fairness
         if sequence.decoding:
-            self._fairness.charge(sequence.tenant, output=1)
+            fairness.charge(sequence.tenant, output=1)
         else:
             charged = max(sequence.charged, sequence.computed)
-            self._fairness.charge(sequence.tenant, prompt=max(0, end - charged))
+            fairness.charge(sequence.tenant, prompt=max(0, end - charged))
         sequence.charged = max(sequence.charged, end)
         self._batch.advance(sequence, item.count)
 
@@ -127,7 +137,7 @@ class Scheduler:
         if sequence in self.running:
             self._batch.stop(sequence)
         else:
-            self._waiting.remove(sequence)
+            self._waiting.of(sequence).remove(sequence)
         self._admission.forget(sequence)
         self._drop(sequence)
 
@@ -145,10 +155,20 @@ class Scheduler:
 
     def _drop(self, sequence: Sequence) -> None:
         del self._by_id[sequence.id]
-        self._active[sequence.tenant] -= 1
-        if not self._active[sequence.tenant]:
-            del self._active[sequence.tenant]
-            self._fairness.leave(self._active)
+        active = self._active[sequence.background]
+        active[sequence.tenant] -= 1
+        if not active[sequence.tenant]:
+            del active[sequence.tenant]
+            self._waiting.of(sequence).fairness.leave(active)
+
+    def _turn(self, sequence: Sequence) -> tuple[bool, bool, float, int]:
+        """The place of a running sequence in the next forward pass; the lowest comes first."""
+        counter = self._waiting.of(sequence).fairness.counter(sequence.tenant)
+        return sequence.background, not sequence.decoding, counter, sequence.admission
+
+    def _background_budget(self) -> int:
+        """How many tokens of the next forward pass may be the background's."""
+        return self._token_budget if all(s.background for s in self.running) else self._background_slots
 
     def _grow(self, sequence: Sequence, tokens: int, now: float) -> bool:
         """Give a running sequence pages for `tokens` tokens, preempting others for them; False when

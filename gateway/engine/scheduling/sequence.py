@@ -30,7 +30,7 @@ class Sequence:
     the prefix cache had when the sequence first started. Its tenant has been charged for the first `charged` tokens:
     recomputing after a preemption is free.
 
-    Scheduling: `since` is when it began to wait or to run, in the scheduler's seconds. `admission` numbers the starts
+    Scheduling: one in the `background` runs only on what the others leave. `since` is when it began to wait or to run, in the scheduler's seconds. `admission` numbers the starts
     of all sequences (0: never started), and `length_at_start` is how many tokens it had at its latest start. `adapters`
     are held while it runs; `adapters_requested` says that they were asked for before, `adapter_missed` that one was not
     resident.
@@ -43,6 +43,7 @@ class Sequence:
         self.id = request.id
         self.composition: tuple[WeightedAdapter, ...] = request.composition
         self.tenant = request.tenant
+        self.background = request.background
         self.sampling = request.sampling if isinstance(request, Generate) else SamplingParams(max_tokens=1)
         self.pooling: Literal["mean", "last"] | None = request.pooling if isinstance(request, Embed) else None
         self.digest = composition_digest(request.composition)

@@ -1,4 +1,5 @@
-"""The waiting queue: one queue for each tenant, visited in the order of priority."""
+"""The waiting queues: interactive requests and the background, each with one queue for each tenant, visited in the order
+of priority."""
 
 from __future__ import annotations
 
@@ -9,15 +10,18 @@ from collections.abc import Container, Iterator, Mapping
 from tunery.gateway.engine.scheduling.fairness import VirtualTokenCounter
 from tunery.gateway.engine.scheduling.sequence import Sequence
 
-__all__ = ["WaitingQueue"]
+__all__ = ["WaitingQueue", "WaitingQueues"]
 
 
 class WaitingQueue:
     """Waiting sequences: first come, first served within a tenant; between tenants, `fairness` decides."""
 
     def __init__(self, fairness: VirtualTokenCounter) -> None:
-        self._fairness = fairness
+        self.fairness = fairness
         self._queues: dict[str, deque[Sequence]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._queues)
 
     def __iter__(self) -> Iterator[Sequence]:
         for queue in self._queues.values():
@@ -48,7 +52,7 @@ class WaitingQueue:
 
         def key(tenant: str) -> tuple[float, float, str]:
             since = queues[tenant][0].since
-            priority = self._fairness.priority(tenant, now - since, uncharged=uncharged.get(tenant, 0))
+            priority = self.fairness.priority(tenant, now - since, uncharged=uncharged.get(tenant, 0))
             return priority, since, tenant
 
         heap = [key(tenant) for tenant in queues]
@@ -58,3 +62,20 @@ class WaitingQueue:
             yield queues[tenant].popleft()
             if queues[tenant] and tenant not in closed:
                 heapq.heappush(heap, key(tenant))
+
+
+class WaitingQueues:
+    """One queue for interactive requests and one for the background, which do not share their tenants' counters: what a
+    tenant is served in the background leaves its other requests where they are."""
+
+    def __init__(self, fairness: VirtualTokenCounter) -> None:
+        self.interactive = WaitingQueue(fairness)
+        self.background = WaitingQueue(VirtualTokenCounter(fairness.weights))
+
+    def __iter__(self) -> Iterator[Sequence]:
+        yield from self.interactive
+        yield from self.background
+
+    def of(self, sequence: Sequence) -> WaitingQueue:
+        """The queue in which a sequence waits, or would."""
+        return self.background if sequence.background else self.interactive

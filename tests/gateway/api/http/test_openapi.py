@@ -30,6 +30,8 @@ GOOD: dict[str, dict[str, Any]] = {
     "/v1/adapters/load": {"adapter": "acme/docs"},
     "/v1/adapters/unload": {"adapter": "acme/docs"},
     "/v1/fine_tuning/jobs": {"model": "tiny", "training_file": "file-none"},
+    "/v1/uploads": {"filename": "a.jsonl", "purpose": "batch", "bytes": 3, "mime_type": "text/jsonl"},
+    "/v1/batches": {"input_file_id": "file-none", "endpoint": "/v1/embeddings", "completion_window": "24h"},
 }
 ROWS = b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
 JOBS, ACTIONS = "/v1/fine_tuning/jobs", ("pause", "resume", "cancel")
@@ -175,6 +177,8 @@ async def test_every_documented_status_is_met_and_no_other(served: Served, docum
             document.check("/v1/models/{name}", "get", await client.get(f"/v1/models/{name}"))
         await _responses(client, document)
         await _fine_tune(client, served, document)
+        await _upload_in_parts(client, served, document)
+        await _batch(client, document)
         served.engine.failure = ArtifactRefused("acme/docs@1 has NaN", code="artifact_nonfinite")
         await posted()
         served.engine.failure = None
@@ -184,7 +188,10 @@ async def test_every_documented_status_is_met_and_no_other(served: Served, docum
         await everywhere()
         _break(served)
         await everywhere()
-        await Caller(client, document).upload()
+        caller = Caller(client, document)
+        await caller.upload()
+        await caller.add_part("upload_a")
+        await caller.complete("upload_a", "part_a")
     assert document.seen == document.documented
 
 
@@ -203,6 +210,16 @@ class Caller:
         response = await self.client.post("/v1/files", files=files, data=data)
         self.document.check("/v1/files", "post", response)
         return str(response.json().get("id"))
+
+    async def add_part(self, upload: str, field: str = "data") -> str:
+        response = await self.client.post(f"/v1/uploads/{upload}/parts", files={field: ("a", b"abc")})
+        self.document.check("/v1/uploads/{upload_id}/parts", "post", response)
+        return str(response.json().get("id"))
+
+    async def complete(self, upload: str, *parts: str, **options: Any) -> None:
+        body = {"json": {"part_ids": parts}} | options
+        response = await self.client.post(f"/v1/uploads/{upload}/complete", **body)
+        self.document.check("/v1/uploads/{upload_id}/complete", "post", response)
 
     async def submit(self, file: str) -> str:
         response = await self.client.post(JOBS, json={"model": "tiny", "training_file": file})
@@ -262,10 +279,42 @@ async def _publish(served: Served, caller: Caller, job: str) -> None:
     await caller.call("delete", "/v1/models/{name}", name="ft:a")
 
 
-async def _announce(served: Served, size: int) -> httpx.Response:
+async def _upload_in_parts(client: httpx.AsyncClient, served: Served, document: Document) -> None:
+    """Upload in parts, and what is refused on the way."""
+    caller = Caller(client, document)
+    uploads = [(await client.post("/v1/uploads", json=GOOD["/v1/uploads"])).json()["id"] for _ in range(2)]
+    path = "/v1/uploads/{upload_id}/parts"
+    document.check(path, "post", await _announce(served, 1 << 30, path.format(upload_id=uploads[0])))
+    await caller.complete("x", content=b"{}", headers={"content-type": "text/plain"})
+    await caller.complete("x", content=b" " * (MAX_BODY + 1), headers={"content-type": "application/json"})
+    part = await caller.add_part(uploads[0])
+    await caller.add_part(uploads[0], "file")
+    for upload in (uploads[0], "none", "x" * 200):
+        await caller.add_part(upload)
+        await caller.complete(upload, part)
+    for upload in (uploads[1], uploads[1], "none", "x" * 200):
+        await caller.call("post", "/v1/uploads/{upload_id}/cancel", upload_id=upload)
+
+
+async def _batch(client: httpx.AsyncClient, document: Document) -> None:
+    """Submit, list and cancel batches."""
+    caller = Caller(client, document)
+    body = GOOD["/v1/batches"] | {"input_file_id": await caller.upload("batch")}
+    response = await client.post("/v1/batches", json=body)
+    document.check("/v1/batches", "post", response)
+    for query in ("", "?limit=0", "?after=none"):
+        await caller.call("get", "/v1/batches", query=query)
+    for name in (response.json()["id"], "none", "x" * 200):
+        await caller.call("get", "/v1/batches/{batch_id}", batch_id=name)
+        await caller.call("post", "/v1/batches/{batch_id}/cancel", batch_id=name)
+    cancelled = (await client.post("/v1/batches", json=body)).json()["id"]
+    await caller.call("post", "/v1/batches/{batch_id}/cancel", batch_id=cancelled)
+
+
+async def _announce(served: Served, size: int, path: str = "/v1/files") -> httpx.Response:
     """The answer to an upload that says it is this large, and ends."""
     reader, writer = await asyncio.open_connection("127.0.0.1", int(served.url.rpartition(":")[2]))
-    head = f"POST /v1/files HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: {size}\r\nconnection: close\r\n"
+    head = f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: {size}\r\nconnection: close\r\n"
     writer.write(head.encode() + b"content-type: multipart/form-data; boundary=b\r\n\r\n--b")
     writer.write_eof()
     answer, body = (await reader.read()).split(b"\r\n\r\n", 1)
@@ -294,6 +343,8 @@ def _break(served: Served) -> None:
         *((files, name) for name in ("add", "get", "page")),
         *((responses, name) for name in ("get", "delete")),
         *((registry.queue, name) for name in ("names", "page")),
+        *((registry.uploads, name) for name in ("create", "get", "add_part", "cancel")),
+        *((registry.batches, name) for name in ("get", "page")),
         (registry, "job"),
     ):
         setattr(where, name, fail)

@@ -65,6 +65,7 @@ class SchedulerHarness:
     prefix_caching: bool = True
     max_batch: int = 8
     token_budget: int = 64
+    background_slots: int = 0
     adapters: int = 100
     weights: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.01
@@ -84,6 +85,7 @@ class SchedulerHarness:
             self.residency,  # type: ignore[arg-type]
             max_batch=self.max_batch,
             token_budget=self.token_budget,
+            background_slots=self.background_slots,
             fairness=VirtualTokenCounter(self.weights),
         )
         self.memory: dict[int, tuple[tuple[tuple[str, float], ...], int, int]] = {}
@@ -96,11 +98,20 @@ class SchedulerHarness:
         self.expected: dict[str, list[int]] = {}
 
     def submit(
-        self, name: str, prompt: Rows[int], count: int, *, tenant: str = "", parts: tuple[WeightedAdapter, ...] = ()
+        self,
+        name: str,
+        prompt: Rows[int],
+        count: int,
+        *,
+        tenant: str = "",
+        parts: tuple[WeightedAdapter, ...] = (),
+        background: bool = False,
     ) -> Sequence:
         """Queue a request for `count` tokens."""
         sampling = SamplingParams(max_tokens=count, temperature=0.0, ignore_eos=True)
-        request = Generate(id=name, prompt=tuple(prompt), sampling=sampling, composition=parts, tenant=tenant)
+        request = Generate(
+            id=name, prompt=tuple(prompt), sampling=sampling, composition=parts, tenant=tenant, background=background
+        )
         made = Sequence(request, eos_ids=frozenset(), now=self.now)
         self.expected[name] = alone(prompt, parts, count)
         self.outputs[name] = []
@@ -132,6 +143,8 @@ class SchedulerHarness:
         assert len({id(item.sequence) for item in scheduled}) == len(scheduled)
         assert sum(item.count for item in scheduled) <= self.token_budget
         assert all(item.sequence in self.scheduler.running and item.count > 0 for item in scheduled)
+        background = sum(item.count for item in scheduled if item.sequence.background)
+        assert background <= self.background_slots or all(item.sequence.background for item in scheduled)
         batch = build_forward_batch(scheduled)
         tokens = self._compute(batch)
         for item in scheduled:
@@ -170,6 +183,7 @@ class SchedulerHarness:
     def _check_limits(self) -> None:
         running = self.scheduler.running
         assert len(running) <= self.max_batch
+        assert sum(one.background for one in running) <= (self.background_slots or self.max_batch)
         assert len({id(one) for one in running}) == len(running)
         held = [page for one in running for page in one.pages]
         assert self.cache.available == self.pages - len(set(held))

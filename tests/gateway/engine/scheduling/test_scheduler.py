@@ -304,12 +304,28 @@ class Traffic(RuleBasedStateMachine):
         adapters=st.integers(2, 4),
         weight=st.sampled_from([1.0, 2.5]),
         seconds=st.sampled_from([0.01, 0.6]),
+        slots=st.integers(1, 6),
     )
     def begin(
-        self, pages: int, prefix_caching: bool, batch: int, budget: int, adapters: int, weight: float, seconds: float
+        self,
+        pages: int,
+        prefix_caching: bool,
+        batch: int,
+        budget: int,
+        adapters: int,
+        weight: float,
+        seconds: float,
+        slots: int,
     ) -> None:
         self.harness = SchedulerHarness(
-            pages, prefix_caching, batch, budget, adapters=adapters, weights={"a": weight}, seconds=seconds, slow=False
+            pages,
+            prefix_caching,
+            batch,
+            budget,
+            adapters=adapters,
+            weights={"a": weight},
+            seconds=seconds,
+            background_slots=slots,
         )
         self.names = (str(number) for number in itertools.count())
 
@@ -319,12 +335,16 @@ class Traffic(RuleBasedStateMachine):
         count=st.integers(1, 40),
         tenant=st.sampled_from("abc"),
         parts=st.lists(st.integers(0, 3), max_size=2),
+        background=st.booleans(),
     )
-    def submit(self, length: int, seed: int, count: int, tenant: str, parts: list[int]) -> None:
+    def submit(self, length: int, seed: int, count: int, tenant: str, parts: list[int], background: bool) -> None:
         most = self.harness.pages * PAGE_SIZE
         length = min(length, most - 1)
         count = min(count, most - length)
-        self.harness.submit(next(self.names), words(length, seed=seed), count, tenant=tenant, parts=composition(*parts))
+        prompt = words(length, seed=seed)
+        self.harness.submit(
+            next(self.names), prompt, count, tenant=tenant, parts=composition(*parts), background=background
+        )
 
     @rule(count=st.integers(1, 10))
     def step(self, count: int) -> None:

@@ -1,0 +1,31 @@
+"""What an answer needs to know of a request besides its decoded body, whether it came over HTTP or from a batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from litestar import Request
+
+from tunery.gateway.api.http.trace import Trace, trace_of
+
+__all__ = ["Call", "call_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of an inference endpoint.
+
+    `body` are the bytes of the JSON, `adapter` is the one that a header names. A call in the `background` (a batch's)
+    runs on what the others leave: it counts as no request in flight, and its latencies are not measured.
+    """
+
+    body: bytes
+    trace: Trace
+    adapter: str | None = None
+    background: bool = False
+
+
+async def call_of(request: Request[Any, Any, Any]) -> Call:
+    """The call that an HTTP request makes."""
+    return Call(await request.body(), trace_of(request), request.headers.get("x-tunery-adapter"))

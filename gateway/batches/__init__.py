@@ -1,0 +1,1 @@
+"""Runs batches inside a server: their requests are answered as those over HTTP are, behind all of them."""
