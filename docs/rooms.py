@@ -31,6 +31,7 @@ QUESTIONS = {
     "Where does a CLI option get its default?": "tunery.registry.settings:ServeSettings",
     "Where does a training parameter get its default?": "tunery.plugins.parameters:TrainingParameters",
     "Which queued job runs next, and who may run it?": "tunery.registry.jobs.queue:claim",
+    "Where does an event for webhooks come from?": "tunery.registry.webhooks.events:append",
     "Where is a learning rate chosen?": "tunery.plugins.training.defaults:_learning_rate",
     "Where does an error become an HTTP response?": "tunery.gateway.api.http.errors:EXCEPTION_HANDLERS",
     "Where is a request's `model` resolved to a version?": "tunery.gateway.resolver:Resolver",

@@ -33,6 +33,7 @@ from tunery.registry.errors import Unavailable
 from tunery.registry.home import Home
 from tunery.registry.registry import Registry
 from tunery.registry.settings import JobsSettings, ServeSettings
+from tunery.registry.webhook_settings import WebhooksSettings
 
 if TYPE_CHECKING:
     from granian.server.embed import Server
@@ -49,7 +50,15 @@ BACKLOG = 1024
 Say = Callable[[str], None]
 
 
-def run(settings: ServeSettings, jobs: JobsSettings, *, home: Home, plugins: Plugins, say: Say) -> None:
+def run(
+    settings: ServeSettings,
+    jobs: JobsSettings,
+    webhooks: WebhooksSettings,
+    *,
+    home: Home,
+    plugins: Plugins,
+    say: Say,
+) -> None:
     """Serve until SIGTERM or SIGINT; raise Unavailable when the engine never becomes ready."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     bound_allocator()
@@ -57,11 +66,18 @@ def run(settings: ServeSettings, jobs: JobsSettings, *, home: Home, plugins: Plu
     with Registry.open(home) as registry:
         base = resolve_base(settings.base, registry=registry, plugins=plugins, say=say)
     settings = msgspec.structs.replace(settings, host=host, port=free_port(host, settings.port))
-    asyncio.run(_run(settings, jobs, base, home=home, plugins=plugins, say=say))
+    asyncio.run(_run(settings, jobs, webhooks, base, home=home, plugins=plugins, say=say))
 
 
 async def _run(
-    settings: ServeSettings, jobs: JobsSettings, base: Base, *, home: Home, plugins: Plugins, say: Say
+    settings: ServeSettings,
+    jobs: JobsSettings,
+    webhooks: WebhooksSettings,
+    base: Base,
+    *,
+    home: Home,
+    plugins: Plugins,
+    say: Say,
 ) -> None:
     """Start the engine, create the gateway in front of it, and serve."""
     renderer = Renderer(Path(base.path))
@@ -78,13 +94,17 @@ async def _run(
         from tunery.gateway.jobs.worker_thread import WorkerThread
         from tunery.gateway.metrics.recorder import Metrics
         from tunery.gateway.resolver import Resolver
+        from tunery.gateway.webhooks.delivery import WebhookThread
 
         # Imported modules stay alive, so later garbage collections need not spend time on them.
         gc.freeze()
         registry = Registry.open(home)  # closed by the application
         resolver = Resolver(registry, base)
         gateway = Gateway(settings, registry, engine, renderer, resolver, Metrics(), jobs=jobs, plugins=plugins)
-        with WorkerThread(home, jobs, plugins, say=say) if settings.worker else contextlib.nullcontext():
+        with contextlib.ExitStack() as beside:
+            beside.enter_context(WebhookThread(home, webhooks, on_outcome=gateway.metrics.count_webhook))
+            if settings.worker:
+                beside.enter_context(WorkerThread(home, jobs, plugins, say=say))
             await serve(gateway, say=say)
     finally:
         await engine.stop()

@@ -24,6 +24,7 @@ __all__ = [
     "Upload",
     "UploadPart",
     "Version",
+    "WebhookEvent",
 ]
 
 MoveKind = Literal["move", "publish", "rollback", "drop"]
@@ -332,3 +333,12 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     owner: str | None = None
     fence: int = 0
     lease_until: float | None = None
+
+
+class WebhookEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that webhooks are sent about: its id (`evt_…`), type, time in Unix seconds, and what it is about."""
+
+    id: str
+    type: str
+    at: float
+    data: dict[str, Any]

@@ -32,6 +32,7 @@ from tunery.registry.versions.aliases import ANY, Expected, MoveNote
 from tunery.registry.versions.export import export
 from tunery.registry.versions.lineage import Ancestor, line_of, uses_of
 from tunery.registry.versions.upkeep import Collected, Problem
+from tunery.registry.webhooks.outbox import Outbox
 
 __all__ = ["Registry"]
 
@@ -68,6 +69,7 @@ class Registry:
         self.responses = Responses(self._database, clock=clock)
         self.uploads = Uploads(self._database, self.blobs, home.uploads, clock=clock)
         self.batches = Batches(self._database, self.blobs, home.batches, clock=clock)
+        self.webhooks = Outbox(self._database, clock=clock)
 
     @classmethod
     def open(cls, home: Home | None = None, *, clock: Callable[[], float] = time.time, scarce: bool = False) -> Self:

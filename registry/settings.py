@@ -13,13 +13,15 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
 from msgspec import Meta
 
+from tunery.registry import webhook_settings
 from tunery.registry.errors import InvalidInput, UnknownName
 from tunery.registry.values import about, read_value
+from tunery.registry.webhook_settings import WebhooksSettings
 
 __all__ = ["JobsSettings", "ServeSettings", "Settings", "TrainingSettings", "read_settings"]
 
@@ -28,7 +30,17 @@ AtLeastOne = Annotated[int, Meta(ge=1)]
 Weight = Annotated[float, Meta(gt=0, le=1e6)]
 
 # Variables that Tunery reads and that are not settings.
-_OTHER_VARIABLES = frozenset({"TUNERY_HOME", "TUNERY_PLUGINS", "TUNERY_ACTOR", "TUNERY_DEBUG", "TUNERY_TEST_CACHE"})
+_OTHER_VARIABLES = frozenset(
+    {
+        "TUNERY_HOME",
+        "TUNERY_PLUGINS",
+        "TUNERY_ACTOR",
+        "TUNERY_DEBUG",
+        "TUNERY_TEST_CACHE",
+        "TUNERY_SERVER",
+        "TUNERY_API_KEY",
+    }
+)
 
 
 _IP, _URL = r"[0-9a-fA-F.:]+", r"(?:tcp|udp|sctp)://\S+:\d+"
@@ -155,6 +167,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     serve: ServeSettings = ServeSettings()
     training: TrainingSettings = TrainingSettings()
     jobs: JobsSettings = JobsSettings()
+    webhooks: WebhooksSettings = WebhooksSettings()
 
 
 def read_settings(
@@ -173,6 +186,7 @@ def read_settings(
         field.name: _section(field.type, field.name, tree[field.name], problems)
         for field in msgspec.structs.fields(Settings)
     }
+    problems += webhook_settings.problems(sections["webhooks"])
     if problems:
         raise InvalidInput("the configuration has problems:\n" + "\n".join(problems), code="invalid_settings")
     return Settings(**sections)
@@ -228,7 +242,29 @@ def _section(kind: Any, section: str, values: Mapping[str, Any], problems: list[
             problems.append(str(UnknownName("setting", f"{section}.{name}", (f"{section}.{other}" for other in types))))
             continue
         try:
-            valid[name] = read_value(f"{section}.{name}", value, types[name])
+            item = _item(types[name])
+            if item is not None:
+                valid[name] = _sections(item, f"{section}.{name}", value, problems)
+            else:
+                valid[name] = read_value(f"{section}.{name}", value, types[name])
         except InvalidInput as error:
             problems.append(error.message)
     return kind(**valid)
+
+
+def _item(kind: Any) -> type[msgspec.Struct] | None:
+    """The struct that a setting is a list of; None for every other setting."""
+    plain = get_args(kind)[0] if get_origin(kind) is Annotated else kind
+    item = next(iter(get_args(plain)), None) if get_origin(plain) is tuple else None
+    return item if isinstance(item, type) and issubclass(item, msgspec.Struct) else None
+
+
+def _sections(item: type[msgspec.Struct], name: str, value: Any, problems: list[str]) -> tuple[Any, ...]:
+    """A list of tables, `[[section.name]]` in the file and JSON elsewhere. Its values may be secret, so none is shown."""
+    try:
+        tables = msgspec.json.decode(value) if isinstance(value, str) else value
+        listed = msgspec.convert(tables, list[dict[str, Any]])
+    except (msgspec.DecodeError, msgspec.ValidationError):
+        problems.append(f"{name} is a list of tables, written [[{name}]] or as JSON")
+        return ()
+    return tuple(_section(item, f"{name}[{number}]", table, problems) for number, table in enumerate(listed))

@@ -64,6 +64,7 @@ async def metrics(gateway: NamedDependency[Gateway]) -> Response[bytes]:
         gateway.metrics.add_adapters(gateway.resolver.adapters())
         gateway.metrics.update_jobs(await asyncio.to_thread(gateway.registry.queue.counts))
         gateway.metrics.update_batches(await asyncio.to_thread(gateway.registry.batches.states))
+        gateway.metrics.update_webhooks(await asyncio.to_thread(gateway.registry.webhooks.pending))
     # There may be thousands of series, so they are formatted off the event loop.
     return Response(await asyncio.to_thread(gateway.metrics.exposition), media_type=_TEXT)
 

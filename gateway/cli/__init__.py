@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "reproduce": ("tunery.gateway.cli.reproduce:reproduce", "Train a version again from its manifest and compare."),
     "serve": ("tunery.gateway.cli.serve:serve", "Serve every adapter from one quantized base."),
     "train": ("tunery.gateway.cli.train:train", "Train a version of an adapter from a file of examples."),
+    "webhooks": ("tunery.gateway.cli.webhooks:webhooks", "List the endpoints of webhooks, and send them a test."),
     "worker": ("tunery.gateway.cli.worker:worker", "Run queued training jobs apart from the server."),
 }
 """Each command's place and short help."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
@@ -12,6 +11,7 @@ from click.core import ParameterSource
 from tunery.gateway.cli.terminal.context import print_json, say
 from tunery.gateway.cli.terminal.options import parse_settings, setting_options
 from tunery.gateway.cli.terminal.progress import show_progress
+from tunery.gateway.cli.terminal.training_options import TrainingOptions, training_options
 from tunery.gateway.python import training
 from tunery.gateway.python.home import current_actor
 from tunery.plugins.runtime.device import resolve_device
@@ -28,70 +28,20 @@ __all__ = ["train"]
 
 
 @click.command()
-@click.option("--method", default="lora", show_default=True, help="The trainer: lora, qlora, full, dpo, or a plugin's.")
-@click.option(
-    "--base", default="smollm2-135m", show_default=True, help="The base: a name, folder, GGUF file or Hub id."
-)
-@click.option("--data", multiple=True, type=click.Path(path_type=Path), help="A file of examples; may be repeated.")
-@click.option(
-    "--val", "validation", type=click.Path(path_type=Path), help="Held-out rows.  [default: a share of --data]"
-)
-@click.option("--name", "adapter", metavar="TENANT/NAME", help="The adapter to make a version of.")
-@click.option("--from", "parent", metavar="REFERENCE", help="The version to continue from.")
-@click.option("--alias", help="Point this alias at the new version.")
-@click.option(
-    "--set", "settings", multiple=True, metavar="NAME=VALUE", help="A parameter; see tunery plugins --trainer."
-)
-@click.option(
-    "--allow", multiple=True, metavar="RULE", help="Train even if this rule of tunery data check finds errors."
-)
-@click.option("--force", is_flag=True, help="Publish what fails a gate; recorded with the version.")
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 …")
+@training_options(required=False)
 @setting_options(TrainingSettings)
 @click.option(
     "--resume", "job", metavar="JOB", help="Resume an interrupted job, with the settings it was started with."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the version as JSON.")
 @click.pass_context
-def train(
-    context: click.Context,
-    method: str,
-    base: str,
-    data: tuple[Path, ...],
-    validation: Path | None,
-    adapter: str | None,
-    parent: str | None,
-    alias: str | None,
-    settings: tuple[str, ...],
-    allow: tuple[str, ...],
-    force: bool,
-    device: str,
-    threads: int | None,
-    job: str | None,
-    as_json: bool,
-) -> None:
+def train(context: click.Context, asked: TrainingOptions, threads: int | None, job: str | None, as_json: bool) -> None:
     """Train a version of an adapter from files of examples, and publish it to the registry."""
     if job is not None:
         given = {option: value for option, value in context.params.items() if _is_given(context, option)}
-        version = _resume(job, given, force, threads)
-    elif data and adapter:
-        with show_progress() as on_event:
-            version = training.train(
-                data,
-                name=adapter,
-                method=method,
-                base=base,
-                validation=validation,
-                parameters=parse_settings(settings),
-                parent=parent,
-                alias=alias,
-                allow=allow,
-                force=force,
-                device=device,
-                threads=threads,
-                on_event=on_event,
-                on_message=say,
-            )
+        version = _resume(job, given, asked.force, threads)
+    elif asked.data and asked.adapter:
+        version = _train(asked, threads)
     else:
         raise click.UsageError("name what to train: --data FILE --name TENANT/NAME (or --resume JOB)")
     if not is_main_process():
@@ -100,6 +50,26 @@ def train(
         print_json(version)
     else:
         _show(version)
+
+
+def _train(asked: TrainingOptions, threads: int | None) -> Version:
+    with show_progress() as on_event:
+        return training.train(
+            asked.data,
+            name=asked.adapter,
+            method=asked.method,
+            base=asked.base,
+            validation=asked.validation,
+            parameters=asked.parameters,
+            parent=asked.parent,
+            alias=asked.alias,
+            allow=asked.allow,
+            force=asked.force,
+            device=asked.device,
+            threads=threads,
+            on_event=on_event,
+            on_message=say,
+        )
 
 
 def _resume(job: str, given: Mapping[str, Any], force: bool, threads: int | None) -> Version:

@@ -24,13 +24,14 @@ def worker(**given: Any) -> None:
     Each setting can also come from TUNERY_HOME/config.toml ([jobs]) or from TUNERY_JOBS_<NAME>.
     """
     from tunery.gateway.jobs.worker_thread import WorkerThread
+    from tunery.gateway.webhooks.delivery import WebhookThread
 
     home = Home.from_env()
-    settings = read_settings(home.root, overrides={"jobs": given}).jobs
+    settings = read_settings(home.root, overrides={"jobs": given})
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
-    with WorkerThread(home, settings, plugins(), say=say):
+    with WebhookThread(home, settings.webhooks), WorkerThread(home, settings.jobs, plugins(), say=say):
         say("ready: waiting for jobs")
         stopped.wait()
         say("stopping: jobs write a checkpoint and go back to the queue")

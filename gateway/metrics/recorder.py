@@ -19,11 +19,13 @@ from tunery.gateway.engine.messages import Ready, Stats
 from tunery.gateway.metrics import table
 from tunery.gateway.metrics.table import BASE, COMPOSITION, MAX_ADAPTERS, OTHER, TABLE, VLLM_LABELS, Row
 from tunery.registry.jobs.counts import JobCounts
+from tunery.registry.webhooks.outbox import Pending
 
 __all__ = ["DISCONNECTED", "UNKNOWN_ROUTE", "Metrics"]
 
 OUTCOMES = ("stop", "length", "cancelled", "overloaded", "engine_restarted", "engine_failed")
 """Outcomes that start at 0 for every adapter; those of rarer errors appear when they happen."""
+WEBHOOK_OUTCOMES = ("delivered", "retried", "given_up")
 DISCONNECTED, NOT_FOUND, METHOD_NOT_ALLOWED = "499", "404", "405"
 """Statuses; 499 is nginx's for a client that disconnected before there was a response."""
 UNKNOWN_ROUTE = "unknown"
@@ -56,6 +58,8 @@ class Metrics:
         self._start(BASE)
         for reason in {*FINISHED_REASONS.values(), "error"}:
             self._vllm[table.FINISHED].labels(BASE, reason)
+        for outcome in WEBHOOK_OUTCOMES:
+            self._own[table.WEBHOOK_ATTEMPTS].labels(outcome)
         for status in (NOT_FOUND, METHOD_NOT_ALLOWED):
             self._own[table.HTTP_REQUESTS].labels(UNKNOWN_ROUTE, status)
         for outcome in ("completed", "failed"):
@@ -186,7 +190,7 @@ class Metrics:
             self._add(row, value - before if value >= before else value, *([self.label(adapter)] if row.labels else []))
         self._last[row] = dict(values)
 
-    # Jobs ------------------------------------------------------------------------------------------------------------
+    # Jobs and webhooks ------------------------------------------------------------------------------------------------------------
 
     def update_jobs(self, jobs: JobCounts) -> None:
         """Show what the registry's jobs do."""
@@ -213,6 +217,15 @@ class Metrics:
     def count_batch_request(self, outcome: Literal["completed", "failed"]) -> None:
         """Count a request of a batch that has been answered."""
         self._add(table.BATCH_REQUESTS, 1, outcome)
+
+    def update_webhooks(self, pending: Pending) -> None:
+        """Show the webhooks that wait."""
+        self._set(table.WEBHOOKS_PENDING, pending.count)
+        self._set(table.WEBHOOKS_OLDEST_SECONDS, pending.oldest_seconds)
+
+    def count_webhook(self, outcome: str) -> None:
+        """Count an attempt to send a webhook, from any thread."""
+        self._add(table.WEBHOOK_ATTEMPTS, 1, outcome)
 
     # Recording under both names --------------------------------------------------------------------------------------
 

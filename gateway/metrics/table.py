@@ -240,6 +240,22 @@ BATCH_REQUESTS = Row(
     labels=("outcome",),
     help="Requests of batches that this gateway has answered: completed, or failed.",
 )
+WEBHOOK_ATTEMPTS = Row(
+    kind="counter",
+    name="tunery_webhook_attempts",
+    labels=("outcome",),
+    help="Webhooks that this gateway sent, by outcome: delivered, retried later, or given_up.",
+)
+WEBHOOKS_PENDING = Row(
+    kind="gauge",
+    name="tunery_webhooks_pending",
+    help="Webhooks that wait to be sent, or sent again, on all gateways and workers of the registry.",
+)
+WEBHOOKS_OLDEST_SECONDS = Row(
+    kind="gauge",
+    name="tunery_webhooks_oldest_seconds",
+    help="How long ago the event of the oldest pending webhook was; 0 when none is pending.",
+)
 
 # -- what the engine reports ------------------------------------------------------------------------------------------
 

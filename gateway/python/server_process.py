@@ -39,7 +39,8 @@ def main() -> None:
         from tunery.gateway.serve import run
 
         home, settings = Home.from_env(), msgspec.json.decode(sys.argv[1], type=ServeSettings)
-        run(settings, read_settings(home.root).jobs, home=home, plugins=load_plugins(), say=say)
+        others = read_settings(home.root)
+        run(settings, others.jobs, others.webhooks, home=home, plugins=load_plugins(), say=say)
     except TuneryError as error:
         _send(messages, {"error": type(error).__name__, "message": error.message, "code": error.code})
         sys.exit(1)

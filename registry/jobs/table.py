@@ -11,6 +11,7 @@ from tunery.registry.errors import NotFound, near
 from tunery.registry.records import Job
 from tunery.registry.storage import schema
 from tunery.registry.storage.mapping import to_job
+from tunery.registry.webhooks import events
 
 __all__ = ["ENDED", "Filter", "add", "find", "find_by_key", "list_all", "page", "set_state"]
 
@@ -50,14 +51,20 @@ def set_state(
     at: float,
     code: str | None = None,
 ) -> Job:
-    """Record a job's new state, the number of the version it published or why it failed, at a time in Unix seconds."""
+    """Record a job's new state, the number of the version it published or why it failed, at a time in Unix seconds.
+
+    The end of a queued job is also an event for webhooks.
+    """
     values: dict[str, Any] = {"state": state, "version": version, "error": error, "code": code, "updated_at": at}
     if state != "running":
         values |= {"wanted": None, "owner": None, "lease_until": None, "waiting": None}
     if state in ENDED:
         values["finished_at"] = at
     connection.execute(update(schema.jobs).where(schema.jobs.c.id == job_id).values(**values))
-    return find(connection, job_id)
+    job = find(connection, job_id)
+    if state in ENDED and job.request is not None:
+        events.append(connection, f"fine_tuning.job.{state}", {"id": job_id}, at=at)
+    return job
 
 
 def find(connection: Connection, job_id: str) -> Job:

@@ -40,6 +40,9 @@ __all__ = [
     "uploads",
     "version_data",
     "versions",
+    "webhook_deliveries",
+    "webhook_endpoints",
+    "webhook_events",
 ]
 
 HEAD = "0010"
@@ -301,4 +304,37 @@ batches = Table(
     Column("owner", String(200)),
     Column("fence", Integer, nullable=False, server_default="0"),
     Column("lease_until", Float),
+)
+
+# What webhooks say, whoever is configured to hear it; numbers are never given out twice, so that `last_event` holds.
+webhook_events = Table(
+    "webhook_events",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=True),
+    Column("id", String(64), nullable=False, unique=True),
+    Column("type", String(64), nullable=False),
+    Column("at", Float, nullable=False, index=True),
+    Column("data", JSON, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+# The endpoints that servers are configured with; `last_event` is the last one that is no longer to be looked at.
+webhook_endpoints = Table(
+    "webhook_endpoints",
+    metadata,
+    Column("url", String(2000), primary_key=True),
+    Column("last_event", Integer, nullable=False),
+)
+
+# `state` is pending, delivered or given_up; a pending one may be sent from `due_at` on, which whoever sends it defers.
+webhook_deliveries = Table(
+    "webhook_deliveries",
+    metadata,
+    Column("url", String(2000), ForeignKey("webhook_endpoints.url", ondelete="CASCADE"), nullable=False),
+    Column("event", Integer, ForeignKey("webhook_events.number", ondelete="CASCADE"), nullable=False, index=True),
+    Column("state", String(16), nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("due_at", Float, nullable=False),
+    Column("error", Text),
+    PrimaryKeyConstraint("url", "event"),
 )

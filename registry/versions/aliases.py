@@ -1,4 +1,4 @@
-"""Move aliases by compare-and-set, and record every move."""
+"""Move aliases by compare-and-set, and record every move, for webhooks too."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from tunery.registry.names import check_alias
 from tunery.registry.records import AliasMove, MoveKind
 from tunery.registry.storage import schema
 from tunery.registry.storage.mapping import alias_map, to_move
+from tunery.registry.webhooks import events
 
 __all__ = ["ANY", "Expected", "MoveNote", "drop", "history", "move", "previous"]
 
@@ -138,6 +139,8 @@ def _record(
         kind=note.kind,
     )
     connection.execute(insert(schema.alias_moves).values(**msgspec.structs.asdict(moved)))
+    about = ("adapter", "alias", "before", "after", "kind", "actor")
+    events.append(connection, "tunery.alias.moved", {name: getattr(moved, name) for name in about}, at=note.at)
     return moved
 
 

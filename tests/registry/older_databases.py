@@ -12,11 +12,15 @@ _STATEMENTS = """
 DROP TABLE batches;
 DROP TABLE upload_parts;
 DROP TABLE uploads;
+DROP TABLE checkpoints;
 DROP TABLE job_events;
 DROP TABLE job_files;
 DROP TABLE data_files;
 DROP TABLE model_names;
 DROP TABLE responses;
+DROP TABLE webhook_deliveries;
+DROP TABLE webhook_endpoints;
+DROP TABLE webhook_events;
 CREATE TABLE older AS SELECT id, adapter, trainer, state, created_at, updated_at, version, error FROM jobs;
 DROP TABLE jobs;
 ALTER TABLE older RENAME TO jobs;

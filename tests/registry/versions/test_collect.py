@@ -154,7 +154,7 @@ def populate(home: Home, folder: Path, *, keep_open: bool) -> Registry:
     for seed in (1, 2):
         import_folder(
             registry,
-            make_adapter(folder / f"a{seed}", seed=seed, rank=400),
+            make_adapter(folder / f"a{seed}", seed=seed, rank=600),
             Destination(adapter="a/b", base=base, actor="t"),
         )
     registry.remove("a/b@2", actor="t")
