@@ -37,7 +37,7 @@ AVOID = {
 """Phrases that a reader stumbles over, and what to write instead."""
 
 FOLDERS = ("docs", "registry", "plugins", "gateway", "examples", "changes", ".github")
-SPELLING = "ines,mot,ist,te,ser,nd,ot,fo,ans,crate,falsy,ue,vie,socio-economic,sting"
+SPELLING = "rouge,ines,mot,ist,te,ser,nd,ot,fo,ans,crate,falsy,ue,vie,socio-economic,sting"
 """Words that codespell takes for misspellings and are not: identifiers and test data."""
 
 

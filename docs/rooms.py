@@ -38,6 +38,7 @@ QUESTIONS = {
     "Where does a Responses request become a chat request?": "tunery.gateway.api.items.chat_request:chat_request",
     "Where is an `adapter_config.json` read?": "tunery.registry.peft.config:read_config",
     "Where is a route added?": "tunery.gateway.app:HANDLERS",
+    "Where is an answer of an evaluation graded?": "tunery.plugins.evals.graders:CompiledGrader",
     "What can a plugin extend?": "tunery.plugins.hookspecs:TrainerInfo",
 }
 """What a newcomer asks, and the definition that answers it."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import socket
 from collections.abc import AsyncGenerator
 from importlib.metadata import version
 
@@ -19,6 +21,17 @@ from tunery.gateway.api.batches import cancel_batch, create_batch, list_batches,
 from tunery.gateway.api.chat import chat_completions
 from tunery.gateway.api.completions import completions
 from tunery.gateway.api.embeddings import embeddings
+from tunery.gateway.api.eval_runs import (
+    cancel_run,
+    cancel_run_as_before,
+    create_run,
+    delete_run,
+    list_items,
+    list_runs,
+    show_item,
+    show_run,
+)
+from tunery.gateway.api.evals import change_eval, create_eval, delete_eval, list_evals, show_eval
 from tunery.gateway.api.files import create_file, delete_file, file_content, file_findings, list_files, show_file
 from tunery.gateway.api.fine_tuning import (
     cancel_job,
@@ -41,6 +54,7 @@ from tunery.gateway.api.responses import create_response, delete_response, list_
 from tunery.gateway.api.state import Gateway
 from tunery.gateway.api.uploads import add_upload_part, cancel_upload, complete_upload, create_upload
 from tunery.gateway.batches.runner import BatchRunner
+from tunery.gateway.evals.runner import EvalRunner
 from tunery.gateway.preload import Preloader
 
 __all__ = ["create_app"]
@@ -84,6 +98,19 @@ HANDLERS = (
     resume_job,
     list_checkpoints,
     list_events,
+    create_eval,
+    list_evals,
+    show_eval,
+    change_eval,
+    delete_eval,
+    create_run,
+    list_runs,
+    show_run,
+    cancel_run,
+    cancel_run_as_before,
+    delete_run,
+    list_items,
+    show_item,
     live,
     ready,
     metrics,
@@ -112,11 +139,14 @@ def create_app(gateway: Gateway) -> ASGIApp:
         await gateway.file_checks.catch_up()
         batches = BatchRunner(gateway)
         batches.start()
+        evaluations = EvalRunner(gateway, owner=f"{socket.gethostname()}:{os.getpid()}")
+        evaluations.start()
         try:
             yield
         finally:
             gateway.draining = True
             await batches.stop()
+            await evaluations.stop()
             await preloader.stop()
             await gateway.file_checks.stop()
             gateway.workers.close()

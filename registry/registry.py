@@ -13,6 +13,7 @@ from tunery.registry import bases
 from tunery.registry.batches.batches import Batches
 from tunery.registry.checkpoints import Checkpoints
 from tunery.registry.data_files import DataFiles
+from tunery.registry.evals.store import EvalStore
 from tunery.registry.home import Home
 from tunery.registry.jobs import table as jobs
 from tunery.registry.jobs.job_queue import JobQueue
@@ -70,6 +71,7 @@ class Registry:
         self.uploads = Uploads(self._database, self.blobs, home.uploads, clock=clock)
         self.batches = Batches(self._database, self.blobs, home.batches, clock=clock)
         self.webhooks = Outbox(self._database, clock=clock)
+        self.evals = EvalStore(self._database, self.blobs, clock=clock)
 
     @classmethod
     def open(cls, home: Home | None = None, *, clock: Callable[[], float] = time.time, scarce: bool = False) -> Self:

@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "bases": ("tunery.gateway.cli.bases:bases", "List and add base models."),
     "bench": ("tunery.gateway.cli.bench:bench", "Measure serving and training on this machine."),
     "data": ("tunery.gateway.cli.data:data", "Check, preview and split files of examples."),
+    "eval": ("tunery.gateway.cli.eval:evaluations", "Measure models on held-out rows, and one against another."),
     "files": ("tunery.gateway.cli.files:files", "Find the versions that were made with a file of examples."),
     "jobs": ("tunery.gateway.cli.jobs:jobs", "Submit, list, follow, pause and cancel training jobs."),
     "plugins": ("tunery.gateway.cli.plugins:plugins", "List plugins, their hooks, and the trainers' parameters."),

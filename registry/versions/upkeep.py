@@ -10,6 +10,7 @@ from sqlalchemy import Connection, select
 
 from tunery.registry import data_files
 from tunery.registry.base_files import changed_files
+from tunery.registry.evals import table as evals
 from tunery.registry.home import Home
 from tunery.registry.jobs import checkpoints
 from tunery.registry.records import Base, Version
@@ -137,7 +138,8 @@ def collect(
 
 def _needed(connection: Connection) -> set[str]:
     of_versions = set(connection.scalars(select(schema.files.c.sha256).distinct()))
-    return of_versions | data_files.needed_blobs(connection) | checkpoints.needed_blobs(connection)
+    others = (data_files, checkpoints, evals)
+    return of_versions.union(*(table.needed_blobs(connection) for table in others))
 
 
 def _unfinished(connection: Connection, home: Home) -> list[Path]:

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from litestar.openapi.spec import OpenAPI, OpenAPIMediaType, OpenAPIResponse, PathItem, Schema
 
-from tunery.gateway.api.schemas import batches, files, fine_tuning, items, requests, uploads
+from tunery.gateway.api.schemas import batches, evals, files, fine_tuning, items, requests, uploads
 from tunery.gateway.api.schemas import models as cards
 from tunery.gateway.api.schemas import responses as schemas
 
@@ -27,6 +27,17 @@ _TYPES = (
     cards.DeletedModel,
     cards.LoadRequest,
     cards.ModelList,
+    evals.DeletedEval,
+    evals.DeletedRun,
+    evals.Eval,
+    evals.EvalChange,
+    evals.EvalCreate,
+    evals.EvalList,
+    evals.OutputItem,
+    evals.OutputItemList,
+    evals.Run,
+    evals.RunCreate,
+    evals.RunList,
     files.DeletedFile,
     files.FileFindings,
     files.FileList,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 from msgspec import to_builtins
@@ -13,6 +13,9 @@ from tunery.gateway.cli.terminal.options import as_json
 from tunery.gateway.cli.terminal.tables import print_table, size_text, when
 from tunery.gateway.python.home import current_actor, open_registry
 from tunery.registry.losses import LOSSES, loss_text, loss_unit
+
+if TYPE_CHECKING:
+    from tunery.registry.evals.records import Measurement
 
 __all__ = ["COMMANDS"]
 
@@ -55,8 +58,9 @@ def show(reference: str, whole: bool, as_json: bool) -> None:
     with open_registry() as registry:
         version = registry.resolve(reference)
         files = registry.files(version)
+        evals = registry.evals.measurements(version.digest)
     if as_json:
-        print_json({**to_builtins(version), "report": report_data(files)})
+        print_json({**to_builtins(version), "report": report_data(files), "evals": to_builtins(evals)})
         return
     if whole:
         print_report(version, files)
@@ -72,6 +76,7 @@ def show(reference: str, whole: bool, as_json: bool) -> None:
     rows = [(k, f"{v:.6g}", unit if k in LOSSES else "") for k, v in sorted(version.metrics.items())]
     print_table(("metric", "value", "unit"), rows, empty="no metrics")
     _show_gates(version.manifest)
+    _show_evals(evals)
     print_table(
         ("file", "size", "sha256"), [(f.path, size_text(f.size), f.sha256[:12]) for f in version.files], empty=""
     )
@@ -146,3 +151,25 @@ def _show_gates(manifest: dict[str, Any]) -> None:
     print_table(("gate", "result", "why"), rows, empty="no gates were run")
     if manifest.get("forced"):
         click.echo(f"published anyway by {manifest['forced_by']}")
+
+
+def _show_evals(measured: list[Measurement]) -> None:
+    """A line for each grader of each evaluation, oldest first."""
+    rows = []
+    for each in measured:
+        differences = {row["name"]: row["difference"] for row in each.results.get("comparison", ())}
+        for grader in each.results["model"]["graders"]:
+            mean, moved = grader["mean"], differences.get(grader["name"])
+            rows.append(
+                (
+                    when(each.at),
+                    each.data_name,
+                    grader["name"],
+                    "-" if mean is None else f"{mean:.3f} ({grader['low']:.3f} to {grader['high']:.3f})",
+                    f"{grader['passed']}/{grader['rows']}",
+                    "-" if moved is None else f"{moved:+.3f} against {each.against}",
+                    each.run,
+                )
+            )
+    header = ("evaluated", "data", "grader", "mean (95 %)", "passed", "difference", "run")
+    print_table(header, rows, empty="no evaluations")

@@ -22,6 +22,13 @@ from tunery.registry.jobs.success import Success
 from tunery.registry.settings import ServeSettings
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
+GRADER = {"type": "string_check", "name": "a", "input": "{{item.a}}", "reference": "b", "operation": "eq"}
+DATA_SOURCE = {
+    "type": "completions",
+    "model": "tiny",
+    "source": {"type": "file_content", "content": [{"item": {"a": "b"}}]},
+    "input_messages": {"type": "template", "template": MESSAGES},
+}
 GOOD: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"model": "tiny", "messages": MESSAGES},
     "/v1/completions": {"model": "tiny", "prompt": "Hi"},
@@ -32,6 +39,9 @@ GOOD: dict[str, dict[str, Any]] = {
     "/v1/fine_tuning/jobs": {"model": "tiny", "training_file": "file-none"},
     "/v1/uploads": {"filename": "a.jsonl", "purpose": "batch", "bytes": 3, "mime_type": "text/jsonl"},
     "/v1/batches": {"input_file_id": "file-none", "endpoint": "/v1/embeddings", "completion_window": "24h"},
+    "/v1/evals": {"data_source_config": {"type": "custom", "item_schema": {}}, "testing_criteria": [GRADER]},
+    "/v1/evals/{eval_id}": {},
+    "/v1/evals/{eval_id}/runs": {"data_source": DATA_SOURCE},
 }
 ROWS = b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
 JOBS, ACTIONS = "/v1/fine_tuning/jobs", ("pause", "resume", "cancel")
@@ -155,7 +165,7 @@ async def test_every_documented_status_is_met_and_no_other(served: Served, docum
         async def everywhere(**options: Any) -> None:
             for path, methods in document.paths.items():
                 for method in methods:
-                    body = {"json": GOOD[path]} if path in GOOD else {}
+                    body = {"json": GOOD[path]} if path in GOOD and method == "post" else {}
                     response = await client.request(method, path.replace("{name}", "tiny"), **body | options)
                     document.check(path, method, response)
 
@@ -179,6 +189,7 @@ async def test_every_documented_status_is_met_and_no_other(served: Served, docum
         await _fine_tune(client, served, document)
         await _upload_in_parts(client, served, document)
         await _batch(client, document)
+        await _evaluate(client, served, document)
         served.engine.failure = ArtifactRefused("acme/docs@1 has NaN", code="artifact_nonfinite")
         await posted()
         served.engine.failure = None
@@ -266,6 +277,43 @@ async def _fine_tune(client: httpx.AsyncClient, served: Served, document: Docume
     await caller.call("delete", "/v1/files/{file_id}", file_id="x" * 200)
 
 
+async def _evaluate(client: httpx.AsyncClient, served: Served, document: Document) -> None:
+    """Create, run, cancel and delete, and what is not there."""
+    caller, evals, run_path = Caller(client, document), "/v1/evals/{eval_id}", "/v1/evals/{eval_id}/runs/{run_id}"
+
+    async def posted(path: str, body: dict[str, Any], **names: str) -> str:
+        response = await client.post(path.format(**names), json=body)
+        document.check(path, "post", response)
+        return str(response.json().get("id"))
+
+    made = await posted("/v1/evals", GOOD["/v1/evals"])
+    await posted(evals, {"name": "b"}, eval_id=made)
+    runs = [await posted(f"{evals}/runs", GOOD[f"{evals}/runs"], eval_id=made) for _ in range(2)]
+    await posted(f"{evals}/runs", {"data_source": {}}, eval_id=made)
+    while (await client.get(run_path.format(eval_id=made, run_id=runs[0]))).json()["status"] != "completed":
+        await asyncio.sleep(0.02)
+    item = (await client.get(f"{run_path}/output_items".format(eval_id=made, run_id=runs[0]))).json()["first_id"]
+    for query in ("", "?limit=0", "?after=none"):
+        await caller.call("get", "/v1/evals", query=query)
+        await caller.call("get", f"{evals}/runs", query=query, eval_id=made)
+        await caller.call("get", f"{run_path}/output_items", query=query, eval_id=made, run_id=runs[0])
+    for name in (made, "none", "x" * 200):
+        await caller.call("get", evals, eval_id=name)
+    for name in (runs[0], "none", "x" * 200):
+        await caller.call("get", run_path, eval_id=made, run_id=name)
+        await caller.call("post", f"{run_path}/cancel", eval_id=made, run_id=name)
+    for name in (item, "none", "x" * 300):
+        place = f"{run_path}/output_items/{{output_item_id}}"
+        await caller.call("get", place, eval_id=made, run_id=runs[0], output_item_id=name)
+    with served.gateway.admission.hold(4, tenant="busy"):
+        waiting = await posted(f"{evals}/runs", GOOD[f"{evals}/runs"], eval_id=made)
+        await caller.call("post", f"{run_path}/cancel", eval_id=made, run_id=waiting)
+    for name in (runs[1], "none", "x" * 200):
+        await caller.call("delete", run_path, eval_id=made, run_id=name)
+    for name in (made, "none", "x" * 200):
+        await caller.call("delete", evals, eval_id=name)
+
+
 async def _publish(served: Served, caller: Caller, job: str) -> None:
     """Publish a job's version, and delete it by its name when no alias points to it any more."""
     claim = served.gateway.registry.queue.claim("test")
@@ -345,6 +393,7 @@ def _break(served: Served) -> None:
         *((registry.queue, name) for name in ("names", "page")),
         *((registry.uploads, name) for name in ("create", "get", "add_part", "cancel")),
         *((registry.batches, name) for name in ("get", "page")),
+        *((registry.evals, name) for name in ("create", "get", "page")),
         (registry, "job"),
     ):
         setattr(where, name, fail)
@@ -374,10 +423,11 @@ async def test_whatever_the_document_forbids_is_refused(served: Served, document
     served.publish("acme/docs")
     schema = document.schema(path)
     described = schema["components"]["schemas"][schema["$ref"].rsplit("/", 1)[1]]
-    assert set(described["required"]) == set(GOOD[path])
+    required = described.get("required", [])
+    assert set(required) == set(GOOD[path])
     valid: Callable[[Any], bool] = Draft202012Validator(schema).is_valid
     async with httpx.AsyncClient(base_url=served.url, timeout=20) as client:
-        wrong = [{key: value for key, value in GOOD[path].items() if key != name} for name in described["required"]]
+        wrong = [{key: value for key, value in GOOD[path].items() if key != name} for name in required]
         for name, field in described["properties"].items():
             values: list[Any] = [True, 0.5, "", [], {}, None, [None], [{}], {"x": "y"}, *_beyond(field)]
             wrong += [body for value in values if not valid(body := {**GOOD[path], name: value})]

@@ -1,0 +1,1 @@
+"""Evaluations in a gateway: planning a run, asking models behind interactive requests, grading, and summing up."""

@@ -1,0 +1,1 @@
+"""Evaluations: their runs, which servers claim, the result of every row, and what runs measured of versions."""
