@@ -6,7 +6,7 @@ export TQDM_DISABLE ?= 1
 # also wait: for servers, leases and other processes.
 WORKERS ?= 3
 
-.PHONY: help setup demo test test-fast check docs format changelog bench soak clean
+.PHONY: help setup demo test test-fast frameworks check docs format changelog bench soak clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,11 +34,14 @@ build/typing/tunery/__init__.py:
 demo: setup ## train three tenants, serve them together, swap a version under load
 	$(BIN)/python examples/demo/run.py
 
-test: setup ## the whole test suite but the soak
-	$(BIN)/python -m pytest -m "not soak" -n $(WORKERS) --dist worksteal
+test: setup ## the whole test suite but the soak and the frameworks
+	$(BIN)/python -m pytest -m "not soak and not frameworks" -n $(WORKERS) --dist worksteal
 
 test-fast: setup ## the tests that train nothing and need no real base
-	$(BIN)/python -m pytest -m "not soak and not slow" -n $(WORKERS) --dist worksteal
+	$(BIN)/python -m pytest -m "not soak and not frameworks and not slow" -n $(WORKERS) --dist worksteal
+
+frameworks: setup ## openai-agents, LangChain, LiteLLM, instructor and Pydantic AI against a real server
+	$(BIN)/python -m pytest -m frameworks
 
 check: setup ## ruff, mypy, import contracts, prose and the documentation site
 	$(BIN)/ruff format --check .
@@ -69,7 +72,7 @@ bench: setup ## the figures of docs/performance.md; PEERS=file and PEER=command 
 	  --steps 45 --set schedule=linear --set warmup=0 $(if $(PEER),--peer '$(PEER)') --json > build/bench/train.json
 	$(BIN)/tunery bench neighbours --data build/bench/train.jsonl --json > build/bench/neighbours.json
 
-soak: setup ## minutes of mixed load with hostile requests
+soak: setup ## minutes of mixed load with hostile requests, and thousands of made-up ones
 	$(BIN)/python -m pytest -m soak -s
 
 clean: ## remove everything that was built, .venv included

@@ -151,6 +151,23 @@ def _figures(name: str = "serve.json") -> dict[str, Any]:
     return figures
 
 
+def clients_table() -> str:
+    """Every client that the tests run, with the versions that are pinned for it."""
+    names = {"openai-1": "`openai` for Python", "openai-node": "`openai` for Node.js"}
+    versions: dict[str, list[str]] = {}
+    for path in sorted((DOCS.parent / "tests" / "clients" / "requirements").glob("*.txt")):
+        text = path.read_text()
+        pinned = re.findall(r"^# npm: openai@(\S+)", text) or re.findall(r"==(\S+)", text.partition("\n\n")[0])
+        packages = ", ".join(
+            f"`{name}`" for name in re.findall(r"^([\w-]+)==", text.partition("\n\n")[0], re.MULTILINE)
+        )
+        name = "openai-1" if re.fullmatch(r"openai-\d", path.stem) else path.stem
+        versions.setdefault(names.get(name, packages), []).append(", ".join(pinned))
+    rows = ["| client | versions |", "|---|---|"]
+    rows += [f"| {name} | {', '.join(each)} |" for name, each in versions.items()]
+    return "\n".join(rows)
+
+
 PARTS: dict[str, tuple[str, Callable[[], str]]] = {
     "serving rows": ("performance.md", serving_rows),
     "serving bars": ("performance.md", serving_bars),
@@ -158,6 +175,7 @@ PARTS: dict[str, tuple[str, Callable[[], str]]] = {
     "training": ("performance.md", training),
     "neighbours": ("performance.md", neighbours),
     "training figures": ("../README.md", training),
+    "clients": ("http.md", clients_table),
     "architectures": ("engine.md", architectures_table),
     "settings": ("operations.md", settings_table),
     "hooks": ("plugins.md", hooks_table),

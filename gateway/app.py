@@ -8,8 +8,9 @@ import os
 import socket
 from collections.abc import AsyncGenerator
 from importlib.metadata import version
+from typing import Any
 
-from litestar import Litestar, get
+from litestar import Litestar, Request, Response, get
 from litestar.config.cors import CORSConfig
 from litestar.di import Provide
 from litestar.openapi import OpenAPIConfig
@@ -123,11 +124,24 @@ async def root() -> Redirect:
     return Redirect("/docs")
 
 
+def _allowed_methods(request: Request[Any, Any, Any]) -> Response[None]:
+    """The answer to OPTIONS. Litestar's own names only the method of a path's first handler."""
+    (path,) = request.route_handler.paths
+    methods = sorted(request.app.route_handler_method_map[path])
+    return Response(None, status_code=204, headers={"allow": ", ".join(methods)})
+
+
 def create_app(gateway: Gateway) -> ASGIApp:
     """An application that serves the gateway's parts; it starts and stops the engine, and closes the registry."""
 
     async def provide_gateway() -> Gateway:
         return gateway
+
+    guard = Guard(gateway.settings)
+
+    async def before_request(request: Request[Any, Any, Any]) -> Response[None] | None:
+        await guard.check(request)
+        return _allowed_methods(request) if request.method == "OPTIONS" else None
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncGenerator[None, None]:
@@ -157,7 +171,7 @@ def create_app(gateway: Gateway) -> ASGIApp:
         route_handlers=[root, *HANDLERS],
         dependencies={"gateway": Provide(provide_gateway)},
         exception_handlers=EXCEPTION_HANDLERS,
-        before_request=Guard(gateway.settings).check,
+        before_request=before_request,
         cors_config=CORSConfig(allow_origins=list(origins)) if (origins := gateway.settings.allowed_origins) else None,
         lifespan=[lifespan],
         openapi_config=OpenAPIConfig(

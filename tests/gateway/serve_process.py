@@ -58,7 +58,7 @@ def start_server(folder: Path, home: Home, base: str | Path, *arguments: str) ->
         )
     running = ServeProcess(process, log, home)
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while not any(line.startswith("ready: ") for line in running.lines()):
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()

@@ -7,10 +7,13 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-__all__ = ["LONGEST", "SHORTEST", "DeletedFile", "ExpiresAfter", "FileFindings", "FileList", "FileObject", "Purpose"]
+__all__ = [
+    "LONGEST", "SHORTEST", "DeletedFile", "ExpiresAfter", "FileCreate", "FileFindings", "FileList", "FileObject", "Purpose",
+]  # fmt: skip
 
 Purpose = Literal["assistants", "batch", "evals", "fine-tune", "user_data", "vision"]
 """What a client may upload a file for."""
+EXPIRY_FIELDS = {"expires_anchor": "expires_after[anchor]", "expires_seconds": "expires_after[seconds]"}
 SHORTEST, LONGEST = 3600, 2_592_000
 """Seconds after which a file may expire."""
 
@@ -20,6 +23,15 @@ class ExpiresAfter(msgspec.Struct, frozen=True, kw_only=True):
 
     anchor: Literal["created_at"]
     seconds: Annotated[int, Meta(ge=SHORTEST, le=LONGEST)]
+
+
+class FileCreate(msgspec.Struct, frozen=True, kw_only=True, rename=EXPIRY_FIELDS):
+    """The form of an upload, for the document alone: the form is read as it comes."""
+
+    file: Annotated[str, Meta(min_length=1, extra_json_schema={"format": "binary"})]
+    purpose: Purpose
+    expires_anchor: Literal["created_at"] | msgspec.UnsetType = msgspec.UNSET
+    expires_seconds: Annotated[int, Meta(ge=SHORTEST, le=LONGEST)] | msgspec.UnsetType = msgspec.UNSET
 
 
 class FileObject(msgspec.Struct, frozen=True, kw_only=True):

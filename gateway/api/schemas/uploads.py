@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from tunery.gateway.api.schemas.files import ExpiresAfter, FileObject, Purpose
 
-__all__ = ["MAX_UPLOAD", "UploadComplete", "UploadCreate", "UploadObject", "UploadPartObject"]
+__all__ = ["MAX_UPLOAD", "UploadComplete", "UploadCreate", "UploadObject", "UploadPartCreate", "UploadPartObject"]
 
 MAX_UPLOAD = 8 * 2**30
 """Bytes of a file that comes in parts."""
@@ -23,6 +23,12 @@ class UploadCreate(msgspec.Struct, frozen=True, kw_only=True):
     bytes: Annotated[int, Meta(ge=1, le=MAX_UPLOAD)]
     mime_type: Annotated[str, Meta(max_length=255)]
     expires_after: ExpiresAfter | None = None
+
+
+class UploadPartCreate(msgspec.Struct, frozen=True, kw_only=True):
+    """The form of a part, for the document alone: the form is read as it comes."""
+
+    data: Annotated[str, Meta(min_length=1, extra_json_schema={"format": "binary"})]
 
 
 class UploadComplete(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""Prepares JSON schemas for llguidance: takes annotations out, and refuses a schema that only an
+"""Prepares JSON schemas for llguidance: takes annotations out, closes objects, and refuses a schema that only an
 endless text satisfies.
 
 JSON Schema (draft 2020-12, and what draft 7 spells differently) lets a validator ignore a `format` that it does not
@@ -23,6 +23,16 @@ _OF_ONE = (
     *("items", "additionalItems", "additionalProperties", "unevaluatedItems", "unevaluatedProperties", "contains"),
     *("propertyNames", "not", "if", "then", "else"),
 )
+_COMBINING = frozenset(
+    {"allOf", "oneOf", "not", "if", "then", "else", "dependentSchemas", "$dynamicRef", "unevaluatedProperties"}
+)
+"""Keywords with which an object's other properties matter to several schemas."""
+_ALTERNATIVES = frozenset({"properties", "anyOf", "$ref"})
+"""Keywords with which they do where there are two of them."""
+_OPEN = frozenset(
+    {"additionalProperties", "patternProperties", "propertyNames", "minProperties", "dependentRequired", "dependencies"}
+)
+"""Keywords that are about properties that are not listed."""
 _LOOK_AROUND = re.compile(r"\(\?<?[=!]")
 _ROUNDS = 32
 
@@ -34,7 +44,10 @@ def prepare(schema: Schema, *, lenient: bool = False) -> Schema:
 
     A pattern with look-around, which llguidance does not support, is dropped where a known format stands beside it (as
     zod writes them). With `lenient` it is dropped everywhere, and unsupported keywords are ignored instead of refused.
+    An object has only the properties that are listed unless the schema allows others by name, as a model may otherwise
+    add some forever.
     """
+    closes = not _combines(schema)
 
     def readable(part: Any) -> Any:
         if not isinstance(part, dict):
@@ -45,7 +58,7 @@ def prepare(schema: Schema, *, lenient: bool = False) -> Schema:
             part.pop("format", None)
         if (enforced or lenient) and _LOOK_AROUND.search(str(part.get("pattern"))):
             del part["pattern"]
-        return part
+        return _closed(part) if closes else part
 
     if not _Finite(schema).holds():
         raise ValueError("only an endless text satisfies it: a required part of it refers back to it")
@@ -67,6 +80,27 @@ def _map_subschemas(schema: Schema, change: Callable[[Any], Any]) -> Schema:
         elif key in _OF_ONE:
             changed[key] = change(value)
     return changed
+
+
+def _combines(schema: Any) -> bool:
+    """Whether several schemas may describe one object, so that none of them may be closed by itself."""
+    if not isinstance(schema, dict):
+        return False
+    if _COMBINING.intersection(schema) or len(_ALTERNATIVES.intersection(schema)) > 1:
+        return True
+    found: list[bool] = []
+    _map_subschemas(schema, lambda part: found.append(_combines(part)))
+    return any(found)
+
+
+def _closed(schema: Schema) -> Schema:
+    """An object's schema without properties that it does not list."""
+    properties = schema.get("properties")
+    if not isinstance(properties, dict) or not properties or _OPEN.intersection(schema):
+        return schema
+    if not properties.keys() >= {name for name in _list(schema.get("required")) if isinstance(name, str)}:
+        return schema
+    return {**schema, "additionalProperties": False}
 
 
 class _Finite:

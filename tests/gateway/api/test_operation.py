@@ -102,6 +102,28 @@ async def test_the_openapi_document_names_and_explains_every_operation(served: S
     assert all(operation["summary"] and operation["tags"] for operation in operations)
 
 
+async def test_options_names_every_method_of_a_path(served: Served) -> None:
+    paths = (await call(served, "GET", "/docs/openapi.json")).json()["paths"]
+    for path, methods in paths.items():
+        response = await call(served, "OPTIONS", path)
+        assert response.status_code == 204
+        assert set(response.headers["allow"].split(", ")) == {*(method.upper() for method in methods), "OPTIONS"}, path
+
+
+async def test_the_openapi_document_describes_the_form_of_an_upload_and_dates_as_http_has_them(served: Served) -> None:
+    document = (await call(served, "GET", "/docs/openapi.json")).json()
+    body = document["paths"]["/v1/files"]["post"]["requestBody"]
+    assert body == {
+        "content": {"multipart/form-data": {"schema": {"$ref": "#/components/schemas/FileCreate"}}},
+        "required": True,
+    }
+    form = document["components"]["schemas"]["FileCreate"]
+    assert form["required"] == ["file", "purpose"]
+    assert {"expires_after[anchor]", "expires_after[seconds]"} < set(form["properties"])
+    headers = document["paths"]["/v1/files/{file_id}/content"]["get"]["responses"]["200"]["headers"]
+    assert [header["schema"].get("format") for header in headers.values()] == [None] * len(headers)
+
+
 @pytest.mark.parametrize("name", ["acme/support@1", "acme%2Fsupport@1", "acme%2Fsupport%401"])
 async def test_a_models_slash_may_be_quoted(served: Served, name: str) -> None:
     served.publish("acme/support")

@@ -68,7 +68,10 @@ def test_every_format_that_is_kept_is_one_the_library_knows_and_no_other_is_kept
 
 def test_names_and_values_are_no_keywords() -> None:
     same: list[dict[str, Any]] = [
-        {"properties": {"format": {"type": "string"}, "pattern": {"const": {"format": "zip", "pattern": "(?=x)"}}}},
+        {
+            "properties": {"format": {"type": "string"}, "pattern": {"const": {"format": "zip", "pattern": "(?=x)"}}},
+            "additionalProperties": True,
+        },
         {"enum": [{"format": "zip"}], "default": {"format": "zip"}, "examples": [{"format": "zip"}]},
         {"$defs": {"format": {"type": "null"}}, "items": False, "additionalProperties": True},
     ]
@@ -76,6 +79,48 @@ def test_names_and_values_are_no_keywords() -> None:
         before = json.dumps(schema)
         assert prepare(schema) == schema
         assert json.dumps(schema) == before
+
+
+A = {"type": "object", "properties": {"a": {"type": "integer"}}}
+CLOSED = {**A, "additionalProperties": False}
+
+
+@pytest.mark.parametrize(
+    ("schema", "prepared"),
+    [
+        (A, CLOSED),
+        ({"properties": {"b": A}}, {"properties": {"b": CLOSED}, "additionalProperties": False}),
+        ({"items": A}, {"items": CLOSED}),
+        ({"anyOf": [A, {"type": "null"}]}, {"anyOf": [CLOSED, {"type": "null"}]}),
+        ({"$ref": "#/$defs/a", "$defs": {"a": A}}, {"$ref": "#/$defs/a", "$defs": {"a": CLOSED}}),
+    ],
+)
+def test_an_object_has_no_other_properties_than_those_listed(schema: dict[str, Any], prepared: dict[str, Any]) -> None:
+    assert prepare(schema) == prepared
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object"},
+        {"type": "object", "properties": {}},
+        {**A, "additionalProperties": True},
+        {**A, "additionalProperties": {"type": "string"}},
+        {**A, "patternProperties": {"^x": {}}},
+        {**A, "required": ["b"]},
+        {**A, "minProperties": 2},
+        {**A, "unevaluatedProperties": {"type": "string"}},
+        {**A, "dependentRequired": {"a": ["b"]}},
+        {**A, "$ref": "#/$defs/b", "$defs": {"b": {"properties": {"b": {"type": "null"}}}}},
+        {**A, "anyOf": [{"properties": {"b": {"type": "null"}}}]},
+        {"allOf": [A, {"properties": {"b": {"type": "null"}}}]},
+        {"oneOf": [A, {"properties": {"a": {"type": "integer"}, "b": {"type": "null"}}}]},
+        {"items": A, "not": {"type": "null"}},
+    ],
+    ids=json.dumps,
+)
+def test_an_object_stays_open_where_the_schema_says_so_or_other_schemas_describe_it(schema: dict[str, Any]) -> None:
+    assert prepare(schema) == schema
 
 
 def test_what_zod_writes_for_an_email_is_an_email(grammars: Grammars) -> None:
