@@ -175,7 +175,7 @@ PARTS: dict[str, tuple[str, Callable[[], str]]] = {
     "training": ("performance.md", training),
     "neighbours": ("performance.md", neighbours),
     "training figures": ("../README.md", training),
-    "clients": ("http.md", clients_table),
+    "clients": ("api.md", clients_table),
     "architectures": ("engine.md", architectures_table),
     "settings": ("operations.md", settings_table),
     "hooks": ("plugins.md", hooks_table),
