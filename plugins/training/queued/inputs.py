@@ -12,6 +12,7 @@ from tunery.plugins.training.inputs.request import TrainRequest
 from tunery.registry.errors import InvalidInput, StorageFailed, disk_code
 from tunery.registry.records import DataFile, Job
 from tunery.registry.registry import Registry
+from tunery.registry.storage.digest import file_digest
 
 __all__ = ["local_request"]
 
@@ -20,7 +21,7 @@ def local_request(registry: Registry, job: Job, folder: JobFolder) -> TrainReque
     """The request with its files in the job's folder, under the names they were uploaded with.
 
     They stay there when the upload is deleted. Raise NotFound for a file that is gone, StorageFailed where the disk does
-    not take it.
+    not take it, or has other bytes by now than were uploaded (file_damaged).
     """
     asked = job.request
     if asked is None:
@@ -61,4 +62,10 @@ def _place(registry: Registry, file: DataFile, folder: Path) -> Path:
         raise StorageFailed(
             f"{file.id} ({name}) cannot be read or copied: {error.strerror}", code=disk_code(error)
         ) from error
+    if file_digest(target)[0] != file.sha256:
+        raise StorageFailed(
+            f"{file.id} ({name}) is damaged: the bytes on disk are not those that were uploaded; check the disk, and "
+            "upload the file again",
+            code="file_damaged",
+        )
     return target

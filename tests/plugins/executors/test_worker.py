@@ -327,8 +327,15 @@ def test_what_cannot_be_trained_fails_with_its_code_and_every_finding(
     job = registry.queue.submit(msgspec.structs.replace(trainable, data=(file.id,)), tenant="acme")
     gone = registry.queue.submit(trainable, tenant="acme")
     registry.data_files.path(registry.data_files.get(trainable.data[0])).unlink()
+    rows = write_rows(tmp_path / "more.jsonl", 41)
+    other = registry.data_files.add(rows, tenant="acme", purpose="fine-tune", name="more.jsonl")
+    damaged = registry.queue.submit(msgspec.structs.replace(trainable, data=(other.id,)), tenant="acme")
+    blob = registry.data_files.path(other)
+    blob.write_bytes(blob.read_bytes().replace(b"a", b"b", 1))
     with running(registry, LocalExecutor(), concurrency=2):
-        wait_until(lambda: {registry.job(each.id).state for each in (job, gone)} == {"failed"})
+        wait_until(lambda: {registry.job(each.id).state for each in (job, gone, damaged)} == {"failed"})
+    assert registry.job(damaged.id).code == "file_damaged"
+    assert "upload the file again" in (registry.job(damaged.id).error or "")
     ended = registry.job(job.id)
     assert ended.code == "schema"
     assert "bad.jsonl:1" in (ended.error or "")
