@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -149,6 +150,8 @@ class _Run:
 
     def end(self, event: Paused | Cancelled | Failed) -> None:
         """Record how the job ended without a version, once; or give it back."""
+        import msgspec
+
         from tunery.plugins.events import Failed
         from tunery.plugins.training.queued.reporter import note_of
 
@@ -162,6 +165,9 @@ class _Run:
             return
         if isinstance(event, Failed) and self._waits_for_memory(event):
             return
+        # Who reads the error over HTTP knows files by their names.
+        places = re.escape(str(self.folder.path / "data")) + r"/\d+/"
+        event = msgspec.structs.replace(event, error=re.sub(places, "", event.error))
         code = event.code if isinstance(event, Failed) else None
         self.registry.queue.finish(self.claim, event.kind, error=event.error, code=code or None, notes=[note_of(event)])
 

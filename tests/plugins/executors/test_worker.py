@@ -322,7 +322,7 @@ def test_what_cannot_be_trained_fails_with_its_code_and_every_finding(
     registry: Registry, trainable: JobRequest, tmp_path: Path
 ) -> None:
     bad = tmp_path / "bad.jsonl"
-    bad.write_text('{"messages": [{"role": "user", "content": "a"}]}\nnot json\n')
+    bad.write_text('{"messages": [{"role": "user", "content": "a"}]}\nnot json\n' + "{}\n" * 30)
     file = registry.data_files.add(bad, tenant="acme", purpose="fine-tune", name="bad.jsonl")
     job = registry.queue.submit(msgspec.structs.replace(trainable, data=(file.id,)), tenant="acme")
     gone = registry.queue.submit(trainable, tenant="acme")
@@ -340,5 +340,7 @@ def test_what_cannot_be_trained_fails_with_its_code_and_every_finding(
     assert ended.code == "schema"
     assert "bad.jsonl:1" in (ended.error or "")
     assert "bad.jsonl:2" in (ended.error or "")
+    assert "tunery data check bad.jsonl" in (ended.error or "")
+    assert str(registry.home.root) not in (ended.error or "")
     assert registry.job(gone.id).code == "storage_failed"
     assert registry.versions() == []
