@@ -96,13 +96,24 @@ async def show_run(eval_id: FromPath[str], run_id: FromPath[str], gateway: Named
 )
 async def cancel_run(eval_id: FromPath[str], run_id: FromPath[str], gateway: NamedDependency[Gateway]) -> Run:
     """Stop a run, for good. Rows that are done keep their results."""
-    find_run(eval_id, run_id, gateway)
-    return _object(await asyncio.to_thread(gateway.registry.evals.cancel, run_id), gateway)
+    return await _cancel(eval_id, run_id, gateway)
 
 
-@post(RUN, include_in_schema=False, status_code=200, opt={"no_body": True})
+@post(
+    RUN,
+    operation_id="cancelEvalRunByItself",
+    summary="Stop a run, as older clients do",
+    status_code=200,
+    responses=_ERRORS,
+    tags=["evals"],
+    opt={"no_body": True},
+)
 async def cancel_run_as_before(eval_id: FromPath[str], run_id: FromPath[str], gateway: NamedDependency[Gateway]) -> Run:
     """Stop a run, at the path that older clients of OpenAI's know."""
+    return await _cancel(eval_id, run_id, gateway)
+
+
+async def _cancel(eval_id: str, run_id: str, gateway: Gateway) -> Run:
     find_run(eval_id, run_id, gateway)
     return _object(await asyncio.to_thread(gateway.registry.evals.cancel, run_id), gateway)
 

@@ -73,6 +73,11 @@ class ExecutorHarness:
         """The last step that a job has reported."""
         return int((self.job(claim).progress or {}).get("step") or 0)
 
+    def log(self, claim: Claim) -> str:
+        """What the processes of a job printed, where the executor keeps it as `local` does."""
+        path = self.registry.home.jobs / claim.job / "process.log"
+        return path.read_text(errors="replace")[-4000:] if path.exists() else ""
+
     @staticmethod
     def ended(run: RunningJob) -> int:
         """Wait until a process has ended; returns its exit code."""
@@ -106,7 +111,7 @@ class ExecutorConformance:
     def test_a_job_runs_to_its_end(self, harness: ExecutorHarness) -> None:
         """It publishes its version, and its process ends with 0."""
         claim, run = harness.start()
-        assert harness.ended(run) == 0
+        assert harness.ended(run) == 0, harness.log(claim)
         job = harness.job(claim)
         assert (job.state, job.error) == ("succeeded", None)
         assert harness.registry.verify(f"{job.adapter}@{job.version}") == []
@@ -128,7 +133,7 @@ class ExecutorConformance:
         harness.registry.queue.release(claim, waiting="killed", crashed=True)
         again, run = harness.run_next()
         assert again.job == claim.job
-        assert harness.ended(run) == 0
+        assert harness.ended(run) == 0, harness.log(claim)
         assert harness.job(claim).state == "succeeded"
         assert len(harness.registry.versions()) == before + 1
         kinds = [event.kind for event in harness.registry.queue.events_after(claim.job, 0)]

@@ -66,7 +66,11 @@ def job_object(job: Job, *, result_files: list[str], tenant: str) -> FineTuningJ
 
 def _param(code: str | None) -> str | None:
     """The field of the request that an error is about."""
-    return {"out_of_memory": "tunery.parameters", "file_not_found": "training_file", "file_damaged": "training_file"}.get(code or "")
+    return {
+        "out_of_memory": "tunery.parameters",
+        "file_not_found": "training_file",
+        "file_damaged": "training_file",
+    }.get(code or "")
 
 
 def _seconds(at: float | None) -> int | None:

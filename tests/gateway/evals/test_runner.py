@@ -22,18 +22,20 @@ async def left_behind(served: Served) -> Any:
     first = await ended(served, await served.client.evals.runs.create(made.id, data_source=source(content=CONTENT)))
     evals = served.gateway.registry.evals
     rows, _ = evals.items(first.id)
-    with served.gateway.admission.hold(4, tenant="busy"):
-        run = await served.client.evals.runs.create(made.id, data_source=source(content=CONTENT))
-        while evals.run(run.id).state == "queued":
-            await asyncio.sleep(0.02)
-        claim = RunClaim(run.id, evals.run(run.id).fence)
-        for row in rows[1:3]:
-            evals.add_item(claim, position=row.position, state=row.state, data=row.data | {"line": 77})
-        # Somebody else's by now, so the server that has it stops.
-        evals.renew(claim, lease=-1)
-        lost = evals.claim("a server that died", base_digest=served.base.digest, lease=-1)
-        assert lost is not None
-        served.engine.requests.clear()
+    served.engine.requests.clear()
+    served.engine.delay = 60
+    run = await served.client.evals.runs.create(made.id, data_source=source(content=CONTENT))
+    while not served.engine.requests:
+        await asyncio.sleep(0.02)
+    claim = RunClaim(run.id, evals.run(run.id).fence)
+    for row in rows[1:3]:
+        evals.add_item(claim, position=row.position, state=row.state, data=row.data | {"line": 77})
+    # Somebody else's by now, so the server that has it stops.
+    evals.renew(claim, lease=-1)
+    lost = evals.claim("a server that died", base_digest=served.base.digest, lease=-1)
+    assert lost is not None
+    served.engine.delay = 0
+    served.engine.requests.clear()
     return run
 
 

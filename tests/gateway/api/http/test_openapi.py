@@ -302,12 +302,15 @@ async def _evaluate(client: httpx.AsyncClient, served: Served, document: Documen
     for name in (runs[0], "none", "x" * 200):
         await caller.call("get", run_path, eval_id=made, run_id=name)
         await caller.call("post", f"{run_path}/cancel", eval_id=made, run_id=name)
+        await caller.call("post", run_path, eval_id=made, run_id=name)
     for name in (item, "none", "x" * 300):
         place = f"{run_path}/output_items/{{output_item_id}}"
         await caller.call("get", place, eval_id=made, run_id=runs[0], output_item_id=name)
-    with served.gateway.admission.hold(4, tenant="busy"):
+    served.engine.delay = 60
+    for path in (f"{run_path}/cancel", run_path):
         waiting = await posted(f"{evals}/runs", GOOD[f"{evals}/runs"], eval_id=made)
-        await caller.call("post", f"{run_path}/cancel", eval_id=made, run_id=waiting)
+        await caller.call("post", path, eval_id=made, run_id=waiting)
+    served.engine.delay = 0
     for name in (runs[1], "none", "x" * 200):
         await caller.call("delete", run_path, eval_id=made, run_id=name)
     for name in (made, "none", "x" * 200):
