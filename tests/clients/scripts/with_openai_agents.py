@@ -19,9 +19,10 @@ from steps import LIMIT, MODEL, QUESTION, Team, Ticket, run
 
 client = AsyncOpenAI(max_retries=0)
 chats = OpenAIChatCompletionsModel(model=MODEL, openai_client=client)
-# An answer that is cut off is an error to the SDK where it is a response, so answers end at a word or a sentence.
+# An answer that is cut off is an error to the SDK where it is a response, so answers end at a word, or at a letter that no
+# call of a tool has.
 short = ModelSettings(max_tokens=LIMIT, temperature=0, extra_body={"stop": [" "]})
-long = ModelSettings(max_tokens=200, temperature=0, extra_body={"stop": [".", "!", "?"]})
+long = ModelSettings(max_tokens=200, temperature=0, extra_body={"stop": [".", "d", "h", "w"]})
 
 
 @function_tool
