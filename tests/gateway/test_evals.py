@@ -104,6 +104,7 @@ def _by_command(home: Home, server: ServeProcess, rows: Path, folder: Path) -> N
     assert "acme/none" in refused.stderr
 
 
+@pytest.mark.soak
 def test_a_trained_version_is_better_than_the_real_base(tmp_path: Path, base_folder: Path, base_cache: Home) -> None:
     home = Home(tmp_path / "home")
     with Registry.open(base_cache) as cache, Registry.open(home) as registry:

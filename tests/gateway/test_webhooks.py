@@ -110,6 +110,7 @@ def test_a_server_without_its_secret_does_not_start(configured: Home, receiver: 
     assert "the variable NO_SUCH_SECRET must be whsec_ and base64" in done.stderr
 
 
+@pytest.mark.soak
 def test_the_end_of_a_job_on_the_real_base_is_sent(
     tmp_path: Path, base_folder: Path, base_cache: Home, receiver: Receiver
 ) -> None:

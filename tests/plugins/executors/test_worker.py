@@ -208,13 +208,9 @@ def test_a_job_whose_process_is_killed_goes_on_and_publishes_once(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("trainer", ["lora", "qlora"])
-def test_keeping_checkpoints_changes_nothing_of_what_is_trained(
-    trainer: str, registry: Registry, trainable: JobRequest
-) -> None:
+def test_keeping_checkpoints_changes_nothing_of_what_is_trained(registry: Registry, trainable: JobRequest) -> None:
     short = msgspec.structs.replace(
         trainable,
-        trainer=trainer,
         parameters=trainable.parameters | {"max_steps": 6, "batch_size": 16, "eval_every": 6, "checkpoint_every": 0},
     )
     jobs = [
