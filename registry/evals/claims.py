@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, and_, or_, select, update
-from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy import Connection, and_, insert, or_, select, update
 
 from tunery.registry.errors import Conflict
 from tunery.registry.evals import table
@@ -79,8 +78,12 @@ def release(connection: Connection, claimed: RunClaim, *, at: float) -> None:
 def add_items(connection: Connection, claimed: RunClaim, items: Sequence[EvalItem]) -> None:
     """Store results of rows; one that is stored already stays. Raise Conflict (claim_lost)."""
     require_claim(connection, claimed)
-    rows = [msgspec.structs.asdict(item) for item in items]
-    connection.execute(insert(schema.eval_items).on_conflict_do_nothing(), rows)
+    item = schema.eval_items.c
+    here = item.position.in_([each.position for each in items])
+    stored = set(connection.scalars(select(item.position).where(item.run == claimed.run, here)))
+    rows = [msgspec.structs.asdict(each) for each in items if each.position not in stored]
+    if rows:
+        connection.execute(insert(schema.eval_items), rows)
     _set(connection, claimed.run, {"crashes": 0}, at=items[0].created_at)
 
 
