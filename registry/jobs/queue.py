@@ -71,7 +71,7 @@ def claim(connection: Connection, *, owner: str, at: float, lease: float, limits
     since its last claim, then the oldest job.
     """
     _settle_lost(connection, at)
-    row = next((row for row in connection.execute(_next(at, limits)).all() if _fits(row.progress, limits.memory)), None)
+    row = connection.execute(_next(at, limits)).first()
     if row is None:
         return None
     column = schema.jobs.c
@@ -84,23 +84,22 @@ def claim(connection: Connection, *, owner: str, at: float, lease: float, limits
 
 
 def _next(at: float, limits: ClaimLimits) -> Select[Any]:
-    """The query for the jobs that may be claimed, the next one first."""
+    """The query for the job to claim."""
     job, other = schema.jobs.c, schema.jobs.alias("other").c
     running = (
         select(func.count()).where(other.tenant == job.tenant, other.state == "running", other.lease_until >= at)
     ).scalar_subquery()
     last = select(func.coalesce(func.max(other.started_at), 0.0)).where(other.tenant == job.tenant).scalar_subquery()
     query = (
-        select(job.id, job.progress)
+        select(job.id)
         .where(job.request.is_not(None), job.state == "queued", job.id.not_in(list(limits.without)))
         .order_by(job.priority.desc(), running, last, job.created_at, job.id)
+        .limit(1)
     )
+    if limits.memory is not None:
+        # A process that found too little memory has recorded what would do.
+        query = query.where(func.coalesce(job.progress["needed_bytes"].as_float(), 0.0) <= limits.memory)
     return query.where(running < limits.per_tenant) if limits.per_tenant else query
-
-
-def _fits(progress: dict[str, Any] | None, memory: int | None) -> bool:
-    """Whether a job is not known to need more memory than there is: a process found out, and recorded it."""
-    return memory is None or int((progress or {}).get("needed_bytes", 0)) <= memory
 
 
 def reserved(connection: Connection, owner: str) -> dict[str, int]:
