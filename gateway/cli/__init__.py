@@ -12,6 +12,7 @@ from importlib.metadata import version
 import click
 
 from tunery.gateway.cli.terminal.streams import check_arguments, take_any_text
+from tunery.plugins.runtime.quick_exit import exit_quickly
 from tunery.registry.errors import TuneryError, near
 
 __all__ = ["COMMANDS", "cli", "main"]
@@ -85,6 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # Libraries draw progress bars even into a log file; this keeps them from it.
         os.environ.setdefault("TQDM_DISABLE", "1")
     take_any_text()
+    exit_quickly()
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         if not {"-h", "--help", "--version"} & set(given):

@@ -25,6 +25,7 @@ from tunery.gateway.engine.messages import Command, Failed, Shutdown
 from tunery.plugins.runtime.allocator import resident_bytes, trim_memory
 from tunery.plugins.runtime.compute import prepare_compute
 from tunery.plugins.runtime.parent_watch import die_with_parent
+from tunery.plugins.runtime.quick_exit import exit_quickly
 from tunery.registry.errors import ArtifactRefused, TuneryError
 
 if TYPE_CHECKING:
@@ -152,4 +153,5 @@ def _listen(reader: CommandReader) -> queue.SimpleQueue[Command | None]:
 
 
 if __name__ == "__main__":
+    exit_quickly()
     raise SystemExit(main())

@@ -25,6 +25,7 @@ from tunery.gateway.engine.sampling_params import SamplingParams
 from tunery.plugins.bases.architectures import refuse_folder
 from tunery.plugins.runtime.compute import prepare_compute
 from tunery.plugins.runtime.parent_watch import die_with_parent
+from tunery.plugins.runtime.quick_exit import exit_quickly
 from tunery.registry.errors import ArtifactRefused
 
 if TYPE_CHECKING:
@@ -166,4 +167,5 @@ def _mean_distance(ours: Sequence[Sequence[float]], reference: Sequence[Sequence
 
 
 if __name__ == "__main__":
+    exit_quickly()
     raise SystemExit(main(sys.argv[1:]))

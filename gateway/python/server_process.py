@@ -16,6 +16,7 @@ from typing import TextIO
 import msgspec
 
 from tunery.plugins.discovery import load_plugins
+from tunery.plugins.runtime.quick_exit import exit_quickly
 from tunery.registry.errors import TuneryError
 from tunery.registry.home import Home
 from tunery.registry.settings import ServeSettings, read_settings
@@ -59,4 +60,5 @@ def _send(stream: TextIO, message: dict[str, str]) -> None:
 
 
 if __name__ == "__main__":
+    exit_quickly()
     main()

@@ -14,6 +14,7 @@ import msgspec
 
 from tunery.plugins.runtime.compute import prepare_compute
 from tunery.plugins.runtime.parent_watch import die_with_parent
+from tunery.plugins.runtime.quick_exit import exit_quickly
 from tunery.registry.errors import TuneryError
 
 if TYPE_CHECKING:
@@ -62,4 +63,5 @@ def _run(gate: Gate, case: GateCase, any_failed: bool) -> GateResult:
 
 
 if __name__ == "__main__":
+    exit_quickly()
     raise SystemExit(main(sys.argv[1:]))
