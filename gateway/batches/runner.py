@@ -15,6 +15,7 @@ from tunery.gateway.api.state import BACKGROUND_AHEAD, Gateway
 from tunery.gateway.batches.run import BatchRun
 from tunery.registry.errors import Conflict, TuneryError
 from tunery.registry.records import Batch
+from tunery.registry.storage.work_watch import WorkWatch
 
 __all__ = ["BatchRunner"]
 
@@ -41,7 +42,8 @@ class BatchRunner:
         self.name = f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex[:8]}"
         self._running: dict[str, asyncio.Task[None]] = {}
         self._backing_off: dict[str, float] = {}
-        self._changes, self._looked, self._cleared = -1, float("-inf"), float("-inf")
+        self._watch = WorkWatch(gateway.registry.changes, seconds=CLAIM_SECONDS)
+        self._cleared = float("-inf")
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -82,23 +84,15 @@ class BatchRunner:
 
     async def _start_next(self) -> None:
         """Claim batches while there is room for them and there are any."""
-        while len(self._running) < MAX_RUNNING and self._should_look():
+        while len(self._running) < MAX_RUNNING and self._watch.due():
             now = time.monotonic()
             self._backing_off = {batch: until for batch, until in self._backing_off.items() if until > now}
-            changes = self._registry.changes()
             without = frozenset({*self._backing_off, *self._running})
             batch = await asyncio.to_thread(self._registry.batches.claim, self.name, without=without)
             if batch is None:
-                self._changes = changes
+                self._watch.found_nothing()
                 return
             self._running[batch.id] = asyncio.create_task(self._run_batch(batch), name=batch.id)
-
-    def _should_look(self) -> bool:
-        changes, now = self._registry.changes(), time.monotonic()
-        if changes == self._changes and now - self._looked < CLAIM_SECONDS:
-            return False
-        self._looked = now
-        return True
 
     async def _run_batch(self, batch: Batch) -> None:
         """Run a batch; whatever goes wrong with it here is logged, and another gateway, or this one later, goes on."""

@@ -27,6 +27,7 @@ from tunery.registry.errors import Conflict, TuneryError, Unavailable
 from tunery.registry.evals.claims import RunClaim
 from tunery.registry.evals.records import EvalRun, Measurement
 from tunery.registry.evals.store import LEASE_SECONDS
+from tunery.registry.storage.work_watch import WorkWatch
 
 __all__ = ["EvalRunner", "measured_of"]
 
@@ -34,6 +35,8 @@ log = logging.getLogger("tunery.gateway")
 
 POLL_SECONDS = 0.5
 """Seconds between looks at whether a run waits."""
+CLAIM_SECONDS = 5.0
+"""Seconds after which runs are looked for although nothing has changed: a lease may have run out."""
 LONGEST_PAUSE = 5.0
 
 T = TypeVar("T")
@@ -51,6 +54,7 @@ class EvalRunner:
         self._gateway, self._owner, self._lease = gateway, owner, lease
         self._evals = gateway.registry.evals
         self._at_once, self._alone = at_once or max(1, gateway.settings.max_batch // 4), alone
+        self._watch = WorkWatch(gateway.registry.changes, seconds=CLAIM_SECONDS)
         self._task: asyncio.Task[None] | None = None
         # Graders may compute for a while, so they share one thread and leave the others to requests.
         self._grading = ThreadPoolExecutor(1, "grading")
@@ -81,9 +85,12 @@ class EvalRunner:
 
     def _claim(self) -> EvalRun | None:
         base = self._gateway.resolver.base.digest
-        if self._gateway.draining or not self._evals.has_work(base):
+        if self._gateway.draining or not self._watch.due():
             return None
-        return self._evals.claim(self._owner, base_digest=base, lease=self._lease)
+        if self._evals.has_work(base) and (run := self._evals.claim(self._owner, base_digest=base, lease=self._lease)):
+            return run
+        self._watch.found_nothing()
+        return None
 
     async def run(self, run: EvalRun, *, done: Done = lambda stored, of: None) -> None:
         """Do the rest of a claimed run and record how it ended. Returns early when it was canceled or claimed again."""

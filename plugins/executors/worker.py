@@ -17,6 +17,7 @@ from tunery.registry.jobs.queue import Claim, ClaimLimits
 from tunery.registry.records import Job
 from tunery.registry.registry import Registry
 from tunery.registry.settings import JobsSettings
+from tunery.registry.storage.work_watch import WorkWatch
 
 __all__ = ["Worker"]
 
@@ -45,7 +46,8 @@ class Worker:
         self._running: dict[Claim, RunningJob] = {}
         self._given_back: dict[str, float] = {}
         self._stopping = threading.Event()
-        self._changes, self._looked, self._expired = -1, float("-inf"), float("-inf")
+        self._watch = WorkWatch(registry.changes, seconds=CLAIM_SECONDS)
+        self._expired = float("-inf")
 
     def stop(self) -> None:
         """Make `run` give the jobs back and return."""
@@ -57,7 +59,7 @@ class Worker:
             try:
                 self._reap()
                 self._expire_files()
-                while len(self._running) < self._settings.concurrency and self._should_look() and self._start_next():
+                while len(self._running) < self._settings.concurrency and self._watch.due() and self._start_next():
                     """Start as many as there is room for."""
             except TuneryError as error:
                 log.warning("the queue cannot be read now: %s", error)
@@ -73,14 +75,6 @@ class Worker:
             self._expired = now
             self._registry.data_files.expire()
 
-    def _should_look(self) -> bool:
-        """Whether there may be a job to claim: something was committed, or some time has passed."""
-        changes, now = self._registry.changes(), time.monotonic()
-        if changes == self._changes and now - self._looked < CLAIM_SECONDS:
-            return False
-        self._looked = now
-        return True
-
     def _start_next(self) -> bool:
         """Claim a job and start its process; False when there is none."""
         now = time.monotonic()
@@ -88,10 +82,9 @@ class Worker:
         limits = ClaimLimits(
             per_tenant=self._settings.per_tenant, memory=self._free_memory(), without=list(self._given_back)
         )
-        changes = self._registry.changes()
         job = self._registry.queue.claim(self.name, limits=limits)
         if job is None:
-            self._changes = changes
+            self._watch.found_nothing()
             return False
         self._start(job, Claim(job.id, job.fence))
         return True
