@@ -166,14 +166,14 @@ async def pause_job(job_id: FromPath[str], gateway: NamedDependency[Gateway]) ->
 @post(
     "/v1/fine_tuning/jobs/{job_id:str}/resume",
     operation_id="resumeFineTuningJob",
-    summary="Go on with a paused job",
+    summary="Go on with a job that was paused or has failed",
     status_code=200,
     responses=_ERRORS,
     tags=["fine-tuning"],
     opt={"no_body": True},
 )
 async def resume_job(job_id: FromPath[str], gateway: NamedDependency[Gateway]) -> FineTuningJob:
-    """Queue a paused job again; it goes on from its checkpoint."""
+    """Queue a job again that was paused or has failed; it goes on from its checkpoint, or from the start where there is none."""
     _find(job_id, gateway)
     return await _object(gateway.registry.queue.resume(job_id), gateway)
 

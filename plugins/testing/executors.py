@@ -53,10 +53,14 @@ class ExecutorHarness:
 
     def start(self, *, steps: int = 6, **parameters: Any) -> tuple[Claim, RunningJob]:
         """Submit a job, claim it, and have the executor run it."""
+        self.submit(steps=steps, **parameters)
+        return self.run_next()
+
+    def submit(self, *, steps: int = 6, **parameters: Any) -> Job:
+        """Submit a job."""
         given = {"max_steps": steps, "checkpoint_every": 1, "precision": "float32", "seed": 1, **parameters}
         request = msgspec.structs.replace(self._request, parameters=given)
-        self.registry.queue.submit(request, tenant="acme")
-        return self.run_next()
+        return self.registry.queue.submit(request, tenant="acme")
 
     def run_next(self) -> tuple[Claim, RunningJob]:
         """Claim the next job, and have the executor run it."""

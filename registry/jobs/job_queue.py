@@ -74,7 +74,7 @@ class JobQueue:
             return queue.request(connection, job_id, wanted, at=self._clock())
 
     def resume(self, job_id: str) -> Job:
-        """Queue a paused job again; raise NotFound, or Conflict (not_paused)."""
+        """Queue a job again that was paused or has failed; raise NotFound, or Conflict (not_paused)."""
         with self._database.write() as connection:
             return queue.resume(connection, job_id, at=self._clock())
 

@@ -192,13 +192,16 @@ def request(connection: Connection, job_id: str, wanted: Wanted, *, at: float) -
 
 
 def resume(connection: Connection, job_id: str, *, at: float) -> Job:
-    """Put a paused job back in the queue; raise Conflict (not_paused) for any other."""
+    """Put a job that was paused or has failed back in the queue; raise Conflict (not_paused) for any other."""
     job = table.find(connection, job_id)
-    if job.state != "paused" or job.request is None:
-        raise Conflict(f"{job_id} is {job.state}; only a paused job can be resumed", code="not_paused")
+    if job.state not in ("paused", "failed") or job.request is None:
+        raise Conflict(
+            f"{job_id} is {job.state}; only a job that is paused or has failed can be resumed", code="not_paused"
+        )
     history.append(connection, job_id, [Note(kind="resumed", message="The job was resumed")], at=at)
+    progress = (job.progress or {}) | {"crashes": 0}
     values = {"state": "queued", "error": None, "code": None, "finished_at": None, "wanted": None, "updated_at": at}
-    connection.execute(update(schema.jobs).where(schema.jobs.c.id == job_id).values(**values))
+    connection.execute(update(schema.jobs).where(schema.jobs.c.id == job_id).values(**values, progress=progress))
     return table.find(connection, job_id)
 
 

@@ -70,7 +70,7 @@ class JobsBackend(Protocol):
         """Ask a job to pause or to stop; raises Conflict for one that cannot."""
 
     def resume(self, job_id: str) -> None:
-        """Queue a paused job again; raises Conflict for any other."""
+        """Queue a job again that was paused or has failed; raises Conflict for any other."""
 
     def events(self, job_id: str, *, following: bool) -> Iterator[StoredEvent]:
         """A queued job's history; when `following` also what is added to it, until it has ended or is paused."""

@@ -33,7 +33,7 @@ def cancel_job(jobs: JobsBackend, job_id: str) -> None:
 @job_id_argument
 @with_jobs
 def resume_job(jobs: JobsBackend, job_id: str) -> None:
-    """Put a paused job back in the queue; a worker goes on from its checkpoint."""
+    """Put a job that was paused or has failed back in the queue; a worker goes on from its checkpoint."""
     jobs.resume(job_id)
     click.echo(f"{job_id} is queued")
 

@@ -95,7 +95,7 @@ class LocalJobs:
         return _view(asked, asked.state)
 
     def resume(self, job_id: str) -> None:
-        """Queue a paused job again."""
+        """Queue a job again that was paused or has failed."""
         if self._registry.job(job_id).request is None:
             raise Conflict(
                 f"{job_id} was not queued; continue it with tunery train --resume {job_id}", code="not_queued"

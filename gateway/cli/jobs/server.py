@@ -77,7 +77,7 @@ class ServerJobs(Connection):
         return _view(self.call("POST", f"{_path(job_id)}/{wanted}", FineTuningJob))
 
     def resume(self, job_id: str) -> None:
-        """Queue a paused job again."""
+        """Queue a job again that was paused or has failed."""
         self.call("POST", f"{_path(job_id)}/resume", FineTuningJob)
 
     def events(self, job_id: str, *, following: bool) -> Iterator[StoredEvent]:

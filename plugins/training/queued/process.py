@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import signal
 import sys
 import threading
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunery.plugins.runtime.parent_watch import die_with_parent
+from tunery.plugins.runtime.quick_exit import exit_quickly
 from tunery.registry.home import Home
 from tunery.registry.jobs.queue import Claim
 from tunery.registry.settings import read_settings
@@ -80,17 +80,21 @@ class _Run:
     def run(self) -> int:
         """Train, and record the end."""
         from tunery.plugins.training.queued.heartbeat import heartbeat
-        from tunery.registry.errors import Conflict
+        from tunery.registry.errors import Conflict, StorageFailed
 
         self.folder.path.mkdir(parents=True, exist_ok=True)
         signal.signal(signal.SIGTERM, lambda *_: self._give_back())
-        with heartbeat(self.registry, self.claim, on_wanted=self._ask, on_lost=_leave):
+        with heartbeat(self.registry, self.claim, on_wanted=self._ask, on_lost=self._leave_if_lost):
             try:
                 self._train()
             except Conflict as error:
                 if error.code == "claim_lost":
                     return CLAIM_LOST
                 raise
+            except StorageFailed as error:
+                # As on a full disk. Another process goes on with the job when the lease has run out.
+                log.error("what has become of %s could not be recorded: %s", self.claim.job, error)
+                return 1
         return 0
 
     def _train(self) -> None:
@@ -150,14 +154,22 @@ class _Run:
 
     def end(self, event: Paused | Cancelled | Failed) -> None:
         """Record how the job ended without a version, once; or give it back."""
+        if self.ended:
+            return
+        self.ended = True
+        try:
+            self._record(event)
+        except BaseException:
+            self.ended = False
+            raise
+
+    def _record(self, event: Paused | Cancelled | Failed) -> None:
         import msgspec
 
         from tunery.plugins.events import Failed
         from tunery.plugins.training.queued.reporter import note_of
+        from tunery.plugins.training.queued.wording import queued_wording
 
-        if self.ended:
-            return
-        self.ended = True
         self.reporter.flush()
         wanted = self.registry.job(self.claim.job).wanted
         if self.yielding.is_set() and wanted is None and not isinstance(event, Failed):
@@ -165,9 +177,7 @@ class _Run:
             return
         if isinstance(event, Failed) and self._waits_for_memory(event):
             return
-        # Who reads the error over HTTP knows files by their names.
-        places = re.escape(str(self.folder.path / "data")) + r"/\d+/"
-        event = msgspec.structs.replace(event, error=re.sub(places, "", event.error))
+        event = msgspec.structs.replace(event, error=queued_wording(event.error, self.folder))
         code = event.code if isinstance(event, Failed) else None
         self.registry.queue.finish(self.claim, event.kind, error=event.error, code=code or None, notes=[note_of(event)])
 
@@ -192,6 +202,12 @@ class _Run:
         )
         return True
 
+    def _leave_if_lost(self) -> None:
+        """End this process at once, unless the claim is only over because the job's end has just been recorded here."""
+        job = self.registry.job(self.claim.job)
+        if not self.ended and (job.state != "succeeded" or job.fence != self.claim.fence):
+            os._exit(CLAIM_LOST)
+
     def _ask(self, wanted: str) -> None:
         from tunery.plugins.training.job.control import signal_job
 
@@ -204,10 +220,6 @@ class _Run:
         signal_job(self.folder, "pause")
 
 
-def _leave() -> None:
-    """End this process at once."""
-    os._exit(CLAIM_LOST)
-
-
 if __name__ == "__main__":
+    exit_quickly()
     raise SystemExit(main(sys.argv[1:]))

@@ -269,10 +269,24 @@ def test_a_paused_job_waits_until_it_is_resumed(clocked: Clocked) -> None:
     with pytest.raises(Conflict, match="is paused and cannot be paused"):
         clocked.registry.queue.request(job.id, "pause")
     assert clocked.registry.queue.resume(job.id).state == "queued"
-    with pytest.raises(Conflict, match="only a paused job can be resumed"):
+    with pytest.raises(Conflict, match="only a job that is paused or has failed can be resumed"):
         clocked.registry.queue.resume(job.id)
     clocked.take(job)
     assert clocked.kinds(job) == ["paused", "resumed"]
+
+
+def test_a_failed_job_can_be_resumed(clocked: Clocked) -> None:
+    job = clocked.submit()
+    for _ in range(MAX_CRASHES):
+        clocked.registry.queue.release(clocked.take(job), waiting="it died", crashed=True)
+    failed = clocked.registry.job(job.id)
+    assert (failed.state, failed.code) == ("failed", "worker_lost")
+    resumed = clocked.registry.queue.resume(job.id)
+    assert (resumed.state, resumed.error, resumed.code, resumed.finished_at) == ("queued", None, None, None)
+    # It may crash as often again.
+    clocked.registry.queue.release(clocked.take(job), waiting="it died", crashed=True)
+    assert clocked.state(job) == "queued"
+    assert clocked.kinds(job)[-1] == "resumed"
 
 
 def test_a_job_that_has_ended_cannot_be_stopped(clocked: Clocked) -> None:
