@@ -100,6 +100,9 @@ class StepCompleted(JobEvent, frozen=True, kw_only=True, tag="step"):
     grad_norm: Annotated[float, about("gradient norm before clipping")]
     tokens: Annotated[int, about("tokens trained on so far, without padding")]
     seconds: Annotated[float, about("seconds in the loop so far")]
+    token_accuracy: Annotated[
+        float | UnsetType, about("share of the step's trained tokens that the model found the likeliest, where counted")
+    ] = UNSET
     unit: Annotated[str | UnsetType, about("unit of the loss, when it is not nats per trained token")] = UNSET
 
 

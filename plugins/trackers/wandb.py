@@ -64,7 +64,10 @@ def start(job: Job, options: dict[str, Any]) -> EventSink:
                 run.config.update({"rows": event.rows, "steps": event.steps}, allow_val_change=True)
             case StepCompleted():
                 figures = {"train/loss": event.loss, "train/learning_rate": event.learning_rate}
-                run.log(figures | {"train/grad_norm": event.grad_norm, "train/tokens": event.tokens}, step=event.step)
+                figures |= {"train/grad_norm": event.grad_norm, "train/tokens": event.tokens}
+                if event.token_accuracy is not UNSET:
+                    figures["train/token_accuracy"] = event.token_accuracy
+                run.log(figures, step=event.step)
             case Evaluated() if event.eval_loss is not UNSET:
                 run.log({"eval/loss": event.eval_loss} | {f"eval/{k}": v for k, v in event.figures.items()})
             case Succeeded():

@@ -130,8 +130,11 @@ def checkpoint_object(checkpoint: Checkpoint) -> FineTuningCheckpoint:
         metrics=CheckpointMetrics(
             step=checkpoint.step,
             train_loss=metrics.get("train_loss"),
+            train_mean_token_accuracy=metrics.get("train_token_accuracy"),
             valid_loss=metrics.get("eval_loss"),
+            valid_mean_token_accuracy=metrics.get("token_accuracy"),
             full_valid_loss=metrics.get("eval_loss"),
+            full_valid_mean_token_accuracy=metrics.get("token_accuracy"),
         ),
     )
 
@@ -145,9 +148,11 @@ def event_number(event_id: str) -> int | None:
 def _metrics(event: StoredEvent) -> dict[str, Any] | None:
     data = event.data
     if event.kind == "step":
-        return {"step": data["step"], "total_steps": data["steps"], "train_loss": data["loss"]}
+        accuracy = {"train_mean_token_accuracy": data["token_accuracy"]} if "token_accuracy" in data else {}
+        return {"step": data["step"], "total_steps": data["steps"], "train_loss": data["loss"]} | accuracy
     if event.kind == "evaluated" and "eval_loss" in data:
-        return {"step": data["step"], "full_valid_loss": data["eval_loss"]}
+        accuracy = {"full_valid_mean_token_accuracy": data["token_accuracy"]} if "token_accuracy" in data else {}
+        return {"step": data["step"], "full_valid_loss": data["eval_loss"]} | accuracy
     return None
 
 
@@ -156,9 +161,16 @@ def results_csv(events: list[StoredEvent]) -> str:
     steps: dict[int, dict[str, Any]] = {}
     for event in events:
         if event.kind == "step":
-            steps[event.data["step"]] = {"step": event.data["step"], "train_loss": event.data["loss"]}
+            steps[event.data["step"]] = {
+                "step": event.data["step"],
+                "train_loss": event.data["loss"],
+                "train_accuracy": event.data.get("token_accuracy", ""),
+            }
         elif event.kind == "evaluated" and "eval_loss" in event.data and event.data["step"] in steps:
-            steps[event.data["step"]]["valid_loss"] = event.data["eval_loss"]
+            steps[event.data["step"]] |= {
+                "valid_loss": event.data["eval_loss"],
+                "valid_mean_token_accuracy": event.data.get("token_accuracy", ""),
+            }
     text = io.StringIO()
     writer = csv.DictWriter(text, CSV_COLUMNS, restval="", lineterminator="\n")
     writer.writeheader()

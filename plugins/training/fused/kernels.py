@@ -49,7 +49,7 @@ class TermStruct(Structure):
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "attend": (_P, _P, _P, _P, _P, POINTER(SequencesStruct), _D),
     "attend_backward": (_P, _P, _P, _P, _P, _P, _P, _P, POINTER(SequencesStruct), _D),
-    "cross_entropy": (_P, _P, _P, _I, _I, _I),
+    "cross_entropy": (_P, _P, _P, _P, _I, _I, _I),
     "norm": (_P, _P, _P, _P, _I, _I, _D),
     "norm_backward": (_P, _P, _P, _P, _P, _P, _P, _I, _I),
     "product": (_P, _I, _P, _I, _P, _I, _I, _I),

@@ -61,13 +61,13 @@ def _check(name: str, tensor: Tensor, dtype: torch.dtype, *shape: int) -> int:
     return tensor.data_ptr()
 
 
-def cross_entropy(kernels: Kernels, logits: Tensor, targets: Tensor, *, with_gradient: bool) -> Tensor:
+def cross_entropy(kernels: Kernels, logits: Tensor, targets: Tensor, *, with_gradient: bool) -> tuple[Tensor, Tensor]:
     """See operations.cross_entropy."""
-    losses = torch.empty(len(targets), dtype=torch.float32)
     rows, size = logits.shape
+    losses, correct = torch.empty(rows, dtype=torch.float32), torch.empty(rows, dtype=torch.bool)
     ids = _check("targets", targets, torch.int64, rows)
-    kernels.cross_entropy(logits.data_ptr(), ids, losses.data_ptr(), rows, size, int(with_gradient))
-    return losses
+    kernels.cross_entropy(logits.data_ptr(), ids, losses.data_ptr(), correct.data_ptr(), rows, size, int(with_gradient))
+    return losses, correct
 
 
 def rms_norm(kernels: Kernels, x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:

@@ -26,8 +26,9 @@ __all__ = [
 Tensor = torch.Tensor
 
 
-def cross_entropy(logits: Tensor, targets: Tensor, *, with_gradient: bool) -> Tensor:
-    """Losses in nats, float32 [n], of `targets` int64 [n] under `logits` [n, vocabulary].
+def cross_entropy(logits: Tensor, targets: Tensor, *, with_gradient: bool) -> tuple[Tensor, Tensor]:
+    """Losses in nats, float32 [n], of `targets` int64 [n] under `logits` [n, vocabulary]; and whether no token is more
+    likely than the target, bool [n].
 
     `with_gradient` overwrites the logits with their gradient.
     """
@@ -36,11 +37,12 @@ def cross_entropy(logits: Tensor, targets: Tensor, *, with_gradient: bool) -> Te
         return native_ops.cross_entropy(kernels, logits, targets, with_gradient=with_gradient)
     wide, column = logits.float(), targets[:, None]
     log_z = wide.logsumexp(dim=1, keepdim=True)
-    losses = (log_z - wide.gather(1, column))[:, 0]
+    wanted = wide.gather(1, column)[:, 0]
+    losses, correct = log_z[:, 0] - wanted, wanted >= wide.amax(dim=1)
     if with_gradient:
         probabilities = (wide - log_z).exp_()
         logits.copy_(probabilities.scatter_add_(1, column, torch.full_like(log_z, -1.0)))
-    return losses
+    return losses, correct
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:

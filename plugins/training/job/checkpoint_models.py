@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +23,7 @@ def checkpoint_keeper(job: JobContext, load: LoadContext[Any]) -> Callable[[nn.M
         return None
 
     def keep(model: nn.Module, progress: Progress) -> None:
-        request, losses = job.inputs.request, dict(progress.evaluations)
+        request = job.inputs.request
         with job.phases.of("saving"):
             folder = job.folder.new_epoch()
             job.trainer.save(model, folder, SaveContext(load=load, evaluate=None, base_loss=None, eval_loss=None))
@@ -34,9 +33,20 @@ def checkpoint_keeper(job: JobContext, load: LoadContext[Any]) -> Callable[[nn.M
                 base=job.inputs.base,
                 method=request.trainer,
                 manifest={},
-                metrics={"train_loss": progress.loss, "eval_loss": losses.get(progress.step, math.nan)},
+                metrics=_metrics(progress),
                 actor=request.actor,
             )
             ledger.keep_checkpoint(new, progress.step)
 
     return keep
+
+
+def _metrics(progress: Progress) -> dict[str, float]:
+    """What was measured after the epoch's last step."""
+    measured = {"train_loss": progress.loss}
+    if progress.token_accuracy is not None:
+        measured["train_token_accuracy"] = progress.token_accuracy
+    for (step, loss), figures in zip(progress.evaluations, progress.figures, strict=True):
+        if step == progress.step:
+            measured |= figures | {"eval_loss": loss}
+    return measured

@@ -22,7 +22,7 @@ from tunery.plugins.runtime.machine_memory import SPARE
 from tunery.plugins.runtime.memory import available_memory, current_memory, peak_memory, reset_peak_memory
 from tunery.plugins.training.examples.batches import Example, collate
 from tunery.plugins.training.loop.compute import ComputeContext
-from tunery.plugins.training.objectives.objective import Objective
+from tunery.plugins.training.objectives.objective import Objective, step_loss
 from tunery.registry.errors import InvalidInput
 
 __all__ = ["NotEnoughMemory", "Quote", "preflight"]
@@ -125,7 +125,7 @@ def _try(
     began = time.perf_counter()
     batch = collate(rows, device=device)
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        loss = objective.loss(model, batch) / max(objective.terms(rows), 1)
+        loss = step_loss(objective, model, batch).total / max(objective.terms(rows), 1)
     loss.backward()
     if device.type == "cuda":
         torch.cuda.synchronize(device)

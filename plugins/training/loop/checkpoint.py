@@ -25,13 +25,15 @@ WEIGHTS, STATE = "trained.safetensors", "state.pt"
 
 class Progress(msgspec.Struct, frozen=True):
     """How far a run is: steps done (which give the sampler's position), tokens without padding, seconds in the loop,
-    first and last loss, and every evaluation as (step, held-out loss), with its other figures by name."""
+    first and last loss, the last step's share of correct tokens where the objective counts them, and every evaluation as
+    (step, held-out loss), with its other figures by name."""
 
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
     first: float | None = None
     loss: float = 0.0
+    token_accuracy: float | None = None
     evaluations: list[tuple[int, float]] = []
     figures: list[dict[str, float]] = []
 

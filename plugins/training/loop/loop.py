@@ -29,7 +29,7 @@ from tunery.plugins.training.loop.checkpoint import (
 )
 from tunery.plugins.training.loop.compute import ComputeContext
 from tunery.plugins.training.loop.rounding import StochasticRounding
-from tunery.plugins.training.objectives.objective import Objective, Supervised, unit_of
+from tunery.plugins.training.objectives.objective import Objective, Supervised, step_loss, unit_of
 from tunery.registry.errors import JobPaused, TrainingFailed
 from tunery.registry.losses import NATS
 
@@ -125,10 +125,10 @@ class Loop:
         self.model.train()
         began, stopped = time.perf_counter() - self.progress.seconds, False
         for rows in _steps(self.examples, self.parameters, skip=self.progress.step, total=self.total):
-            loss, norm, tokens = self._optimize(optimizer, rows)
+            loss, accuracy, norm, tokens = self._optimize(optimizer, rows)
             rate = float(self.scheduler.get_last_lr()[0])
             self.scheduler.step()
-            self._advance(loss, tokens, time.perf_counter() - began)
+            self._advance(loss, accuracy, tokens, time.perf_counter() - began)
             step = self.progress.step
             _check_loss(loss, norm, step, rows, self.objective.ceiling(self.vocabulary, self.progress.first or 0.0))
             self.callbacks.on_event(
@@ -140,6 +140,7 @@ class Loop:
                     grad_norm=norm,
                     tokens=self.progress.tokens,
                     seconds=round(self.progress.seconds, 3),
+                    token_accuracy=msgspec.UNSET if accuracy is None else round(accuracy, 4),
                 )
             )
             stopped = self._evaluate_if_due(step) and self._is_stale() and step < self.total
@@ -155,9 +156,9 @@ class Loop:
             done.step, done.tokens, done.seconds, done.loss, tuple(done.evaluations), chosen, why, figures
         )
 
-    def _optimize(self, optimizer: Any, rows: Sequence[Example]) -> tuple[float, float, int]:
-        """One optimizer step over `rows`; return the mean loss per term, the gradient norm before
-        clipping, and tokens."""
+    def _optimize(self, optimizer: Any, rows: Sequence[Example]) -> tuple[float, float | None, float, int]:
+        """One optimizer step over `rows`; return the mean loss per term, the share of correct terms where the objective
+        counts them, the gradient norm before clipping, and tokens."""
         terms = self.objective.terms(rows)
         self.processes.seed_step(self.parameters.seed, self.progress.step)
         with self.rounding.applied(self.progress.step):
@@ -167,22 +168,26 @@ class Loop:
         if math.isfinite(norm):
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return sum(loss for loss, _ in parts), norm, sum(tokens for _, tokens in parts)
+        counts = [correct for _, correct, _ in parts if correct is not None]
+        accuracy = sum(counts) / max(terms, 1) if counts else None
+        return sum(loss for loss, _, _ in parts), accuracy, norm, sum(tokens for _, _, tokens in parts)
 
-    def _accumulate(self, rows: Sequence[Example], terms: int) -> tuple[float, int]:
-        """Accumulate the gradients of this process's rows of a step with so many `terms`; return
-        their part of the loss, and tokens."""
-        total, tokens = 0.0, 0
+    def _accumulate(self, rows: Sequence[Example], terms: int) -> tuple[float, int | None, int]:
+        """Accumulate the gradients of this process's rows of a step with so many `terms`; return their part of the loss,
+        how many terms were correct where the objective counts them, and tokens."""
+        total, counts, tokens = 0.0, list[int](), 0
         for batch in micro_batches(rows, self.parameters.micro_batch_size, device=self.device):
             # Divided by the terms of the whole step, so that the size of micro-batches changes nothing but rounding.
             with torch.autocast(self.device.type, self.compute.dtype, enabled=self.compute.dtype != torch.float32):
-                loss = self.objective.loss(self.model, batch) / terms
+                scored = step_loss(self.objective, self.model, batch)
+                loss = scored.total / terms
             self.accelerator.backward(loss)
             total += float(loss.detach())
+            counts += [] if scored.correct is None else [int(scored.correct)]
             tokens += batch.tokens
-        return total, tokens
+        return total, sum(counts) if counts else None, tokens
 
-    def _advance(self, loss: float, tokens: int, seconds: float) -> None:
+    def _advance(self, loss: float, accuracy: float | None, tokens: int, seconds: float) -> None:
         before = self.progress
         self.progress = msgspec.structs.replace(
             before,
@@ -191,6 +196,7 @@ class Loop:
             seconds=seconds,
             first=loss if before.first is None else before.first,
             loss=loss,
+            token_accuracy=accuracy,
         )
 
     def _evaluate_if_due(self, step: int) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -25,12 +26,25 @@ from tunery.plugins.training.fused.padding_free import (
     uses_dropout,
 )
 
-__all__ = ["evaluation_mode", "mean_loss", "row_losses", "summed_loss"]
+__all__ = ["RowScores", "evaluation_mode", "mean_loss", "mean_scores", "row_losses", "row_scores"]
+
+
+class RowScores(NamedTuple):
+    """Of each row: the negative log-likelihood in nats, summed over its trained tokens, float32 [rows], differentiable;
+    and how many of those tokens the model finds the likeliest, int64 [rows]."""
+
+    nats: torch.Tensor
+    correct: torch.Tensor
 
 
 def row_losses(model: nn.Module, batch: Batch) -> torch.Tensor:
-    """The negative log-likelihood in nats, summed over the trained tokens of each row; float32
-    [rows], differentiable."""
+    """The negative log-likelihood in nats, summed over the trained tokens of each row; float32 [rows],
+    differentiable."""
+    return row_scores(model, batch).nats
+
+
+def row_scores(model: nn.Module, batch: Batch) -> RowScores:
+    """What the model makes of each row of a batch."""
     inner = causal_lm_of(model)
     if inner is None or not supports_packing(inner):
         return _padded(model, batch)
@@ -43,15 +57,8 @@ def row_losses(model: nn.Module, batch: Batch) -> torch.Tensor:
     hidden, wanted = run_packed(inner, layers, batch.ids, layout, computed, predicting), following[predicting]
     head = inner.get_output_embeddings()
     if is_frozen_linear(head):
-        losses = token_losses(hidden, head.weight, wanted)
-    else:
-        losses = functional.cross_entropy(head(hidden).float(), wanted, reduction="none")
-    return _per_row(losses, predicting)
-
-
-def summed_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
-    """The negative log-likelihood in nats, summed over the batch's trained tokens; float32 []."""
-    return row_losses(model, batch).sum()
+        return _per_row(*token_losses(hidden, head.weight, wanted), predicting)
+    return _per_row(*_score(head(hidden), wanted), predicting)
 
 
 @contextmanager
@@ -70,13 +77,23 @@ def mean_loss(
     model: nn.Module, examples: Iterable[Example], *, batch_size: int, device: torch.device, dtype: torch.dtype
 ) -> float:
     """The mean negative log-likelihood in nats per trained token of all examples; the model's mode is restored."""
+    return mean_scores(model, examples, batch_size=batch_size, device=device, dtype=dtype)[0]
+
+
+def mean_scores(
+    model: nn.Module, examples: Iterable[Example], *, batch_size: int, device: torch.device, dtype: torch.dtype
+) -> tuple[float, float]:
+    """Over all trained tokens of the examples: the mean negative log-likelihood in nats, and the share that the model
+    finds the likeliest; the model's mode is restored."""
     ordered = sorted(examples, key=lambda example: len(example.ids))
-    total, count = 0.0, 0
+    total, correct, count = 0.0, 0, 0
     with evaluation_mode(model, device, dtype):
         for batch in micro_batches(ordered, batch_size, device=device):
-            total += float(summed_loss(model, batch))
+            scores = row_scores(model, batch)
+            total += float(scores.nats.sum())
+            correct += int(scores.correct.sum())
             count += batch.targets
-    return total / max(count, 1)
+    return total / max(count, 1), correct / max(count, 1)
 
 
 def _until_the_last(predicting: torch.Tensor) -> torch.Tensor:
@@ -87,7 +104,7 @@ def _until_the_last(predicting: torch.Tensor) -> torch.Tensor:
     return kept
 
 
-def _padded(model: nn.Module, batch: Batch) -> torch.Tensor:
+def _padded(model: nn.Module, batch: Batch) -> RowScores:
     """The same through the model's own forward pass, with padding."""
     targets = batch.labels[:, 1:]
     # With a large vocabulary the head costs as much as many layers: compute it only for the columns that need it.
@@ -95,9 +112,18 @@ def _padded(model: nn.Module, batch: Batch) -> torch.Tensor:
     logits = model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False, logits_to_keep=columns).logits
     wanted = targets[:, columns]
     chosen = wanted != -100
-    return _per_row(functional.cross_entropy(logits[chosen].float(), wanted[chosen], reduction="none"), chosen)
+    return _per_row(*_score(logits[chosen], wanted[chosen]), chosen)
 
 
-def _per_row(losses: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-    """The `losses` [n] of the tokens `chosen` [rows, L], summed per row, always in the same order."""
-    return torch.stack([piece.sum() for piece in losses.split(chosen.sum(dim=1).tolist())])
+def _score(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Losses in nats, float32 [n], and whether no token is more likely than the target, bool [n]."""
+    wide = logits.float()
+    likeliest = wide.detach().gather(1, targets[:, None])[:, 0] >= wide.detach().amax(dim=1)
+    return functional.cross_entropy(wide, targets, reduction="none"), likeliest
+
+
+def _per_row(losses: torch.Tensor, correct: torch.Tensor, chosen: torch.Tensor) -> RowScores:
+    """The scores [n] of the tokens `chosen` [rows, L], summed per row, always in the same order."""
+    sizes = chosen.sum(dim=1).tolist()
+    losses, correct = (torch.stack([piece.sum() for piece in each.split(sizes)]) for each in (losses, correct))
+    return RowScores(losses, correct)

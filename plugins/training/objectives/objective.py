@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -16,10 +17,19 @@ from torch import nn
 
 from tunery.plugins.parameters import TrainingParameters
 from tunery.plugins.training.examples.batches import Batch, Example
-from tunery.plugins.training.objectives.loss import mean_loss, summed_loss
+from tunery.plugins.training.objectives.loss import mean_scores, row_scores
 from tunery.registry.losses import NATS
 
-__all__ = ["Objective", "Supervised", "objective_of", "unit_of"]
+__all__ = ["Objective", "StepLoss", "Supervised", "objective_of", "step_loss", "unit_of"]
+
+
+@dataclass(frozen=True)
+class StepLoss:
+    """The sum of a micro-batch's terms, float32 []; and in how many the model finds the target the likeliest, int64 [],
+    None where the terms are not tokens."""
+
+    total: torch.Tensor
+    correct: torch.Tensor | None = None
 
 
 class Objective(Protocol):
@@ -47,8 +57,8 @@ class Objective(Protocol):
         leaves the model as it was.
         """
 
-    def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        """The sum of a micro-batch's terms, float32 []."""
+    def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor | StepLoss:
+        """The sum of a micro-batch's terms, float32 []; where the terms are tokens, with the correct ones counted."""
 
     def terms(self, rows: Sequence[Example]) -> int:
         """The number of terms of `rows`."""
@@ -66,6 +76,12 @@ def objective_of(trainer: object, parameters: TrainingParameters) -> Objective:
     """A trainer's own objective, or the supervised one."""
     make: Callable[[TrainingParameters], Objective] | None = getattr(trainer, "objective", None)
     return make(parameters) if make else Supervised()
+
+
+def step_loss(objective: Objective, model: nn.Module, batch: Batch) -> StepLoss:
+    """An objective's loss of a micro-batch."""
+    loss = objective.loss(model, batch)
+    return loss if isinstance(loss, StepLoss) else StepLoss(loss)
 
 
 def unit_of(objective: Objective) -> str:
@@ -90,9 +106,10 @@ class Supervised:
     ) -> None:
         """Do nothing: this loss needs no reference."""
 
-    def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+    def loss(self, model: nn.Module, batch: Batch) -> StepLoss:
         """The negative log-likelihood of every trained token, summed."""
-        return summed_loss(model, batch)
+        scores = row_scores(model, batch)
+        return StepLoss(scores.nats.sum(), scores.correct.sum())
 
     def terms(self, rows: Sequence[Example]) -> int:
         """The number of trained tokens."""
@@ -105,5 +122,6 @@ class Supervised:
     def evaluate(
         self, model: nn.Module, rows: Sequence[Example], *, batch_size: int, device: torch.device, dtype: torch.dtype
     ) -> dict[str, float]:
-        """The loss alone."""
-        return {"loss": mean_loss(model, rows, batch_size=batch_size, device=device, dtype=dtype)}
+        """The `loss`, and the `token_accuracy`: the share of tokens that the model finds the likeliest."""
+        loss, accuracy = mean_scores(model, rows, batch_size=batch_size, device=device, dtype=dtype)
+        return {"loss": loss, "token_accuracy": accuracy}

@@ -35,6 +35,9 @@ async def job(served: Served, rows: FileObject) -> FineTuningJob:
     return await served.client.fine_tuning.jobs.create(model="tiny", training_file=rows.id)
 
 
+EVALUATED = {"eval_loss": 2.25, "train_token_accuracy": 0.5, "token_accuracy": 0.25}
+
+
 def take(served: Served) -> Claim:
     job = served.gateway.registry.queue.claim("test")
     assert job is not None
@@ -43,7 +46,14 @@ def take(served: Served) -> Claim:
 
 def step(number: int, loss: float) -> Note:
     event = StepCompleted(
-        step=number, steps=3, loss=loss, learning_rate=0.1, grad_norm=1.0, tokens=10 * number, seconds=number
+        step=number,
+        steps=3,
+        loss=loss,
+        learning_rate=0.1,
+        grad_norm=1.0,
+        tokens=10 * number,
+        seconds=number,
+        token_accuracy=number / 4,
     )
     return note_of(event)
 
@@ -51,7 +61,12 @@ def step(number: int, loss: float) -> Note:
 def train(served: Served, claim: Claim) -> Version:
     """What the process of a job does."""
     registry = served.gateway.registry
-    notes = [step(1, 3.5), step(2, 2.5), step(3, 1.5), note_of(Evaluated(step=3, eval_loss=2.0))]
+    notes = [
+        step(1, 3.5),
+        step(2, 2.5),
+        step(3, 1.5),
+        note_of(Evaluated(step=3, eval_loss=2.0, figures={"token_accuracy": 0.625})),
+    ]
     progress = {"step": 3, "steps": 3, "trained_tokens": 30, "parameters": {"epochs": 3.0, "batch_size": 4}}
     registry.queue.report(claim, notes, progress=progress)
     job = registry.job(claim.job)
@@ -134,7 +149,8 @@ async def test_a_job_from_its_file_to_answers_of_its_model(served: Served, rows:
     (result,) = job.result_files
     content = (await served.client.files.content(result)).text.splitlines()
     assert content == [
-        "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy", "1,3.5,,,", "2,2.5,,,", "3,1.5,,2.0,",
+        "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy", "1,3.5,0.25,,", "2,2.5,0.5,,",
+        "3,1.5,0.75,2.0,0.625",
     ]  # fmt: skip
     assert (await served.client.files.retrieve(result)).purpose == "fine-tune-results"
     assert (await jobs.retrieve(job.id)).result_files == [result]
@@ -155,7 +171,7 @@ async def test_the_events_of_a_job_newest_first_page_by_page(served: Served, job
     ]
     assert {event.object for event in events} == {"fine_tuning.job.event"}
     assert [event.type for event in events][:3] == ["message", "metrics", "metrics"]
-    assert events[2].data == {"step": 3, "total_steps": 3, "train_loss": 1.5}
+    assert events[2].data == {"step": 3, "total_steps": 3, "train_loss": 1.5, "train_mean_token_accuracy": 0.75}
     assert len({event.id for event in events}) == 8
 
 
@@ -200,7 +216,7 @@ def keep(served: Served, claim: Claim, steps: int) -> None:
         base=served.base,
         method=job.trainer,
         manifest={},
-        metrics={"train_loss": 2.5} | ({"eval_loss": 2.25} if steps == 4 else {}),
+        metrics={"train_loss": 2.5} | (EVALUATED if steps == 4 else {}),
         actor="test",
     )
     registry.checkpoints.keep(
@@ -220,7 +236,10 @@ async def test_checkpoints_are_models(served: Served, job: FineTuningJob) -> Non
     assert {checkpoint.fine_tuning_job_id for checkpoint in checkpoints} == {job.id}
     last, middle, _ = checkpoints
     assert last.fine_tuned_model_checkpoint == f"ft:tiny:default::{job.id[-12:]}:ckpt-step-6"
-    assert (middle.metrics.step, middle.metrics.train_loss, middle.metrics.full_valid_loss) == (4, 2.5, 2.25)
+    metrics = middle.metrics
+    assert (metrics.step, metrics.train_loss, metrics.full_valid_loss) == (4, 2.5, 2.25)
+    assert (metrics.train_mean_token_accuracy, metrics.full_valid_mean_token_accuracy) == (0.5, 0.25)
+    assert metrics.valid_mean_token_accuracy == 0.25
     assert (last.metrics.full_valid_loss, last.metrics.train_mean_token_accuracy) == (None, None)
     page = await list_checkpoints(job.id, limit=2)
     assert page.to_dict()["first_id"] == last.id
@@ -317,6 +336,8 @@ async def test_a_failed_job_says_why(served: Served, job: FineTuningJob) -> None
     assert failed.status == "failed"
     assert failed.error is not None
     assert (failed.error.code, failed.error.message) == ("schema", "3 rows are bad")
+    resumed = await served.client.fine_tuning.jobs.resume(job.id)
+    assert (resumed.status, resumed.error, resumed.finished_at) == ("queued", None, None)
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------

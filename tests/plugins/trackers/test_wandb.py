@@ -17,7 +17,9 @@ JOB = Job(id="ftjob-1", adapter="acme/bot", trainer="lora", state="running", cre
 STARTED = Started(
     job="ftjob-1", rows=8, held_out=2, tokens=99, cut=0, steps=4, precision="float32", measured_in="float32", choices=[]
 )  # fmt: skip
-STEP = StepCompleted(step=1, steps=4, loss=2.5, learning_rate=0.1, grad_norm=1.0, tokens=20, seconds=1.0)
+STEP = StepCompleted(
+    step=1, steps=4, loss=2.5, learning_rate=0.1, grad_norm=1.0, tokens=20, seconds=1.0, token_accuracy=0.5
+)
 
 
 class FakeWandb(types.ModuleType):
@@ -52,6 +54,11 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> FakeWandb:
     return fake
 
 
+STEP_FIGURES = {
+    "train/loss": 2.5, "train/learning_rate": 0.1, "train/grad_norm": 1.0, "train/tokens": 20, "train/token_accuracy": 0.5,
+}  # fmt: skip
+
+
 def logged(events: list[JobEvent]) -> None:
     log = start(JOB, read_options({"project": "p", "name": "first", "tags": ["a"]}))
     for event in events:
@@ -71,7 +78,7 @@ def test_what_a_job_measures_is_logged_step_by_step(wandb: FakeWandb) -> None:
     assert (options["id"], options["resume"]) == ("ftjob-1", "allow")
     assert rest == [
         ("config", {"rows": 8, "steps": 4}),
-        ("log", (1, {"train/loss": 2.5, "train/learning_rate": 0.1, "train/grad_norm": 1.0, "train/tokens": 20})),
+        ("log", (1, STEP_FIGURES)),
         ("log", (None, {"eval/loss": 2.0, "eval/margin": 1.0})),
         ("finish", 0),
     ]

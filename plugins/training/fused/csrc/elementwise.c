@@ -111,10 +111,10 @@ void tunery_swiglu_backward(bf16 *grad, const bf16 *gate, const bf16 *up, bf16 *
         }
 }
 
-/* Cross-entropy in nats of logits [rows][size] with int64 targets [rows], to float32 losses [rows]. With `grad`, the
- * logits are overwritten with the gradient. */
-void tunery_cross_entropy(bf16 *logits, const int64_t *targets, float *losses, int64_t rows, int64_t size,
-                          int64_t grad) {
+/* Cross-entropy in nats of logits [rows][size] with int64 targets [rows], to float32 losses [rows]; `correct` [rows]
+ * receives 1 where no logit is above the target's. With `grad`, the logits are overwritten with the gradient. */
+void tunery_cross_entropy(bf16 *logits, const int64_t *targets, float *losses, uint8_t *correct, int64_t rows,
+                          int64_t size, int64_t grad) {
 #pragma omp parallel for num_threads(team()) schedule(static)
     for (int64_t row = 0; row < rows; row++) {
         bf16 *at = logits + row * size;
@@ -131,6 +131,7 @@ void tunery_cross_entropy(bf16 *logits, const int64_t *targets, float *losses, i
         }
         const float total = _mm512_reduce_add_ps(sum), wanted = (float)_mm512_cvtss_f32(load(at + targets[row], 1));
         losses[row] = logf(total) + _mm512_cvtss_f32(top) - wanted;
+        correct[row] = wanted >= _mm512_cvtss_f32(top);
         if (!grad) continue;
         const __m512 share = _mm512_set1_ps(1.0f / total);
         for (int64_t i = 0; i < size; i += LANES) {

@@ -19,7 +19,7 @@ from tunery.gateway.engine.composition import AdapterSource
 from tunery.plugins.trainers import LoraParameters
 from tunery.plugins.trainers.lora import LoraTrainer
 from tunery.plugins.training.examples.batches import Example, collate
-from tunery.plugins.training.objectives.loss import summed_loss
+from tunery.plugins.training.objectives.loss import row_losses
 from tunery.plugins.training.trainer import LoadContext, SaveContext
 
 __all__ = [
@@ -113,7 +113,7 @@ def train(base: Path, folder: Path) -> tuple[AdapterSource, nn.Module]:
     model.train()
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
     examples = [Example(list(one), [at > 5 for at in range(len(one))], 0) for one in PROMPTS[:2]]
-    summed_loss(model, collate(examples, device=cpu)).backward()
+    row_losses(model, collate(examples, device=cpu)).sum().backward()
     idle = [name for name, one in model.named_parameters() if one.requires_grad and one.grad is None]
     if idle:
         raise AssertionError(f"nothing is learned by {idle}")

@@ -90,11 +90,13 @@ def test_cross_entropy(dtype: torch.dtype) -> None:
     logits = noise(6, 301, seed=1, dtype=dtype) * 5
     targets = torch.arange(6) * 50
     (exact_logits,) = wide(logits)
+    targets[3] = logits[3].argmax()
     exact = functional.cross_entropy(exact_logits, targets, reduction="none")
-    untouched = logits.clone()
-    torch.testing.assert_close(
-        operations.cross_entropy(untouched, targets, with_gradient=False).double(), exact.detach(), rtol=1e-5, atol=1e-5
-    )
+    losses, correct = operations.cross_entropy(logits.clone(), targets, with_gradient=False)
+    torch.testing.assert_close(losses.double(), exact.detach(), rtol=1e-5, atol=1e-5)
+    assert correct.tolist() == (logits.argmax(dim=1) == targets).tolist()
+    assert correct[3]
+    assert not correct.all()
     operations.cross_entropy(logits, targets, with_gradient=True)
     check(logits, gradients(exact.sum(), torch.ones(()), exact_logits)[0])
 
@@ -106,7 +108,8 @@ def test_what_is_no_number_is_not_hidden(dtype: torch.dtype, bad: float) -> None
     ones = torch.ones_like(x)
     assert not operations.rms_norm(x, torch.ones(32), 1e-5)[0][1].isfinite().all()
     assert not operations.swiglu(x * 1, ones)[1].isfinite().all() or bad > 0
-    assert not operations.cross_entropy(x.clone(), torch.zeros(4, dtype=torch.long), with_gradient=False)[1].isfinite()
+    losses, _ = operations.cross_entropy(x.clone(), torch.zeros(4, dtype=torch.long), with_gradient=False)
+    assert not losses[1].isfinite()
     scores = noise(1, 4, 4, seed=1, dtype=dtype)
     scores[0, 3, 2] = bad
     assert not operations.causal_softmax(scores, 1.0)[0, 3].isfinite().all()

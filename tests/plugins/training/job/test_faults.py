@@ -3,6 +3,7 @@ registry stays as it was."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -24,7 +25,7 @@ from tunery.plugins.discovery import load_plugins
 from tunery.plugins.events import CheckpointChosen, JobEvent, StepCompleted
 from tunery.plugins.testing import CHATML, write_rows
 from tunery.plugins.training import resume
-from tunery.plugins.training.objectives.objective import Supervised
+from tunery.plugins.training.objectives.objective import StepLoss, Supervised
 from tunery.registry import Base, NewVersion, Version
 from tunery.registry.errors import TuneryError
 from tunery.registry.registry import Registry
@@ -167,9 +168,10 @@ def times_from_step_three(factor: float, events: list[JobEvent], monkeypatch: py
     """Multiply the loss by `factor` once two steps are done."""
     healthy = Supervised.loss
 
-    def loss(self: Supervised, model: torch.nn.Module, batch: Any) -> torch.Tensor:
+    def loss(self: Supervised, model: torch.nn.Module, batch: Any) -> StepLoss:
         begun = any(isinstance(each, StepCompleted) and each.step == 2 for each in events)
-        return healthy(self, model, batch) * (factor if begun else 1.0)
+        whole = healthy(self, model, batch)
+        return dataclasses.replace(whole, total=whole.total * (factor if begun else 1.0))
 
     monkeypatch.setattr(Supervised, "loss", loss)
 

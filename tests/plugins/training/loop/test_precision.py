@@ -23,7 +23,7 @@ from tunery.plugins.training import resume
 from tunery.plugins.training.examples.batches import Example
 from tunery.plugins.training.examples.corpus import read_corpus
 from tunery.plugins.training.loop.rounding import StochasticRounding
-from tunery.plugins.training.objectives.objective import Supervised
+from tunery.plugins.training.objectives.objective import StepLoss, Supervised
 from tunery.registry import Base
 from tunery.registry.hub.incoming import Destination, import_folder
 from tunery.registry.registry import Registry
@@ -102,7 +102,7 @@ def test_small_steps_are_seen_by_the_forward_pass(
     seen: list[torch.Tensor] = []
     loss = Supervised.loss
 
-    def spied(self: Supervised, model: Any, batch: Any) -> torch.Tensor:
+    def spied(self: Supervised, model: Any, batch: Any) -> StepLoss:
         if model.training:
             seen.append(model.lm_head.weight.detach().bfloat16())
         return loss(self, model, batch)

@@ -13,7 +13,7 @@ from tunery.plugins.training.examples.batches import Batch, Example, collate
 from tunery.plugins.training.fused import padding_free
 from tunery.plugins.training.fused.packed_layout import pack_sequences
 from tunery.plugins.training.objectives import loss
-from tunery.plugins.training.objectives.loss import row_losses, summed_loss
+from tunery.plugins.training.objectives.loss import row_losses, row_scores
 from tunery.registry import Base
 
 LENGTHS = (5, 17, 3, 9)
@@ -109,6 +109,30 @@ def test_rows_end_to_end_give_each_rows_loss_and_gradient(
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * max(1.0, float(b.abs().max())))
 
 
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("trained_head", [True, False])
+def test_the_tokens_that_are_the_likeliest_are_counted(
+    model: Any, monkeypatch: pytest.MonkeyPatch, known: bool, trained_head: bool
+) -> None:
+    if not known:
+        monkeypatch.setattr(padding_free, "ARCHITECTURES", set())
+    model.get_base_model().requires_grad_(requires_grad=trained_head)
+    examples = []
+    for line, ids in enumerate(([5, 6, 7, 8, 9, 10], [5, 6, 11, 12], [3, 4, 5]), 1):
+        likeliest = model(input_ids=torch.tensor([ids])).logits[0].argmax(dim=1).tolist()
+        # The model's own next token at the end of each row, which is the only one that it knows for sure.
+        examples.append(Example([*ids, likeliest[-1]], [step >= 2 for step in range(len(ids) + 1)], line))
+    batch = collate(examples, device=torch.device("cpu"))
+    expected = []
+    for example in examples:
+        likeliest = model(input_ids=torch.tensor([example.ids])).logits[0, :-1].argmax(dim=1).tolist()
+        hits = zip(likeliest, example.ids[1:], example.trained[1:], strict=True)
+        expected.append(sum(trained and guess == token for guess, token, trained in hits))
+    assert row_scores(model, batch).correct.tolist() == expected
+    assert all(expected)
+    assert sum(expected) < batch.targets
+
+
 def test_a_trained_head_gets_its_gradient(model: Any) -> None:
     model.get_base_model().requires_grad_(requires_grad=True)
     batch = make_batch()
@@ -117,7 +141,7 @@ def test_a_trained_head_gets_its_gradient(model: Any) -> None:
 
 
 def test_the_attention_setting_is_put_back(model: Any) -> None:
-    summed_loss(model, make_batch())
+    row_losses(model, make_batch())
     assert model.config._attn_implementation == "sdpa"
 
 
