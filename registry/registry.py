@@ -18,6 +18,7 @@ from tunery.registry.home import Home
 from tunery.registry.jobs import table as jobs
 from tunery.registry.jobs.job_queue import JobQueue
 from tunery.registry.jobs.success import Success, succeed
+from tunery.registry.keys.keys import Keys
 from tunery.registry.names import PRODUCTION, Reference, check_adapter, parse_reference
 from tunery.registry.records import AliasMove, Base, DataUse, Job, NewVersion, Version
 from tunery.registry.responses import Responses
@@ -71,6 +72,7 @@ class Registry:
         self.uploads = Uploads(self._database, self.blobs, home.uploads, clock=clock)
         self.batches = Batches(self._database, self.blobs, home.batches, clock=clock)
         self.webhooks = Outbox(self._database, clock=clock)
+        self.keys = Keys(self._database, clock=clock)
         self.evals = EvalStore(self._database, self.blobs, clock=clock)
 
     @classmethod

@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "eval": ("tunery.gateway.cli.eval:evaluations", "Measure models on held-out rows, and one against another."),
     "files": ("tunery.gateway.cli.files:files", "Find the versions that were made with a file of examples."),
     "jobs": ("tunery.gateway.cli.jobs:jobs", "Submit, list, follow, pause and cancel training jobs."),
+    "keys": ("tunery.gateway.cli.keys:keys", "Create, list, rotate and revoke API keys."),
     "plugins": ("tunery.gateway.cli.plugins:plugins", "List plugins, their hooks, and the trainers' parameters."),
     "registry": ("tunery.gateway.cli.registry:registry", "Rebuild a lost registry from its manifests."),
     "reproduce": ("tunery.gateway.cli.reproduce:reproduce", "Train a version again from its manifest and compare."),

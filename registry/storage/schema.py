@@ -20,6 +20,7 @@ from sqlalchemy import (
 )
 
 __all__ = [
+    "api_keys",
     "HEAD",
     "adapters",
     "alias_moves",
@@ -49,7 +50,7 @@ __all__ = [
     "webhook_events",
 ]
 
-HEAD = "0010"
+HEAD = "0011"
 """The migration this code is written for."""
 
 metadata = MetaData()
@@ -254,6 +255,23 @@ responses = Table(
     Column("items", JSON, nullable=False),
     Column("created_at", Float, nullable=False),
     Column("expires_at", Float, nullable=False, index=True),
+)
+
+# API keys. Of a key's secret only the SHA-256 is kept; `adapters` are patterns of the adapters that it may use.
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", String(16), primary_key=True),
+    Column("tenant", String(64), nullable=False, index=True),
+    Column("label", String(128), nullable=False),
+    Column("scopes", JSON, nullable=False),
+    Column("adapters", JSON, nullable=False),
+    Column("secret_hash", String(64), nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("created_by", String(256), nullable=False),
+    Column("expires_at", Float),
+    Column("revoked_at", Float),
+    Column("replaced_by", String(16)),
 )
 
 # A file that comes in parts, whose bytes are in the home's folder of uploads until it is completed, cancelled or expired.

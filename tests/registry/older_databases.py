@@ -9,6 +9,7 @@ from pathlib import Path
 __all__ = ["before_identity"]
 
 _STATEMENTS = """
+DROP TABLE api_keys;
 DROP TABLE batches;
 DROP TABLE upload_parts;
 DROP TABLE uploads;
