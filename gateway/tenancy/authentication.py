@@ -1,0 +1,59 @@
+"""Find out who sends each request, before its body is read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from litestar import Request
+
+from tunery.gateway.api.http.errors import Refused
+from tunery.gateway.tenancy.keyring import Keyring
+from tunery.gateway.tenancy.principal import Principal
+
+__all__ = ["SCOPE", "Authentication", "principal_of"]
+
+SCOPE = "scope"
+"""The entry of a handler's `opt` that names the scope it needs; one without it is open to all."""
+_STATE = "tunery_principal"
+
+
+class Authentication:
+    """Checks the key of each request. Without a `keyring` everybody is `anyone`."""
+
+    def __init__(self, keyring: Keyring | None, *, anyone: Principal) -> None:
+        self._keyring, self._anyone = keyring, anyone
+
+    async def check(self, request: Request[Any, Any, Any]) -> None:
+        """Note who sends a request; raise Refused: 401 without a good key, 403 for one without the scope."""
+        scope = request.route_handler.opt.get(SCOPE)
+        if self._keyring is None or scope is None:
+            request.scope["state"][_STATE] = self._anyone
+            return
+        token = _token(request)
+        if token is None:
+            raise Refused(
+                "no API key was sent; send one as Authorization: Bearer tn-…", status=401, code="missing_api_key"
+            )
+        key = await self._keyring.find(token)
+        if key is None:
+            raise Refused("the API key is not valid; ask for a new one", status=401, code="invalid_api_key")
+        principal = Principal(key.tenant, key)
+        if scope not in principal.scopes:
+            raise Refused(
+                f"the API key {key.id} may not do this: it needs the scope {scope}, and has {', '.join(key.scopes)}",
+                status=403,
+                code="insufficient_scope",
+            )
+        request.scope["state"][_STATE] = principal
+
+
+def principal_of(request: Request[Any, Any, Any]) -> Principal:
+    """Who sent a request."""
+    principal: Principal = request.scope["state"][_STATE]
+    return principal
+
+
+def _token(request: Request[Any, Any, Any]) -> str | None:
+    """The token of the Authorization header; None without one."""
+    kind, _, token = request.headers.get("authorization", "").partition(" ")
+    return token.strip() or None if kind.lower() == "bearer" else None
