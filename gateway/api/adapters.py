@@ -17,6 +17,7 @@ from tunery.gateway.api.schemas.models import (
 )
 from tunery.gateway.api.state import Gateway
 from tunery.gateway.engine.composition import AdapterSource
+from tunery.gateway.tenancy.principal import Principal
 from tunery.registry.errors import InvalidInput
 
 __all__ = ["list_adapters", "load_adapter", "unload_adapter"]
@@ -33,7 +34,7 @@ _ERRORS = error_responses(400, 404, 413, 415, 500, 503)
     responses=error_responses(500),
     tags=["adapters"],
 )
-async def list_adapters(gateway: NamedDependency[Gateway]) -> AdapterList:
+async def list_adapters(gateway: NamedDependency[Gateway], principal: NamedDependency[Principal]) -> AdapterList:
     """List the adapters on the served base: what each bare name means, the aliases, and the resident versions."""
     stats = gateway.engine.stats
     resident: dict[str, list[ResidentVersion]] = {}
@@ -51,7 +52,7 @@ async def list_adapters(gateway: NamedDependency[Gateway]) -> AdapterList:
                 aliases=gateway.registry.aliases(latest.adapter),
                 resident=resident.get(latest.adapter, []),
             )
-            for latest in gateway.resolver.served()
+            for latest in gateway.resolver.served(principal)
         ]
     )
 
@@ -65,9 +66,9 @@ async def list_adapters(gateway: NamedDependency[Gateway]) -> AdapterList:
     tags=["adapters"],
     request_max_body_size=MAX_BODY,
 )
-async def load_adapter(data: JSONBody[LoadRequest], gateway: NamedDependency[Gateway]) -> AdapterState:
+async def load_adapter(data: JSONBody[LoadRequest], gateway: NamedDependency[Gateway], principal: NamedDependency[Principal]) -> AdapterState:
     """Load a version, with the errors that a request for it would have. It can be evicted later unless it is pinned."""
-    source = _source(data, gateway)
+    source = _source(data, gateway, principal)
     gateway.engine_ready()
     loaded = await gateway.engine.load(source, pin=bool(data.pin))
     return _state(source, loaded.bytes, resident=True, pinned=bool(data.pin))
@@ -82,16 +83,16 @@ async def load_adapter(data: JSONBody[LoadRequest], gateway: NamedDependency[Gat
     tags=["adapters"],
     request_max_body_size=MAX_BODY,
 )
-async def unload_adapter(data: JSONBody[AdapterReference], gateway: NamedDependency[Gateway]) -> AdapterState:
+async def unload_adapter(data: JSONBody[AdapterReference], gateway: NamedDependency[Gateway], principal: NamedDependency[Principal]) -> AdapterState:
     """Unload a version; `bytes` is the memory that this frees. The next request for it loads it again."""
-    source = _source(data, gateway)
+    source = _source(data, gateway, principal)
     gateway.engine_ready()
     freed = await gateway.engine.unload(source.digest)
     return _state(source, freed.bytes, resident=False, pinned=False)
 
 
-def _source(data: AdapterReference, gateway: Gateway) -> AdapterSource:
-    composition = gateway.resolver.resolve_one(data.adapter, param="adapter").composition
+def _source(data: AdapterReference, gateway: Gateway, principal: Principal) -> AdapterSource:
+    composition = gateway.resolver.resolve_one(data.adapter, param="adapter", by=principal).composition
     if not composition:
         raise InvalidInput(f"{data.adapter!r} is the base, which is always in memory; name an adapter", param="adapter")
     return composition[0].source

@@ -24,6 +24,7 @@ from tunery.gateway.api.schemas.batches import (
 )
 from tunery.gateway.api.schemas.responses import CachedTokens
 from tunery.gateway.api.state import Gateway
+from tunery.gateway.tenancy.principal import Principal
 from tunery.registry.errors import InvalidInput, NotFound
 from tunery.registry.records import Batch
 
@@ -42,15 +43,19 @@ MAX_ID = 100
     tags=["batches"],
 )
 async def create_batch(
-    data: JSONBody[BatchCreate], gateway: NamedDependency[Gateway], request: Request[Any, Any, Any]
+    data: JSONBody[BatchCreate],
+    gateway: NamedDependency[Gateway],
+    principal: NamedDependency[Principal],
+    request: Request[Any, Any, Any],
 ) -> BatchObject:
     """Queue a batch. Its file is read and checked after the answer."""
     await check_fields(request, BatchCreate)
-    _check_file(data.input_file_id, gateway)
+    _check_file(data.input_file_id, gateway, principal)
     expiry = data.output_expires_after
     batch = await asyncio.to_thread(
         gateway.registry.batches.submit,
-        tenant=gateway.jobs.tenant,
+        tenant=principal.tenant,
+        adapters=principal.adapters,
         endpoint=data.endpoint,
         input_file=data.input_file_id,
         details={"metadata": data.metadata},
@@ -68,12 +73,13 @@ async def create_batch(
 )
 async def list_batches(
     gateway: NamedDependency[Gateway],
+    principal: NamedDependency[Principal],
     after: FromQuery[str | None] = None,
     limit: Annotated[int, QueryParameter(ge=1, le=100)] = 20,
 ) -> BatchList:
     """List batches, newest first."""
     try:
-        batches, more = gateway.registry.batches.page(tenant=gateway.jobs.tenant, after=after, limit=limit)
+        batches, more = gateway.registry.batches.page(tenant=principal.tenant, after=after, limit=limit)
     except NotFound as error:
         raise _no_batch(after or "", param="after") from error
     data = [_object(batch) for batch in batches]
@@ -89,9 +95,11 @@ async def list_batches(
     responses=error_responses(400, 404, 500),
     tags=["batches"],
 )
-async def show_batch(batch_id: FromPath[str], gateway: NamedDependency[Gateway]) -> BatchObject:
+async def show_batch(
+    batch_id: FromPath[str], gateway: NamedDependency[Gateway], principal: NamedDependency[Principal]
+) -> BatchObject:
     """Describe a batch; `request_counts` say how far it is."""
-    return _object(_find(batch_id, gateway))
+    return _object(_find(batch_id, gateway, principal))
 
 
 @post(
@@ -103,16 +111,18 @@ async def show_batch(batch_id: FromPath[str], gateway: NamedDependency[Gateway])
     tags=["batches"],
     opt={"no_body": True},
 )
-async def cancel_batch(batch_id: FromPath[str], gateway: NamedDependency[Gateway]) -> BatchObject:
+async def cancel_batch(
+    batch_id: FromPath[str], gateway: NamedDependency[Gateway], principal: NamedDependency[Principal]
+) -> BatchObject:
     """Stop a batch; what has been answered until then is kept."""
-    _find(batch_id, gateway)
-    return _object(await asyncio.to_thread(gateway.registry.batches.cancel, batch_id, tenant=gateway.jobs.tenant))
+    _find(batch_id, gateway, principal)
+    return _object(await asyncio.to_thread(gateway.registry.batches.cancel, batch_id, tenant=principal.tenant))
 
 
-def _check_file(file_id: str, gateway: Gateway) -> None:
+def _check_file(file_id: str, gateway: Gateway, principal: Principal) -> None:
     """Raise InvalidInput unless this is a file of requests."""
     try:
-        file = gateway.registry.data_files.get(file_id, tenant=gateway.jobs.tenant)
+        file = gateway.registry.data_files.get(file_id, tenant=principal.tenant)
     except NotFound as error:
         raise InvalidInput(
             f"invalid input_file_id: {file_id[:80]}", code="file_not_found", param="input_file_id"
@@ -125,11 +135,11 @@ def _check_file(file_id: str, gateway: Gateway) -> None:
         )
 
 
-def _find(batch_id: str, gateway: Gateway) -> Batch:
+def _find(batch_id: str, gateway: Gateway, principal: Principal) -> Batch:
     if len(batch_id) > MAX_ID:
         raise InvalidInput(f"no id of a batch has {len(batch_id)} characters", param="id")
     try:
-        return gateway.registry.batches.get(batch_id, tenant=gateway.jobs.tenant)
+        return gateway.registry.batches.get(batch_id, tenant=principal.tenant)
     except NotFound as error:
         raise _no_batch(batch_id) from error
 

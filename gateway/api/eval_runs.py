@@ -17,6 +17,7 @@ from tunery.gateway.api.http.errors import error_responses
 from tunery.gateway.api.request.fields import check_fields
 from tunery.gateway.api.schemas.evals import DeletedRun, OutputItem, OutputItemList, Run, RunCreate, RunList
 from tunery.gateway.api.state import Gateway
+from tunery.gateway.tenancy.principal import Principal
 from tunery.registry.errors import InvalidInput, NotFound
 from tunery.registry.evals.records import EvalRun
 
@@ -49,27 +50,31 @@ async def create_run(
     eval_id: FromPath[str],
     data: JSONBody[RunCreate],
     gateway: NamedDependency[Gateway],
+    principal: NamedDependency[Principal],
     request: Request[Any, Any, Any],
 ) -> Run:
     """Queue a run. Every row and every field of a template is checked before; models are answered behind other
     requests."""
     await check_fields(request, RunCreate)
-    evaluation = find_eval(eval_id, gateway)
-    plan = plan_run(evaluation, read_asked(data), resolver=gateway.resolver)
-    return run_object(await asyncio.to_thread(add_run, data, evaluation, plan, gateway=gateway), {})
+    evaluation = find_eval(eval_id, gateway, principal)
+    plan = plan_run(evaluation, read_asked(data), resolver=gateway.resolver, by=principal)
+    return run_object(
+        await asyncio.to_thread(add_run, data, evaluation, plan, gateway=gateway, principal=principal), {}
+    )
 
 
 @get(RUNS, operation_id="getEvalRuns", summary="List runs", responses=_ERRORS, tags=["evals"])
 async def list_runs(
     eval_id: FromPath[str],
     gateway: NamedDependency[Gateway],
+    principal: NamedDependency[Principal],
     after: FromQuery[str | None] = None,
     limit: Limit = 20,
     order: FromQuery[Literal["asc", "desc"]] = "asc",
     status: FromQuery[Status | None] = None,
 ) -> RunList:
     """List the runs of an evaluation, oldest first unless `order` is desc."""
-    evaluation = find_eval(eval_id, gateway)
+    evaluation = find_eval(eval_id, gateway, principal)
     runs, more = gateway.registry.evals.runs(
         eval_id=evaluation.id, state=status, after=after, limit=limit, ascending=order == "asc"
     )
@@ -80,9 +85,14 @@ async def list_runs(
 
 
 @get(RUN, operation_id="getEvalRun", summary="Describe a run", responses=_ERRORS, tags=["evals"])
-async def show_run(eval_id: FromPath[str], run_id: FromPath[str], gateway: NamedDependency[Gateway]) -> Run:
+async def show_run(
+    eval_id: FromPath[str],
+    run_id: FromPath[str],
+    gateway: NamedDependency[Gateway],
+    principal: NamedDependency[Principal],
+) -> Run:
     """Describe a run; a completed one has its results in `tunery.summary`."""
-    return _object(find_run(eval_id, run_id, gateway)[1], gateway)
+    return _object(find_run(eval_id, run_id, gateway, principal)[1], gateway)
 
 
 @post(
@@ -94,9 +104,14 @@ async def show_run(eval_id: FromPath[str], run_id: FromPath[str], gateway: Named
     tags=["evals"],
     opt={"no_body": True},
 )
-async def cancel_run(eval_id: FromPath[str], run_id: FromPath[str], gateway: NamedDependency[Gateway]) -> Run:
+async def cancel_run(
+    eval_id: FromPath[str],
+    run_id: FromPath[str],
+    gateway: NamedDependency[Gateway],
+    principal: NamedDependency[Principal],
+) -> Run:
     """Stop a run, for good. Rows that are done keep their results."""
-    return await _cancel(eval_id, run_id, gateway)
+    return await _cancel(eval_id, run_id, gateway, principal)
 
 
 @post(
@@ -108,20 +123,30 @@ async def cancel_run(eval_id: FromPath[str], run_id: FromPath[str], gateway: Nam
     tags=["evals"],
     opt={"no_body": True},
 )
-async def cancel_run_as_before(eval_id: FromPath[str], run_id: FromPath[str], gateway: NamedDependency[Gateway]) -> Run:
+async def cancel_run_as_before(
+    eval_id: FromPath[str],
+    run_id: FromPath[str],
+    gateway: NamedDependency[Gateway],
+    principal: NamedDependency[Principal],
+) -> Run:
     """Stop a run, at the path that older clients of OpenAI's know."""
-    return await _cancel(eval_id, run_id, gateway)
+    return await _cancel(eval_id, run_id, gateway, principal)
 
 
-async def _cancel(eval_id: str, run_id: str, gateway: Gateway) -> Run:
-    find_run(eval_id, run_id, gateway)
+async def _cancel(eval_id: str, run_id: str, gateway: Gateway, principal: Principal) -> Run:
+    find_run(eval_id, run_id, gateway, principal)
     return _object(await asyncio.to_thread(gateway.registry.evals.cancel, run_id), gateway)
 
 
 @delete(RUN, operation_id="deleteEvalRun", summary="Delete a run", status_code=200, responses=_ERRORS, tags=["evals"])
-async def delete_run(eval_id: FromPath[str], run_id: FromPath[str], gateway: NamedDependency[Gateway]) -> DeletedRun:
+async def delete_run(
+    eval_id: FromPath[str],
+    run_id: FromPath[str],
+    gateway: NamedDependency[Gateway],
+    principal: NamedDependency[Principal],
+) -> DeletedRun:
     """Delete a run, which ends, and its results of rows. What it measured of versions stays with the versions."""
-    find_run(eval_id, run_id, gateway)
+    find_run(eval_id, run_id, gateway, principal)
     await asyncio.to_thread(gateway.registry.evals.delete_run, run_id)
     return DeletedRun(run_id=run_id)
 
@@ -137,13 +162,14 @@ async def list_items(
     eval_id: FromPath[str],
     run_id: FromPath[str],
     gateway: NamedDependency[Gateway],
+    principal: NamedDependency[Principal],
     after: FromQuery[str | None] = None,
     limit: Limit = 20,
     order: FromQuery[Literal["asc", "desc"]] = "asc",
     status: FromQuery[Literal["pass", "fail", "error"] | None] = None,
 ) -> OutputItemList:
     """List the rows of a run that are done, in the order of the file unless `order` is desc."""
-    _, run = find_run(eval_id, run_id, gateway)
+    _, run = find_run(eval_id, run_id, gateway, principal)
     place = None if after is None else _position(after, run, param="after")
 
     def page() -> tuple[list[OutputItem], bool]:
@@ -166,10 +192,14 @@ async def list_items(
     tags=["evals"],
 )
 async def show_item(
-    eval_id: FromPath[str], run_id: FromPath[str], output_item_id: FromPath[str], gateway: NamedDependency[Gateway]
+    eval_id: FromPath[str],
+    run_id: FromPath[str],
+    output_item_id: FromPath[str],
+    gateway: NamedDependency[Gateway],
+    principal: NamedDependency[Principal],
 ) -> OutputItem:
     """Describe the result of a row."""
-    _, run = find_run(eval_id, run_id, gateway)
+    _, run = find_run(eval_id, run_id, gateway, principal)
     position = _position(output_item_id, run, param="output_item_id")
     items, _ = gateway.registry.evals.items(run.id, after=position - 1, limit=1)
     if not items or items[0].position != position:

@@ -14,6 +14,7 @@ from tunery.gateway.api.http.errors import error_responses
 from tunery.gateway.api.request.fields import check_fields
 from tunery.gateway.api.schemas.evals import DeletedEval, Eval, EvalChange, EvalCreate, EvalList
 from tunery.gateway.api.state import Gateway
+from tunery.gateway.tenancy.principal import Principal
 from tunery.plugins.evals.graders import read_graders
 from tunery.plugins.evals.json_validity import JsonValidity
 from tunery.registry.errors import InvalidInput
@@ -35,7 +36,10 @@ Order = FromQuery[Literal["asc", "desc"]]
     tags=["evals"],
 )
 async def create_eval(
-    data: JSONBody[EvalCreate], gateway: NamedDependency[Gateway], request: Request[Any, Any, Any]
+    data: JSONBody[EvalCreate],
+    gateway: NamedDependency[Gateway],
+    principal: NamedDependency[Principal],
+    request: Request[Any, Any, Any],
 ) -> Eval:
     """Create an evaluation: graders, whose templates name fields of rows and of answers."""
     await check_fields(request, EvalCreate)
@@ -43,7 +47,7 @@ async def create_eval(
     await asyncio.to_thread(_check, source, data.testing_criteria)
     made = await asyncio.to_thread(
         gateway.registry.evals.create,
-        tenant=gateway.jobs.tenant,
+        tenant=principal.tenant,
         name=data.name or "",
         source=source,
         criteria=data.testing_criteria,
@@ -55,6 +59,7 @@ async def create_eval(
 @get("/v1/evals", operation_id="listEvals", summary="List evaluations", responses=_ERRORS, tags=["evals"])
 async def list_evals(
     gateway: NamedDependency[Gateway],
+    principal: NamedDependency[Principal],
     after: FromQuery[str | None] = None,
     limit: Limit = 20,
     order: Order = "asc",
@@ -62,7 +67,7 @@ async def list_evals(
 ) -> EvalList:
     """List evaluations, oldest first unless `order` is desc."""
     found, more = gateway.registry.evals.page(
-        tenant=gateway.jobs.tenant, after=after, limit=limit, ascending=order == "asc", by=order_by
+        tenant=principal.tenant, after=after, limit=limit, ascending=order == "asc", by=order_by
     )
     data = [_object(each) for each in found]
     return EvalList(
@@ -77,9 +82,11 @@ async def list_evals(
     responses=_ERRORS,
     tags=["evals"],
 )
-async def show_eval(eval_id: FromPath[str], gateway: NamedDependency[Gateway]) -> Eval:
+async def show_eval(
+    eval_id: FromPath[str], gateway: NamedDependency[Gateway], principal: NamedDependency[Principal]
+) -> Eval:
     """Describe an evaluation."""
-    return _object(find_eval(eval_id, gateway))
+    return _object(find_eval(eval_id, gateway, principal))
 
 
 @post(
@@ -94,16 +101,17 @@ async def change_eval(
     eval_id: FromPath[str],
     data: JSONBody[EvalChange],
     gateway: NamedDependency[Gateway],
+    principal: NamedDependency[Principal],
     request: Request[Any, Any, Any],
 ) -> Eval:
     """Give an evaluation another name or other metadata. Its graders stay what they are."""
     await check_fields(request, EvalChange)
-    evaluation = find_eval(eval_id, gateway)
+    evaluation = find_eval(eval_id, gateway, principal)
     given = {"name": data.name, "details": data.metadata}
     values = {name: value for name, value in given.items() if value is not None}
     if not values:
         return _object(evaluation)
-    return _object(await asyncio.to_thread(gateway.registry.evals.change, eval_id, values, tenant=gateway.jobs.tenant))
+    return _object(await asyncio.to_thread(gateway.registry.evals.change, eval_id, values, tenant=principal.tenant))
 
 
 @delete(
@@ -114,10 +122,12 @@ async def change_eval(
     responses=_ERRORS,
     tags=["evals"],
 )
-async def delete_eval(eval_id: FromPath[str], gateway: NamedDependency[Gateway]) -> DeletedEval:
+async def delete_eval(
+    eval_id: FromPath[str], gateway: NamedDependency[Gateway], principal: NamedDependency[Principal]
+) -> DeletedEval:
     """Delete an evaluation and its runs, which end. What they measured of versions stays with the versions."""
-    find_eval(eval_id, gateway)
-    await asyncio.to_thread(gateway.registry.evals.delete, eval_id, tenant=gateway.jobs.tenant)
+    find_eval(eval_id, gateway, principal)
+    await asyncio.to_thread(gateway.registry.evals.delete, eval_id, tenant=principal.tenant)
     return DeletedEval(eval_id=eval_id)
 
 

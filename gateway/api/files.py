@@ -16,6 +16,7 @@ from tunery.gateway.api.request.upload import STREAMED, Upload, check_purpose, r
 from tunery.gateway.api.response.files import file_object
 from tunery.gateway.api.schemas.files import LONGEST, SHORTEST, DeletedFile, FileFindings, FileList, FileObject
 from tunery.gateway.api.state import Gateway
+from tunery.gateway.tenancy.principal import Principal
 from tunery.registry.errors import InvalidInput, StorageFailed
 from tunery.registry.records import DataFile
 from tunery.registry.storage import leases
@@ -39,7 +40,9 @@ EXPIRY = re.compile(r"\d{1,9}")
     request_max_body_size=MAX_FILE + 65536,
     opt={STREAMED: True},
 )
-async def create_file(request: Request[Any, Any, Any], gateway: NamedDependency[Gateway]) -> FileObject:
+async def create_file(
+    request: Request[Any, Any, Any], gateway: NamedDependency[Gateway], principal: NamedDependency[Principal]
+) -> FileObject:
     """Store a file (form fields `file` and `purpose`). One for fine-tuning is checked with every rule."""
     with leases.staged(gateway.registry.home.staging, "upload") as folder:
         upload = await receive_upload(request, folder)
@@ -49,7 +52,7 @@ async def create_file(request: Request[Any, Any, Any], gateway: NamedDependency[
         file = await asyncio.to_thread(
             gateway.registry.data_files.add,
             upload.path,
-            tenant=gateway.jobs.tenant,
+            tenant=principal.tenant,
             purpose=purpose,
             name=upload.name,
             status="uploaded" if purpose == "fine-tune" else "processed",
@@ -67,6 +70,7 @@ async def create_file(request: Request[Any, Any, Any], gateway: NamedDependency[
 )
 async def list_files(
     gateway: NamedDependency[Gateway],
+    principal: NamedDependency[Principal],
     purpose: FromQuery[str | None] = None,
     after: FromQuery[str | None] = None,
     limit: Annotated[int, QueryParameter(ge=1, le=10_000)] = 10_000,
@@ -74,7 +78,7 @@ async def list_files(
 ) -> FileList:
     """List files, newest first unless `order` is asc."""
     files, more = gateway.registry.data_files.page(
-        tenant=gateway.jobs.tenant, purpose=purpose, after=after, limit=limit, ascending=order == "asc"
+        tenant=principal.tenant, purpose=purpose, after=after, limit=limit, ascending=order == "asc"
     )
     data = [file_object(file) for file in files]
     return FileList(
@@ -89,9 +93,11 @@ async def list_files(
     responses=error_responses(400, 404, 500),
     tags=["files"],
 )
-async def show_file(file_id: FromPath[str], gateway: NamedDependency[Gateway]) -> FileObject:
+async def show_file(
+    file_id: FromPath[str], gateway: NamedDependency[Gateway], principal: NamedDependency[Principal]
+) -> FileObject:
     """Describe a file; its `status` says whether it has been checked."""
-    return file_object(_find(file_id, gateway))
+    return file_object(_find(file_id, gateway, principal))
 
 
 @get(
@@ -102,9 +108,11 @@ async def show_file(file_id: FromPath[str], gateway: NamedDependency[Gateway]) -
     responses=error_responses(400, 404, 500),
     tags=["files"],
 )
-async def file_content(file_id: FromPath[str], gateway: NamedDependency[Gateway]) -> File:
+async def file_content(
+    file_id: FromPath[str], gateway: NamedDependency[Gateway], principal: NamedDependency[Principal]
+) -> File:
     """The file's bytes as they were uploaded."""
-    file = _find(file_id, gateway)
+    file = _find(file_id, gateway, principal)
     path = gateway.registry.data_files.path(file)
     if not path.exists():
         raise StorageFailed(f"the bytes of {file_id} are missing; upload it again")
@@ -118,9 +126,11 @@ async def file_content(file_id: FromPath[str], gateway: NamedDependency[Gateway]
     responses=error_responses(400, 404, 500),
     tags=["files"],
 )
-async def file_findings(file_id: FromPath[str], gateway: NamedDependency[Gateway]) -> FileFindings:
+async def file_findings(
+    file_id: FromPath[str], gateway: NamedDependency[Gateway], principal: NamedDependency[Principal]
+) -> FileFindings:
     """Every finding by rule and line, in the form of `tunery data check --json`."""
-    file = _find(file_id, gateway)
+    file = _find(file_id, gateway, principal)
     report = await asyncio.to_thread(gateway.registry.data_files.findings, file.id)
     return FileFindings(id=file.id, status=file.status, report=report)
 
@@ -133,17 +143,19 @@ async def file_findings(file_id: FromPath[str], gateway: NamedDependency[Gateway
     responses=error_responses(400, 404, 500),
     tags=["files"],
 )
-async def delete_file(file_id: FromPath[str], gateway: NamedDependency[Gateway]) -> DeletedFile:
+async def delete_file(
+    file_id: FromPath[str], gateway: NamedDependency[Gateway], principal: NamedDependency[Principal]
+) -> DeletedFile:
     """Delete a file; refused while a job or batch that has not ended needs it. Versions trained on it stay."""
-    _find(file_id, gateway)
-    gateway.registry.data_files.delete(file_id, tenant=gateway.jobs.tenant)
+    _find(file_id, gateway, principal)
+    gateway.registry.data_files.delete(file_id, tenant=principal.tenant)
     return DeletedFile(id=file_id)
 
 
-def _find(file_id: str, gateway: Gateway) -> DataFile:
+def _find(file_id: str, gateway: Gateway, principal: Principal) -> DataFile:
     if len(file_id) > MAX_ID:
         raise InvalidInput(f"no id of a file has {len(file_id)} characters", param="id")
-    return gateway.registry.data_files.get(file_id, tenant=gateway.jobs.tenant)
+    return gateway.registry.data_files.get(file_id, tenant=principal.tenant)
 
 
 def _purpose(upload: Upload) -> str:

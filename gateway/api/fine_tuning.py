@@ -26,6 +26,7 @@ from tunery.gateway.api.schemas.fine_tuning import (
     JobCreate,
 )
 from tunery.gateway.api.state import Gateway
+from tunery.gateway.tenancy.principal import Principal
 from tunery.registry.errors import InvalidInput, NotFound
 from tunery.registry.jobs.history import Note
 from tunery.registry.jobs.job_queue import new_id
@@ -64,7 +65,10 @@ Limit = Annotated[int, QueryParameter(ge=1, le=1000)]
     tags=["fine-tuning"],
 )
 async def create_job(
-    data: JSONBody[JobCreate], gateway: NamedDependency[Gateway], request: Request[Any, Any, Any]
+    data: JSONBody[JobCreate],
+    gateway: NamedDependency[Gateway],
+    principal: NamedDependency[Principal],
+    request: Request[Any, Any, Any],
 ) -> FineTuningJob:
     """Queue a job. A retry with the same `Idempotency-Key` header returns the job that the first one made."""
     await check_fields(request, JobCreate)
@@ -75,6 +79,7 @@ async def create_job(
     planned = await asyncio.to_thread(
         plan,
         data,
+        principal=principal,
         job_id=job_id,
         served=gateway.resolver.base,
         registry=gateway.registry,
@@ -87,7 +92,7 @@ async def create_job(
     job = await asyncio.to_thread(
         gateway.registry.queue.submit,
         planned.request,
-        tenant=gateway.jobs.tenant,
+        tenant=principal.tenant,
         priority=planned.priority,
         details=planned.details,
         idempotency_key=key,
@@ -98,7 +103,7 @@ async def create_job(
             Note(kind="queued", message="Files validated, moving job to queued state"),
         ],
     )
-    return await _object(job, gateway)
+    return await _object(job, gateway, principal)
 
 
 @get(
@@ -110,17 +115,18 @@ async def create_job(
 )
 async def list_jobs(
     gateway: NamedDependency[Gateway],
+    principal: NamedDependency[Principal],
     request: Request[Any, Any, Any],
     after: FromQuery[str | None] = None,
     limit: Limit = 20,
 ) -> FineTuningJobList:
     """List jobs, newest first; `metadata[key]=value` selects those with that entry, `metadata=null` those without any."""
-    wanted = Filter(tenant=gateway.jobs.tenant, after=after, metadata=_metadata(request), queued_only=True)
+    wanted = Filter(tenant=principal.tenant, after=after, metadata=_metadata(request), queued_only=True)
     try:
         jobs, more = gateway.registry.queue.page(wanted, limit=limit)
     except NotFound as error:
         raise _no_job(after or "", param="after") from error
-    return FineTuningJobList(data=[await _object(job, gateway) for job in jobs], has_more=more)
+    return FineTuningJobList(data=[await _object(job, gateway, principal) for job in jobs], has_more=more)
 
 
 @get(
@@ -130,9 +136,11 @@ async def list_jobs(
     responses=_ERRORS,
     tags=["fine-tuning"],
 )
-async def show_job(job_id: FromPath[str], gateway: NamedDependency[Gateway]) -> FineTuningJob:
+async def show_job(
+    job_id: FromPath[str], gateway: NamedDependency[Gateway], principal: NamedDependency[Principal]
+) -> FineTuningJob:
     """Describe a job."""
-    return await _object(_find(job_id, gateway), gateway)
+    return await _object(_find(job_id, gateway, principal), gateway, principal)
 
 
 @post(
@@ -144,9 +152,11 @@ async def show_job(job_id: FromPath[str], gateway: NamedDependency[Gateway]) -> 
     tags=["fine-tuning"],
     opt={"no_body": True},
 )
-async def cancel_job(job_id: FromPath[str], gateway: NamedDependency[Gateway]) -> FineTuningJob:
+async def cancel_job(
+    job_id: FromPath[str], gateway: NamedDependency[Gateway], principal: NamedDependency[Principal]
+) -> FineTuningJob:
     """Stop a job, for good. One that runs stops within a step or two."""
-    return await _ask(job_id, "cancel", gateway)
+    return await _ask(job_id, "cancel", gateway, principal)
 
 
 @post(
@@ -158,9 +168,11 @@ async def cancel_job(job_id: FromPath[str], gateway: NamedDependency[Gateway]) -
     tags=["fine-tuning"],
     opt={"no_body": True},
 )
-async def pause_job(job_id: FromPath[str], gateway: NamedDependency[Gateway]) -> FineTuningJob:
+async def pause_job(
+    job_id: FromPath[str], gateway: NamedDependency[Gateway], principal: NamedDependency[Principal]
+) -> FineTuningJob:
     """Stop a job after its current step, with a checkpoint."""
-    return await _ask(job_id, "pause", gateway)
+    return await _ask(job_id, "pause", gateway, principal)
 
 
 @post(
@@ -172,10 +184,12 @@ async def pause_job(job_id: FromPath[str], gateway: NamedDependency[Gateway]) ->
     tags=["fine-tuning"],
     opt={"no_body": True},
 )
-async def resume_job(job_id: FromPath[str], gateway: NamedDependency[Gateway]) -> FineTuningJob:
+async def resume_job(
+    job_id: FromPath[str], gateway: NamedDependency[Gateway], principal: NamedDependency[Principal]
+) -> FineTuningJob:
     """Queue a job again that was paused or has failed; it goes on from its checkpoint, or from the start where there is none."""
-    _find(job_id, gateway)
-    return await _object(gateway.registry.queue.resume(job_id), gateway)
+    _find(job_id, gateway, principal)
+    return await _object(gateway.registry.queue.resume(job_id), gateway, principal)
 
 
 @get(
@@ -195,6 +209,7 @@ async def resume_job(job_id: FromPath[str], gateway: NamedDependency[Gateway]) -
 async def list_events(
     job_id: FromPath[str],
     gateway: NamedDependency[Gateway],
+    principal: NamedDependency[Principal],
     request: Request[Any, Any, Any],
     after: FromQuery[str | None] = None,
     limit: Limit = 20,
@@ -202,7 +217,7 @@ async def list_events(
 ) -> Response[FineTuningEventList] | Stream:
     """List events, newest first. With `stream` they come as server-sent events, oldest first, until the job has ended;
     `Last-Event-ID` is the id of the last one that the client has."""
-    job = _find(job_id, gateway)
+    job = _find(job_id, gateway, principal)
     if stream:
         return _follow(job, request.headers.get("last-event-id") or after, gateway)
     number = None if after is None else _number(after, job)
@@ -220,11 +235,12 @@ async def list_events(
 async def list_checkpoints(
     job_id: FromPath[str],
     gateway: NamedDependency[Gateway],
+    principal: NamedDependency[Principal],
     after: FromQuery[str | None] = None,
     limit: Limit = 10,
 ) -> FineTuningCheckpointList:
     """List the models that a job made on its way, newest first: one for each of its last epochs."""
-    kept = gateway.registry.checkpoints.of_job(_find(job_id, gateway).id)
+    kept = gateway.registry.checkpoints.of_job(_find(job_id, gateway, principal).id)
     ids = [checkpoint.id for checkpoint in kept]
     if after is not None and after not in ids:
         raise NotFound(f"{job_id} has no checkpoint {after[:80]!r}", code="checkpoint_not_found", param="after")
@@ -267,17 +283,17 @@ def _follow(job: Job, last: str | None, gateway: Gateway) -> Stream:
     return Stream(body(), media_type="text/event-stream", headers=headers)
 
 
-async def _object(job: Job, gateway: Gateway) -> FineTuningJob:
+async def _object(job: Job, gateway: Gateway, principal: Principal) -> FineTuningJob:
     files = await asyncio.to_thread(result_files, gateway.registry, job) if job.state == "succeeded" else []
-    return job_object(job, result_files=files, tenant=gateway.jobs.tenant)
+    return job_object(job, result_files=files, tenant=principal.tenant)
 
 
-async def _ask(job_id: str, wanted: Wanted, gateway: Gateway) -> FineTuningJob:
-    _find(job_id, gateway)
-    return await _object(gateway.registry.queue.request(job_id, wanted), gateway)
+async def _ask(job_id: str, wanted: Wanted, gateway: Gateway, principal: Principal) -> FineTuningJob:
+    _find(job_id, gateway, principal)
+    return await _object(gateway.registry.queue.request(job_id, wanted), gateway, principal)
 
 
-def _find(job_id: str, gateway: Gateway) -> Job:
+def _find(job_id: str, gateway: Gateway, principal: Principal) -> Job:
     """A queued job of the tenant; raise NotFound in OpenAI's words."""
     if len(job_id) > MAX_ID:
         raise InvalidInput(f"no id of a job has {len(job_id)} characters", param="fine_tune_id")
@@ -285,7 +301,7 @@ def _find(job_id: str, gateway: Gateway) -> Job:
         job = gateway.registry.job(job_id)
     except NotFound as error:
         raise _no_job(job_id) from error
-    if job.request is None or job.tenant != gateway.jobs.tenant:
+    if job.request is None or job.tenant != principal.tenant:
         raise _no_job(job_id)
     return job
 

@@ -10,6 +10,7 @@ from tunery.gateway.api.http.errors import error_responses
 from tunery.gateway.api.schemas.models import DeletedModel, ModelCard, ModelList
 from tunery.gateway.api.state import Gateway
 from tunery.gateway.jobs.model_names import is_checkpoint_name
+from tunery.gateway.tenancy.principal import Principal
 from tunery.registry import Base, Version
 from tunery.registry.errors import NotFound
 from tunery.registry.names import tenant_of
@@ -24,11 +25,11 @@ __all__ = ["delete_model", "list_models", "show_model"]
     responses=error_responses(500),
     tags=["models"],
 )
-async def list_models(gateway: NamedDependency[Gateway]) -> ModelList:
+async def list_models(gateway: NamedDependency[Gateway], principal: NamedDependency[Principal]) -> ModelList:
     """List everything that a request may name as `model`."""
     resolver = gateway.resolver
-    adapters = [_version_card(version.adapter, version, resolver.base.name) for version in resolver.served()]
-    tuned = [_version_card(name, version, resolver.base.name) for name, version in resolver.tuned().items()]
+    adapters = [_version_card(version.adapter, version, resolver.base.name) for version in resolver.served(principal)]
+    tuned = [_version_card(name, version, resolver.base.name) for name, version in resolver.tuned(principal).items()]
     return ModelList([_base_card(resolver.base.name, resolver.base), *adapters, *tuned])
 
 
@@ -39,10 +40,12 @@ async def list_models(gateway: NamedDependency[Gateway]) -> ModelList:
     responses=error_responses(400, 404, 500),
     tags=["models"],
 )
-async def show_model(name: FromPath[str], gateway: NamedDependency[Gateway]) -> ModelCard:
+async def show_model(
+    name: FromPath[str], gateway: NamedDependency[Gateway], principal: NamedDependency[Principal]
+) -> ModelCard:
     """Describe what a name means now: the base, or a version of an adapter."""
     name = name.lstrip("/")
-    target = gateway.resolver.resolve_one(name)
+    target = gateway.resolver.resolve_one(name, by=principal)
     if target.version is None:
         return _base_card(name, target.base)
     return _version_card(name, target.version, target.base.name)
@@ -56,21 +59,33 @@ async def show_model(name: FromPath[str], gateway: NamedDependency[Gateway]) -> 
     responses=error_responses(400, 404, 500),
     tags=["models"],
 )
-async def delete_model(name: FromPath[str], gateway: NamedDependency[Gateway]) -> DeletedModel:
+async def delete_model(
+    name: FromPath[str], gateway: NamedDependency[Gateway], principal: NamedDependency[Principal]
+) -> DeletedModel:
     """Remove the version or checkpoint behind a name in OpenAI's form (`ft:…`); refused while an alias points to it."""
     name = name.lstrip("/")
     if is_checkpoint_name(name):
+        try:
+            adapter = gateway.registry.checkpoints.get(name).adapter
+        except NotFound as error:
+            raise _no_model(name) from error
+        if not principal.may_make(adapter):
+            raise _no_model(name)
         gateway.registry.checkpoints.remove(name)
         return DeletedModel(id=name)
     place = gateway.registry.queue.names().get(name)
-    if place is None:
-        raise NotFound(
-            f"The model '{name[:200]}' does not exist or is not a fine-tuned model with a name of its own (ft:…)",
-            code="model_not_found",
-            param="model",
-        )
-    gateway.registry.remove(f"{place[0]}@{place[1]}", actor=gateway.jobs.tenant)
+    if place is None or not principal.may_make(place[0]):
+        raise _no_model(name)
+    gateway.registry.remove(f"{place[0]}@{place[1]}", actor=principal.actor)
     return DeletedModel(id=name)
+
+
+def _no_model(name: str) -> NotFound:
+    return NotFound(
+        f"The model '{name[:200]}' does not exist or is not a fine-tuned model with a name of its own (ft:…)",
+        code="model_not_found",
+        param="model",
+    )
 
 
 def _base_card(name: str, base: Base) -> ModelCard:

@@ -25,6 +25,7 @@ from tunery.gateway.api.response.event_stream import event_stream
 from tunery.gateway.api.response.turn import begin_turn
 from tunery.gateway.api.schemas.items import DeletedResponse, ItemList, ResponseObject, ResponseRequest
 from tunery.gateway.api.state import Gateway
+from tunery.gateway.tenancy.principal import Principal
 from tunery.registry.errors import InvalidInput, NotFound
 from tunery.registry.records import StoredResponse
 
@@ -62,7 +63,7 @@ async def prepare_response(data: ResponseRequest, call: Call, gateway: Gateway) 
     check_body(call.body, ResponseRequest)
     target = resolve_target(call, data, gateway)
     ready = await gateway.wait_for_engine(target, background=call.background)
-    conversation = await read_conversation(data, gateway=gateway, body_size=len(call.body))
+    conversation = await read_conversation(data, gateway=gateway, principal=call.principal, body_size=len(call.body))
     with naming_fields_of_responses():
         chat = chat_request(data, to_messages(conversation.items, instructions=data.instructions))
         tools = read_tool_calling(chat, place=TOOL_PLACE)
@@ -77,7 +78,7 @@ async def prepare_response(data: ResponseRequest, call: Call, gateway: Gateway) 
             param="input",
             drop_oldest=data.truncation == "auto",
         )
-    return ResponseBuilder(data, generation, tools, save=saver(data, conversation.items, gateway=gateway))
+    return ResponseBuilder(data, generation, tools, save=saver(data, conversation.items, gateway=gateway, principal=call.principal))
 
 
 @get(
@@ -89,14 +90,17 @@ async def prepare_response(data: ResponseRequest, call: Call, gateway: Gateway) 
     tags=["inference"],
 )
 async def show_response(
-    response_id: FromPath[str], gateway: NamedDependency[Gateway], stream: FromQuery[bool | None] = None
+    response_id: FromPath[str],
+    gateway: NamedDependency[Gateway],
+    principal: NamedDependency[Principal],
+    stream: FromQuery[bool | None] = None,
 ) -> Response[Any]:
     """Read a response that was created with `store: true`."""
     if stream:
         raise InvalidInput(
             "a stored response cannot be streamed again; leave stream out", code="unsupported_parameter", param="stream"
         )
-    return Response((await _find(response_id, gateway)).body)
+    return Response((await _find(response_id, gateway, principal)).body)
 
 
 @delete(
@@ -107,10 +111,12 @@ async def show_response(
     responses=error_responses(400, 404, 500),
     tags=["inference"],
 )
-async def delete_response(response_id: FromPath[str], gateway: NamedDependency[Gateway]) -> DeletedResponse:
+async def delete_response(
+    response_id: FromPath[str], gateway: NamedDependency[Gateway], principal: NamedDependency[Principal]
+) -> DeletedResponse:
     """Forget a response and the conversation before it; later responses have their own copy."""
     _check_id(response_id)
-    await asyncio.to_thread(gateway.registry.responses.delete, response_id, tenant=gateway.jobs.tenant)
+    await asyncio.to_thread(gateway.registry.responses.delete, response_id, tenant=principal.tenant)
     return DeletedResponse(id=response_id)
 
 
@@ -124,12 +130,13 @@ async def delete_response(response_id: FromPath[str], gateway: NamedDependency[G
 async def list_input_items(
     response_id: FromPath[str],
     gateway: NamedDependency[Gateway],
+    principal: NamedDependency[Principal],
     after: FromQuery[str | None] = None,
     limit: Annotated[int, QueryParameter(ge=1, le=100)] = 20,
     order: FromQuery[Literal["asc", "desc"]] = "desc",
 ) -> ItemList:
     """List the conversation before a response, the last item first unless `order` is asc."""
-    items = (await _find(response_id, gateway)).items
+    items = (await _find(response_id, gateway, principal)).items
     items = items if order == "asc" else items[::-1]
     if after is not None:
         ids = [item["id"] for item in items]
@@ -141,9 +148,9 @@ async def list_input_items(
     return ItemList(data=page, first_id=first, last_id=last, has_more=len(items) > limit)
 
 
-async def _find(response_id: str, gateway: Gateway) -> StoredResponse:
+async def _find(response_id: str, gateway: Gateway, principal: Principal) -> StoredResponse:
     _check_id(response_id)
-    return await asyncio.to_thread(gateway.registry.responses.get, response_id, tenant=gateway.jobs.tenant)
+    return await asyncio.to_thread(gateway.registry.responses.get, response_id, tenant=principal.tenant)
 
 
 def _check_id(response_id: str) -> None:

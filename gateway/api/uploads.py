@@ -16,6 +16,7 @@ from tunery.gateway.api.response.files import file_object
 from tunery.gateway.api.schemas.uploads import UploadComplete, UploadCreate, UploadObject, UploadPartObject
 from tunery.gateway.api.state import Gateway
 from tunery.gateway.jobs.file_checks import CHECKED
+from tunery.gateway.tenancy.principal import Principal
 from tunery.registry.errors import InvalidInput
 from tunery.registry.records import DataFile, Upload
 from tunery.registry.storage import leases
@@ -37,13 +38,16 @@ MAX_ID = 100
     tags=["files"],
 )
 async def create_upload(
-    data: JSONBody[UploadCreate], gateway: NamedDependency[Gateway], request: Request[Any, Any, Any]
+    data: JSONBody[UploadCreate],
+    gateway: NamedDependency[Gateway],
+    principal: NamedDependency[Principal],
+    request: Request[Any, Any, Any],
 ) -> UploadObject:
     """Begin an upload of so many bytes. It ends after an hour unless it is completed."""
     await check_fields(request, UploadCreate)
     upload = await asyncio.to_thread(
         gateway.registry.uploads.create,
-        tenant=gateway.jobs.tenant,
+        tenant=principal.tenant,
         purpose=data.purpose,
         name=base_name(data.filename),
         mime_type=data.mime_type,
@@ -64,7 +68,10 @@ async def create_upload(
     opt={STREAMED: True},
 )
 async def add_upload_part(
-    upload_id: FromPath[str], gateway: NamedDependency[Gateway], request: Request[Any, Any, Any]
+    upload_id: FromPath[str],
+    gateway: NamedDependency[Gateway],
+    principal: NamedDependency[Principal],
+    request: Request[Any, Any, Any],
 ) -> UploadPartObject:
     """Add a part (form field `data`, up to 64 MiB). Parts may come in any order, and several at once."""
     with leases.staged(gateway.registry.home.staging, "part") as folder:
@@ -73,7 +80,7 @@ async def add_upload_part(
         if not 0 < size <= MAX_PART:
             raise InvalidInput(f"the part has {size} bytes; send 1 to {MAX_PART}", param="data")
         part = await asyncio.to_thread(
-            gateway.registry.uploads.add_part, _id(upload_id), received.path, tenant=gateway.jobs.tenant
+            gateway.registry.uploads.add_part, _id(upload_id), received.path, tenant=principal.tenant
         )
     return UploadPartObject(id=part.id, created_at=int(part.created_at), upload_id=part.upload)
 
@@ -90,11 +97,12 @@ async def complete_upload(
     upload_id: FromPath[str],
     data: JSONBody[UploadComplete],
     gateway: NamedDependency[Gateway],
+    principal: NamedDependency[Principal],
     request: Request[Any, Any, Any],
 ) -> UploadObject:
     """Join the parts in this order. The file is as one that came in one piece, and is checked like it."""
     await check_fields(request, UploadComplete)
-    uploads, tenant = gateway.registry.uploads, gateway.jobs.tenant
+    uploads, tenant = gateway.registry.uploads, principal.tenant
     upload = await asyncio.to_thread(uploads.get, _id(upload_id), tenant=tenant)
     status = "uploaded" if upload.purpose in CHECKED else "processed"
     async with gateway.joining:
@@ -113,9 +121,11 @@ async def complete_upload(
     tags=["files"],
     opt={"no_body": True},
 )
-async def cancel_upload(upload_id: FromPath[str], gateway: NamedDependency[Gateway]) -> UploadObject:
+async def cancel_upload(
+    upload_id: FromPath[str], gateway: NamedDependency[Gateway], principal: NamedDependency[Principal]
+) -> UploadObject:
     """Give an upload up, and delete its parts."""
-    upload = await asyncio.to_thread(gateway.registry.uploads.cancel, _id(upload_id), tenant=gateway.jobs.tenant)
+    upload = await asyncio.to_thread(gateway.registry.uploads.cancel, _id(upload_id), tenant=principal.tenant)
     return _object(upload)
 
 

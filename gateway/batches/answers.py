@@ -17,7 +17,9 @@ from tunery.gateway.api.schemas.items import ResponseUsage
 from tunery.gateway.api.state import Gateway
 from tunery.gateway.batches.input_file import Line
 from tunery.gateway.batches.journal import Entry, Tokens
+from tunery.gateway.tenancy.principal import Principal
 from tunery.registry.errors import StorageFailed, TuneryError, Unavailable
+from tunery.registry.records import Batch
 
 __all__ = ["answer_line", "expired_line"]
 
@@ -32,11 +34,12 @@ MAX_PAUSE = 5.0
 NO_TOKENS: Tokens = (0, 0, 0)
 
 
-async def answer_line(number: int, line: Line, *, endpoint: str, gateway: Gateway) -> Entry:
-    """The answer to a request, be it an error."""
-    call = Call(bytes(line.body), Trace(), background=True)
+async def answer_line(number: int, line: Line, *, batch: Batch, gateway: Gateway) -> Entry:
+    """The answer to a request of a batch, be it an error."""
+    principal = Principal(tenant=batch.tenant, adapters=batch.adapters)
+    call = Call(bytes(line.body), Trace(), principal, background=True)
     try:
-        body = await _patiently(ENDPOINTS[endpoint], call, gateway)
+        body = await _patiently(ENDPOINTS[batch.endpoint], call, gateway)
     except TuneryError as error:
         status = status_of(error)
         body = envelope(error.args[0], status=status, code=error.code, param=error.param)

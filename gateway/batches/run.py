@@ -151,7 +151,7 @@ class BatchRun:
         for place in places:
             async with self._turns:
                 line = await asyncio.to_thread(read_line, self._source, place)
-                entry = await answer_line(place.number, line, endpoint=self._batch.endpoint, gateway=self._gateway)
+                entry = await answer_line(place.number, line, batch=self._batch, gateway=self._gateway)
                 self._answered.append(entry)
 
     async def _write(self, journal: Journal, done: asyncio.Event) -> None:

@@ -11,12 +11,16 @@ from tunery.gateway.api.inference import ENDPOINTS, answer
 from tunery.gateway.api.request.call import Call
 from tunery.gateway.api.schemas.responses import ChatCompletion
 from tunery.gateway.api.state import Gateway
+from tunery.gateway.tenancy.principal import Principal
 
 __all__ = ["answer_chat"]
 
 
 async def answer_chat(gateway: Gateway, body: dict[str, Any], *, background: bool = True) -> ChatCompletion:
-    """The whole answer to the body of a chat request; raises what the endpoint answers with."""
-    call = Call(msgspec.json.encode(body), Trace(), background=background)
+    """The whole answer to the body of a chat request, which names exact versions; raises what the endpoint answers
+    with."""
+    # Whoever made the run may use them, which was looked at then.
+    principal = Principal(tenant=gateway.jobs.tenant)
+    call = Call(msgspec.json.encode(body), Trace(), principal, background=background)
     completion: ChatCompletion = await answer(ENDPOINTS["/v1/chat/completions"], call, gateway)
     return completion

@@ -13,7 +13,7 @@ from tunery.gateway.tenancy.principal import Principal
 __all__ = ["SCOPE", "Authentication", "principal_of"]
 
 SCOPE = "scope"
-"""The entry of a handler's `opt` that names the scope it needs; one without it is open to all."""
+"""The entry of a handler's `opt` with the scopes of which it needs one; a handler without it is open to all."""
 _STATE = "tunery_principal"
 
 
@@ -25,7 +25,7 @@ class Authentication:
 
     async def check(self, request: Request[Any, Any, Any]) -> None:
         """Note who sends a request; raise Refused: 401 without a good key, 403 for one without the scope."""
-        scope = request.route_handler.opt.get(SCOPE)
+        scope: tuple[str, ...] | None = request.route_handler.opt.get(SCOPE)
         if self._keyring is None or scope is None:
             request.scope["state"][_STATE] = self._anyone
             return
@@ -37,10 +37,11 @@ class Authentication:
         key = await self._keyring.find(token)
         if key is None:
             raise Refused("the API key is not valid; ask for a new one", status=401, code="invalid_api_key")
-        principal = Principal(key.tenant, key)
-        if scope not in principal.scopes:
+        principal = Principal.of(key)
+        if not set(scope) & set(principal.scopes):
             raise Refused(
-                f"the API key {key.id} may not do this: it needs the scope {scope}, and has {', '.join(key.scopes)}",
+                f"the API key {key.id} may not do this: it needs the scope {' or '.join(scope)}, and has "
+                f"{', '.join(key.scopes)}",
                 status=403,
                 code="insufficient_scope",
             )

@@ -1,35 +1,46 @@
-"""Who sent a request, and what they may do and see."""
+"""Who asks, and what they may do and see."""
 
 from __future__ import annotations
+
+from fnmatch import fnmatchcase
 
 import msgspec
 
 from tunery.registry.keys.api_key import SCOPES, ApiKey
+from tunery.registry.names import tenant_of
 
 __all__ = ["Principal"]
 
 
-class Principal(msgspec.Struct, frozen=True):
-    """A tenant with the rights of a key; without a key, where the server asks for none, with all of them."""
+class Principal(msgspec.Struct, frozen=True, kw_only=True):
+    """A tenant, with the `scopes` of a key. `adapters` are patterns of the adapters that it may use and know of, None
+    for all; `key` is the key's id, None where the server asks for none."""
 
     tenant: str
-    key: ApiKey | None = None
+    scopes: tuple[str, ...] = SCOPES
+    adapters: tuple[str, ...] | None = None
+    key: str | None = None
 
-    @property
-    def scopes(self) -> tuple[str, ...]:
-        """What may be done."""
-        return self.key.scopes if self.key else SCOPES
+    @classmethod
+    def of(cls, key: ApiKey) -> Principal:
+        """Whoever holds a key; one that may manage keys sees all tenants' adapters."""
+        adapters = None if "admin" in key.scopes else key.adapters or (f"{key.tenant}/*",)
+        return cls(tenant=key.tenant, scopes=key.scopes, adapters=adapters, key=key.id)
 
     @property
     def actor(self) -> str:
-        """What is recorded with what is changed."""
-        return f"key:{self.key.id}" if self.key else self.tenant
+        """What is recorded with what they change."""
+        return f"key:{self.key}" if self.key else self.tenant
 
     @property
-    def is_operator(self) -> bool:
-        """Whether all tenants' things may be seen."""
-        return "admin" in self.scopes
+    def charged(self) -> str | None:
+        """The tenant whose share of the engine their requests take, None for that of the adapter they name."""
+        return self.tenant if self.key else None
 
     def may_use(self, adapter: str) -> bool:
-        """Whether an adapter may be used, and known to exist."""
-        return self.key is None or self.is_operator or self.key.may_use(adapter)
+        """Whether they may use an adapter, and know that it exists."""
+        return self.adapters is None or any(fnmatchcase(adapter, pattern) for pattern in self.adapters)
+
+    def may_make(self, adapter: str) -> bool:
+        """Whether they may train an adapter, or change it: one of their own, unless they may use all."""
+        return self.adapters is None or (self.may_use(adapter) and tenant_of(adapter) == self.tenant)

@@ -43,6 +43,7 @@ class Batches:
         endpoint: str,
         input_file: str,
         details: dict[str, Any],
+        adapters: tuple[str, ...] | None = None,
         output_expires_after: float | None = None,
     ) -> Batch:
         """Queue a batch; raise Conflict (file_not_found) when its file has been deleted meanwhile."""
@@ -56,6 +57,7 @@ class Batches:
             created_at=now,
             expires_at=now + WINDOW_SECONDS,
             times={"validating": now},
+            adapters=adapters,
             details=details,
             output_expires_after=output_expires_after,
         )

@@ -11,13 +11,11 @@ import hmac
 import re
 import secrets
 from collections.abc import Collection
-from fnmatch import fnmatchcase
 from typing import Literal
 
 import msgspec
 
 from tunery.registry.errors import InvalidInput, UnknownName
-from tunery.registry.names import tenant_of
 
 __all__ = ["SCOPES", "ApiKey", "KeyState", "check_patterns", "check_scopes", "check_tenant", "matches", "new_token", "split_token"]
 
@@ -58,12 +56,6 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
         if self.revoked_at is not None:
             return "revoked"
         return "expired" if self.expires_at is not None and self.expires_at <= now else "active"
-
-    def may_use(self, adapter: str) -> bool:
-        """Whether the key's patterns have an adapter."""
-        if not self.adapters:
-            return tenant_of(adapter) == self.tenant
-        return any(fnmatchcase(adapter, pattern) for pattern in self.adapters)
 
 
 def new_token() -> tuple[str, str, str]:

@@ -146,4 +146,6 @@ def to_batch(row: Row[tuple[object, ...]]) -> Batch:
     """A row of `batches` as a record."""
     fields = dict(row._mapping)
     errors = msgspec.convert(fields["errors"], tuple[dict[str, Any], ...] | None)
-    return Batch(**fields | {"counts": msgspec.convert(fields["counts"], BatchCounts), "errors": errors})
+    adapters = msgspec.convert(fields["adapters"], tuple[str, ...] | None)
+    counts = msgspec.convert(fields["counts"], BatchCounts)
+    return Batch(**fields | {"counts": counts, "errors": errors, "adapters": adapters})

@@ -316,6 +316,7 @@ batches = Table(
     Column("created_at", Float, nullable=False),
     Column("expires_at", Float, nullable=False),
     Column("times", JSON, nullable=False),
+    Column("adapters", JSON(none_as_null=True)),
     Column("details", JSON(none_as_null=True)),
     Column("output_expires_after", Float),
     Column("model", Text),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tunery.gateway.api.state import Gateway
+from tunery.gateway.tenancy.principal import Principal
 from tunery.registry.errors import InvalidInput, NotFound
 from tunery.registry.evals.records import EvalRun, Evaluation
 
@@ -12,16 +13,16 @@ MAX_ID = 100
 """Characters of an id."""
 
 
-def find_eval(eval_id: str, gateway: Gateway) -> Evaluation:
+def find_eval(eval_id: str, gateway: Gateway, principal: Principal) -> Evaluation:
     """An evaluation of the tenant; raise NotFound (eval_not_found)."""
     if len(eval_id) > MAX_ID:
         raise InvalidInput(f"no id of an evaluation has {len(eval_id)} characters", param="eval_id")
-    return gateway.registry.evals.get(eval_id, tenant=gateway.jobs.tenant)
+    return gateway.registry.evals.get(eval_id, tenant=principal.tenant)
 
 
-def find_run(eval_id: str, run_id: str, gateway: Gateway) -> tuple[Evaluation, EvalRun]:
+def find_run(eval_id: str, run_id: str, gateway: Gateway, principal: Principal) -> tuple[Evaluation, EvalRun]:
     """An evaluation of the tenant and a run of it; raise NotFound (eval_not_found, eval_run_not_found)."""
-    evaluation = find_eval(eval_id, gateway)
+    evaluation = find_eval(eval_id, gateway, principal)
     if len(run_id) > MAX_ID:
         raise InvalidInput(f"no id of a run has {len(run_id)} characters", param="run_id")
     try:

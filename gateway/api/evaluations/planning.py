@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from tunery.gateway.resolver import Resolver, Target
+from tunery.gateway.tenancy.principal import Principal
 from tunery.plugins.evals.graders import CompiledGrader, read_graders
 from tunery.plugins.evals.items import Item, Prompts, read_items
 from tunery.plugins.evals.json_validity import JsonValidity
@@ -38,7 +39,7 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     graders: list[CompiledGrader]
 
 
-def plan_run(evaluation: Evaluation, asked: Asked, *, resolver: Resolver) -> RunPlan:
+def plan_run(evaluation: Evaluation, asked: Asked, *, resolver: Resolver, by: Principal | None = None) -> RunPlan:
     """The plan of a run, with the versions that its models mean now; for the event loop, as the resolver is.
 
     Raises InvalidInput or NotFound for a model that does not exist, or sampling that is not supported.
@@ -46,8 +47,8 @@ def plan_run(evaluation: Evaluation, asked: Asked, *, resolver: Resolver) -> Run
     named = ((asked.model, "data_source.model"), (asked.against, "tunery.against"))
     judges = dict.fromkeys(each["model"] for each in evaluation.criteria if isinstance(each.get("model"), str))
     return RunPlan(
-        models=[_exact(resolver, model, param=param) for model, param in named if model is not None],
-        judges={name: _exact(resolver, name, param="testing_criteria") for name in judges},
+        models=[_exact(resolver, model, param=param, by=by) for model, param in named if model is not None],
+        judges={name: _exact(resolver, name, param="testing_criteria", by=by) for name in judges},
         sampling=read_sampling(asked.sampling, param="data_source.sampling_params"),
         input_messages=asked.input_messages,
     )
@@ -76,10 +77,10 @@ def run_work(
     )
 
 
-def _exact(resolver: Resolver, name: str, *, param: str) -> Model:
+def _exact(resolver: Resolver, name: str, *, param: str, by: Principal | None) -> Model:
     """What a model's name means now, by version; raise NotFound or InvalidInput as Resolver.resolve."""
     try:
-        target = resolver.resolve(name)
+        target = resolver.resolve(name, by=by)
     except (InvalidInput, NotFound) as error:
         raise type(error)(error.message, code=error.code, param=param) from error
     version = target.version

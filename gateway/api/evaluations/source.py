@@ -12,6 +12,7 @@ import msgspec
 from tunery.gateway.api.evaluations.planning import Asked, count_rows
 from tunery.gateway.api.schemas.evals import RunCreate
 from tunery.gateway.api.state import Gateway
+from tunery.gateway.tenancy.principal import Principal
 from tunery.plugins.evals.plan import RunPlan
 from tunery.registry.errors import InvalidInput, NotFound, near
 from tunery.registry.evals.records import EvalRun, Evaluation
@@ -32,10 +33,10 @@ class _Rows(msgspec.Struct, frozen=True, kw_only=True):
     file: str | None = None
 
 
-def add_run(data: RunCreate, evaluation: Evaluation, plan: RunPlan, *, gateway: Gateway) -> EvalRun:
+def add_run(data: RunCreate, evaluation: Evaluation, plan: RunPlan, *, gateway: Gateway, principal: Principal) -> EvalRun:
     """Queue a run of a plan; raise InvalidInput or NotFound that names the field that is wrong."""
     source = data.data_source
-    with _rows(source.get("source"), gateway) as rows:
+    with _rows(source.get("source"), gateway, principal) as rows:
         formats = gateway.plugins.formats()
         count = count_rows(evaluation, plan, rows.path, name=rows.name, formats=formats)
         return gateway.registry.evals.add_run(
@@ -94,12 +95,12 @@ def _object(source: dict[str, Any], name: str) -> dict[str, Any] | None:
 
 
 @contextmanager
-def _rows(source: Any, gateway: Gateway) -> Iterator[_Rows]:
+def _rows(source: Any, gateway: Gateway, principal: Principal) -> Iterator[_Rows]:
     """The rows that a source means, as a file while the block runs."""
     param = "data_source.source"
     kind = source.get("type") if isinstance(source, dict) else None
     if kind == "file_id" and isinstance(source.get("id"), str):
-        yield _uploaded(source["id"], gateway, param=f"{param}.id")
+        yield _uploaded(source["id"], gateway, principal, param=f"{param}.id")
     elif kind == "file_content" and isinstance(source.get("content"), list):
         with leases.staged(gateway.registry.home.staging, "eval") as folder:
             path = folder / "rows.jsonl"
@@ -118,9 +119,9 @@ def _rows(source: Any, gateway: Gateway) -> Iterator[_Rows]:
         )
 
 
-def _uploaded(file_id: str, gateway: Gateway, *, param: str) -> _Rows:
+def _uploaded(file_id: str, gateway: Gateway, principal: Principal, *, param: str) -> _Rows:
     try:
-        file = gateway.registry.data_files.get(file_id, tenant=gateway.jobs.tenant)
+        file = gateway.registry.data_files.get(file_id, tenant=principal.tenant)
     except NotFound as error:
         raise NotFound(f"No such File object: {file_id[:80]}", code="file_not_found", param=param) from error
     return _Rows(name=file.name, path=gateway.registry.data_files.path(file), file=file.id)

@@ -16,6 +16,7 @@ from tunery.gateway.api.items.reading import Item, read_items, referenced
 from tunery.gateway.api.request.chat import MAX_MESSAGES
 from tunery.gateway.api.schemas.items import OutputItem, OutputMessage, ResponseObject, ResponseRequest
 from tunery.gateway.api.state import Gateway
+from tunery.gateway.tenancy.principal import Principal
 from tunery.registry.errors import InvalidInput
 from tunery.registry.records import StoredResponse
 
@@ -40,15 +41,17 @@ class Conversation(msgspec.Struct, frozen=True):
     size: int
 
 
-async def read_conversation(data: ResponseRequest, *, gateway: Gateway, body_size: int) -> Conversation:
+async def read_conversation(
+    data: ResponseRequest, *, gateway: Gateway, principal: Principal, body_size: int
+) -> Conversation:
     """The items of `previous_response_id`'s conversation and those of `input`.
 
     Raises InvalidInput naming the field that is wrong, previous_response_not_found and item_not_found among them.
     """
     if isinstance(data.input, list) and len(data.input) > MAX_MESSAGES:
         raise InvalidInput(f"input has {len(data.input)} items; the limit is {MAX_MESSAGES}", param="input")
-    earlier, earlier_size = await _earlier(data.previous_response_id, gateway)
-    found, size = await _referred(data.input, gateway), earlier_size + body_size
+    earlier, earlier_size = await _earlier(data.previous_response_id, gateway, principal)
+    found, size = await _referred(data.input, gateway, principal), earlier_size + body_size
     if data.store and size > MAX_STORED:
         raise InvalidInput(
             f"the conversation is {size} bytes, and a response is stored with up to {MAX_STORED}; send store: false",
@@ -65,7 +68,7 @@ async def read_conversation(data: ResponseRequest, *, gateway: Gateway, body_siz
 
 
 def saver(
-    data: ResponseRequest, items: list[Item], *, gateway: Gateway
+    data: ResponseRequest, items: list[Item], *, gateway: Gateway, principal: Principal
 ) -> Callable[[ResponseObject], Awaitable[None]] | None:
     """What stores the response to `data`, if it is to be stored: without log-probabilities, whose size has no bound
     in the conversation's.
@@ -77,7 +80,7 @@ def saver(
         await asyncio.to_thread(
             gateway.registry.responses.add,
             response.id,
-            tenant=gateway.jobs.tenant,
+            tenant=principal.tenant,
             body=msgspec.to_builtins(msgspec.structs.replace(response, output=_unscored(response.output))),
             items=_numbered(items, response.id),
             keep_seconds=gateway.settings.response_days * SECONDS_PER_DAY,
@@ -86,11 +89,11 @@ def saver(
     return save
 
 
-async def _earlier(response_id: str | None, gateway: Gateway) -> tuple[list[Item], int]:
+async def _earlier(response_id: str | None, gateway: Gateway, principal: Principal) -> tuple[list[Item], int]:
     """The conversation that a stored response ends, and about how many bytes it is."""
     if response_id is None:
         return [], 0
-    stored = await _find({response_id} if len(response_id) <= MAX_ID else set(), gateway)
+    stored = await _find({response_id} if len(response_id) <= MAX_ID else set(), gateway, principal)
     if response_id not in stored:
         raise InvalidInput(
             f"Previous response with id '{response_id[:MAX_ID]}' not found. Responses are kept only with store: true; "
@@ -102,7 +105,7 @@ async def _earlier(response_id: str | None, gateway: Gateway) -> tuple[list[Item
     return items, await asyncio.to_thread(lambda: len(msgspec.json.encode(items)))
 
 
-async def _referred(raw: str | list[Any], gateway: Gateway) -> dict[str, Item]:
+async def _referred(raw: str | list[Any], gateway: Gateway, principal: Principal) -> dict[str, Item]:
     """The items that `raw` refers to, as far as they are stored."""
     names = referenced(raw)
     responses = {f"resp_{match[1]}" for name in names if (match := _ITEM_ID.fullmatch(name))}
@@ -110,12 +113,12 @@ async def _referred(raw: str | list[Any], gateway: Gateway) -> dict[str, Item]:
         raise InvalidInput(
             f"input refers to items of {len(responses)} responses; the limit is {MAX_REFERRED}", param="input"
         )
-    stored = await _find(responses, gateway) if responses else {}
+    stored = await _find(responses, gateway, principal) if responses else {}
     return {item["id"]: item for one in stored.values() for item in _items_of(one) if item["id"] in names}
 
 
-async def _find(response_ids: set[str], gateway: Gateway) -> dict[str, StoredResponse]:
-    return await asyncio.to_thread(gateway.registry.responses.find, response_ids, tenant=gateway.jobs.tenant)
+async def _find(response_ids: set[str], gateway: Gateway, principal: Principal) -> dict[str, StoredResponse]:
+    return await asyncio.to_thread(gateway.registry.responses.find, response_ids, tenant=principal.tenant)
 
 
 def _items_of(stored: StoredResponse) -> list[Item]:

@@ -11,6 +11,7 @@ import msgspec
 
 from tunery.gateway.api.schemas.fine_tuning import Hyperparameters, JobCreate, TuneryOptions
 from tunery.gateway.jobs.model_names import adapter_name, is_checkpoint_name, is_tuned_name, tuned_name
+from tunery.gateway.tenancy.principal import Principal
 from tunery.plugins.descriptors import load_entrypoint
 from tunery.plugins.hookspecs import TrainerInfo
 from tunery.plugins.manager import Plugins
@@ -37,21 +38,28 @@ class Planned(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def plan(
-    body: JobCreate, *, job_id: str, served: Base, registry: Registry, plugins: Plugins, settings: JobsSettings
+    body: JobCreate,
+    *,
+    principal: Principal,
+    job_id: str,
+    served: Base,
+    registry: Registry,
+    plugins: Plugins,
+    settings: JobsSettings,
 ) -> Planned:
-    """Check a body against what there is; raise InvalidInput or NotFound with the field as `param`."""
+    """Check a body against what there is for who asks; raise InvalidInput or NotFound with the field as `param`."""
     extra = body.tunery or TuneryOptions()
     integrations = _integrations(body, plugins)
     method, hyperparameters = _method(body)
     trainer = _trainer(extra, method, plugins)
-    base, parent = _base(body, extra, served=served, registry=registry, settings=settings)
+    base, parent = _base(body, extra, principal, served=served, registry=registry, settings=settings)
     seed = body.seed if body.seed is not None else secrets.randbelow(2**31)
     parameters = _parameters(hyperparameters, extra, trainer, seed)
-    adapter = _adapter(body, extra, base, settings.tenant)
+    adapter = _adapter(body, extra, base, principal)
     if extra.alias is not None:
         _named("tunery.alias", check_alias, extra.alias)
-    training = _file(body.training_file, "training_file", registry, settings.tenant)
-    validation = _file(body.validation_file, "validation_file", registry, settings.tenant)
+    training = _file(body.training_file, "training_file", registry, principal.tenant)
+    validation = _file(body.validation_file, "validation_file", registry, principal.tenant)
     for rule in extra.allow or ():
         if rule not in plugins.checks():
             raise UnknownName("rule", rule, plugins.checks(), param="tunery.allow")
@@ -67,8 +75,8 @@ def plan(
         force=bool(extra.force),
         parameters=parameters,
         learning_rate_multiplier=_number(hyperparameters.learning_rate_multiplier, 1.0),
-        actor=settings.tenant,
-        model_name=tuned_name(body.model, tenant=settings.tenant, suffix=body.suffix, job_id=job_id),
+        actor=principal.actor,
+        model_name=tuned_name(body.model, tenant=principal.tenant, suffix=body.suffix, job_id=job_id),
     )
     details = {
         "model": body.model,
@@ -129,15 +137,21 @@ def _trainer(extra: TuneryOptions, method: str, plugins: Plugins) -> TrainerInfo
 
 
 def _base(
-    body: JobCreate, extra: TuneryOptions, *, served: Base, registry: Registry, settings: JobsSettings
+    body: JobCreate,
+    extra: TuneryOptions,
+    principal: Principal,
+    *,
+    served: Base,
+    registry: Registry,
+    settings: JobsSettings,
 ) -> tuple[Base, Version | None]:
     """The base to train on, and the version to continue from."""
-    continued = _continued(body.model, registry)
+    continued = _continued(body.model, registry, principal)
     if continued is not None:
         if extra.parent is not None:
             raise InvalidInput("model names a version to continue from, and so does from", param="tunery.from")
         return registry.base(continued.base_digest), continued
-    parent = None if extra.parent is None else _named("tunery.from", registry.resolve, extra.parent)
+    parent = None if extra.parent is None else _parent(extra.parent, registry, principal)
     name = settings.models.get(body.model, body.model)
     if name in (served.name, served.source, served.digest):
         return served, parent
@@ -147,7 +161,15 @@ def _base(
         raise _no_model(body.model) from error
 
 
-def _continued(model: str, registry: Registry) -> Version | None:
+def _parent(reference: str, registry: Registry, principal: Principal) -> Version:
+    adapter = reference.partition("@")[0]
+    if not principal.may_use(adapter):
+        raise InvalidInput(f"{reference[:200]} does not exist", code="model_not_found", param="tunery.from")
+    version: Version = _named("tunery.from", registry.resolve, reference)
+    return version
+
+
+def _continued(model: str, registry: Registry, principal: Principal) -> Version | None:
     """The version that `model` names, None where it is a base's name."""
     if is_checkpoint_name(model):
         raise InvalidInput(
@@ -157,10 +179,13 @@ def _continued(model: str, registry: Registry) -> Version | None:
         )
     if is_tuned_name(model):
         place = registry.queue.names().get(model)
-        if place is None:
+        if place is None or not principal.may_use(place[0]):
             raise _no_model(model)
         return registry.version(*place)
-    return registry.resolve(model) if "/" in model and model.partition("@")[0] in registry.adapters() else None
+    adapter = model.partition("@")[0]
+    if "/" not in model or not principal.may_use(adapter) or adapter not in registry.adapters():
+        return None
+    return registry.resolve(model)
 
 
 def _no_model(model: str) -> InvalidInput:
@@ -196,10 +221,16 @@ def _number(value: float | str | None, default: float) -> float:
     return float(value) if isinstance(value, int | float) else default
 
 
-def _adapter(body: JobCreate, extra: TuneryOptions, base: Base, tenant: str) -> str:
-    if extra.adapter is None:
-        return adapter_name(tenant, suffix=body.suffix, base=base.name)
-    adapter: str = _named("tunery.adapter", check_adapter, extra.adapter)
+def _adapter(body: JobCreate, extra: TuneryOptions, base: Base, principal: Principal) -> str:
+    param, adapter = "suffix", adapter_name(principal.tenant, suffix=body.suffix, base=base.name)
+    if extra.adapter is not None:
+        param, adapter = "tunery.adapter", _named("tunery.adapter", check_adapter, extra.adapter)
+    if not principal.may_make(adapter):
+        raise InvalidInput(
+            f"the API key may not train {adapter}; it may train {', '.join(principal.adapters or ())}",
+            code="adapter_not_allowed",
+            param=param,
+        )
     return adapter
 
 

@@ -24,6 +24,6 @@ def resolve_target(call: Call, data: _NamesModel, gateway: Gateway) -> Target:
 
     Notes the model for the access log once it is known to exist. Raises as Resolver.resolve.
     """
-    target = gateway.resolver.resolve(data.model, adapter=data.adapter or call.adapter)
+    target = gateway.resolver.resolve(data.model, adapter=data.adapter or call.adapter, by=call.principal)
     call.trace.model = data.model
     return target

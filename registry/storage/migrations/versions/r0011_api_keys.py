@@ -1,4 +1,4 @@
-"""Keep API keys."""
+"""Keep API keys, and with batches which adapters whoever made them may use."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ down_revision = "0010"
 
 
 def upgrade() -> None:
-    """Make the table."""
+    """Make the table and the column."""
+    op.add_column("batches", sa.Column("adapters", sa.JSON))
     op.create_table(
         "api_keys",
         sa.Column("id", sa.String(16), primary_key=True),
