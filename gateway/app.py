@@ -57,6 +57,9 @@ from tunery.gateway.api.uploads import add_upload_part, cancel_upload, complete_
 from tunery.gateway.batches.runner import BatchRunner
 from tunery.gateway.evals.runner import EvalRunner
 from tunery.gateway.preload import Preloader
+from tunery.gateway.tenancy.authentication import Authentication, principal_of
+from tunery.gateway.tenancy.keyring import Keyring
+from tunery.gateway.tenancy.principal import Principal
 
 __all__ = ["create_app"]
 
@@ -137,14 +140,25 @@ def create_app(gateway: Gateway) -> ASGIApp:
     async def provide_gateway() -> Gateway:
         return gateway
 
+    async def provide_principal(request: Request[Any, Any, Any]) -> Principal:
+        return principal_of(request)
+
     guard = Guard(gateway.settings)
+    keyring = Keyring(gateway.registry) if gateway.settings.auth else None
+    authentication = Authentication(keyring, anyone=Principal(tenant=gateway.jobs.tenant))
 
     async def before_request(request: Request[Any, Any, Any]) -> Response[None] | None:
-        await guard.check(request)
-        return _allowed_methods(request) if request.method == "OPTIONS" else None
+        guard.check_source(request)
+        if request.method == "OPTIONS":
+            return _allowed_methods(request)
+        await authentication.check(request)
+        await guard.check_body(request)
+        return None
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncGenerator[None, None]:
+        if keyring is not None:
+            await keyring.start()
         preloader = Preloader(gateway.settings.preload, engine=gateway.engine, resolver=gateway.resolver)
         gateway.engine.on_stats(lambda stats: gateway.metrics.update_engine(gateway.engine.ready, stats))
         gateway.engine.on_stats(preloader.on_stats)
@@ -162,6 +176,8 @@ def create_app(gateway: Gateway) -> ASGIApp:
             await batches.stop()
             await evaluations.stop()
             await preloader.stop()
+            if keyring is not None:
+                await keyring.stop()
             await gateway.file_checks.stop()
             gateway.workers.close()
             await gateway.engine.stop()
@@ -169,7 +185,7 @@ def create_app(gateway: Gateway) -> ASGIApp:
 
     app = Litestar(
         route_handlers=[root, *HANDLERS],
-        dependencies={"gateway": Provide(provide_gateway)},
+        dependencies={"gateway": Provide(provide_gateway), "principal": Provide(provide_principal)},
         exception_handlers=EXCEPTION_HANDLERS,
         before_request=before_request,
         cors_config=CORSConfig(allow_origins=list(origins)) if (origins := gateway.settings.allowed_origins) else None,

@@ -24,6 +24,7 @@ from tunery.gateway.engine.config import EngineConfig
 from tunery.gateway.engine.ipc.heartbeat import EngineTimeouts
 from tunery.gateway.engine.ipc.supervisor import SupervisedEngine
 from tunery.gateway.sockets import free_port, limit_connections, resolve_host
+from tunery.gateway.tenancy.first_key import require_keys
 from tunery.plugins.bases.resolve import resolve_base
 from tunery.plugins.data.render.renderer import Renderer
 from tunery.plugins.manager import Plugins
@@ -64,6 +65,7 @@ def run(
     bound_allocator()
     host = resolve_host(settings.host)
     with Registry.open(home) as registry:
+        require_keys(registry, settings, host=host, tenant=jobs.tenant, say=say)
         base = resolve_base(settings.base, registry=registry, plugins=plugins, say=say)
     settings = msgspec.structs.replace(settings, host=host, port=free_port(host, settings.port))
     asyncio.run(_run(settings, jobs, webhooks, base, home=home, plugins=plugins, say=say))

@@ -71,6 +71,9 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     device: Annotated[str, about("cpu, cuda, cuda:1 …")] = "auto"
     host: Annotated[str, about("The address to listen on.")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535), about("The port; 0 for any that is free.")] = 8000
+    auth: Annotated[bool, about("Answer only who has an API key (tunery keys); without, serve only on loopback.")] = (
+        True
+    )
     allowed_hosts: Annotated[
         tuple[str, ...],
         about(

@@ -18,6 +18,7 @@ from tunery.gateway.api.schemas.models import (
 from tunery.gateway.api.state import Gateway
 from tunery.gateway.engine.composition import AdapterSource
 from tunery.gateway.tenancy.principal import Principal
+from tunery.gateway.tenancy.scopes import INFER, PUBLISH, SCOPE
 from tunery.registry.errors import InvalidInput
 
 __all__ = ["list_adapters", "load_adapter", "unload_adapter"]
@@ -33,6 +34,7 @@ _ERRORS = error_responses(400, 404, 413, 415, 500, 503)
     summary="List adapters and their versions in memory",
     responses=error_responses(500),
     tags=["adapters"],
+    opt={SCOPE: INFER},
 )
 async def list_adapters(gateway: NamedDependency[Gateway], principal: NamedDependency[Principal]) -> AdapterList:
     """List the adapters on the served base: what each bare name means, the aliases, and the resident versions."""
@@ -65,8 +67,11 @@ async def list_adapters(gateway: NamedDependency[Gateway], principal: NamedDepen
     responses=_ERRORS | error_responses(422),
     tags=["adapters"],
     request_max_body_size=MAX_BODY,
+    opt={SCOPE: PUBLISH},
 )
-async def load_adapter(data: JSONBody[LoadRequest], gateway: NamedDependency[Gateway], principal: NamedDependency[Principal]) -> AdapterState:
+async def load_adapter(
+    data: JSONBody[LoadRequest], gateway: NamedDependency[Gateway], principal: NamedDependency[Principal]
+) -> AdapterState:
     """Load a version, with the errors that a request for it would have. It can be evicted later unless it is pinned."""
     source = _source(data, gateway, principal)
     gateway.engine_ready()
@@ -82,8 +87,11 @@ async def load_adapter(data: JSONBody[LoadRequest], gateway: NamedDependency[Gat
     responses=_ERRORS,
     tags=["adapters"],
     request_max_body_size=MAX_BODY,
+    opt={SCOPE: PUBLISH},
 )
-async def unload_adapter(data: JSONBody[AdapterReference], gateway: NamedDependency[Gateway], principal: NamedDependency[Principal]) -> AdapterState:
+async def unload_adapter(
+    data: JSONBody[AdapterReference], gateway: NamedDependency[Gateway], principal: NamedDependency[Principal]
+) -> AdapterState:
     """Unload a version; `bytes` is the memory that this frees. The next request for it loads it again."""
     source = _source(data, gateway, principal)
     gateway.engine_ready()

@@ -25,6 +25,7 @@ from tunery.gateway.api.schemas.batches import (
 from tunery.gateway.api.schemas.responses import CachedTokens
 from tunery.gateway.api.state import Gateway
 from tunery.gateway.tenancy.principal import Principal
+from tunery.gateway.tenancy.scopes import INFER, SCOPE
 from tunery.registry.errors import InvalidInput, NotFound
 from tunery.registry.records import Batch
 
@@ -41,6 +42,7 @@ MAX_ID = 100
     status_code=200,
     responses=error_responses(400, 413, 415, 500),
     tags=["batches"],
+    opt={SCOPE: INFER},
 )
 async def create_batch(
     data: JSONBody[BatchCreate],
@@ -70,6 +72,7 @@ async def create_batch(
     summary="List batches",
     responses=error_responses(400, 404, 500),
     tags=["batches"],
+    opt={SCOPE: INFER},
 )
 async def list_batches(
     gateway: NamedDependency[Gateway],
@@ -94,6 +97,7 @@ async def list_batches(
     summary="Describe a batch",
     responses=error_responses(400, 404, 500),
     tags=["batches"],
+    opt={SCOPE: INFER},
 )
 async def show_batch(
     batch_id: FromPath[str], gateway: NamedDependency[Gateway], principal: NamedDependency[Principal]
@@ -109,7 +113,7 @@ async def show_batch(
     status_code=200,
     responses=error_responses(400, 404, 500),
     tags=["batches"],
-    opt={"no_body": True},
+    opt={"no_body": True, SCOPE: INFER},
 )
 async def cancel_batch(
     batch_id: FromPath[str], gateway: NamedDependency[Gateway], principal: NamedDependency[Principal]

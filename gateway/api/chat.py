@@ -23,6 +23,7 @@ from tunery.gateway.api.response.turn import begin_turn
 from tunery.gateway.api.schemas.requests import ChatRequest
 from tunery.gateway.api.schemas.responses import ChatCompletion
 from tunery.gateway.api.state import Gateway
+from tunery.gateway.tenancy.scopes import INFER, SCOPE
 
 __all__ = ["chat_completions", "prepare_chat"]
 
@@ -41,6 +42,7 @@ __all__ = ["chat_completions", "prepare_chat"]
         )
     },
     tags=["inference"],
+    opt={SCOPE: INFER},
 )
 async def chat_completions(
     data: JSONBody[ChatRequest], gateway: NamedDependency[Gateway], request: Request[Any, Any, Any]

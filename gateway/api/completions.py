@@ -23,6 +23,7 @@ from tunery.gateway.api.response.generation import Generation
 from tunery.gateway.api.schemas.requests import CompletionRequest
 from tunery.gateway.api.schemas.responses import Completion
 from tunery.gateway.api.state import Gateway
+from tunery.gateway.tenancy.scopes import INFER, SCOPE
 
 __all__ = ["completions", "prepare_completion"]
 
@@ -39,6 +40,7 @@ __all__ = ["completions", "prepare_completion"]
         )
     },
     tags=["inference"],
+    opt={SCOPE: INFER},
 )
 async def completions(
     data: JSONBody[CompletionRequest], gateway: NamedDependency[Gateway], request: Request[Any, Any, Any]

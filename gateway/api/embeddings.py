@@ -26,6 +26,7 @@ from tunery.gateway.api.schemas.responses import Embedding, EmbeddingList, Embed
 from tunery.gateway.api.state import Gateway
 from tunery.gateway.engine.messages import Embed, Ready
 from tunery.gateway.resolver import Target
+from tunery.gateway.tenancy.scopes import INFER, SCOPE
 from tunery.registry.errors import TuneryError
 
 __all__ = ["embeddings", "prepare_embeddings"]
@@ -41,6 +42,7 @@ MAX_INPUTS = 2048
     status_code=200,
     responses=ERRORS,
     tags=["inference"],
+    opt={SCOPE: INFER},
 )
 async def embeddings(
     data: JSONBody[EmbeddingRequest], gateway: NamedDependency[Gateway], request: Request[Any, Any, Any]

@@ -18,6 +18,7 @@ from tunery.gateway.api.request.fields import check_fields
 from tunery.gateway.api.schemas.evals import DeletedRun, OutputItem, OutputItemList, Run, RunCreate, RunList
 from tunery.gateway.api.state import Gateway
 from tunery.gateway.tenancy.principal import Principal
+from tunery.gateway.tenancy.scopes import DATA, SCOPE
 from tunery.registry.errors import InvalidInput, NotFound
 from tunery.registry.evals.records import EvalRun
 
@@ -45,6 +46,7 @@ RUNS, RUN = "/v1/evals/{eval_id:str}/runs", "/v1/evals/{eval_id:str}/runs/{run_i
     status_code=201,
     responses=error_responses(400, 404, 413, 415, 500),
     tags=["evals"],
+    opt={SCOPE: DATA},
 )
 async def create_run(
     eval_id: FromPath[str],
@@ -63,7 +65,7 @@ async def create_run(
     )
 
 
-@get(RUNS, operation_id="getEvalRuns", summary="List runs", responses=_ERRORS, tags=["evals"])
+@get(RUNS, operation_id="getEvalRuns", summary="List runs", responses=_ERRORS, tags=["evals"], opt={SCOPE: DATA})
 async def list_runs(
     eval_id: FromPath[str],
     gateway: NamedDependency[Gateway],
@@ -84,7 +86,7 @@ async def list_runs(
     )
 
 
-@get(RUN, operation_id="getEvalRun", summary="Describe a run", responses=_ERRORS, tags=["evals"])
+@get(RUN, operation_id="getEvalRun", summary="Describe a run", responses=_ERRORS, tags=["evals"], opt={SCOPE: DATA})
 async def show_run(
     eval_id: FromPath[str],
     run_id: FromPath[str],
@@ -102,7 +104,7 @@ async def show_run(
     status_code=200,
     responses=_ERRORS,
     tags=["evals"],
-    opt={"no_body": True},
+    opt={"no_body": True, SCOPE: DATA},
 )
 async def cancel_run(
     eval_id: FromPath[str],
@@ -121,7 +123,7 @@ async def cancel_run(
     status_code=200,
     responses=_ERRORS,
     tags=["evals"],
-    opt={"no_body": True},
+    opt={"no_body": True, SCOPE: DATA},
 )
 async def cancel_run_as_before(
     eval_id: FromPath[str],
@@ -138,7 +140,15 @@ async def _cancel(eval_id: str, run_id: str, gateway: Gateway, principal: Princi
     return _object(await asyncio.to_thread(gateway.registry.evals.cancel, run_id), gateway)
 
 
-@delete(RUN, operation_id="deleteEvalRun", summary="Delete a run", status_code=200, responses=_ERRORS, tags=["evals"])
+@delete(
+    RUN,
+    operation_id="deleteEvalRun",
+    summary="Delete a run",
+    status_code=200,
+    responses=_ERRORS,
+    tags=["evals"],
+    opt={SCOPE: DATA},
+)
 async def delete_run(
     eval_id: FromPath[str],
     run_id: FromPath[str],
@@ -157,6 +167,7 @@ async def delete_run(
     summary="List the results of rows",
     responses=_ERRORS,
     tags=["evals"],
+    opt={SCOPE: DATA},
 )
 async def list_items(
     eval_id: FromPath[str],
@@ -190,6 +201,7 @@ async def list_items(
     summary="Describe the result of a row",
     responses=_ERRORS,
     tags=["evals"],
+    opt={SCOPE: DATA},
 )
 async def show_item(
     eval_id: FromPath[str],

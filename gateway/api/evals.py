@@ -15,6 +15,7 @@ from tunery.gateway.api.request.fields import check_fields
 from tunery.gateway.api.schemas.evals import DeletedEval, Eval, EvalChange, EvalCreate, EvalList
 from tunery.gateway.api.state import Gateway
 from tunery.gateway.tenancy.principal import Principal
+from tunery.gateway.tenancy.scopes import DATA, SCOPE
 from tunery.plugins.evals.graders import read_graders
 from tunery.plugins.evals.json_validity import JsonValidity
 from tunery.registry.errors import InvalidInput
@@ -34,6 +35,7 @@ Order = FromQuery[Literal["asc", "desc"]]
     status_code=201,
     responses=error_responses(400, 413, 415, 500),
     tags=["evals"],
+    opt={SCOPE: DATA},
 )
 async def create_eval(
     data: JSONBody[EvalCreate],
@@ -56,7 +58,14 @@ async def create_eval(
     return _object(made)
 
 
-@get("/v1/evals", operation_id="listEvals", summary="List evaluations", responses=_ERRORS, tags=["evals"])
+@get(
+    "/v1/evals",
+    operation_id="listEvals",
+    summary="List evaluations",
+    responses=_ERRORS,
+    tags=["evals"],
+    opt={SCOPE: DATA},
+)
 async def list_evals(
     gateway: NamedDependency[Gateway],
     principal: NamedDependency[Principal],
@@ -81,6 +90,7 @@ async def list_evals(
     summary="Describe an evaluation",
     responses=_ERRORS,
     tags=["evals"],
+    opt={SCOPE: DATA},
 )
 async def show_eval(
     eval_id: FromPath[str], gateway: NamedDependency[Gateway], principal: NamedDependency[Principal]
@@ -96,6 +106,7 @@ async def show_eval(
     status_code=200,
     responses=error_responses(400, 404, 413, 415, 500),
     tags=["evals"],
+    opt={SCOPE: DATA},
 )
 async def change_eval(
     eval_id: FromPath[str],
@@ -121,6 +132,7 @@ async def change_eval(
     status_code=200,
     responses=_ERRORS,
     tags=["evals"],
+    opt={SCOPE: DATA},
 )
 async def delete_eval(
     eval_id: FromPath[str], gateway: NamedDependency[Gateway], principal: NamedDependency[Principal]

@@ -17,6 +17,7 @@ from tunery.gateway.api.response.files import file_object
 from tunery.gateway.api.schemas.files import LONGEST, SHORTEST, DeletedFile, FileFindings, FileList, FileObject
 from tunery.gateway.api.state import Gateway
 from tunery.gateway.tenancy.principal import Principal
+from tunery.gateway.tenancy.scopes import DATA, SCOPE
 from tunery.registry.errors import InvalidInput, StorageFailed
 from tunery.registry.records import DataFile
 from tunery.registry.storage import leases
@@ -38,7 +39,7 @@ EXPIRY = re.compile(r"\d{1,9}")
     responses=error_responses(400, 413, 415, 500),
     tags=["files"],
     request_max_body_size=MAX_FILE + 65536,
-    opt={STREAMED: True},
+    opt={STREAMED: True, SCOPE: DATA},
 )
 async def create_file(
     request: Request[Any, Any, Any], gateway: NamedDependency[Gateway], principal: NamedDependency[Principal]
@@ -67,6 +68,7 @@ async def create_file(
     summary="List files",
     responses=error_responses(400, 404, 500),
     tags=["files"],
+    opt={SCOPE: DATA},
 )
 async def list_files(
     gateway: NamedDependency[Gateway],
@@ -92,6 +94,7 @@ async def list_files(
     summary="Describe a file",
     responses=error_responses(400, 404, 500),
     tags=["files"],
+    opt={SCOPE: DATA},
 )
 async def show_file(
     file_id: FromPath[str], gateway: NamedDependency[Gateway], principal: NamedDependency[Principal]
@@ -107,6 +110,7 @@ async def show_file(
     media_type="application/octet-stream",
     responses=error_responses(400, 404, 500),
     tags=["files"],
+    opt={SCOPE: DATA},
 )
 async def file_content(
     file_id: FromPath[str], gateway: NamedDependency[Gateway], principal: NamedDependency[Principal]
@@ -125,6 +129,7 @@ async def file_content(
     summary="What the data check found in a file",
     responses=error_responses(400, 404, 500),
     tags=["files"],
+    opt={SCOPE: DATA},
 )
 async def file_findings(
     file_id: FromPath[str], gateway: NamedDependency[Gateway], principal: NamedDependency[Principal]
@@ -142,6 +147,7 @@ async def file_findings(
     status_code=200,
     responses=error_responses(400, 404, 500),
     tags=["files"],
+    opt={SCOPE: DATA},
 )
 async def delete_file(
     file_id: FromPath[str], gateway: NamedDependency[Gateway], principal: NamedDependency[Principal]

@@ -27,6 +27,7 @@ from tunery.gateway.api.schemas.fine_tuning import (
 )
 from tunery.gateway.api.state import Gateway
 from tunery.gateway.tenancy.principal import Principal
+from tunery.gateway.tenancy.scopes import SCOPE, TRAIN
 from tunery.registry.errors import InvalidInput, NotFound
 from tunery.registry.jobs.history import Note
 from tunery.registry.jobs.job_queue import new_id
@@ -63,6 +64,7 @@ Limit = Annotated[int, QueryParameter(ge=1, le=1000)]
     status_code=200,
     responses=error_responses(400, 413, 415, 500),
     tags=["fine-tuning"],
+    opt={SCOPE: TRAIN},
 )
 async def create_job(
     data: JSONBody[JobCreate],
@@ -112,6 +114,7 @@ async def create_job(
     summary="List jobs",
     responses=_ERRORS,
     tags=["fine-tuning"],
+    opt={SCOPE: TRAIN},
 )
 async def list_jobs(
     gateway: NamedDependency[Gateway],
@@ -135,6 +138,7 @@ async def list_jobs(
     summary="Describe a job",
     responses=_ERRORS,
     tags=["fine-tuning"],
+    opt={SCOPE: TRAIN},
 )
 async def show_job(
     job_id: FromPath[str], gateway: NamedDependency[Gateway], principal: NamedDependency[Principal]
@@ -150,7 +154,7 @@ async def show_job(
     status_code=200,
     responses=_ERRORS,
     tags=["fine-tuning"],
-    opt={"no_body": True},
+    opt={"no_body": True, SCOPE: TRAIN},
 )
 async def cancel_job(
     job_id: FromPath[str], gateway: NamedDependency[Gateway], principal: NamedDependency[Principal]
@@ -166,7 +170,7 @@ async def cancel_job(
     status_code=200,
     responses=_ERRORS,
     tags=["fine-tuning"],
-    opt={"no_body": True},
+    opt={"no_body": True, SCOPE: TRAIN},
 )
 async def pause_job(
     job_id: FromPath[str], gateway: NamedDependency[Gateway], principal: NamedDependency[Principal]
@@ -182,7 +186,7 @@ async def pause_job(
     status_code=200,
     responses=_ERRORS,
     tags=["fine-tuning"],
-    opt={"no_body": True},
+    opt={"no_body": True, SCOPE: TRAIN},
 )
 async def resume_job(
     job_id: FromPath[str], gateway: NamedDependency[Gateway], principal: NamedDependency[Principal]
@@ -205,6 +209,7 @@ async def resume_job(
         )
     },
     tags=["fine-tuning"],
+    opt={SCOPE: TRAIN},
 )
 async def list_events(
     job_id: FromPath[str],
@@ -231,6 +236,7 @@ async def list_events(
     summary="List a job's checkpoints",
     responses=_ERRORS,
     tags=["fine-tuning"],
+    opt={SCOPE: TRAIN},
 )
 async def list_checkpoints(
     job_id: FromPath[str],

@@ -11,6 +11,7 @@ from tunery.gateway.api.schemas.models import DeletedModel, ModelCard, ModelList
 from tunery.gateway.api.state import Gateway
 from tunery.gateway.jobs.model_names import is_checkpoint_name
 from tunery.gateway.tenancy.principal import Principal
+from tunery.gateway.tenancy.scopes import INFER, PUBLISH, SCOPE
 from tunery.registry import Base, Version
 from tunery.registry.errors import NotFound
 from tunery.registry.names import tenant_of
@@ -24,6 +25,7 @@ __all__ = ["delete_model", "list_models", "show_model"]
     summary="List the base and the adapters it serves",
     responses=error_responses(500),
     tags=["models"],
+    opt={SCOPE: INFER},
 )
 async def list_models(gateway: NamedDependency[Gateway], principal: NamedDependency[Principal]) -> ModelList:
     """List everything that a request may name as `model`."""
@@ -39,6 +41,7 @@ async def list_models(gateway: NamedDependency[Gateway], principal: NamedDepende
     summary="Describe one model",
     responses=error_responses(400, 404, 500),
     tags=["models"],
+    opt={SCOPE: INFER},
 )
 async def show_model(
     name: FromPath[str], gateway: NamedDependency[Gateway], principal: NamedDependency[Principal]
@@ -58,6 +61,7 @@ async def show_model(
     status_code=200,
     responses=error_responses(400, 404, 500),
     tags=["models"],
+    opt={SCOPE: PUBLISH},
 )
 async def delete_model(
     name: FromPath[str], gateway: NamedDependency[Gateway], principal: NamedDependency[Principal]

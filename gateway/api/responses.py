@@ -26,6 +26,7 @@ from tunery.gateway.api.response.turn import begin_turn
 from tunery.gateway.api.schemas.items import DeletedResponse, ItemList, ResponseObject, ResponseRequest
 from tunery.gateway.api.state import Gateway
 from tunery.gateway.tenancy.principal import Principal
+from tunery.gateway.tenancy.scopes import INFER, SCOPE
 from tunery.registry.errors import InvalidInput, NotFound
 from tunery.registry.records import StoredResponse
 
@@ -46,6 +47,7 @@ __all__ = ["create_response", "delete_response", "list_input_items", "prepare_re
         )
     },
     tags=["inference"],
+    opt={SCOPE: INFER},
 )
 async def create_response(
     data: JSONBody[ResponseRequest], gateway: NamedDependency[Gateway], request: Request[Any, Any, Any]
@@ -78,7 +80,9 @@ async def prepare_response(data: ResponseRequest, call: Call, gateway: Gateway) 
             param="input",
             drop_oldest=data.truncation == "auto",
         )
-    return ResponseBuilder(data, generation, tools, save=saver(data, conversation.items, gateway=gateway, principal=call.principal))
+    return ResponseBuilder(
+        data, generation, tools, save=saver(data, conversation.items, gateway=gateway, principal=call.principal)
+    )
 
 
 @get(
@@ -88,6 +92,7 @@ async def prepare_response(data: ResponseRequest, call: Call, gateway: Gateway) 
     responses=error_responses(400, 404, 500)
     | {200: ResponseSpec(ResponseObject, description="The response as it was sent.", generate_examples=False)},
     tags=["inference"],
+    opt={SCOPE: INFER},
 )
 async def show_response(
     response_id: FromPath[str],
@@ -110,6 +115,7 @@ async def show_response(
     status_code=200,
     responses=error_responses(400, 404, 500),
     tags=["inference"],
+    opt={SCOPE: INFER},
 )
 async def delete_response(
     response_id: FromPath[str], gateway: NamedDependency[Gateway], principal: NamedDependency[Principal]
@@ -126,6 +132,7 @@ async def delete_response(
     summary="List the items that a stored response answered",
     responses=error_responses(400, 404, 500),
     tags=["inference"],
+    opt={SCOPE: INFER},
 )
 async def list_input_items(
     response_id: FromPath[str],

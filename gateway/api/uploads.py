@@ -17,6 +17,7 @@ from tunery.gateway.api.schemas.uploads import UploadComplete, UploadCreate, Upl
 from tunery.gateway.api.state import Gateway
 from tunery.gateway.jobs.file_checks import CHECKED
 from tunery.gateway.tenancy.principal import Principal
+from tunery.gateway.tenancy.scopes import DATA, SCOPE
 from tunery.registry.errors import InvalidInput
 from tunery.registry.records import DataFile, Upload
 from tunery.registry.storage import leases
@@ -36,6 +37,7 @@ MAX_ID = 100
     status_code=200,
     responses=error_responses(400, 413, 415, 500),
     tags=["files"],
+    opt={SCOPE: DATA},
 )
 async def create_upload(
     data: JSONBody[UploadCreate],
@@ -65,7 +67,7 @@ async def create_upload(
     responses=error_responses(400, 404, 413, 415, 500),
     tags=["files"],
     request_max_body_size=MAX_PART + 65536,
-    opt={STREAMED: True},
+    opt={STREAMED: True, SCOPE: DATA},
 )
 async def add_upload_part(
     upload_id: FromPath[str],
@@ -92,6 +94,7 @@ async def add_upload_part(
     status_code=200,
     responses=error_responses(400, 404, 413, 415, 500),
     tags=["files"],
+    opt={SCOPE: DATA},
 )
 async def complete_upload(
     upload_id: FromPath[str],
@@ -119,7 +122,7 @@ async def complete_upload(
     status_code=200,
     responses=error_responses(400, 404, 500),
     tags=["files"],
-    opt={"no_body": True},
+    opt={"no_body": True, SCOPE: DATA},
 )
 async def cancel_upload(
     upload_id: FromPath[str], gateway: NamedDependency[Gateway], principal: NamedDependency[Principal]

@@ -9,11 +9,10 @@ from litestar import Request
 from tunery.gateway.api.http.errors import Refused
 from tunery.gateway.tenancy.keyring import Keyring
 from tunery.gateway.tenancy.principal import Principal
+from tunery.gateway.tenancy.scopes import SCOPE
 
-__all__ = ["SCOPE", "Authentication", "principal_of"]
+__all__ = ["Authentication", "principal_of"]
 
-SCOPE = "scope"
-"""The entry of a handler's `opt` with the scopes of which it needs one; a handler without it is open to all."""
 _STATE = "tunery_principal"
 
 

@@ -17,7 +17,17 @@ import msgspec
 
 from tunery.registry.errors import InvalidInput, UnknownName
 
-__all__ = ["SCOPES", "ApiKey", "KeyState", "check_patterns", "check_scopes", "check_tenant", "matches", "new_token", "split_token"]
+__all__ = [
+    "SCOPES",
+    "ApiKey",
+    "KeyState",
+    "check_patterns",
+    "check_scopes",
+    "check_tenant",
+    "matches",
+    "new_token",
+    "split_token",
+]
 
 SCOPES = ("infer", "train", "publish", "admin")
 """`infer` asks models; `train` has files, jobs, batches and evaluations; `publish` moves aliases and deletes models;

@@ -58,7 +58,7 @@ async def serve():
         return renderer.encode("Hello")
 
     engine = FakeEngine(reply, delay=0.005, base_digest=base.digest)
-    settings = ServeSettings(base="tiny", max_batch=4)
+    settings = ServeSettings(base="tiny", auth=False, max_batch=4)
     gateway = Gateway(settings, registry, engine, renderer, Resolver(registry, base), Metrics())
     runner.BatchRunner(gateway).start()
     await asyncio.Event().wait()

@@ -33,7 +33,9 @@ class _Rows(msgspec.Struct, frozen=True, kw_only=True):
     file: str | None = None
 
 
-def add_run(data: RunCreate, evaluation: Evaluation, plan: RunPlan, *, gateway: Gateway, principal: Principal) -> EvalRun:
+def add_run(
+    data: RunCreate, evaluation: Evaluation, plan: RunPlan, *, gateway: Gateway, principal: Principal
+) -> EvalRun:
     """Queue a run of a plan; raise InvalidInput or NotFound that names the field that is wrong."""
     source = data.data_source
     with _rows(source.get("source"), gateway, principal) as rows:

@@ -25,18 +25,23 @@ _WITH_BODY = ("POST", "PUT", "PATCH")
 
 
 class Guard:
-    """The checks of one application, for Litestar's `before_request`: its route guards do not get the body."""
+    """The checks of one application, for Litestar's `before_request`: its route guards do not get the body. What a
+    request comes from is checked before who sends it, and its body after that."""
 
     def __init__(self, settings: ServeSettings) -> None:
         self._hosts = tuple(name.lower() for name in settings.allowed_hosts)
         self._origins = frozenset(origin.rstrip("/").lower() for origin in settings.allowed_origins)
         self._any_host = not self._hosts and not _is_loopback(settings.host)
 
-    async def check(self, request: Request[Any, Any, Any]) -> None:
-        """Raise Refused: 403 for a host or origin, 415 for the body's content type, 400 for a body that is not text."""
+    def check_source(self, request: Request[Any, Any, Any]) -> None:
+        """Raise Refused: 403 for a host or origin that is not allowed."""
         host = request.headers.get("host")
         self._check_host(host)
         self._check_origin(request.headers.get("origin"), host)
+
+    @staticmethod
+    async def check_body(request: Request[Any, Any, Any]) -> None:
+        """Raise Refused: 415 for the body's content type, 400 for a body that is not text."""
         if request.method not in _WITH_BODY:
             return
         if request.route_handler.opt.get("streamed_body"):

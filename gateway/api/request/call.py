@@ -31,6 +31,4 @@ class Call:
 
 async def call_of(request: Request[Any, Any, Any]) -> Call:
     """The call that an HTTP request makes."""
-    return Call(
-        await request.body(), trace_of(request), principal_of(request), request.headers.get("x-tunery-adapter")
-    )
+    return Call(await request.body(), trace_of(request), principal_of(request), request.headers.get("x-tunery-adapter"))

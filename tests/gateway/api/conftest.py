@@ -89,7 +89,7 @@ def one_document() -> Iterator[None]:
 @pytest.fixture
 def settings() -> ServeSettings:
     """Override in a module to serve differently."""
-    return ServeSettings(base="tiny", max_batch=4, max_waiting=400)
+    return ServeSettings(base="tiny", auth=False, max_batch=4, max_waiting=400)
 
 
 @pytest.fixture

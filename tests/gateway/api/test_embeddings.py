@@ -137,7 +137,7 @@ async def test_a_client_that_leaves_cancels_every_input(served: Served) -> None:
 class TestBounds:
     @pytest.fixture
     def settings(self) -> ServeSettings:
-        return ServeSettings(base="tiny", max_batch=1, max_waiting=2)
+        return ServeSettings(base="tiny", auth=False, max_batch=1, max_waiting=2)
 
     @pytest.mark.slow
     async def test_more_than_may_wait_is_429(self, served: Served) -> None:

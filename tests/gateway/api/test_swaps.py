@@ -107,7 +107,7 @@ async def test_a_running_stream_ends_on_the_version_it_began_with(served: Served
 class TestBoundedQueue:
     @pytest.fixture
     def settings(self) -> ServeSettings:
-        return ServeSettings(base="tiny", max_batch=1, max_waiting=2)
+        return ServeSettings(base="tiny", auth=False, max_batch=1, max_waiting=2)
 
     @pytest.mark.slow
     async def test_more_than_may_wait_is_429_with_retry_after(self, served: Served) -> None:

@@ -56,7 +56,11 @@ def test_a_key_is_rotated_and_revoked(environment: dict[str, str], registry: Reg
     [
         (("create", "--tenant", "Acme"), 2, "'Acme' is not a tenant"),
         (("create", "--tenant", "acme", "--scope", "inferr"), 2, "did you mean 'infer'?"),
-        (("create", "--tenant", "acme", "--expires", "soon"), 2, "--expires soon: write a whole number and s, m, h or d"),
+        (
+            ("create", "--tenant", "acme", "--expires", "soon"),
+            2,
+            "--expires soon: write a whole number and s, m, h or d",
+        ),
         (("rotate", "none"), 3, "there is no key 'none'; see tunery keys list"),
         (("revoke", "none"), 3, "there is no key 'none'; see tunery keys list"),
     ],

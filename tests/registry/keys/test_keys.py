@@ -59,7 +59,8 @@ def test_the_secret_is_kept_nowhere(clocked: Clocked, home: Home) -> None:
 
 
 @pytest.mark.parametrize(
-    "token", ["", "tn-", "tn-abcdefghijkl.", "sk-" + "a" * 50, "tn-ABCDEFGHIJKL." + "a" * 43, "tn-abcdefghijkl." + "é" * 43]
+    "token",
+    ["", "tn-", "tn-abcdefghijkl.", "sk-" + "a" * 50, "tn-ABCDEFGHIJKL." + "a" * 43, "tn-abcdefghijkl." + "é" * 43],
 )
 def test_what_is_no_token_is_none(token: str) -> None:
     assert split_token(token) is None

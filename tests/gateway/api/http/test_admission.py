@@ -137,7 +137,7 @@ def test_the_bounds_hold_whatever_comes(steps: list[tuple[str, int, bool]]) -> N
 class TestOverHttp:
     @pytest.fixture
     def settings(self) -> ServeSettings:
-        return ServeSettings(base="tiny", max_batch=1, max_waiting=3)
+        return ServeSettings(base="tiny", auth=False, max_batch=1, max_waiting=3)
 
     @pytest.mark.slow
     async def test_a_greedy_tenant_leaves_room_for_another(self, served: Served) -> None:

@@ -153,7 +153,9 @@ class TestSettings:
     @pytest.fixture
     def settings(self) -> ServeSettings:
         origins = ("https://app.example.com",)
-        return ServeSettings(base="tiny", allowed_hosts=("ai.example.com", "*.internal"), allowed_origins=origins)
+        return ServeSettings(
+            base="tiny", auth=False, allowed_hosts=("ai.example.com", "*.internal"), allowed_origins=origins
+        )
 
     async def test_hosts(self, served: Served) -> None:
         body = json.dumps(BODY).encode()
@@ -175,7 +177,7 @@ class TestOnAnyAddress:
 
     @pytest.fixture
     def settings(self) -> ServeSettings:
-        return ServeSettings(base="tiny", host="0.0.0.0")
+        return ServeSettings(base="tiny", auth=False, host="0.0.0.0")
 
     @pytest.mark.slow
     async def test_any_host_is_answered_and_origins_are_still_checked(self, served: Served) -> None:

@@ -89,7 +89,7 @@ class Document:
 
 @pytest.fixture(name="settings")
 def serve_settings() -> ServeSettings:
-    return ServeSettings(base="tiny", max_batch=4, max_waiting=400, max_waiting_per_tenant=MOST)
+    return ServeSettings(base="tiny", auth=False, max_batch=4, max_waiting=400, max_waiting_per_tenant=MOST)
 
 
 @pytest.fixture
