@@ -29,7 +29,7 @@ from tunery.registry.settings import ServeSettings
 
 __all__ = ["RequestMiddleware"]
 
-BODY_UNREAD = frozenset({403, 413, 415})
+BODY_UNREAD = frozenset({401, 403, 413, 415})
 """Statuses of requests that are refused before their body has been read."""
 MAX_DISCARD_BYTES = 256 * 2**20
 MAX_DISCARD_SECONDS = 10.0
