@@ -37,7 +37,8 @@ def find_run(connection: Connection, run_id: str, *, eval_id: str | None = None)
     query = select(schema.eval_runs).where(schema.eval_runs.c.id == run_id)
     row = connection.execute(query if eval_id is None else query.where(schema.eval_runs.c.eval == eval_id)).first()
     if row is None:
-        raise NotFound(f"there is no run {run_id[:80]} of this evaluation", code="eval_run_not_found", param="run_id")
+        where = "; see tunery eval list" if eval_id is None else " of this evaluation"
+        raise NotFound(f"there is no run {run_id[:80]}{where}", code="eval_run_not_found", param="run_id")
     return EvalRun(**row._mapping)
 
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import msgspec
 
-from tunery.gateway.api.evaluations.planning import Asked, count_rows
+from tunery.gateway.api.evaluations.planning import Asked, check_outputs, count_rows
 from tunery.gateway.api.schemas.evals import RunCreate
 from tunery.gateway.api.state import Gateway
+from tunery.plugins.evals.graders import read_graders
 from tunery.plugins.evals.plan import RunPlan
 from tunery.registry.errors import InvalidInput, NotFound, near
 from tunery.registry.evals.records import EvalRun, Evaluation
@@ -37,6 +38,8 @@ def add_run(data: RunCreate, evaluation: Evaluation, plan: RunPlan, *, gateway: 
     source = data.data_source
     with _rows(source.get("source"), gateway) as rows:
         formats = gateway.plugins.formats()
+        if (ready := gateway.engine.ready) is not None:
+            check_outputs(plan.sampling, read_graders(evaluation.criteria), context=ready.context_length)
         count = count_rows(evaluation, plan, rows.path, name=rows.name, formats=formats)
         return gateway.registry.evals.add_run(
             NewRun(

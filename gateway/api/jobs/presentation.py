@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Mapping
 from typing import Any, cast
 
 from tunery.gateway.api.schemas.fine_tuning import (
@@ -19,6 +20,8 @@ from tunery.registry.records import Checkpoint, Job, JobRequest, StoredEvent
 __all__ = ["checkpoint_object", "event_number", "job_object", "event_object", "results_csv"]
 
 EVENT_PREFIX = "ftevent-"
+DIGITS = 4
+"""Digits of a token accuracy; training rounds those of steps so."""
 CSV_COLUMNS = ("step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy")
 
 
@@ -114,7 +117,7 @@ def event_object(event: StoredEvent, job: Job) -> FineTuningEvent:
         message=event.message,
         type="metrics" if metrics is not None else "message",
         data=metrics,
-        tunery={"kind": event.kind, "number": event.number, "at": event.at} | event.data,
+        tunery={"kind": event.kind, "number": event.number, "at": event.at} | _rounded(event.data),
     )
 
 
@@ -130,11 +133,11 @@ def checkpoint_object(checkpoint: Checkpoint) -> FineTuningCheckpoint:
         metrics=CheckpointMetrics(
             step=checkpoint.step,
             train_loss=metrics.get("train_loss"),
-            train_mean_token_accuracy=metrics.get("train_token_accuracy"),
+            train_mean_token_accuracy=_accuracy(metrics, "train_token_accuracy"),
             valid_loss=metrics.get("eval_loss"),
-            valid_mean_token_accuracy=metrics.get("token_accuracy"),
+            valid_mean_token_accuracy=_accuracy(metrics),
             full_valid_loss=metrics.get("eval_loss"),
-            full_valid_mean_token_accuracy=metrics.get("token_accuracy"),
+            full_valid_mean_token_accuracy=_accuracy(metrics),
         ),
     )
 
@@ -148,12 +151,22 @@ def event_number(event_id: str) -> int | None:
 def _metrics(event: StoredEvent) -> dict[str, Any] | None:
     data = event.data
     if event.kind == "step":
-        accuracy = {"train_mean_token_accuracy": data["token_accuracy"]} if "token_accuracy" in data else {}
+        accuracy = {"train_mean_token_accuracy": _accuracy(data)} if "token_accuracy" in data else {}
         return {"step": data["step"], "total_steps": data["steps"], "train_loss": data["loss"]} | accuracy
     if event.kind == "evaluated" and "eval_loss" in data:
-        accuracy = {"full_valid_mean_token_accuracy": data["token_accuracy"]} if "token_accuracy" in data else {}
+        accuracy = {"full_valid_mean_token_accuracy": _accuracy(data)} if "token_accuracy" in data else {}
         return {"step": data["step"], "full_valid_loss": data["eval_loss"]} | accuracy
     return None
+
+
+def _accuracy(figures: Mapping[str, Any], name: str = "token_accuracy") -> float | None:
+    """A token accuracy as clients see it, with DIGITS digits after the point; None where it was not measured."""
+    value = figures.get(name)
+    return None if value is None else round(value, DIGITS)
+
+
+def _rounded(data: dict[str, Any]) -> dict[str, Any]:
+    return data | {"token_accuracy": _accuracy(data)} if "token_accuracy" in data else data
 
 
 def results_csv(events: list[StoredEvent]) -> str:
@@ -164,12 +177,12 @@ def results_csv(events: list[StoredEvent]) -> str:
             steps[event.data["step"]] = {
                 "step": event.data["step"],
                 "train_loss": event.data["loss"],
-                "train_accuracy": event.data.get("token_accuracy", ""),
+                "train_accuracy": _accuracy(event.data),
             }
         elif event.kind == "evaluated" and "eval_loss" in event.data and event.data["step"] in steps:
             steps[event.data["step"]] |= {
                 "valid_loss": event.data["eval_loss"],
-                "valid_mean_token_accuracy": event.data.get("token_accuracy", ""),
+                "valid_mean_token_accuracy": _accuracy(event.data),
             }
     text = io.StringIO()
     writer = csv.DictWriter(text, CSV_COLUMNS, restval="", lineterminator="\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from typing import Any
 
 import httpx
 import pytest
@@ -35,7 +36,7 @@ async def job(served: Served, rows: FileObject) -> FineTuningJob:
     return await served.client.fine_tuning.jobs.create(model="tiny", training_file=rows.id)
 
 
-EVALUATED = {"eval_loss": 2.25, "train_token_accuracy": 0.5, "token_accuracy": 0.25}
+EVALUATED = {"eval_loss": 2.25, "train_token_accuracy": 0.500049, "token_accuracy": 0.249951}
 
 
 def take(served: Served) -> Claim:
@@ -53,7 +54,7 @@ def step(number: int, loss: float) -> Note:
         grad_norm=1.0,
         tokens=10 * number,
         seconds=number,
-        token_accuracy=number / 4,
+        token_accuracy=number / 4 + 0.000049,
     )
     return note_of(event)
 
@@ -65,7 +66,7 @@ def train(served: Served, claim: Claim) -> Version:
         step(1, 3.5),
         step(2, 2.5),
         step(3, 1.5),
-        note_of(Evaluated(step=3, eval_loss=2.0, figures={"token_accuracy": 0.625})),
+        note_of(Evaluated(step=3, eval_loss=2.0, figures={"token_accuracy": 0.6249512})),
     ]
     progress = {"step": 3, "steps": 3, "trained_tokens": 30, "parameters": {"epochs": 3.0, "batch_size": 4}}
     registry.queue.report(claim, notes, progress=progress)
@@ -172,6 +173,8 @@ async def test_the_events_of_a_job_newest_first_page_by_page(served: Served, job
     assert {event.object for event in events} == {"fine_tuning.job.event"}
     assert [event.type for event in events][:3] == ["message", "metrics", "metrics"]
     assert events[2].data == {"step": 3, "total_steps": 3, "train_loss": 1.5, "train_mean_token_accuracy": 0.75}
+    recorded: list[Any] = [event.to_dict()["tunery"] for event in events]
+    assert [data.get("token_accuracy") for data in recorded][:3] == [None, 0.625, 0.75]
     assert len({event.id for event in events}) == 8
 
 
@@ -238,6 +241,7 @@ async def test_checkpoints_are_models(served: Served, job: FineTuningJob) -> Non
     assert last.fine_tuned_model_checkpoint == f"ft:tiny:default::{job.id[-12:]}:ckpt-step-6"
     metrics = middle.metrics
     assert (metrics.step, metrics.train_loss, metrics.full_valid_loss) == (4, 2.5, 2.25)
+    # Token accuracies have four digits wherever a client sees them.
     assert (metrics.train_mean_token_accuracy, metrics.full_valid_mean_token_accuracy) == (0.5, 0.25)
     assert metrics.valid_mean_token_accuracy == 0.25
     assert (last.metrics.full_valid_loss, last.metrics.train_mean_token_accuracy) == (None, None)
@@ -319,7 +323,7 @@ async def test_a_job_is_paused_resumed_and_cancelled(served: Served, job: FineTu
     claim = take(served)
     assert (await jobs.cancel(job.id)).status == "running"
     assert served.gateway.registry.queue.beat(claim) == "cancel"
-    served.gateway.registry.queue.finish(claim, "cancelled", error="asked to stop")
+    served.gateway.registry.queue.finish(claim, "cancelled", error="The job was cancelled")
     cancelled = await jobs.retrieve(job.id)
     assert (cancelled.status, cancelled.error) == ("cancelled", None)
     with pytest.raises(BadRequestError) as refused:
@@ -378,6 +382,12 @@ async def test_unknown_jobs_are_not_found_in_openais_words(served: Served) -> No
         ({"tunery": {"alias": "A B"}}, "tunery.alias", None, "A B"),
         ({"tunery": {"allow": ["magic"]}}, "tunery.allow", "unknown_name", "magic"),
         ({"tunery": {"parameters": {"rate": 1}}}, "tunery.parameters", "invalid_parameter", "rate"),
+        (
+            {"tunery": {"parameters": {"r": 10**9}}},
+            "tunery.parameters",
+            "invalid_parameter",
+            "r is a whole number, at ",
+        ),
         ({"tunery": {"trainers": "lora"}}, "tunery", None, "trainers"),
         ({"color": "red"}, "color", "unsupported_parameter", "color"),
     ],
