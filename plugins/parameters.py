@@ -27,6 +27,8 @@ __all__ = [
     "step_count",
 ]
 
+_SHOWN = 20
+"""Problems that a message shows."""
 AUTO = "auto"
 """The value that leaves a parameter to be chosen for the run, as if it had not been given."""
 
@@ -117,7 +119,8 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_parameters(kind: type[P], values: Mapping[str, Any]) -> P:
-    """Build `kind` from names and (possibly textual) values. Raises InvalidInput that names every problem at once."""
+    """Build `kind` from names and (possibly textual) values. Raises InvalidInput that names all problems at
+    once, the first 20 of them."""
     names = {field.name for field in msgspec.structs.fields(kind)}
     problems = [str(UnknownName("parameter", name, names)) for name in values if name not in names]
     parsed: dict[str, Any] = {}
@@ -129,7 +132,8 @@ def read_parameters(kind: type[P], values: Mapping[str, Any]) -> P:
             except InvalidInput as error:
                 problems.append(error.message)
     if problems:
-        raise InvalidInput("\n".join(problems), code="invalid_parameter")
+        more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
+        raise InvalidInput("\n".join([*problems[:_SHOWN], *more]), code="invalid_parameter")
     return kind(**parsed)
 
 

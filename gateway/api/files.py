@@ -26,6 +26,8 @@ MAX_FILE = 512 * 2**20
 """Bytes of an uploaded file."""
 MAX_ID = 100
 """Characters of an id."""
+FIELDS = ("purpose", "expires_after[anchor]", "expires_after[seconds]")
+"""Form fields beside the file."""
 EXPIRY = re.compile(r"\d{1,9}")
 
 
@@ -42,7 +44,7 @@ EXPIRY = re.compile(r"\d{1,9}")
 async def create_file(request: Request[Any, Any, Any], gateway: NamedDependency[Gateway]) -> FileObject:
     """Store a file (form fields `file` and `purpose`). One for fine-tuning is checked with every rule."""
     with leases.staged(gateway.registry.home.staging, "upload") as folder:
-        upload = await receive_upload(request, folder)
+        upload = await receive_upload(request, folder, others=FIELDS)
         purpose, expires_after = _purpose(upload), _expiry(upload)
         if not upload.path.stat().st_size:
             raise InvalidInput("the file is empty", code="invalid_file", param="file")

@@ -19,6 +19,14 @@ def test_parameters_report_every_problem_at_once() -> None:
     assert caught.value.code == "invalid_parameter"
 
 
+def test_only_the_first_problems_are_listed_and_the_rest_counted() -> None:
+    with pytest.raises(InvalidInput) as caught:
+        read_parameters(TrainingParameters, {f"theft{n}" + "x" * 10_000: 1 for n in range(1000)})
+    lines = caught.value.message.splitlines()
+    assert (len(lines), lines[-1]) == (21, "and 980 more")
+    assert len(caught.value.message) < 20_000
+
+
 def test_parameters_are_read_from_text_and_from_values() -> None:
     read = read_parameters(TrainingParameters, {"learning_rate": "2e-4", "epochs": 2, "schedule": "linear"})
     assert (read.learning_rate, read.epochs, read.schedule) == (2e-4, 2.0, "linear")

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 from litestar import Request
 
-from tunery.registry.errors import InvalidInput, near
+from tunery.registry.errors import InvalidInput, near_or
 
 __all__ = ["IGNORED", "NEUTRAL", "check_body", "check_fields"]
 
@@ -104,7 +104,7 @@ def _check(fields: Mapping[str, msgspec.Raw], applied: tuple[str, ...], where: s
         # No neutral value is long, so long values need not be parsed.
         if name in NEUTRAL and len(raw) < 100 and msgspec.json.decode(raw) in NEUTRAL[name]:
             continue
-        hint = HINTS.get(name, "leave it out") if name in NEUTRAL else f"{near(name[:80], applied)} Or leave it out"
+        hint = HINTS.get(name, "leave it out") if name in NEUTRAL else near_or(name[:80], applied, "leave it out")
         shown = f"{where}{name[:80]}"
         param = where.rstrip(".") or shown
         raise InvalidInput(f"{shown} is not supported; {hint}", code="unsupported_parameter", param=param)

@@ -139,6 +139,8 @@ async def test_a_request_that_fails_is_in_the_error_file_with_the_answer_it_has_
         {"model": "acme/none", "messages": MESSAGES},
         {"model": "tiny"},
         {"messages": MESSAGES},
+        {"model": "tiny"},
+        {"model": "tiny", "messages": MESSAGES, "stream_options": {"include_usage": 5}},
         {"model": "tiny", "messages": []},
         {"model": 1, "messages": MESSAGES},
         {"model": "tiny", "messages": MESSAGES, "temperature": 9},

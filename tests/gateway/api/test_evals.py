@@ -228,6 +228,12 @@ async def test_evaluations_are_listed_renamed_and_deleted(served: Served) -> Non
     with pytest.raises(NotFoundError) as error:
         await served.client.evals.retrieve(made[1].id)
     assert (error.value.code, error.value.param) == ("eval_not_found", "eval_id")
+    with pytest.raises(NotFoundError) as error:
+        await served.client.evals.list(after=made[1].id)
+    assert (error.value.code, error.value.param) == ("eval_not_found", "after")
+    with pytest.raises(NotFoundError) as error:
+        await served.client.evals.runs.list(made[0].id, after="nope")
+    assert (error.value.code, error.value.param) == ("eval_run_not_found", "after")
 
 
 JUDGE = {"name": "judge", "model": "tiny", "input": [{"role": "user", "content": "{{sample.output_text}}"}]}
