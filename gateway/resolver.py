@@ -83,11 +83,11 @@ class Resolver:
     def resolve(self, model: str, *, adapter: str | None = None) -> Target:
         """The target of a request for `model`, or for `adapter` (a field or header) when `model` is the base's name.
 
-        Either may be a composition. Raises NotFound for a model that does not exist or is not on this base, and
-        InvalidInput when the two disagree or a composition is malformed.
+        Either may be a composition, or a name in OpenAI's form. Raises NotFound for a model that does not exist or is
+        not on this base, and InvalidInput when the two disagree or a composition is malformed.
         """
-        if is_tuned_name(model) and not is_checkpoint_name(model):
-            model = self._tuned(model)
+        model = self._reference(model, "model")
+        adapter = None if adapter is None else self._reference(adapter, "adapter")
         if self._is_base(model):
             return self._bare_base if adapter is None else self._composition(adapter, "adapter")
         if adapter is not None and adapter != model:
@@ -96,14 +96,13 @@ class Resolver:
                 "name the adapter once, or the base as the model",
                 param="adapter",
             )
-        return self._version(model, "model") if is_checkpoint_name(model) else self._composition(model, "model")
+        return self._composition(model, "model")
 
     def resolve_one(self, name: str, *, param: str = "model") -> Target:
         """The target of `name` where only one version or the base makes sense; raise InvalidInput for a composition."""
+        name = self._reference(name, param)
         if is_checkpoint_name(name):
             return self._version(name, param)
-        if is_tuned_name(name):
-            name = self._tuned(name, param)
         if "+" in name or ":" in name:
             raise InvalidInput(
                 f"{name[:MAX_NAME_LENGTH]!r} is a composition, which only inference endpoints take; "
@@ -114,7 +113,7 @@ class Resolver:
 
     def _composition(self, text: str, param: str) -> Target:
         """The target of one reference, or several with weights. Only parts are cached, as weights are endless."""
-        if not {"+", ":"} & set(text) or len(text) > MAX_PARTS * MAX_NAME_LENGTH:
+        if is_checkpoint_name(text) or not {"+", ":"} & set(text) or len(text) > MAX_PARTS * MAX_NAME_LENGTH:
             return self._version(text, param)
         try:
             parts = parse_composition(text)
@@ -136,8 +135,10 @@ class Resolver:
         ]
         return Target(self.base, versions, tuple(composition))
 
-    def _tuned(self, name: str, param: str = "model") -> str:
-        """The reference that a name in OpenAI's form stands for; raise NotFound."""
+    def _reference(self, name: str, param: str) -> str:
+        """`name`, or the reference that a name in OpenAI's form stands for if it is not a checkpoint's; raise NotFound."""
+        if not is_tuned_name(name) or is_checkpoint_name(name):
+            return name
         self._notice_changes()
         if self._tuned_names is None:
             self._tuned_names = self._registry.queue.names()

@@ -7,7 +7,8 @@ never change an answer, and a `NEUTRAL` value asks for what happens anyway. Ever
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from functools import cache
+from typing import Any, get_args
 
 import msgspec
 from litestar import Request
@@ -95,6 +96,37 @@ def check_body(body: bytes, kind: type[msgspec.Struct]) -> None:
     for name in NESTED:
         if name in kind.__struct_fields__ and name in fields and bytes(fields[name]) != b"null":
             _check(msgspec.json.decode(fields[name], type=dict[str, msgspec.Raw]), NESTED[name], f"{name}.")
+    _check_objects(fields, kind, "")
+
+
+def _check_objects(fields: Mapping[str, msgspec.Raw], kind: type[msgspec.Struct], where: str) -> None:
+    """Check the fields whose type is a struct, at any depth: of them only what the struct declares may have a value."""
+    for name, inner in _objects(kind).items():
+        if name not in fields or bytes(fields[name]) == b"null":
+            continue
+        known = [field.encode_name for field in msgspec.structs.fields(inner)]
+        nested = msgspec.json.decode(fields[name], type=dict[str, msgspec.Raw])
+        for key, raw in nested.items():
+            if key not in known and bytes(raw) != b"null":
+                shown = f"{where}{name}.{key[:80]}"
+                raise InvalidInput(
+                    f"{shown} is not supported; {near(key[:80], known)} Or leave it out",
+                    code="unsupported_parameter",
+                    param=shown,
+                )
+        _check_objects(nested, inner, f"{where}{name}.")
+
+
+@cache
+def _objects(kind: type[msgspec.Struct]) -> dict[str, type[msgspec.Struct]]:
+    """The fields of a type that are structs, or null, other than those in NESTED."""
+    return {
+        field.encode_name: each
+        for field in msgspec.structs.fields(kind)
+        if field.encode_name not in NESTED
+        for each in (field.type, *get_args(field.type))
+        if isinstance(each, type) and issubclass(each, msgspec.Struct)
+    }
 
 
 def _check(fields: Mapping[str, msgspec.Raw], applied: tuple[str, ...], where: str) -> None:

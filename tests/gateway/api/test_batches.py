@@ -211,6 +211,10 @@ async def test_an_empty_file_fails(served: Served) -> None:
         ({"input_file_id": "file-none"}, "input_file_id"),
         ({"metadata": {"a": "b" * 513}}, "metadata"),
         ({"output_expires_after": {"anchor": "created_at", "seconds": 1}}, "output_expires_after"),
+        (
+            {"output_expires_after": {"anchor": "created_at", "seconds": 3600, "days": 1}},
+            "output_expires_after.days",
+        ),
         ({"theft": 1}, "theft"),
     ],
 )

@@ -16,7 +16,7 @@ from openai.types.fine_tuning import FineTuningJob
 from tests.gateway.api.conftest import Served
 from tests.registry.artifacts import make_adapter
 from tunery.plugins.events import Evaluated, StepCompleted
-from tunery.plugins.testing import write_rows
+from tunery.plugins.testing import write_pairs, write_rows
 from tunery.plugins.training.queued.reporter import note_of
 from tunery.registry import NewVersion, Version
 from tunery.registry.errors import InvalidInput
@@ -205,6 +205,37 @@ async def test_events_are_followed_and_a_stream_that_breaks_is_taken_up_again(
     assert [event["message"] async for _, event in follow(served, job.id)] == messages
 
 
+async def test_only_an_event_of_the_job_is_a_place_in_its_history(
+    served: Served, rows: FileObject, job: FineTuningJob
+) -> None:
+    other = await served.client.fine_tuning.jobs.create(model="tiny", training_file=rows.id)
+    part = job.id.removeprefix("ftjob-")
+    wrong = [
+        (f"ftevent-{other.id.removeprefix('ftjob-')}-2", 400), ("ftevent-other-2", 400), (f"ftevent-{part}-x", 400),
+        (f"ftevent-{part}--1", 400), (f"ftevent-{part}-0", 400), (f"ftevent-{part}-02", 400), ("2", 400), ("-1", 400),
+        (f"ftevent-{part}-99", 404),
+    ]  # fmt: skip
+    url = f"{served.url}/v1/fine_tuning/jobs/{job.id}/events"
+    async with httpx.AsyncClient(verify=False) as client:
+        for event, status in wrong:
+            for response, param in (
+                (await client.get(url, params={"after": event}), "after"),
+                (await client.get(url, params={"after": event, "stream": "true"}), "after"),
+                (await client.get(f"{url}?stream=true", headers={"last-event-id": event}), "Last-Event-ID"),
+            ):
+                assert response.status_code == status, (event, response.text)
+                assert response.json()["error"]["param"] == param
+        response = await client.get(url, params={"after": f"ftevent-{part}-3"})
+        assert [event["tunery"]["number"] for event in response.json()["data"]] == [2, 1]
+
+
+async def test_an_interruption_is_an_event(served: Served, job: FineTuningJob) -> None:
+    served.gateway.registry.queue.release(take(served), waiting="the process was killed by signal 9", crashed=True)
+    event = (await served.client.fine_tuning.jobs.list_events(job.id, limit=1)).data[0]
+    assert (event.level, event.type) == ("warn", "message")
+    assert "The job was interrupted: the process was killed by signal 9." in event.message
+
+
 # -- checkpoints -------------------------------------------------------------------------------------------------------
 
 
@@ -344,6 +375,25 @@ async def test_a_failed_job_says_why(served: Served, job: FineTuningJob) -> None
     assert (resumed.status, resumed.error, resumed.finished_at) == ("queued", None, None)
 
 
+async def test_a_job_that_only_has_to_be_published_cannot_be_paused(served: Served, job: FineTuningJob) -> None:
+    served.gateway.registry.queue.report(take(served), [], progress={"step": 3, "steps": 3})
+    with pytest.raises(BadRequestError, match="can still be cancelled") as refused:
+        await served.client.fine_tuning.jobs.pause(job.id)
+    assert refused.value.code == "job_finishing"
+    assert (await served.client.fine_tuning.jobs.cancel(job.id)).status == "running"
+
+
+async def test_a_job_whose_file_is_gone_before_it_began_cannot_be_resumed(
+    served: Served, rows: FileObject, job: FineTuningJob
+) -> None:
+    served.gateway.registry.queue.finish(take(served), "failed", error="no", code="schema")
+    await served.client.files.delete(rows.id)
+    with pytest.raises(BadRequestError, match="create a new job") as refused:
+        await served.client.fine_tuning.jobs.resume(job.id)
+    assert (refused.value.code, refused.value.param) == ("file_not_found", "training_file")
+    assert (await served.client.fine_tuning.jobs.retrieve(job.id)).status == "failed"
+
+
 # -- what is refused ---------------------------------------------------------------------------------------------------
 
 
@@ -434,10 +484,11 @@ async def test_an_integration_is_kept_where_its_package_is_installed(
     assert refused.value.param == "integrations"
 
 
-async def test_dpo_and_its_beta(served: Served, rows: FileObject) -> None:
+async def test_dpo_and_its_beta(served: Served) -> None:
+    pairs = await served.client.files.create(file=write_pairs(served.folder / "pairs.jsonl", 20), purpose="fine-tune")
     method = {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.3, "n_epochs": 2, "learning_rate_multiplier": 2}}}
     job = await served.client.fine_tuning.jobs.create(
-        model="tiny", training_file=rows.id, method=method  # type: ignore[arg-type]
+        model="tiny", training_file=pairs.id, method=method  # type: ignore[arg-type]
     )  # fmt: skip
     queued = served.gateway.registry.job(job.id)
     assert queued.trainer == "dpo"
@@ -462,6 +513,54 @@ async def test_a_fine_tuned_model_is_deleted_by_its_name(served: Served, job: Fi
         await served.client.chat.completions.create(model=name, messages=[{"role": "user", "content": "hi"}])
     with pytest.raises(NotFoundError):
         await served.client.models.delete("tiny")
+
+
+async def test_a_model_that_jobs_continue_from_is_not_deleted(
+    served: Served, rows: FileObject, job: FineTuningJob
+) -> None:
+    train(served, take(served))
+    jobs = served.client.fine_tuning.jobs
+    name = (await jobs.retrieve(job.id)).fine_tuned_model
+    assert name is not None
+    child = await jobs.create(model="tiny", training_file=rows.id, extra_body={"tunery": {"from": name}})
+    assert child.to_dict()["tunery"]["parent"] == "default/tiny@1"  # type: ignore[index]
+    for act in (jobs.retrieve, jobs.pause):  # as it waits, and as it is paused
+        await act(child.id)
+        with pytest.raises(BadRequestError, match=child.id) as refused:
+            await served.client.models.delete(name)
+        assert refused.value.code == "version_in_use"
+    await jobs.cancel(child.id)
+    assert (await served.client.models.delete(name)).deleted
+    with pytest.raises(BadRequestError, match="does not exist") as gone:
+        await jobs.create(model="tiny", training_file=rows.id, extra_body={"tunery": {"from": name}})
+    assert gone.value.param == "tunery.from"
+    with pytest.raises(BadRequestError, match="is a checkpoint") as checkpoint:
+        await jobs.create(
+            model="tiny", training_file=rows.id, extra_body={"tunery": {"from": f"{name}:ckpt-step-1"}}
+        )  # fmt: skip
+    assert checkpoint.value.param == "tunery.from"
+
+
+async def test_names_of_fine_tuned_models_are_adapters_too(served: Served, job: FineTuningJob) -> None:
+    claim = take(served)
+    keep(served, claim, 2)
+    train(served, claim)
+    name = (await served.client.fine_tuning.jobs.retrieve(job.id)).fine_tuned_model
+    assert name is not None
+    create = served.client.chat.completions.create
+    messages = [{"role": "user", "content": "hi"}]
+    for given in (name, f"{name}:ckpt-step-2"):
+        for more in ({"extra_body": {"adapter": given}}, {"extra_headers": {"X-Tunery-Adapter": given}}):
+            for model in ("tiny", given):
+                answer = await create(model=model, messages=messages, **more)  # type: ignore[call-overload]
+                assert answer.model == model
+    compositions = [request.composition for request in served.engine.requests]
+    assert compositions[0] == compositions[3] != compositions[4] == compositions[7]
+    with pytest.raises(NotFoundError, match="does not exist") as missing:
+        await create(
+            model="tiny", messages=[{"role": "user", "content": "hi"}], extra_body={"adapter": "ft:tiny:x::1"}
+        )  # fmt: skip
+    assert missing.value.param == "adapter"
 
 
 def test_the_worker_of_a_server_needs_an_executor_that_exists() -> None:

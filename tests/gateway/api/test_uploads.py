@@ -93,6 +93,7 @@ async def test_a_cancelled_upload_takes_no_more(served: Served) -> None:
         ({"filename": None}, "filename"),
         ({"mime_type": "x" * 256}, "mime_type"),
         ({"expires_after": {"anchor": "created_at", "seconds": 1}}, "expires_after"),
+        ({"expires_after": {"anchor": "created_at", "seconds": 3600, "days": 1}}, "expires_after.days"),
         ({"theft": True}, "theft"),
         ({"expires_after": {"anchor": "created_at"}}, "expires_after"),
     ],
