@@ -110,7 +110,7 @@ def _check_objects(fields: Mapping[str, msgspec.Raw], kind: type[msgspec.Struct]
             if key not in known and bytes(raw) != b"null":
                 shown = f"{where}{name}.{key[:80]}"
                 raise InvalidInput(
-                    f"{shown} is not supported; {near(key[:80], known)} Or leave it out",
+                    f"{shown} is not supported; {near_or(key[:80], known, 'leave it out')}",
                     code="unsupported_parameter",
                     param=shown,
                 )
