@@ -129,4 +129,4 @@ async def test_parts_have_limits(served: Served, monkeypatch: pytest.MonkeyPatch
             await served.client.uploads.cancel(name)
     async with httpx.AsyncClient(verify=False) as client:
         response = await client.post(f"{served.url}/v1/uploads/{upload.id}/parts", files={"file": ("a", b"abc")})
-    assert (response.status_code, response.json()["error"]["param"]) == (400, "data")
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "file")
