@@ -2,9 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export TQDM_DISABLE ?= 1
-# Processes that the tests run in; one that has nothing left takes tests from the others. One more than two cores, since tests
+# Processes that the tests run in; one that has nothing left takes tests from the others. Twice two cores, since tests
 # also wait: for servers, leases and other processes.
-WORKERS ?= 3
+WORKERS ?= 4
 
 .PHONY: help setup demo test test-fast frameworks check docs format changelog bench soak clean
 

@@ -91,15 +91,15 @@ class Resolver:
     def resolve(self, model: str, *, adapter: str | None = None, by: Principal | None = None) -> Target:
         """The target of a request for `model`, or for `adapter` (a field or header) when `model` is the base's name.
 
-        Either may be a composition. Raises NotFound for a model that does not exist or is not on this base, and
-        InvalidInput when the two disagree or a composition is malformed.
+        Either may be a composition, or a name in OpenAI's form. Raises NotFound for a model that does not exist or is
+        not on this base, and InvalidInput when the two disagree or a composition is malformed.
         """
         target = self._resolve(model, adapter, by)
         return target if by is None or by.charged is None else msgspec.structs.replace(target, charged=by.charged)
 
     def _resolve(self, model: str, adapter: str | None, by: Principal | None) -> Target:
-        if is_tuned_name(model) and not is_checkpoint_name(model):
-            model = self._tuned(model, by=by)
+        model = self._reference(model, "model", by)
+        adapter = None if adapter is None else self._reference(adapter, "adapter", by)
         if self._is_base(model):
             return self._bare_base if adapter is None else self._composition(adapter, "adapter", by)
         if adapter is not None and adapter != model:
@@ -108,16 +108,13 @@ class Resolver:
                 "name the adapter once, or the base as the model",
                 param="adapter",
             )
-        if is_checkpoint_name(model):
-            return self._version(model, "model", by)
         return self._composition(model, "model", by)
 
     def resolve_one(self, name: str, *, param: str = "model", by: Principal | None = None) -> Target:
         """The target of `name` where only one version or the base makes sense; raise InvalidInput for a composition."""
+        name = self._reference(name, param, by)
         if is_checkpoint_name(name):
             return self._version(name, param, by)
-        if is_tuned_name(name):
-            name = self._tuned(name, param, by=by)
         if "+" in name or ":" in name:
             raise InvalidInput(
                 f"{name[:MAX_NAME_LENGTH]!r} is a composition, which only inference endpoints take; "
@@ -128,7 +125,7 @@ class Resolver:
 
     def _composition(self, text: str, param: str, by: Principal | None) -> Target:
         """The target of one reference, or several with weights. Only parts are cached, as weights are endless."""
-        if not {"+", ":"} & set(text) or len(text) > MAX_PARTS * MAX_NAME_LENGTH:
+        if is_checkpoint_name(text) or not {"+", ":"} & set(text) or len(text) > MAX_PARTS * MAX_NAME_LENGTH:
             return self._version(text, param, by)
         try:
             parts = parse_composition(text)
@@ -150,8 +147,10 @@ class Resolver:
         ]
         return Target(self.base, versions, tuple(composition))
 
-    def _tuned(self, name: str, param: str = "model", *, by: Principal | None) -> str:
-        """The reference that a name in OpenAI's form stands for; raise NotFound."""
+    def _reference(self, name: str, param: str, by: Principal | None) -> str:
+        """`name`, or the reference that a name in OpenAI's form stands for if it is not a checkpoint's; raise NotFound."""
+        if not is_tuned_name(name) or is_checkpoint_name(name):
+            return name
         self._notice_changes()
         if self._tuned_names is None:
             self._tuned_names = self._registry.queue.names()

@@ -175,7 +175,7 @@ class Failed(JobEvent, frozen=True, kw_only=True, tag="failed"):
     """The job ended with an error; nothing was published."""
 
     error: Annotated[str, about("the message")]
-    code: Annotated[str | UnsetType, about("the error code, when there is one")] = UNSET
+    code: Annotated[str | UnsetType, about("the error code; `internal_error` for an error that nobody foresaw")] = UNSET
     needed_bytes: Annotated[int | UnsetType, about("memory that would be enough, when that is what was missing")] = (
         UNSET
     )

@@ -148,6 +148,16 @@ class TrainerInfo(msgspec.Struct, frozen=True, kw_only=True):
     devices: tuple[str, ...] = ("cpu", "cuda")
     api_version: int = API_VERSION
 
+    @property
+    def learns_from_pairs(self) -> bool:
+        """Whether its rows are preference pairs."""
+        return "preference" in self.methods
+
+    @property
+    def openai_method(self) -> Literal["supervised", "dpo"]:
+        """The method that it belongs to in OpenAI's words."""
+        return "dpo" if self.learns_from_pairs else "supervised"
+
 
 class ExecutorInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Where the processes of queued jobs run, described without importing it.

@@ -27,6 +27,8 @@ __all__ = [
     "step_count",
 ]
 
+_SHOWN = 20
+"""Problems that a message shows."""
 AUTO = "auto"
 """The value that leaves a parameter to be chosen for the run, as if it had not been given."""
 
@@ -45,8 +47,8 @@ CHOSEN = frozenset(
 """Parameters that are chosen from data, base and method where they are not given: each has a rule in
 `training.defaults`."""
 
-PositiveInt = Annotated[int, Meta(ge=1)]
-NonNegativeInt = Annotated[int, Meta(ge=0)]
+Rows = Annotated[int, Meta(ge=1, le=65_536)]
+Count = Annotated[int, Meta(ge=0, le=1_000_000_000)]
 PositiveFloat = Annotated[float, Meta(gt=0)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 
@@ -63,29 +65,32 @@ class TrainingParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     )
 
     learning_rate: Annotated[PositiveFloat, about("peak learning rate of the optimizer")] = 2e-5
-    epochs: Annotated[PositiveFloat, about("passes over the training rows")] = 3.0
-    max_steps: Annotated[NonNegativeInt, about("optimizer steps; 0: as many as the epochs take")] = 0
-    batch_size: Annotated[PositiveInt, about("rows per optimizer step")] = 8
-    micro_batch_size: Annotated[PositiveInt, about("rows per forward pass; gradients accumulate to batch_size")] = 8
-    max_length: Annotated[PositiveInt, about("tokens per row; longer rows are cut")] = 1024
+    epochs: Annotated[float, Meta(gt=0, le=10_000), about("passes over the training rows")] = 3.0
+    max_steps: Annotated[Count, about("optimizer steps; 0: as many as the epochs take")] = 0
+    batch_size: Annotated[Rows, about("rows per optimizer step")] = 8
+    micro_batch_size: Annotated[Rows, about("rows per forward pass; gradients accumulate to batch_size")] = 8
+    max_length: Annotated[int, Meta(ge=1, le=1_048_576), about("tokens per row; longer rows are cut")] = 1024
     schedule: Annotated[
         Literal["cosine", "linear", "constant"], about("how the learning rate falls after the warmup")
     ] = "cosine"
     warmup: Annotated[Fraction, about("share of the steps over which the learning rate rises")] = 0.05
-    weight_decay: Annotated[float, Meta(ge=0), about("weight decay of AdamW")] = 0.0
+    weight_decay: Annotated[float, Meta(ge=0, le=1000), about("weight decay of AdamW")] = 0.0
     max_grad_norm: Annotated[PositiveFloat, about("gradients are clipped to this norm")] = 1.0
     eval_fraction: Annotated[
         float, Meta(ge=0, le=0.5), about("share of the rows to hold out where no --val is given")
     ] = 0.1
-    eval_every: Annotated[NonNegativeInt, about("steps between evaluations; 0: only at the end")] = 0
-    checkpoint_every: Annotated[NonNegativeInt, about("steps between checkpoints; 0: none")] = 0
-    patience: Annotated[NonNegativeInt, about("evaluations without improvement after which the run ends; 0: never")] = 0
-    memory_gb: Annotated[float, Meta(ge=0), about("memory that the run may use, in GB; 0: what is free")] = 0.0
+    eval_every: Annotated[Count, about("steps between evaluations; 0: only at the end")] = 0
+    checkpoint_every: Annotated[Count, about("steps between checkpoints; 0: none")] = 0
+    patience: Annotated[Count, about("evaluations without improvement after which the run ends; 0: never")] = 0
+    memory_gb: Annotated[
+        float, Meta(ge=0, le=1_000_000), about("memory that the run may use, in GB; 0: what is free")
+    ] = 0.0
     report_rows: Annotated[
-        NonNegativeInt, about("training rows that the report evaluates; 0: as many as take a tenth of the run's time")
+        Count, about("training rows that the report evaluates; 0: as many as take a tenth of the run's time")
     ] = 0
     seed: Annotated[
-        NonNegativeInt,
+        int,
+        Meta(ge=0, le=2**63 - 1),
         about("random seed of row order, adapter initialization, dropout, rounding and the held-out split"),
     ] = 0
     precision: Annotated[
@@ -114,7 +119,8 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_parameters(kind: type[P], values: Mapping[str, Any]) -> P:
-    """Build `kind` from names and (possibly textual) values. Raises InvalidInput that names every problem at once."""
+    """Build `kind` from names and (possibly textual) values. Raises InvalidInput that names all problems at
+    once, the first 20 of them."""
     names = {field.name for field in msgspec.structs.fields(kind)}
     problems = [str(UnknownName("parameter", name, names)) for name in values if name not in names]
     parsed: dict[str, Any] = {}
@@ -126,7 +132,8 @@ def read_parameters(kind: type[P], values: Mapping[str, Any]) -> P:
             except InvalidInput as error:
                 problems.append(error.message)
     if problems:
-        raise InvalidInput("\n".join(problems), code="invalid_parameter")
+        more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
+        raise InvalidInput("\n".join([*problems[:_SHOWN], *more]), code="invalid_parameter")
     return kind(**parsed)
 
 

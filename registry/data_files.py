@@ -95,7 +95,7 @@ class DataFiles:
             query = query.where(column.purpose == purpose)
         with self._database.read() as connection:
             if after is not None:
-                last = find_file(connection, after, tenant)
+                last = find_file(connection, after, tenant, param="after")
                 key, bound = (column.created_at, column.id), (last.created_at, last.id)
                 same = (key[0] == bound[0]) & (key[1] > bound[1] if ascending else key[1] < bound[1])
                 query = query.where((key[0] > bound[0] if ascending else key[0] < bound[0]) | same)
@@ -170,17 +170,17 @@ def needed_blobs(connection: Connection) -> set[str]:
     return set(connection.scalars(select(schema.data_files.c.sha256).distinct()))
 
 
-def find_file(connection: Connection, file_id: str, tenant: str | None) -> DataFile:
-    """A file by id, of any tenant if None; raise NotFound."""
+def find_file(connection: Connection, file_id: str, tenant: str | None, *, param: str = "id") -> DataFile:
+    """A file by id, of any tenant if None; raise NotFound, which names `param`."""
     row = connection.execute(_query(tenant).where(schema.data_files.c.id == file_id)).first()
     if row is None:
-        raise _not_found(file_id)
+        raise _not_found(file_id, param)
     return to_data_file(row)
 
 
-def _not_found(file_id: str) -> NotFound:
+def _not_found(file_id: str, param: str = "id") -> NotFound:
     """In OpenAI's words."""
-    return NotFound(f"No such File object: {file_id}", param="id")
+    return NotFound(f"No such File object: {file_id[:100]}", param=param)
 
 
 def _query(tenant: str | None) -> Select[Any]:

@@ -41,8 +41,13 @@ __all__ = [
     "disk_code",
     "is_full",
     "near",
+    "near_or",
 ]
 
+_PROBLEMS = 20
+"""Problems that the message of InvalidData shows."""
+_NAME = 80
+"""Characters that a message shows of a name that is not known."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -68,13 +73,21 @@ class InvalidInput(TuneryError, ValueError):
 
 
 class InvalidData(InvalidInput):
-    """A training file has bad rows; `problems` holds one line of text per bad row."""
+    """A training file has bad rows; `problems` holds one line of text per problem.
+
+    The message shows the first 20 problems and counts the rest; `full_text` has them all. `advice` are the lines after.
+    """
 
     code = "invalid_data"
 
-    def __init__(self, message: str, *, problems: Sequence[str] = (), code: str | None = None) -> None:
-        super().__init__("\n".join([message, *problems]), code=code)
+    def __init__(
+        self, message: str, *, problems: Sequence[str] = (), advice: Sequence[str] = (), code: str | None = None
+    ) -> None:
+        more = len(problems) - _PROBLEMS
+        rest = [f"and {more} more"] if more > 0 else []
+        super().__init__("\n".join([message, *problems[:_PROBLEMS], *rest, *advice]), code=code)
         self.problems = tuple(problems)
+        self.full_text = "\n".join([message, *problems, *advice])
 
 
 class UnknownName(InvalidInput):
@@ -83,7 +96,7 @@ class UnknownName(InvalidInput):
     code = "unknown_name"
 
     def __init__(self, kind: str, name: str, known: Iterable[str], *, param: str | None = None) -> None:
-        super().__init__(f"unknown {kind} {name!r}: {near(name, known)}", param=param)
+        super().__init__(f"unknown {kind} {name[:_NAME]!r}: {near(name[:_NAME], known)}", param=param)
         self.kind, self.name = kind, name
 
 
@@ -152,6 +165,12 @@ def near(name: str, known: Iterable[str]) -> str:
         return "did you mean " + " or ".join(repr(word) for word in close) + "?"
     shown = ", ".join(repr(word) for word in names[:12])
     return f"known: {shown}" + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+
+
+def near_or(name: str, known: Iterable[str], otherwise: str) -> str:
+    """As `near`, with what to do where none of the names is meant."""
+    hint = near(name, known)
+    return f"{hint} Or {otherwise}" if hint.endswith("?") else f"{hint}; or {otherwise}"
 
 
 def disk_code(error: OSError) -> str:

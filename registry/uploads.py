@@ -97,22 +97,26 @@ class Uploads:
         """Join parts, in this order, to a file with this status; returns whether it was made now.
 
         The same parts once more are answered with the same file. Raises NotFound, InvalidInput for parts that are not
-        the upload's or have other bytes than announced, and Conflict (upload_ended).
+        the upload's or have other bytes than announced or another MD5, and Conflict (upload_ended).
         """
         with self._database.read() as connection:
-            if (done := self._completed(connection, upload_id, part_ids, tenant)) is not None:
-                return done
-            upload = self._pending(connection, upload_id, tenant)
-            _check_parts(connection, upload, part_ids)
+            done = self._completed(connection, upload_id, part_ids, tenant)
+            if done is None:
+                upload = self._pending(connection, upload_id, tenant)
+                _check_parts(connection, upload, part_ids)
+        if done is not None:
+            return self._again(done, md5)
         with self._blobs.lease() as lease:
             try:
                 entry = self._join(upload, part_ids, md5, lease)
             except OSError as error:
                 # The parts are gone where another call has ended the upload meanwhile.
                 with self._database.read() as connection:
-                    if (done := self._completed(connection, upload_id, part_ids, tenant)) is not None:
-                        return done
-                    self._pending(connection, upload_id, tenant)
+                    done = self._completed(connection, upload_id, part_ids, tenant)
+                    if done is None:
+                        self._pending(connection, upload_id, tenant)
+                if done is not None:
+                    return self._again(done, md5)
                 raise StorageFailed(f"the parts of {upload.id} cannot be read or joined: {error}") from error
             with self._database.write() as connection:
                 if (done := self._completed(connection, upload_id, part_ids, tenant)) is not None:
@@ -134,9 +138,16 @@ class Uploads:
     def _join(self, upload: Upload, part_ids: Sequence[str], md5: str | None, lease: Path) -> FileEntry:
         """Store the parts as one blob."""
         paths = [self._folder / upload.id / part for part in part_ids]
-        if md5 is not None and _md5(paths) != md5.lower():
-            raise InvalidInput("the bytes of the parts do not have this md5; send them again", param="md5")
+        _check_md5(paths, md5)
         return self._blobs.put(*paths, name=upload.name, lease=lease)
+
+    def _again(self, done: tuple[Upload, DataFile, bool], md5: str | None) -> tuple[Upload, DataFile, bool]:
+        """The answer to a completion that was done before; the file is there still, unless the disk lost it."""
+        try:
+            _check_md5([self._blobs.path(done[1].sha256)], md5)
+        except OSError as error:
+            raise StorageFailed(f"the bytes of {done[1].id} cannot be read: {error.strerror}") from error
+        return done
 
     def cancel(self, upload_id: str, *, tenant: str) -> Upload:
         """Give an upload up; raise NotFound, or Conflict (upload_ended)."""
@@ -234,6 +245,12 @@ def _end(connection: Connection, upload_id: str, status: str, **values: object) 
     column = schema.uploads.c
     connection.execute(update(schema.uploads).where(column.id == upload_id).values(status=status, **values))
     return to_upload(connection.execute(select(schema.uploads).where(column.id == upload_id)).one())
+
+
+def _check_md5(paths: Sequence[Path], wanted: str | None) -> None:
+    """Raise InvalidInput unless the bytes of the files have this MD5, or none is wanted."""
+    if wanted is not None and _md5(paths) != wanted.lower():
+        raise InvalidInput("the bytes of the parts do not have this md5; send them again", param="md5")
 
 
 def _md5(paths: Sequence[Path]) -> str:

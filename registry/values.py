@@ -6,6 +6,7 @@ Text is read by type: lists as `a,b` or JSON, tables as `a=1,b=2` or JSON, boole
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -61,7 +62,10 @@ def _description(kind: type[msgspec.Struct], name: str) -> str:
 def read_value(name: str, value: Any, kind: Any) -> Any:
     """`value` as a `kind`; raise InvalidInput saying what `name` may be."""
     try:
-        return msgspec.convert(_spelled_out(value, kind) if isinstance(value, str) else value, kind, strict=False)
+        read = msgspec.convert(_spelled_out(value, kind) if isinstance(value, str) else value, kind, strict=False)
+        if isinstance(read, float) and not math.isfinite(read):
+            raise msgspec.ValidationError("not finite")
+        return read
     except msgspec.ValidationError as error:
         plain, _ = _without_bounds(kind)
         literal = get_origin(plain) is Literal
@@ -72,7 +76,10 @@ def read_value(name: str, value: Any, kind: Any) -> Any:
 def type_text(kind: Any) -> str:
     """What a value of this type is, in words: `a whole number, at least 1`."""
     plain, bounds = _without_bounds(kind)
-    limits = "".join(f", {_BOUNDS[bound]} {limit:g}" for bound, limit in bounds.items())
+    limits = "".join(
+        f", {_BOUNDS[bound]} {limit if isinstance(limit, int) else format(limit, 'g')}"
+        for bound, limit in bounds.items()
+    )
     if get_origin(plain) is Literal:
         return " or ".join(map(str, get_args(plain)))
     members = list(_members(plain))

@@ -10,6 +10,7 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 
 from tunery.gateway.api.evaluations.find import find_eval
+from tunery.gateway.api.evaluations.planning import check_outputs
 from tunery.gateway.api.http.errors import error_responses
 from tunery.gateway.api.request.fields import check_fields
 from tunery.gateway.api.schemas.evals import DeletedEval, Eval, EvalChange, EvalCreate, EvalList
@@ -46,7 +47,7 @@ async def create_eval(
     """Create an evaluation: graders, whose templates name fields of rows and of answers."""
     await check_fields(request, EvalCreate)
     source = _source(data.data_source_config)
-    await asyncio.to_thread(_check, source, data.testing_criteria)
+    await asyncio.to_thread(_check, source, data.testing_criteria, gateway)
     made = await asyncio.to_thread(
         gateway.registry.evals.create,
         tenant=principal.tenant,
@@ -167,11 +168,13 @@ def _source(config: dict[str, Any]) -> dict[str, Any]:
     return {"type": "custom", "item_schema": schema}
 
 
-def _check(source: dict[str, Any], criteria: list[dict[str, Any]]) -> None:
+def _check(source: dict[str, Any], criteria: list[dict[str, Any]], gateway: Gateway) -> None:
     """Raise InvalidInput for a schema or a grader that is not valid."""
     if source["item_schema"] is not None:
         JsonValidity(source["item_schema"], param="data_source_config.item_schema")
-    read_graders(criteria)
+    graders = read_graders(criteria)
+    if (ready := gateway.engine.ready) is not None:
+        check_outputs({}, graders, context=ready.context_length)
 
 
 def _object(evaluation: Evaluation) -> Eval:

@@ -28,6 +28,8 @@ MAX_FILE = 512 * 2**20
 """Bytes of an uploaded file."""
 MAX_ID = 100
 """Characters of an id."""
+FIELDS = ("purpose", "expires_after[anchor]", "expires_after[seconds]")
+"""Form fields beside the file."""
 EXPIRY = re.compile(r"\d{1,9}")
 
 
@@ -46,7 +48,7 @@ async def create_file(
 ) -> FileObject:
     """Store a file (form fields `file` and `purpose`). One for fine-tuning is checked with every rule."""
     with leases.staged(gateway.registry.home.staging, "upload") as folder:
-        upload = await receive_upload(request, folder)
+        upload = await receive_upload(request, folder, others=FIELDS)
         purpose, expires_after = _purpose(upload), _expiry(upload)
         if not upload.path.stat().st_size:
             raise InvalidInput("the file is empty", code="invalid_file", param="file")

@@ -17,6 +17,7 @@ from tunery.gateway.api.http.errors import error_responses
 from tunery.gateway.api.jobs.create import plan
 from tunery.gateway.api.jobs.presentation import checkpoint_object, event_number, event_object, job_object
 from tunery.gateway.api.jobs.results import result_files
+from tunery.gateway.api.jobs.training import check_method
 from tunery.gateway.api.request.fields import check_fields
 from tunery.gateway.api.schemas.fine_tuning import (
     FineTuningCheckpointList,
@@ -73,6 +74,7 @@ async def create_job(
     request: Request[Any, Any, Any],
 ) -> FineTuningJob:
     """Queue a job. A retry with the same `Idempotency-Key` header returns the job that the first one made."""
+    check_method(data)
     await check_fields(request, JobCreate)
     key = request.headers.get("idempotency-key")
     if key is not None and not 0 < len(key) <= MAX_KEY:
@@ -223,9 +225,10 @@ async def list_events(
     """List events, newest first. With `stream` they come as server-sent events, oldest first, until the job has ended;
     `Last-Event-ID` is the id of the last one that the client has."""
     job = _find(job_id, gateway, principal)
+    number = None if after is None else _number(after, job, gateway, "after")
     if stream:
-        return _follow(job, request.headers.get("last-event-id") or after, gateway)
-    number = None if after is None else _number(after, job)
+        last = request.headers.get("last-event-id")
+        return _follow(job, _number(last, job, gateway, "Last-Event-ID") if last else number or 0, gateway)
     events, more = gateway.registry.queue.events_before(job_id, number, limit=limit)
     return Response(FineTuningEventList(data=[event_object(event, job) for event in events], has_more=more))
 
@@ -260,8 +263,8 @@ async def list_checkpoints(
     )
 
 
-def _follow(job: Job, last: str | None, gateway: Gateway) -> Stream:
-    number = 0 if last is None else _number(last, job)
+def _follow(job: Job, number: int, gateway: Gateway) -> Stream:
+    """The events behind event `number`, and those to come."""
 
     async def body() -> AsyncGenerator[bytes, None]:
         seen, changes, quiet = number, -1, 0.0
@@ -316,10 +319,15 @@ def _no_job(job_id: str, param: str = "fine_tune_id") -> NotFound:
     return NotFound(f"Could not find fine tune: {job_id[:80]}", code="fine_tune_not_found", param=param)
 
 
-def _number(event_id: str, job: Job) -> int:
-    number = event_number(event_id)
+def _number(event_id: str, job: Job, gateway: Gateway, param: str) -> int:
+    """The number of an event of the job, which `param` names by its id."""
+    number = event_number(event_id, job)
     if number is None:
-        raise InvalidInput(f"{event_id[:80]!r} is not an event of {job.id}", param="after")
+        raise InvalidInput(f"{event_id[:80]!r} is not the id of an event of {job.id}", param=param)
+    try:
+        gateway.registry.queue.events_before(job.id, number, limit=1)
+    except NotFound as error:
+        raise NotFound(error.message, code=error.code, param=param) from error
     return number
 
 

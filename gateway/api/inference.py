@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
@@ -11,6 +10,7 @@ import msgspec
 from tunery.gateway.api.chat import prepare_chat
 from tunery.gateway.api.completions import prepare_completion
 from tunery.gateway.api.embeddings import prepare_embeddings
+from tunery.gateway.api.http.errors import wrong_shape
 from tunery.gateway.api.request.call import Call
 from tunery.gateway.api.responses import prepare_response
 from tunery.gateway.api.schemas.items import ResponseRequest
@@ -63,9 +63,7 @@ def _decode(endpoint: Endpoint, body: bytes) -> Any:
         return msgspec.convert(msgspec.json.decode(body), endpoint.body, strict=False, str_keys=True)
     except msgspec.ValidationError as error:
         message, _, place = str(error).partition(" - at `$")
-        param = re.split(r"[.\[`]", place.lstrip("."))[0] or None
-        text = f"{param}: {message}" if param else f"the body is not a JSON object: {message}"
-        raise InvalidInput(text, code="invalid_value", param=param) from error
+        raise wrong_shape(message, place.lstrip(".")) from error
     except msgspec.DecodeError as error:
         raise InvalidInput(f"the body is not JSON: {error}", code="invalid_json") from error
     except RecursionError as error:

@@ -98,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         from tunery.gateway.cli.terminal.errors import exit_code
 
-        sys.stderr.write(f"error: {error.args[0]}\n")
+        sys.stderr.write(f"error: {getattr(error, 'full_text', error.args[0])}\n")
         sys.exit(exit_code(error))
     except BrokenPipeError:
         # The reader of a pipe (head, less) went away.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 
 __all__ = ["adapter_name", "is_checkpoint_name", "is_tuned_name", "tuned_name"]
 
 _UNFIT = re.compile(r"[^a-z0-9._-]+")
+_DOTS = re.compile(r"\.{2,}")
 _CHECKPOINT = re.compile(r":ckpt-step-[0-9]+$")
 PREFIX = "ft:"
 
@@ -28,6 +30,10 @@ def tuned_name(model: str, *, tenant: str, suffix: str | None, job_id: str) -> s
 
 
 def adapter_name(tenant: str, *, suffix: str | None, base: str) -> str:
-    """The adapter that a job without one of its own makes a version of: named by the suffix, or else by the base."""
-    word = _UNFIT.sub("-", (suffix or base).lower()).strip("._-")[:64].strip("._-")
-    return f"{tenant}/{word or 'model'}"
+    """The adapter that a job without one of its own makes a version of: named by the suffix, or else by the base.
+
+    A suffix without a letter or digit that adapters may have, such as `日本`, gets a name that no other suffix has.
+    """
+    text = suffix or base
+    word = _DOTS.sub(".", _UNFIT.sub("-", text.lower())).strip("._-")[:64].strip("._-")
+    return f"{tenant}/{word or 'model-' + hashlib.sha256(text.encode()).hexdigest()[:8]}"

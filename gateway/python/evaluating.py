@@ -101,22 +101,26 @@ async def _evaluate(
     plugins: Plugins,
     done: Callable[[int, int], None],
 ) -> EvalRun:
+    from tunery.gateway.api.evaluations.planning import check_outputs
     from tunery.gateway.api.state import Gateway
     from tunery.gateway.engine.ipc.supervisor import SupervisedEngine
     from tunery.gateway.metrics.recorder import Metrics
     from tunery.gateway.resolver import Resolver
     from tunery.gateway.serve import engine_config
     from tunery.plugins.data.render.renderer import Renderer
+    from tunery.plugins.evals.graders import read_graders
 
     renderer = Renderer(Path(base.path))
     engine = SupervisedEngine(engine_config(settings, base, home=registry.home, eos_ids=renderer.stop_ids))
     resolver = Resolver(registry, base)
     gateway = Gateway(settings, registry, engine, renderer, resolver, Metrics(), jobs=jobs, plugins=plugins)
-    new = await asyncio.to_thread(_check, request, _plan(request, gateway), gateway)
+    plan = _plan(request, gateway)
+    new = await asyncio.to_thread(_check, request, plan, gateway)
     try:
         await engine.start()
         await asyncio.to_thread(renderer.prepare)
-        await engine.wait_ready()
+        ready = await engine.wait_ready()
+        check_outputs(plan.sampling, read_graders(request.graders), context=ready.context_length)
         return await _run(new, request.graders, gateway, done=done)
     finally:
         gateway.workers.close()

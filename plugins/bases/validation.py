@@ -14,6 +14,8 @@ from tunery.registry.peft.safetensors_header import read_header
 
 __all__ = ["INDEX", "SETTINGS", "check_base", "check_config", "weight_files"]
 
+_SHOWN = 5
+"""Files that an error names."""
 SETTINGS = (
     "config.json",
     "generation_config.json",
@@ -85,8 +87,9 @@ def weight_files(folder: Path, title: str) -> list[str]:
             code="artifact_pickled",
         )
     if missing:
+        shown = ", ".join(missing[:_SHOWN]) + (f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else "")
         raise ArtifactRefused(
-            f"{title} lacks {', '.join(missing)}, which its {INDEX} names: copy or download it again",
+            f"{title} lacks {shown}, which its {INDEX} names: copy or download it again",
             code="artifact_truncated",
         )
     return names

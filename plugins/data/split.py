@@ -104,13 +104,14 @@ def _group(path: Path, formats: Sequence[FormatInfo]) -> tuple[_Groups, list[byt
     prompts: dict[bytes, int] = {}
     near: SimilarIndex[int] = SimilarIndex()
     problems: list[str] = []
+    advice: list[str] = []
     first: Row | None = None
     for number, raw in iter_records(path):
         record = ParsedRecord(Location(path.name, number), raw, formats=formats, renderer=None)
         if record.invalid:
             problems += record.invalid.problems(str(record.location))
         if len(problems) > _PROBLEMS:
-            problems.append("and perhaps more after these")
+            advice.append("there may be more after these")
             break
         if record.row is None:
             continue
@@ -128,7 +129,7 @@ def _group(path: Path, formats: Sequence[FormatInfo]) -> tuple[_Groups, list[byt
             else:
                 near.add(record.signature, row)
     if problems:
-        raise InvalidData(f"{path} has bad lines; nothing was written", problems=problems)
+        raise InvalidData(f"{path} has bad lines; nothing was written", problems=problems, advice=advice)
     if not keys:
         raise InvalidData(f"{path} has no rows; nothing was written")
     return groups, keys, lines

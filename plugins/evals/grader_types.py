@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -15,6 +14,8 @@ __all__ = ["Grader", "JsonSchemaGrader", "LabelModel", "ScoreModel", "StringChec
 
 Name = Annotated[str, Meta(min_length=1, max_length=200)]
 Label = Annotated[str, Meta(min_length=1, max_length=200)]
+LARGEST = 1e9
+"""The largest number that a range may have; far larger ones cannot be enforced by structured output."""
 ANSWER = "{{sample.output_text}}"
 
 
@@ -86,8 +87,11 @@ class ScoreModel(_Grader, frozen=True, kw_only=True, tag="score_model"):
     def check(self, param: str) -> None:
         """Raise InvalidInput for an empty range, a threshold outside of it, or sampling that is not supported."""
         low, high = self.bounds
-        if not (math.isfinite(low) and math.isfinite(high) and low < high):
-            raise InvalidInput(f"{param}.range must be two numbers, the lower one first", param=f"{param}.range")
+        if not -LARGEST <= low < high <= LARGEST:
+            raise InvalidInput(
+                f"{param}.range must be two numbers from {-LARGEST:,.0f} to {LARGEST:,.0f}, the lower one first",
+                param=f"{param}.range",
+            )
         if not low <= self.threshold <= high:
             raise InvalidInput(
                 f"{param}.pass_threshold is {self.threshold:g}, outside of the range {low:g} to {high:g}",

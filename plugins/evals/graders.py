@@ -201,6 +201,11 @@ def _check(grader: Grader, param: str) -> None:
                 param=where,
             )
         raise UnknownName("metric", grader.evaluation_metric[:80], METRICS, param=where)
+    if isinstance(grader, LabelModel):
+        for name, labels in (("labels", grader.labels), ("passing_labels", grader.passing_labels)):
+            twice = next((label for at, label in enumerate(labels) if label in labels[:at]), None)
+            if twice is not None:
+                raise InvalidInput(f"{param}.{name} has {twice[:80]!r} twice; list it once", param=f"{param}.{name}")
     if isinstance(grader, LabelModel) and not set(grader.passing_labels) <= set(grader.labels):
         raise InvalidInput(f"{param}.passing_labels must be among labels", param=f"{param}.passing_labels")
     if isinstance(grader, ScoreModel):

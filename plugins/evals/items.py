@@ -6,13 +6,13 @@ Of a training row templates see `item.reference`, the answer; `item.input`, the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from tunery.plugins.data.read import iter_records
+from tunery.plugins.data.read import FileBroken, Record, iter_records
 from tunery.plugins.data.read.formats import InvalidRow
 from tunery.plugins.data.read.row import parse_object, to_row
 from tunery.plugins.evals.json_validity import JsonValidity
@@ -45,7 +45,7 @@ def read_items(
     items: list[Item] = []
     problems: list[str] = []
     size, name = 0, name or path.name
-    for number, raw in iter_records(path):
+    for number, raw in _records(path, name):
         size += len(raw)
         if len(items) >= MAX_ROWS or size > MAX_BYTES:
             raise InvalidData(
@@ -68,6 +68,14 @@ def read_items(
     if not items:
         raise InvalidData(f"{name} has no rows")
     return items
+
+
+def _records(path: Path, name: str) -> Iterator[Record]:
+    """The records of a file that is called `name` in messages, whatever it is called on the disk."""
+    try:
+        yield from iter_records(path)
+    except FileBroken as error:
+        raise InvalidData(error.under(name)) from error
 
 
 class Prompts:

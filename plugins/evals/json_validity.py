@@ -21,13 +21,15 @@ MAX_SCHEMA = 64 * 1024
 MAX_REFERENCES = 10_000
 """References that are followed for one value; those of schemas that multiply them would take forever."""
 PATTERN_SECONDS = 1.0
+MAX_DIGITS = 4300
+"""Digits of a number, which is also the most that Python reads."""
 _REFUSED = ("patternProperties", "$dynamicRef")
 
 
 def parse_json(text: str) -> Any:
     """A text's JSON value; raise ValueError for anything that is not JSON, NaN and Infinity included."""
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
+        return json.loads(text, parse_constant=_refuse_constant, parse_int=_integer)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
 
@@ -90,6 +92,12 @@ def _check_keywords(schema: Any, param: str) -> None:
                 raise InvalidInput(f"{param}: {name} is not supported", code="unsupported_parameter", param=param)
     for value in schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ():
         _check_keywords(value, param)
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"it holds a number of {len(digits)} digits")
+    return int(digits)
 
 
 def _refuse_constant(name: str) -> None:

@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from tunery.registry.errors import InvalidInput
 
-__all__ = ["read_sampling"]
+__all__ = ["check_output_fits", "read_sampling"]
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -41,6 +41,17 @@ def read_sampling(raw: dict[str, Any] | None, *, param: str) -> dict[str, Any]:
     fields["max_completion_tokens"] = next((limit for limit in limits if limit is not None), None)
     fields["response_format"] = read.response_format
     return {name: value for name, value in fields.items() if value is not None}
+
+
+def check_output_fits(sampling: dict[str, Any], *, context: int, param: str) -> None:
+    """Raise InvalidInput where what `read_sampling` gave asks for more tokens than the `context` has beside a prompt."""
+    wanted = sampling.get("max_completion_tokens")
+    if wanted is not None and wanted >= context:
+        raise InvalidInput(
+            f"{param}: max_completion_tokens is {wanted}, and prompt and answer have {context} tokens together; ask for fewer",
+            code="context_length_exceeded",
+            param=param,
+        )
 
 
 def _chat_format(raw: Any, param: str) -> dict[str, Any] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import resource
 import sys
@@ -13,7 +14,17 @@ import torch
 from tunery.plugins.runtime.allocator import resident_bytes, trim_memory
 from tunery.plugins.runtime.machine_memory import free_memory
 
-__all__ = ["available_memory", "reset_peak_memory", "current_memory", "peak_memory", "release_memory"]
+__all__ = [
+    "available_memory",
+    "current_memory",
+    "is_out_of_memory",
+    "peak_memory",
+    "release_memory",
+    "reset_peak_memory",
+]
+
+_SAYS = ("can't allocate memory", "not enough memory", "out of memory", "std::bad_alloc")
+"""What torch's RuntimeErrors say: of the machine's memory on Linux and on Windows, of a device's, and in C++."""
 
 
 def available_memory(device: torch.device) -> int:
@@ -57,3 +68,16 @@ def release_memory() -> None:
     trim_memory()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error, or one that caused it, says that memory could not be allocated."""
+    while error is not None:
+        if isinstance(error, MemoryError | torch.OutOfMemoryError):
+            return True
+        if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+            return True
+        if isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _SAYS):
+            return True
+        error = error.__cause__
+    return False

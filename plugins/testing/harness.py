@@ -155,7 +155,7 @@ class TrainerHarness:
             TrainingParameters(max_length=512, eval_fraction=held_out),
             formats=self.plugins.formats(),
             renderer=Renderer(Path(self.base.path)),
-            preferences="preference" in self.plugins.trainer(self.trainer).methods,
+            preferences=self.plugins.trainer(self.trainer).learns_from_pairs,
         )
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 import msgspec
 from msgspec import Meta
 
-from tunery.plugins.parameters import PositiveFloat, PositiveInt, TrainingParameters
+from tunery.plugins.parameters import PositiveFloat, TrainingParameters
 from tunery.registry.errors import InvalidInput
 from tunery.registry.values import about
 
@@ -27,8 +27,8 @@ class LoraParameters(TrainingParameters, frozen=True, kw_only=True):
     """
 
     learning_rate: Annotated[PositiveFloat, about(RATE)] = 2e-4
-    r: Annotated[PositiveInt, about("LoRA rank")] = 16
-    alpha: Annotated[PositiveFloat, about("LoRA is scaled by alpha / r")] = 32.0
+    r: Annotated[int, Meta(ge=1, le=4096), about("LoRA rank")] = 16
+    alpha: Annotated[float, Meta(gt=0, le=1_000_000), about("LoRA is scaled by alpha / r")] = 32.0
     dropout: Annotated[float, Meta(ge=0, lt=1), about("LoRA dropout while training")] = 0.0
     rslora: Annotated[bool, about("scale by alpha / √r instead (arXiv 2312.03732)")] = False
     target_modules: Annotated[
@@ -90,7 +90,7 @@ class DpoParameters(LoraParameters, frozen=True, kw_only=True):
         "sigmoid"
     )
     sft_weight: Annotated[
-        float, Meta(ge=0), about("weight of the chosen answer's loss per token, added to the preference loss")
+        float, Meta(ge=0, le=1000), about("weight of the chosen answer's loss per token, added to the preference loss")
     ] = 0.0
 
     def __post_init__(self) -> None:

@@ -23,21 +23,22 @@ __all__ = [
 ]
 
 
-def find_eval(connection: Connection, eval_id: str, *, tenant: str | None) -> Evaluation:
-    """An evaluation by id; raise NotFound. `tenant` of None means any."""
+def find_eval(connection: Connection, eval_id: str, *, tenant: str | None, param: str = "eval_id") -> Evaluation:
+    """An evaluation by id; raise NotFound, which names `param`. `tenant` of None means any."""
     query = select(schema.evals).where(schema.evals.c.id == eval_id)
     row = connection.execute(query if tenant is None else query.where(schema.evals.c.tenant == tenant)).first()
     if row is None:
-        raise NotFound(f"there is no evaluation {eval_id[:80]}", code="eval_not_found", param="eval_id")
+        raise NotFound(f"there is no evaluation {eval_id[:80]}", code="eval_not_found", param=param)
     return Evaluation(**row._mapping)
 
 
-def find_run(connection: Connection, run_id: str, *, eval_id: str | None = None) -> EvalRun:
-    """A run by id, of that evaluation if one is given; raise NotFound."""
+def find_run(connection: Connection, run_id: str, *, eval_id: str | None = None, param: str = "run_id") -> EvalRun:
+    """A run by id, of that evaluation if one is given; raise NotFound, which names `param`."""
     query = select(schema.eval_runs).where(schema.eval_runs.c.id == run_id)
     row = connection.execute(query if eval_id is None else query.where(schema.eval_runs.c.eval == eval_id)).first()
     if row is None:
-        raise NotFound(f"there is no run {run_id[:80]} of this evaluation", code="eval_run_not_found", param="run_id")
+        where = "; see tunery eval list" if eval_id is None else " of this evaluation"
+        raise NotFound(f"there is no run {run_id[:80]}{where}", code="eval_run_not_found", param=param)
     return EvalRun(**row._mapping)
 
 
@@ -53,7 +54,7 @@ def evals_page(
     """Up to `limit` evaluations in the order of `by`, and whether there are more."""
     query = select(schema.evals)
     query = query if tenant is None else query.where(schema.evals.c.tenant == tenant)
-    last = None if after is None else find_eval(connection, after, tenant=tenant)
+    last = None if after is None else find_eval(connection, after, tenant=tenant, param="after")
     key = None if last is None else (getattr(last, by), last.id)
     rows = connection.execute(_ordered(query, schema.evals, by, key, ascending=ascending).limit(limit + 1)).all()
     return [Evaluation(**row._mapping) for row in rows[:limit]], len(rows) > limit
@@ -72,7 +73,7 @@ def runs_page(
     column, query = schema.eval_runs.c, select(schema.eval_runs)
     query = query if eval_id is None else query.where(column.eval == eval_id)
     query = query if state is None else query.where(column.state == state)
-    last = None if after is None else find_run(connection, after, eval_id=eval_id)
+    last = None if after is None else find_run(connection, after, eval_id=eval_id, param="after")
     key = None if last is None else (last.created_at, last.id)
     ordered = _ordered(query, schema.eval_runs, "created_at", key, ascending=ascending)
     rows = connection.execute(ordered.limit(limit + 1)).all()

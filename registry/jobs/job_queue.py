@@ -6,9 +6,8 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, insert, update
 
-from tunery.registry.errors import Conflict
 from tunery.registry.jobs import counts, history, names, queue, table
 from tunery.registry.jobs.counts import JobCounts
 from tunery.registry.jobs.history import Note
@@ -45,7 +44,8 @@ class JobQueue:
     ) -> Job:
         """Queue a job; with an idempotency key that the tenant has used before, that job is returned instead.
 
-        `notes` are the first events of its history.
+        `notes` are the first events of its history. Raises Conflict: file_not_found where a file was deleted since the
+        request was checked, idempotency_key_reused for a key that was used with another body.
         """
         now = self._clock()
         job = Job(
@@ -61,7 +61,7 @@ class JobQueue:
             priority=priority,
         )
         with self._database.write() as connection:
-            _require_files(connection, request)
+            queue.require_files(connection, request)
             queued, new = queue.submit(connection, job, idempotency_key=idempotency_key)
             if new:
                 _name_files(connection, queued)
@@ -69,12 +69,13 @@ class JobQueue:
         return queued
 
     def request(self, job_id: str, wanted: Wanted) -> Job:
-        """Ask a job to pause or to stop; raise NotFound, or Conflict (job_ended)."""
+        """Ask a job to pause or to stop; raise NotFound, or Conflict (job_ended, job_finishing)."""
         with self._database.write() as connection:
             return queue.request(connection, job_id, wanted, at=self._clock())
 
     def resume(self, job_id: str) -> Job:
-        """Queue a job again that was paused or has failed; raise NotFound, or Conflict (not_paused)."""
+        """Queue a job again that was paused or has failed; raise NotFound, or Conflict (not_paused,
+        file_not_found)."""
         with self._database.write() as connection:
             return queue.resume(connection, job_id, at=self._clock())
 
@@ -160,15 +161,6 @@ class JobQueue:
 def new_id() -> str:
     """A job's id, in OpenAI's form."""
     return f"ftjob-{uuid.uuid4().hex[:24]}"
-
-
-def _require_files(connection: Connection, request: JobRequest) -> None:
-    """Raise Conflict (file_not_found) when a file was deleted since the request was checked."""
-    ids = [*request.data, *([request.validation] if request.validation else [])]
-    column = schema.data_files.c
-    known = set(connection.scalars(select(column.id).where(column.id.in_(ids))))
-    if missing := [file for file in ids if file not in known]:
-        raise Conflict(f"{', '.join(missing)} was deleted meanwhile; upload it again", code="file_not_found")
 
 
 def _name_files(connection: Connection, job: Job) -> None:

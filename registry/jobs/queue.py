@@ -16,10 +16,11 @@ from sqlalchemy import Connection, Select, and_, func, select, update
 from tunery.registry.errors import Conflict
 from tunery.registry.jobs import history, table
 from tunery.registry.jobs.history import Note
-from tunery.registry.records import Job
+from tunery.registry.records import Job, JobRequest
 from tunery.registry.storage import schema
 
 __all__ = [
+    "BODY_DIGEST",
     "Claim",
     "ClaimLimits",
     "Wanted",
@@ -28,6 +29,7 @@ __all__ = [
     "release",
     "request",
     "require_claim",
+    "require_files",
     "reserved",
     "resume",
     "submit",
@@ -36,6 +38,9 @@ __all__ = [
 Wanted = Literal["pause", "cancel"]
 MAX_CRASHES = 5
 """Processes that may die one after the other, without completing a step, before the job fails."""
+
+BODY_DIGEST = "body_sha256"
+"""The entry of a job's details that says what its client asked for: one key of a client stands for one such digest."""
 
 
 class Claim(msgspec.Struct, frozen=True):
@@ -55,13 +60,42 @@ class ClaimLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def submit(connection: Connection, job: Job, *, idempotency_key: str | None = None) -> tuple[Job, bool]:
-    """Add a job to the queue; returns it and whether it is new, which it is not where the key was used before."""
+    """Add a job to the queue; returns it and whether it is new, which it is not where the key was used before.
+
+    Raises Conflict (idempotency_key_reused) where the key was used for a job that is known to be another one.
+    """
     if idempotency_key is not None:
         known = table.find_by_key(connection, job.tenant, idempotency_key)
         if known is not None:
+            _require_same(known, job)
             return known, False
     table.add(connection, job, idempotency_key=idempotency_key)
     return job, True
+
+
+def _require_same(known: Job, job: Job) -> None:
+    before, now = ((each.details or {}).get(BODY_DIGEST) for each in (known, job))
+    if before is not None and now is not None and before != now:
+        raise Conflict(
+            f"this Idempotency-Key was used for {known.id}, which was asked for with another body; take a new key for a "
+            "new job",
+            code="idempotency_key_reused",
+            param="Idempotency-Key",
+        )
+
+
+def require_files(connection: Connection, request: JobRequest) -> None:
+    """Raise Conflict (file_not_found) when a file of a job was deleted."""
+    column = schema.data_files.c
+    for ids, param in ((request.data, "training_file"), ((request.validation,), "validation_file")):
+        wanted = [file for file in ids if file is not None]
+        known = set(connection.scalars(select(column.id).where(column.id.in_(wanted))))
+        if missing := [file for file in wanted if file not in known]:
+            raise Conflict(
+                f"{', '.join(missing)} was deleted meanwhile; upload it again, and create a new job with it",
+                code="file_not_found",
+                param=param,
+            )
 
 
 def claim(connection: Connection, *, owner: str, at: float, lease: float, limits: ClaimLimits) -> Job | None:
@@ -133,6 +167,14 @@ def _crashed(connection: Connection, job: Job, *, at: float, waiting: str | None
         note = Note(level="error", kind="failed", message=error, data={"error": error, "code": "worker_lost"})
         _end(connection, job, "failed", note, at=at, error=error, code="worker_lost")
     else:
+        reason = waiting or "its process died"
+        note = Note(
+            level="warn",
+            kind="interrupted",
+            message=f"The job was interrupted: {reason}. It goes on from its last checkpoint, or from the start",
+            data={"reason": reason},
+        )
+        history.append(connection, job.id, [note], at=at)
         _queue_again(connection, job.id, at=at, waiting=waiting, progress=(job.progress or {}) | {"crashes": crashes})
 
 
@@ -178,12 +220,19 @@ def release(connection: Connection, claim: Claim, *, at: float, waiting: str | N
 def request(connection: Connection, job_id: str, wanted: Wanted, *, at: float) -> Job:
     """Ask a job to pause or to stop. One that waits does so at once; one that runs when its process hears of it.
 
-    Raises Conflict (job_ended) for one that has ended.
+    Raises Conflict: job_ended for one that has ended, job_finishing for a pause when all steps are trained.
     """
     job = table.find(connection, job_id)
     if job.state in table.ENDED or (job.state == "paused" and wanted == "pause"):
         raise Conflict(f"{job_id} is {job.state} and cannot be {_past(wanted)}", code="job_ended")
     if job.state == "running":
+        steps = (job.progress or {}).get("steps")
+        if wanted == "pause" and steps and (job.progress or {}).get("step") == steps:
+            raise Conflict(
+                f"{job_id} has trained all of its {steps} steps, and is being checked and published: there is nothing left "
+                "to pause. It can still be cancelled",
+                code="job_finishing",
+            )
         values = {"wanted": wanted, "updated_at": at}
         connection.execute(update(schema.jobs).where(schema.jobs.c.id == job_id).values(**values))
         return table.find(connection, job_id)
@@ -192,12 +241,18 @@ def request(connection: Connection, job_id: str, wanted: Wanted, *, at: float) -
 
 
 def resume(connection: Connection, job_id: str, *, at: float) -> Job:
-    """Put a job that was paused or has failed back in the queue; raise Conflict (not_paused) for any other."""
+    """Put a job that was paused or has failed back in the queue.
+
+    Raises Conflict: not_paused for any other, file_not_found when it has not begun and its files are gone.
+    """
     job = table.find(connection, job_id)
     if job.state not in ("paused", "failed") or job.request is None:
         raise Conflict(
             f"{job_id} is {job.state}; only a job that is paused or has failed can be resumed", code="not_paused"
         )
+    if "parameters" not in (job.progress or {}):
+        # One that has begun has its files in its own folder.
+        require_files(connection, job.request)
     history.append(connection, job_id, [Note(kind="resumed", message="The job was resumed")], at=at)
     progress = (job.progress or {}) | {"crashes": 0}
     values = {"state": "queued", "error": None, "code": None, "finished_at": None, "wanted": None, "updated_at": at}

@@ -18,6 +18,8 @@ from tunery.registry.peft.safetensors_header import read_header, read_json_heade
 
 __all__ = ["WRAPPERS", "canonical_names", "normalise_keys", "unknown_parameter"]
 
+_SHOWN = 5
+"""Adapters that an error names."""
 WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_forward_module", "_checkpoint_wrapped_module")
 """Modules that wrap another one and compute nothing themselves, as their keys name them."""
 
@@ -56,8 +58,9 @@ def canonical_names(keys: Iterable[str], base: Collection[str]) -> dict[str, str
         bare = name.partition(PREFIX)[2] if PREFIX in name else name
         names[key] = PREFIX + bare if base_parameter(bare) in base else name
     if len(adapters) > 1:
+        shown = ", ".join(sorted(adapters)[:_SHOWN]) + (", …" if len(adapters) > _SHOWN else "")
         raise ArtifactRefused(
-            f"it holds several adapters ({', '.join(sorted(adapters))}); save each in a folder of its own "
+            f"it holds several adapters ({shown}); save each in a folder of its own "
             "(PEFT: save_pretrained(..., selected_adapters=[...]))",
             code="artifact_incomplete",
         )

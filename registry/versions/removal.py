@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import delete
+from sqlalchemy import delete, select
 
 from tunery.registry.errors import Conflict
 from tunery.registry.records import Version
@@ -18,9 +18,19 @@ __all__ = ["remove"]
 def remove(change: Change, version: Version, *, actor: str, at: float, force: bool) -> None:
     """Forget a version, for good: its number is not given out again.
 
-    Raise Conflict (version_in_use) while an alias points to it, unless `force` drops the alias as well.
+    Raise Conflict (version_in_use) while a job that has not ended continues from it, and while an alias points to it,
+    unless `force` drops the alias as well.
     """
     connection = change.connection
+    job = schema.jobs.c
+    continuing = select(job.id).where(
+        job.request["parent"].as_string() == version.name, job.state.in_(("queued", "running", "paused"))
+    )
+    if jobs := connection.scalars(continuing.order_by(job.created_at, job.id)).all():
+        raise Conflict(
+            f"{', '.join(jobs)} continue{'s' if len(jobs) == 1 else ''} from {version.name}: let it end, or cancel it",
+            code="version_in_use",
+        )
     pointing = [alias for alias, n in alias_map(connection, version.adapter).items() if n == version.number]
     if pointing and not force:
         raise Conflict(

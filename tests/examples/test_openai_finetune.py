@@ -1,4 +1,4 @@
-"""The script of OpenAI's guides, unchanged, against a server with the real small base."""
+"""The script of OpenAI's guides, unchanged, against a real server; the guides' clients run on the real small base."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.gateway.serve_process import start_server
-from tunery.gateway.engine.models.native.kernels import load_kernels
+from tests.gateway.serve_process import TINY, start_server
+from tunery.plugins.testing import write_rows
 from tunery.registry.home import Home
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -18,14 +18,14 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.skipif(load_kernels() is None, reason="takes many minutes without the native kernels")
-def test_the_script_of_a_guide_trains_a_model_and_asks_it(base_folder: Path, home: Home, tmp_path: Path) -> None:
-    tickets = tmp_path / "tickets.jsonl"
-    tickets.write_bytes(b"".join((EXAMPLES / "demo/tickets.jsonl").read_bytes().splitlines(keepends=True)[:24]))
-    with start_server(tmp_path, home, base_folder) as server:
+def test_the_script_of_a_guide_trains_a_model_and_asks_it(tiny_base_folder: Path, home: Home, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", 40)
+    name = tiny_base_folder.name
+    with start_server(tmp_path, home, tiny_base_folder, *TINY) as server:
         done = subprocess.run(
-            [sys.executable, str(EXAMPLES / "openai_finetune.py"), str(tickets)],
-            env=os.environ | {"OPENAI_BASE_URL": f"{server.url}/v1", "OPENAI_API_KEY": "x", "MODEL": base_folder.name},
+            [sys.executable, str(EXAMPLES / "openai_finetune.py"), str(rows)],
+            env=os.environ
+            | {"OPENAI_BASE_URL": f"{server.url}/v1", "OPENAI_API_KEY": "x", "MODEL": name, "EPOCHS": "50"},
             capture_output=True,
             text=True,
             timeout=1100,
@@ -33,10 +33,10 @@ def test_the_script_of_a_guide_trains_a_model_and_asks_it(base_folder: Path, hom
         )
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
-    assert lines[0].startswith(f"tickets.jsonl: {tickets.stat().st_size:,} bytes as file-")
+    assert lines[0].startswith(f"rows.jsonl: {rows.stat().st_size:,} bytes as file-")
     assert lines[1].startswith("ftjob-")
     assert "  The job has successfully completed" in lines
-    assert any(line.startswith(f"ft:{base_folder.name}:default:tickets:") and " tokens in " in line for line in lines)
+    assert any(line.startswith(f"ft:{name}:default:tickets:") and " tokens in " in line for line in lines)
     assert lines[-1]
 
 

@@ -14,14 +14,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tunery.gateway.gates import GATES
+from tunery.gateway.gates import GATES, engine_gates
 from tunery.plugins.discovery import load_plugins
 from tunery.plugins.events import Failed, GateAnswered, JobEvent
 from tunery.plugins.testing import TrainerHarness
 from tunery.plugins.testing.harness import LONG
 from tunery.plugins.training import load_base, resume
 from tunery.plugins.training.examples.batches import Example
-from tunery.plugins.training.gates import GateRequest, GateResult, GatesFailed, run_gates
+from tunery.plugins.training.gates import GateCase, GateRequest, GateResult, GatesFailed, run_gates
 from tunery.plugins.training.gates.reference import Reference
 from tunery.plugins.training.report.findings import bootstrap
 
@@ -162,6 +162,49 @@ def test_a_wrong_scale_is_a_mismatch(factor: float, lora: Candidate, tmp_path: P
                 tensor.mul_(factor)
 
     assert failures(lora.again(tmp_path, edit)) == ["serving_mismatch"]
+
+
+@pytest.fixture(scope="module")
+def rounded(
+    tmp_path_factory: pytest.TempPathFactory, imported: None, no_picture: None, forked_gates: None
+) -> Iterator[Candidate]:
+    """Trained in bfloat16, where two ways to compute the same thing differ by rounding."""
+    candidate = Candidate(tmp_path_factory.mktemp("rounded"), "lora", precision="bfloat16")
+    yield candidate
+    candidate.bench.registry.close()
+
+
+def test_what_is_rounding_alone_passes_however_much_it_is(rounded: Candidate, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With few tokens, rounding may be more than the usual allowance, which is none here."""
+    monkeypatch.setitem(engine_gates.NOISE, "bfloat16", 0.0)
+    monkeypatch.setitem(engine_gates.SHARE, "bfloat16", 0.0)
+    case = GateCase(msgspec.structs.replace(rounded.request, folder=str(rounded.files)))
+    served = engine_gates.serves_what_was_trained(case)
+    assert served.state == "passed", served.message
+    figures = served.figures
+    assert 0 < figures["missed_exactly"] < engine_gates.ROUNDINGS * figures["rounding"]
+    assert "so this is rounding" in served.message
+
+
+def test_what_cannot_be_told_from_a_fault_for_want_of_memory_fails(
+    rounded: Candidate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(engine_gates.NOISE, "bfloat16", 0.0)
+    monkeypatch.setitem(engine_gates.SHARE, "bfloat16", 0.0)
+    monkeypatch.setattr(engine_gates, "available_memory", lambda device: 0)
+    case = GateCase(msgspec.structs.replace(rounded.request, folder=str(rounded.files)))
+    assert engine_gates.serves_what_was_trained(case).state == "failed"
+
+
+def test_more_than_rounding_is_a_mismatch(rounded: Candidate, tmp_path: Path) -> None:
+    def edit(tensors: dict[str, torch.Tensor]) -> None:
+        for name, tensor in tensors.items():
+            if "lora_B" in name:
+                tensor.mul_(1.5)
+
+    results = rounded.again(tmp_path, edit)
+    assert failures(results) == ["serving_mismatch"]
+    assert results["served"].figures["rounding"] > 0
 
 
 def test_without_a_reference_nothing_is_compared_and_the_result_says_so(lora: Candidate, tmp_path: Path) -> None:

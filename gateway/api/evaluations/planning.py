@@ -8,18 +8,20 @@ from typing import Any
 
 import msgspec
 
+from tunery.gateway.jobs.model_names import is_checkpoint_name
 from tunery.gateway.resolver import Resolver, Target
 from tunery.gateway.tenancy.principal import Principal
+from tunery.plugins.evals.grader_types import ScoreModel
 from tunery.plugins.evals.graders import CompiledGrader, read_graders
 from tunery.plugins.evals.items import Item, Prompts, read_items
 from tunery.plugins.evals.json_validity import JsonValidity
 from tunery.plugins.evals.plan import Model, RunPlan
-from tunery.plugins.evals.sampling import read_sampling
+from tunery.plugins.evals.sampling import check_output_fits, read_sampling
 from tunery.plugins.hookspecs import FormatInfo
 from tunery.registry.errors import InvalidData, InvalidInput, NotFound
 from tunery.registry.evals.records import Evaluation
 
-__all__ = ["Asked", "Work", "count_rows", "plan_run", "run_work"]
+__all__ = ["Asked", "Work", "check_outputs", "count_rows", "plan_run", "run_work"]
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,6 +56,15 @@ def plan_run(evaluation: Evaluation, asked: Asked, *, resolver: Resolver, by: Pr
     )
 
 
+def check_outputs(sampling: Mapping[str, Any], graders: list[CompiledGrader], *, context: int) -> None:
+    """Raise InvalidInput where the models, or a judge, are asked for more tokens than any answer of `context` tokens has."""
+    check_output_fits(dict(sampling), context=context, param="data_source.sampling_params")
+    for at, each in enumerate(graders):
+        if isinstance(each.grader, ScoreModel):
+            param = f"testing_criteria[{at}].sampling_params"
+            check_output_fits(each.grader.sampling, context=context, param=param)
+
+
 def count_rows(
     evaluation: Evaluation, plan: RunPlan, path: Path, *, name: str, formats: Mapping[str, FormatInfo]
 ) -> int:
@@ -83,6 +94,8 @@ def _exact(resolver: Resolver, name: str, *, param: str, by: Principal | None) -
         target = resolver.resolve(name, by=by)
     except (InvalidInput, NotFound) as error:
         raise type(error)(error.message, code=error.code, param=param) from error
+    if is_checkpoint_name(name):
+        return Model(name=name, reference=name)
     version = target.version
     # One version at another weight is not that version.
     if version is None or target.composition[0].weight != 1.0:

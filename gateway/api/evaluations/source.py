@@ -9,12 +9,13 @@ from typing import Any
 
 import msgspec
 
-from tunery.gateway.api.evaluations.planning import Asked, count_rows
+from tunery.gateway.api.evaluations.planning import Asked, check_outputs, count_rows
 from tunery.gateway.api.schemas.evals import RunCreate
 from tunery.gateway.api.state import Gateway
 from tunery.gateway.tenancy.principal import Principal
+from tunery.plugins.evals.graders import read_graders
 from tunery.plugins.evals.plan import RunPlan
-from tunery.registry.errors import InvalidInput, NotFound, near
+from tunery.registry.errors import InvalidInput, NotFound, StorageFailed, near_or
 from tunery.registry.evals.records import EvalRun, Evaluation
 from tunery.registry.evals.store import NewRun
 from tunery.registry.storage import leases
@@ -40,6 +41,8 @@ def add_run(
     source = data.data_source
     with _rows(source.get("source"), gateway, principal) as rows:
         formats = gateway.plugins.formats()
+        if (ready := gateway.engine.ready) is not None:
+            check_outputs(plan.sampling, read_graders(evaluation.criteria), context=ready.context_length)
         count = count_rows(evaluation, plan, rows.path, name=rows.name, formats=formats)
         return gateway.registry.evals.add_run(
             NewRun(
@@ -74,7 +77,7 @@ def read_asked(data: RunCreate) -> Asked:
     for name, value in source.items():
         if name not in _FIELDS and value is not None:
             raise InvalidInput(
-                f"data_source.{name[:80]} is not supported; {near(name[:80], _FIELDS)}",
+                f"data_source.{name[:80]} is not supported; {near_or(name[:80], _FIELDS, 'leave it out')}",
                 code="unsupported_parameter",
                 param="data_source",
             )
@@ -126,7 +129,9 @@ def _uploaded(file_id: str, gateway: Gateway, principal: Principal, *, param: st
         file = gateway.registry.data_files.get(file_id, tenant=principal.tenant)
     except NotFound as error:
         raise NotFound(f"No such File object: {file_id[:80]}", code="file_not_found", param=param) from error
-    return _Rows(name=file.name, path=gateway.registry.data_files.path(file), file=file.id)
+    if not (path := gateway.registry.data_files.path(file)).exists():
+        raise StorageFailed(f"the bytes of {file.id} are missing; upload it again")
+    return _Rows(name=file.name, path=path, file=file.id)
 
 
 def _shown(source: dict[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from tunery.registry.errors import (
     Unavailable,
 )
 
-__all__ = ["ERRORS", "EXCEPTION_HANDLERS", "Refused", "envelope", "error_responses", "status_of"]
+__all__ = ["ERRORS", "EXCEPTION_HANDLERS", "Refused", "envelope", "error_responses", "status_of", "wrong_shape"]
 
 log = logging.getLogger("tunery.gateway")
 
@@ -41,6 +41,7 @@ _STATUSES: tuple[tuple[type[TuneryError], int], ...] = (
 )
 """A conflict is 400 and not 409, because OpenAI's clients retry a 409 automatically."""
 
+_MISSING = re.compile(r"Object missing required field `(.+)`")
 _TYPES = {429: "rate_limit_error", 500: "server_error", 503: "server_error"}
 
 
@@ -73,15 +74,23 @@ def _validation_error(request: Request[Any, Any, Any], error: ValidationExceptio
     """A body or parameter of the wrong shape; the response names the field."""
     extra: Any = error.extra
     first = extra[0] if isinstance(extra, list) and extra else {}
-    param = re.split(r"[.\[]", first.get("key") or "")[0] or None
-    if param == "data":
-        return Response(
-            envelope(f"the body is not a JSON object: {first['message']}", status=400, code="invalid_value"),
-            status_code=400,
-        )
-    message = first.get("message") or error.detail
-    text = f"{param}: {message}" if param and param not in message else message
-    return Response(envelope(text, status=400, code="invalid_value", param=param), status_code=400)
+    key, message = first.get("key") or "", first.get("message") or error.detail
+    if key:
+        return _tunery_error(request, wrong_shape(message, "" if key == "data" else key))
+    return Response(envelope(message, status=400, code="invalid_value"), status_code=400)
+
+
+def wrong_shape(message: str, place: str) -> InvalidInput:
+    """The error for a body that is not of its type: what msgspec says, and where in the body, "" for all of it."""
+    param = re.split(r"[.\[`]", place)[0] or None
+    if missing := _MISSING.fullmatch(message):
+        text = f"{param or 'the body'} has no field {missing[1]!r}, which is required"
+        return InvalidInput(text, code="missing_required_parameter", param=param or missing[1])
+    if param is None:
+        text = f"the body is not a JSON object: {message}"
+    else:
+        text = message if param in message else f"{param}: {message}"
+    return InvalidInput(text, code="invalid_value", param=param)
 
 
 def _http_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[ErrorEnvelope]:

@@ -60,7 +60,13 @@ class RequestMiddleware(ASGIMiddleware):
             write_seconds=self._settings.write_seconds,
         )
         connection.attach(request)
-        response = _ResponseSender(connection, receive, request_id=trace.request_id, head=method == "HEAD")
+        response = _ResponseSender(
+            connection,
+            receive,
+            request_id=trace.request_id,
+            head=method == "HEAD",
+            is_too_long=_declared_length(request) > MAX_DISCARD_BYTES,
+        )
         try:
             async with connection:
                 await next_app(request, connection.receive, response.send)
@@ -77,11 +83,16 @@ class RequestMiddleware(ASGIMiddleware):
 
 
 class _ResponseSender:
-    """Sends a response with its `x-request-id`, without a body for HEAD; `status` is 0 until it starts."""
+    """Sends a response with its `x-request-id`, without a body for HEAD; `status` is 0 until it starts.
 
-    def __init__(self, connection: Connection, receive: Receive, *, request_id: str, head: bool) -> None:
+    A refused body is discarded first, unless it `is_too_long` for that: then the connection is closed.
+    """
+
+    def __init__(
+        self, connection: Connection, receive: Receive, *, request_id: str, head: bool, is_too_long: bool
+    ) -> None:
         self._connection, self._receive = connection, receive
-        self._request_id, self._head = request_id.encode(), head
+        self._request_id, self._head, self._is_too_long = request_id.encode(), head, is_too_long
         self.status = 0
 
     async def send(self, message: Message) -> None:
@@ -89,7 +100,10 @@ class _ResponseSender:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             if self.status in BODY_UNREAD:
-                await _discard_body(self._receive)
+                if self._is_too_long:
+                    message["headers"] = [*message["headers"], (b"connection", b"close")]
+                else:
+                    await _discard_body(self._receive)
             message["headers"] = [*message["headers"], (b"x-request-id", self._request_id)]
         elif self._head and message["type"] == "http.response.body":
             message["body"] = b""
@@ -112,6 +126,12 @@ def _request_id(scope: Any) -> str:
     """The client's own id if it is fit for a header and a log line, else a new one."""
     client_id = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
     return client_id if _REQUEST_ID.fullmatch(client_id) else uuid.uuid4().hex
+
+
+def _declared_length(scope: Any) -> int:
+    """Bytes of the body as its header says; 0 where there is none or it is no number."""
+    length = dict(scope["headers"]).get(b"content-length", b"")
+    return int(length[:19]) if length.isdigit() else 0
 
 
 def _route(scope: Any) -> str:

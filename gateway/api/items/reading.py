@@ -12,7 +12,7 @@ import msgspec
 
 from tunery.gateway.api.request.messages import FUNCTION_NAME
 from tunery.plugins.data.render.conversation import read_arguments
-from tunery.registry.errors import InvalidInput, near
+from tunery.registry.errors import InvalidInput, near_or
 
 __all__ = ["Item", "read_items", "referenced"]
 
@@ -87,8 +87,8 @@ def _item(where: str, raw: Any, found: Mapping[str, Item]) -> Item | None:
         )
     for name, value in fields.items():
         if name not in FIELDS[kind] and name not in SILENT and value:
-            hint = near(name[:80], FIELDS[kind])
-            raise _unsupported(f"{where}.{name[:80]} is not supported; {hint} Or leave it out")
+            hint = near_or(name[:80], FIELDS[kind], "leave it out")
+            raise _unsupported(f"{where}.{name[:80]} is not supported; {hint}")
     item = _READERS[kind](where, fields)
     return {**({"id": fields["id"]} if _is_id(fields.get("id")) else {}), **item}
 

@@ -3,21 +3,24 @@ here."""
 
 from __future__ import annotations
 
-import secrets
+import hashlib
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
 import msgspec
 
-from tunery.gateway.api.schemas.fine_tuning import Hyperparameters, JobCreate, TuneryOptions
+from tunery.gateway.api.jobs.training import plan_training
+from tunery.gateway.api.schemas.fine_tuning import JobCreate, TuneryOptions
 from tunery.gateway.jobs.model_names import adapter_name, is_checkpoint_name, is_tuned_name, tuned_name
 from tunery.gateway.tenancy.principal import Principal
+from tunery.plugins.data.read.formats import BUILT_IN, OPENAI_PREFERENCE, PREFERENCE
 from tunery.plugins.descriptors import load_entrypoint
 from tunery.plugins.hookspecs import TrainerInfo
 from tunery.plugins.manager import Plugins
-from tunery.plugins.parameters import AUTO, read_parameters
 from tunery.registry import Base, Version
-from tunery.registry.errors import InvalidInput, NotFound, UnknownName
+from tunery.registry.errors import InvalidInput, NotFound, UnknownName, near
+from tunery.registry.jobs.queue import BODY_DIGEST
 from tunery.registry.names import check_adapter, check_alias
 from tunery.registry.records import DataFile, JobRequest
 from tunery.registry.registry import Registry
@@ -25,8 +28,10 @@ from tunery.registry.settings import JobsSettings
 
 __all__ = ["Planned", "plan"]
 
-METHODS = {"supervised": "lora", "dpo": "dpo"}
-"""The trainer of each of OpenAI's methods, where none is named."""
+PAIRS = frozenset({PREFERENCE.name, OPENAI_PREFERENCE.name})
+"""The built-in formats whose rows are preference pairs."""
+LEAKAGE = "leakage"
+"""The rule of the data check about rows that are trained on and held out."""
 
 
 class Planned(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,31 +55,31 @@ def plan(
     """Check a body against what there is for who asks; raise InvalidInput or NotFound with the field as `param`."""
     extra = body.tunery or TuneryOptions()
     integrations = _integrations(body, plugins)
-    method, hyperparameters = _method(body)
-    trainer = _trainer(extra, method, plugins)
+    training = plan_training(body, plugins)
     base, parent = _base(body, extra, principal, served=served, registry=registry, settings=settings)
-    seed = body.seed if body.seed is not None else secrets.randbelow(2**31)
-    parameters = _parameters(hyperparameters, extra, trainer, seed)
     adapter = _adapter(body, extra, base, principal)
     if extra.alias is not None:
         _named("tunery.alias", check_alias, extra.alias)
-    training = _file(body.training_file, "training_file", registry, principal.tenant)
-    validation = _file(body.validation_file, "validation_file", registry, principal.tenant)
     for rule in extra.allow or ():
         if rule not in plugins.checks():
             raise UnknownName("rule", rule, plugins.checks(), param="tunery.allow")
+    rows = _file(body.training_file, "training_file", registry, principal.tenant)
+    held_out = None
+    if body.validation_file is not None:
+        held_out = _file(body.validation_file, "validation_file", registry, principal.tenant)
+    _check_rows(rows, held_out, training.trainer, registry, allow=extra.allow or ())
     request = JobRequest(
         adapter=adapter,
-        trainer=trainer.name,
+        trainer=training.trainer.name,
         base=base.digest,
-        data=(training.id,) if training else (),
-        validation=validation.id if validation else None,
+        data=(rows.id,),
+        validation=held_out.id if held_out else None,
         parent=parent.name if parent else None,
         alias=extra.alias,
         allow=tuple(extra.allow or ()),
         force=bool(extra.force),
-        parameters=parameters,
-        learning_rate_multiplier=_number(hyperparameters.learning_rate_multiplier, 1.0),
+        parameters=training.parameters,
+        learning_rate_multiplier=training.learning_rate_multiplier,
         actor=principal.actor,
         model_name=tuned_name(body.model, tenant=principal.tenant, suffix=body.suffix, job_id=job_id),
     )
@@ -82,13 +87,19 @@ def plan(
         "model": body.model,
         "base": base.name,
         "suffix": body.suffix,
-        "seed": seed,
+        "seed": training.seed,
         "metadata": body.metadata,
         "integrations": integrations,
-        "method": method,
-        "hyperparameters": msgspec.to_builtins(hyperparameters),
+        "method": training.method,
+        "hyperparameters": msgspec.to_builtins(training.hyperparameters),
+        BODY_DIGEST: _body_digest(body),
     }
     return Planned(request=request, details=details, priority=extra.priority or 0)
+
+
+def _body_digest(body: JobCreate) -> str:
+    """The sha256 of what a body asks for, however it is written."""
+    return hashlib.sha256(msgspec.json.encode(body, order="deterministic")).hexdigest()
 
 
 def _integrations(body: JobCreate, plugins: Plugins) -> list[dict[str, Any]]:
@@ -109,31 +120,6 @@ def _integrations(body: JobCreate, plugins: Plugins) -> list[dict[str, Any]]:
             )
         kept.append({"type": name, name: load_entrypoint(tracker.read)(integration.get(name))})
     return kept
-
-
-def _method(body: JobCreate) -> tuple[str, Hyperparameters]:
-    """The method's name and its hyperparameters, from either form."""
-    older = body.hyperparameters or Hyperparameters()
-    if body.method is None:
-        return "supervised", older
-    kind = body.method.type
-    if kind not in METHODS:
-        raise InvalidInput(
-            f"the method {kind[:40]!r} is not supported; known: {', '.join(METHODS)}",
-            code="unsupported_method",
-            param="method.type",
-        )
-    options = body.method.dpo if kind == "dpo" else body.method.supervised
-    if options is not None and options.hyperparameters is not None:
-        return kind, options.hyperparameters
-    return kind, older
-
-
-def _trainer(extra: TuneryOptions, method: str, plugins: Plugins) -> TrainerInfo:
-    name = extra.trainer or METHODS[method]
-    if name not in plugins.trainers():
-        raise UnknownName("trainer", name, plugins.trainers(), param="tunery.trainer")
-    return plugins.trainer(name)
 
 
 def _base(
@@ -161,23 +147,10 @@ def _base(
         raise _no_model(body.model) from error
 
 
-def _parent(reference: str, registry: Registry, principal: Principal) -> Version:
-    adapter = reference.partition("@")[0]
-    if not principal.may_use(adapter):
-        raise InvalidInput(f"{reference[:200]} does not exist", code="model_not_found", param="tunery.from")
-    version: Version = _named("tunery.from", registry.resolve, reference)
-    return version
-
-
 def _continued(model: str, registry: Registry, principal: Principal) -> Version | None:
     """The version that `model` names, None where it is a base's name."""
-    if is_checkpoint_name(model):
-        raise InvalidInput(
-            f"{model[:200]} is a checkpoint; jobs go on from versions: name the job's own model, or a base",
-            code="model_not_available",
-            param="model",
-        )
     if is_tuned_name(model):
+        _refuse_checkpoint(model, code="model_not_available", param="model")
         place = registry.queue.names().get(model)
         if place is None or not principal.may_use(place[0]):
             raise _no_model(model)
@@ -185,40 +158,44 @@ def _continued(model: str, registry: Registry, principal: Principal) -> Version 
     adapter = model.partition("@")[0]
     if "/" not in model or not principal.may_use(adapter) or adapter not in registry.adapters():
         return None
-    return registry.resolve(model)
+    try:
+        return registry.resolve(model)
+    except (InvalidInput, NotFound) as error:
+        raise _no_model(model, error.message) from error
 
 
-def _no_model(model: str) -> InvalidInput:
+def _parent(name: str, registry: Registry, principal: Principal) -> Version:
+    """The version that `tunery.from` names."""
+    if is_tuned_name(name):
+        _refuse_checkpoint(name, code="not_found", param="tunery.from")
+        names = {known: place for known, place in registry.queue.names().items() if principal.may_use(place[0])}
+        if name not in names:
+            shown = name[:200]
+            raise InvalidInput(
+                f"the version {shown!r} does not exist: {near(shown, names)}", code="not_found", param="tunery.from"
+            )
+        return registry.version(*names[name])
+    if not principal.may_use(name.partition("@")[0]):
+        raise InvalidInput(f"{name[:200]} does not exist", code="model_not_found", param="tunery.from")
+    version: Version = _named("tunery.from", registry.resolve, name)
+    return version
+
+
+def _refuse_checkpoint(name: str, *, code: str, param: str) -> None:
+    if is_checkpoint_name(name):
+        raise InvalidInput(
+            f"{name[:200]} is a checkpoint; jobs go on from versions: name the job's own model, or a base",
+            code=code,
+            param=param,
+        )
+
+
+def _no_model(model: str, why: str = "") -> InvalidInput:
     return InvalidInput(
-        f"Model {model[:80]} is not available for fine-tuning or does not exist.",
+        f"Model {model[:80]} is not available for fine-tuning or does not exist." + (f" {why}" if why else ""),
         code="model_not_available",
         param="model",
     )
-
-
-def _parameters(
-    hyperparameters: Hyperparameters, extra: TuneryOptions, trainer: TrainerInfo, seed: int
-) -> dict[str, Any]:
-    """The trainer's parameters: OpenAI's words, and then its own, which win."""
-    given: dict[str, Any] = {"seed": seed}
-    if hyperparameters.n_epochs not in (None, AUTO):
-        given["epochs"] = hyperparameters.n_epochs
-    if hyperparameters.batch_size not in (None, AUTO):
-        given["batch_size"] = hyperparameters.batch_size
-    if hyperparameters.beta not in (None, AUTO):
-        given["beta"] = hyperparameters.beta
-    given |= extra.parameters or {}
-    try:
-        read_parameters(trainer.parameters, given)
-    except InvalidInput as error:
-        param = "tunery.parameters" if extra.parameters else "hyperparameters"
-        raise InvalidInput(error.message, code=error.code, param=param) from error
-    return given
-
-
-def _number(value: float | str | None, default: float) -> float:
-    """A number, or the default for "auto" and null."""
-    return float(value) if isinstance(value, int | float) else default
 
 
 def _adapter(body: JobCreate, extra: TuneryOptions, base: Base, principal: Principal) -> str:
@@ -234,10 +211,8 @@ def _adapter(body: JobCreate, extra: TuneryOptions, base: Base, principal: Princ
     return adapter
 
 
-def _file(file_id: str | None, param: str, registry: Registry, tenant: str) -> DataFile | None:
+def _file(file_id: str, param: str, registry: Registry, tenant: str) -> DataFile:
     """The file, which must be rows to train on and not known to be wrong."""
-    if file_id is None:
-        return None
     try:
         file = registry.data_files.get(file_id, tenant=tenant)
     except NotFound as error:
@@ -251,6 +226,39 @@ def _file(file_id: str | None, param: str, registry: Registry, tenant: str) -> D
     if file.status == "error":
         raise InvalidInput(f"{file_id} cannot be trained on: {file.details}", code=f"invalid_{param}", param=param)
     return file
+
+
+def _check_rows(
+    rows: DataFile, held_out: DataFile | None, trainer: TrainerInfo, registry: Registry, *, allow: Sequence[str]
+) -> None:
+    """Refuse rows that the trainer does not learn from, as far as the check of their file knows, and rows that are both
+    trained on and held out."""
+    for file, param in ((rows, "training_file"), (held_out, "validation_file")):
+        pairs = None if file is None else _has_pairs(registry.data_files.findings(file.id))
+        if file is None or pairs in (None, trainer.openai_method == "dpo"):
+            continue
+        has, wants = ("preference pairs", "single answers") if pairs else ("single answers", "preference pairs")
+        other = "dpo" if pairs else "supervised"
+        raise InvalidInput(
+            f"{file.id} has {has}, and the trainer {trainer.name!r} learns from {wants}; upload such rows, or train "
+            f"with the method {other!r}",
+            code=f"invalid_{param}",
+            param=param,
+        )
+    if held_out is not None and held_out.sha256 == rows.sha256 and LEAKAGE not in allow:
+        raise InvalidInput(
+            f"{held_out.id} has the rows of the training file, and what is trained on measures nothing; name another "
+            "file, or leave validation_file out, and a share of the rows is held out",
+            code="invalid_validation_file",
+            param="validation_file",
+        )
+
+
+def _has_pairs(findings: dict[str, Any] | None) -> bool | None:
+    """Whether a checked file begins with preference pairs; None where it is not checked or its format is a plugin's."""
+    files = (findings or {}).get("statistics", {}).get("files") or [{}]
+    name = files[0].get("format")
+    return name in PAIRS if name in {info.name for info in BUILT_IN} else None
 
 
 def _named(param: str, read: Any, value: str) -> Any:

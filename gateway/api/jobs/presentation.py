@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Mapping
 from typing import Any, cast
 
 from tunery.gateway.api.schemas.fine_tuning import (
@@ -14,11 +15,14 @@ from tunery.gateway.api.schemas.fine_tuning import (
     JobDetails,
     JobError,
 )
+from tunery.plugins.parameters import AUTO
 from tunery.registry.records import Checkpoint, Job, JobRequest, StoredEvent
 
 __all__ = ["checkpoint_object", "event_number", "job_object", "event_object", "results_csv"]
 
 EVENT_PREFIX = "ftevent-"
+DIGITS = 4
+"""Digits of a token accuracy; training rounds those of steps so."""
 CSV_COLUMNS = ("step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy")
 
 
@@ -26,8 +30,11 @@ def job_object(job: Job, *, result_files: list[str], tenant: str) -> FineTuningJ
     """A queued job as a client sees it."""
     details, progress = job.details or {}, job.progress or {}
     request = job.request or JobRequest(adapter=job.adapter, trainer=job.trainer, base="", data=())
-    hyperparameters = _hyperparameters(details, progress)
-    method = details.get("method", "supervised")
+    # What was chosen when the job began, and until then what was given.
+    parameters = {name: value for name, value in request.parameters.items() if value != AUTO}
+    parameters |= progress.get("parameters") or {}
+    method = details.get("method", "dpo" if job.trainer == "dpo" else "supervised")
+    hyperparameters = _hyperparameters(details.get("hyperparameters", {}), parameters, method)
     return FineTuningJob(
         id=job.id,
         created_at=int(job.created_at),
@@ -45,7 +52,7 @@ def job_object(job: Job, *, result_files: list[str], tenant: str) -> FineTuningJ
         error=JobError(code=job.code, message=job.error, param=_param(job.code)) if job.state == "failed" else None,
         hyperparameters={name: value for name, value in hyperparameters.items() if name != "beta"},
         method={"type": method, method: {"hyperparameters": hyperparameters}},
-        seed=int(details.get("seed", 0)),
+        seed=int(details.get("seed", parameters.get("seed", 0))),
         user_provided_suffix=details.get("suffix"),
         integrations=details.get("integrations") or [],
         metadata=details.get("metadata"),
@@ -77,19 +84,22 @@ def _seconds(at: float | None) -> int | None:
     return None if at is None else int(at)
 
 
-def _hyperparameters(details: dict[str, Any], progress: dict[str, Any]) -> dict[str, Any]:
-    """What was asked for, and once the job runs what was chosen."""
-    asked = {name: value if value is not None else "auto" for name, value in details.get("hyperparameters", {}).items()}
-    chosen = progress.get("parameters") or {}
-    if "epochs" in chosen:
-        asked["n_epochs"] = int(chosen["epochs"]) if float(chosen["epochs"]).is_integer() else chosen["epochs"]
-    if "batch_size" in chosen:
-        asked["batch_size"] = chosen["batch_size"]
-    if details.get("method") == "dpo":
-        asked["beta"] = chosen.get("beta", asked.get("beta", "auto"))
-    else:
-        asked.pop("beta", None)
-    return asked
+def _hyperparameters(asked: dict[str, Any], parameters: dict[str, Any], method: str) -> dict[str, Any]:
+    """OpenAI's hyperparameters: what the trainer was given or has chosen, and "auto" for what is still open."""
+    shown = {name: value if value is not None else AUTO for name, value in asked.items() if name != "beta"}
+    if "epochs" in parameters:
+        shown["n_epochs"] = _number(parameters["epochs"])
+    if "batch_size" in parameters:
+        shown["batch_size"] = _number(parameters["batch_size"])
+    if method == "dpo":
+        shown["beta"] = _number(parameters["beta"]) if "beta" in parameters else AUTO
+    return shown
+
+
+def _number(value: float | str) -> float:
+    """A number that may be written as text, as an integer where it is one."""
+    number = float(value)
+    return int(number) if number.is_integer() else number
 
 
 def _estimated_finish(job: Job, progress: dict[str, Any]) -> int | None:
@@ -108,13 +118,13 @@ def event_object(event: StoredEvent, job: Job) -> FineTuningEvent:
     """An event of a queued job; steps and evaluations are metrics."""
     metrics = _metrics(event)
     return FineTuningEvent(
-        id=f"{EVENT_PREFIX}{job.id.removeprefix('ftjob-')}-{event.number}",
+        id=f"{_event_prefix(job)}{event.number}",
         created_at=int(event.at),
         level=event.level,
         message=event.message,
         type="metrics" if metrics is not None else "message",
         data=metrics,
-        tunery={"kind": event.kind, "number": event.number, "at": event.at} | event.data,
+        tunery={"kind": event.kind, "number": event.number, "at": event.at} | _rounded(event.data),
     )
 
 
@@ -130,30 +140,45 @@ def checkpoint_object(checkpoint: Checkpoint) -> FineTuningCheckpoint:
         metrics=CheckpointMetrics(
             step=checkpoint.step,
             train_loss=metrics.get("train_loss"),
-            train_mean_token_accuracy=metrics.get("train_token_accuracy"),
+            train_mean_token_accuracy=_accuracy(metrics, "train_token_accuracy"),
             valid_loss=metrics.get("eval_loss"),
-            valid_mean_token_accuracy=metrics.get("token_accuracy"),
+            valid_mean_token_accuracy=_accuracy(metrics),
             full_valid_loss=metrics.get("eval_loss"),
-            full_valid_mean_token_accuracy=metrics.get("token_accuracy"),
+            full_valid_mean_token_accuracy=_accuracy(metrics),
         ),
     )
 
 
-def event_number(event_id: str) -> int | None:
-    """The number in an event's id; None where there is none."""
-    digits = event_id.rpartition("-")[2]
-    return int(digits) if digits.isascii() and digits.isdecimal() and len(digits) < 10 else None
+def event_number(event_id: str, job: Job) -> int | None:
+    """The number in the id of an event of a job; None where it is not one."""
+    digits = event_id.removeprefix(_event_prefix(job))
+    fits = digits != event_id and digits.isascii() and digits.isdecimal() and len(digits) < 10
+    return int(digits) if fits and not digits.startswith("0") else None
+
+
+def _event_prefix(job: Job) -> str:
+    return f"{EVENT_PREFIX}{job.id.removeprefix('ftjob-')}-"
 
 
 def _metrics(event: StoredEvent) -> dict[str, Any] | None:
     data = event.data
     if event.kind == "step":
-        accuracy = {"train_mean_token_accuracy": data["token_accuracy"]} if "token_accuracy" in data else {}
+        accuracy = {"train_mean_token_accuracy": _accuracy(data)} if "token_accuracy" in data else {}
         return {"step": data["step"], "total_steps": data["steps"], "train_loss": data["loss"]} | accuracy
     if event.kind == "evaluated" and "eval_loss" in data:
-        accuracy = {"full_valid_mean_token_accuracy": data["token_accuracy"]} if "token_accuracy" in data else {}
+        accuracy = {"full_valid_mean_token_accuracy": _accuracy(data)} if "token_accuracy" in data else {}
         return {"step": data["step"], "full_valid_loss": data["eval_loss"]} | accuracy
     return None
+
+
+def _accuracy(figures: Mapping[str, Any], name: str = "token_accuracy") -> float | None:
+    """A token accuracy as clients see it, with DIGITS digits after the point; None where it was not measured."""
+    value = figures.get(name)
+    return None if value is None else round(value, DIGITS)
+
+
+def _rounded(data: dict[str, Any]) -> dict[str, Any]:
+    return data | {"token_accuracy": _accuracy(data)} if "token_accuracy" in data else data
 
 
 def results_csv(events: list[StoredEvent]) -> str:
@@ -164,12 +189,12 @@ def results_csv(events: list[StoredEvent]) -> str:
             steps[event.data["step"]] = {
                 "step": event.data["step"],
                 "train_loss": event.data["loss"],
-                "train_accuracy": event.data.get("token_accuracy", ""),
+                "train_accuracy": _accuracy(event.data),
             }
         elif event.kind == "evaluated" and "eval_loss" in event.data and event.data["step"] in steps:
             steps[event.data["step"]] |= {
                 "valid_loss": event.data["eval_loss"],
-                "valid_mean_token_accuracy": event.data.get("token_accuracy", ""),
+                "valid_mean_token_accuracy": _accuracy(event.data),
             }
     text = io.StringIO()
     writer = csv.DictWriter(text, CSV_COLUMNS, restval="", lineterminator="\n")

@@ -7,12 +7,13 @@ never change an answer, and a `NEUTRAL` value asks for what happens anyway. Ever
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from functools import cache
+from typing import Any, get_args
 
 import msgspec
 from litestar import Request
 
-from tunery.registry.errors import InvalidInput, near
+from tunery.registry.errors import InvalidInput, near_or
 
 __all__ = ["IGNORED", "NEUTRAL", "check_body", "check_fields"]
 
@@ -95,6 +96,37 @@ def check_body(body: bytes, kind: type[msgspec.Struct]) -> None:
     for name in NESTED:
         if name in kind.__struct_fields__ and name in fields and bytes(fields[name]) != b"null":
             _check(msgspec.json.decode(fields[name], type=dict[str, msgspec.Raw]), NESTED[name], f"{name}.")
+    _check_objects(fields, kind, "")
+
+
+def _check_objects(fields: Mapping[str, msgspec.Raw], kind: type[msgspec.Struct], where: str) -> None:
+    """Check the fields whose type is a struct, at any depth: of them only what the struct declares may have a value."""
+    for name, inner in _objects(kind).items():
+        if name not in fields or bytes(fields[name]) == b"null":
+            continue
+        known = [field.encode_name for field in msgspec.structs.fields(inner)]
+        nested = msgspec.json.decode(fields[name], type=dict[str, msgspec.Raw])
+        for key, raw in nested.items():
+            if key not in known and bytes(raw) != b"null":
+                shown = f"{where}{name}.{key[:80]}"
+                raise InvalidInput(
+                    f"{shown} is not supported; {near_or(key[:80], known, 'leave it out')}",
+                    code="unsupported_parameter",
+                    param=shown,
+                )
+        _check_objects(nested, inner, f"{where}{name}.")
+
+
+@cache
+def _objects(kind: type[msgspec.Struct]) -> dict[str, type[msgspec.Struct]]:
+    """The fields of a type that are structs, or null, other than those in NESTED."""
+    return {
+        field.encode_name: each
+        for field in msgspec.structs.fields(kind)
+        if field.encode_name not in NESTED
+        for each in (field.type, *get_args(field.type))
+        if isinstance(each, type) and issubclass(each, msgspec.Struct)
+    }
 
 
 def _check(fields: Mapping[str, msgspec.Raw], applied: tuple[str, ...], where: str) -> None:
@@ -104,7 +136,7 @@ def _check(fields: Mapping[str, msgspec.Raw], applied: tuple[str, ...], where: s
         # No neutral value is long, so long values need not be parsed.
         if name in NEUTRAL and len(raw) < 100 and msgspec.json.decode(raw) in NEUTRAL[name]:
             continue
-        hint = HINTS.get(name, "leave it out") if name in NEUTRAL else f"{near(name[:80], applied)} Or leave it out"
+        hint = HINTS.get(name, "leave it out") if name in NEUTRAL else near_or(name[:80], applied, "leave it out")
         shown = f"{where}{name[:80]}"
         param = where.rstrip(".") or shown
         raise InvalidInput(f"{shown} is not supported; {hint}", code="unsupported_parameter", param=param)

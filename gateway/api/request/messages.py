@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tunery.plugins.data.render.conversation import MESSAGE_FIELDS, plain_message, read_arguments
-from tunery.registry.errors import InvalidInput, near
+from tunery.registry.errors import InvalidInput, near_or
 
 __all__ = ["FUNCTION_NAME", "read_messages"]
 
@@ -57,7 +57,8 @@ def _check_fields(where: str, fields: Message) -> None:
         if name == "function_call" and value:
             raise _unsupported(f"{where}.function_call is not supported; use tool_calls")
         if name not in MESSAGE_FIELDS and name not in SILENT and value:
-            raise _unsupported(f"{where}.{name} is not supported; {near(name, MESSAGE_FIELDS)} Or leave it out")
+            hint = near_or(name[:80], MESSAGE_FIELDS, "leave it out")
+            raise _unsupported(f"{where}.{name[:80]} is not supported; {hint}")
         if name in ("name", "reasoning_content") and not isinstance(value, str):
             raise _wrong(f"{where}.{name} must be a string")
 

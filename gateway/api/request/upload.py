@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, BinaryIO, get_args
 
@@ -13,7 +15,7 @@ from multipart import MultipartError, MultipartSegment, PushMultipartParser, par
 
 from tunery.gateway.api.http.connection import connection_of
 from tunery.gateway.api.schemas.files import Purpose
-from tunery.registry.errors import InvalidInput, StorageFailed, disk_code
+from tunery.registry.errors import InvalidInput, StorageFailed, disk_code, near_or
 
 __all__ = ["STREAMED", "Upload", "base_name", "check_purpose", "receive_upload"]
 
@@ -24,6 +26,7 @@ MAX_FIELD = 8192
 MAX_PARTS = 32
 MAX_NAME = 255
 """Characters of a file's name."""
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 WRITE_SIZE = 1 << 20
 """Bytes that are collected before they are written, off the event loop."""
 
@@ -36,15 +39,17 @@ class Upload(msgspec.Struct, frozen=True):
     path: Path
 
 
-async def receive_upload(request: Request[Any, Any, Any], folder: Path, *, field: str = "file") -> Upload:
-    """Write the file in form field `field` into `folder`.
+async def receive_upload(
+    request: Request[Any, Any, Any], folder: Path, *, field: str = "file", others: Collection[str] = ()
+) -> Upload:
+    """Write the file in form field `field` into `folder`. `others` are the other fields that the form may have.
 
     The body is read to its end even where it is refused, as a client that still sends would not read the response.
-    Raises InvalidInput for a malformed form or one without the file, and StorageFailed where the disk does not take it.
+    Raises InvalidInput for a malformed form, one without the file or one with a field that is unknown or comes twice, and StorageFailed where the disk does not take it.
     """
     connection_of(request).stream_body()
     _, options = parse_options_header(request.headers.get("content-type", ""))
-    form = _Form(folder, field)
+    form = _Form(folder, field, others)
     try:
         error = await _read(request, form, options.get("boundary", ""))
     finally:
@@ -74,8 +79,9 @@ def check_purpose(purpose: str) -> str:
 
 
 def base_name(name: str) -> str:
-    """Only the last component of a name, whatever the client's system writes before it."""
-    return name.replace("\\", "/").rpartition("/")[2][:MAX_NAME] or "upload"
+    """Only the last component of a name, whatever the client's system writes before it, with _ for what is no
+    character of a line."""
+    return _CONTROL.sub("_", name.replace("\\", "/").rpartition("/")[2][:MAX_NAME]) or "upload"
 
 
 async def _read(request: Request[Any, Any, Any], form: _Form, boundary: str) -> Exception | None:
@@ -104,11 +110,11 @@ async def _read(request: Request[Any, Any, Any], form: _Form, boundary: str) -> 
 class _Form:
     """A form as its parts come."""
 
-    def __init__(self, folder: Path, field: str) -> None:
+    def __init__(self, folder: Path, field: str, others: Collection[str]) -> None:
         self.fields: dict[str, str] = {}
         self.name: str | None = None
         self.path = folder / "upload"
-        self._wanted = field
+        self._wanted, self._others = field, others
         self._part: MultipartSegment | None = None
         self._file: BinaryIO | None = None
         self._collected = bytearray()
@@ -141,6 +147,14 @@ class _Form:
                 raise InvalidInput(f"the form has several files in the field {self._wanted!r}", param=self._wanted)
             self.name = base_name(part.filename or "")
             self._file = self.path.open("wb")
+        elif part.name not in self._others:
+            name = part.name[:80]
+            hint = near_or(name, (self._wanted, *self._others), "leave it out")
+            raise InvalidInput(
+                f"the form's field {name!r} is not supported; {hint}", code="unsupported_parameter", param=name
+            )
+        elif part.name in self.fields:
+            raise InvalidInput(f"the form has the field {part.name!r} twice; send it once", param=part.name)
 
     async def _end(self) -> None:
         part = self._part

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,24 +44,46 @@ class RemoteEval:
         against: str | None,
         done: Callable[[int, int], None],
     ) -> dict[str, Any]:
-        """Upload the rows, run the evaluation and return the run when it has ended. Raises what the server says."""
-        with data.open("rb") as file:
-            uploaded = self._call("POST", "/files", files={"file": (data.name, file)}, data={"purpose": "evals"})
-        config = {"type": "custom", "item_schema": {"type": "object"}}
-        made = self._call(
-            "POST", "/evals", json={"name": data.name, "data_source_config": config, "testing_criteria": graders}
-        )
-        body = {
-            "name": data.name,
-            "data_source": source | {"source": {"type": "file_id", "id": uploaded["id"]}},
-            "tunery": {"against": against},
-        }
-        run = self._call("POST", f"/evals/{made['id']}/runs", json=body)
+        """Upload the rows, run the evaluation and return the run when it has ended. Raises what the server says.
+
+        When the run is refused, nothing that was made for it is left on the server.
+        """
+        run = self._start(data, graders=graders, source=source, against=against)
         while run["status"] in ("queued", "in_progress"):
             done(run["result_counts"]["total"], run["tunery"]["rows"])
             time.sleep(POLL_SECONDS)
-            run = self._call("GET", f"/evals/{made['id']}/runs/{run['id']}")
+            run = self._call("GET", f"/evals/{run['eval_id']}/runs/{run['id']}")
         return run
+
+    def _start(
+        self, data: Path, *, graders: list[dict[str, Any]], source: dict[str, Any], against: str | None
+    ) -> dict[str, Any]:
+        left: list[str] = []
+        try:
+            with data.open("rb") as file:
+                uploaded = self._call("POST", "/files", files={"file": (data.name, file)}, data={"purpose": "evals"})
+            left.append(f"/files/{uploaded['id']}")
+            config = {"type": "custom", "item_schema": {"type": "object"}}
+            made = self._call(
+                "POST", "/evals", json={"name": data.name, "data_source_config": config, "testing_criteria": graders}
+            )
+            left.append(f"/evals/{made['id']}")
+            body = {
+                "name": data.name,
+                "data_source": source | {"source": {"type": "file_id", "id": uploaded["id"]}},
+                "tunery": {"against": against},
+            }
+            return self._call("POST", f"/evals/{made['id']}/runs", json=body)
+        except TuneryError as error:
+            if not isinstance(error.__cause__, self._failure):  # else nobody knows whether the run was made
+                self._remove(left)
+            raise
+
+    def _remove(self, paths: list[str]) -> None:
+        """Delete what is at the paths, as far as the server lets it: what was refused is said, whatever is left."""
+        for path in reversed(paths):
+            with suppress(TuneryError):
+                self._call("DELETE", path)
 
     def items(self, run: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """The results of all rows."""

@@ -27,7 +27,7 @@ __all__ = ["Connection", "error_of"]
 T = TypeVar("T")
 
 TIMEOUT = httpx2.Timeout(60.0, connect=10.0, read=300.0)
-CONFLICTS = frozenset({"conflict", "job_ended", "not_paused"})
+CONFLICTS = frozenset({"conflict", "idempotency_key_reused", "job_ended", "job_finishing", "not_paused"})
 """Codes of conflicts, which HTTP's status does not tell apart: see `gateway.api.http.errors`."""
 STATUSES: Mapping[int, type[TuneryError]] = {
     404: NotFound,

@@ -56,12 +56,12 @@ def follow(jobs: JobsBackend, job_id: str) -> None:
     click.echo(f"{job.adapter}@{job.version}")
 
 
-def _event(stored: StoredEvent) -> JobEvent | None:
-    """A training event; None for what else is in a history."""
+def _event(stored: StoredEvent) -> JobEvent | str | None:
+    """A training event, or the text of a warning; None for what else is in a history."""
     try:
         return decode_event(msgspec.json.encode({"kind": stored.kind} | stored.data))
     except msgspec.DecodeError:
-        return None
+        return None if stored.level == "info" else f"warning: {visible(stored.message)}"
 
 
 COMMANDS = (watch_job, job_logs)

@@ -23,7 +23,7 @@ def list_jobs(jobs: JobsBackend, as_json: bool) -> None:
     if as_json:
         print_json(listed)
         return
-    rows = [(job.id, job.state, job.adapter, job.trainer, _result(job), when(job.created_at)) for job in listed]
+    rows = [(job.id, job.state, job.adapter, job.trainer, _result(job), _started(job)) for job in listed]
     print_table(("job", "state", "adapter", "trainer", "result", "started"), rows, empty="no jobs yet: tunery train")
 
 
@@ -33,6 +33,12 @@ def list_jobs(jobs: JobsBackend, as_json: bool) -> None:
 def show_job(jobs: JobsBackend, job_id: str) -> None:
     """Print a job with its last event as JSON, and with its manifest where its folder is on this machine."""
     print_json(msgspec.to_builtins(jobs.job(job_id)) | jobs.details(job_id))
+
+
+def _started(job: JobView) -> str:
+    """When the job began; one of `tunery train` does so when it is made."""
+    at = job.created_at if job.source == "train" else job.started_at
+    return "-" if at is None else when(at)
 
 
 def _result(job: JobView) -> str:

@@ -61,7 +61,8 @@ class LocalJobs:
 
         loaded, registry = plugins(), self._registry
         _check(asked)
-        read_parameters(loaded.trainer(asked.method).parameters, asked.parameters)
+        trainer = loaded.trainer(asked.method)
+        read_parameters(trainer.parameters, asked.parameters)
         resolved = resolve_base(asked.base, registry=registry, plugins=loaded, say=say)
         parent = registry.resolve(asked.parent).name if asked.parent else None
         job_id = new_id()
@@ -83,7 +84,7 @@ class LocalJobs:
             request,
             tenant=tenant_of(asked.adapter),
             priority=priority,
-            details={"model": resolved.name, "base": resolved.name},
+            details={"model": resolved.name, "base": resolved.name, "method": trainer.openai_method},
             job_id=job_id,
             notes=[Note(kind="created", message=f"Created fine-tuning job: {job_id}")],
         ).id

@@ -1,9 +1,10 @@
-"""Show a training job's events on stderr: a bar on a terminal, a line now and then elsewhere."""
+"""Show a training job's events, and lines of text between them, on stderr: a bar on a terminal, a line now and then
+elsewhere."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +14,6 @@ from tunery.plugins.events import (
     Cancelled,
     CheckpointChosen,
     Evaluated,
-    EventSink,
     Failed,
     GateAnswered,
     JobEvent,
@@ -33,7 +33,7 @@ _NOT_A_LOSS = {"kind", "step", "unit"}
 
 
 @contextmanager
-def show_progress() -> Iterator[EventSink]:
+def show_progress() -> Iterator[Callable[[JobEvent | str], None]]:
     """A bar on a terminal; a line now and then elsewhere."""
     if not sys.stderr.isatty():
         yield _print_lines
@@ -51,7 +51,7 @@ def show_progress() -> Iterator[EventSink]:
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("", total=None)
 
-        def show(event: JobEvent) -> None:
+        def show(event: JobEvent | str) -> None:
             if isinstance(event, StepCompleted):
                 progress.update(task, completed=event.step, total=event.steps, description=_step(event))
             elif (line := _line(event)) is not None:
@@ -60,7 +60,7 @@ def show_progress() -> Iterator[EventSink]:
         yield show
 
 
-def _print_lines(event: JobEvent) -> None:
+def _print_lines(event: JobEvent | str) -> None:
     """Every tenth of the steps, and every other event."""
     if isinstance(event, StepCompleted):
         if event.step % max(1, event.steps // 10) == 0:
@@ -74,9 +74,11 @@ def _step(event: StepCompleted) -> str:
     return f"{event.unit or 'loss'} {event.loss:.3f}  {event.tokens / max(event.seconds, 1e-9):.0f} tok/s"
 
 
-def _line(event: JobEvent) -> str | None:
+def _line(event: JobEvent | str) -> str | None:
     """The text for an event other than a step; None when there is nothing to print."""
     match event:
+        case str():
+            return event
         case Started():
             return _started(event)
         case Quoted():

@@ -26,6 +26,7 @@ class ReportBuilder:
         self._findings: list[Finding] = []
         self._counts: dict[str, dict[Severity, int]] = {}
         self._row_counts: dict[FileKey, tuple[int, str]] = {}
+        self._with_records: set[FileKey] = set()
 
     def add(self, result: RecordResult) -> None:
         """Add the result of the next record."""
@@ -35,8 +36,10 @@ class ReportBuilder:
         for rule, summary in result.summaries:
             for fault in _guarded(self._checks[rule].compare, location, summary):
                 self._add_finding(location.file, location.line, rule, fault)
+        key = location.file, location.held_out
+        if not result.is_blank:
+            self._with_records.add(key)
         if result.format:
-            key = location.file, location.held_out
             count, first_format = self._row_counts.get(key, (0, result.format))
             self._row_counts[key] = (count + 1, first_format)
 
@@ -47,9 +50,9 @@ class ReportBuilder:
             rows, name = self._row_counts.get((label, held_out), (0, None))
             statistics["files"].append({"file": label, "rows": rows, "format": name, "held_out": held_out})
             if error := broken.get((label, held_out)):
-                message, _, fix = error.message.partition("; ")
-                self._add_finding(label, WHOLE_FILE, "schema", Fault("$", message, fix, "error"))
-            elif not rows:
+                fault = Fault("$", error.problem, error.fix, "error")
+                self._add_finding(label, error.line or WHOLE_FILE, "schema", fault, is_kept=True)
+            elif (label, held_out) not in self._with_records:
                 fault = Fault("$", "has no rows", "write one JSON object a line", "error")
                 self._add_finding(label, WHOLE_FILE, "schema", fault)
         labels = ", ".join(label for label, _ in files)
@@ -59,11 +62,11 @@ class ReportBuilder:
                 self._add_finding(labels, WHOLE_FILE, rule, fault)
         return DataReport(self._findings, statistics, self._counts)
 
-    def _add_finding(self, file: str, line: int, rule: str, fault: Fault) -> None:
+    def _add_finding(self, file: str, line: int, rule: str, fault: Fault, *, is_kept: bool = False) -> None:
         severity = fault.severity or self._severities.get(rule, "error")
         counts = self._counts.setdefault(rule, {})
         counts[severity] = counts.get(severity, 0) + 1
-        if counts[severity] > KEPT and line != WHOLE_FILE:
+        if counts[severity] > KEPT and line != WHOLE_FILE and not is_kept:
             return
         self._findings.append(
             Finding(

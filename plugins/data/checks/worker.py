@@ -29,12 +29,16 @@ class CheckSetup(msgspec.Struct, frozen=True):
 
 
 class RecordResult(msgspec.Struct, frozen=True):
-    """The outcome for one record: (rule, fault) and (rule, summary) pairs, and its format where it is a valid row."""
+    """The outcome for one record: (rule, fault) and (rule, summary) pairs, and its format where it is a valid row.
+
+    `is_blank` is true for a line without a record.
+    """
 
     location: Location
     format: str | None
     faults: list[tuple[str, Fault]]
     summaries: list[tuple[str, Any]]
+    is_blank: bool = False
 
 
 class Worker:
@@ -60,7 +64,8 @@ class Worker:
                     summaries.append((rule, summary))
             except Exception as error:  # a third party's check may raise anything
                 faults.append((rule, failed_check(error)))
-        return RecordResult(location, record.row.format if record.row else None, faults, summaries)
+        is_blank = record.row is None and record.invalid is None
+        return RecordResult(location, record.row.format if record.row else None, faults, summaries, is_blank)
 
 
 def load_checks(setup: CheckSetup) -> dict[str, Check]:

@@ -42,20 +42,20 @@ def read_delimited(path: Path, stream: io.BufferedReader, delimiter: str) -> Ite
                 yield line, _row(path, line, header, cells)
             line = rows.line_num + 1
     except csv.Error as error:
-        raise FileBroken(f"{path}, line {line}: is not CSV ({error}); {_SAVED}") from error
+        raise FileBroken(path, f"is not CSV ({error})", _SAVED, line=line) from error
     except UnicodeDecodeError as error:
-        raise FileBroken(f"{path}, line {line} or after it: is not UTF-8 ({error.reason}); {_SAVED}") from error
+        raise FileBroken(path, f"is not UTF-8, here or after it ({error.reason})", _SAVED, line=line) from error
 
 
 def _header(path: Path, cells: Sequence[str]) -> list[str]:
     names = [cell.strip() for cell in cells]
     if twice := {name for name in names if name and names.count(name) > 1}:
-        raise FileBroken(f"{path}: the header names {', '.join(sorted(twice)[:5])} twice; rename one")
+        raise FileBroken(path, f"has a header that names {', '.join(sorted(twice)[:5])} twice", "rename one", line=1)
     return names
 
 
 def _row(path: Path, line: int, header: Sequence[str], cells: Sequence[str]) -> bytes:
     if len(cells) != len(header):
-        raise FileBroken(f"{path}, line {line}: has {len(cells)} cells where the header has {len(header)}; {_SAVED}")
+        raise FileBroken(path, f"has {len(cells)} cells where the header has {len(header)}", _SAVED, line=line)
     row = {name: cell for name, cell in zip(header, cells, strict=True) if name and cell}
     return msgspec.json.encode(with_json_columns(row)) + b"\n"

@@ -19,6 +19,8 @@ __all__ = ["data_digest", "data_files", "data_size"]
 _TABLES = (".parquet", ".arrow")
 _SHARD = re.compile(r"[-_.]?\d+(?:-of-\d+(?:-[0-9a-f]{8,})?)?$")
 """What distinguishes the shards of a split: a number, how many there are, and in older datasets a hash."""
+_SHOWN = 5
+"""Names that a message lists."""
 _FIX = "write it to a file first"
 
 
@@ -65,7 +67,10 @@ def _in_folder(path: Path) -> list[Path]:
     """The tables in a folder, or in its subfolder `data`."""
     if (path / "dataset_dict.json").is_file():
         splits = sorted(each.name for each in path.iterdir() if (each / "state.json").is_file())
-        raise InvalidData(f"{path} holds the splits {', '.join(splits)}; name one of them, such as {path / splits[0]}")
+        more = f" and {len(splits) - _SHOWN} more" if len(splits) > _SHOWN else ""
+        raise InvalidData(
+            f"{path} holds the splits {', '.join(splits[:_SHOWN])}{more}; name one of them, such as {path / splits[0]}"
+        )
     files = [each for folder in (path, path / "data") for each in _tables(folder)]
     if not files:
         raise InvalidData(
@@ -75,7 +80,7 @@ def _in_folder(path: Path) -> list[Path]:
         raise InvalidData(f"{path} holds tables of several kinds or in several folders; name the files one by one")
     if len(names := sorted({_SHARD.sub("", each.stem) for each in files})) > 1:
         raise InvalidData(
-            f"{path} holds {', '.join(names[:5])}, which may be different splits; name the files of one of them"
+            f"{path} holds {', '.join(names[:_SHOWN])}, which may be different splits; name the files of one of them"
         )
     return files
 

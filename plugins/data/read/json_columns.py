@@ -6,6 +6,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
+
 __all__ = ["with_json_columns", "without_nulls"]
 
 _MESSAGES = (
@@ -40,7 +42,7 @@ def _structure(name: str, text: str) -> Any:
     if name not in (*_MESSAGES, *_LISTS, "input"):
         return None
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_int=_integer)
     except (ValueError, RecursionError):
         return None
     if name == "input":
@@ -48,6 +50,11 @@ def _structure(name: str, text: str) -> Any:
     if not isinstance(value, list) or (name in _MESSAGES and not (value and all(map(_is_message, value)))):
         return None
     return value
+
+
+def _integer(digits: str) -> int | msgspec.Raw:
+    """A number as it is written, where it would be too long to write again."""
+    return int(digits) if len(digits) < 19 else msgspec.Raw(digits.encode())
 
 
 def _is_message(value: Any) -> bool:

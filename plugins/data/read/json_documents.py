@@ -38,7 +38,7 @@ def read_documents(path: Path, stream: io.BufferedReader) -> Iterator[Record]:
     if is_array:
         text.take("]")
     if text.next_character():
-        raise text.broken("goes on after its end; keep one array, or one object a line")
+        raise text.broken("goes on after its end", "keep one array, or one object a line")
 
 
 class _Text:
@@ -64,7 +64,9 @@ class _Text:
         """Consume a character. Raises FileBroken where another one, or none, comes next."""
         actual = self.next_character()
         if actual != wanted:
-            raise self.broken(f"has {actual!r} where {wanted!r} must stand" if actual else "ends early: it was cut off")
+            if not actual:
+                raise self.broken("ends early: it was cut off", "copy it again")
+            raise self.broken(f"has {actual!r} where {wanted!r} must stand", "fix the line")
         self._advance(self._at + 1)
 
     def value(self, number: int) -> bytes:
@@ -81,17 +83,17 @@ class _Text:
                 if not _is_open(error, self._window):
                     raise self._not_json(error) from error
             except RecursionError as error:
-                raise self.broken(f"row {number} is nested too deeply; flatten it") from error
+                raise self.broken(f"row {number} is nested too deeply", "flatten it") from error
             if len(self._window) - self._at > MAX_ROW:
-                raise self.broken(f"row {number} is longer than {MAX_ROW >> 20} MiB; split it")
+                raise self.broken(f"row {number} is longer than {MAX_ROW >> 20} MiB", "split it")
             if self._ended:
-                raise self.broken(f"row {number} is not complete where the file ends: it was cut off, copy it again")
+                raise self.broken(f"row {number} is not complete where the file ends: it was cut off", "copy it again")
             # Twice as much each time, so that a long row is not parsed again for every block of it.
             self._more(max(_FIRST, len(self._window) - self._at))
 
-    def broken(self, problem: str) -> FileBroken:
+    def broken(self, problem: str, fix: str) -> FileBroken:
         """The error for the current position."""
-        return FileBroken(f"{self._path}, line {self._line}: {problem}")
+        return FileBroken(self._path, problem, fix, line=self._line)
 
     def _line_of(self, end: int) -> bytes:
         text = self._window[self._at : end]
@@ -103,7 +105,10 @@ class _Text:
         line = self._line + self._window.count("\n", self._at, problem.pos)
         column = problem.pos - self._window.rfind("\n", 0, problem.pos)
         return FileBroken(
-            f"{self._path}, line {line}, column {column}: is not JSON ({problem.msg}); what comes after it cannot be read"
+            self._path,
+            f"is not JSON at column {column} ({problem.msg})",
+            "fix it; what comes after it cannot be read",
+            line=line,
         )
 
     def _advance(self, to: int) -> None:
@@ -119,7 +124,7 @@ class _Text:
         try:
             text = self._decoder.decode(block, final=not block)
         except UnicodeDecodeError as error:
-            raise self.broken(f"is not UTF-8 ({error.reason}); save the file as UTF-8") from error
+            raise self.broken(f"is not UTF-8 ({error.reason})", "save the file as UTF-8") from error
         self._window, self._at = self._window[self._at :] + text, 0
         return bool(block)
 

@@ -54,7 +54,7 @@ def iter_records(path: Path) -> Iterator[Record]:
     except FileBroken:
         raise
     except OSError as error:
-        raise InvalidData(f"{path} cannot be read ({error.strerror})") from error
+        raise InvalidData(f"{path.name} cannot be read ({error.strerror})") from error
 
 
 def _read_file(path: Path) -> Iterator[Record]:
@@ -73,17 +73,17 @@ def _read_text(path: Path) -> Iterator[Record]:
     with stream:
         _refuse_foreign(path, head)
         if b"\0" in head[:_LOOKED_AT] and max(map(head[:HEAD].count, (b'\0"', b'"\0'))) > 1:
-            raise FileBroken(f"{path} looks like UTF-16 without a byte order mark; save it as UTF-8")
+            raise FileBroken(path, "looks like UTF-16 without a byte order mark", "save it as UTF-8")
         if head.startswith((b"PAR1", b"ARROW1")):
             raise FileBroken(
-                f"{path} is a table inside gzip; unpack it with gunzip: Parquet packs what it holds itself"
+                path, "is a table inside gzip", "unpack it with gunzip: Parquet packs what it holds itself"
             )
         if _is_documents(head):
             yield from read_documents(path, stream)
         elif delimiter := _delimiter(path, head):
             yield from read_delimited(path, stream, delimiter)
         elif _is_no_rows(head):
-            raise FileBroken(f"{path} has no rows: its lines are not JSON objects; {_KINDS}")
+            raise FileBroken(path, "has no rows: its lines are not JSON objects", _KINDS)
         else:
             yield from read_lines(stream)
 
@@ -91,7 +91,7 @@ def _read_text(path: Path) -> Iterator[Record]:
 def _refuse_foreign(path: Path, start: bytes) -> None:
     for magic, what, fix in _FOREIGN:
         if start.startswith(magic):
-            raise FileBroken(f"{path} is {what} ({_KINDS}); {fix}")
+            raise FileBroken(path, f"is {what} ({_KINDS})", fix)
 
 
 def _is_documents(head: bytes) -> bool:
@@ -103,7 +103,7 @@ def _is_documents(head: bytes) -> bool:
     if text[0] == "[":
         return not others.strip() or not _is_json(others.split("\n", 1)[0]) or first.strip() == "["
     try:
-        _, end = json.JSONDecoder().raw_decode(text)
+        _, end = json.JSONDecoder(parse_int=str).raw_decode(text)
     except (ValueError, RecursionError):
         # The first object may be longer than the head; a second line that is an object itself speaks against that.
         return len(head) >= HEAD and "\n" in text and not others.lstrip().startswith("{")
@@ -112,7 +112,7 @@ def _is_documents(head: bytes) -> bool:
 
 def _is_json(line: str) -> bool:
     try:
-        json.loads(line)
+        json.loads(line, parse_int=str)
     except (ValueError, RecursionError):
         return False
     return True

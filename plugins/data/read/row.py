@@ -10,11 +10,14 @@ from typing import Any
 import msgspec
 
 from tunery.plugins.data.read.formats import Fault, InvalidRow
+from tunery.plugins.data.read.formats.faults import json_type
 from tunery.plugins.data.read.record import MAX_ROW
 from tunery.plugins.hookspecs import Conversation, FormatInfo
 
 __all__ = ["Row", "parse_object", "parse_row", "to_row"]
 
+_DIGITS = 4300
+"""Digits of the longest number, which is also the most that Python reads."""
 _SHOWN = 5
 """Names that a message lists."""
 
@@ -101,13 +104,13 @@ def _json(raw: bytes) -> dict[str, Any]:
             [Fault("$", f"is not UTF-8 at byte {error.start + 1}", "save the file as UTF-8")], rule="encoding"
         ) from error
     try:
-        value = json.loads(text, object_pairs_hook=_object, parse_constant=_constant)
+        value = json.loads(text, object_pairs_hook=_object, parse_constant=_constant, parse_int=_integer)
     except json.JSONDecodeError as error:
         raise InvalidRow([Fault("$", f"is not JSON at column {error.colno} ({error.msg})", "fix the line")]) from error
     except RecursionError as error:
         raise InvalidRow([Fault("$", "is nested too deeply", "flatten it")]) from error
     if not isinstance(value, dict):
-        raise InvalidRow([Fault("$", f"is a {type(value).__name__}, not an object", "write {...}")])
+        raise InvalidRow([Fault("$", f"is {json_type(value)}, not an object", "write {...}")])
     try:
         # Text that was UTF-8 holds half a pair only where an escape spells it.
         if "\\u" in text:
@@ -126,6 +129,12 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         others = f" and {len(twice) - _SHOWN} others" if len(twice) > _SHOWN else ""
         raise InvalidRow([Fault("$", f"names {', '.join(twice[:_SHOWN])}{others} twice", "keep one")])
     return value
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > _DIGITS:
+        raise InvalidRow([Fault("$", f"holds a number of {len(digits)} digits", "write it as a text, in quotes")])
+    return int(digits)
 
 
 def _constant(name: str) -> Any:

@@ -79,7 +79,8 @@ def _reporting_damage(path: Path) -> Iterator[None]:
     try:
         yield
     except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
-        raise FileBroken(f"{path} is damaged ({str(error).partition(chr(10))[0][:200]}); copy it again") from error
+        reason = str(error).partition("\n")[0].replace(str(path), path.name)[:200]
+        raise FileBroken(path, f"is damaged ({reason})", "copy it again") from error
 
 
 def _need_pyarrow(path: Path) -> None:
@@ -87,6 +88,6 @@ def _need_pyarrow(path: Path) -> None:
         import pyarrow  # noqa: F401
     except ImportError as error:
         raise Unavailable(
-            f"{path} needs pyarrow to be read: pip install 'tunery[data]', or save it as JSON Lines",
+            f"{path.name} needs pyarrow to be read: pip install 'tunery[data]', or save it as JSON Lines",
             code="missing_extra",
         ) from error

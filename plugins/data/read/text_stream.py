@@ -55,7 +55,9 @@ def check_expansion(path: Path, unpacked: int, packed: int) -> None:
     """Raise FileBroken where `packed` bytes expand to more than any examples would."""
     if unpacked > _UNCHECKED and unpacked > _EXPANDS * packed:
         raise FileBroken(
-            f"{path} unpacks to more than {_EXPANDS} times its size, which no examples do; unpack it yourself and look at it"
+            path,
+            f"unpacks to more than {_EXPANDS} times its size, which no examples do",
+            "unpack it yourself and look at it",
         )
 
 
@@ -104,9 +106,9 @@ def _unpacked(path: Path) -> Iterator[bytes]:
                     check_expansion(path, unpacked, file.tell())
                     yield block
         except EOFError as error:
-            raise FileBroken(f"{path} ends in the middle of what is gzipped; copy it again") from error
+            raise FileBroken(path, "ends in the middle of what is gzipped", "copy it again") from error
         except (gzip.BadGzipFile, zlib.error) as error:
-            raise FileBroken(f"{path} is damaged where it is gzipped ({error}); copy it again") from error
+            raise FileBroken(path, f"is damaged where it is gzipped ({error})", "copy it again") from error
 
 
 def _blocks(read: Callable[[int], bytes]) -> Iterator[bytes]:
@@ -122,7 +124,7 @@ def _decoded(path: Path, blocks: Iterator[bytes], encoding: str) -> Iterator[byt
         yield decoder.decode(b"", final=True).encode()
     except UnicodeError as error:
         raise FileBroken(
-            f"{path} begins as {encoding.upper()} and is not ({error.args[-1]}); save it as UTF-8"
+            path, f"begins as {encoding.upper()} and is not ({error.args[-1]})", "save it as UTF-8"
         ) from error
 
 

@@ -87,13 +87,14 @@ def _refusal(errors: Sequence[Finding], count: int, command: str, outcome: str) 
     """An error with the first findings, the command that shows the others, and the option that allows them."""
     rule = errors[0].rule
     lines = [str(finding) for finding in errors[:_SHOWN]]
+    advice = []
     if count > _SHOWN:
-        lines.append(f"and {count - _SHOWN} more; {command} shows more")
+        advice.append(f"and {count - _SHOWN} more; {command} shows more")
     passable = [name for name in dict.fromkeys(finding.rule for finding in errors) if name not in UNREADABLE]
     if passable:
-        lines.append(f"fix the rows, or train on them as they are: {' '.join(f'--allow {name}' for name in passable)}")
+        advice.append(f"fix the rows, or train on them as they are: {' '.join(f'--allow {name}' for name in passable)}")
     head = f"{count} error{'s' * (count > 1)} in the data; {outcome}"
-    return InvalidData(head, problems=lines, code=rule)
+    return InvalidData(head, problems=lines, advice=advice, code=rule)
 
 
 def _first_of_each(findings: Sequence[Finding]) -> list[Finding]:

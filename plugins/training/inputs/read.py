@@ -82,7 +82,7 @@ def read_inputs(
         parameters,
         formats=plugins.formats(),
         renderer=renderer,
-        preferences="preference" in plugins.trainer(request.trainer).methods,
+        preferences=plugins.trainer(request.trainer).learns_from_pairs,
     )
     if not corpus.train:
         raise InvalidInput("every row is held out and none is left to train on; lower eval_fraction")

@@ -25,11 +25,11 @@ from tunery.plugins.training.folder import JobFolder
 from tunery.plugins.training.inputs.read import Inputs, adapter_config, read_inputs
 from tunery.plugins.training.inputs.request import TrainRequest
 from tunery.plugins.training.job.context import JobHost, JobSetup
-from tunery.plugins.training.job.disk_errors import disk_full_explained
 from tunery.plugins.training.job.ledger import Ledger, OwnJob
 from tunery.plugins.training.job.manifest import IDENTITY, build_manifest, changed_files, differences, rendered_at
 from tunery.plugins.training.job.resume import ResumeOptions, conflicting_options
 from tunery.plugins.training.job.run import publish_job, reproduce_job
+from tunery.plugins.training.job.shortages import shortage_explained
 from tunery.plugins.training.loop.distributed import ProcessGroup, connect_process_group
 from tunery.registry import Job, Version
 from tunery.registry.errors import InvalidInput, NotFound
@@ -75,7 +75,7 @@ def train(
 
     def start() -> tuple[Job, dict[str, Any]]:
         job = queued.job if queued else _start(request, registry)
-        with disk_full_explained(job.id):
+        with shortage_explained(job.id):
             _folder(registry, job.id).path.mkdir(parents=True, exist_ok=True)
             _folder(registry, job.id).request.write_bytes(msgspec.json.encode(request))
         return job, _manifest(inputs, parameters, choices, plugins=plugins, job=job, processes=processes)

@@ -11,12 +11,12 @@ from tunery.plugins.events import Cancelled, Failed, Paused
 from tunery.plugins.training.job import stages
 from tunery.plugins.training.job.context import JobContext, JobSetup, make_context
 from tunery.plugins.training.job.control import resume_advice, watch
-from tunery.plugins.training.job.disk_errors import disk_full_explained
 from tunery.plugins.training.job.lock import hold_job
 from tunery.plugins.training.job.preflight import NotEnoughMemory
+from tunery.plugins.training.job.shortages import shortage_explained
 from tunery.plugins.training.job.stages import Saved, Trained
 from tunery.registry import Version
-from tunery.registry.errors import JobPaused
+from tunery.registry.errors import JobPaused, TuneryError
 from tunery.registry.records import FileEntry
 
 __all__ = ["publish_job", "reproduce_job"]
@@ -43,7 +43,7 @@ def _run(job: JobContext, finish: Callable[[Saved], T]) -> T:
     job_id, recorder = job.setup.job.id, job.recorder
     with hold_job(job.folder, job_id), watch(job.folder) as job.control, recorder.recording():
         try:
-            with disk_full_explained(job_id):
+            with shortage_explained(job_id):
                 recorder.start()
                 return _run_stages(job, finish)
         except BaseException as error:
@@ -76,16 +76,16 @@ def _record_end(job: JobContext, error: BaseException) -> None:
     if isinstance(error, JobPaused):
         recorder.end(Paused(error=str(error)))
     elif job.control.cancelled or isinstance(error, KeyboardInterrupt):
-        recorder.end(Cancelled(error="asked to stop" if job.control.cancelled else "interrupted"))
+        recorder.end(Cancelled(error="The job was cancelled" if job.control.cancelled else "interrupted"))
         advice = resume_advice(job.setup.job.id, job.folder, recorder.progress, job.manifest.get("repeats"))
         raise KeyboardInterrupt(advice) from error
     else:
-        code = getattr(error, "code", None)
-        needed = error.needed_bytes if isinstance(error, NotEnoughMemory) else None
-        recorder.end(
-            Failed(
-                error=str(error),
-                code=code if isinstance(code, str) else msgspec.UNSET,
-                needed_bytes=msgspec.UNSET if needed is None else needed,
-            )
-        )
+        recorder.end(_failed(error))
+
+
+def _failed(error: BaseException) -> Failed:
+    """The end that an error is; one that nobody foresaw is an `internal_error`, named by its class."""
+    if not isinstance(error, TuneryError):
+        return Failed(error=f"{type(error).__name__}: {error}", code="internal_error")
+    needed = error.needed_bytes if isinstance(error, NotEnoughMemory) else None
+    return Failed(error=error.message, code=error.code, needed_bytes=msgspec.UNSET if needed is None else needed)

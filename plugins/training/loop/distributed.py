@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tunery.registry.errors import InvalidInput, TrainingFailed
+from tunery.registry.errors import InvalidInput, TrainingFailed, TuneryError
 
 if TYPE_CHECKING:
     import torch
@@ -177,14 +177,21 @@ class _Failure:
 
     def __init__(self, rank: int, error: BaseException) -> None:
         self.rank, self.interrupted = rank, isinstance(error, KeyboardInterrupt)
-        self.message, self.code = f"{type(error).__name__}: {error}", getattr(error, "code", None)
+        self.message, self.code = f"{type(error).__name__}: {error}", _code(error)
 
     def reraise(self) -> None:
         """Raise it in this process."""
         if self.interrupted:
             raise KeyboardInterrupt
-        code = self.code if isinstance(self.code, str) else None
-        raise TrainingFailed(f"process {self.rank} of this run failed, so all ended: {self.message}", code=code)
+        raise TrainingFailed(f"process {self.rank} of this run failed, so all ended: {self.message}", code=self.code)
+
+
+def _code(error: BaseException) -> str:
+    from tunery.plugins.runtime.memory import is_out_of_memory
+
+    if isinstance(error, TuneryError):
+        return error.code
+    return "out_of_memory" if is_out_of_memory(error) else "internal_error"
 
 
 @contextmanager

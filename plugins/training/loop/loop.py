@@ -35,6 +35,9 @@ from tunery.registry.losses import NATS
 
 __all__ = ["Loop", "LoopCallbacks", "TrainingResult"]
 
+_SHOWN = 20
+"""Rows that an error names."""
+
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
 """Figures of the held-out rows by name, `loss` among them."""
 
@@ -301,7 +304,8 @@ def _check_loss(loss: float, norm: float, step: int, rows: Sequence[Example], ce
     finite = math.isfinite(loss) and math.isfinite(norm)
     if finite and loss <= ceiling:
         return
-    places = ", ".join(f"{example.file}:{example.line}" if example.file else str(example.line) for example in rows)
+    shown = [f"{example.file}:{example.line}" if example.file else str(example.line) for example in rows[:_SHOWN]]
+    places = ", ".join(shown) + (f" and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else "")
     what = f"is {loss} and the gradient's norm {norm}" if not finite else f"is {loss:.4g}, above {ceiling:.4g}"
     raise TrainingFailed(
         f"step {step}: the loss {what}; nothing was published. The step's rows are {places}: look at them, or lower "

@@ -124,6 +124,7 @@ class _Run:
         from tunery.plugins.training.job import launcher
         from tunery.plugins.training.job.launcher import QueuedJob
         from tunery.plugins.training.job.ledger import ClaimedJob
+        from tunery.plugins.training.job.shortages import shortage_explained
         from tunery.plugins.training.queued.inputs import local_request
         from tunery.plugins.training.queued.success import success_of
         from tunery.plugins.training.queued.tracking import Tracking
@@ -145,12 +146,13 @@ class _Run:
         shared: dict[str, Any] = {
             "registry": self.registry, "plugins": plugins, "on_event": on_event, "queued": queued,
         }  # fmt: skip
-        if self.folder.manifest.exists():
-            launcher.resume(job.id, **shared)
-        else:
-            request = local_request(self.registry, job, self.folder)
-            parameters = read_parameters(plugins.trainer(request.trainer).parameters, request.parameters)
-            launcher.train(request, parameters, **shared)
+        with shortage_explained(job.id):
+            if self.folder.manifest.exists():
+                launcher.resume(job.id, **shared)
+            else:
+                request = local_request(self.registry, job, self.folder)
+                parameters = read_parameters(plugins.trainer(request.trainer).parameters, request.parameters)
+                launcher.train(request, parameters, **shared)
 
     def end(self, event: Paused | Cancelled | Failed) -> None:
         """Record how the job ended without a version, once; or give it back."""

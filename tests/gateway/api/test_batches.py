@@ -139,6 +139,8 @@ async def test_a_request_that_fails_is_in_the_error_file_with_the_answer_it_has_
         {"model": "acme/none", "messages": MESSAGES},
         {"model": "tiny"},
         {"messages": MESSAGES},
+        {"model": "tiny"},
+        {"model": "tiny", "messages": MESSAGES, "stream_options": {"include_usage": 5}},
         {"model": "tiny", "messages": []},
         {"model": 1, "messages": MESSAGES},
         {"model": "tiny", "messages": MESSAGES, "temperature": 9},
@@ -209,6 +211,10 @@ async def test_an_empty_file_fails(served: Served) -> None:
         ({"input_file_id": "file-none"}, "input_file_id"),
         ({"metadata": {"a": "b" * 513}}, "metadata"),
         ({"output_expires_after": {"anchor": "created_at", "seconds": 1}}, "output_expires_after"),
+        (
+            {"output_expires_after": {"anchor": "created_at", "seconds": 3600, "days": 1}},
+            "output_expires_after.days",
+        ),
         ({"theft": 1}, "theft"),
     ],
 )

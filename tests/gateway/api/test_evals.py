@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from openai import BadRequestError, NotFoundError
 
 from tests.gateway.api.conftest import Served
+from tests.registry.artifacts import make_adapter
+from tunery.gateway.cli.eval.remote import RemoteEval
 from tunery.gateway.engine.messages import Generate
+from tunery.plugins.testing import write_rows
+from tunery.registry import NewVersion
+from tunery.registry.errors import InvalidInput, NotFound
+from tunery.registry.jobs.queue import Claim
+from tunery.registry.records import JobRequest
 
 EXACT = {
     "type": "string_check",
@@ -220,8 +228,17 @@ async def test_evaluations_are_listed_renamed_and_deleted(served: Served) -> Non
     with pytest.raises(NotFoundError) as error:
         await served.client.evals.retrieve(made[1].id)
     assert (error.value.code, error.value.param) == ("eval_not_found", "eval_id")
+    with pytest.raises(NotFoundError) as error:
+        await served.client.evals.list(after=made[1].id)
+    assert (error.value.code, error.value.param) == ("eval_not_found", "after")
+    with pytest.raises(NotFoundError) as error:
+        await served.client.evals.runs.list(made[0].id, after="nope")
+    assert (error.value.code, error.value.param) == ("eval_run_not_found", "after")
 
 
+JUDGE = {"name": "judge", "model": "tiny", "input": [{"role": "user", "content": "{{sample.output_text}}"}]}
+SCORE = JUDGE | {"type": "score_model", "range": [-1e9, 1e9], "sampling_params": {"max_completion_tokens": 1023}}
+LABEL = JUDGE | {"type": "label_model", "labels": ["a", "b"], "passing_labels": ["a"]}
 GRADERS = {"data_source_config": CUSTOM, "testing_criteria": [EXACT]}
 
 
@@ -231,6 +248,14 @@ GRADERS = {"data_source_config": CUSTOM, "testing_criteria": [EXACT]}
         ({"testing_criteria": []}, "testing_criteria"),
         ({"testing_criteria": [EXACT, EXACT]}, "testing_criteria"),
         ({"testing_criteria": [{"type": "python", "name": "p", "source": "1"}]}, "testing_criteria[0]"),
+        ({"testing_criteria": [SCORE | {"range": [0, 1e308]}]}, "testing_criteria[0].range"),
+        ({"testing_criteria": [SCORE | {"range": [-2e9, 0]}]}, "testing_criteria[0].range"),
+        ({"testing_criteria": [LABEL | {"labels": ["a", "b", "a"]}]}, "testing_criteria[0].labels"),
+        ({"testing_criteria": [LABEL | {"passing_labels": ["a", "a"]}]}, "testing_criteria[0].passing_labels"),
+        (
+            {"testing_criteria": [EXACT, SCORE | {"sampling_params": {"max_completion_tokens": 1024}}]},
+            "testing_criteria[1].sampling_params",
+        ),
         ({"data_source_config": {}}, "data_source_config"),
         ({"data_source_config": {"type": "logs"}}, "data_source_config"),
         ({"data_source_config": {"type": "custom", "item_schema": []}}, "data_source_config"),
@@ -267,6 +292,8 @@ async def test_an_evaluation_that_cannot_be_is_refused_by_name(
         ({"input_messages": {"type": "template", "template": [{"role": "user", "content": "{{item.none}}"}]}}, 400, None),
         ({"sampling_params": {"temperature": 3}}, 400, "data_source.sampling_params"),
         ({"sampling_params": {"seed": 10**30}}, 400, "data_source.sampling_params"),
+        ({"sampling_params": {"max_completion_tokens": 10**9}}, 400, "data_source.sampling_params"),
+        ({"sampling_params": {"max_tokens": 1024}}, 400, "data_source.sampling_params"),
         ({"sampling_params": {"tools": [{}]}}, 400, "data_source.sampling_params"),
         ({"more": 1}, 400, "data_source"),
     ],
@@ -318,3 +345,62 @@ async def test_a_weighted_adapter_is_measured_and_is_no_version(served: Served) 
         assert run.to_dict()["tunery"]["model"] == reference
     assert served.engine.requests[0].composition[0].weight == 0.5
     assert served.gateway.registry.evals.measurements(version.digest) == []
+
+
+async def test_a_checkpoint_is_measured_under_its_own_name(served: Served) -> None:
+    registry, name = served.gateway.registry, "ft:tiny:default::1a2b3c4d5e6f:ckpt-step-2"
+    file = registry.data_files.add(
+        write_rows(served.folder / "r.jsonl", 1), tenant="default", purpose="fine-tune", name="r"
+    )
+    request = JobRequest(adapter="default/geo", trainer="lora", base=served.base.digest, data=(file.id,))
+    registry.queue.submit(request, tenant="default")
+    job = registry.queue.claim("here", lease=60.0)
+    assert job is not None
+    new = NewVersion(
+        adapter="default/geo", folder=make_adapter(served.folder / "ckpt"), base=served.base, method="lora",
+        manifest={}, metrics={}, actor="test",
+    )  # fmt: skip
+    registry.checkpoints.keep(new, claim=Claim(job.id, job.fence), step=2, name=name)
+    served.says("Paris")
+    made = await create(served)
+    run = await ended(served, await served.client.evals.runs.create(made.id, data_source=source(name)))
+    assert (run.status, run.result_counts.passed, run.result_counts.errored) == ("completed", 1, 0), run.error
+    assert (run.model, run.to_dict()["tunery"]["model"]) == (name, name)
+    assert (await served.client.models.retrieve(name)).id == name
+
+
+# -- tunery eval run --server ------------------------------------------------------------------------------------------
+
+
+def run_there(served: Served, folder: Path, **more: Any) -> Any:
+    """What `tunery eval run --server` does."""
+    data = folder / "items.jsonl"
+    data.write_text("".join(json.dumps(item) + "\n" for item in ITEMS))
+    asked = {"graders": [EXACT], "source": source(), "against": None, "done": lambda *_: None} | more
+    with RemoteEval(served.url) as remote:
+        return remote.run(data, **asked)
+
+
+@pytest.mark.parametrize(
+    ("more", "refusal"),
+    [
+        ({"against": "no/body"}, NotFound),
+        ({"source": source("no/body")}, NotFound),
+        ({"source": source(sampling_params={"temperature": 3})}, InvalidInput),
+        ({"graders": [EXACT, EXACT]}, InvalidInput),
+    ],
+)
+async def test_a_command_whose_run_is_refused_leaves_nothing_behind(
+    served: Served, tmp_path: Path, more: dict[str, Any], refusal: type[Exception]
+) -> None:
+    with pytest.raises(refusal):
+        await asyncio.to_thread(run_there, served, tmp_path, **more)
+    assert (await served.client.files.list()).data == []
+    assert (await served.client.evals.list()).data == []
+
+
+async def test_a_command_whose_run_is_made_keeps_its_file_and_evaluation(served: Served, tmp_path: Path) -> None:
+    run = await asyncio.to_thread(run_there, served, tmp_path)
+    assert run["status"] == "completed"
+    assert [file.filename for file in (await served.client.files.list()).data] == ["items.jsonl"]
+    assert [made.id for made in (await served.client.evals.list()).data] == [run["eval_id"]]

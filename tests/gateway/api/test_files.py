@@ -96,6 +96,33 @@ async def test_a_file_that_a_job_needs_is_not_deleted(served: Served) -> None:
     assert refused.value.code == "file_in_use"
 
 
+async def test_control_characters_are_no_part_of_a_name(served: Served) -> None:
+    for name, stored in (("a\x00b\x85.txt", "a_b_.txt"), ("a\r\nb", "a__b"), ("\n", "_")):
+        upload = await served.client.uploads.create(bytes=1, filename=name, mime_type="text/plain", purpose="batch")
+        assert upload.filename == stored
+    body = form(('name="file"; filename="a\tb\x7f.txt"', b"x"), ('name="purpose"', b"user_data"))
+    assert (await send(served, body)).json()["filename"] == "a_b_.txt"
+
+
+async def test_a_file_that_cannot_be_read_is_named_as_it_was_uploaded(served: Served) -> None:
+    file = await served.client.files.create(
+        file=("a.csv", b'prompt,completion\n"unterminated,x\n'), purpose="fine-tune"
+    )
+    assert file.status_details is not None
+    assert "a.csv:2: $: is not CSV" in file.status_details
+    assert "/" not in file.status_details
+    async with httpx.AsyncClient(verify=False) as client:
+        found = (await client.get(f"{served.url}/v1/files/{file.id}/findings")).text
+    assert str(served.folder) not in found
+    assert "staging" not in found
+
+
+async def test_a_page_after_no_file_is_refused_by_name(served: Served) -> None:
+    with pytest.raises(NotFoundError) as refused:
+        await served.client.files.list(after="nope")
+    assert refused.value.param == "after"
+
+
 async def test_another_tenants_file_is_not_there(served: Served) -> None:
     path = served.folder / "theirs"
     path.write_text("secret")
@@ -117,11 +144,14 @@ FILE, PURPOSE = ('name="file"; filename="a.jsonl"', b"{}\n"), ('name="purpose"',
         (form(FILE, ('name="purpose"', b"theft")), 400, "purpose", "'theft' is not a purpose"),
         (form(('name="file"; filename="a"', b""), PURPOSE), 400, "file", "the file is empty"),
         (form(FILE, FILE, PURPOSE), 400, "file", "several files"),
-        (form(FILE, PURPOSE, ('name="x"', b"a" * 10_000)), 400, "x", "too long"),
+        (form(FILE, ('name="purpose"', b"a" * 10_000)), 400, "purpose", "too long"),
+        (form(FILE, PURPOSE, ('name="purpos"', b"batch")), 400, "purpos", "did you mean 'purpose'? Or leave it out"),
+        (form(FILE, PURPOSE, ('name="foo"', b"1")), 400, "foo", "'purpose'; or leave it out"),
+        (form(FILE, PURPOSE, ('name="expires_after"', b"x")), 400, "expires_after", "is not supported"),
+        (form(FILE, PURPOSE, ('name="purpose"', b"batch")), 400, "purpose", "'purpose' twice; send it once"),
         (form(FILE, ('name="purpose"', b"\xff")), 400, "purpose", "not UTF-8"),
         (form(FILE, PURPOSE, ('name="expires_after[seconds]"', b"1")), 400, "expires_after[seconds]", "3600"),
         (form(FILE, PURPOSE, ('name="expires_after[anchor]"', b"now")), 400, "expires_after[anchor]", "created_at"),
-        (form(FILE, PURPOSE, *[('name="x"', b"")] * 40), 400, None, "multipart/form-data"),
         (form(FILE, PURPOSE, end=b""), 400, None, "multipart/form-data"),
         (b"", 400, None, "multipart/form-data"),
         (b"\x00" * 1000, 400, None, "multipart/form-data"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from typing import Any
 
 import httpx
 import pytest
@@ -15,7 +16,7 @@ from openai.types.fine_tuning import FineTuningJob
 from tests.gateway.api.conftest import Served
 from tests.registry.artifacts import make_adapter
 from tunery.plugins.events import Evaluated, StepCompleted
-from tunery.plugins.testing import write_rows
+from tunery.plugins.testing import write_pairs, write_rows
 from tunery.plugins.training.queued.reporter import note_of
 from tunery.registry import NewVersion, Version
 from tunery.registry.errors import InvalidInput
@@ -35,7 +36,7 @@ async def job(served: Served, rows: FileObject) -> FineTuningJob:
     return await served.client.fine_tuning.jobs.create(model="tiny", training_file=rows.id)
 
 
-EVALUATED = {"eval_loss": 2.25, "train_token_accuracy": 0.5, "token_accuracy": 0.25}
+EVALUATED = {"eval_loss": 2.25, "train_token_accuracy": 0.500049, "token_accuracy": 0.249951}
 
 
 def take(served: Served) -> Claim:
@@ -53,7 +54,7 @@ def step(number: int, loss: float) -> Note:
         grad_norm=1.0,
         tokens=10 * number,
         seconds=number,
-        token_accuracy=number / 4,
+        token_accuracy=number / 4 + 0.000049,
     )
     return note_of(event)
 
@@ -65,7 +66,7 @@ def train(served: Served, claim: Claim) -> Version:
         step(1, 3.5),
         step(2, 2.5),
         step(3, 1.5),
-        note_of(Evaluated(step=3, eval_loss=2.0, figures={"token_accuracy": 0.625})),
+        note_of(Evaluated(step=3, eval_loss=2.0, figures={"token_accuracy": 0.6249512})),
     ]
     progress = {"step": 3, "steps": 3, "trained_tokens": 30, "parameters": {"epochs": 3.0, "batch_size": 4}}
     registry.queue.report(claim, notes, progress=progress)
@@ -172,6 +173,8 @@ async def test_the_events_of_a_job_newest_first_page_by_page(served: Served, job
     assert {event.object for event in events} == {"fine_tuning.job.event"}
     assert [event.type for event in events][:3] == ["message", "metrics", "metrics"]
     assert events[2].data == {"step": 3, "total_steps": 3, "train_loss": 1.5, "train_mean_token_accuracy": 0.75}
+    recorded: list[Any] = [event.to_dict()["tunery"] for event in events]
+    assert [data.get("token_accuracy") for data in recorded][:3] == [None, 0.625, 0.75]
     assert len({event.id for event in events}) == 8
 
 
@@ -200,6 +203,37 @@ async def test_events_are_followed_and_a_stream_that_breaks_is_taken_up_again(
     assert len(messages) == 10
     # A stream of a job that has ended has its whole history.
     assert [event["message"] async for _, event in follow(served, job.id)] == messages
+
+
+async def test_only_an_event_of_the_job_is_a_place_in_its_history(
+    served: Served, rows: FileObject, job: FineTuningJob
+) -> None:
+    other = await served.client.fine_tuning.jobs.create(model="tiny", training_file=rows.id)
+    part = job.id.removeprefix("ftjob-")
+    wrong = [
+        (f"ftevent-{other.id.removeprefix('ftjob-')}-2", 400), ("ftevent-other-2", 400), (f"ftevent-{part}-x", 400),
+        (f"ftevent-{part}--1", 400), (f"ftevent-{part}-0", 400), (f"ftevent-{part}-02", 400), ("2", 400), ("-1", 400),
+        (f"ftevent-{part}-99", 404),
+    ]  # fmt: skip
+    url = f"{served.url}/v1/fine_tuning/jobs/{job.id}/events"
+    async with httpx.AsyncClient(verify=False) as client:
+        for event, status in wrong:
+            for response, param in (
+                (await client.get(url, params={"after": event}), "after"),
+                (await client.get(url, params={"after": event, "stream": "true"}), "after"),
+                (await client.get(f"{url}?stream=true", headers={"last-event-id": event}), "Last-Event-ID"),
+            ):
+                assert response.status_code == status, (event, response.text)
+                assert response.json()["error"]["param"] == param
+        response = await client.get(url, params={"after": f"ftevent-{part}-3"})
+        assert [event["tunery"]["number"] for event in response.json()["data"]] == [2, 1]
+
+
+async def test_an_interruption_is_an_event(served: Served, job: FineTuningJob) -> None:
+    served.gateway.registry.queue.release(take(served), waiting="the process was killed by signal 9", crashed=True)
+    event = (await served.client.fine_tuning.jobs.list_events(job.id, limit=1)).data[0]
+    assert (event.level, event.type) == ("warn", "message")
+    assert "The job was interrupted: the process was killed by signal 9." in event.message
 
 
 # -- checkpoints -------------------------------------------------------------------------------------------------------
@@ -238,6 +272,7 @@ async def test_checkpoints_are_models(served: Served, job: FineTuningJob) -> Non
     assert last.fine_tuned_model_checkpoint == f"ft:tiny:default::{job.id[-12:]}:ckpt-step-6"
     metrics = middle.metrics
     assert (metrics.step, metrics.train_loss, metrics.full_valid_loss) == (4, 2.5, 2.25)
+    # Token accuracies have four digits wherever a client sees them.
     assert (metrics.train_mean_token_accuracy, metrics.full_valid_mean_token_accuracy) == (0.5, 0.25)
     assert metrics.valid_mean_token_accuracy == 0.25
     assert (last.metrics.full_valid_loss, last.metrics.train_mean_token_accuracy) == (None, None)
@@ -319,7 +354,7 @@ async def test_a_job_is_paused_resumed_and_cancelled(served: Served, job: FineTu
     claim = take(served)
     assert (await jobs.cancel(job.id)).status == "running"
     assert served.gateway.registry.queue.beat(claim) == "cancel"
-    served.gateway.registry.queue.finish(claim, "cancelled", error="asked to stop")
+    served.gateway.registry.queue.finish(claim, "cancelled", error="The job was cancelled")
     cancelled = await jobs.retrieve(job.id)
     assert (cancelled.status, cancelled.error) == ("cancelled", None)
     with pytest.raises(BadRequestError) as refused:
@@ -338,6 +373,25 @@ async def test_a_failed_job_says_why(served: Served, job: FineTuningJob) -> None
     assert (failed.error.code, failed.error.message) == ("schema", "3 rows are bad")
     resumed = await served.client.fine_tuning.jobs.resume(job.id)
     assert (resumed.status, resumed.error, resumed.finished_at) == ("queued", None, None)
+
+
+async def test_a_job_that_only_has_to_be_published_cannot_be_paused(served: Served, job: FineTuningJob) -> None:
+    served.gateway.registry.queue.report(take(served), [], progress={"step": 3, "steps": 3})
+    with pytest.raises(BadRequestError, match="can still be cancelled") as refused:
+        await served.client.fine_tuning.jobs.pause(job.id)
+    assert refused.value.code == "job_finishing"
+    assert (await served.client.fine_tuning.jobs.cancel(job.id)).status == "running"
+
+
+async def test_a_job_whose_file_is_gone_before_it_began_cannot_be_resumed(
+    served: Served, rows: FileObject, job: FineTuningJob
+) -> None:
+    served.gateway.registry.queue.finish(take(served), "failed", error="no", code="schema")
+    await served.client.files.delete(rows.id)
+    with pytest.raises(BadRequestError, match="create a new job") as refused:
+        await served.client.fine_tuning.jobs.resume(job.id)
+    assert (refused.value.code, refused.value.param) == ("file_not_found", "training_file")
+    assert (await served.client.fine_tuning.jobs.retrieve(job.id)).status == "failed"
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------
@@ -378,6 +432,12 @@ async def test_unknown_jobs_are_not_found_in_openais_words(served: Served) -> No
         ({"tunery": {"alias": "A B"}}, "tunery.alias", None, "A B"),
         ({"tunery": {"allow": ["magic"]}}, "tunery.allow", "unknown_name", "magic"),
         ({"tunery": {"parameters": {"rate": 1}}}, "tunery.parameters", "invalid_parameter", "rate"),
+        (
+            {"tunery": {"parameters": {"r": 10**9}}},
+            "tunery.parameters",
+            "invalid_parameter",
+            "r is a whole number, at ",
+        ),
         ({"tunery": {"trainers": "lora"}}, "tunery", None, "trainers"),
         ({"color": "red"}, "color", "unsupported_parameter", "color"),
     ],
@@ -424,10 +484,11 @@ async def test_an_integration_is_kept_where_its_package_is_installed(
     assert refused.value.param == "integrations"
 
 
-async def test_dpo_and_its_beta(served: Served, rows: FileObject) -> None:
+async def test_dpo_and_its_beta(served: Served) -> None:
+    pairs = await served.client.files.create(file=write_pairs(served.folder / "pairs.jsonl", 20), purpose="fine-tune")
     method = {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.3, "n_epochs": 2, "learning_rate_multiplier": 2}}}
     job = await served.client.fine_tuning.jobs.create(
-        model="tiny", training_file=rows.id, method=method  # type: ignore[arg-type]
+        model="tiny", training_file=pairs.id, method=method  # type: ignore[arg-type]
     )  # fmt: skip
     queued = served.gateway.registry.job(job.id)
     assert queued.trainer == "dpo"
@@ -452,6 +513,54 @@ async def test_a_fine_tuned_model_is_deleted_by_its_name(served: Served, job: Fi
         await served.client.chat.completions.create(model=name, messages=[{"role": "user", "content": "hi"}])
     with pytest.raises(NotFoundError):
         await served.client.models.delete("tiny")
+
+
+async def test_a_model_that_jobs_continue_from_is_not_deleted(
+    served: Served, rows: FileObject, job: FineTuningJob
+) -> None:
+    train(served, take(served))
+    jobs = served.client.fine_tuning.jobs
+    name = (await jobs.retrieve(job.id)).fine_tuned_model
+    assert name is not None
+    child = await jobs.create(model="tiny", training_file=rows.id, extra_body={"tunery": {"from": name}})
+    assert child.to_dict()["tunery"]["parent"] == "default/tiny@1"  # type: ignore[index]
+    for act in (jobs.retrieve, jobs.pause):  # as it waits, and as it is paused
+        await act(child.id)
+        with pytest.raises(BadRequestError, match=child.id) as refused:
+            await served.client.models.delete(name)
+        assert refused.value.code == "version_in_use"
+    await jobs.cancel(child.id)
+    assert (await served.client.models.delete(name)).deleted
+    with pytest.raises(BadRequestError, match="does not exist") as gone:
+        await jobs.create(model="tiny", training_file=rows.id, extra_body={"tunery": {"from": name}})
+    assert gone.value.param == "tunery.from"
+    with pytest.raises(BadRequestError, match="is a checkpoint") as checkpoint:
+        await jobs.create(
+            model="tiny", training_file=rows.id, extra_body={"tunery": {"from": f"{name}:ckpt-step-1"}}
+        )  # fmt: skip
+    assert checkpoint.value.param == "tunery.from"
+
+
+async def test_names_of_fine_tuned_models_are_adapters_too(served: Served, job: FineTuningJob) -> None:
+    claim = take(served)
+    keep(served, claim, 2)
+    train(served, claim)
+    name = (await served.client.fine_tuning.jobs.retrieve(job.id)).fine_tuned_model
+    assert name is not None
+    create = served.client.chat.completions.create
+    messages = [{"role": "user", "content": "hi"}]
+    for given in (name, f"{name}:ckpt-step-2"):
+        for more in ({"extra_body": {"adapter": given}}, {"extra_headers": {"X-Tunery-Adapter": given}}):
+            for model in ("tiny", given):
+                answer = await create(model=model, messages=messages, **more)  # type: ignore[call-overload]
+                assert answer.model == model
+    compositions = [request.composition for request in served.engine.requests]
+    assert compositions[0] == compositions[3] != compositions[4] == compositions[7]
+    with pytest.raises(NotFoundError, match="does not exist") as missing:
+        await create(
+            model="tiny", messages=[{"role": "user", "content": "hi"}], extra_body={"adapter": "ft:tiny:x::1"}
+        )  # fmt: skip
+    assert missing.value.param == "adapter"
 
 
 def test_the_worker_of_a_server_needs_an_executor_that_exists() -> None:

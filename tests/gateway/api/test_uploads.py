@@ -57,6 +57,11 @@ async def test_an_upload_by_hand(served: Served) -> None:
     assert refused.value.param == "part_ids"
     done = await served.client.uploads.complete(upload.id, part_ids=ids[::-1])
     assert await served.client.uploads.complete(upload.id, part_ids=ids[::-1]) == done
+    md5 = hashlib.md5(b"abcdef", usedforsecurity=False).hexdigest()
+    assert await served.client.uploads.complete(upload.id, part_ids=ids[::-1], md5=md5.upper()) == done
+    with pytest.raises(BadRequestError, match="do not have this md5") as refused:
+        await served.client.uploads.complete(upload.id, part_ids=ids[::-1], md5="0" * 32)
+    assert refused.value.param == "md5"
     assert done.file is not None
     assert (done.status, done.file.bytes) == ("completed", 6)
     assert done.file.expires_at == done.file.created_at + 3600
@@ -88,13 +93,24 @@ async def test_a_cancelled_upload_takes_no_more(served: Served) -> None:
         ({"filename": None}, "filename"),
         ({"mime_type": "x" * 256}, "mime_type"),
         ({"expires_after": {"anchor": "created_at", "seconds": 1}}, "expires_after"),
+        ({"expires_after": {"anchor": "created_at", "seconds": 3600, "days": 1}}, "expires_after.days"),
         ({"theft": True}, "theft"),
+        ({"expires_after": {"anchor": "created_at"}}, "expires_after"),
     ],
 )
 async def test_what_is_no_upload_is_refused_by_name(served: Served, change: dict[str, object], param: str) -> None:
     body = {"bytes": 6, "filename": "a", "mime_type": "text/plain", "purpose": "batch"} | change
     response = await served.post("/v1/uploads", body)
     assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+
+
+async def test_a_part_has_one_field(served: Served) -> None:
+    upload = await served.client.uploads.create(bytes=6, filename="a.txt", mime_type="text/plain", purpose="user_data")
+    async with httpx.AsyncClient() as client:
+        response = await client.post(
+            f"{served.url}/v1/uploads/{upload.id}/parts", files={"data": b"abc"}, data={"purpose": "batch"}
+        )
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "purpose")
 
 
 async def test_parts_have_limits(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,4 +129,4 @@ async def test_parts_have_limits(served: Served, monkeypatch: pytest.MonkeyPatch
             await served.client.uploads.cancel(name)
     async with httpx.AsyncClient(verify=False) as client:
         response = await client.post(f"{served.url}/v1/uploads/{upload.id}/parts", files={"file": ("a", b"abc")})
-    assert (response.status_code, response.json()["error"]["param"]) == (400, "data")
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "file")

@@ -97,6 +97,17 @@ def test_a_row_without_a_field_is_named(home: Home, bot: str, tmp_path: Path, sm
     assert "items.jsonl:2: {{item.q}}: there is no item.q" in done.stderr
 
 
+def test_answers_longer_than_the_context_are_refused_before_anything_is_recorded(
+    home: Home, registry: Registry, bot: str, tmp_path: Path, small: None
+) -> None:
+    rows = write_rows(tmp_path / "held.jsonl", 2)
+    words = ("--data", str(rows), "--grader", "exact", "--max-tokens", "1000000000")
+    done = tunery(home, "eval", "run", bot, *words, forked=False)
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert "max_completion_tokens is 1000000000, and prompt and answer have " in done.stderr
+    assert registry.evals.page(tenant=None, after=None, limit=10, ascending=True) == ([], False)
+
+
 def test_an_interrupted_command_ends_its_run(
     home: Home, registry: Registry, bot: str, tmp_path: Path, small: None
 ) -> None:

@@ -91,6 +91,19 @@ def test_an_error_is_one_line_and_a_traceback_only_when_asked_for(
             main([*arguments, "adapters", "show", "acme/none"])
 
 
+def test_every_problem_of_the_data_is_printed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problems = [f"rows.jsonl:{n}: is wrong" for n in range(1, 31)]
+
+    def fail(**_: object) -> None:
+        raise errors.InvalidData("30 problems", problems=problems, advice=["fix them"])
+
+    monkeypatch.setattr(cli, "main", fail)
+    assert run("plugins") == 2
+    assert capsys.readouterr().err.splitlines() == ["error: 30 problems", *problems, "fix them"]
+
+
 def test_a_plugins_command_is_listed_suggested_and_run(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.forked_process import run_tunery, start_tunery
+from tunery.gateway.cli.terminal.tables import when
 from tunery.plugins.events import StepCompleted
 from tunery.plugins.testing import write_rows
 from tunery.plugins.training.queued.reporter import note_of
@@ -56,6 +57,21 @@ def test_a_submitted_job_waits_with_what_it_was_given(
     (listed,) = json.loads(tunery(environment, "list", "--json").stdout)
     assert (listed["id"], listed["state"]) == (submitted, "queued")
     assert json.loads(tunery(environment, "show", submitted).stdout)["priority"] == 3
+    assert job.details is not None
+    assert job.details["method"] == "supervised"
+
+
+def test_the_list_says_when_jobs_started(submitted: str, registry: Registry, environment: dict[str, str]) -> None:
+    def started() -> str:
+        heads, row = tunery(environment, "list").stdout.splitlines()
+        assert heads.split("\t")[-1] == "started"
+        return row.split("\t")[-1]
+
+    assert started() == "-"
+    registry.queue.claim("test")
+    at = registry.job(submitted).started_at
+    assert at is not None
+    assert started() == when(int(at))
 
 
 def test_a_job_that_cannot_be_submitted_leaves_nothing(
@@ -97,13 +113,19 @@ def test_a_job_is_followed_until_it_ends(submitted: str, registry: Registry, env
     assert job is not None
     claim = Claim(job.id, job.fence)
     registry.queue.report(claim, [note_of(STEP)])
+    registry.queue.release(claim, waiting="the process that ran it was killed by signal 9", crashed=True)
+    job = registry.queue.claim("test")
+    assert job is not None
+    claim = Claim(job.id, job.fence)
     registry.queue.finish(claim, "failed", error="3 rows are bad", code="schema")
     _, error = watching.communicate(timeout=280)
     assert "step 1/2  loss 2.500" in error
+    assert "warning: The job was interrupted: the process that ran it was killed by signal 9" in error
     assert "error: 3 rows are bad" in error
     assert watching.returncode != 0
     out, _ = logging.communicate(timeout=280)
     assert "Step 1/2: training loss=2.50" in out
+    assert "warn: The job was interrupted" in out
     assert logging.returncode == 0
 
 

@@ -104,9 +104,10 @@ def both(server: ServeProcess, tmp_path: Path) -> Iterator[Both]:
                 registry.queue.request(job.id, "cancel")
 
 
-def test_a_job_is_submitted_with_all_that_was_given(both: Both) -> None:
+def test_a_job_is_submitted_with_all_that_was_given(both: Both, tmp_path: Path) -> None:
+    held_out = write_rows(tmp_path / "held-out.jsonl", 7)
     job_id = both.submit(
-        "--val", str(both.rows), "--set", "epochs=2", "--alias", "canary", "--from", "acme/first", "--priority", "3",
+        "--val", str(held_out), "--set", "epochs=2", "--alias", "canary", "--from", "acme/first", "--priority", "3",
         "--allow", "duplicate", "--force", "--method", "qlora",
     )  # fmt: skip
     job = both.registry.job(job_id)
@@ -117,10 +118,9 @@ def test_a_job_is_submitted_with_all_that_was_given(both: Both) -> None:
         "canary", "acme/first@1", ("duplicate",), True,
     )  # fmt: skip
     assert request.parameters["epochs"] == "2"
-    for file in (*request.data, request.validation):
-        assert file is not None
+    for file, rows in zip((*request.data, request.validation or ""), (both.rows, held_out), strict=True):
         stored = both.registry.data_files.get(file)
-        assert both.registry.data_files.path(stored).read_bytes() == both.rows.read_bytes()
+        assert both.registry.data_files.path(stored).read_bytes() == rows.read_bytes()
     shown = json.loads(both.same("show", job_id)[0])
     assert (shown["data"], shown["validation"], shown["base"]) == (list(request.data), request.validation, "base")
     assert shown["last"]["kind"] == "queued"

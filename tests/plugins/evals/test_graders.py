@@ -83,6 +83,7 @@ def test_similarity_passes_from_its_threshold_on(metric: str, text: str, referen
         ('{"n": 1', "it is not JSON"),
         ('{"n": NaN}', "it is not JSON: NaN is not JSON"),
         ("[" * 100_000, "it is not JSON"),
+        ('{"n": ' + "1" * 5000 + "}", "it is not JSON: it holds a number of 5000 digits"),
     ],
 )
 def test_json_is_checked_against_its_schema(text: str, note: str | None) -> None:

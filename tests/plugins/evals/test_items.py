@@ -71,6 +71,10 @@ def test_every_bad_row_is_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidData) as error:
         read(tmp_path / "a.jsonl", *rows)
     assert [problem.partition(": ")[0] for problem in error.value.problems] == [f"a.jsonl:{n}" for n in range(1, 7)]
+    broken = tmp_path / "0123abcd"
+    broken.write_bytes(b"[" * 5000)
+    with pytest.raises(InvalidData, match=r"^rows\.json, line 1: row 1 is nested too deeply; flatten it$"):
+        read_items(broken, formats=load_plugins(allow=()).formats(), name="rows.json")
     with pytest.raises(InvalidData, match="has no rows"):
         read(tmp_path / "a.jsonl")
     schema = JsonValidity({"required": ["q"]}, param="item_schema")

@@ -86,7 +86,7 @@ def test_what_a_job_measures_is_logged_step_by_step(wandb: FakeWandb) -> None:
 
 
 def test_a_job_that_is_cancelled_ends_its_run_as_failed(wandb: FakeWandb) -> None:
-    logged([STARTED, Cancelled(error="asked to stop")])
+    logged([STARTED, Cancelled(error="The job was cancelled")])
     assert wandb.calls[-1] == ("finish", 1)
 
 

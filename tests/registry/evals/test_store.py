@@ -139,6 +139,13 @@ def test_rows_are_kept_with_their_run(home: Home, tmp_path: Path) -> None:
         assert not registry.evals.data_path(run).exists()
 
 
+def test_a_run_that_is_not_there_is_named(store: EvalStore) -> None:
+    with pytest.raises(NotFound, match="there is no run nope; see tunery eval list"):
+        store.run("nope")
+    with pytest.raises(NotFound, match="there is no run nope of this evaluation"):
+        store.run("nope", eval_id="eval_1")
+
+
 def test_a_file_that_was_deleted_meanwhile_makes_no_run(store: EvalStore, tmp_path: Path) -> None:
     made = store.create(tenant="acme", name="e", source={}, criteria=[])
     more: dict[str, Any] = {"request": {}, "plan": {}, "data_name": "a", "row_count": 1, "base_digest": BASE}

@@ -16,7 +16,7 @@ from tunery.registry.errors import Conflict, NotFound
 from tunery.registry.home import Home
 from tunery.registry.jobs.history import Note
 from tunery.registry.jobs.job_queue import LEASE_SECONDS
-from tunery.registry.jobs.queue import MAX_CRASHES, Claim, ClaimLimits
+from tunery.registry.jobs.queue import BODY_DIGEST, MAX_CRASHES, Claim, ClaimLimits
 from tunery.registry.jobs.success import Success
 from tunery.registry.jobs.table import Filter
 from tunery.registry.records import Job, JobRequest
@@ -227,7 +227,13 @@ def test_a_job_whose_processes_all_die_fails(noticed: bool, clocked: Clocked) ->
     assert clocked.claim() is None
     ended = clocked.registry.job(job.id)
     assert (ended.state, ended.code) == ("failed", "worker_lost")
-    assert clocked.kinds(job) == ["failed"]
+    assert clocked.kinds(job) == ["interrupted"] * (MAX_CRASHES - 1) + ["failed"]
+    reason = "killed by signal 9" if noticed else "the worker that ran it is gone"
+    (first, *_) = clocked.registry.queue.events_after(job.id, 0)
+    assert (first.level, first.data) == ("warn", {"reason": reason})
+    assert first.message == (
+        f"The job was interrupted: {reason}. It goes on from its last checkpoint, or from the start"
+    )  # fmt: skip
 
 
 def test_a_job_that_makes_progress_may_lose_any_number_of_processes(clocked: Clocked) -> None:
@@ -236,9 +242,11 @@ def test_a_job_that_makes_progress_may_lose_any_number_of_processes(clocked: Clo
         claim = clocked.take(job)
         clocked.registry.queue.report(claim, [], progress={"step": step})
         clocked.registry.queue.release(claim, crashed=True)
+    interrupted = clocked.kinds(job)
     for _ in range(3 * MAX_CRASHES):  # nor does it matter how often it is given back in good order
         clocked.registry.queue.release(clocked.take(job))
     assert clocked.state(job) == "queued"
+    assert clocked.kinds(job) == interrupted == ["interrupted"] * (3 * MAX_CRASHES)
 
 
 # -- stopping and resuming ---------------------------------------------------------------------------------------------
@@ -286,7 +294,42 @@ def test_a_failed_job_can_be_resumed(clocked: Clocked) -> None:
     # It may crash as often again.
     clocked.registry.queue.release(clocked.take(job), waiting="it died", crashed=True)
     assert clocked.state(job) == "queued"
-    assert clocked.kinds(job)[-1] == "resumed"
+    assert clocked.kinds(job)[-2:] == ["resumed", "interrupted"]
+
+
+def test_a_job_whose_steps_are_all_trained_cannot_be_paused(clocked: Clocked) -> None:
+    job, queue = clocked.submit(), clocked.registry.queue
+    claim = clocked.take(job)
+    queue.report(claim, [], progress={"steps": 4})
+    queue.report(claim, [], progress={"step": 3, "steps": 4})
+    assert queue.request(job.id, "pause").wanted == "pause"
+    queue.report(claim, [], progress={"step": 4, "steps": 4})
+    with pytest.raises(Conflict, match=r"all of its 4 steps.*can still be cancelled") as refused:
+        queue.request(job.id, "pause")
+    assert refused.value.code == "job_finishing"
+    assert queue.request(job.id, "cancel").wanted == "cancel"
+    # Back in the queue it can be paused, as nothing is under way.
+    other = clocked.submit()
+    claim = clocked.take(other)
+    queue.report(claim, [], progress={"step": 4, "steps": 4})
+    queue.release(claim)
+    assert queue.request(other.id, "pause").state == "paused"
+
+
+def test_a_failed_job_that_never_began_needs_its_files(clocked: Clocked) -> None:
+    jobs = [clocked.submit(), clocked.submit()]
+    reported: list[dict[str, object]] = [{"rows": 20}, {"parameters": {"epochs": 1}}]
+    for job, progress in zip(jobs, reported, strict=True):
+        claim = clocked.take(job)
+        clocked.registry.queue.report(claim, [], progress=progress)
+        clocked.registry.queue.finish(claim, "failed", error="no", code="schema")
+    clocked.registry.data_files.delete(clocked.file)
+    with pytest.raises(Conflict, match=f"{clocked.file} was deleted meanwhile") as refused:
+        clocked.registry.queue.resume(jobs[0].id)
+    assert (refused.value.code, refused.value.param) == ("file_not_found", "training_file")
+    assert clocked.state(jobs[0]) == "failed"
+    assert clocked.kinds(jobs[0]) == []
+    assert clocked.registry.queue.resume(jobs[1].id).state == "queued"
 
 
 def test_a_job_that_has_ended_cannot_be_stopped(clocked: Clocked) -> None:
@@ -315,6 +358,18 @@ def test_a_repeated_key_is_one_job_for_each_tenant(clocked: Clocked) -> None:
     assert clocked.submit(idempotency_key="k") == first
     assert clocked.submit("globex", idempotency_key="k").id != first.id
     assert clocked.submit().id != first.id
+
+
+def test_a_key_with_another_body_is_refused(clocked: Clocked) -> None:
+    first = clocked.submit(idempotency_key="k", details={BODY_DIGEST: "a"})
+    assert clocked.submit(idempotency_key="k", details={BODY_DIGEST: "a"}) == first
+    with pytest.raises(Conflict, match=f"was used for {first.id}") as refused:
+        clocked.submit(idempotency_key="k", details={BODY_DIGEST: "b"})
+    assert (refused.value.code, refused.value.param) == ("idempotency_key_reused", "Idempotency-Key")
+    assert [job.id for job in clocked.registry.jobs()] == [first.id]
+    # A job that was made before digests were kept.
+    old = clocked.submit(idempotency_key="old", details={})
+    assert clocked.submit(idempotency_key="old", details={BODY_DIGEST: "b"}) == old
 
 
 def test_a_job_whose_file_is_gone_is_refused(clocked: Clocked) -> None:

@@ -13,6 +13,8 @@ from tests.registry.conftest import Publish
 from tunery.registry import Base, NewVersion
 from tunery.registry.errors import Conflict, InvalidInput, NotFound
 from tunery.registry.home import Home
+from tunery.registry.jobs.queue import Claim
+from tunery.registry.records import JobRequest
 from tunery.registry.registry import Registry
 
 
@@ -162,3 +164,31 @@ def test_a_base_that_moved_is_found_where_it_is_now(registry: Registry, base: Ba
     moved = msgspec.structs.replace(base, path=str(tmp_path / "elsewhere"))
     assert registry.add_base(moved) == moved
     assert registry.base(base.name) == moved
+
+
+def test_a_version_that_jobs_continue_from_is_kept(registry: Registry, publish: Publish, tmp_path: Path) -> None:
+    publish(seed=1)
+    publish(seed=2)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("{}\n")
+    file = registry.data_files.add(rows, tenant="acme", purpose="fine-tune", name="rows.jsonl").id
+    request = JobRequest(adapter="acme/bot", trainer="lora", base="b" * 64, data=(file,), parent="acme/support@1")
+    job = registry.queue.submit(request, tenant="acme").id
+    states = [registry.job(job).state]
+    for act in (
+        lambda: registry.queue.request(job, "pause"),
+        lambda: (registry.queue.resume(job), registry.queue.claim("test")),
+    ):
+        for force in (False, True):
+            with pytest.raises(Conflict, match=f"{job} continues from acme/support@1") as refused:
+                registry.remove("acme/support@1", actor="t", force=force)
+            assert refused.value.code == "version_in_use"
+        act()
+        states.append(registry.job(job).state)
+    assert states == ["queued", "paused", "running"]
+    with pytest.raises(Conflict, match="let it end, or cancel it"):
+        registry.remove("acme/support@1", actor="t")
+    registry.remove("acme/support@2", actor="t")
+    claimed = registry.job(job)
+    registry.queue.finish(Claim(job, claimed.fence), "failed", error="no")
+    assert registry.remove("acme/support@1", actor="t").number == 1

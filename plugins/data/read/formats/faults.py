@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from tunery.plugins.hookspecs import Severity
-from tunery.registry.errors import InvalidInput, near
+from tunery.registry.errors import InvalidInput, near, near_or
 
 __all__ = [
     "Fault",
@@ -101,8 +101,9 @@ def not_text(path: str, value: Any, *, is_given: bool) -> Fault:
 
 def not_one_of(path: str, value: Any, known: Collection[str], *, is_given: bool) -> Fault:
     """The fault of a field that must be one of `known`, and is not, or is not given at all."""
-    hint = near(value, known) if isinstance(value, str) else "use one of " + ", ".join(known)
-    return Fault(path, f"is {value!r}" if is_given else "is missing", hint)
+    hint = near(value[:60], known) if isinstance(value, str) else "use one of " + ", ".join(known)
+    shown = repr(value[:60]) if isinstance(value, str) else json_type(value)
+    return Fault(path, f"is {shown}" if is_given else "is missing", hint)
 
 
 def unknown_keys(path: str, row: Mapping[str, Any], keys: tuple[str, ...]) -> list[Fault]:
@@ -140,7 +141,7 @@ def json_type(value: Any) -> str:
 
 def _key_faults(path: str, extra: list[str], keys: tuple[str, ...]) -> list[Fault]:
     shown = [
-        Fault(f"{path}.{key[:60]}", "is not known here", f"{near(key[:60], keys)} Or drop it")
+        Fault(f"{path}.{key[:60]}", "is not known here", near_or(key[:60], keys, "drop it"))
         for key in extra[:_KEYS_SHOWN]
     ]
     if len(extra) > _KEYS_SHOWN:

@@ -11,6 +11,7 @@ from openai.types.chat import ChatCompletionMessageParam
 
 from tests.gateway.api.conftest import REPLY, Served
 from tunery.gateway.api.http import body_memory as memory
+from tunery.gateway.api.http import middleware
 from tunery.gateway.app import MAX_BODY
 
 MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hi"}]
@@ -109,6 +110,23 @@ async def test_a_model_name_a_megabyte_long_is_not_found_briefly(served: Served)
 async def test_a_body_over_the_limit_is_413(served: Served) -> None:
     body = b'{"model":"tiny","messages":[{"role":"user","content":"' + b"x" * MAX_BODY + b'"}]}'
     assert "too large" in await refused(served, CHAT, body, 413)
+
+
+async def test_a_body_that_is_announced_too_long_is_not_waited_for(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(middleware, "MAX_DISCARD_SECONDS", 1e6)
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(served.url.rpartition(":")[2]))
+    for path, kind in ((CHAT, "application/json"), ("/v1/files", "multipart/form-data; boundary=b")):
+        writer.write(
+            f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: {kind}\r\ncontent-length: 99999999999\r\n\r\n".encode()
+        )
+        answer = await reader.read()  # to the end of the connection
+        writer.close()
+        assert answer.startswith(b"HTTP/1.1 413")
+        assert b"too large" in answer
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(served.url.rpartition(":")[2]))
+    writer.close()
 
 
 @pytest.mark.slow

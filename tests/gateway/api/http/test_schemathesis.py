@@ -25,7 +25,7 @@ SOAK_EXAMPLES = int(os.environ.get("SOAK_EXAMPLES", "200"))
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 async def test_no_request_has_an_undocumented_answer(served: Served) -> None:
-    await run(served, examples=10)
+    await run(served, examples=5)
 
 
 @pytest.mark.soak

@@ -265,3 +265,48 @@ async def test_offsets_count_control_tokens_that_are_shown(served: Served) -> No
         lists = choice["logprobs"]
         at = lists["tokens"].index("<|im_start|>")
         assert lists["text_offset"][at + 1] - lists["text_offset"][at] == added
+
+
+@pytest.mark.parametrize(
+    ("path", "param"),
+    [
+        (CHAT, "messages"),
+        (RAW, "prompt"),
+        (EMBED, "input"),
+        (RESPOND, "input"),
+        ("/v1/fine_tuning/jobs", "training_file"),
+        ("/v1/batches", "input_file_id"),
+        ("/v1/evals", "data_source_config"),
+        ("/v1/uploads", "bytes"),
+    ],
+)
+async def test_a_missing_field_is_named(served: Served, path: str, param: str) -> None:
+    bodies: dict[str, dict[str, Any]] = {
+        "/v1/batches": {"endpoint": CHAT, "completion_window": "24h"},
+        "/v1/evals": {"testing_criteria": []},
+        "/v1/uploads": {"filename": "a", "mime_type": "b", "purpose": "batch"},
+    }
+    response = await served.post(path, bodies.get(path, {"model": "tiny"}))
+    error = response.json()["error"]
+    assert (response.status_code, error["code"], error["param"]) == (400, "missing_required_parameter", param)
+    assert error["message"] == f"the body has no field {param!r}, which is required"
+
+
+async def test_a_missing_field_within_another_is_named_with_it(served: Served) -> None:
+    body = {
+        "filename": "a",
+        "mime_type": "b",
+        "purpose": "batch",
+        "bytes": 6,
+        "expires_after": {"anchor": "created_at"},
+    }
+    error = (await served.post("/v1/uploads", body)).json()["error"]
+    assert (error["code"], error["param"]) == ("missing_required_parameter", "expires_after")
+    assert error["message"] == "expires_after has no field 'seconds', which is required"
+
+
+@pytest.mark.parametrize("body", [[], "x", 1])
+async def test_a_body_that_is_no_object_is_said_to_be_none(served: Served, body: Any) -> None:
+    error = (await served.post(CHAT, body)).json()["error"]
+    assert (error["code"], error["param"]) == ("invalid_value", None)
+    assert error["message"].startswith("the body is not a JSON object: Expected `object`")

@@ -206,10 +206,52 @@ def test_a_file_that_breaks_off_is_one_finding_after_those_of_its_rows(tmp_path:
     report = check_data([path, other], CheckOptions(max_length=8), plugins=PLUGINS)
     assert [(f.file, f.line, f.rule) for f in report.errors] == [
         ("rows.json", 2, "duplicate"),
-        ("rows.json", 0, "schema"),
+        ("rows.json", 26, "schema"),
     ]
     assert "row 3 is not complete" in report.errors[-1].message
     assert [file["rows"] for file in report.statistics["files"]] == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "line", "message"),
+    [
+        ("deep.jsonl", b"[" * 5000 + b"]" * 5000, 1, "row 1 is nested too deeply"),
+        ("open.csv", b'prompt,completion\n"unterminated,x\n', 2, "is not CSV (unexpected end of data)"),
+        ("junk.parquet", b"PAR1junkPAR1", 0, "is damaged (Parquet "),
+        ("junk.jsonl.gz", b"\x1f\x8b" + b"junk" * 9, 0, "is damaged where it is gzipped"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named_without_its_folder(
+    tmp_path: Path, name: str, content: bytes, line: int, message: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    (finding,) = check_data([path], CheckOptions(max_length=1), plugins=PLUGINS).findings
+    assert (finding.file, finding.line) == (name, line)
+    assert finding.message.startswith(message)
+    assert finding.fix
+    assert str(tmp_path) not in str(finding)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv"])
+def test_a_number_that_python_does_not_read_is_a_fault_of_its_row(tmp_path: Path, name: str) -> None:
+    messages = f'[{{"role": "user", "content": "a", "weight": {"1" * 5000}}}]'
+    text = 'messages\n"' + messages.replace('"', '""') + '"\n' if name == "a.csv" else f'{{"messages": {messages}}}\n'
+    path = tmp_path / name
+    path.write_text(f"[{text}]" if name == "a.json" else text)
+    (finding,) = check_data([path], CheckOptions(max_length=1), plugins=PLUGINS).findings
+    assert (finding.message, finding.fix) == ("holds a number of 5000 digits", "write it as a text, in quotes")
+
+
+@pytest.mark.parametrize("content", [b"", b"\n \n"])
+def test_only_a_file_of_no_rows_at_all_has_none(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(content)
+    (finding,) = check_data([path], CheckOptions(max_length=1), plugins=PLUGINS).findings
+    assert finding.message == "has no rows"
+    path.write_bytes(content + b"5\n")
+    (finding,) = check_data([path], CheckOptions(max_length=1), plugins=PLUGINS).findings
+    assert finding.message == "is a number, not an object"
 
 
 def test_a_file_of_another_kind_is_one_finding(tmp_path: Path) -> None:
@@ -222,9 +264,14 @@ def test_a_file_of_another_kind_is_one_finding(tmp_path: Path) -> None:
 def test_findings_are_described_up_to_a_number_and_counted_all(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", *[{"prompt": "a"}] * (KEPT + 500))
     report = check_data([path], CheckOptions(max_length=8), plugins=PLUGINS)
+    assert len(report.findings) == KEPT
+    assert report.counts == {"schema": {"error": KEPT + 500}}
+    assert report.count("error") == KEPT + 500
+    path = tmp_path / "rows.json"
+    path.write_text("[\n" + '{"prompt": "a"},\n' * (KEPT + 500) + "oops]")
+    report = check_data([path], CheckOptions(max_length=8), plugins=PLUGINS)
     assert len(report.findings) == KEPT + 1
-    assert report.counts == {"schema": {"error": KEPT + 501}}
-    assert report.count("error") == KEPT + 501
+    assert report.findings[-1].line == KEPT + 502
     assert report.count("error", without=["schema"]) == report.count("warning") == 0
 
 

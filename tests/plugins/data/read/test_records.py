@@ -177,7 +177,7 @@ BROKEN = {
     "bad.jsonl.gz": (gzip.compress(b"x" * 99)[:10] + b"\xff" * 40, "damaged where it is gzipped"),
     "cut.json": (PRETTY[:-40].encode(), "row 3 is not complete where the file ends"),
     "open.json": (json.dumps(ROWS)[:-1].encode() + b"  ", "ends early|row 3 is not complete"),
-    "bad.json": (PRETTY.replace('"completion"', "completion").encode(), "line 4, column 5: is not JSON"),
+    "bad.json": (PRETTY.replace('"completion"', "completion").encode(), "line 4: is not JSON at column 5"),
     "commas.json": (PRETTY.replace("},", "}").encode(), r"'\{' where ',' must stand"),
     "more.json": ((PRETTY + "\n{}").encode(), "goes on after its end"),
     "deep.json": (b"[" * 100_000, "row 1 is nested too deeply"),
@@ -204,7 +204,7 @@ def test_what_cannot_be_read_is_one_error(tmp_path: Path, name: str) -> None:
     path.write_bytes(content)
     with pytest.raises(FileBroken, match=message) as caught:
         read(path)
-    assert name in caught.value.message
+    assert caught.value.message.startswith(name)
     assert len(caught.value.message) < 400
 
 

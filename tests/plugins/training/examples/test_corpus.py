@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pyarrow as pa
+import pytest
 from pyarrow import parquet
 
 from tests.plugins.data.checks.check_rows import chat
@@ -15,6 +16,7 @@ from tunery.plugins.data.render.renderer import Renderer
 from tunery.plugins.parameters import TrainingParameters
 from tunery.plugins.training.examples.corpus import Corpus, read_corpus
 from tunery.plugins.training.job.manifest import changed_files
+from tunery.registry.errors import InvalidData
 from tunery.registry.storage.digest import file_digest
 
 ROWS = [chat(f"item {n}", f"It is {n}.") for n in range(6)]
@@ -25,6 +27,28 @@ def read(base: Path, *paths: Path) -> Corpus:
     return read_corpus(
         paths, None, TrainingParameters(max_length=64, eval_fraction=0.0), formats=formats, renderer=Renderer(base)
     )
+
+
+def test_a_message_shows_the_first_problems_and_counts_the_rest(tmp_path: Path, tiny_base_folder: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(chat(f"item {n}", f"It is {n}.")) + "\n" for n in range(300)))
+    formats = {info.name: info for info in BUILT_IN}
+    with pytest.raises(InvalidData) as caught:
+        read_corpus(
+            [path],
+            None,
+            TrainingParameters(max_length=64, eval_fraction=0.0),
+            formats=formats,
+            renderer=Renderer(tiny_base_folder),
+            preferences=True,
+        )
+    error = caught.value
+    head, *shown, more = error.message.splitlines()
+    assert head == "300 problems in the data; nothing was trained"
+    assert [line.partition(": ")[0] for line in shown] == [f"rows.jsonl:{n}" for n in range(1, 21)]
+    assert more == "and 280 more"
+    assert len(error.problems) == 300
+    assert error.full_text.splitlines() == [head, *error.problems]
 
 
 def test_a_folder_of_tables_is_trained_on_as_its_rows_and_known_by_its_digest(

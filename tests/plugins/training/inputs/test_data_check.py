@@ -86,7 +86,8 @@ def test_only_the_first_errors_are_listed_and_the_rest_counted(data: Path, tiny_
     repeat_last(data, 30)
     with pytest.raises(InvalidData) as caught:
         check(data, tiny_base)
-    *shown, more, _ = caught.value.problems
+    _, *shown, more, _ = caught.value.message.splitlines()
+    assert shown == list(caught.value.problems)
     assert len(shown) == 20
     assert more == f"and 10 more; tunery data check {data} --base tiny --max-length 512 shows more"
 

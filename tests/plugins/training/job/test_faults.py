@@ -17,12 +17,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from msgspec import UNSET
 from safetensors.numpy import save_file
 from sqlalchemy import event
 
 from tests.plugins.training.conftest import Train
 from tunery.plugins.discovery import load_plugins
-from tunery.plugins.events import CheckpointChosen, JobEvent, StepCompleted
+from tunery.plugins.events import CheckpointChosen, Failed, JobEvent, StepCompleted
 from tunery.plugins.testing import CHATML, write_rows
 from tunery.plugins.training import resume
 from tunery.plugins.training.objectives.objective import StepLoss, Supervised
@@ -198,6 +199,68 @@ def test_a_loss_that_goes_wrong_stops_the_run_at_that_step_and_names_its_rows(
     ):
         train("lora", max_steps=6)
     assert [each.kind for each in events if each.kind in ("step", "failed")] == ["step", "step", "failed"]
+    assert registry.jobs()[0].state == "failed"
+
+
+def ask_for_too_much() -> None:
+    torch.empty(2**50)
+
+
+def find_no_memory() -> None:
+    raise MemoryError
+
+
+def find_no_memory_on_the_gpu() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+def wrap_what_found_no_memory() -> None:
+    try:
+        find_no_memory()
+    except MemoryError as error:
+        raise ValueError("the rows could not be read") from error
+
+
+@pytest.mark.parametrize(
+    ("fail", "says"),
+    [
+        (ask_for_too_much, r"4503599\.63 GB at once could not be had; lower micro_batch_size, max_length or r"),
+        (find_no_memory, "an allocation failed; lower micro_batch_size, max_length or r, or choose qlora"),
+        (find_no_memory_on_the_gpu, "an allocation failed; lower"),
+        (wrap_what_found_no_memory, "an allocation failed; lower"),
+    ],
+)
+def test_an_allocation_that_fails_in_a_step_ends_the_job_for_want_of_memory(
+    fail: Callable[[], None],
+    says: str,
+    train: Train,
+    registry: Registry,
+    standing: Version,
+    monkeypatch: pytest.MonkeyPatch,
+    events: list[JobEvent],
+) -> None:
+    monkeypatch.setattr(Supervised, "loss", lambda *_: fail())
+    with caught(registry, "out_of_memory", rf"^job-\w+ ran out of memory: {says}"):
+        train("lora", max_steps=1)
+    last = events[-1]
+    assert isinstance(last, Failed)
+    assert (last.code, last.needed_bytes) == ("out_of_memory", UNSET)
+    assert registry.jobs()[0].error == last.error
+
+
+def test_an_error_that_nobody_foresaw_is_an_internal_error(
+    train: Train, registry: Registry, monkeypatch: pytest.MonkeyPatch, events: list[JobEvent]
+) -> None:
+    class Foreign(RuntimeError):
+        code = "e3q8"
+
+    def fail(*_: object) -> None:
+        raise Foreign("no such layer")
+
+    monkeypatch.setattr(Supervised, "loss", fail)
+    with pytest.raises(Foreign):
+        train("lora", max_steps=1)
+    assert events[-1] == Failed(error="Foreign: no such layer", code="internal_error")
     assert registry.jobs()[0].state == "failed"
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -196,7 +197,12 @@ def test_a_job_that_ignores_interruptions_is_cancelled_all_the_same(train: Train
 
     def cancel(event: JobEvent) -> None:
         if isinstance(event, StepCompleted):
-            signal_job(JobFolder(registry.home.jobs / registry.jobs()[0].id), "cancel")
+            if event.step == 1:
+                # In another thread: the interruption must not land in this one while it opens a file.
+                folder = JobFolder(registry.home.jobs / registry.jobs()[0].id)
+                asking = threading.Thread(target=signal_job, args=(folder, "cancel"))
+                asking.start()
+                asking.join()
             time.sleep(0.02)  # the fifty steps last longer than a look at what is asked
 
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -205,7 +211,8 @@ def test_a_job_that_ignores_interruptions_is_cancelled_all_the_same(train: Train
             train("lora", on_event=cancel, max_steps=50, eval_every=0, checkpoint_every=0, report_rows=1)
     finally:
         signal.signal(signal.SIGINT, before)
-    assert registry.jobs()[0].state == "cancelled"
+    job = registry.jobs()[0]
+    assert (job.state, job.error) == ("cancelled", "The job was cancelled")
 
 
 @pytest.mark.slow

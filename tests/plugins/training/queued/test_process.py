@@ -76,3 +76,23 @@ def test_nor_does_one_whose_job_has_just_failed(run: _Run) -> None:
     run.end(Failed(error="the rows are bad", code="schema"))
     assert run.registry.job(run.claim.job).state == "failed"
     run._leave_if_lost()
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (MemoryError(), "out_of_memory", "ran out of memory: an allocation failed; lower micro_batch_size"),
+        (KeyError("r"), "internal_error", "KeyError: 'r'"),
+    ],
+)
+def test_an_error_before_the_job_has_begun_has_a_code(
+    error: Exception, code: str, says: str, run: _Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("tunery.plugins.training.queued.inputs.local_request", fail)
+    run._train()
+    job = run.registry.job(run.claim.job)
+    assert (job.state, job.code) == ("failed", code)
+    assert says in (job.error or "")

@@ -12,12 +12,12 @@ from tunery.plugins.discovery import load_plugins
 from tunery.plugins.training.folder import JobFolder
 from tunery.plugins.training.gates.verdict import GateResult, GatesFailed
 from tunery.plugins.training.inputs.data_check import check_before_split
-from tunery.plugins.training.job.disk_errors import disk_full_explained
+from tunery.plugins.training.job.shortages import shortage_explained
 from tunery.plugins.training.queued.wording import queued_wording
 
 
 def fill_disk(folder: JobFolder) -> None:
-    with disk_full_explained(folder.path.name):
+    with shortage_explained(folder.path.name):
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
