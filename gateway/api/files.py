@@ -16,7 +16,7 @@ from tunery.gateway.api.request.upload import STREAMED, Upload, check_purpose, r
 from tunery.gateway.api.response.files import file_object
 from tunery.gateway.api.schemas.files import LONGEST, SHORTEST, DeletedFile, FileFindings, FileList, FileObject
 from tunery.gateway.api.state import Gateway
-from tunery.registry.errors import InvalidInput, StorageFailed
+from tunery.registry.errors import InvalidInput
 from tunery.registry.records import DataFile
 from tunery.registry.storage import leases
 
@@ -107,9 +107,7 @@ async def show_file(file_id: FromPath[str], gateway: NamedDependency[Gateway]) -
 async def file_content(file_id: FromPath[str], gateway: NamedDependency[Gateway]) -> File:
     """The file's bytes as they were uploaded."""
     file = _find(file_id, gateway)
-    path = gateway.registry.data_files.path(file)
-    if not path.exists():
-        raise StorageFailed(f"the bytes of {file_id} are missing; upload it again")
+    path = gateway.registry.data_files.present_path(file)
     return File(path, filename=file.name, media_type="application/octet-stream")
 
 
