@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from sqlalchemy import Connection, Select, delete, insert, select, update
 
-from tunery.registry.errors import Conflict, NotFound
+from tunery.registry.errors import Conflict, NotFound, StorageFailed
 from tunery.registry.jobs.table import ENDED
 from tunery.registry.records import DataFile, FileEntry, Job
 from tunery.registry.storage import schema
@@ -141,6 +141,13 @@ class DataFiles:
     def path(self, file: DataFile) -> Path:
         """Where the file's bytes are stored."""
         return self._blobs.path(file.sha256)
+
+    def present_path(self, file: DataFile) -> Path:
+        """Where the file's bytes are stored; raise StorageFailed where they are missing."""
+        path = self.path(file)
+        if not path.exists():
+            raise StorageFailed(f"the bytes of {file.id} are missing; upload it again")
+        return path
 
 
 def new_file(

@@ -42,6 +42,7 @@ __all__ = [
     "is_full",
     "near",
     "near_or",
+    "some_of",
 ]
 
 _PROBLEMS = 20
@@ -163,8 +164,13 @@ def near(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     if close:
         return "did you mean " + " or ".join(repr(word) for word in close) + "?"
-    shown = ", ".join(repr(word) for word in names[:12])
-    return f"known: {shown}" + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+    return f"known: {some_of([repr(word) for word in names], 12)}"
+
+
+def some_of(names: Sequence[str], most: int) -> str:
+    """The first `most` names, and how many more there are."""
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def near_or(name: str, known: Iterable[str], otherwise: str) -> str:

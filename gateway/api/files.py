@@ -18,7 +18,7 @@ from tunery.gateway.api.schemas.files import LONGEST, SHORTEST, DeletedFile, Fil
 from tunery.gateway.api.state import Gateway
 from tunery.gateway.tenancy.principal import Principal
 from tunery.gateway.tenancy.scopes import DATA, SCOPE
-from tunery.registry.errors import InvalidInput, StorageFailed
+from tunery.registry.errors import InvalidInput
 from tunery.registry.records import DataFile
 from tunery.registry.storage import leases
 
@@ -119,9 +119,7 @@ async def file_content(
 ) -> File:
     """The file's bytes as they were uploaded."""
     file = _find(file_id, gateway, principal)
-    path = gateway.registry.data_files.path(file)
-    if not path.exists():
-        raise StorageFailed(f"the bytes of {file_id} are missing; upload it again")
+    path = gateway.registry.data_files.present_path(file)
     return File(path, filename=file.name, media_type="application/octet-stream")
 
 

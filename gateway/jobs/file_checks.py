@@ -11,7 +11,7 @@ import msgspec
 
 from tunery.plugins.data.checks.runner import CheckOptions, check_data
 from tunery.plugins.manager import Plugins
-from tunery.registry.errors import NotFound, StorageFailed, TuneryError
+from tunery.registry.errors import NotFound, TuneryError
 from tunery.registry.records import DataFile
 from tunery.registry.registry import Registry
 from tunery.registry.storage import leases
@@ -93,11 +93,10 @@ def _check(registry: Registry, plugins: Plugins, file: DataFile) -> DataFile:
 
 
 def _findings(registry: Registry, plugins: Plugins, file: DataFile) -> tuple[str, str | None, dict[str, Any]]:
-    if not registry.data_files.path(file).exists():
-        raise StorageFailed(f"the bytes of {file.id} are missing; upload it again")
+    stored = registry.data_files.present_path(file)
     with leases.staged(registry.home.staging, "check") as folder:
         path = folder / (Path(file.name).name or "rows.jsonl")
-        path.symlink_to(registry.data_files.path(file))
+        path.symlink_to(stored)
         report = check_data([path], CheckOptions(max_length=MAX_LENGTH), plugins=plugins)
     errors = report.errors
     if not errors:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tunery.plugins.bases.architectures import refuse_architecture
-from tunery.registry.errors import ArtifactRefused
+from tunery.registry.errors import ArtifactRefused, some_of
 from tunery.registry.peft.safetensors_header import read_header
 
 __all__ = ["INDEX", "SETTINGS", "check_base", "check_config", "weight_files"]
@@ -87,9 +87,8 @@ def weight_files(folder: Path, title: str) -> list[str]:
             code="artifact_pickled",
         )
     if missing:
-        shown = ", ".join(missing[:_SHOWN]) + (f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else "")
         raise ArtifactRefused(
-            f"{title} lacks {shown}, which its {INDEX} names: copy or download it again",
+            f"{title} lacks {some_of(missing, _SHOWN)}, which its {INDEX} names: copy or download it again",
             code="artifact_truncated",
         )
     return names

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection, func, insert, select
 
-from tunery.registry.errors import StorageFailed, TuneryError, disk_code
+from tunery.registry.errors import StorageFailed, TuneryError, disk_code, some_of
 from tunery.registry.home import Home
 from tunery.registry.records import Base, Version
 from tunery.registry.storage import schema
@@ -145,9 +145,8 @@ class Mirror:
 
     def outdated(self, versions: list[str]) -> StorageFailed:
         """The error for a database that is older than the manifests."""
-        shown = ", ".join(versions[:5]) + (f" and {len(versions) - 5} more" if len(versions) > 5 else "")
         return StorageFailed(
-            f"registry.db does not know {shown}, of which there are manifests in blobs/: it is older than they are; "
+            f"registry.db does not know {some_of(versions, 5)}, of which there are manifests in blobs/: it is older than they are; "
             f"nothing was changed: {REBUILD} adds them",
             code="registry_behind",
         )

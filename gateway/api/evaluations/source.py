@@ -15,7 +15,7 @@ from tunery.gateway.api.state import Gateway
 from tunery.gateway.tenancy.principal import Principal
 from tunery.plugins.evals.graders import read_graders
 from tunery.plugins.evals.plan import RunPlan
-from tunery.registry.errors import InvalidInput, NotFound, StorageFailed, near_or
+from tunery.registry.errors import InvalidInput, NotFound, near_or
 from tunery.registry.evals.records import EvalRun, Evaluation
 from tunery.registry.evals.store import NewRun
 from tunery.registry.storage import leases
@@ -129,9 +129,7 @@ def _uploaded(file_id: str, gateway: Gateway, principal: Principal, *, param: st
         file = gateway.registry.data_files.get(file_id, tenant=principal.tenant)
     except NotFound as error:
         raise NotFound(f"No such File object: {file_id[:80]}", code="file_not_found", param=param) from error
-    if not (path := gateway.registry.data_files.path(file)).exists():
-        raise StorageFailed(f"the bytes of {file.id} are missing; upload it again")
-    return _Rows(name=file.name, path=path, file=file.id)
+    return _Rows(name=file.name, path=gateway.registry.data_files.present_path(file), file=file.id)
 
 
 def _shown(source: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import re
 import stat
 from pathlib import Path
 
-from tunery.registry.errors import InvalidData, NotFound
+from tunery.registry.errors import InvalidData, NotFound, some_of
 from tunery.registry.storage.digest import file_digest
 
 __all__ = ["data_digest", "data_files", "data_size"]
@@ -67,9 +67,8 @@ def _in_folder(path: Path) -> list[Path]:
     """The tables in a folder, or in its subfolder `data`."""
     if (path / "dataset_dict.json").is_file():
         splits = sorted(each.name for each in path.iterdir() if (each / "state.json").is_file())
-        more = f" and {len(splits) - _SHOWN} more" if len(splits) > _SHOWN else ""
         raise InvalidData(
-            f"{path} holds the splits {', '.join(splits[:_SHOWN])}{more}; name one of them, such as {path / splits[0]}"
+            f"{path} holds the splits {some_of(splits, _SHOWN)}; name one of them, such as {path / splits[0]}"
         )
     files = [each for folder in (path, path / "data") for each in _tables(folder)]
     if not files:

@@ -10,6 +10,7 @@ from safetensors import safe_open
 
 from tunery.plugins.training.gates.request import GateCase
 from tunery.plugins.training.gates.verdict import Verdict, failed, passed, skipped
+from tunery.registry.errors import some_of
 from tunery.registry.peft.base_shapes import base_shapes
 from tunery.registry.peft.layout import CONFIG, WEIGHTS, read_layout
 from tunery.registry.peft.safetensors_header import nonfinite_tensor, read_header
@@ -49,9 +50,8 @@ def changes_every_target(case: GateCase) -> Verdict:
     if not zero:
         return passed(f"all {len(targets)} targets are changed", **figures)
     which = "all" if len(zero) == len(targets) else f"{len(zero)} of"
-    names = ", ".join(zero[:SHOWN]) + (f" and {len(zero) - SHOWN} more" if len(zero) > SHOWN else "")
     return failed(
-        f"{which} {len(targets)} targets are changed by exactly nothing: {names}; no gradient reached them, or the learning rate "
+        f"{which} {len(targets)} targets are changed by exactly nothing: {some_of(zero, SHOWN)}; no gradient reached them, or the learning rate "
         "was zero",
         **figures,
     )

@@ -30,7 +30,7 @@ from tunery.plugins.training.loop.checkpoint import (
 from tunery.plugins.training.loop.compute import ComputeContext
 from tunery.plugins.training.loop.rounding import StochasticRounding
 from tunery.plugins.training.objectives.objective import Objective, Supervised, step_loss, unit_of
-from tunery.registry.errors import JobPaused, TrainingFailed
+from tunery.registry.errors import JobPaused, TrainingFailed, some_of
 from tunery.registry.losses import NATS
 
 __all__ = ["Loop", "LoopCallbacks", "TrainingResult"]
@@ -304,11 +304,10 @@ def _check_loss(loss: float, norm: float, step: int, rows: Sequence[Example], ce
     finite = math.isfinite(loss) and math.isfinite(norm)
     if finite and loss <= ceiling:
         return
-    shown = [f"{example.file}:{example.line}" if example.file else str(example.line) for example in rows[:_SHOWN]]
-    places = ", ".join(shown) + (f" and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else "")
+    places = [f"{example.file}:{example.line}" if example.file else str(example.line) for example in rows]
     what = f"is {loss} and the gradient's norm {norm}" if not finite else f"is {loss:.4g}, above {ceiling:.4g}"
     raise TrainingFailed(
-        f"step {step}: the loss {what}; nothing was published. The step's rows are {places}: look at them, or lower "
+        f"step {step}: the loss {what}; nothing was published. The step's rows are {some_of(places, _SHOWN)}: look at them, or lower "
         "learning_rate",
         code="loss_exploded" if finite else "loss_not_finite",
     )

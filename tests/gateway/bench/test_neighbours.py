@@ -14,7 +14,7 @@ from tunery.registry.errors import Unavailable
 from tunery.registry.home import Home
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(1200)
 def test_every_figure_is_measured_and_judged(
     home: Home, tiny_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -14,6 +14,7 @@ import pytest
 from tests.registry.artifacts import make_adapter, make_base
 from tests.registry.conftest import Publish
 from tests.registry.versions.test_publish import arguments
+from tests.small_disk import fill_disk, mounted_disk
 from tunery.registry import Base, NewVersion
 from tunery.registry.errors import StorageFailed
 from tunery.registry.home import Home
@@ -116,26 +117,8 @@ def test_a_staging_folder_is_left_alone_while_somebody_holds_it(home: Home, regi
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 4 MiB of its own."""
-    place = tmp_path / "small"
-    place.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place)], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", "--lazy", str(place)], check=True)
-
-
-def fill_disk(place: Path) -> None:
-    descriptor = os.open(place / "filler", os.O_CREAT | os.O_WRONLY)
-    try:
-        while os.write(descriptor, bytes(4096)):
-            pass
-    except OSError:
-        pass
-    finally:
-        os.close(descriptor)
+    with mounted_disk(tmp_path / "small", "4m") as place:
+        yield place
 
 
 def tunery(home: Home, *arguments: str, limited: bool = False) -> subprocess.CompletedProcess[str]:

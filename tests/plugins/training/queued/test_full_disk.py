@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from tests.small_disk import fill_disk, mounted_disk
 from tunery.plugins.executors.worker import Worker
 from tunery.plugins.testing.executors import ExecutorHarness, wait_until
 from tunery.registry.settings import JobsSettings
@@ -21,25 +19,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 64 MiB of its own."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(place)], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", "--lazy", str(place)], check=True)
-
-
-def fill(place: Path) -> Path:
-    filler = place / "filler"
-    descriptor = os.open(filler, os.O_CREAT | os.O_WRONLY)
-    with suppress(OSError):
-        while os.write(descriptor, bytes(4096)):
-            """Until there is no room."""
-    os.close(descriptor)
-    return filler
+    with mounted_disk(tmp_path / "disk", "64m") as place:
+        yield place
 
 
 def test_a_job_survives_a_full_disk(disk: Path) -> None:
@@ -51,7 +32,7 @@ def test_a_job_survives_a_full_disk(disk: Path) -> None:
     try:
         job = harness.submit(steps=200)
         wait_until(lambda: (registry.job(job.id).progress or {}).get("step", 0) >= 2, "no step was reported")
-        filler = fill(disk)
+        filler = fill_disk(disk)
         process = next(iter(worker._running.values()))
         wait_until(lambda: process.poll() is not None, "the process did not notice")
         assert registry.job(job.id).state != "succeeded"
