@@ -44,7 +44,7 @@ class OidcSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     scopes: Annotated[
         dict[str, str],
         about("The scopes that each value of that claim grants, with spaces between them."),
-    ] = {f"tunery:{scope}": scope for scope in SCOPES}
+    ] = msgspec.field(default_factory=lambda: {f"tunery:{scope}": scope for scope in SCOPES})
     default_scopes: Annotated[
         tuple[str, ...], about("Scopes of a token whose claim grants none, separated by commas.")
     ] = ()

@@ -62,7 +62,7 @@ class SigningKeys:
 
     async def start(self) -> None:
         """Ask for the keys, now and then again, without waiting for the first answer."""
-        self._watching = asyncio.create_task(self._watch(), name="oidc keys")
+        self._watching = asyncio.create_task(self._watch(self._fetch()), name="oidc keys")
 
     async def stop(self) -> None:
         """Ask no more."""
@@ -97,13 +97,14 @@ class SigningKeys:
             self._fetching = asyncio.create_task(self._read(), name="oidc fetch")
         return self._fetching
 
-    async def _watch(self) -> None:
+    async def _watch(self, fetching: asyncio.Task[bool]) -> None:
         failures = 0
         while True:
-            failures = 0 if await self._fetch() else failures + 1
+            failures = 0 if await fetching else failures + 1
             seconds = self._refresh_seconds if not failures else min(2.0 ** (failures - 1), self._refresh_seconds)
             # Servers that were started together should not ask together.
             await asyncio.sleep(self._random.uniform(0.9, 1.0) * (min(seconds, MAX_BACKOFF) if failures else seconds))
+            fetching = self._fetch()
 
     async def _read(self) -> bool:
         """Read the keys; False where that failed, which is logged once until it succeeds again."""
