@@ -154,7 +154,7 @@ async def one_prompt_for_all(clients: dict[str, openai.AsyncOpenAI]) -> None:
 
 
 async def another_tenants_model(client: openai.AsyncOpenAI) -> None:
-    """What a tenant is told of another's model."""
+    """Another's model does not exist for a tenant."""
     heading("acme/docs for globex")
     try:
         await ask(client, "acme/docs", "Are you there?")

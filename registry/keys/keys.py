@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 import msgspec
 from sqlalchemy import Connection, Row, insert, select, update
 
-from tunery.registry.errors import Conflict, InvalidInput, NotFound
+from tunery.registry.errors import Conflict, NotFound
 from tunery.registry.keys.api_key import ApiKey, new_key, new_token
 from tunery.registry.storage import schema
 from tunery.registry.storage.database import Database
