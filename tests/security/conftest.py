@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from tests.gateway.api.conftest import oidc, one_document, served, tokenizer_folder
+from tests.gateway.api.conftest import one_document, served, tokenizer_folder
 from tunery.registry.settings import ServeSettings
 
-__all__ = ["oidc", "one_document", "served", "settings", "tokenizer_folder"]
+__all__ = ["one_document", "served", "settings", "tokenizer_folder"]
 
 
 @pytest.fixture

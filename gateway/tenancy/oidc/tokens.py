@@ -117,7 +117,7 @@ class OidcTokens:
         return _Known(principal, int(claims["exp"]) + self._settings.leeway_seconds, key.digest)
 
     def _warn(self, reason: str) -> None:
-        """Say why genuine tokens are refused, once in a while: those who hold them are told less."""
+        """Log why a genuine token is refused, once in a while; whoever holds it learns less."""
         now = time.monotonic()
         if now >= self._next_warning:
             self._next_warning = now + WARNING_SECONDS

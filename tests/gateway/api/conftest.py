@@ -94,12 +94,6 @@ def settings() -> ServeSettings:
 
 
 @pytest.fixture
-def oidc() -> OidcSettings:
-    """Override to accept an issuer's tokens."""
-    return OidcSettings()
-
-
-@pytest.fixture
 def tokenizer_folder(tiny_base_folder: Path) -> Path:
     """Where the tokenizer and the chat template are. Override it to serve another template."""
     return tiny_base_folder

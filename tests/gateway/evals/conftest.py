@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.gateway.api.conftest import oidc, one_document, served, settings, tokenizer_folder
+from tests.gateway.api.conftest import one_document, served, settings, tokenizer_folder
 
-__all__ = ["oidc", "one_document", "served", "settings", "tokenizer_folder"]
+__all__ = ["one_document", "served", "settings", "tokenizer_folder"]

@@ -75,9 +75,9 @@ def test_adapters_are_limited_by_a_claim_that_is_configured() -> None:
     ):
         assert principal_for(claims(adapters=value), settings).adapters == adapters
     assert not principal_for(claims(), settings).may_use("acme/a"), "missing allows none"
-    for value in (["*"], ["acme/b", 5], {"acme/b": 1}, None, 5, ["acme/b c"]):
+    for wrong in (["*"], ["acme/b", 5], {"acme/b": 1}, None, 5, ["acme/b c"]):
         with pytest.raises(TokenRefused, match="claim adapters is not a list of patterns"):
-            principal_for(claims(adapters=value), settings)
+            principal_for(claims(adapters=wrong), settings)
 
 
 def test_an_admin_sees_all_tenants() -> None:
