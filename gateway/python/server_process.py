@@ -16,6 +16,7 @@ from typing import TextIO
 import msgspec
 
 from tunery.plugins.discovery import load_plugins
+from tunery.plugins.runtime.log_format import notice
 from tunery.plugins.runtime.quick_exit import exit_quickly
 from tunery.registry.errors import TuneryError
 from tunery.registry.home import Home
@@ -31,8 +32,7 @@ def main() -> None:
     threading.Thread(target=_stop_at_end_of_input, name="stdin", daemon=True).start()
 
     def say(text: str) -> None:
-        sys.stderr.write(text + "\n")
-        sys.stderr.flush()
+        notice(text)
         if text.startswith("ready: "):
             _send(messages, {"ready": text.split()[1]})
 
@@ -51,7 +51,7 @@ def _stop_at_end_of_input() -> None:
     # Not sys.stdin, whose lock a waiting thread would still hold at the end of the process.
     while os.read(0, 1024):
         pass
-    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGINT)  # no load balancer has to be told
 
 
 def _send(stream: TextIO, message: dict[str, str]) -> None:

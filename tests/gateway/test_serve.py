@@ -291,7 +291,7 @@ async def local(registry: Registry, tiny_base_folder: Path, tmp_path: Path) -> A
     engine = FakeEngine([70] * 100, delay=0.01, base_digest=base.digest)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        settings = ServeSettings(base="tiny", auth=False, port=probe.getsockname()[1], drain_seconds=1)
+        settings = ServeSettings(base="tiny", auth=False, port=probe.getsockname()[1], drain_delay=0, drain_seconds=1)
     gateway = Gateway(settings, registry, engine, Renderer(tiny_base_folder), Resolver(registry, base), Metrics())
     messages: list[str] = []
     serving = asyncio.create_task(serve(gateway, say=messages.append))
