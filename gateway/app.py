@@ -206,5 +206,11 @@ def create_app(gateway: Gateway) -> ASGIApp:
         logging_config=None,
     )
     gateway.metrics.add_routes(complete_document(app.openapi_schema))
-    around = RequestMiddleware(gateway.settings, gateway.metrics, in_flight=gateway.requests, tracer=gateway.tracer)
+    around = RequestMiddleware(
+        gateway.settings,
+        gateway.metrics,
+        in_flight=gateway.requests,
+        leaving=lambda: gateway.draining,
+        tracer=gateway.tracer,
+    )
     return around(app)

@@ -3,6 +3,9 @@ certificates without a restart.
 
 Granian's workers share the listening socket. When the certificate's files change, a new worker takes over the socket
 and the old one ends with its last response, so no connection is refused and no stream is cut.
+
+`python -m tunery.gateway.http_server CERT KEY [CLIENT_CA]` serves nobody with these files for a moment, and exits with
+0 when that works.
 """
 
 from __future__ import annotations
@@ -12,23 +15,26 @@ import contextlib
 import logging
 import os
 import socket
+import sys
 from collections.abc import AsyncIterator
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from granian._granian import SocketHolder
-from granian.constants import HTTPModes, Interfaces
+from granian.constants import HTTPModes, Interfaces, SSLProtocols
 from granian.http import HTTP1Settings
 from granian.log import LogLevels
-from granian.server.common import SSLProtocols
 from granian.server.embed import AsyncWorker, Server
-from litestar.types import ASGIApp
 
 from tunery.gateway.sockets import BACKLOG, listen
 from tunery.gateway.tls import Stamp, TlsFiles, check_tls, stamp_of, tls_files
 from tunery.registry.errors import InvalidInput, Unavailable
 from tunery.registry.settings import ServeSettings
 
-__all__ = ["HttpServer", "granian_server"]
+if TYPE_CHECKING:
+    from litestar.types import ASGIApp
+
+__all__ = ["HttpServer"]
 
 log = logging.getLogger("tunery.gateway")
 
@@ -68,7 +74,7 @@ class HttpServer:
         self._stopping.set()
 
     async def _serve(self, listener: socket.socket) -> None:
-        server = granian_server(self._app, self._settings, listener, tls=self._tls)
+        server = _granian(self._app, self._settings, listener, tls=self._tls)
         serving = asyncio.create_task(server.serve(), name="http-server")
         stopping = asyncio.create_task(self._stopping.wait())
         watching = asyncio.create_task(self._watch_tls(server), name="certificates")
@@ -76,7 +82,7 @@ class HttpServer:
         try:
             await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
             listener.close()
-            server.stop()
+            server.stop()  # type: ignore[no-untyped-call]
             await asyncio.wait((serving,), timeout=STOP_SECONDS)
             if serving.done() and not self._stopping.is_set():
                 raise serving.exception() or Unavailable("it ended by itself")
@@ -120,7 +126,9 @@ class _Server(Server):
         """There is a socket already."""
 
     def _spawn_worker(self, *arguments: Any, **named: Any) -> AsyncWorker:
-        self._shd = SocketHolder(os.dup(self.listener.fileno()), False, BACKLOG)
+        # Its arguments (a descriptor, whether it is a Unix socket's, the backlog) are missing in Granian's types.
+        holder: Any = SocketHolder
+        self.__dict__["_shd"] = holder(os.dup(self.listener.fileno()), False, BACKLOG)
         return super()._spawn_worker(*arguments, **named)
 
     def use(self, files: TlsFiles) -> None:
@@ -140,9 +148,7 @@ class _Server(Server):
         self.retired = (*(worker for worker in self.retired if worker.is_alive()), old)
 
 
-def granian_server(
-    app: ASGIApp, settings: ServeSettings, listener: socket.socket, *, tls: TlsFiles | None = None
-) -> _Server:
+def _granian(app: ASGIApp, settings: ServeSettings, listener: socket.socket, *, tls: TlsFiles | None = None) -> _Server:
     """Granian, with the settings' limits; its messages go where all others do."""
     server = _Server(
         app,
@@ -169,7 +175,7 @@ async def _lifespan(app: ASGIApp) -> AsyncIterator[None]:
     requests: asyncio.Queue[Any] = asyncio.Queue()
     answers: asyncio.Queue[Any] = asyncio.Queue()
     scope: Any = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.3"}, "state": {}}
-    running: asyncio.Future[None] = asyncio.ensure_future(app(scope, requests.get, answers.put))  # type: ignore[arg-type]
+    running: asyncio.Future[None] = asyncio.ensure_future(app(scope, requests.get, answers.put))
 
     async def ask(what: str) -> None:
         requests.put_nowait({"type": f"lifespan.{what}"})
@@ -186,3 +192,21 @@ async def _lifespan(app: ASGIApp) -> AsyncIterator[None]:
     finally:
         await ask("shutdown")
         await running
+
+
+async def _try(tls: TlsFiles) -> None:
+    """Start with the files, and stop."""
+
+    async def nothing(*_: object) -> None:
+        """Answer nobody."""
+
+    with listen("127.0.0.1", 0, write_seconds=1) as listener:
+        server = _granian(nothing, ServeSettings(), listener, tls=tls)
+        serving = asyncio.create_task(server.serve())
+        await asyncio.sleep(0)
+        server.stop()  # type: ignore[no-untyped-call]
+        await serving
+
+
+if __name__ == "__main__":
+    asyncio.run(_try(TlsFiles(*map(Path, sys.argv[1:]))))

@@ -95,14 +95,21 @@ async def _run(
         from tunery.gateway.jobs.worker_thread import WorkerThread
         from tunery.gateway.metrics.recorder import Metrics
         from tunery.gateway.resolver import Resolver
+        from tunery.gateway.tracing.setup import open_tracer
         from tunery.gateway.webhooks.delivery import WebhookThread
 
         # Imported modules stay alive, so later garbage collections need not spend time on them.
         gc.freeze()
         registry = Registry.open(home)  # closed by the application
         resolver = Resolver(registry, base)
-        gateway = Gateway(settings, registry, engine, renderer, resolver, Metrics(), jobs=jobs, plugins=plugins)
-        with contextlib.ExitStack() as beside:
+        metrics = Metrics()
+        tracer = open_tracer(settings, metrics)
+        gateway = Gateway(
+            settings, registry, engine, renderer, resolver, metrics, jobs=jobs, plugins=plugins, tracer=tracer
+        )
+        async with contextlib.AsyncExitStack() as beside:
+            if tracer is not None:
+                beside.push_async_callback(tracer.close)
             beside.enter_context(WebhookThread(home, webhooks, on_outcome=gateway.metrics.count_webhook))
             if settings.worker:
                 beside.enter_context(WorkerThread(home, jobs, plugins, say=say))

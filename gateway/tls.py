@@ -1,12 +1,10 @@
 """The files of a server's TLS: which they are, whether they can be served, and whether they have changed.
 
-Granian ends the whole process on files that it cannot read, so they are tried in a process of their own first:
-`python -m tunery.gateway.tls CERT KEY [CLIENT_CA]`, which exits with 0 when they are good.
+Granian ends the whole process on files that it cannot read, so a process of its own tries them first.
 """
 
 from __future__ import annotations
 
-import asyncio
 import ssl
 import subprocess
 import sys
@@ -82,13 +80,14 @@ def _no_password() -> str:
 
 def _try(files: TlsFiles) -> None:
     """Serve with the files in another process, for a moment."""
-    command = [sys.executable, "-m", "tunery.gateway.tls", *map(str, files.all())]
+    command = [sys.executable, "-m", "tunery.gateway.http_server", *map(str, files.all())]
     done = subprocess.run(
         command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=TRIAL_SECONDS, check=False
     )
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if "Err" in line] or ["it gave no reason"]
-        raise _invalid(f"the server cannot use {', '.join(map(str, files.all()))} ({lines[0].strip()})")
+        reason = lines[0].partition("value: ")[2] or lines[0]
+        raise _invalid(f"the server cannot use {', '.join(map(str, files.all()))} ({reason})")
 
 
 def _invalid(problem: str) -> InvalidInput:
@@ -100,22 +99,3 @@ def _invalid(problem: str) -> InvalidInput:
 
 def _reason(error: Exception) -> str:
     return str(getattr(error, "reason", None) or error).replace("_", " ").lower()
-
-
-async def _trial(files: TlsFiles) -> None:
-    from tunery.gateway.http_server import granian_server
-    from tunery.gateway.sockets import listen
-
-    async def nothing(*_: object) -> None:
-        """Answer nobody."""
-
-    with listen("127.0.0.1", 0, write_seconds=1) as listener:
-        server = granian_server(nothing, ServeSettings(), listener, tls=files)
-        serving = asyncio.create_task(server.serve())
-        await asyncio.sleep(0)
-        server.stop()
-        await serving
-
-
-if __name__ == "__main__":
-    asyncio.run(_trial(TlsFiles(*map(Path, sys.argv[1:]))))

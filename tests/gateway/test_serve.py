@@ -353,6 +353,25 @@ async def test_a_drain_refuses_what_is_new_and_finishes_what_runs(local: Local) 
     await asyncio.wait_for(local.serving, 10)
 
 
+async def test_after_sigterm_requests_are_taken_until_load_balancers_have_noticed(local: Local) -> None:
+    local.gateway.settings = msgspec.structs.replace(local.gateway.settings, drain_delay=60, drain_seconds=60)
+    local.engine.delay = 0.5
+    running = asyncio.create_task(stream(local))
+    await wait_in_flight(local, 1)
+    async with httpx.AsyncClient(verify=False) as client:
+        os.kill(os.getpid(), signal.SIGTERM)
+        while not local.gateway.draining:
+            await asyncio.sleep(0.01)
+        assert (await client.get(f"{local.url}/health/ready")).status_code == 503
+        body = {"model": "tiny", "prompt": "x", "max_tokens": 1}
+        taken = await client.post(f"{local.url}/v1/completions", json=body, timeout=20)
+        assert (taken.status_code, taken.headers["connection"]) == (200, "close")
+    assert local.messages[-1] == "draining: new requests are taken for 60 s more; a second signal ends all now"
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert "engine_restarted" in await running
+    await asyncio.wait_for(local.serving, 10)
+
+
 async def test_what_outlasts_the_drain_ends_with_an_error_in_the_stream(local: Local) -> None:
     local.engine.delay = 0.1
     running = asyncio.create_task(stream(local))

@@ -66,8 +66,6 @@ def envelope(message: str, *, status: int, code: str | None = None, param: str |
 def _tunery_error(request: Request[Any, Any, Any], error: TuneryError) -> Response[ErrorEnvelope]:
     status = status_of(error)
     headers = {"retry-after": str(error.retry_after)} if isinstance(error, Unavailable) else {}
-    if error.code == "draining":
-        headers["connection"] = "close"  # the next request must find another server
     body = envelope(error.args[0], status=status, code=error.code, param=error.param)
     trace_of(request).error = error.code
     return Response(body, status_code=status, headers=headers)

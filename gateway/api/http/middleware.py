@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import re
 import uuid
+from collections.abc import Callable
 from typing import Any, cast
 
 from litestar.enums import HttpMethod, ScopeType
@@ -42,11 +43,17 @@ class RequestMiddleware(ASGIMiddleware):
     scopes = (ScopeType.HTTP,)
 
     def __init__(
-        self, settings: ServeSettings, metrics: Metrics, *, in_flight: RequestsInFlight, tracer: Tracer | None = None
+        self,
+        settings: ServeSettings,
+        metrics: Metrics,
+        *,
+        in_flight: RequestsInFlight,
+        leaving: Callable[[], bool],
+        tracer: Tracer | None = None,
     ) -> None:
         self._settings, self._metrics, self._in_flight, self._tracer = settings, metrics, in_flight, tracer
         self._bodies = BodyMemory()
-        self._headers = ResponseHeaders(tls=bool(settings.tls_cert))
+        self._headers = ResponseHeaders(tls=bool(settings.tls_cert), leaving=leaving)
 
     async def handle(self, scope: Scope, receive: Receive, send: Send, next_app: ASGIApp) -> None:
         """Handle one request."""

@@ -4,7 +4,7 @@ keeps browsers and caches from doing what they should not."""
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from tunery.gateway.api.http.trace import Trace
 
@@ -27,16 +27,23 @@ _HTTPS_ONLY = (b"strict-transport-security", b"max-age=31536000")
 
 
 class ResponseHeaders:
-    """Adds the headers; `tls` says that clients reach this server by HTTPS. None that a response sets is replaced."""
+    """Adds the headers; none that a response sets is replaced.
 
-    def __init__(self, *, tls: bool) -> None:
+    `tls` says that clients reach this server by HTTPS. While it is `leaving`, every connection is closed after its
+    response, so that proxies which keep connections open find another server.
+    """
+
+    def __init__(self, *, tls: bool, leaving: Callable[[], bool] = lambda: False) -> None:
         self._always = (*_ALWAYS, _HTTPS_ONLY) if tls else _ALWAYS
+        self._leaving = leaving
 
     def add(self, headers: Iterable[tuple[bytes, bytes]], trace: Trace) -> Headers:
         """The headers of a response that starts now."""
         complete = list(headers)
         kind = next((value for name, value in complete if name.lower() == b"content-type"), b"")
         missing = [*self._always, _PRIVATE, *(_PAGES if kind.startswith(b"text/html") else ())]
+        if self._leaving():
+            missing.append((b"connection", b"close"))
         present = {name.lower() for name, _ in complete}
         complete += (header for header in missing if header[0] not in present)
         overhead = trace.overhead(time.perf_counter(), stream=kind.startswith(b"text/event-stream"))

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import msgspec
 from litestar import Request
 
 from tunery.gateway.engine.messages import Timings
@@ -72,7 +71,7 @@ class Trace:
     first_token: float | None = None
     latest_token: float | None = None
     timings: Timings | None = None
-    options: msgspec.Struct | None = None
+    options: object = None
 
     def note_sender(self, *, tenant: str, key: str | None) -> None:
         """Note who sent the request: a tenant, with the key of that id."""
