@@ -133,6 +133,7 @@ async def until(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0.05)
 
 
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1:DeprecationWarning")
 async def test_only_clients_with_a_certificate_are_served(local: Local, files: Files) -> None:
     async with openai_client(local, files.client_context()) as client:
         answer = await client.completions.create(model="tiny", prompt="x", max_tokens=3)
@@ -153,7 +154,6 @@ async def test_only_clients_with_a_certificate_are_served(local: Local, files: F
     assert await answers(local, files.client_context())
 
 
-@pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1:DeprecationWarning")
 async def test_new_certificates_are_served_and_streams_go_on(
     local: Local, files: Files, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -224,7 +224,7 @@ def test_a_certificate_that_only_openssl_can_use_is_refused_and_ends_no_server(f
     )
     files.tls.cert.write_bytes(certificate.public_bytes(Encoding.PEM))
     files.tls.key.write_bytes(_pem(key, NoEncryption()))
-    with pytest.raises(InvalidInput, match="the server cannot use .*failed to parse private key"):
+    with pytest.raises(InvalidInput, match=r"the server cannot use .*failed to parse private key"):
         check_tls(files.tls)
 
 

@@ -99,6 +99,7 @@ def _http_error(request: Request[Any, Any, Any], error: HTTPException) -> Respon
     if status >= 500:
         return _unexpected(request, error)
     if isinstance(error, Refused):
+        trace_of(request).error = error.code
         return Response(envelope(error.detail, status=status, code=error.code), status_code=status)
     if isinstance(error.__cause__, SerializationException):
         return Response(envelope(_not_json(error.detail), status=status, code="invalid_json"), status_code=status)
