@@ -32,6 +32,7 @@ from tunery.plugins.runtime.log_format import set_up_logging
 from tunery.registry import Base
 from tunery.registry.errors import InvalidInput, Unavailable
 from tunery.registry.home import Home
+from tunery.registry.keys.api_key import ApiKey
 from tunery.registry.registry import Registry
 from tunery.registry.settings import JobsSettings, ServeSettings
 from tunery.registry.webhook_settings import WebhooksSettings
@@ -56,18 +57,22 @@ def run(
     home: Home,
     plugins: Plugins,
     say: Say,
+    own_key: ApiKey | None = None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT; raise Unavailable when the engine never becomes ready."""
+    """Serve until SIGTERM or SIGINT; raise Unavailable when the engine never becomes ready.
+
+    `own_key` is good for this server besides the registry's keys.
+    """
     set_up_logging(settings.log_format, settings.log_level)
     bound_allocator()
     host = resolve_host(settings.host)
     if (tls := tls_files(settings)) is not None:
         check_tls(tls)
     with Registry.open(home) as registry:
-        require_keys(registry, settings, host=host, tenant=jobs.tenant, say=say)
+        require_keys(registry, settings, host=host, tenant=jobs.tenant, own_key=own_key, say=say)
         base = resolve_base(settings.base, registry=registry, plugins=plugins, say=say)
     settings = msgspec.structs.replace(settings, host=host, port=free_port(host, settings.port))
-    asyncio.run(_run(settings, jobs, webhooks, base, home=home, plugins=plugins, say=say))
+    asyncio.run(_run(settings, jobs, webhooks, base, home=home, plugins=plugins, say=say, own_key=own_key))
 
 
 async def _run(
@@ -79,6 +84,7 @@ async def _run(
     home: Home,
     plugins: Plugins,
     say: Say,
+    own_key: ApiKey | None,
 ) -> None:
     """Start the engine, create the gateway in front of it, and serve."""
     renderer = Renderer(Path(base.path))
@@ -105,7 +111,16 @@ async def _run(
         metrics = Metrics()
         tracer = open_tracer(settings, metrics)
         gateway = Gateway(
-            settings, registry, engine, renderer, resolver, metrics, jobs=jobs, plugins=plugins, tracer=tracer
+            settings,
+            registry,
+            engine,
+            renderer,
+            resolver,
+            metrics,
+            jobs=jobs,
+            plugins=plugins,
+            own_key=own_key,
+            tracer=tracer,
         )
         async with contextlib.AsyncExitStack() as beside:
             if tracer is not None:
