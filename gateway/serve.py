@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 __all__ = ["engine_config", "run", "serve"]
 
+END_SECONDS = 60.0
+"""How long the connections, and then the application, may take to end before the process exits anyway."""
 LAST_SECONDS = 5.0
 """How long requests that were ended with an error may take to say so."""
 
@@ -182,6 +184,8 @@ async def serve(gateway: Gateway, *, say: Say) -> None:
         for task in (announcing, stopping):
             task.cancel()
         # What is written at the end, such as usage, is written after the last request.
+        await asyncio.wait((running,), timeout=END_SECONDS)
+        running.cancel()
         await asyncio.gather(running, announcing, stopping, return_exceptions=True)
 
 

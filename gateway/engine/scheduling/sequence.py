@@ -126,9 +126,12 @@ class Sequence:
         """Begin to run, as start number `admission`."""
         self.adapters, self.admission, self.since = adapters, admission, now
         self.length_at_start = len(self.tokens)
-        if self.started is None:
-            self.started = now
-            self.loaded = self.loaded if self.adapter_missed else None
+        self.started = now if self.started is None else self.started
+
+    def note_loaded(self, now: float) -> None:
+        """Note that the adapters which it had to wait for are in memory."""
+        if self.adapter_missed and self.loaded is None:
+            self.loaded = now
 
     def preempt(self, now: float) -> None:
         """Go back to waiting: what was computed must be found in the prefix cache or computed again."""
@@ -139,7 +142,8 @@ class Sequence:
     def timings(self, now: float) -> Timings:
         """What is reported when the prompt has been computed, `now`."""
         loaded = None if self.loaded is None else self.loaded - self.submitted
-        return Timings(loaded, (self.started or now) - self.submitted, now - self.submitted)
+        started = now if self.started is None else self.started
+        return Timings(loaded, started - self.submitted, now - self.submitted)
 
     def noise(self) -> float:
         """The next uniform random number in [0, 1) of the request's own generator."""
