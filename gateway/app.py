@@ -44,13 +44,14 @@ from tunery.gateway.api.fine_tuning import (
     resume_job,
     show_job,
 )
-from tunery.gateway.api.health import live, metrics, ready
+from tunery.gateway.api.health import OPERATION, live, metrics, ready
 from tunery.gateway.api.http.authentication import Authentication, principal_of
 from tunery.gateway.api.http.docs_page import DocsPage
 from tunery.gateway.api.http.errors import EXCEPTION_HANDLERS
 from tunery.gateway.api.http.guards import Guard
 from tunery.gateway.api.http.middleware import RequestMiddleware
 from tunery.gateway.api.http.openapi import complete_document
+from tunery.gateway.api.http.trace import trace_of
 from tunery.gateway.api.models import delete_model, list_models, show_model
 from tunery.gateway.api.responses import create_response, delete_response, list_input_items, show_response
 from tunery.gateway.api.state import Gateway
@@ -151,9 +152,13 @@ def create_app(gateway: Gateway) -> ASGIApp:
 
     async def before_request(request: Request[Any, Any, Any]) -> Response[None] | None:
         guard.check_source(request)
+        if not request.route_handler.opt.get(OPERATION):
+            gateway.check_accepting()
         if request.method == "OPTIONS":
             return _allowed_methods(request)
         await authentication.check(request)
+        sender = principal_of(request)
+        trace_of(request).note_sender(tenant=sender.tenant, key=sender.key)
         await guard.check_body(request)
         return None
 
@@ -174,7 +179,7 @@ def create_app(gateway: Gateway) -> ASGIApp:
         try:
             yield
         finally:
-            gateway.draining = True
+            gateway.draining = gateway.refusing = True
             await batches.stop()
             await evaluations.stop()
             await preloader.stop()
@@ -203,4 +208,11 @@ def create_app(gateway: Gateway) -> ASGIApp:
         logging_config=None,
     )
     gateway.metrics.add_routes(complete_document(app.openapi_schema))
-    return RequestMiddleware(gateway.settings, gateway.metrics)(app)
+    around = RequestMiddleware(
+        gateway.settings,
+        gateway.metrics,
+        in_flight=gateway.requests,
+        leaving=lambda: gateway.draining,
+        tracer=gateway.tracer,
+    )
+    return around(app)

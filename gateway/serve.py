@@ -1,4 +1,4 @@
-"""Runs the gateway from start to drain: Granian, the application behind it, and the engine process.
+"""Runs the gateway from start to drain: the HTTP server, the application behind it, and the engine process.
 
 Everything but the engine runs in one process with one event loop, so the signal handler that stops the server also
 knows which requests are in flight. The engine starts first: while its process imports torch, this process, which never
@@ -10,94 +10,77 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import logging
 import signal
-import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from tunery.gateway.engine.config import EngineConfig
 from tunery.gateway.engine.ipc.heartbeat import EngineTimeouts
 from tunery.gateway.engine.ipc.supervisor import SupervisedEngine
-from tunery.gateway.sockets import free_port, limit_connections, resolve_host
+from tunery.gateway.sockets import free_port, resolve_host
 from tunery.gateway.tenancy.first_key import require_keys
+from tunery.gateway.tls import check_tls, tls_files
 from tunery.plugins.bases.resolve import resolve_base
 from tunery.plugins.data.render.renderer import Renderer
 from tunery.plugins.manager import Plugins
 from tunery.plugins.runtime.allocator import bound_allocator
+from tunery.plugins.runtime.log_format import set_up_logging
 from tunery.registry import Base
-from tunery.registry.errors import Unavailable
+from tunery.registry.errors import InvalidInput, Unavailable
 from tunery.registry.home import Home
 from tunery.registry.keys.api_key import ApiKey
-from tunery.registry.oidc_settings import OidcSettings
 from tunery.registry.registry import Registry
-from tunery.registry.settings import JobsSettings, ServeSettings
-from tunery.registry.webhook_settings import WebhooksSettings
+from tunery.registry.settings import ServeSettings, Settings
 
 if TYPE_CHECKING:
-    from granian.server.embed import Server
-    from litestar.types import ASGIApp
-
     from tunery.gateway.api.state import Gateway
+    from tunery.gateway.http_server import HttpServer
 
 __all__ = ["engine_config", "run", "serve"]
 
-STOP_SECONDS = 5.0
-"""How long Granian may take to close connections without requests before the process exits anyway."""
-BACKLOG = 1024
+END_SECONDS = 60.0
+"""How long the connections, and then the application, may take to end before the process exits anyway."""
+LAST_SECONDS = 5.0
+"""How long requests that were ended with an error may take to say so."""
 
 Say = Callable[[str], None]
 
 
-def run(
-    settings: ServeSettings,
-    jobs: JobsSettings,
-    webhooks: WebhooksSettings,
-    *,
-    home: Home,
-    plugins: Plugins,
-    say: Say,
-    oidc: OidcSettings,
-    own_key: ApiKey | None = None,
-) -> None:
+def run(settings: Settings, *, home: Home, plugins: Plugins, say: Say, own_key: ApiKey | None = None) -> None:
     """Serve until SIGTERM or SIGINT; raise Unavailable when the engine never becomes ready.
 
     `own_key` is good for this server besides the registry's keys.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    serving = settings.serve
+    set_up_logging(serving.log_format, serving.log_level)
     bound_allocator()
-    host = resolve_host(settings.host)
+    host = resolve_host(serving.host)
+    if (tls := tls_files(serving)) is not None:
+        check_tls(tls)
     with Registry.open(home) as registry:
-        require_keys(registry, settings, host=host, tenant=jobs.tenant, oidc=oidc, own_key=own_key, say=say)
-        base = resolve_base(settings.base, registry=registry, plugins=plugins, say=say)
-    settings = msgspec.structs.replace(settings, host=host, port=free_port(host, settings.port))
-    asyncio.run(_run(settings, jobs, webhooks, base, home=home, plugins=plugins, say=say, oidc=oidc, own_key=own_key))
+        require_keys(registry, settings, host=host, own_key=own_key, say=say)
+        base = resolve_base(serving.base, registry=registry, plugins=plugins, say=say)
+    serving = msgspec.structs.replace(serving, host=host, port=free_port(host, serving.port))
+    settings = msgspec.structs.replace(settings, serve=serving)
+    asyncio.run(_run(settings, base, home=home, plugins=plugins, say=say, own_key=own_key))
 
 
 async def _run(
-    settings: ServeSettings,
-    jobs: JobsSettings,
-    webhooks: WebhooksSettings,
-    base: Base,
-    *,
-    home: Home,
-    plugins: Plugins,
-    say: Say,
-    oidc: OidcSettings,
-    own_key: ApiKey | None,
+    settings: Settings, base: Base, *, home: Home, plugins: Plugins, say: Say, own_key: ApiKey | None
 ) -> None:
     """Start the engine, create the gateway in front of it, and serve."""
+    serving = settings.serve
     renderer = Renderer(Path(base.path))
     timeouts = EngineTimeouts(
-        unready=settings.hang_unready_seconds,
-        restart=settings.hang_restart_seconds,
-        hold=settings.restart_hold_seconds,
+        unready=serving.hang_unready_seconds,
+        restart=serving.hang_restart_seconds,
+        hold=serving.restart_hold_seconds,
     )
-    engine = SupervisedEngine(engine_config(settings, base, home=home, eos_ids=renderer.stop_ids), timeouts=timeouts)
+    engine = SupervisedEngine(engine_config(serving, base, home=home, eos_ids=renderer.stop_ids), timeouts=timeouts)
     await engine.start()
     try:
         await asyncio.to_thread(import_module, "tunery.gateway.app")
@@ -105,28 +88,34 @@ async def _run(
         from tunery.gateway.jobs.worker_thread import WorkerThread
         from tunery.gateway.metrics.recorder import Metrics
         from tunery.gateway.resolver import Resolver
+        from tunery.gateway.tracing.setup import open_tracer
         from tunery.gateway.webhooks.delivery import WebhookThread
 
         # Imported modules stay alive, so later garbage collections need not spend time on them.
         gc.freeze()
         registry = Registry.open(home)  # closed by the application
         resolver = Resolver(registry, base)
+        metrics = Metrics()
+        tracer = open_tracer(serving, metrics)
         gateway = Gateway(
-            settings,
+            serving,
             registry,
             engine,
             renderer,
             resolver,
-            Metrics(),
-            jobs=jobs,
-            oidc=oidc,
+            metrics,
+            jobs=settings.jobs,
+            oidc=settings.oidc,
             plugins=plugins,
             own_key=own_key,
+            tracer=tracer,
         )
-        with contextlib.ExitStack() as beside:
-            beside.enter_context(WebhookThread(home, webhooks, on_outcome=gateway.metrics.count_webhook))
-            if settings.worker:
-                beside.enter_context(WorkerThread(home, jobs, plugins, say=say))
+        async with contextlib.AsyncExitStack() as beside:
+            if tracer is not None:
+                beside.push_async_callback(tracer.close)
+            beside.enter_context(WebhookThread(home, settings.webhooks, on_outcome=gateway.metrics.count_webhook))
+            if serving.worker:
+                beside.enter_context(WorkerThread(home, settings.jobs, plugins, say=say))
             await serve(gateway, say=say)
     finally:
         await engine.stop()
@@ -153,38 +142,45 @@ def engine_config(settings: ServeSettings, base: Base, *, home: Home, eos_ids: t
         tenant_weights=settings.tenant_weights,
         eos_ids=eos_ids,
         threads=settings.threads,
+        log_format=settings.log_format,
+        log_level=settings.log_level,
     )
 
 
 async def serve(gateway: Gateway, *, say: Say) -> None:
     """Serve on the settings' address, announce readiness once, and drain on SIGTERM or SIGINT.
 
-    Raises Unavailable when the engine never becomes ready or the HTTP server fails.
+    Raises Unavailable when the engine never becomes ready or the HTTP server fails, and InvalidInput for TLS files that
+    cannot be served.
     """
     from tunery.gateway.app import create_app
+    from tunery.gateway.http_server import HttpServer
 
     signals = _stop_signals()
-    server = _server(create_app(gateway), gateway.settings)
-    running = asyncio.create_task(server.serve())
-    announcing = asyncio.create_task(_announce(gateway, say))
+    server = HttpServer(create_app(gateway), gateway.settings)
+    running = asyncio.create_task(server.run())
+    announcing = asyncio.create_task(_announce(gateway, server, say))
     stopping = asyncio.create_task(signals.get())
     try:
         await _wait_for_stop(running, announcing, stopping)
         if not running.done():
-            await _drain(gateway, signals, say)
+            await _drain(gateway, signals, say, delay=stopping.result() == signal.SIGTERM)
     finally:
         server.stop()
-        await asyncio.wait((running,), timeout=STOP_SECONDS)
-        for task in (running, announcing, stopping):
+        for task in (announcing, stopping):
             task.cancel()
+        # What is written at the end, such as usage, is written after the last request.
+        await asyncio.wait((running,), timeout=END_SECONDS)
+        running.cancel()
         await asyncio.gather(running, announcing, stopping, return_exceptions=True)
 
 
 async def _wait_for_stop(
-    running: asyncio.Task[None], announcing: asyncio.Task[None], stopping: asyncio.Task[None]
+    running: asyncio.Task[None], announcing: asyncio.Task[None], stopping: asyncio.Task[signal.Signals]
 ) -> None:
-    """Wait for a signal to stop; raise Unavailable when the server or the engine fails first."""
-    pending: set[asyncio.Task[None]] = {running, announcing, stopping}
+    """Wait for a signal to stop; raise Unavailable when the server or the engine fails first, or what is wrong with
+    the server's TLS files."""
+    pending: set[asyncio.Task[Any]] = {running, announcing, stopping}
     while not (running.done() or stopping.done()):
         done, _ = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
         pending -= done
@@ -192,78 +188,52 @@ async def _wait_for_stop(
             announcing.result()
     if running.done():
         cause = running.exception()
+        if isinstance(cause, InvalidInput):
+            raise cause
         raise Unavailable(f"the HTTP server stopped unexpectedly: {cause or 'it gave no reason'}") from cause
 
 
-async def _announce(gateway: Gateway, say: Say) -> None:
+async def _announce(gateway: Gateway, server: HttpServer, say: Say) -> None:
     """Print the server's address once the engine can answer and the port accepts connections."""
     settings, base = gateway.settings, gateway.resolver.base
     ready = await gateway.engine.wait_ready()
-    await _wait_for_port(settings)
-    limit_connections(settings.port, write_seconds=settings.write_seconds)
+    await server.listening.wait()
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     say(
-        f"ready: http://{host}:{settings.port} serves {base.name} ({ready.quant}, {ready.dtype}, {ready.device}) and "
-        f"{len(gateway.resolver.served())} adapters"
+        f"ready: {server.scheme}://{host}:{server.port} serves {base.name} ({ready.quant}, {ready.dtype}, "
+        f"{ready.device}) and {len(gateway.resolver.served())} adapters"
     )
 
 
-async def _wait_for_port(settings: ServeSettings) -> None:
-    # A server that listens on every address is reachable on loopback.
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104
-    while True:
-        try:
-            _, writer = await asyncio.open_connection(host, settings.port)
-        except OSError:
-            await asyncio.sleep(0.05)
-            continue
-        writer.close()
-        with contextlib.suppress(OSError):
-            await writer.wait_closed()
-        return
+async def _drain(gateway: Gateway, signals: asyncio.Queue[signal.Signals], say: Say, *, delay: bool) -> None:
+    """Shut down without losing a request, until the time is up or a second signal comes.
 
-
-async def _drain(gateway: Gateway, signals: asyncio.Queue[None], say: Say) -> None:
-    """Accept no new requests and let those in flight finish, until the time is up or a second signal comes."""
+    The server is not ready from now on. It still takes requests for a while, with `delay`, since load balancers need
+    time to notice; then it refuses new ones and lets those in flight finish.
+    """
     gateway.draining = True
-    seconds = gateway.settings.drain_seconds
-    if gateway.in_flight:
-        say(f"draining: {gateway.in_flight} requests have {seconds} s to finish; a second signal ends them now")
-    idle = asyncio.create_task(gateway.admission.idle())
-    second_signal = asyncio.create_task(signals.get())
-    await asyncio.wait((idle, second_signal), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    settings, second_signal = gateway.settings, asyncio.create_task(signals.get())
+    if delay and settings.drain_delay:
+        say(f"draining: new requests are taken for {settings.drain_delay} s more; a second signal ends all now")
+        await asyncio.wait((second_signal,), timeout=settings.drain_delay)
+    gateway.refusing = True
+    if left := gateway.requests.count:
+        say(f"draining: {left} requests have {settings.drain_seconds} s to finish; a second signal ends them now")
+    idle = asyncio.create_task(gateway.requests.idle())
+    await asyncio.wait((idle, second_signal), timeout=settings.drain_seconds, return_when=asyncio.FIRST_COMPLETED)
     if not idle.done():
-        say(f"{gateway.in_flight} requests did not finish and end with an error")
-    for task in (idle, second_signal):
-        task.cancel()
+        say(f"{gateway.requests.count} requests did not finish and end with an error")
     # Requests that still wait for tokens end with an error, in their stream or as a 503.
     await gateway.engine.stop()
+    await asyncio.wait((idle,), timeout=LAST_SECONDS)
+    for task in (idle, second_signal):
+        task.cancel()
 
 
-def _stop_signals() -> asyncio.Queue[None]:
-    """A queue that gets an item for each SIGTERM or SIGINT."""
-    signals: asyncio.Queue[None] = asyncio.Queue()
+def _stop_signals() -> asyncio.Queue[signal.Signals]:
+    """A queue that gets each SIGTERM and SIGINT."""
+    signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, signals.put_nowait, None)
+        loop.add_signal_handler(number, signals.put_nowait, number)
     return signals
-
-
-def _server(app: ASGIApp, settings: ServeSettings) -> Server:
-    from granian.constants import HTTPModes, Interfaces
-    from granian.http import HTTP1Settings
-    from granian.log import LogLevels
-    from granian.server.embed import Server
-
-    return Server(
-        app,
-        address=settings.host,
-        port=settings.port,
-        interface=Interfaces.ASGI,
-        websockets=False,
-        backlog=BACKLOG,
-        backpressure=settings.max_connections,
-        http=HTTPModes.http1,
-        http1_settings=HTTP1Settings(header_read_timeout=1000 * settings.read_seconds),
-        log_level=LogLevels.error,
-    )

@@ -1,17 +1,15 @@
-"""Resolves the address to serve on, finds a free port, and sets the kernel's limits on connections."""
+"""Resolves the address to serve on, finds a free port, and listens there with the kernel's limits on connections."""
 
 from __future__ import annotations
 
-import contextlib
-import os
 import socket
-from collections.abc import Iterator
-from pathlib import Path
 
 from tunery.registry.errors import InvalidInput
 
-__all__ = ["free_port", "limit_connections", "resolve_host"]
+__all__ = ["BACKLOG", "free_port", "listen", "resolve_host"]
 
+BACKLOG = 1024
+"""Connections that may wait to be accepted."""
 PROBE_AFTER, PROBES = 60, 4
 """TCP keep-alive: seconds of silence before an idle peer is probed, and how many probes may go unanswered."""
 
@@ -47,29 +45,19 @@ def free_port(host: str, port: int) -> int:
     return bound
 
 
-def limit_connections(port: int, *, write_seconds: int) -> None:
-    """Have the kernel close connections whose peer accepts no data for `write_seconds`, or has silently disappeared.
+def listen(host: str, port: int, *, write_seconds: int) -> socket.socket:
+    """A socket that listens there.
 
-    Granian does not expose its listening socket, so it is found among this process's open files by its `port`. Accepted
-    connections inherit its options. Does nothing on systems other than Linux.
+    On Linux the kernel closes its connections whose peer accepts no data for `write_seconds`, or has silently
+    disappeared: accepted connections inherit its options.
     """
-    if not hasattr(socket, "TCP_USER_TIMEOUT"):
-        return
-    for listener in _listeners(port):
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    both = host == "::" and socket.has_dualstack_ipv6()
+    listener = socket.create_server((host, port), family=family, backlog=BACKLOG, dualstack_ipv6=both)
+    listener.setblocking(False)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * write_seconds)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, PROBE_AFTER)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, PROBES)
-
-
-def _listeners(port: int) -> Iterator[socket.socket]:
-    """This process's TCP sockets that listen on `port`, as duplicates."""
-    for entry in Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(OSError):
-            if not str(entry.readlink()).startswith("socket:"):
-                continue
-            with socket.socket(fileno=os.dup(int(entry.name))) as candidate:
-                name = candidate.getsockname()
-                listens = candidate.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-                if listens and isinstance(name, tuple) and name[1] == port:
-                    yield candidate
+    return listener

@@ -107,7 +107,10 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         1024
     )
     threads: Annotated[Count, about("Threads of the engine; 0 for all usable cores.")] = 0
-    drain_seconds: Annotated[AtLeastOne, about("Seconds that running requests may take after SIGTERM.")] = 30
+    drain_delay: Annotated[
+        Count, about("Seconds after SIGTERM in which a server that is not ready any more still takes new requests.")
+    ] = 5
+    drain_seconds: Annotated[AtLeastOne, about("Seconds that running requests may take after that.")] = 30
     read_seconds: Annotated[
         AtLeastOne,
         about("Seconds that a request's head, and its body, may take to arrive, and that a connection may be idle."),
@@ -125,6 +128,24 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     ] = 15
     response_days: Annotated[AtLeastOne, about("Days that a response is kept which was to be stored.")] = 30
     access_log: Annotated[bool, about("Write one line of JSON per request to stderr.")] = False
+    log_prompts: Annotated[bool, about("Write the bodies of requests to the access log too: what tenants ask.")] = False
+    log_format: Annotated[
+        Literal["text", "json"], about("What is written to stderr: text for people, or one JSON object a line.")
+    ] = "text"
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], about("The least severe events of Tunery that are logged.")
+    ] = "warning"
+    otlp_endpoint: Annotated[
+        str, about("Where to send traces, such as http://collector:4318; none given: as OTEL_… variables say.")
+    ] = ""
+    trace_ratio: Annotated[
+        float, Meta(ge=0, le=1), about("The share of requests to trace, among those whose callers do not decide it.")
+    ] = 1.0
+    tls_cert: Annotated[str, about("A PEM file with the certificate and its chain; requests then come by HTTPS.")] = ""
+    tls_key: Annotated[str, about("The PEM file of the certificate's key, not encrypted.")] = ""
+    tls_client_ca: Annotated[
+        str, about("A PEM file of authorities; only clients with a certificate of one of them are served.")
+    ] = ""
     worker: Annotated[bool, about("Also run queued training jobs, in processes of their own.")] = True
     batches: Annotated[bool, about("Also answer the requests of batches, behind all others.")] = True
     batch_slots: Annotated[

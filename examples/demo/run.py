@@ -116,7 +116,7 @@ async def serve_and_ask(tickets: Path, held_out: Path) -> None:
         await train_through_the_api(clients["umbrella"], tickets)
         show_metrics(url, metrics_key)
     finally:
-        server.send_signal(signal.SIGTERM)
+        server.send_signal(signal.SIGINT)
         server.wait(timeout=60)
 
 

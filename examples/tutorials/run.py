@@ -64,7 +64,7 @@ class Tutorial:
             return "".join([*pieces, page[end:]])
         finally:
             for process in self.background:
-                process.send_signal(signal.SIGTERM)
+                process.send_signal(signal.SIGINT)
                 process.wait(timeout=60)
                 if process.stderr is not None:
                     process.stderr.close()

@@ -15,6 +15,7 @@ from litestar.params import JSONBody
 
 from tunery.gateway.api.http.connection import cancel_on_disconnect
 from tunery.gateway.api.http.errors import ERRORS
+from tunery.gateway.api.http.trace import Trace
 from tunery.gateway.api.request.call import Call, call_of
 from tunery.gateway.api.request.context_length import check_prompt_fits, truncate_prompt
 from tunery.gateway.api.request.fields import check_body
@@ -110,7 +111,7 @@ async def _embed(
             tenant=target.tenant,
             background=call.background,
         )
-        return format_vector(await _measured(gateway, command, label, started=trace.started), data)
+        return format_vector(await _measured(gateway, command, label, trace), data)
 
     with gateway.hold(len(inputs), target, param="input", background=call.background):
         tasks = [asyncio.create_task(embed(prompt)) for prompt in inputs]
@@ -122,18 +123,21 @@ async def _embed(
             await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _measured(gateway: Gateway, command: Embed, label: str, *, started: float) -> list[float]:
+async def _measured(gateway: Gateway, command: Embed, label: str, trace: Trace) -> list[float]:
     """The engine's vector, counted and timed."""
     metrics, outcome = gateway.metrics, "cancelled"
     metrics.count_prompt(label, tokens=len(command.prompt))
     try:
         async with gateway.place(background=command.background):
-            vector = (await gateway.engine.embed(command)).vector
+            trace.note_handed()
+            embedded = await gateway.engine.embed(command)
+            trace.note_token(time.perf_counter())
+            trace.timings = trace.timings or embedded.timings
         outcome = "stop"
     except TuneryError as error:
         outcome = error.code
         raise
     finally:
-        seconds = None if command.background else time.perf_counter() - started
+        seconds = None if command.background else time.perf_counter() - trace.started
         metrics.count_finished(label, outcome=outcome, tokens=0, seconds=seconds)
-    return vector
+    return embedded.vector

@@ -13,7 +13,10 @@ from tunery.gateway.api.http.errors import error_responses
 from tunery.gateway.api.state import Gateway
 from tunery.gateway.tenancy.scopes import METRICS, SCOPE
 
-__all__ = ["live", "metrics", "ready"]
+__all__ = ["OPERATION", "live", "metrics", "ready"]
+
+OPERATION = "operation"
+"""The entry of `opt` of what is answered to the end, also by a server that takes no new requests."""
 
 _TEXT, _, _ = CONTENT_TYPE_LATEST.rpartition("; charset=")
 """The media type without its charset, which Litestar adds."""
@@ -25,6 +28,7 @@ _TEXT, _, _ = CONTENT_TYPE_LATEST.rpartition("; charset=")
     summary="Whether the process is alive",
     responses=error_responses(),
     tags=["operation"],
+    opt={OPERATION: True},
 )
 async def live() -> dict[str, str]:
     """200 as long as the process answers, draining or not."""
@@ -38,6 +42,7 @@ async def live() -> dict[str, str]:
     responses=error_responses()
     | {503: ResponseSpec(dict[str, str], description="At least one check is not ok.", generate_examples=False)},
     tags=["operation"],
+    opt={OPERATION: True},
 )
 async def ready(gateway: NamedDependency[Gateway]) -> Response[dict[str, str]]:
     """200 when every check is ok, else 503."""
@@ -57,7 +62,7 @@ async def ready(gateway: NamedDependency[Gateway]) -> Response[dict[str, str]]:
     responses=error_responses(500),
     tags=["operation"],
     media_type=_TEXT,
-    opt={SCOPE: METRICS},
+    opt={SCOPE: METRICS, OPERATION: True},
 )
 async def metrics(gateway: NamedDependency[Gateway]) -> Response[bytes]:
     """All metrics in Prometheus' text format."""

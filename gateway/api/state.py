@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from tunery.gateway.api.http.admission import Admission
+from tunery.gateway.api.http.in_flight import RequestsInFlight
+from tunery.gateway.api.http.trace import Tracer
 from tunery.gateway.api.http.worker_pool import WorkerPool
 from tunery.gateway.engine.interface import Engine
 from tunery.gateway.engine.messages import Ready
@@ -36,7 +38,11 @@ BACKGROUND_AHEAD = 2
 
 @dataclass
 class Gateway:
-    """The parts of a running gateway. While `draining`, it shuts down and accepts no new requests."""
+    """The parts of a running gateway.
+
+    While `draining`, it is about to shut down: it is not ready, and begins nothing in the background. Once it is
+    `refusing`, it accepts no new requests either.
+    """
 
     settings: ServeSettings
     registry: Registry
@@ -47,7 +53,10 @@ class Gateway:
     jobs: JobsSettings = field(default_factory=JobsSettings)
     oidc: OidcSettings = field(default_factory=OidcSettings)
     plugins: Plugins = field(default_factory=load_plugins)
+    tracer: Tracer | None = None
     draining: bool = False
+    refusing: bool = False
+    requests: RequestsInFlight = field(default_factory=RequestsInFlight)
     own_key: ApiKey | None = None
     """A key that is good for this server besides the registry's."""
 
@@ -67,17 +76,21 @@ class Gateway:
 
     @property
     def in_flight(self) -> int:
-        """How many requests have been accepted and not yet answered."""
+        """How many requests to the engine have been accepted and not yet answered; `requests` counts those over HTTP."""
         return self.admission.count
 
     def engine_ready(self) -> Ready:
-        """The engine's description; raise Unavailable while it cannot answer or the server is draining."""
-        if self.draining:
-            raise Unavailable("this server is shutting down; send the request again", code="draining")
+        """The engine's description; raise Unavailable while it cannot answer or the server refuses requests."""
+        self.check_accepting()
         ready = self.engine.ready
         if ready is None:
             raise self._outage()
         return ready
+
+    def check_accepting(self) -> None:
+        """Raise Unavailable once the server takes no new requests."""
+        if self.refusing:
+            raise Unavailable("this server is shutting down; send the request again", code="draining")
 
     async def wait_for_engine(self, target: Target, *, background: bool = False) -> Ready:
         """The engine's description, after waiting up to `restart_hold_seconds` for one that is starting.
@@ -85,7 +98,7 @@ class Gateway:
         The request counts as in flight while it waits; one in the background does not wait. Raises Unavailable, with
         when to retry, if the engine does not start in time.
         """
-        if self.engine.ready is None and not self.draining and not background:
+        if self.engine.ready is None and not self.refusing and not background:
             with self.hold(1, target), contextlib.suppress(TimeoutError, Unavailable):
                 async with asyncio.timeout(self.settings.restart_hold_seconds):
                     await self.engine.wait_ready()

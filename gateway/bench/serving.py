@@ -7,6 +7,7 @@ import http.client
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -36,7 +37,7 @@ def server(base: str, *, home: Path | None = None) -> Iterator[int]:
                     return
             raise Unavailable(f"tunery serve ended with exit code {process.wait()}")
         finally:
-            process.terminate()
+            process.send_signal(signal.SIGINT)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(30)
             process.kill()

@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import random
+import signal
 import statistics
 import subprocess
 import sys
@@ -267,7 +268,7 @@ class Suite:
                     if line.startswith("ready"):
                         seconds.append(time.perf_counter() - started)
                         break
-                process.terminate()
+                process.send_signal(signal.SIGINT)
         return Row(
             name="start",
             title="`tunery serve` to ready, base cached",

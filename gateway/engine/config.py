@@ -6,6 +6,8 @@ from typing import Literal
 
 import msgspec
 
+from tunery.plugins.runtime.log_format import LogFormat, LogLevel
+
 __all__ = ["LOAD_POLL", "EngineConfig"]
 
 LOAD_POLL = 0.002
@@ -45,4 +47,6 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     tenant_weights: dict[str, float] = {}
     eos_ids: tuple[int, ...] = ()
     threads: int = 0
+    log_format: LogFormat = "text"
+    log_level: LogLevel = "warning"
     kernels: Literal["auto", "torch"] = "auto"

@@ -89,7 +89,7 @@ class EngineCore:
             vocab_size=model.vocab_size,
             eos_ids=config.eos_ids,
         )
-        self._outputs = OutputProcessor(config, self.scheduler, model.argmax_logsumexp or argmax_logsumexp)
+        self._outputs = OutputProcessor(config, self.scheduler, model.argmax_logsumexp or argmax_logsumexp, clock=clock)
         self._preloads: list[Load] = []
         self._steps = 0
         self._step_tokens = 0

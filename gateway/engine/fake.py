@@ -17,6 +17,7 @@ from tunery.gateway.engine.messages import (
     PromptScore,
     Ready,
     Stats,
+    Timings,
     Token,
     TopToken,
     Unloaded,
@@ -32,8 +33,8 @@ class FakeEngine:
 
     With `FakeEngine.echo` as `reply`, it answers with the prompt. `requests` and `embeds` record the requests,
     `loaded`, `pinned` and `unloaded` the digests of these commands, `cancelled` the ids of cancelled requests.
-    `failure` is raised instead of answering, and `cached` is how many tokens of each prompt it reports as found in the
-    prefix cache. All may be changed while it runs.
+    `failure` is raised instead of answering, `cached` is how many tokens of each prompt it reports as found in the
+    prefix cache, and `timings` what it reports of their times. All may be changed while it runs.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class FakeEngine:
         self.requests: list[Generate] = []
         self.embeds: list[Embed] = []
         self.cached = 0
+        self.timings = Timings()
         self.cancelled: list[str] = []
         self.failure: TuneryError | None = None
 
@@ -149,7 +151,9 @@ class FakeEngine:
                 yield (
                     made
                     if index
-                    else msgspec.structs.replace(made, cached_tokens=self.cached, prompt_scores=_scores(request))
+                    else msgspec.structs.replace(
+                        made, cached_tokens=self.cached, prompt_scores=_scores(request), timings=self.timings
+                    )
                 )
                 if ended:
                     return
@@ -167,7 +171,7 @@ class FakeEngine:
         except asyncio.CancelledError:
             self.cancelled.append(request.id)
             raise
-        return Embedded(request.id, [float(len(request.prompt)), float(request.prompt[-1])])
+        return Embedded(request.id, [float(len(request.prompt)), float(request.prompt[-1])], self.timings)
 
     async def load(self, adapter: AdapterSource, *, pin: bool = False) -> Loaded:
         """See Engine.load: loaded at once."""

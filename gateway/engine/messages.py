@@ -28,6 +28,7 @@ __all__ = [
     "Resident",
     "Shutdown",
     "Stats",
+    "Timings",
     "Token",
     "Tokens",
     "TopToken",
@@ -119,6 +120,15 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
     load_seconds: float
 
 
+class Timings(msgspec.Struct, frozen=True, array_like=True):
+    """Seconds from a request's arrival in the engine until its adapters were in memory (None if they were already),
+    until it ran, and until its prompt was computed."""
+
+    loaded: float | None = None
+    started: float = 0.0
+    prefilled: float = 0.0
+
+
 class TopToken(msgspec.Struct, frozen=True, array_like=True):
     """An alternative token and its natural-log probability."""
 
@@ -141,7 +151,7 @@ class Token(msgspec.Struct, frozen=True, array_like=True):
     alternatives.
 
     Only a request's first token carries `cached_tokens`, how many tokens of the prompt were in the prefix cache, and,
-    if asked for, `prompt_scores`, those of the prompt's tokens from the second on.
+    if asked for, `prompt_scores`, those of the prompt's tokens from the second on; and its `timings`.
     """
 
     id: str
@@ -151,6 +161,7 @@ class Token(msgspec.Struct, frozen=True, array_like=True):
     top: tuple[TopToken, ...] = ()
     cached_tokens: int = 0
     prompt_scores: tuple[PromptScore, ...] = ()
+    timings: Timings | None = None
 
 
 class Embedded(msgspec.Struct, frozen=True, tag="embedded"):
@@ -158,6 +169,7 @@ class Embedded(msgspec.Struct, frozen=True, tag="embedded"):
 
     id: str
     vector: list[float]
+    timings: Timings | None = None
 
 
 class Tokens(msgspec.Struct, frozen=True, tag="tokens"):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
 from tunery.gateway.engine.composition import composition_title
@@ -22,10 +26,18 @@ class OutputProcessor:
     `reduce` is the model's `argmax_logsumexp`, or the sampler's.
     """
 
-    def __init__(self, config: EngineConfig, scheduler: Scheduler, reduce: Reduction) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        scheduler: Scheduler,
+        reduce: Reduction,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._config = config
         self._scheduler = scheduler
         self._reduce = reduce
+        self._clock = clock
 
     def process(
         self, scheduled: list[ScheduledTokens], batch: ForwardBatch, logits: torch.Tensor, hidden: torch.Tensor
@@ -74,7 +86,9 @@ class OutputProcessor:
             return None
         if finish is not None:
             self._scheduler.finish(sequence)
-        extra = (sequence.cached, tuple(sequence.prompt_logprobs)) if first else ()
+        extra: tuple[Any, ...] = ()
+        if first:
+            extra = (sequence.cached, tuple(sequence.prompt_logprobs), sequence.timings(self._clock()))
         return Token(sequence.id, choice.token, choice.logprob, finish, choice.top, *extra)
 
     def _pool(
@@ -91,7 +105,7 @@ class OutputProcessor:
             if not sequence.pooled.isfinite().all():
                 self._fail(sequence, events)
                 continue
-            events.append(Embedded(sequence.id, (sequence.pooled / count).tolist()))
+            events.append(Embedded(sequence.id, (sequence.pooled / count).tolist(), sequence.timings(self._clock())))
             self._scheduler.finish(sequence)
 
     def _is_live(self, sequence: Sequence) -> bool:

@@ -10,7 +10,6 @@ import argparse
 import queue
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from tunery.gateway.engine.ipc.wire import CommandReader, EventWriter
 from tunery.gateway.engine.messages import Command, Failed, Shutdown
 from tunery.plugins.runtime.allocator import resident_bytes, trim_memory
 from tunery.plugins.runtime.compute import prepare_compute
+from tunery.plugins.runtime.log_format import notice, set_up_logging
 from tunery.plugins.runtime.parent_watch import die_with_parent
 from tunery.plugins.runtime.quick_exit import exit_quickly
 from tunery.registry.errors import ArtifactRefused, TuneryError
@@ -57,13 +57,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     config = msgspec.json.decode(options.config, type=EngineConfig)
+    set_up_logging(config.log_format, config.log_level)
     prepare_compute(config.threads)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.connect(options.socket)
         try:
             _serve(config, connection)
         except TuneryError as error:
-            sys.stderr.write(f"engine: {error.message}\n")
+            notice(f"engine: {error.message}")
             return REFUSED if isinstance(error, ArtifactRefused) else 1
         except (BrokenPipeError, ConnectionResetError):
             return 0

@@ -24,6 +24,7 @@ from tunery.gateway.engine.messages import Event, Failed, Generate, Tokens
 from tunery.gateway.engine.sampling_params import SamplingParams
 from tunery.plugins.bases.architectures import refuse_folder
 from tunery.plugins.runtime.compute import prepare_compute
+from tunery.plugins.runtime.log_format import notice, set_up_logging
 from tunery.plugins.runtime.parent_watch import die_with_parent
 from tunery.plugins.runtime.quick_exit import exit_quickly
 from tunery.registry.errors import ArtifactRefused
@@ -65,8 +66,8 @@ def load_reference(config: EngineConfig) -> Reference | None:
     command = (sys.executable, "-m", "tunery.gateway.engine.self_check", msgspec.json.encode(config).decode())
     done = subprocess.run(command, stdout=subprocess.PIPE, check=False)
     if done.returncode:
-        sys.stderr.write(
-            f"engine: the base could not be run in transformers (exit code {done.returncode}); it is served without the check\n"
+        notice(
+            f"engine: the base could not be run in transformers (exit code {done.returncode}); it is served without the check"
         )
         return None
     # Libraries may have printed something before the last line.
@@ -111,6 +112,7 @@ def main(arguments: Sequence[str]) -> int:
     """Print the Reference of the engine configuration given as JSON, as JSON on the last line."""
     die_with_parent()
     config = msgspec.json.decode(arguments[0], type=EngineConfig)
+    set_up_logging(config.log_format, config.log_level)
     prepare_compute(config.threads)
     try:
         reference = compute_reference(config)

@@ -58,6 +58,8 @@ class Metrics:
         self._start(BASE)
         for reason in {*FINISHED_REASONS.values(), "error"}:
             self._vllm[table.FINISHED].labels(BASE, reason)
+        for outcome in ("exported", "dropped"):
+            self._own[table.TRACE_SPANS].labels(outcome)
         for outcome in WEBHOOK_OUTCOMES:
             self._own[table.WEBHOOK_ATTEMPTS].labels(outcome)
         for status in (NOT_FOUND, METHOD_NOT_ALLOWED):
@@ -117,6 +119,10 @@ class Metrics:
     def count_response(self, route: str, status: int) -> None:
         """Count an HTTP request by its route's template and its status."""
         self._add(table.HTTP_REQUESTS, 1, route, str(status))
+
+    def count_spans(self, outcome: Literal["exported", "dropped"], count: int) -> None:
+        """Count spans that were exported, or could not be; from any thread."""
+        self._add(table.TRACE_SPANS, count, outcome)
 
     def count_refused(self, label: str, *, code: str, count: int) -> None:
         """Count requests that were not admitted, by the code of their error."""

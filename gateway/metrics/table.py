@@ -246,6 +246,12 @@ WEBHOOK_ATTEMPTS = Row(
     labels=("outcome",),
     help="Webhooks that this gateway sent, by outcome: delivered, retried later, or given_up.",
 )
+TRACE_SPANS = Row(
+    kind="counter",
+    name="tunery_trace_spans",
+    labels=("outcome",),
+    help="Spans of traces, by outcome: exported, or dropped because the collector did not take them.",
+)
 WEBHOOKS_PENDING = Row(
     kind="gauge",
     name="tunery_webhooks_pending",

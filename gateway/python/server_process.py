@@ -17,6 +17,7 @@ from typing import TextIO
 import msgspec
 
 from tunery.plugins.discovery import load_plugins
+from tunery.plugins.runtime.log_format import notice
 from tunery.plugins.runtime.quick_exit import exit_quickly
 from tunery.registry.errors import TuneryError
 from tunery.registry.home import Home
@@ -35,29 +36,19 @@ def main() -> None:
     token = ""
 
     def say(text: str) -> None:
-        sys.stderr.write(text + "\n")
-        sys.stderr.flush()
+        notice(text)
         if text.startswith("ready: "):
             _send(messages, {"ready": text.split()[1], "api_key": token})
 
     try:
         from tunery.gateway.serve import run
 
-        home, settings = Home.from_env(), msgspec.json.decode(sys.argv[1], type=ServeSettings)
-        others = read_settings(home.root)
+        home, serving = Home.from_env(), msgspec.json.decode(sys.argv[1], type=ServeSettings)
+        settings = msgspec.structs.replace(read_settings(home.root), serve=serving)
         key, token = new_key(
-            tenant=others.jobs.tenant, scopes=SCOPES, created_at=time.time(), created_by="tunery.serve"
+            tenant=settings.jobs.tenant, scopes=SCOPES, created_at=time.time(), created_by="tunery.serve"
         )
-        run(
-            settings,
-            others.jobs,
-            others.webhooks,
-            oidc=others.oidc,
-            home=home,
-            plugins=load_plugins(),
-            say=say,
-            own_key=key,
-        )
+        run(settings, home=home, plugins=load_plugins(), say=say, own_key=key)
     except TuneryError as error:
         _send(messages, {"error": type(error).__name__, "message": error.message, "code": error.code})
         sys.exit(1)
@@ -67,7 +58,7 @@ def _stop_at_end_of_input() -> None:
     # Not sys.stdin, whose lock a waiting thread would still hold at the end of the process.
     while os.read(0, 1024):
         pass
-    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGINT)  # no load balancer has to be told
 
 
 def _send(stream: TextIO, message: dict[str, str]) -> None:

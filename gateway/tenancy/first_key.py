@@ -8,20 +8,17 @@ from ipaddress import ip_address
 
 from tunery.registry.errors import InvalidInput
 from tunery.registry.keys.api_key import SCOPES, ApiKey
-from tunery.registry.oidc_settings import OidcSettings
 from tunery.registry.registry import Registry
-from tunery.registry.settings import ServeSettings
+from tunery.registry.settings import Settings
 
 __all__ = ["require_keys"]
 
 
 def require_keys(
     registry: Registry,
-    settings: ServeSettings,
+    settings: Settings,
     *,
     host: str,
-    tenant: str,
-    oidc: OidcSettings,
     own_key: ApiKey | None,
     say: Callable[[str], None],
 ) -> None:
@@ -32,7 +29,7 @@ def require_keys(
     Raises InvalidInput where nobody could have a key (no_active_key), or everybody would do without one
     (auth_required).
     """
-    if not settings.auth:
+    if not settings.serve.auth:
         if not ip_address(host).is_loopback:
             raise InvalidInput(
                 f"without API keys a server listens on loopback only, and this would be {host}; leave out --no-auth, and "
@@ -41,10 +38,11 @@ def require_keys(
                 param="auth",
             )
         return
-    if own_key is not None or oidc.issuer:
+    if own_key is not None or settings.oidc.issuer:
         return
     keys = registry.keys.list()
     if not keys:
+        tenant = settings.jobs.tenant
         key, token = registry.keys.create(tenant=tenant, scopes=SCOPES, label="first key", actor="tunery serve")
         say(f"API key {key.id} with all scopes, shown this once: {token}")
     elif all(key.state(time.time()) != "active" for key in keys):

@@ -54,7 +54,13 @@ def start_server(folder: Path, home: Home, base: str | Path, *arguments: str) ->
         process = subprocess.Popen(
             [sys.executable, "-m", "tunery.gateway.cli", *command],
             stderr=stderr,
-            env={"TUNERY_SERVE_AUTH": "false", **os.environ, "TUNERY_HOME": str(home.root), "OMP_NUM_THREADS": "1"},
+            env={
+                "TUNERY_SERVE_AUTH": "false",
+                "TUNERY_SERVE_DRAIN_DELAY": "0",
+                **os.environ,
+                "TUNERY_HOME": str(home.root),
+                "OMP_NUM_THREADS": "1",
+            },
         )
     running = ServeProcess(process, log, home)
     try:

@@ -291,7 +291,7 @@ async def local(registry: Registry, tiny_base_folder: Path, tmp_path: Path) -> A
     engine = FakeEngine([70] * 100, delay=0.01, base_digest=base.digest)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        settings = ServeSettings(base="tiny", auth=False, port=probe.getsockname()[1], drain_seconds=1)
+        settings = ServeSettings(base="tiny", auth=False, port=probe.getsockname()[1], drain_delay=0, drain_seconds=1)
     gateway = Gateway(settings, registry, engine, Renderer(tiny_base_folder), Resolver(registry, base), Metrics())
     messages: list[str] = []
     serving = asyncio.create_task(serve(gateway, say=messages.append))
@@ -350,6 +350,25 @@ async def test_a_drain_refuses_what_is_new_and_finishes_what_runs(local: Local) 
     for text in await asyncio.gather(*running):
         assert '"finish_reason":"length"' in text
         assert text.endswith("data: [DONE]\n\n")
+    await asyncio.wait_for(local.serving, 10)
+
+
+async def test_after_sigterm_requests_are_taken_until_load_balancers_have_noticed(local: Local) -> None:
+    local.gateway.settings = msgspec.structs.replace(local.gateway.settings, drain_delay=60, drain_seconds=60)
+    local.engine.delay = 0.5
+    running = asyncio.create_task(stream(local))
+    await wait_in_flight(local, 1)
+    async with httpx.AsyncClient(verify=False) as client:
+        os.kill(os.getpid(), signal.SIGTERM)
+        while not local.gateway.draining:
+            await asyncio.sleep(0.01)
+        assert (await client.get(f"{local.url}/health/ready")).status_code == 503
+        body = {"model": "tiny", "prompt": "x", "max_tokens": 1}
+        taken = await client.post(f"{local.url}/v1/completions", json=body, timeout=20)
+        assert (taken.status_code, taken.headers["connection"]) == (200, "close")
+    assert local.messages[-1] == "draining: new requests are taken for 60 s more; a second signal ends all now"
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert "engine_restarted" in await running
     await asyncio.wait_for(local.serving, 10)
 
 

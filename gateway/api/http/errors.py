@@ -67,6 +67,7 @@ def _tunery_error(request: Request[Any, Any, Any], error: TuneryError) -> Respon
     status = status_of(error)
     headers = {"retry-after": str(error.retry_after)} if isinstance(error, Unavailable) else {}
     body = envelope(error.args[0], status=status, code=error.code, param=error.param)
+    trace_of(request).error = error.code
     return Response(body, status_code=status, headers=headers)
 
 
@@ -98,6 +99,7 @@ def _http_error(request: Request[Any, Any, Any], error: HTTPException) -> Respon
     if status >= 500:
         return _unexpected(request, error)
     if isinstance(error, Refused):
+        trace_of(request).error = error.code
         return Response(envelope(error.detail, status=status, code=error.code), status_code=status)
     if isinstance(error.__cause__, SerializationException):
         return Response(envelope(_not_json(error.detail), status=status, code="invalid_json"), status_code=status)

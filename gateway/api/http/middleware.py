@@ -1,7 +1,7 @@
-"""What happens around every request: its id, its connection's limits, the count by route and status, and the access
-log.
+"""What happens around every request: its id and span, its connection's limits, the headers that all responses have, the
+count by route and status, and the access log.
 
-The log never contains prompts or answers. The middleware is Litestar's own kind but wraps the whole application,
+The log contains no answers, and prompts only where that is asked for. The middleware is Litestar's own kind but wraps the whole application,
 because Litestar runs registered middleware only for requests that match a route, and unknown routes are counted and
 logged too.
 """
@@ -11,20 +11,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-import sys
-import time
 import uuid
+from collections.abc import Callable
 from typing import Any, cast
 
-import msgspec
 from litestar.enums import HttpMethod, ScopeType
 from litestar.middleware import ASGIMiddleware
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
 from tunery.gateway.api.http.body_memory import BodyMemory
 from tunery.gateway.api.http.connection import Connection
-from tunery.gateway.api.http.trace import Trace
+from tunery.gateway.api.http.in_flight import RequestsInFlight
+from tunery.gateway.api.http.response_headers import ResponseHeaders
+from tunery.gateway.api.http.trace import Trace, Tracer
 from tunery.gateway.metrics.recorder import DISCONNECTED, UNKNOWN_ROUTE, Metrics
+from tunery.plugins.runtime.log_format import log_event
 from tunery.registry.settings import ServeSettings
 
 __all__ = ["RequestMiddleware"]
@@ -41,14 +42,25 @@ class RequestMiddleware(ASGIMiddleware):
 
     scopes = (ScopeType.HTTP,)
 
-    def __init__(self, settings: ServeSettings, metrics: Metrics) -> None:
-        self._settings, self._metrics = settings, metrics
+    def __init__(
+        self,
+        settings: ServeSettings,
+        metrics: Metrics,
+        *,
+        in_flight: RequestsInFlight,
+        leaving: Callable[[], bool],
+        tracer: Tracer | None = None,
+    ) -> None:
+        self._settings, self._metrics, self._in_flight, self._tracer = settings, metrics, in_flight, tracer
         self._bodies = BodyMemory()
+        self._headers = ResponseHeaders(tls=bool(settings.tls_cert), leaving=leaving)
 
     async def handle(self, scope: Scope, receive: Receive, send: Send, next_app: ASGIApp) -> None:
         """Handle one request."""
         request = cast("HTTPScope", scope)  # `scopes` has no other kind
         trace, method = Trace(_request_id(request)), request["method"]
+        if self._tracer is not None:
+            trace.span = self._tracer.begin(_context(request))
         if method == "HEAD":
             request = {**request, "method": HttpMethod.GET}
         trace.attach(request)
@@ -63,36 +75,51 @@ class RequestMiddleware(ASGIMiddleware):
         response = _ResponseSender(
             connection,
             receive,
-            request_id=trace.request_id,
+            self._headers,
+            trace,
             head=method == "HEAD",
             is_too_long=_declared_length(request) > MAX_DISCARD_BYTES,
         )
         try:
-            async with connection:
-                await next_app(request, connection.receive, response.send)
+            with self._in_flight.hold():
+                async with connection:
+                    await next_app(request, connection.receive, response.send)
         except asyncio.CancelledError:
             # The client has disconnected and its work was cancelled: there is no one to answer, and it is not an error.
             if (task := asyncio.current_task()) is not None and task.cancelling():
                 raise
         finally:
             # 499 is nginx's status for a client that disconnected before there was a response.
-            status, route = response.status or int(DISCONNECTED), _route(request)
-            self._metrics.count_response(route, status)
-            if self._settings.access_log:
-                _log(method, route, status, trace)
+            self._finish(trace, method, _route(request), response.status or int(DISCONNECTED))
+
+    def _finish(self, trace: Trace, method: str, route: str, status: int) -> None:
+        """Count, trace and log a request that has ended."""
+        self._metrics.count_response(route, status)
+        if trace.span is not None:
+            trace.span.end(trace, method=method, route=route, status=status)
+        if self._settings.access_log:
+            http = {"request_id": trace.request_id, "method": method, "route": route, "status": status}
+            log_event("tunery.access", {**http, **trace.line()})
 
 
 class _ResponseSender:
-    """Sends a response with its `x-request-id`, without a body for HEAD; `status` is 0 until it starts.
+    """Sends a response with the headers that all have, without a body for HEAD; `status` is 0 until it starts.
 
     A refused body is discarded first, unless it `is_too_long` for that: then the connection is closed.
     """
 
     def __init__(
-        self, connection: Connection, receive: Receive, *, request_id: str, head: bool, is_too_long: bool
+        self,
+        connection: Connection,
+        receive: Receive,
+        headers: ResponseHeaders,
+        trace: Trace,
+        *,
+        head: bool,
+        is_too_long: bool,
     ) -> None:
-        self._connection, self._receive = connection, receive
-        self._request_id, self._head, self._is_too_long = request_id.encode(), head, is_too_long
+        self._connection, self._receive, self._headers, self._trace = connection, receive, headers, trace
+        self._head, self._is_too_long = head, is_too_long
         self.status = 0
 
     async def send(self, message: Message) -> None:
@@ -104,7 +131,7 @@ class _ResponseSender:
                     message["headers"] = [*message["headers"], (b"connection", b"close")]
                 else:
                     await _discard_body(self._receive)
-            message["headers"] = [*message["headers"], (b"x-request-id", self._request_id)]
+            message["headers"] = self._headers.add(message["headers"], self._trace)
         elif self._head and message["type"] == "http.response.body":
             message["body"] = b""
         await self._connection.send(message)
@@ -128,6 +155,15 @@ def _request_id(scope: Any) -> str:
     return client_id if _REQUEST_ID.fullmatch(client_id) else uuid.uuid4().hex
 
 
+def _context(scope: Any) -> dict[str, str]:
+    """The W3C headers that name the span of the caller."""
+    return {
+        name.decode(): value.decode("latin-1")
+        for name, value in scope["headers"]
+        if name in (b"traceparent", b"tracestate")
+    }
+
+
 def _declared_length(scope: Any) -> int:
     """Bytes of the body as its header says; 0 where there is none or it is no number."""
     length = dict(scope["headers"]).get(b"content-length", b"")
@@ -137,16 +173,3 @@ def _declared_length(scope: Any) -> int:
 def _route(scope: Any) -> str:
     """The route's template, never the path that the client wrote."""
     return str(scope.get("path_template") or UNKNOWN_ROUTE)
-
-
-def _log(method: str, route: str, status: int, trace: Trace) -> None:
-    line = {
-        "time": round(time.time(), 3),
-        "request_id": trace.request_id,
-        "method": method,
-        "route": route,
-        "status": status,
-        **trace.line(),
-        "duration_ms": round(1000 * (time.perf_counter() - trace.started), 1),
-    }
-    sys.stderr.write(msgspec.json.encode(line).decode() + "\n")

@@ -136,12 +136,14 @@ class Generation:
     def _note_cached(self, prompt: tuple[int, ...], tokens: int) -> None:
         """Keep the least that choices with the same prompt report: one may find what another has just computed."""
         self._cached[prompt] = min(tokens, self._cached.get(prompt, tokens))
+        self._trace.cached_tokens = sum(self._cached.values())
 
     async def _measured(self, request: Generate, detokenizer: Detokenizer) -> AsyncGenerator[Token, None]:
         """The engine's tokens, counted and timed. The outcome is the detokenizer's, which also sees stop strings."""
         metrics, label, timed = self.gateway.metrics, self._label, not request.background
         metrics.count_prompt(label, tokens=len(request.prompt))
         last = self._trace.started
+        self._trace.note_handed()
         count, failure = 0, ""
         try:
             async with (
@@ -152,13 +154,16 @@ class Generation:
                     now = time.perf_counter()
                     if timed:
                         metrics.observe_token(label, first=count == 0, seconds=now - last)
-                    self._trace.first_token = self._trace.first_token or now
+                    self._trace.note_token(now)
+                    if count == 0:
+                        self._trace.timings = self._trace.timings or token.timings
                     count, last = count + 1, now
                     yield token
         except TuneryError as error:
-            failure = error.code
+            failure = self._trace.error = error.code
             raise
         finally:
+            self._trace.finish_reason = detokenizer.finish
             outcome = failure or detokenizer.finish or "cancelled"
             seconds = last - self._trace.started if timed else None
             metrics.count_finished(label, outcome=outcome, tokens=count, seconds=seconds)

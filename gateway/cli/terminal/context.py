@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from tunery.gateway.cli.terminal.streams import ascii_text, is_utf8
+from tunery.plugins.runtime.log_format import notice
 
 if TYPE_CHECKING:
     from tunery.plugins.manager import Plugins
@@ -29,6 +30,5 @@ def print_json(value: Any) -> None:
 
 
 def say(text: str) -> None:
-    """One line of progress on stderr."""
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
+    """One line of progress on stderr, as an event where a server logs those as JSON."""
+    notice(text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from tunery.gateway.engine.config import EngineConfig
 from tunery.gateway.engine.models.interface import Model
 from tunery.gateway.engine.models.native.kernels import Kernels, load_kernels, why_no_kernels
 from tunery.plugins.bases.architectures import refuse_folder
+from tunery.plugins.runtime.log_format import notice
 
 __all__ = ["open_model"]
 
@@ -43,5 +43,5 @@ def _usable_kernels(config: EngineConfig) -> Kernels | None:
         return None
     kernels = load_kernels()
     if kernels is None:
-        sys.stderr.write(f"engine: running without native kernels, which is slower: {why_no_kernels()}\n")
+        notice(f"engine: running without native kernels, which is slower: {why_no_kernels()}")
     return kernels

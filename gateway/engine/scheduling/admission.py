@@ -227,6 +227,7 @@ class Admission:
                     held[index] = adapter
             sequence.adapters_requested = True
             if len(held) == len(parts):
+                sequence.note_loaded(current.now)
                 adapters = tuple((held[index], part.weight) for index, part in enumerate(parts))
                 if len(adapters) > 1 or any(weight != 1.0 for _, weight in adapters):
                     check_composition(held.values())

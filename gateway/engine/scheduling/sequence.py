@@ -6,7 +6,7 @@ import random
 from typing import TYPE_CHECKING, Literal
 
 from tunery.gateway.engine.composition import WeightedAdapter, composition_digest
-from tunery.gateway.engine.messages import Embed, Generate, PromptScore
+from tunery.gateway.engine.messages import Embed, Generate, PromptScore, Timings
 from tunery.gateway.engine.sampling_params import SamplingParams
 from tunery.gateway.engine.scheduling.page_allocator import PAGE_SIZE, next_page_key, prefix_keys
 
@@ -35,6 +35,9 @@ class Sequence:
     are held while it runs; `adapters_requested` says that they were asked for before, `adapter_missed` that one was not
     resident.
 
+    Times, in the scheduler's seconds: when it was `submitted`, when the adapters were `loaded` that it had to wait for
+    (None: for none), and when it first `started`.
+
     Results: `prompt_logprobs` are those of the prompt's tokens from the second on, as far as they are computed;
     `pooled` is the running sum (or the last) of an Embed's hidden states, float64 [hidden size].
     """
@@ -56,7 +59,9 @@ class Sequence:
         self.charged = 0
         self.pages: list[int] = []
         self.adapters: HeldAdapters = ()
-        self.since = now
+        self.submitted = self.since = now
+        self.loaded: float | None = None
+        self.started: float | None = None
         self.admission = self.length_at_start = 0
         self.adapters_requested = self.adapter_missed = False
         self.prompt_logprobs: list[PromptScore] = []
@@ -121,12 +126,24 @@ class Sequence:
         """Begin to run, as start number `admission`."""
         self.adapters, self.admission, self.since = adapters, admission, now
         self.length_at_start = len(self.tokens)
+        self.started = now if self.started is None else self.started
+
+    def note_loaded(self, now: float) -> None:
+        """Note that the adapters which it had to wait for are in memory."""
+        if self.adapter_missed and self.loaded is None:
+            self.loaded = now
 
     def preempt(self, now: float) -> None:
         """Go back to waiting: what was computed must be found in the prefix cache or computed again."""
         self.computed = 0
         self.pooled = None
         self.since = now
+
+    def timings(self, now: float) -> Timings:
+        """What is reported when the prompt has been computed, `now`."""
+        loaded = None if self.loaded is None else self.loaded - self.submitted
+        started = now if self.started is None else self.started
+        return Timings(loaded, started - self.submitted, now - self.submitted)
 
     def noise(self) -> float:
         """The next uniform random number in [0, 1) of the request's own generator."""

@@ -18,6 +18,7 @@ from tunery.gateway.engine.messages import (
     Generate,
     Load,
     Loaded,
+    Timings,
     Tokens,
     TopToken,
     Unload,
@@ -232,3 +233,23 @@ def test_only_requests_count_as_hits(base: Path, adapters: list[AdapterSource]) 
     engine.run([request("a", prompt(5, seed=1), adapters[0]), request("b", prompt(5, seed=2), adapters[0])])
     assert engine.core.stats().hits == {"acme/test": 2}
     assert [one.pinned for one in engine.core.stats().resident] == [True]
+
+
+def test_a_first_token_says_how_long_its_request_waited_for_what(base: Path, adapters: list[AdapterSource]) -> None:
+    engine = Engine.on(base)
+    cold, warm = request("cold", prompt(5, seed=1), adapters[0]), request("warm", prompt(5, seed=1), adapters[0])
+    asked: list[Generate | Embed] = [cold, warm, embed("vector", prompt(5, seed=1), "mean")]
+    timings: dict[str, Timings] = {}
+    for one in asked:
+        engine.events.clear()
+        engine.core.handle(one)
+        engine.core.run_until_idle()
+        said = [event for event in engine.events if isinstance(event, Tokens | Embedded)]
+        first, *others = [one for event in said for one in (event.tokens if isinstance(event, Tokens) else [event])]
+        assert all(other.timings is None for other in others)
+        assert first.timings is not None
+        timings[one.id] = first.timings
+    assert 0 < (timings["cold"].loaded or 0) <= timings["cold"].started < timings["cold"].prefilled
+    for name in ("warm", "vector"):
+        assert timings[name].loaded is None
+        assert 0 <= timings[name].started < timings[name].prefilled

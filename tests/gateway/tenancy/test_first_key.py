@@ -8,15 +8,15 @@ from tunery.gateway.tenancy.first_key import require_keys
 from tunery.registry.errors import InvalidInput
 from tunery.registry.oidc_settings import OidcSettings
 from tunery.registry.registry import Registry
-from tunery.registry.settings import ServeSettings
+from tunery.registry.settings import ServeSettings, Settings
 
 ISSUER = OidcSettings(issuer="https://login.example.com", audience=("tunery",))
 
 
 def said(registry: Registry, *, oidc: OidcSettings, auth: bool = True, host: str = "127.0.0.1") -> list[str]:
     lines: list[str] = []
-    settings = ServeSettings(auth=auth)
-    require_keys(registry, settings, host=host, tenant="acme", oidc=oidc, own_key=None, say=lines.append)
+    settings = Settings(serve=ServeSettings(auth=auth), oidc=oidc)
+    require_keys(registry, settings, host=host, own_key=None, say=lines.append)
     return lines
 
 
