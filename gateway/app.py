@@ -159,6 +159,8 @@ def create_app(gateway: Gateway) -> ASGIApp:
     async def lifespan(app: Litestar) -> AsyncGenerator[None, None]:
         if keyring is not None:
             await keyring.start()
+        await gateway.usage.start()
+        await gateway.limiter.start()
         preloader = Preloader(gateway.settings.preload, engine=gateway.engine, resolver=gateway.resolver)
         gateway.engine.on_stats(lambda stats: gateway.metrics.update_engine(gateway.engine.ready, stats))
         gateway.engine.on_stats(preloader.on_stats)
@@ -181,6 +183,9 @@ def create_app(gateway: Gateway) -> ASGIApp:
             await gateway.file_checks.stop()
             gateway.workers.close()
             await gateway.engine.stop()
+            await gateway.limiter.stop()
+            # After all that uses anything.
+            await gateway.usage.stop()
             gateway.registry.close()
 
     app = Litestar(

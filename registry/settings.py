@@ -20,10 +20,11 @@ from msgspec import Meta
 
 from tunery.registry import webhook_settings
 from tunery.registry.errors import InvalidInput, UnknownName
+from tunery.registry.limit_settings import LimitsSettings
 from tunery.registry.values import about, read_value
 from tunery.registry.webhook_settings import WebhooksSettings
 
-__all__ = ["JobsSettings", "ServeSettings", "Settings", "TrainingSettings", "read_settings"]
+__all__ = ["JobsSettings", "LimitsSettings", "ServeSettings", "Settings", "TrainingSettings", "read_settings"]
 
 Count = Annotated[int, Meta(ge=0)]
 AtLeastOne = Annotated[int, Meta(ge=1)]
@@ -171,6 +172,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     training: TrainingSettings = TrainingSettings()
     jobs: JobsSettings = JobsSettings()
     webhooks: WebhooksSettings = WebhooksSettings()
+    limits: LimitsSettings = LimitsSettings()
 
 
 def read_settings(

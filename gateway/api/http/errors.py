@@ -19,6 +19,7 @@ from tunery.registry.errors import (
     ArtifactRefused,
     Conflict,
     InvalidInput,
+    LimitReached,
     NotFound,
     Overloaded,
     StorageFailed,
@@ -66,6 +67,8 @@ def envelope(message: str, *, status: int, code: str | None = None, param: str |
 def _tunery_error(request: Request[Any, Any, Any], error: TuneryError) -> Response[ErrorEnvelope]:
     status = status_of(error)
     headers = {"retry-after": str(error.retry_after)} if isinstance(error, Unavailable) else {}
+    if isinstance(error, LimitReached):
+        headers |= error.headers
     body = envelope(error.args[0], status=status, code=error.code, param=error.param)
     return Response(body, status_code=status, headers=headers)
 

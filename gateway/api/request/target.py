@@ -22,8 +22,10 @@ class _NamesModel(Protocol):
 def resolve_target(call: Call, data: _NamesModel, gateway: Gateway) -> Target:
     """The target that the body's `model`, or else its `adapter` or the call's, names.
 
-    Notes the model for the access log once it is known to exist. Raises as Resolver.resolve.
+    Notes the model for the access log once it is known to exist. Raises as Resolver.resolve, and LimitReached where the
+    caller has used up what it may.
     """
     target = gateway.resolver.resolve(data.model, adapter=data.adapter or call.adapter, by=call.principal)
     call.trace.model = data.model
+    gateway.limiter.check(call.principal, background=call.background)
     return target
