@@ -54,6 +54,7 @@ from tunery.gateway.api.models import delete_model, list_models, show_model
 from tunery.gateway.api.responses import create_response, delete_response, list_input_items, show_response
 from tunery.gateway.api.state import Gateway
 from tunery.gateway.api.uploads import add_upload_part, cancel_upload, complete_upload, create_upload
+from tunery.gateway.api.usage import completions_usage, embeddings_usage
 from tunery.gateway.batches.runner import BatchRunner
 from tunery.gateway.evals.runner import EvalRunner
 from tunery.gateway.preload import Preloader
@@ -115,6 +116,8 @@ HANDLERS = (
     delete_run,
     list_items,
     show_item,
+    completions_usage,
+    embeddings_usage,
     live,
     ready,
     metrics,

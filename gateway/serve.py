@@ -32,6 +32,7 @@ from tunery.plugins.runtime.allocator import bound_allocator
 from tunery.registry import Base
 from tunery.registry.errors import Unavailable
 from tunery.registry.home import Home
+from tunery.registry.limit_settings import LimitsSettings
 from tunery.registry.registry import Registry
 from tunery.registry.settings import JobsSettings, ServeSettings
 from tunery.registry.webhook_settings import WebhooksSettings
@@ -59,6 +60,7 @@ def run(
     home: Home,
     plugins: Plugins,
     say: Say,
+    limits: LimitsSettings | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT; raise Unavailable when the engine never becomes ready."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
@@ -68,7 +70,7 @@ def run(
         require_keys(registry, settings, host=host, tenant=jobs.tenant, say=say)
         base = resolve_base(settings.base, registry=registry, plugins=plugins, say=say)
     settings = msgspec.structs.replace(settings, host=host, port=free_port(host, settings.port))
-    asyncio.run(_run(settings, jobs, webhooks, base, home=home, plugins=plugins, say=say))
+    asyncio.run(_run(settings, jobs, webhooks, base, limits or LimitsSettings(), home=home, plugins=plugins, say=say))
 
 
 async def _run(
@@ -76,6 +78,7 @@ async def _run(
     jobs: JobsSettings,
     webhooks: WebhooksSettings,
     base: Base,
+    limits: LimitsSettings,
     *,
     home: Home,
     plugins: Plugins,
@@ -102,7 +105,9 @@ async def _run(
         gc.freeze()
         registry = Registry.open(home)  # closed by the application
         resolver = Resolver(registry, base)
-        gateway = Gateway(settings, registry, engine, renderer, resolver, Metrics(), jobs=jobs, plugins=plugins)
+        gateway = Gateway(
+            settings, registry, engine, renderer, resolver, Metrics(), jobs=jobs, plugins=plugins, limits=limits
+        )
         with contextlib.ExitStack() as beside:
             beside.enter_context(WebhookThread(home, webhooks, on_outcome=gateway.metrics.count_webhook))
             if settings.worker:

@@ -23,7 +23,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     requests_per_minute: Annotated[Limit, about("Inference requests a minute.")] = 0
     tokens_per_minute: Annotated[
-        Limit, about("Tokens a minute: a request counts with its prompt and max_tokens, and at its end with what it used.")
+        Limit,
+        about("Tokens a minute: a request counts with its prompt and max_tokens, and at its end with what it used."),
     ] = 0
     concurrent_requests: Annotated[Limit, about("Inference requests that are answered at once.")] = 0
     queue_share: Annotated[

@@ -23,7 +23,7 @@ from tunery.gateway.tenancy.usage.writer import UsageWriter
 from tunery.plugins.data.render.renderer import Renderer
 from tunery.plugins.discovery import load_plugins
 from tunery.plugins.manager import Plugins
-from tunery.registry.errors import LimitReached, Overloaded, Unavailable
+from tunery.registry.errors import Overloaded, Unavailable
 from tunery.registry.limit_settings import LimitsSettings
 from tunery.registry.registry import Registry
 from tunery.registry.settings import JobsSettings, ServeSettings
@@ -123,11 +123,10 @@ class Gateway:
             return
         with contextlib.ExitStack() as holding:
             try:
+                holding.enter_context(self.limiter.counting())
                 holding.enter_context(self.admission.hold(count, tenant=target.tenant, param=param))
             except Overloaded as error:
                 self.metrics.count_refused(self.metrics.label(target.label), code=error.code, count=count)
-                if isinstance(error, LimitReached):
-                    self.limiter.count_refused(error)
                 raise
             yield
 

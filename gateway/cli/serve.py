@@ -27,4 +27,12 @@ def serve(**given: Any) -> None:
     check_device(settings.serve.device)
     from tunery.gateway.serve import run
 
-    run(settings.serve, settings.jobs, settings.webhooks, home=home, plugins=plugins(), say=say)
+    run(
+        settings.serve,
+        settings.jobs,
+        settings.webhooks,
+        home=home,
+        plugins=plugins(),
+        say=say,
+        limits=settings.limits,
+    )

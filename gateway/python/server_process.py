@@ -41,7 +41,15 @@ def main() -> None:
 
         home, settings = Home.from_env(), msgspec.json.decode(sys.argv[1], type=ServeSettings)
         others = read_settings(home.root)
-        run(settings, others.jobs, others.webhooks, home=home, plugins=load_plugins(), say=say)
+        run(
+            settings,
+            others.jobs,
+            others.webhooks,
+            home=home,
+            plugins=load_plugins(),
+            say=say,
+            limits=others.limits,
+        )
     except TuneryError as error:
         _send(messages, {"error": type(error).__name__, "message": error.message, "code": error.code})
         sys.exit(1)

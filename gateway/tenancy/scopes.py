@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["ADMIN", "DATA", "INFER", "PUBLISH", "SCOPE", "TRAIN"]
+__all__ = ["ADMIN", "ANY", "DATA", "INFER", "PUBLISH", "SCOPE", "TRAIN"]
 
 SCOPE = "scope"
 """The entry of `opt`; a handler without it is open to all."""
@@ -12,3 +12,5 @@ DATA = ("infer", "train")
 """Files are what batches ask, and what jobs train on."""
 PUBLISH = ("publish",)
 ADMIN = ("admin",)
+ANY = ("infer", "train", "publish", "admin")
+"""Any key will do."""

@@ -146,7 +146,9 @@ def _claim(connection: Connection, claim: Claim, now: float) -> Granted:
 
 def _hold(connection: Connection, hold: Hold, asked: Exchange) -> int:
     """How many the gateway holds now: as many as before where there is no room for what it needs."""
-    rows = connection.execute(select(_held.owner, _held.held).where(_held.subject == hold.subject, _held.until >= asked.now))
+    rows = connection.execute(
+        select(_held.owner, _held.held).where(_held.subject == hold.subject, _held.until >= asked.now)
+    )
     held: dict[str, int] = {row.owner: row.held for row in rows}
     mine = held.pop(asked.owner, 0)
     amount = min(hold.most, hold.limit - sum(held.values()))

@@ -61,7 +61,14 @@ class LimitOverrides:
         check_tenant(tenant)
         now = self._clock()
         rows = [
-            {"tenant": tenant, "key": key, "name": name, "value": _read(name, value, key), "changed_at": now, "actor": actor}
+            {
+                "tenant": tenant,
+                "key": key,
+                "name": name,
+                "value": _read(name, value, key),
+                "changed_at": now,
+                "actor": actor,
+            }
             for name, value in sorted(values.items())
         ]
         statement = upsert(schema.limit_overrides)
@@ -96,4 +103,6 @@ def _read(name: str, value: object, key: str) -> float:
 def _require_key(connection: Connection, tenant: str, key: str) -> None:
     column = schema.api_keys.c
     if key and connection.scalar(select(column.id).where(column.id == key, column.tenant == tenant)) is None:
-        raise NotFound(f"{tenant} has no key {key[:40]!r}; see tunery keys list --tenant {tenant}", code="key_not_found")
+        raise NotFound(
+            f"{tenant} has no key {key[:40]!r}; see tunery keys list --tenant {tenant}", code="key_not_found"
+        )

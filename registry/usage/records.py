@@ -44,7 +44,8 @@ class UsageQuery(msgspec.Struct, frozen=True, kw_only=True):
     the fields of `group`.
 
     With a `width` of 0 there is one span. Widths that are no multiple of an hour are answered from the records, which are
-    kept for some days only. An empty selection means all.
+    kept for some days only; all others from sums of whole hours, the hour of `start` among them. An empty selection means
+    all.
     """
 
     start: int

@@ -107,12 +107,20 @@ class Limiter:
         """The share of all places that a tenant may have; 0 where that is not limited."""
         return self.book.of_tenant(tenant).queue_share
 
-    def count_refused(self, error: LimitReached) -> None:
-        """Count a refusal that was decided elsewhere."""
-        self._on_refused(error.limit)
+    @contextlib.contextmanager
+    def counting(self) -> Iterator[None]:
+        """Count a refusal that is decided elsewhere, within the block, and say whether to try again."""
+        try:
+            yield
+        except LimitReached as error:
+            error.headers = refusal_headers(error.wait, retry=error.code != "insufficient_quota")
+            self._on_refused(error.limit)
+            raise
 
     def _subjects(self, by: Principal) -> list[Subject]:
-        tenant = Subject(f"tenant:{by.tenant}", f"the tenant {by.tenant}", self.book.of_tenant(by.tenant), by.tenant, None)
+        tenant = Subject(
+            f"tenant:{by.tenant}", f"the tenant {by.tenant}", self.book.of_tenant(by.tenant), by.tenant, None
+        )
         if by.key is None:
             return [tenant]
         limits = self.book.of_key(by.tenant, by.key)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 import uuid
 from collections import Counter
 from collections.abc import Sequence
@@ -329,7 +328,6 @@ class SharedCounters:
             self._blocks[place] = _Block(slot, granted.amount)
         else:
             block.left += granted.amount
-
 
     def _answer(self, asked: _Asked, slot: int) -> None:
         """Take what was asked for from what has been claimed; ask again where the slot is over meanwhile."""

@@ -89,7 +89,9 @@ class UsageWriter:
         except Exception as error:
             self._waiting = records + self._waiting
             if not self._failing:
-                log.warning("usage cannot be written now, it is kept: %s", error, exc_info=not isinstance(error, TuneryError))
+                log.warning(
+                    "usage cannot be written now, it is kept: %s", error, exc_info=not isinstance(error, TuneryError)
+                )
             self._failing = True
             return
         self._failing = False
