@@ -21,15 +21,26 @@ PATH = "/v1/chat/completions"
 
 
 async def answer_chat(
-    gateway: Gateway, body: dict[str, Any], *, tenant: str, usage: list[UsageRecord], background: bool = True
+    gateway: Gateway,
+    body: dict[str, Any],
+    *,
+    tenant: str | None = None,
+    usage: list[UsageRecord] | None = None,
+    background: bool = True,
 ) -> ChatCompletion:
-    """The whole answer to the body of a chat request of a `tenant`, which names exact versions; what that used is added
-    to `usage`. Raises what the endpoint answers with."""
+    """The whole answer to the body of a chat request, which names exact versions, of a `tenant`, by default that of whoever
+    has no key; what it used is added to `usage`. Raises what the endpoint answers with."""
     # Whoever made the run may use them, which was looked at then.
     used: list[UsageRecord] = []
     call = Call(
-        msgspec.json.encode(body), Trace(), Principal(tenant=tenant), background=background, endpoint=PATH, usage=used
+        msgspec.json.encode(body),
+        Trace(),
+        Principal(tenant=tenant or gateway.jobs.tenant),
+        background=background,
+        endpoint=PATH,
+        usage=used,
     )
     completion: ChatCompletion = await answer(ENDPOINTS[PATH], call, gateway)
-    usage += used
+    if usage is not None:
+        usage += used
     return completion

@@ -58,7 +58,11 @@ class Usage:
         totals = [count.label("requests"), *(func.sum(columns[name]).label(name) for name in _SUMS)]
         statement = (
             select(start.label("start"), *group, *totals)
-            .where(at >= (query.start if exact else query.start - query.start % HOUR), at < query.end, *_selection(query, columns))
+            .where(
+                at >= (query.start if exact else query.start - query.start % HOUR),
+                at < query.end,
+                *_selection(query, columns),
+            )
             .group_by(*([start] if query.width else []), *group)
             .order_by(*([start] if query.width else []), *group)
         )

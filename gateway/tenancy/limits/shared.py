@@ -86,6 +86,10 @@ class SharedCounters:
 
     async def start(self) -> None:
         """See Counters."""
+        try:
+            await asyncio.to_thread(self._shop.exchange, Exchange(owner=self._owner, now=self._shop.now()))
+        except Exception as error:
+            self._go_alone(error)
         self._task = asyncio.create_task(self._run(), name="limit counters")
 
     async def stop(self) -> None:

@@ -7,6 +7,7 @@ from tunery.gateway.tenancy.principal import Principal
 from tunery.gateway.tenancy.usage.month import month_end, month_start
 from tunery.registry.errors import LimitReached
 from tunery.registry.jobs.limits import JobLimits
+from tunery.registry.limit_settings import Limits
 from tunery.registry.usage.usage import Usage
 
 __all__ = ["check_compute", "job_limits"]
@@ -20,7 +21,7 @@ def job_limits(book: LimitBook, by: Principal) -> JobLimits:
 
 def check_compute(usage: Usage, book: LimitBook, by: Principal, *, now: float) -> None:
     """Raise LimitReached (insufficient_quota) where jobs have trained for as long as they may this month."""
-    checks = [(book.of_tenant(by.tenant), f"the tenant {by.tenant}", None)]
+    checks: list[tuple[Limits, str, str | None]] = [(book.of_tenant(by.tenant), f"the tenant {by.tenant}", None)]
     if by.key is not None:
         checks.append((book.of_key(by.tenant, by.key), f"the API key {by.key}", by.key))
     for limits, whose, key in checks:
