@@ -151,9 +151,8 @@ class BatchRun:
         for place in places:
             async with self._turns:
                 line = await asyncio.to_thread(read_line, self._source, place)
-                self._answered.append(
-                    await answer_line(place.number, line, batch=self._batch, gateway=self._gateway)
-                )  # fmt: skip
+                answered = await answer_line(place.number, line, batch=self._batch, gateway=self._gateway)
+                self._answered.append(answered)
 
     async def _write(self, journal: Journal, done: asyncio.Event) -> None:
         """Write answers as they come, and record the counts now and then, until `done` is set and all are written."""

@@ -41,6 +41,7 @@ class UsageWriter:
         self._task: asyncio.Task[None] | None = None
         self._forgotten = float("-inf")
         self._failing = False
+        self._flushing = asyncio.Lock()
 
     async def start(self) -> None:
         """Read what this month has seen, and write from now on; raise what reading raises."""
@@ -52,7 +53,7 @@ class UsageWriter:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-            await self._flush()
+            await self.flush()
 
     def now(self) -> float:
         """The time that records have."""
@@ -70,35 +71,38 @@ class UsageWriter:
             self.month.forget(self._waiting[:more])
             del self._waiting[:more]
 
+    async def flush(self) -> None:
+        """Write what waits, and learn what others have written; a failure is logged once, and tried again.
+
+        Once begun it goes on in the background where this is cancelled: what is being written must be known as written.
+        """
+        await asyncio.shield(asyncio.create_task(self._flush()))
+
     async def _run(self) -> None:
         while True:
             await asyncio.sleep(FLUSH_SECONDS)
-            flushing = asyncio.create_task(self._flush())
-            try:
-                await asyncio.shield(flushing)
-            except asyncio.CancelledError:
-                # Its thread goes on; what it writes must be known as written before the rest is.
-                await asyncio.gather(flushing, return_exceptions=True)
-                raise
+            await self.flush()
 
     async def _flush(self) -> None:
-        """Write what waits, and learn what others have written; a failure is logged once, and tried again."""
-        records, self._waiting = self._waiting, []
-        try:
-            read = await asyncio.to_thread(self._write, records)
-        except Exception as error:
-            self._waiting = records + self._waiting
-            if not self._failing:
-                log.warning(
-                    "usage cannot be written now, it is kept: %s", error, exc_info=not isinstance(error, TuneryError)
-                )
-            self._failing = True
-            return
-        self._failing = False
-        self._unread += records
-        if read is not None:
-            self.month.apply(read, self._unread)
-            self._unread = []
+        async with self._flushing:
+            records, self._waiting = self._waiting, []
+            try:
+                read = await asyncio.to_thread(self._write, records)
+            except Exception as error:
+                self._waiting = records + self._waiting
+                if not self._failing:
+                    log.warning(
+                        "usage cannot be written now, it is kept: %s",
+                        error,
+                        exc_info=not isinstance(error, TuneryError),
+                    )
+                self._failing = True
+                return
+            self._failing = False
+            self._unread += records
+            if read is not None:
+                self.month.apply(read, self._unread)
+                self._unread = []
 
     def _write(self, records: Sequence[UsageRecord]) -> tuple[float, MonthTotals, bool] | None:
         """Write records; returns what the month has seen then, None where that cannot be read."""
