@@ -70,19 +70,23 @@ class Usage:
             rows = connection.execute(statement).all()
         return [UsageSum(**row._mapping) for row in rows if row.requests]
 
-    def tokens_since(self, start: float) -> MonthTotals:
-        """The tokens of all tenants and keys since the hour that begins at `start`."""
+    def tokens_between(self, start: float, end: float) -> MonthTotals:
+        """The tokens of all tenants and keys in the hours from `start` to before `end`."""
         query = select(_hour.tenant, _hour.key, func.sum(_hour.input_tokens + _hour.output_tokens).label("tokens"))
         with self._database.read() as connection:
             last = connection.scalar(select(func.coalesce(func.max(_record.number), 0))) or 0
-            rows = connection.execute(query.where(_hour.hour >= start).group_by(_hour.tenant, _hour.key)).all()
+            rows = connection.execute(
+                query.where(_hour.hour >= start, _hour.hour < end).group_by(_hour.tenant, _hour.key)
+            ).all()
         return MonthTotals(tokens={(row.tenant, row.key): row.tokens for row in rows}, number=last)
 
-    def tokens_after(self, number: int, *, start: float) -> MonthTotals:
-        """The tokens of the records that came after `number`, as far as they ended at or after `start`."""
+    def tokens_after(self, number: int, *, start: float, end: float) -> MonthTotals:
+        """The tokens of the records that came after `number`, as far as they ended from `start` to before `end`."""
         tokens = func.sum(_record.input_tokens + _record.output_tokens).label("tokens")
         query = select(_record.tenant, _record.key, tokens, func.max(_record.number).label("last"))
-        query = query.where(_record.number > number, _record.at >= start).group_by(_record.tenant, _record.key)
+        query = query.where(_record.number > number, _record.at >= start, _record.at < end).group_by(
+            _record.tenant, _record.key
+        )
         with self._database.read() as connection:
             rows = connection.execute(query).all()
         last = max([number, *(row.last for row in rows)])

@@ -42,10 +42,10 @@ class MonthTokens:
 
     def read(self, usage: Usage, now: float) -> tuple[float, MonthTotals, bool]:
         """What was written since the last time, by anybody, or in all of this month; for a thread, then `apply`."""
-        start = month_start(now)
+        start, end = month_start(now), month_end(now)
         if start != self._start:
-            return start, usage.tokens_since(start), True
-        return start, usage.tokens_after(self._number, start=start), False
+            return start, usage.tokens_between(start, end), True
+        return start, usage.tokens_after(self._number, start=start, end=end), False
 
     def apply(self, read: tuple[float, MonthTotals, bool], written: Iterable[UsageRecord]) -> None:
         """Take in what was read; `written` are records of `note` that are among it."""

@@ -73,11 +73,11 @@ def test_sums_are_grouped_and_chosen_and_outlive_their_records(registry: Registr
 def test_a_month_is_read_once_and_then_what_was_added(registry: Registry) -> None:
     usage = registry.usage
     usage.add([record(100), record(4000, key="k")])
-    totals = usage.tokens_since(3600)
+    totals = usage.tokens_between(3600, 7200)
     assert totals.tokens == {("acme", "k"): 7}
-    assert usage.tokens_after(totals.number, start=3600).tokens == {}
+    assert usage.tokens_after(totals.number, start=3600, end=7200).tokens == {}
     usage.add([record(4100), record(200), record(4200, tenant="globex", endpoint=TRAINING, milliseconds=2500)])
-    later = usage.tokens_after(totals.number, start=3600)
+    later = usage.tokens_after(totals.number, start=3600, end=7200)
     assert later.tokens == {("acme", ""): 7, ("globex", ""): 7}
     assert usage.compute_seconds("globex", start=3600) == 2.5
     assert usage.compute_seconds("acme", start=3600) == 0
