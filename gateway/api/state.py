@@ -24,6 +24,7 @@ from tunery.plugins.data.render.renderer import Renderer
 from tunery.plugins.discovery import load_plugins
 from tunery.plugins.manager import Plugins
 from tunery.registry.errors import Overloaded, Unavailable
+from tunery.registry.keys.api_key import ApiKey
 from tunery.registry.limit_settings import LimitsSettings
 from tunery.registry.registry import Registry
 from tunery.registry.settings import JobsSettings, ServeSettings
@@ -52,6 +53,9 @@ class Gateway:
     plugins: Plugins = field(default_factory=load_plugins)
     limits: LimitsSettings = field(default_factory=LimitsSettings)
     draining: bool = False
+    own_key: ApiKey | None = None
+    """A key that is good for this server besides the registry's."""
+
     usage: UsageWriter = field(init=False)
     limiter: Limiter = field(init=False)
     file_checks: FileChecks = field(init=False)

@@ -24,7 +24,7 @@ from tunery.gateway.api.schemas.usage import (
 )
 from tunery.gateway.api.state import Gateway
 from tunery.gateway.tenancy.principal import Principal
-from tunery.gateway.tenancy.scopes import ANY, SCOPE
+from tunery.gateway.tenancy.scopes import SCOPE, USAGE
 from tunery.registry.errors import InvalidInput, UnknownName
 from tunery.registry.usage.records import COMPLETIONS, EMBEDDINGS, GroupField, UsageQuery, UsageSum
 
@@ -55,7 +55,7 @@ _PAGE = re.compile(r"page_([0-9]{1,13})")
     summary="What chat, completions and responses used",
     responses=error_responses(400, 500),
     tags=["usage"],
-    opt={SCOPE: ANY},
+    opt={SCOPE: USAGE},
 )
 async def completions_usage(
     request: Request[Any, Any, Any],
@@ -84,7 +84,7 @@ async def completions_usage(
     summary="What embeddings used",
     responses=error_responses(400, 500),
     tags=["usage"],
-    opt={SCOPE: ANY},
+    opt={SCOPE: USAGE},
 )
 async def embeddings_usage(
     request: Request[Any, Any, Any],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["ADMIN", "ANY", "DATA", "INFER", "PUBLISH", "SCOPE", "TRAIN"]
+__all__ = ["ADMIN", "DATA", "INFER", "METRICS", "PUBLISH", "SCOPE", "TRAIN", "USAGE"]
 
 SCOPE = "scope"
 """The entry of `opt`; a handler without it is open to all."""
@@ -11,6 +11,7 @@ TRAIN = ("train",)
 DATA = ("infer", "train")
 """Files are what batches ask, and what jobs train on."""
 PUBLISH = ("publish",)
+METRICS = ("metrics", "admin")
 ADMIN = ("admin",)
-ANY = ("infer", "train", "publish", "admin")
-"""Any key will do."""
+USAGE = ("infer", "train", "publish", "admin")
+"""Whoever uses something may see what."""
