@@ -171,7 +171,7 @@ class BatchRun:
         if answered:
             await asyncio.to_thread(journal.append, [entry for entry, _ in answered])
             for entry, usage in answered:
-                # Not before: a request whose answer is lost is answered again, and told its tokens once.
+                # Not before: a request whose answer is lost is answered again, and counts once.
                 self._gateway.usage.add(*usage)
                 self._gateway.metrics.count_batch_request("failed" if entry.failed else "completed")
 

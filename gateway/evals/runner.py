@@ -181,7 +181,7 @@ class EvalRunner:
                     state=result.answers[0].state,
                     data=msgspec.to_builtins(result),
                 )
-                # Not before: a row that is not stored is asked again, and its run told its tokens once.
+                # Not before: a row that is not stored is asked again, and counts once.
                 self._gateway.usage.add(*usage)
                 remaining -= 1
                 done(remaining)
