@@ -131,12 +131,12 @@ def test_a_kill_loses_the_last_second_at_most(home: Home, registry: Registry, tm
         process.kill()
         process.wait()
     lines = log.read_text().splitlines()
-    (sums,) = registry.usage.sums(ALL)
+    (total,) = registry.usage.sums(ALL)
     exact = registry.usage.sums(UsageQuery(start=0, end=2**40, width=60))
-    assert sum(each.requests for each in exact) == sums.requests
+    assert sum(each.requests for each in exact) == total.requests
     # What was lost came after the last records that were written, which are written twice a second.
     written = sum(int(line.split()[1]) for line in lines if line.startswith("written"))
-    assert written <= sums.requests <= lines.count("used") + 1
+    assert written <= total.requests <= lines.count("used") + 1
     assert FLUSH_SECONDS < 1
 
 
