@@ -38,6 +38,8 @@ QUESTIONS = {
     "Where does a Responses request become a chat request?": "tunery.gateway.api.items.chat_request:chat_request",
     "Where is an `adapter_config.json` read?": "tunery.registry.peft.config:read_config",
     "Where is a route added?": "tunery.gateway.app:HANDLERS",
+    "Where is a tenant's limit checked?": "tunery.gateway.tenancy.limits.limiter:Limiter",
+    "Where is what a request used recorded?": "tunery.gateway.api.response.metering:metered",
     "Where is an answer of an evaluation graded?": "tunery.plugins.evals.graders:CompiledGrader",
     "What can a plugin extend?": "tunery.plugins.hookspecs:TrainerInfo",
 }
@@ -57,7 +59,7 @@ TRAINING = {
 }
 SERVING = {
     "a request arrives and is validated": "tunery.gateway.api.chat",
-    "admission bounds what each tenant has in flight": "tunery.gateway.api.http.admission",
+    "admission bounds what each tenant uses and has in flight": "tunery.gateway.api.http.admission",
     "its `model` is resolved to a version's digest": "tunery.gateway.resolver",
     "messages are rendered into token ids, as in training": "tunery.plugins.data.render.renderer",
     "the gateway sends it to the engine's process": "tunery.gateway.engine.ipc.client",

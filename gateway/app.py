@@ -56,6 +56,7 @@ from tunery.gateway.api.models import delete_model, list_models, show_model
 from tunery.gateway.api.responses import create_response, delete_response, list_input_items, show_response
 from tunery.gateway.api.state import Gateway
 from tunery.gateway.api.uploads import add_upload_part, cancel_upload, complete_upload, create_upload
+from tunery.gateway.api.usage import completions_usage, embeddings_usage
 from tunery.gateway.batches.runner import BatchRunner
 from tunery.gateway.evals.runner import EvalRunner
 from tunery.gateway.preload import Preloader
@@ -116,6 +117,8 @@ HANDLERS = (
     delete_run,
     list_items,
     show_item,
+    completions_usage,
+    embeddings_usage,
     live,
     ready,
     metrics,
@@ -166,6 +169,8 @@ def create_app(gateway: Gateway) -> ASGIApp:
     async def lifespan(app: Litestar) -> AsyncGenerator[None, None]:
         if credentials is not None:
             await credentials.start()
+        await gateway.usage.start()
+        await gateway.limiter.start()
         preloader = Preloader(gateway.settings.preload, engine=gateway.engine, resolver=gateway.resolver)
         gateway.engine.on_stats(lambda stats: gateway.metrics.update_engine(gateway.engine.ready, stats))
         gateway.engine.on_stats(preloader.on_stats)
@@ -188,6 +193,9 @@ def create_app(gateway: Gateway) -> ASGIApp:
             await gateway.file_checks.stop()
             gateway.workers.close()
             await gateway.engine.stop()
+            await gateway.limiter.stop()
+            # After all that uses anything.
+            await gateway.usage.stop()
             gateway.registry.close()
 
     app = Litestar(

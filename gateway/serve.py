@@ -105,6 +105,7 @@ async def _run(
             resolver,
             metrics,
             jobs=settings.jobs,
+            limits=settings.limits,
             oidc=settings.oidc,
             plugins=plugins,
             own_key=own_key,

@@ -17,6 +17,7 @@ from tunery.registry.storage import schema
 from tunery.registry.storage.blobs import BlobStore
 from tunery.registry.storage.database import Database
 from tunery.registry.storage.mapping import to_data_file
+from tunery.registry.stored_bytes import check_room
 
 __all__ = ["DataFiles", "find_file", "insert_file", "needed_blobs", "new_file"]
 
@@ -29,15 +30,17 @@ class DataFiles:
 
     def add(
         self, source: Path, *, tenant: str, purpose: str, name: str, status: str = "uploaded",
-        expires_after: float | None = None,
+        expires_after: float | None = None, limit: int = 0,
     ) -> DataFile:  # fmt: skip
-        """Store a copy of `source`; raise StorageFailed when the disk does not take it."""
+        """Store a copy of `source`; raise StorageFailed when the disk does not take it, and LimitReached where the tenant
+        would have more than `limit` bytes, which are all that it may have unless 0."""
         with self._blobs.lease() as lease:
             entry = self._blobs.put(source, name=name, lease=lease)
             file = new_file(
                 entry, tenant=tenant, purpose=purpose, status=status, at=self._clock(), expires_after=expires_after
             )
             with self._database.write() as connection:
+                check_room(connection, tenant, file.size, limit=limit)
                 insert_file(connection, file)
         return file
 

@@ -13,6 +13,7 @@
     ├── JobCancelled                       a command was interrupted, or a job stopped from elsewhere
     └── Unavailable                        the engine, or the Hub, cannot answer now
         └── Overloaded                     too many requests wait; try again a little later
+            └── LimitReached               a tenant or a key has used what it may
 
 Every message says what is wrong, which one, and what to do next.
 """
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import math
 import os
 from collections.abc import Iterable, Sequence
 
@@ -31,6 +33,7 @@ __all__ = [
     "InvalidInput",
     "JobCancelled",
     "JobPaused",
+    "LimitReached",
     "NotFound",
     "Overloaded",
     "StorageFailed",
@@ -154,6 +157,21 @@ class Overloaded(Unavailable):
     """Too many requests are waiting already."""
 
     code = "overloaded"
+
+
+class LimitReached(Overloaded):
+    """A tenant or a key has used what it may, and may use more in `wait` seconds; None where waiting does not help.
+
+    `limit` is the name of the limit; `headers` say how the others stand.
+    """
+
+    code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, *, limit: str, wait: float | None, code: str | None = None) -> None:
+        super().__init__(message, code=code)
+        self.limit, self.wait = limit, wait
+        self.retry_after = 1 if wait is None else max(1, math.ceil(wait))
+        self.headers: dict[str, str] = {}
 
 
 def near(name: str, known: Iterable[str]) -> str:

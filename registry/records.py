@@ -311,7 +311,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     `state` is validating, in_progress, finalizing, completed, failed, expired, cancelling or cancelled; `times` says
     when each of them began, and `ended` whether it stays so. `errors` say why it failed, `model` is what all requests
     name (None for several), and `details` are kept for the client. `adapters` are patterns of the adapters that it may
-    use, None for all. A gateway claims a batch as a worker does a job:
+    use, None for all; `key` is the id of the API key that made it. A gateway claims a batch as a worker does a job:
     `fence` counts the claims, and the last one holds until `lease_until`.
     """
 
@@ -325,6 +325,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     ended: bool = False
     times: dict[str, float] = {}
     adapters: tuple[str, ...] | None = None
+    key: str | None = None
     details: dict[str, Any] | None = None
     output_expires_after: float | None = None
     model: str | None = None

@@ -19,6 +19,8 @@ from tunery.registry.jobs import table as jobs
 from tunery.registry.jobs.job_queue import JobQueue
 from tunery.registry.jobs.success import Success, succeed
 from tunery.registry.keys.keys import Keys
+from tunery.registry.limits.counters import LimitCounters
+from tunery.registry.limits.overrides import LimitOverrides
 from tunery.registry.names import PRODUCTION, Reference, check_adapter, parse_reference
 from tunery.registry.records import AliasMove, Base, DataUse, Job, NewVersion, Version
 from tunery.registry.responses import Responses
@@ -29,6 +31,7 @@ from tunery.registry.storage.manifests import Manifests
 from tunery.registry.storage.mapping import alias_map
 from tunery.registry.storage.mirror import Mirror, refuse_empty_database, refuse_missing_database
 from tunery.registry.uploads import Uploads
+from tunery.registry.usage.usage import Usage
 from tunery.registry.versions import aliases, lookup, publish, removal, upkeep
 from tunery.registry.versions.aliases import ANY, Expected, MoveNote
 from tunery.registry.versions.export import export
@@ -73,6 +76,9 @@ class Registry:
         self.batches = Batches(self._database, self.blobs, home.batches, clock=clock)
         self.webhooks = Outbox(self._database, clock=clock)
         self.keys = Keys(self._database, clock=clock)
+        self.usage = Usage(self._database, clock=clock)
+        self.limits = LimitOverrides(self._database, clock=clock)
+        self.limit_counters = LimitCounters(self._database)
         self.evals = EvalStore(self._database, self.blobs, clock=clock)
 
     @classmethod
@@ -97,7 +103,7 @@ class Registry:
         self._database.close()
 
     def changes(self) -> int:
-        """A number that differs from the last call's when anybody committed anything in between."""
+        """A number that differs from the last call's when anybody has changed something in between; usage does not count."""
         return self._database.changes()
 
     # -- versions ---------------------------------------------------------------------------------------------------

@@ -20,11 +20,12 @@ from msgspec import Meta
 
 from tunery.registry import oidc_settings, webhook_settings
 from tunery.registry.errors import InvalidInput, UnknownName
+from tunery.registry.limit_settings import LimitsSettings
 from tunery.registry.oidc_settings import OidcSettings
 from tunery.registry.values import about, read_value
 from tunery.registry.webhook_settings import WebhooksSettings
 
-__all__ = ["JobsSettings", "ServeSettings", "Settings", "TrainingSettings", "read_settings"]
+__all__ = ["JobsSettings", "LimitsSettings", "ServeSettings", "Settings", "TrainingSettings", "read_settings"]
 
 Count = Annotated[int, Meta(ge=0)]
 AtLeastOne = Annotated[int, Meta(ge=1)]
@@ -193,6 +194,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     training: TrainingSettings = TrainingSettings()
     jobs: JobsSettings = JobsSettings()
     webhooks: WebhooksSettings = WebhooksSettings()
+    limits: LimitsSettings = LimitsSettings()
     oidc: OidcSettings = OidcSettings()
 
 

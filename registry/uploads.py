@@ -23,6 +23,7 @@ from tunery.registry.storage.blobs import BlobStore
 from tunery.registry.storage.database import Database
 from tunery.registry.storage.disk import sync
 from tunery.registry.storage.mapping import to_part, to_upload
+from tunery.registry.stored_bytes import check_room
 
 __all__ = ["LIFETIME", "MAX_PARTS", "Uploads"]
 
@@ -92,18 +93,27 @@ class Uploads:
         return part
 
     def complete(
-        self, upload_id: str, part_ids: Sequence[str], *, tenant: str, status: str, md5: str | None = None
+        self,
+        upload_id: str,
+        part_ids: Sequence[str],
+        *,
+        tenant: str,
+        status: str,
+        md5: str | None = None,
+        limit: int = 0,
     ) -> tuple[Upload, DataFile, bool]:
         """Join parts, in this order, to a file with this status; returns whether it was made now.
 
         The same parts once more are answered with the same file. Raises NotFound, InvalidInput for parts that are not
-        the upload's or have other bytes than announced or another MD5, and Conflict (upload_ended).
+        the upload's or have other bytes than announced or another MD5, and Conflict (upload_ended), and
+        LimitReached as DataFiles.add.
         """
         with self._database.read() as connection:
             done = self._completed(connection, upload_id, part_ids, tenant)
             if done is None:
                 upload = self._pending(connection, upload_id, tenant)
                 _check_parts(connection, upload, part_ids)
+                check_room(connection, tenant, upload.size, limit=limit)
         if done is not None:
             return self._again(done, md5)
         with self._blobs.lease() as lease:
@@ -130,6 +140,7 @@ class Uploads:
                     at=self._clock(),
                     expires_after=upload.file_expires_after,
                 )
+                check_room(connection, tenant, file.size, limit=limit)
                 insert_file(connection, file)
                 ended = _end(connection, upload_id, "completed", parts=list(part_ids), file=file.id)
         self._remove(upload_id)

@@ -58,6 +58,7 @@ async def create_batch(
         gateway.registry.batches.submit,
         tenant=principal.tenant,
         adapters=principal.adapters,
+        key=principal.key,
         endpoint=data.endpoint,
         input_file=data.input_file_id,
         details={"metadata": data.metadata},

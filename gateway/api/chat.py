@@ -51,8 +51,11 @@ async def chat_completions(
     call = await call_of(request)
     builder = await cancel_on_disconnect(request, lambda: prepare_chat(data, call, gateway))
     if data.stream:
-        return await event_stream(request, builder.chunks(), headers=builder.target.headers())
-    return Response(await cancel_on_disconnect(request, builder.complete), headers=builder.target.headers())
+        return await event_stream(
+            request, builder.chunks(), headers=lambda: gateway.headers(builder.target, call.principal)
+        )
+    answer = await cancel_on_disconnect(request, builder.complete)
+    return Response(answer, headers=gateway.headers(builder.target, call.principal))
 
 
 async def prepare_chat(data: ChatRequest, call: Call, gateway: Gateway) -> ChatCompletionBuilder:

@@ -49,8 +49,11 @@ async def completions(
     call = await call_of(request)
     builder = await cancel_on_disconnect(request, lambda: prepare_completion(data, call, gateway))
     if data.stream:
-        return await event_stream(request, builder.chunks(), headers=builder.target.headers())
-    return Response(await cancel_on_disconnect(request, builder.complete), headers=builder.target.headers())
+        return await event_stream(
+            request, builder.chunks(), headers=lambda: gateway.headers(builder.target, call.principal)
+        )
+    answer = await cancel_on_disconnect(request, builder.complete)
+    return Response(answer, headers=gateway.headers(builder.target, call.principal))
 
 
 async def prepare_completion(data: CompletionRequest, call: Call, gateway: Gateway) -> CompletionBuilder:

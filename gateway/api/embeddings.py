@@ -22,13 +22,15 @@ from tunery.gateway.api.request.fields import check_body
 from tunery.gateway.api.request.prompts import PromptOptions, read_prompts
 from tunery.gateway.api.request.target import resolve_target
 from tunery.gateway.api.response.embeddings import Vector, format_vector
+from tunery.gateway.api.response.metering import CANCELLED, COMPLETED, TokenCounts, metered
 from tunery.gateway.api.schemas.requests import EmbeddingRequest
 from tunery.gateway.api.schemas.responses import Embedding, EmbeddingList, EmbeddingUsage
 from tunery.gateway.api.state import Gateway
 from tunery.gateway.engine.messages import Embed, Ready
 from tunery.gateway.resolver import Target
+from tunery.gateway.tenancy.limits.reservation import Reservation
 from tunery.gateway.tenancy.scopes import INFER, SCOPE
-from tunery.registry.errors import TuneryError
+from tunery.registry.errors import InvalidInput, TuneryError
 
 __all__ = ["embeddings", "prepare_embeddings"]
 
@@ -51,7 +53,8 @@ async def embeddings(
     """Embed each input: the pooled hidden states of the last layer, after the base's final norm."""
     call = await call_of(request)
     builder = await cancel_on_disconnect(request, lambda: prepare_embeddings(data, call, gateway))
-    return Response(await cancel_on_disconnect(request, builder.complete), headers=builder.target.headers())
+    answer = await cancel_on_disconnect(request, builder.complete)
+    return Response(answer, headers=gateway.headers(builder.target, call.principal))
 
 
 async def prepare_embeddings(data: EmbeddingRequest, call: Call, gateway: Gateway) -> EmbeddingBuilder:
@@ -74,8 +77,17 @@ class EmbeddingBuilder:
 
     async def complete(self) -> EmbeddingList:
         """The finished response."""
-        vectors = await _embed(self.data, self.gateway, self.target, self.inputs, self.call)
         size = sum(map(len, self.inputs))
+
+        def used(outcome: str) -> TokenCounts:
+            """All of it, unless the engine failed."""
+            counts = outcome in (COMPLETED, CANCELLED, InvalidInput.code)
+            return TokenCounts(size if counts else 0, 0, 0)
+
+        async with metered(self.call, self.target, gateway=self.gateway, most=size, used=used) as reservation:
+            vectors = await _embed(
+                self.data, self.gateway, self.target, self.inputs, self.call, reservation=reservation
+            )
         rows = [Embedding(index=index, embedding=vector) for index, vector in enumerate(vectors)]
         return EmbeddingList(data=rows, model=self.data.model, usage=EmbeddingUsage(size, size))
 
@@ -94,7 +106,13 @@ async def _read_inputs(data: EmbeddingRequest, gateway: Gateway, ready: Ready) -
 
 
 async def _embed(
-    data: EmbeddingRequest, gateway: Gateway, target: Target, inputs: Sequence[tuple[int, ...]], call: Call
+    data: EmbeddingRequest,
+    gateway: Gateway,
+    target: Target,
+    inputs: Sequence[tuple[int, ...]],
+    call: Call,
+    *,
+    reservation: Reservation,
 ) -> list[Vector]:
     """Every input's vector. A failure of one, or the client's disconnect, cancels the others."""
     trace = call.trace
@@ -114,6 +132,7 @@ async def _embed(
         return format_vector(await _measured(gateway, command, label, trace), data)
 
     with gateway.hold(len(inputs), target, param="input", background=call.background):
+        reservation.begun = True
         tasks = [asyncio.create_task(embed(prompt)) for prompt in inputs]
         try:
             return await asyncio.gather(*tasks)

@@ -38,7 +38,7 @@ EXPIRY = re.compile(r"\d{1,9}")
     operation_id="createFile",
     summary="Upload a file",
     status_code=200,
-    responses=error_responses(400, 413, 415, 500),
+    responses=error_responses(400, 413, 415, 429, 500),
     tags=["files"],
     request_max_body_size=MAX_FILE + 65536,
     opt={STREAMED: True, SCOPE: DATA},
@@ -52,15 +52,17 @@ async def create_file(
         purpose, expires_after = _purpose(upload), _expiry(upload)
         if not upload.path.stat().st_size:
             raise InvalidInput("the file is empty", code="invalid_file", param="file")
-        file = await asyncio.to_thread(
-            gateway.registry.data_files.add,
-            upload.path,
-            tenant=principal.tenant,
-            purpose=purpose,
-            name=upload.name,
-            status="uploaded" if purpose == "fine-tune" else "processed",
-            expires_after=expires_after,
-        )
+        with gateway.limiter.counting():
+            file = await asyncio.to_thread(
+                gateway.registry.data_files.add,
+                upload.path,
+                tenant=principal.tenant,
+                purpose=purpose,
+                name=upload.name,
+                status="uploaded" if purpose == "fine-tune" else "processed",
+                expires_after=expires_after,
+                limit=gateway.limiter.book.of_tenant(principal.tenant).storage_bytes,
+            )
     return file_object(await gateway.file_checks.after_upload(file))
 
 

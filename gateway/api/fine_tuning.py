@@ -27,6 +27,7 @@ from tunery.gateway.api.schemas.fine_tuning import (
     JobCreate,
 )
 from tunery.gateway.api.state import Gateway
+from tunery.gateway.tenancy.limits.training import check_compute, job_limits
 from tunery.gateway.tenancy.principal import Principal
 from tunery.gateway.tenancy.scopes import SCOPE, TRAIN
 from tunery.registry.errors import InvalidInput, NotFound
@@ -63,7 +64,7 @@ Limit = Annotated[int, QueryParameter(ge=1, le=1000)]
     operation_id="createFineTuningJob",
     summary="Train a version from an uploaded file",
     status_code=200,
-    responses=error_responses(400, 413, 415, 500),
+    responses=error_responses(400, 413, 415, 429, 500),
     tags=["fine-tuning"],
     opt={SCOPE: TRAIN},
 )
@@ -93,20 +94,24 @@ async def create_job(
     files = [f"training file: {data.training_file}"]
     if data.validation_file:
         files.append(f"validation file: {data.validation_file}")
-    job = await asyncio.to_thread(
-        gateway.registry.queue.submit,
-        planned.request,
-        tenant=principal.tenant,
-        priority=planned.priority,
-        details=planned.details,
-        idempotency_key=key,
-        job_id=job_id,
-        notes=[
-            Note(kind="created", message=f"Created fine-tuning job: {job_id}"),
-            Note(kind="validating", message=f"Validating {' and '.join(files)}"),
-            Note(kind="queued", message="Files validated, moving job to queued state"),
-        ],
-    )
+    notes = [
+        Note(kind="created", message=f"Created fine-tuning job: {job_id}"),
+        Note(kind="validating", message=f"Validating {' and '.join(files)}"),
+        Note(kind="queued", message="Files validated, moving job to queued state"),
+    ]
+    with gateway.limiter.counting():
+        await asyncio.to_thread(_check_compute, gateway, principal)
+        job = await asyncio.to_thread(
+            gateway.registry.queue.submit,
+            planned.request,
+            tenant=principal.tenant,
+            priority=planned.priority,
+            details=planned.details,
+            idempotency_key=key,
+            job_id=job_id,
+            limits=job_limits(gateway.limiter.book, principal),
+            notes=notes,
+        )
     return await _object(job, gateway, principal)
 
 
@@ -186,7 +191,7 @@ async def pause_job(
     operation_id="resumeFineTuningJob",
     summary="Go on with a job that was paused or has failed",
     status_code=200,
-    responses=_ERRORS,
+    responses=error_responses(400, 404, 429, 500),
     tags=["fine-tuning"],
     opt={"no_body": True, SCOPE: TRAIN},
 )
@@ -195,7 +200,10 @@ async def resume_job(
 ) -> FineTuningJob:
     """Queue a job again that was paused or has failed; it goes on from its checkpoint, or from the start where there is none."""
     _find(job_id, gateway, principal)
-    return await _object(gateway.registry.queue.resume(job_id), gateway, principal)
+    with gateway.limiter.counting():
+        await asyncio.to_thread(_check_compute, gateway, principal)
+        job = gateway.registry.queue.resume(job_id, limits=job_limits(gateway.limiter.book, principal))
+    return await _object(job, gateway, principal)
 
 
 @get(
@@ -261,6 +269,10 @@ async def list_checkpoints(
         last_id=page[-1].id if page else None,
         has_more=start + limit < len(kept),
     )
+
+
+def _check_compute(gateway: Gateway, principal: Principal) -> None:
+    check_compute(gateway.registry.usage, gateway.limiter.book, principal, now=gateway.usage.now())
 
 
 def _follow(job: Job, number: int, gateway: Gateway) -> Stream:

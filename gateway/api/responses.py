@@ -56,8 +56,14 @@ async def create_response(
     call = await call_of(request)
     builder = await cancel_on_disconnect(request, lambda: prepare_response(data, call, gateway))
     if data.stream:
-        return await event_stream(request, builder.events(), headers=builder.target.headers(), style=builder)
-    return Response(await cancel_on_disconnect(request, builder.complete), headers=builder.target.headers())
+        return await event_stream(
+            request,
+            builder.events(),
+            headers=lambda: gateway.headers(builder.target, call.principal),
+            style=builder,
+        )
+    answer = await cancel_on_disconnect(request, builder.complete)
+    return Response(answer, headers=gateway.headers(builder.target, call.principal))
 
 
 async def prepare_response(data: ResponseRequest, call: Call, gateway: Gateway) -> ResponseBuilder:

@@ -17,11 +17,17 @@ from tunery.gateway.engine.messages import Ready
 from tunery.gateway.jobs.file_checks import FileChecks
 from tunery.gateway.metrics.recorder import Metrics
 from tunery.gateway.resolver import Resolver, Target
+from tunery.gateway.tenancy.limits.book import LimitBook
+from tunery.gateway.tenancy.limits.limiter import Limiter
+from tunery.gateway.tenancy.limits.stores import open_counters
+from tunery.gateway.tenancy.principal import Principal
+from tunery.gateway.tenancy.usage.writer import UsageWriter
 from tunery.plugins.data.render.renderer import Renderer
 from tunery.plugins.discovery import load_plugins
 from tunery.plugins.manager import Plugins
 from tunery.registry.errors import Overloaded, Unavailable
 from tunery.registry.keys.api_key import ApiKey
+from tunery.registry.limit_settings import LimitsSettings
 from tunery.registry.oidc_settings import OidcSettings
 from tunery.registry.registry import Registry
 from tunery.registry.settings import JobsSettings, ServeSettings
@@ -54,12 +60,15 @@ class Gateway:
     oidc: OidcSettings = field(default_factory=OidcSettings)
     plugins: Plugins = field(default_factory=load_plugins)
     tracer: Tracer | None = None
+    limits: LimitsSettings = field(default_factory=LimitsSettings)
     draining: bool = False
     refusing: bool = False
     requests: RequestsInFlight = field(default_factory=RequestsInFlight)
     own_key: ApiKey | None = None
     """A key that is good for this server besides the registry's."""
 
+    usage: UsageWriter = field(init=False)
+    limiter: Limiter = field(init=False)
     file_checks: FileChecks = field(init=False)
     admission: Admission = field(init=False)
     workers: WorkerPool = field(default_factory=WorkerPool)
@@ -70,7 +79,14 @@ class Gateway:
     """Held while the parts of an upload are joined, which takes as long as its disk does."""
 
     def __post_init__(self) -> None:
-        self.admission = Admission(self.settings, self.metrics.set_in_flight)
+        self.usage = UsageWriter(self.registry.usage, days=self.limits.usage_days)
+        self.limiter = Limiter(
+            LimitBook(self.registry, self.limits),
+            open_counters(self.limits, self.registry),
+            self.usage,
+            on_refused=self.metrics.count_limit,
+        )
+        self.admission = Admission(self.settings, self.metrics.set_in_flight, share=self.limiter.queue_share)
         self.file_checks = FileChecks(self.registry, self.plugins)
         self._background = asyncio.Semaphore(BACKGROUND_AHEAD * self.settings.background_slots)
 
@@ -126,11 +142,16 @@ class Gateway:
             return
         with contextlib.ExitStack() as holding:
             try:
+                holding.enter_context(self.limiter.counting())
                 holding.enter_context(self.admission.hold(count, tenant=target.tenant, param=param))
             except Overloaded as error:
                 self.metrics.count_refused(self.metrics.label(target.label), code=error.code, count=count)
                 raise
             yield
+
+    def headers(self, target: Target, by: Principal) -> dict[str, str]:
+        """The headers of an answer: what answered, and how the limits of who asked stand."""
+        return target.headers() | self.limiter.headers(by)
 
     @contextlib.asynccontextmanager
     async def place(self, *, background: bool) -> AsyncIterator[None]:

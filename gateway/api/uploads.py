@@ -92,7 +92,7 @@ async def add_upload_part(
     operation_id="completeUpload",
     summary="Join an upload's parts to a file",
     status_code=200,
-    responses=error_responses(400, 404, 413, 415, 500),
+    responses=error_responses(400, 404, 413, 415, 429, 500),
     tags=["files"],
     opt={SCOPE: DATA},
 )
@@ -109,9 +109,17 @@ async def complete_upload(
     upload = await asyncio.to_thread(uploads.get, _id(upload_id), tenant=tenant)
     status = "uploaded" if upload.purpose in CHECKED else "processed"
     async with gateway.joining:
-        upload, file, new = await asyncio.to_thread(
-            uploads.complete, upload_id, data.part_ids, tenant=tenant, status=status, md5=data.md5
-        )
+        limit = gateway.limiter.book.of_tenant(tenant).storage_bytes
+        with gateway.limiter.counting():
+            upload, file, new = await asyncio.to_thread(
+                uploads.complete,
+                upload_id,
+                data.part_ids,
+                tenant=tenant,
+                status=status,
+                md5=data.md5,
+                limit=limit,
+            )
     return _object(upload, await gateway.file_checks.after_upload(file) if new else file)
 
 

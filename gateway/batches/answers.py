@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -20,24 +20,34 @@ from tunery.gateway.batches.journal import Entry, Tokens
 from tunery.gateway.tenancy.principal import Principal
 from tunery.registry.errors import StorageFailed, TuneryError, Unavailable
 from tunery.registry.records import Batch
+from tunery.registry.usage.records import UsageRecord
 
-__all__ = ["answer_line", "expired_line"]
+__all__ = ["Answered", "answer_line", "expired_line"]
 
 log = logging.getLogger("tunery.gateway")
 
 MAX_TRIES = 5
 """Times that a request may fail by no fault of its own once it has begun, such as when the engine dies."""
-NOT_BEGUN = frozenset({"engine_starting", "draining", "overloaded"})
+NOT_BEGUN = frozenset({"engine_starting", "draining", "overloaded", "rate_limit_exceeded"})
 """Codes of errors that say that a request has not begun; it waits for as long as it takes."""
+FINAL = frozenset({"insufficient_quota"})
+"""Codes of errors that waiting does not end in time."""
 MAX_PAUSE = 5.0
 """Seconds between two tries."""
 NO_TOKENS: Tokens = (0, 0, 0)
 
 
-async def answer_line(number: int, line: Line, *, batch: Batch, gateway: Gateway) -> Entry:
+class Answered(NamedTuple):
+    """The answer to a request, and what that used, which is recorded when the answer is kept."""
+
+    entry: Entry
+    usage: list[UsageRecord]
+
+
+async def answer_line(number: int, line: Line, *, batch: Batch, gateway: Gateway) -> Answered:
     """The answer to a request of a batch, be it an error."""
-    principal = Principal(tenant=batch.tenant, adapters=batch.adapters)
-    call = Call(bytes(line.body), Trace(), principal, background=True)
+    principal = Principal(tenant=batch.tenant, adapters=batch.adapters, key=batch.key)
+    call = Call(bytes(line.body), Trace(), principal, background=True, endpoint=batch.endpoint, usage=[])
     try:
         body = await _patiently(ENDPOINTS[batch.endpoint], call, gateway)
     except TuneryError as error:
@@ -48,8 +58,8 @@ async def answer_line(number: int, line: Line, *, batch: Batch, gateway: Gateway
         message = f"something went wrong here; it has been logged under request {call.trace.request_id}"
         status, body = 500, envelope(message, status=500, code="internal_error")
     else:
-        return _entry(number, line, call, 200, body, _tokens(body))
-    return _entry(number, line, call, status, body, NO_TOKENS)
+        return Answered(_entry(number, line, call, 200, body, _tokens(body)), call.usage or [])
+    return Answered(_entry(number, line, call, status, body, NO_TOKENS), call.usage or [])
 
 
 def expired_line(line: Line) -> bytes:
@@ -63,9 +73,14 @@ async def _patiently(endpoint: Endpoint, call: Call, gateway: Gateway) -> Any:
     """The answer, after as many tries as it takes where the failure is not the request's own."""
     tries = 0
     while True:
+        if call.usage:
+            # Only what the last try used is the client's.
+            call.usage.clear()
         try:
             return await answer(endpoint, call, gateway)
         except (Unavailable, StorageFailed) as error:
+            if error.code in FINAL:
+                raise
             if error.code not in NOT_BEGUN:
                 tries += 1
             if tries >= MAX_TRIES:

@@ -13,9 +13,9 @@ import msgspec
 
 from tunery.gateway.api.schemas.batches import BatchError
 from tunery.gateway.api.state import BACKGROUND_AHEAD, Gateway
-from tunery.gateway.batches.answers import answer_line, expired_line
+from tunery.gateway.batches.answers import Answered, answer_line, expired_line
 from tunery.gateway.batches.input_file import BatchInput, Place, read_input, read_line
-from tunery.gateway.batches.journal import Entry, Journal
+from tunery.gateway.batches.journal import Journal
 from tunery.registry.batches.batches import LEASE_SECONDS
 from tunery.registry.batches.table import BatchClaim
 from tunery.registry.errors import Conflict, NotFound, StorageFailed, TuneryError, disk_code
@@ -45,7 +45,7 @@ class BatchRun:
         self._source = Path()
         self._halt = asyncio.Event()
         """Set when no more requests are to be answered: the batch is to be cancelled, or has expired."""
-        self._answered: list[Entry] = []
+        self._answered: list[Answered] = []
         """Answers that are not written yet."""
 
     async def run(self) -> None:
@@ -151,8 +151,8 @@ class BatchRun:
         for place in places:
             async with self._turns:
                 line = await asyncio.to_thread(read_line, self._source, place)
-                entry = await answer_line(place.number, line, batch=self._batch, gateway=self._gateway)
-                self._answered.append(entry)
+                answered = await answer_line(place.number, line, batch=self._batch, gateway=self._gateway)
+                self._answered.append(answered)
 
     async def _write(self, journal: Journal, done: asyncio.Event) -> None:
         """Write answers as they come, and record the counts now and then, until `done` is set and all are written."""
@@ -167,10 +167,12 @@ class BatchRun:
                 await asyncio.to_thread(self._batches.advance, self._claim, counts=recorded)
 
     async def _write_answered(self, journal: Journal) -> None:
-        entries, self._answered = self._answered, []
-        if entries:
-            await asyncio.to_thread(journal.append, entries)
-            for entry in entries:
+        answered, self._answered = self._answered, []
+        if answered:
+            await asyncio.to_thread(journal.append, [entry for entry, _ in answered])
+            for entry, usage in answered:
+                # Not before: a request whose answer is lost is answered again, and counts once.
+                self._gateway.usage.add(*usage)
                 self._gateway.metrics.count_batch_request("failed" if entry.failed else "completed")
 
     # -- the end -------------------------------------------------------------------------------------------------------

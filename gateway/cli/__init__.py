@@ -26,11 +26,13 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "files": ("tunery.gateway.cli.files:files", "Find the versions that were made with a file of examples."),
     "jobs": ("tunery.gateway.cli.jobs:jobs", "Submit, list, follow, pause and cancel training jobs."),
     "keys": ("tunery.gateway.cli.keys:keys", "Create, list, rotate and revoke API keys."),
+    "limits": ("tunery.gateway.cli.tenancy.limits:limits", "Show, set and clear what tenants and keys may use."),
     "plugins": ("tunery.gateway.cli.plugins:plugins", "List plugins, their hooks, and the trainers' parameters."),
     "registry": ("tunery.gateway.cli.registry:registry", "Rebuild a lost registry from its manifests."),
     "reproduce": ("tunery.gateway.cli.reproduce:reproduce", "Train a version again from its manifest and compare."),
     "serve": ("tunery.gateway.cli.serve:serve", "Serve every adapter from one quantized base."),
     "train": ("tunery.gateway.cli.train:train", "Train a version of an adapter from a file of examples."),
+    "usage": ("tunery.gateway.cli.tenancy.usage:usage", "Show what tenants used."),
     "webhooks": ("tunery.gateway.cli.webhooks:webhooks", "List the endpoints of webhooks, and send them a test."),
     "worker": ("tunery.gateway.cli.worker:worker", "Run queued training jobs apart from the server."),
 }

@@ -12,15 +12,35 @@ from tunery.gateway.api.request.call import Call
 from tunery.gateway.api.schemas.responses import ChatCompletion
 from tunery.gateway.api.state import Gateway
 from tunery.gateway.tenancy.principal import Principal
+from tunery.registry.usage.records import UsageRecord
 
 __all__ = ["answer_chat"]
 
 
-async def answer_chat(gateway: Gateway, body: dict[str, Any], *, background: bool = True) -> ChatCompletion:
-    """The whole answer to the body of a chat request, which names exact versions; raises what the endpoint answers
-    with."""
+PATH = "/v1/chat/completions"
+
+
+async def answer_chat(
+    gateway: Gateway,
+    body: dict[str, Any],
+    *,
+    tenant: str | None = None,
+    usage: list[UsageRecord] | None = None,
+    background: bool = True,
+) -> ChatCompletion:
+    """The whole answer to the body of a chat request, which names exact versions, of a `tenant`, by default that of whoever
+    has no key; what it used is added to `usage`. Raises what the endpoint answers with."""
     # Whoever made the run may use them, which was looked at then.
-    principal = Principal(tenant=gateway.jobs.tenant)
-    call = Call(msgspec.json.encode(body), Trace(), principal, background=background)
-    completion: ChatCompletion = await answer(ENDPOINTS["/v1/chat/completions"], call, gateway)
+    used: list[UsageRecord] = []
+    call = Call(
+        msgspec.json.encode(body),
+        Trace(),
+        Principal(tenant=tenant or gateway.jobs.tenant),
+        background=background,
+        endpoint=PATH,
+        usage=used,
+    )
+    completion: ChatCompletion = await answer(ENDPOINTS[PATH], call, gateway)
+    if usage is not None:
+        usage += used
     return completion

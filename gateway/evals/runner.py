@@ -10,6 +10,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -23,11 +24,12 @@ from tunery.plugins.evals.graders import Score
 from tunery.plugins.evals.plan import RunPlan
 from tunery.plugins.evals.results import ItemResult
 from tunery.plugins.evals.statistics import RunSummary, summarize
-from tunery.registry.errors import Conflict, TuneryError, Unavailable
+from tunery.registry.errors import Conflict, LimitReached, TuneryError, Unavailable
 from tunery.registry.evals.claims import RunClaim
 from tunery.registry.evals.records import EvalRun, Measurement
 from tunery.registry.evals.store import LEASE_SECONDS
 from tunery.registry.storage.work_watch import WorkWatch
+from tunery.registry.usage.records import UsageRecord
 
 __all__ = ["EvalRunner", "measured_of"]
 
@@ -139,7 +141,8 @@ class EvalRunner:
         left = sorted(set(range(len(work.items))) - stored)
         count = len(work.items)
         done(count - len(left), count)
-        await self._rows(left, plan, work, claim, lambda remaining: done(count - remaining, count))
+        tenant = (await _in_thread(self._evals.get, run.eval)).tenant
+        await self._rows(left, plan, work, claim, lambda remaining: done(count - remaining, count), tenant=tenant)
         summary = await _in_thread(self._summarize, run, plan, work)
         await _in_thread(
             self._evals.finish, claim, summary=msgspec.to_builtins(summary), measured=measured_of(run, plan, summary)
@@ -151,7 +154,14 @@ class EvalRunner:
         return run_work(evaluation, plan, self._evals.data_path(run), name=run.data_name, formats=formats)
 
     async def _rows(
-        self, left: Iterable[int], plan: RunPlan, work: Work, claim: RunClaim, done: Callable[[int], None]
+        self,
+        left: Iterable[int],
+        plan: RunPlan,
+        work: Work,
+        claim: RunClaim,
+        done: Callable[[int], None],
+        *,
+        tenant: str,
     ) -> None:
         """Evaluate and store the rows at these positions, some at once."""
         waiting = list(reversed(list(left)))
@@ -161,7 +171,9 @@ class EvalRunner:
             nonlocal remaining
             while waiting:
                 position = waiting.pop()
-                result = await evaluate_row(work.items[position], plan, work, ask=self._ask, offload=self._grade)
+                usage: list[UsageRecord] = []
+                ask = partial(self._ask, tenant=tenant, usage=usage)
+                result = await evaluate_row(work.items[position], plan, work, ask=ask, offload=self._grade)
                 await _in_thread(
                     self._evals.add_item,
                     claim,
@@ -169,6 +181,8 @@ class EvalRunner:
                     state=result.answers[0].state,
                     data=msgspec.to_builtins(result),
                 )
+                # Not before: a row that is not stored is asked again, and counts once.
+                self._gateway.usage.add(*usage)
                 remaining -= 1
                 done(remaining)
 
@@ -180,14 +194,19 @@ class EvalRunner:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _ask(self, body: dict[str, Any]) -> ChatCompletion:
-        """The answer to a request, which is sent again while the engine cannot answer."""
+    async def _ask(self, body: dict[str, Any], *, tenant: str, usage: list[UsageRecord]) -> ChatCompletion:
+        """The answer to a request, which is sent again while the engine cannot answer; raises LimitReached where the
+        tenant has used up its month."""
         while True:
             while self._gateway.draining:
                 await asyncio.sleep(POLL_SECONDS)
             try:
-                return await answer_chat(self._gateway, body, background=not self._alone)
+                return await answer_chat(
+                    self._gateway, body, tenant=tenant, usage=usage, background=not self._alone
+                )  # fmt: skip
             except Unavailable as error:
+                if isinstance(error, LimitReached) and error.limit == "tokens_per_month":
+                    raise
                 await asyncio.sleep(min(float(error.retry_after), LONGEST_PAUSE))
 
     async def _grade(self, work: Callable[[], list[Score]]) -> list[Score]:

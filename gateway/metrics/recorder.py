@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Literal
 
+import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
@@ -19,12 +20,14 @@ from tunery.gateway.engine.messages import Ready, Stats
 from tunery.gateway.metrics import table
 from tunery.gateway.metrics.table import BASE, COMPOSITION, MAX_ADAPTERS, OTHER, TABLE, VLLM_LABELS, Row
 from tunery.registry.jobs.counts import JobCounts
+from tunery.registry.limit_settings import Limits
 from tunery.registry.webhooks.outbox import Pending
 
 __all__ = ["DISCONNECTED", "UNKNOWN_ROUTE", "Metrics"]
 
 OUTCOMES = ("stop", "length", "cancelled", "overloaded", "engine_restarted", "engine_failed")
 """Outcomes that start at 0 for every adapter; those of rarer errors appear when they happen."""
+LIMITS = tuple(field.name for field in msgspec.structs.fields(Limits))
 WEBHOOK_OUTCOMES = ("delivered", "retried", "given_up")
 DISCONNECTED, NOT_FOUND, METHOD_NOT_ALLOWED = "499", "404", "405"
 """Statuses; 499 is nginx's for a client that disconnected before there was a response."""
@@ -64,6 +67,8 @@ class Metrics:
             self._own[table.WEBHOOK_ATTEMPTS].labels(outcome)
         for status in (NOT_FOUND, METHOD_NOT_ALLOWED):
             self._own[table.HTTP_REQUESTS].labels(UNKNOWN_ROUTE, status)
+        for limit in LIMITS:
+            self._own[table.LIMIT_REFUSALS].labels(limit)
         for outcome in ("completed", "failed"):
             self._own[table.BATCH_REQUESTS].labels(outcome)
         self.registry.register(_LoraRequestsInfo(lambda: (self._ready, self._stats)))
@@ -127,6 +132,10 @@ class Metrics:
     def count_refused(self, label: str, *, code: str, count: int) -> None:
         """Count requests that were not admitted, by the code of their error."""
         self._add(table.REQUESTS, count, label, code)
+
+    def count_limit(self, limit: str) -> None:
+        """Count what was refused because of a limit, by the limit's name."""
+        self._add(table.LIMIT_REFUSALS, 1, limit)
 
     def count_prompt(self, label: str, *, tokens: int) -> None:
         """Count a request with a prompt of `tokens` that goes to the engine."""

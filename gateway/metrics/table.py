@@ -85,6 +85,12 @@ FINISHED = Row(
     labels=("adapter", "outcome"),
     help="Finished requests.",
 )
+LIMIT_REFUSALS = Row(
+    kind="counter",
+    name="tunery_limit_refusals",
+    labels=("limit",),
+    help="What was refused because a tenant or key has reached the limit.",
+)
 PROMPT_TOKENS = Row(
     kind="counter",
     name="tunery_prompt_tokens",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["ADMIN", "DATA", "INFER", "METRICS", "PUBLISH", "SCOPE", "TRAIN"]
+__all__ = ["ADMIN", "DATA", "INFER", "METRICS", "PUBLISH", "SCOPE", "TRAIN", "USAGE"]
 
 SCOPE = "scope"
 """The entry of `opt`; a handler without it is open to all."""
@@ -13,3 +13,5 @@ DATA = ("infer", "train")
 PUBLISH = ("publish",)
 METRICS = ("metrics", "admin")
 ADMIN = ("admin",)
+USAGE = ("infer", "train", "publish", "admin")
+"""Whoever uses something may see what."""

@@ -44,6 +44,7 @@ class Batches:
         input_file: str,
         details: dict[str, Any],
         adapters: tuple[str, ...] | None = None,
+        key: str | None = None,
         output_expires_after: float | None = None,
     ) -> Batch:
         """Queue a batch; raise Conflict (file_not_found) when its file has been deleted meanwhile."""
@@ -58,6 +59,7 @@ class Batches:
             expires_at=now + WINDOW_SECONDS,
             times={"validating": now},
             adapters=adapters,
+            key=key,
             details=details,
             output_expires_after=output_expires_after,
         )

@@ -11,6 +11,7 @@ from sqlalchemy import Connection, insert, update
 from tunery.registry.jobs import counts, history, names, queue, table
 from tunery.registry.jobs.counts import JobCounts
 from tunery.registry.jobs.history import Note
+from tunery.registry.jobs.limits import JobLimits, check_jobs
 from tunery.registry.jobs.queue import Claim, ClaimLimits, Wanted
 from tunery.registry.jobs.table import Filter
 from tunery.registry.records import Job, JobRequest, StoredEvent, Version
@@ -41,11 +42,12 @@ class JobQueue:
         idempotency_key: str | None = None,
         notes: Sequence[Note] = (),
         job_id: str | None = None,
+        limits: JobLimits | None = None,
     ) -> Job:
         """Queue a job; with an idempotency key that the tenant has used before, that job is returned instead.
 
         `notes` are the first events of its history. Raises Conflict: file_not_found where a file was deleted since the
-        request was checked, idempotency_key_reused for a key that was used with another body.
+        request was checked, idempotency_key_reused for a key that was used with another body. Raises LimitReached.
         """
         now = self._clock()
         job = Job(
@@ -66,6 +68,7 @@ class JobQueue:
             if new:
                 _name_files(connection, queued)
                 history.append(connection, queued.id, notes, at=now)
+                check_jobs(connection, tenant, limits or JobLimits())
         return queued
 
     def request(self, job_id: str, wanted: Wanted) -> Job:
@@ -73,11 +76,13 @@ class JobQueue:
         with self._database.write() as connection:
             return queue.request(connection, job_id, wanted, at=self._clock())
 
-    def resume(self, job_id: str) -> Job:
-        """Queue a job again that was paused or has failed; raise NotFound, or Conflict (not_paused,
-        file_not_found)."""
+    def resume(self, job_id: str, *, limits: JobLimits | None = None) -> Job:
+        """Queue a job again that was paused or has failed; raise NotFound, Conflict (not_paused, file_not_found), or
+        LimitReached."""
         with self._database.write() as connection:
-            return queue.resume(connection, job_id, at=self._clock())
+            job = queue.resume(connection, job_id, at=self._clock())
+            check_jobs(connection, job.tenant, limits or JobLimits())
+            return job
 
     def page(self, wanted: Filter, *, limit: int) -> tuple[list[Job], bool]:
         """Up to `limit` jobs, newest first, and whether there are more."""

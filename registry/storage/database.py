@@ -59,6 +59,7 @@ class Database:
         try:
             self._migrate()
             self._watch = self._engine.connect()
+            self._seen, self._number = -1, -1
             self._file = _identity(self._path)
         except BaseException:
             self._engine.dispose()
@@ -75,8 +76,11 @@ class Database:
                 _roll_back(connection)
 
     @contextmanager
-    def write(self) -> Iterator[Connection]:
-        """The only writer; committed when the block ends well, rolled back otherwise."""
+    def write(self, *, announced: bool = True) -> Iterator[Connection]:
+        """The only writer; committed when the block ends well, rolled back otherwise.
+
+        What is not `announced` is written often and looked at by nobody who waits for it: `changes` stays as it is.
+        """
         with self._connection("cannot be written") as connection:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
             try:
@@ -87,10 +91,28 @@ class Database:
                         code="registry_replaced",
                     )
                 yield connection
+                if announced:
+                    connection.exec_driver_sql("UPDATE revision SET number = number + 1")
                 connection.exec_driver_sql("COMMIT")
             except BaseException:
                 _roll_back(connection)
                 raise
+
+    @contextmanager
+    def write_lightly(self) -> Iterator[Connection]:
+        """As `write`, not announced, without waiting for the disk: what a power failure may take back."""
+        with self._connection("cannot be written") as connection:
+            connection.exec_driver_sql("PRAGMA synchronous=NORMAL")
+            try:
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+                try:
+                    yield connection
+                    connection.exec_driver_sql("COMMIT")
+                except BaseException:
+                    _roll_back(connection)
+                    raise
+            finally:
+                connection.exec_driver_sql("PRAGMA synchronous=FULL")
 
     @contextmanager
     def _connection(self, what: str) -> Iterator[Connection]:
@@ -102,14 +124,17 @@ class Database:
             raise _failure(self._path, error, what) from error
 
     def changes(self) -> int:
-        """A number that differs from the last call's when any process, this one included, committed in between."""
+        """A number that differs from the last call's when any process, this one included, announced a change in between."""
         # A connection of its own: data_version does not count what the asking connection commits.
         try:
             with self._lock:
-                version: int = self._watch.exec_driver_sql("PRAGMA data_version").scalar_one()
+                seen: int = self._watch.exec_driver_sql("PRAGMA data_version").scalar_one()
+                if seen != self._seen:
+                    self._number = self._watch.exec_driver_sql("SELECT number FROM revision").scalar_one()
+                    self._seen = seen
+                return self._number
         except DatabaseError as error:
             raise _failure(self._path, error, "cannot be read") from error
-        return version
 
     def close(self) -> None:
         """Close the connections."""

@@ -9,6 +9,12 @@ from pathlib import Path
 __all__ = ["before_identity"]
 
 _STATEMENTS = """
+DROP TABLE revision;
+DROP TABLE usage_records;
+DROP TABLE usage_hours;
+DROP TABLE limit_overrides;
+DROP TABLE limit_counters;
+DROP TABLE limit_holds;
 DROP TABLE api_keys;
 DROP TABLE batches;
 DROP TABLE upload_parts;

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 
-from tunery.registry.errors import InvalidInput, Overloaded
+from tunery.registry.errors import InvalidInput, LimitReached, Overloaded
 from tunery.registry.settings import ServeSettings
 
 __all__ = ["Admission", "Busy"]
@@ -34,15 +34,20 @@ class Admission:
 
     All tenants together may have `max_batch + max_waiting`, one tenant `max_waiting_per_tenant`. If that is 0, a tenant
     that is alone may have them all, but only half of them once another tenant has sent a request, admitted or not,
-    within the last minute.
+    within the last minute. A tenant with a `share` of all places, which may be 0 for none, has no more than that.
     """
 
     def __init__(
-        self, settings: ServeSettings, on_change: Callable[[int], None], *, clock: Callable[[], float] = time.monotonic
+        self,
+        settings: ServeSettings,
+        on_change: Callable[[int], None],
+        *,
+        share: Callable[[str], float] = lambda tenant: 0.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._batch, self._limit = settings.max_batch, settings.max_batch + settings.max_waiting
         self._tenant_limit = settings.max_waiting_per_tenant
-        self._on_change, self._clock = on_change, clock
+        self._on_change, self._share, self._clock = on_change, share, clock
         self._by_tenant: Counter[str] = Counter()
         self._last_request: dict[str, float] = {}
         self._mean_seconds = 0.0
@@ -73,7 +78,9 @@ class Admission:
 
     def _check(self, count: int, tenant: str, param: str) -> None:
         alone = self._alone(tenant)
-        if count > (limit := min(self._tenant_limit or self._limit, self._limit)):
+        share = self._share(tenant)
+        places = max(1, int(share * self._limit)) if share else self._limit
+        if count > (limit := min(self._tenant_limit or self._limit, self._limit, places)):
             raise InvalidInput(
                 f"the request asks for {count} answers; at most {limit} can be in flight at once", param=param
             )
@@ -83,6 +90,13 @@ class Admission:
         if self._by_tenant[tenant] + count > limit:
             name = f"the tenant {tenant}" if tenant else "the bare base"
             raise self._busy(f"{self._by_tenant[tenant]} requests for {name} are in flight; the limit is {limit}")
+        if self._by_tenant[tenant] + count > places:
+            raise LimitReached(
+                f"{self._by_tenant[tenant]} requests of the tenant {tenant} are in flight; its share of all places is "
+                f"{places} (queue_share)",
+                limit="queue_share",
+                wait=1.0,
+            )
 
     def _alone(self, tenant: str) -> bool:
         """Whether no other tenant has sent a request lately; notes this one's."""

@@ -19,6 +19,7 @@ from tunery.registry.errors import (
     ArtifactRefused,
     Conflict,
     InvalidInput,
+    LimitReached,
     NotFound,
     Overloaded,
     StorageFailed,
@@ -66,6 +67,8 @@ def envelope(message: str, *, status: int, code: str | None = None, param: str |
 def _tunery_error(request: Request[Any, Any, Any], error: TuneryError) -> Response[ErrorEnvelope]:
     status = status_of(error)
     headers = {"retry-after": str(error.retry_after)} if isinstance(error, Unavailable) else {}
+    if isinstance(error, LimitReached):
+        headers = (headers if error.wait is not None else {}) | error.headers
     body = envelope(error.args[0], status=status, code=error.code, param=error.param)
     trace_of(request).error = error.code
     return Response(body, status_code=status, headers=headers)
@@ -136,7 +139,7 @@ _DESCRIPTIONS = {
     413: "The body is too large.",
     415: "The body is not application/json.",
     422: "The adapter's weights cannot be served.",
-    429: "Too many requests are waiting; see Retry-After.",
+    429: "A limit is reached, or too many requests are waiting; see Retry-After.",
     500: "An internal error, logged under the request id in the message.",
     503: "The engine is starting, or the server is shutting down; see Retry-After.",
 }

@@ -18,7 +18,7 @@ from litestar.openapi.spec import (
     Schema,
 )
 
-from tunery.gateway.api.schemas import batches, evals, files, fine_tuning, items, requests, uploads
+from tunery.gateway.api.schemas import batches, evals, files, fine_tuning, items, requests, uploads, usage
 from tunery.gateway.api.schemas import models as cards
 from tunery.gateway.api.schemas import responses as schemas
 
@@ -71,6 +71,8 @@ _TYPES = (
     uploads.UploadObject,
     uploads.UploadPartCreate,
     uploads.UploadPartObject,
+    usage.CompletionsPage,
+    usage.EmbeddingsPage,
 )
 _FORMS = {"/v1/files": files.FileCreate, "/v1/uploads/{upload_id}/parts": uploads.UploadPartCreate}
 """Bodies in multipart/form-data, which handlers read as they come."""

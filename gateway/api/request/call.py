@@ -10,6 +10,7 @@ from litestar import Request
 from tunery.gateway.api.http.authentication import principal_of
 from tunery.gateway.api.http.trace import Trace, trace_of
 from tunery.gateway.tenancy.principal import Principal
+from tunery.registry.usage.records import UsageRecord
 
 __all__ = ["Call", "call_of"]
 
@@ -18,8 +19,10 @@ __all__ = ["Call", "call_of"]
 class Call:
     """One call of an inference endpoint.
 
-    `body` are the bytes of the JSON, `principal` is who asks, `adapter` is the one that a header names. A call in the `background` (a batch's)
-    runs on what the others leave: it counts as no request in flight, and its latencies are not measured.
+    `body` are the bytes of the JSON, `principal` is who asks, `endpoint` is the path that it asks, and `adapter` is the
+    one that a header names. A call in the `background` (a batch's) runs on what the others leave: it counts as no request
+    in flight, and its latencies are not measured. `usage`, if it is a list, gets what the call used, for whoever knows
+    whether its answer is kept; otherwise that is recorded at once.
     """
 
     body: bytes
@@ -27,8 +30,16 @@ class Call:
     principal: Principal
     adapter: str | None = None
     background: bool = False
+    endpoint: str = ""
+    usage: list[UsageRecord] | None = None
 
 
 async def call_of(request: Request[Any, Any, Any]) -> Call:
     """The call that an HTTP request makes."""
-    return Call(await request.body(), trace_of(request), principal_of(request), request.headers.get("x-tunery-adapter"))
+    return Call(
+        await request.body(),
+        trace_of(request),
+        principal_of(request),
+        request.headers.get("x-tunery-adapter"),
+        endpoint=request.url.path,
+    )

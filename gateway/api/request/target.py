@@ -25,7 +25,8 @@ class _NamesModel(Protocol):
 def resolve_target(call: Call, data: _NamesModel, gateway: Gateway) -> Target:
     """The target that the body's `model`, or else its `adapter` or the call's, names.
 
-    Notes what the access log and a span show of it, once it is known to exist. Raises as Resolver.resolve.
+    Notes what the access log and a span show of it, once it is known to exist. Raises as Resolver.resolve, and
+    LimitReached where the caller has used up what it may.
     """
     target = gateway.resolver.resolve(data.model, adapter=data.adapter or call.adapter, by=call.principal)
     trace = call.trace
@@ -36,4 +37,5 @@ def resolve_target(call: Call, data: _NamesModel, gateway: Gateway) -> Target:
         trace.options = data
     if gateway.settings.log_prompts:
         trace.prompt = call.body[:MAX_LOGGED].decode(errors="replace")
+    gateway.limiter.check(call.principal, background=call.background)
     return target

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -64,13 +64,13 @@ async def event_stream(
     request: Request[Any, Any, Any],
     chunks: AsyncGenerator[Any, None],
     *,
-    headers: dict[str, str],
+    headers: Callable[[], dict[str, str]],
     style: EventFormat | None = None,
 ) -> Stream:
     """A response that sends each chunk as an event, by default as DataEvents does.
 
     Waits up to `FIRST_COMMENT` seconds for the first chunk, so that an early failure is still an ordinary error
-    response, and stops waiting when the client disconnects. Closes `chunks` when the request ends, however its
+    response, and stops waiting when the client disconnects; `headers` is called after that. Closes `chunks` when the request ends, however its
     connection ends.
     """
     style = style or DataEvents()
@@ -94,7 +94,7 @@ async def event_stream(
             yield style.end
 
     # Without X-Accel-Buffering, proxies such as nginx collect events before passing them on.
-    all_headers = {"cache-control": "no-cache", "x-accel-buffering": "no", **headers}
+    all_headers = {"cache-control": "no-cache", "x-accel-buffering": "no", **headers()}
     return Stream(body(), media_type="text/event-stream", headers=all_headers)
 
 

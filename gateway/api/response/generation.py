@@ -13,6 +13,7 @@ from tunery.gateway.api.request.call import Call
 from tunery.gateway.api.request.choices import ChoiceRequest
 from tunery.gateway.api.request.text_options import TextOptions
 from tunery.gateway.api.response.detokenizer import Detokenizer
+from tunery.gateway.api.response.metering import CANCELLED, COMPLETED, TokenCounts, metered
 from tunery.gateway.api.schemas.responses import CachedTokens, Usage
 from tunery.gateway.api.state import Gateway
 from tunery.gateway.engine.messages import Generate, Token
@@ -72,13 +73,22 @@ class Generation:
     async def deltas(self) -> AsyncGenerator[OutputDelta, None]:
         """The deltas of all choices as they come; closing the generator cancels every choice.
 
-        Raises Busy or InvalidInput when the choices are not admitted, and what the engine raises.
+        Raises LimitReached, Busy or InvalidInput when the choices are not admitted, and what the engine raises.
         """
-        count = len(self.choices)
-        with self.gateway.hold(count, self.target, background=self.call.background):
-            async with contextlib.aclosing(self._choice(0) if count == 1 else self._interleaved()) as deltas:
-                async for delta in deltas:
-                    yield delta
+        count, most = len(self.choices), self.prompt_tokens + sum(each.sampling.max_tokens for each in self.choices)
+        async with metered(self.call, self.target, gateway=self.gateway, most=most, used=self._used) as reservation:
+            with self.gateway.hold(count, self.target, background=self.call.background):
+                reservation.begun = True
+                async with contextlib.aclosing(self._choice(0) if count == 1 else self._interleaved()) as deltas:
+                    async for delta in deltas:
+                        yield delta
+
+    def _used(self, outcome: str) -> TokenCounts:
+        """The tokens so far. A prompt counts unless the engine failed before its first token."""
+        usage = self.usage
+        read = bool(self._cached) or outcome in (COMPLETED, CANCELLED)
+        prompt = usage.prompt_tokens if read else 0
+        return TokenCounts(prompt, usage.prompt_tokens_details.cached_tokens, usage.completion_tokens)
 
     async def _interleaved(self) -> AsyncGenerator[OutputDelta, None]:
         """The deltas of several choices, in the order in which they come."""

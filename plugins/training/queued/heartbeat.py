@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from tunery.plugins.training.queued.compute import ComputeMeter
 from tunery.registry.errors import Conflict, TuneryError
 from tunery.registry.jobs.job_queue import LEASE_SECONDS
 from tunery.registry.jobs.queue import Claim
@@ -26,14 +27,14 @@ BEAT_SECONDS = LEASE_SECONDS / 6
 def heartbeat(
     registry: Registry, claim: Claim, *, on_wanted: Callable[[str], None], on_lost: Callable[[], None]
 ) -> Iterator[None]:
-    """Renew `claim` while the block runs.
+    """Renew `claim` while the block runs, and record the seconds that it takes as usage.
 
     `on_wanted` is called, in the heartbeat's thread, with what the job is asked to do, again and again until the block
     ends; `on_lost` when the claim is somebody else's or could not be renewed before it ran out.
     """
-    ended = threading.Event()
+    ended, meter = threading.Event(), ComputeMeter(registry, claim)
     thread = threading.Thread(
-        target=_run, args=(registry, claim, ended, on_wanted, on_lost), name="heartbeat", daemon=True
+        target=_run, args=(registry, claim, ended, meter, on_wanted, on_lost), name="heartbeat", daemon=True
     )
     thread.start()
     try:
@@ -41,18 +42,21 @@ def heartbeat(
     finally:
         ended.set()
         thread.join()
+        meter.record()
 
 
 def _run(
     registry: Registry,
     claim: Claim,
     ended: threading.Event,
+    meter: ComputeMeter,
     on_wanted: Callable[[str], None],
     on_lost: Callable[[], None],
 ) -> None:
     renewed, changes = time.monotonic(), -1
     wanted: str | None = None
     while not ended.wait(POLL_SECONDS):
+        meter.tick()
         try:
             now = time.monotonic()
             if now - renewed > BEAT_SECONDS:

@@ -113,7 +113,7 @@ async def served(
         port = probe.getsockname()[1]
     server = Server(create_app(gateway), address="127.0.0.1", port=port, interface=Interfaces.ASGI, websockets=False)
     running = asyncio.create_task(server.serve())
-    await _listening(port)
+    await listening(port)
     url = f"http://127.0.0.1:{port}"
     # Reading the machine's certificates takes longer than a request over loopback.
     http = httpx2.AsyncClient(verify=False, timeout=600)
@@ -124,7 +124,7 @@ async def served(
     await running
 
 
-async def _listening(port: int) -> None:
+async def listening(port: int) -> None:
     for _ in range(200):
         try:
             _, writer = await asyncio.open_connection("127.0.0.1", port)

@@ -190,6 +190,8 @@ async def test_every_documented_status_is_met_and_no_other(served: Served, docum
         await _upload_in_parts(client, served, document)
         await _batch(client, document)
         await _evaluate(client, served, document)
+        await _limited(client, served, document)
+        await _usage(client, document)
         served.engine.failure = ArtifactRefused("acme/docs@1 has NaN", code="artifact_nonfinite")
         await posted()
         served.engine.failure = None
@@ -199,6 +201,7 @@ async def test_every_documented_status_is_met_and_no_other(served: Served, docum
         await everywhere()
         _break(served)
         await everywhere()
+        await _usage(client, document)
         caller = Caller(client, document)
         await caller.upload()
         await caller.add_part("upload_a")
@@ -236,6 +239,32 @@ class Caller:
         response = await self.client.post(JOBS, json={"model": "tiny", "training_file": file})
         self.document.check(JOBS, "post", response)
         return str(response.json()["id"])
+
+
+async def _usage(client: httpx.AsyncClient, document: Document) -> None:
+    for kind in ("completions", "embeddings"):
+        await Caller(client, document).call("get", f"/v1/organization/usage/{kind}", query="?start_time=1")
+
+
+async def _limited(client: httpx.AsyncClient, served: Served, document: Document) -> None:
+    """Store and train more than the limits allow."""
+    caller, limits = Caller(client, document), served.gateway.registry.limits
+    file = await caller.upload()
+    paused = await caller.submit(file)
+    await caller.call("post", f"{JOBS}/{{job_id}}/pause", job_id=paused)
+    await caller.submit(file)
+    upload = (await client.post("/v1/uploads", json=GOOD["/v1/uploads"])).json()["id"]
+    part = await caller.add_part(upload)
+    for limit in (1, 0):
+        limits.set("default", {"storage_bytes": limit, "training_jobs": limit}, actor="test")
+        while served.gateway.limiter.book.of_tenant("default").storage_bytes != limit:
+            await asyncio.sleep(0.02)
+        if limit:
+            await caller.upload()
+            await caller.complete(upload, part)
+            again = await client.post(JOBS, json={"model": "tiny", "training_file": file})
+            document.check(JOBS, "post", again)
+            await caller.call("post", f"{JOBS}/{{job_id}}/resume", job_id=paused)
 
 
 async def _responses(client: httpx.AsyncClient, document: Document) -> None:
@@ -397,6 +426,7 @@ def _break(served: Served) -> None:
         *((registry.uploads, name) for name in ("create", "get", "add_part", "cancel")),
         *((registry.batches, name) for name in ("get", "page")),
         *((registry.evals, name) for name in ("create", "get", "page")),
+        (registry.usage, "sums"),
         (registry, "job"),
     ):
         setattr(where, name, fail)

@@ -1,0 +1,1 @@
+"""Commands about tenants: what they use, and what they may."""

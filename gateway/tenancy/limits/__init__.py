@@ -1,0 +1,1 @@
+"""What tenants and keys may use, checked before each request and settled after it."""
