@@ -19,9 +19,16 @@ __all__ = ["COMMANDS", "cli", "main"]
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "adapters": ("tunery.gateway.cli.adapters:adapters", "List, inspect, move, publish and pull versions of adapters."),
+    "backup": ("tunery.gateway.cli.ops.backup:backup", "Back up the registry while it is used."),
     "bases": ("tunery.gateway.cli.bases:bases", "List and add base models."),
     "bench": ("tunery.gateway.cli.bench:bench", "Measure serving and training on this machine."),
+    "completion": (
+        "tunery.gateway.cli.ops.completion:completion",
+        "Print the script that completes commands in a shell.",
+    ),
+    "config": ("tunery.gateway.cli.ops.config:config", "Show and check the configuration."),
     "data": ("tunery.gateway.cli.data:data", "Check, preview and split files of examples."),
+    "doctor": ("tunery.gateway.cli.ops.doctor:doctor", "Check this installation and say what to do."),
     "eval": ("tunery.gateway.cli.eval:evaluations", "Measure models on held-out rows, and one against another."),
     "files": ("tunery.gateway.cli.files:files", "Find the versions that were made with a file of examples."),
     "jobs": ("tunery.gateway.cli.jobs:jobs", "Submit, list, follow, pause and cancel training jobs."),
@@ -29,7 +36,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "plugins": ("tunery.gateway.cli.plugins:plugins", "List plugins, their hooks, and the trainers' parameters."),
     "registry": ("tunery.gateway.cli.registry:registry", "Rebuild a lost registry from its manifests."),
     "reproduce": ("tunery.gateway.cli.reproduce:reproduce", "Train a version again from its manifest and compare."),
+    "restore": ("tunery.gateway.cli.ops.backup:restore", "Restore a backup into an empty home."),
     "serve": ("tunery.gateway.cli.serve:serve", "Serve every adapter from one quantized base."),
+    "top": ("tunery.gateway.cli.ops.top:top", "Watch a server's requests, adapters, tenants and jobs."),
     "train": ("tunery.gateway.cli.train:train", "Train a version of an adapter from a file of examples."),
     "webhooks": ("tunery.gateway.cli.webhooks:webhooks", "List the endpoints of webhooks, and send them a test."),
     "worker": ("tunery.gateway.cli.worker:worker", "Run queued training jobs apart from the server."),
