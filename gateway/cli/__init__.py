@@ -10,6 +10,7 @@ from importlib import import_module
 from importlib.metadata import version
 
 import click
+from click.shell_completion import CompletionItem
 
 from tunery.gateway.cli.terminal.streams import check_arguments, take_any_text
 from tunery.plugins.runtime.quick_exit import exit_quickly
@@ -61,6 +62,12 @@ class LazyGroup(click.Group):
         command: click.Command = getattr(import_module(module), name)
         return command
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Names of commands with their short helps, of which none is imported; else options."""
+        if incomplete.startswith("-"):
+            return super().shell_complete(ctx, incomplete)
+        return [CompletionItem(name, help=text) for name, (_, text) in COMMANDS.items() if name.startswith(incomplete)]
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
@@ -98,6 +105,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     take_any_text()
     exit_quickly()
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if "_TUNERY_COMPLETE" in os.environ:
+        from tunery.gateway.cli.terminal.completion import install
+
+        install()
     try:
         if not {"-h", "--help", "--version"} & set(given):
             check_arguments(given)

@@ -64,7 +64,7 @@ class ArchiveSource:
         self._name = path.name
         with path.open("rb") as file:
             is_gzip = file.read(2) == _GZIP
-        self._stream = cast(BinaryIO, gzip.open(path, "rb") if is_gzip else path.open("rb"))
+        self._stream = cast(BinaryIO, gzip.open(path, "rb") if is_gzip else path.open("rb"))  # noqa: SIM115 - closed by __exit__
         try:
             self.manifest: BackupManifest = read_manifest(self._manifest())
         except BaseException:
