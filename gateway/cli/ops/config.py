@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import msgspec
 import rich_click as click
@@ -76,15 +77,14 @@ def _problems(settings: Settings) -> Iterator[str]:
     from tunery.gateway.webhooks.signature import read_secret
     from tunery.plugins.runtime.device import check_device
 
-    for name, check in (
+    checks: list[tuple[str, Callable[[], object]]] = [
         ("serve.host", lambda: resolve_host(settings.serve.host)),
         ("serve.device", lambda: check_device(settings.serve.device)),
         ("jobs.executor", lambda: plugins().executor(settings.jobs.executor)),
-        *(
-            (f"webhooks.endpoints[{number}].secret", lambda endpoint=endpoint: read_secret(endpoint))
-            for number, endpoint in enumerate(settings.webhooks.endpoints)
-        ),
-    ):
+    ]
+    for number, endpoint in enumerate(settings.webhooks.endpoints):
+        checks.append((f"webhooks.endpoints[{number}].secret", partial(read_secret, endpoint)))
+    for name, check in checks:
         try:
             check()
         except InvalidInput as error:

@@ -7,16 +7,18 @@ import io
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner, Result
 from openai import AsyncOpenAI
 from rich.console import Console
 
-from tests.gateway.api.conftest import Served, one_document, served, settings, tokenizer_folder
+from tests.gateway.api.conftest import Served, one_document, served, tokenizer_folder
 from tunery.gateway.cli.ops import top as command
 from tunery.gateway.cli.ops.top import top
 from tunery.gateway.top.overview import Overview
@@ -29,7 +31,7 @@ __all__ = ["one_document", "served", "settings", "tokenizer_folder"]
 
 
 @pytest.fixture
-def settings() -> ServeSettings:  # noqa: F811
+def settings() -> ServeSettings:
     return ServeSettings(base="tiny", max_batch=4, max_waiting=400)
 
 
@@ -123,7 +125,8 @@ def test_it_goes_on_when_the_server_is_away_and_when_it_is_back(monkeypatch: pyt
     good = (200, b"# TYPE tunery_engine_up gauge\ntunery_engine_up 1\n")
     answers = iter([good, good, (503, b""), (401, b""), good, good])
     seen: list[tuple[Overview | None, str]] = []
-    monkeypatch.setattr(command.time, "sleep", lambda seconds: None)
+    patient = SimpleNamespace(monotonic=time.monotonic, sleep=lambda seconds: None)
+    monkeypatch.setattr("tunery.gateway.cli.ops.top.time", patient)
     with (
         scripted(lambda path: next(answers) if path == "/metrics" else (403, b"")) as url,
         Watch(url, key=None) as watch,

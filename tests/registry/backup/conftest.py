@@ -58,7 +58,7 @@ def killed_at(step: int, act: Callable[[], object]) -> bool:
                 os.kill(os.getpid(), signal.SIGKILL)
             real(descriptor)
 
-        os.fsync = fsync
+        pytest.MonkeyPatch().setattr(os, "fsync", fsync)
         act()
         os._exit(0)
 
