@@ -45,7 +45,7 @@ def _requests(seen: Overview, style: str) -> Table:
 def _tenants(seen: Overview, style: str) -> Table:
     table = _table("tenant", "req/s", "tok/s", "adapters", style=style)
     for tenant in seen.tenants:
-        table.add_row(Text(tenant.name), f"{tenant.requests:.2f}", f"{tenant.tokens:.0f}", str(tenant.adapters))
+        table.add_row(_name(tenant.name), f"{tenant.requests:.2f}", f"{tenant.tokens:.0f}", str(tenant.adapters))
     return table
 
 
@@ -56,7 +56,7 @@ def _adapters(seen: Overview, style: str) -> Table:
         versions = ", ".join(map(str, load.versions)) + (" pinned" if load.pinned else "")
         size = f"{load.bytes / 2**20:.1f} MiB" if load.bytes else "-"
         row = (f"{load.requests:.2f}", f"{load.tokens:.0f}", str(load.running), size, versions or "-")
-        table.add_row(Text(load.name), *row)
+        table.add_row(_name(load.name), *row)
     return table
 
 
@@ -66,7 +66,7 @@ def _jobs(seen: Overview, style: str) -> Table:
     for job in seen.running_jobs:
         step = "-" if job.step_seconds is None else f"{job.step_seconds:.2f}"
         loss = "-" if job.train_loss is None else f"{job.train_loss:.3f}"
-        table.add_row(Text(job.adapter), f"{100 * job.done:.0f} %", step, loss)
+        table.add_row(_name(job.adapter), f"{100 * job.done:.0f} %", step, loss)
     return table
 
 
@@ -75,6 +75,11 @@ def _table(*header: str, style: str) -> Table:
     for number, name in enumerate(header):
         table.add_column(name, justify="right" if number else "left")
     return table
+
+
+def _name(text: str) -> Text:
+    """A name as text: it is neither markup nor a control sequence, whatever the server says."""
+    return Text("".join(character if character.isprintable() else "\ufffd" for character in text))
 
 
 def _time(seconds: float | None) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
 import msgspec
 
-from tunery.registry.backup.contents import Contents, gather
+from tunery.registry.backup.contents import Contents, gather, is_read_only
 from tunery.registry.backup.manifest import DATABASE, FORMAT, BackupManifest
 from tunery.registry.backup.target import open_target
 from tunery.registry.errors import InvalidInput, NotFound, StorageFailed
@@ -47,7 +49,7 @@ def back_up(home: Home, target: Path, *, now: float, checkpoints: bool = False) 
     if target.resolve().is_relative_to(home.root.resolve()):
         raise InvalidInput(f"{target} is inside {home.root}; choose a place outside, on another disk", param="target")
     blobs = BlobStore(home.blobs, home.staging)
-    with open_target(target) as place, blobs.lease() as lease:
+    with open_target(target) as place, _lease(home, blobs) as lease:
         contents = gather(home, blobs, lease, checkpoints=checkpoints, known=place.known())
 
         def describe(damaged: Mapping[str, str]) -> BackupManifest:
@@ -63,6 +65,17 @@ def back_up(home: Home, target: Path, *, now: float, checkpoints: bool = False) 
         incomplete=tuple(manifest.incomplete.values()),
         outside=manifest.outside,
     )
+
+
+@contextmanager
+def _lease(home: Home, blobs: BlobStore) -> Iterator[Path]:
+    """A lease of the blobs; on a disk that is read-only nothing is collected, and any folder will do."""
+    if is_read_only(home.root):
+        with tempfile.TemporaryDirectory(prefix="tunery-backup-") as folder:
+            yield Path(folder)
+    else:
+        with blobs.lease() as lease:
+            yield lease
 
 
 def _manifest(contents: Contents, damaged: Mapping[str, str], *, now: float, checkpoints: bool) -> BackupManifest:

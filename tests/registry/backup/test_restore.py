@@ -111,7 +111,7 @@ def test_killed_at_any_moment_it_leaves_no_registry_or_a_whole_one(
         with Registry.open(other) as registry:
             registry.keys.create(tenant="old", scopes=("infer",), actor="test")
     step = 1
-    while killed_at(step := step + 5, lambda: restore(folder, other, force=force)):
+    while killed_at(step := step + 7, lambda: restore(folder, other, force=force)):
         if other.database.exists():
             with closing(sqlite3.connect(other.database)) as database:
                 count = database.execute("SELECT count(*) FROM versions").fetchone()[0]
@@ -189,7 +189,7 @@ def test_no_backup_is_said_to_be_none(other: Home, tmp_path: Path) -> None:
 
 
 def test_damage_is_found_before_anything_is_in_place(folder: Path, other: Home) -> None:
-    for path in sorted((folder / "objects").glob("*/*")):
+    for path in sorted((folder / "objects").glob("*/*"))[::3]:
         data = path.read_bytes()
         for bad in (data[:-1], data + b"x", bytes([data[0] ^ 1]) + data[1:], None):
             path.unlink(missing_ok=True)
