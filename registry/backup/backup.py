@@ -10,8 +10,9 @@ from pathlib import Path
 
 import msgspec
 
-from tunery.registry.backup.contents import Contents, gather, is_read_only
+from tunery.registry.backup.contents import Contents, gather
 from tunery.registry.backup.manifest import DATABASE, FORMAT, BackupManifest
+from tunery.registry.backup.snapshot import is_read_only
 from tunery.registry.backup.target import open_target
 from tunery.registry.errors import InvalidInput, NotFound, StorageFailed
 from tunery.registry.home import Home

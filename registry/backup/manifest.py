@@ -12,7 +12,17 @@ from msgspec import Meta
 from tunery.registry.errors import InvalidInput, some_of
 from tunery.registry.storage.schema import HEAD
 
-__all__ = ["DATABASE", "FORMAT", "MANIFEST", "MAX_MANIFEST", "BackupManifest", "Entry", "object_name", "read_manifest"]
+__all__ = [
+    "DATABASE",
+    "FORMAT",
+    "MANIFEST",
+    "MAX_MANIFEST",
+    "BackupManifest",
+    "Entry",
+    "is_safe",
+    "object_name",
+    "read_manifest",
+]
 
 FORMAT = 1
 MANIFEST = "tunery-backup.json"
@@ -92,7 +102,7 @@ class _Form(msgspec.Struct, frozen=True):
 
 
 def _check_entries(entries: tuple[Entry, ...]) -> None:
-    wrong = [entry.path for entry in entries if not _is_safe(entry)]
+    wrong = [entry.path for entry in entries if not is_safe(entry)]
     if wrong:
         raise _refused(f"it names {some_of([path[:80] for path in wrong], 3)}, which no backup holds")
     counts = Counter(entry.path for entry in entries)
@@ -105,8 +115,11 @@ def _check_entries(entries: tuple[Entry, ...]) -> None:
         raise _refused("it gives one content two sizes")
 
 
-def _is_safe(entry: Entry) -> bool:
+def is_safe(entry: Entry) -> bool:
+    """Whether a backup may hold a file of this name."""
     if _PATH.fullmatch(entry.path) is None or not {".", ".."}.isdisjoint(entry.path.split("/")):
+        return False
+    if any("\ud800" <= character <= "\udfff" for character in entry.path):
         return False
     return not entry.path.startswith("blobs/") or entry.path.endswith(entry.sha256)
 

@@ -98,6 +98,21 @@ def test_damaged_and_missing_files_are_named_and_the_rest_is_backed_up(
         assert {problem.version for problem in problems(registry)} == {"acme/support@1", "globex/legal@1"}
 
 
+def test_files_whose_names_no_backup_holds_are_named_and_left_out(full: Registry, tmp_path: Path) -> None:
+    report = full.home.jobs / "job-1" / "report"
+    (report / "/".join("deep" for _ in range(9))).mkdir(parents=True)
+    (report / "/".join("deep" for _ in range(9)) / "file").write_text("deep")
+    (report / "two\nlines").write_text("lines")
+    (report / os.fsdecode(b"\xff")).write_text("bytes")
+    (report / "figures.json").write_text("{}")
+    (report / "link").symlink_to("/etc/hostname")
+    done = save(full, tmp_path / "b.tar")
+    assert len(done.incomplete) == 3
+    assert all("has a name that no backup holds" in text for text in done.incomplete)
+    restore(tmp_path / "b.tar", Home(tmp_path / "other"))
+    assert [path.name for path in (tmp_path / "other" / "jobs" / "job-1" / "report").iterdir()] == ["figures.json"]
+
+
 def test_nothing_is_overwritten(full: Registry, tmp_path: Path) -> None:
     (tmp_path / "b.tar").write_text("mine")
     (tmp_path / "full").mkdir()
