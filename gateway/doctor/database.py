@@ -37,11 +37,13 @@ def check_database(examined: Examined) -> Iterator[Finding]:
         yield _no_database(examined)
         return
     try:
+        # Before there is a connection: closing a file gives up the locks that SQLite has on it in this process.
+        in_wal = _is_wal(path)
         with open_unchanged(path) as connection:
-            yield _integrity(connection, path, deep=examined.deep)
+            yield _integrity(connection, path, in_wal=in_wal, deep=examined.deep)
             yield _revision(connection)
             yield _identity(connection, examined)
-    except sqlite3.Error as error:
+    except (OSError, sqlite3.Error) as error:
         yield fail("database", f"{path} cannot be read ({error})", f"check its disk and permissions, or {_RESTORE}")
 
 
@@ -54,8 +56,7 @@ def _no_database(examined: Examined) -> Finding:
     return warn("database", f"there is none in {examined.home.root}", "the first command that needs one makes it")
 
 
-def _integrity(connection: sqlite3.Connection, path: Path, *, deep: bool) -> Finding:
-    mode = connection.execute("PRAGMA journal_mode").fetchone()[0]
+def _integrity(connection: sqlite3.Connection, path: Path, *, in_wal: bool, deep: bool) -> Finding:
     size = f"{path.stat().st_size / 1e6:.1f} MB"
     if not deep:
         limit_time(connection, _SECONDS)
@@ -70,15 +71,13 @@ def _integrity(connection: sqlite3.Connection, path: Path, *, deep: bool) -> Fin
     found = [row[0] for row in rows if row[0] != "ok"]
     if found:
         return fail("database", f"{path} is damaged: {'; '.join(found)[:300]}", _RESTORE)
-    # Read without its log, a database says nothing about its mode; its header does.
-    if mode not in ("wal", "off") and not _is_wal(path):
-        return warn(
-            "database", f"{size}, whole, in journal mode {mode}", "the next start sets WAL; check its file system"
-        )
+    if not in_wal:
+        return warn("database", f"{size}, whole, not in WAL mode", "the next start sets it; check its file system")
     return ok("database", f"{size}, whole, in WAL mode")
 
 
 def _is_wal(path: Path) -> bool:
+    """What the database's header says: read without its log, SQLite itself does not."""
     with path.open("rb") as file:
         return file.read(20)[18:20] == b"\x02\x02"
 
@@ -126,7 +125,8 @@ def check_lock(examined: Examined) -> Iterator[Finding]:
 
 
 def _writer(shared: Path) -> int:
-    """The process that holds the write lock, 0 when none does."""
+    """The process that holds the write lock, 0 when none does. Call it where this process has no connection open: closing
+    the file gives up the locks that SQLite has on it here."""
     descriptor = os.open(shared, os.O_RDONLY)
     try:
         asked = struct.pack(_FLOCK, fcntl.F_RDLCK, os.SEEK_SET, _WRITE_LOCK, 1, 0)

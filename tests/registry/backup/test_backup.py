@@ -205,12 +205,12 @@ def test_a_registry_on_a_disk_that_became_read_only_is_backed_up(full: Registry,
 def test_killed_at_any_moment_it_leaves_the_old_backup_or_none(
     full: Registry, publish: Publish, tmp_path: Path, name: str
 ) -> None:
-    target, step = tmp_path / name, -1
+    target, step = tmp_path / name, -2
     if name == "b":
         save(full, target)
         for seed in range(3):
             publish("acme/support", seed=100 + seed)
-    while killed_at(step := step + 2, lambda: save(full, target)):
+    while killed_at(step := step + 3, lambda: save(full, target)):
         if name == "b" or target.exists():
             assert check_backup(target).files
             if name != "b":

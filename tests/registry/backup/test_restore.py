@@ -111,7 +111,7 @@ def test_killed_at_any_moment_it_leaves_no_registry_or_a_whole_one(
         with Registry.open(other) as registry:
             registry.keys.create(tenant="old", scopes=("infer",), actor="test")
     step = 1
-    while killed_at(step := step + 7, lambda: restore(folder, other, force=force)):
+    while killed_at(step := step + 9, lambda: restore(folder, other, force=force)):
         if other.database.exists():
             with closing(sqlite3.connect(other.database)) as database:
                 count = database.execute("SELECT count(*) FROM versions").fetchone()[0]
