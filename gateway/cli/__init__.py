@@ -10,6 +10,7 @@ from importlib import import_module
 from importlib.metadata import version
 
 import click
+from click.shell_completion import CompletionItem
 
 from tunery.gateway.cli.terminal.streams import check_arguments, take_any_text
 from tunery.plugins.runtime.quick_exit import exit_quickly
@@ -19,9 +20,16 @@ __all__ = ["COMMANDS", "cli", "main"]
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "adapters": ("tunery.gateway.cli.adapters:adapters", "List, inspect, move, publish and pull versions of adapters."),
+    "backup": ("tunery.gateway.cli.ops.backup:backup", "Back up the registry while it is used."),
     "bases": ("tunery.gateway.cli.bases:bases", "List and add base models."),
     "bench": ("tunery.gateway.cli.bench:bench", "Measure serving and training on this machine."),
+    "completion": (
+        "tunery.gateway.cli.ops.completion:completion",
+        "Print the script that completes commands in a shell.",
+    ),
+    "config": ("tunery.gateway.cli.ops.config:config", "Show and check the configuration."),
     "data": ("tunery.gateway.cli.data:data", "Check, preview and split files of examples."),
+    "doctor": ("tunery.gateway.cli.ops.doctor:doctor", "Check this installation and say what to do."),
     "eval": ("tunery.gateway.cli.eval:evaluations", "Measure models on held-out rows, and one against another."),
     "files": ("tunery.gateway.cli.files:files", "Find the versions that were made with a file of examples."),
     "jobs": ("tunery.gateway.cli.jobs:jobs", "Submit, list, follow, pause and cancel training jobs."),
@@ -30,7 +38,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "plugins": ("tunery.gateway.cli.plugins:plugins", "List plugins, their hooks, and the trainers' parameters."),
     "registry": ("tunery.gateway.cli.registry:registry", "Rebuild a lost registry from its manifests."),
     "reproduce": ("tunery.gateway.cli.reproduce:reproduce", "Train a version again from its manifest and compare."),
+    "restore": ("tunery.gateway.cli.ops.backup:restore", "Restore a backup into an empty home."),
     "serve": ("tunery.gateway.cli.serve:serve", "Serve every adapter from one quantized base."),
+    "top": ("tunery.gateway.cli.ops.top:top", "Watch a server's requests, adapters, tenants and jobs."),
     "train": ("tunery.gateway.cli.train:train", "Train a version of an adapter from a file of examples."),
     "usage": ("tunery.gateway.cli.tenancy.usage:usage", "Show what tenants used."),
     "webhooks": ("tunery.gateway.cli.webhooks:webhooks", "List the endpoints of webhooks, and send them a test."),
@@ -53,6 +63,12 @@ class LazyGroup(click.Group):
         module, _, name = COMMANDS[cmd_name][0].partition(":")
         command: click.Command = getattr(import_module(module), name)
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Names of commands with their short helps, of which none is imported; else options."""
+        if incomplete.startswith("-"):
+            return super().shell_complete(ctx, incomplete)
+        return [CompletionItem(name, help=text) for name, (_, text) in COMMANDS.items() if name.startswith(incomplete)]
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -91,6 +107,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     take_any_text()
     exit_quickly()
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if "_TUNERY_COMPLETE" in os.environ:
+        from tunery.gateway.cli.terminal.completion import install
+
+        install()
     try:
         if not {"-h", "--help", "--version"} & set(given):
             check_arguments(given)

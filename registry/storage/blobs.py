@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -75,6 +75,12 @@ class BlobStore:
         finally:
             staged.unlink(missing_ok=True)
         return FileEntry(name, sha256, size)
+
+    def hold(self, digests: Collection[str], *, lease: Path) -> set[str]:
+        """Keep stored blobs from collections until the lease ends; returns the digests of which there is none."""
+        with leases.shared(self._folder), (lease / _NAMES).open("a") as names:
+            names.writelines(f"{sha256}\n" for sha256 in digests)
+        return {sha256 for sha256 in digests if not self.path(sha256).is_file()}
 
     def problem(self, entry: FileEntry) -> str | None:
         """What is wrong with a stored file, or None; reads it whole."""

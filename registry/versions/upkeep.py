@@ -22,7 +22,7 @@ from tunery.registry.storage.disk import room_or_not
 from tunery.registry.storage.manifests import Manifests
 from tunery.registry.storage.mirror import Mirror
 
-__all__ = ["Collected", "Problem", "collect", "verify", "verify_all"]
+__all__ = ["Collected", "Problem", "collect", "needed_blobs", "verify", "verify_all"]
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -118,7 +118,7 @@ def collect(
         if not dry_run:
             with room_or_not():
                 mirror.sync(connection)
-        needed = _needed(connection) | leased
+        needed = needed_blobs(connection) | leased
         kinds = (
             [path for sha256, path in blobs.all() if sha256 not in needed],
             [*home.staging.iterdir(), *mirror.manifests.leftovers(), *_unfinished(connection, home)],
@@ -136,7 +136,8 @@ def collect(
     return Collected(blobs_removed, staged, packed, sum(map(sum, freed)))
 
 
-def _needed(connection: Connection) -> set[str]:
+def needed_blobs(connection: Connection) -> set[str]:
+    """The sha256 of every blob that anything needs."""
     of_versions = set(connection.scalars(select(schema.files.c.sha256).distinct()))
     others = (data_files, checkpoints, evals)
     return of_versions.union(*(table.needed_blobs(connection) for table in others))

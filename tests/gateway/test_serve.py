@@ -21,6 +21,7 @@ import pytest
 from openai import InternalServerError
 from openai.types.chat import ChatCompletionMessageParam
 
+from tests.forked_process import run_tunery
 from tests.gateway.serve_process import TINY, ServeProcess, overflow, publish, random_loras, start_server
 from tests.narrowing import present
 from tests.registry.artifacts import make_base
@@ -114,6 +115,26 @@ def test_a_damaged_version_is_refused_with_a_code_and_the_others_are_served(serv
     loaded = httpx.post(f"{serving.url}/v1/adapters/load", json={"adapter": "acme/support@2"}, timeout=60)
     assert loaded.status_code == 200, loaded.text
     assert serving.client.chat.completions.create(model="acme/support@2", messages=MESSAGES, max_tokens=4).choices
+
+
+def test_a_backup_of_a_running_server_is_served_the_same(serving: ServeProcess, tmp_path: Path) -> None:
+    environment = {**os.environ, "TUNERY_HOME": str(serving.home.root)}
+    assert run_tunery("backup", str(tmp_path / "b.tar"), environment=environment).returncode == 0
+    restored = Home(tmp_path / "home")
+    restoring = run_tunery(
+        "restore", str(tmp_path / "b.tar"), environment=environment | {"TUNERY_HOME": str(restored.root)}
+    )
+    assert (restoring.returncode, restoring.stderr) == (0, "")
+
+    def answers(server: ServeProcess) -> list[str | None]:
+        models = ("acme/support", "acme/support@2")
+        asked = [
+            server.client.completions.create(model=name, prompt="Hi", max_tokens=8, temperature=0) for name in models
+        ]
+        return [answer.choices[0].text for answer in asked]
+
+    with start_server(tmp_path, restored, "tiny", *TINY, "--no-worker") as server:
+        assert answers(server) == answers(serving)
 
 
 @pytest.mark.skipif(load_kernels() is None, reason="only the native kernels read packed bases")

@@ -1,0 +1,1 @@
+"""Check an installation: each check says what it found and what to do, and changes nothing."""
