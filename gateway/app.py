@@ -144,7 +144,7 @@ def create_app(gateway: Gateway) -> ASGIApp:
         return principal_of(request)
 
     guard = Guard(gateway.settings)
-    keyring = Keyring(gateway.registry) if gateway.settings.auth else None
+    keyring = Keyring(gateway.registry, shares=gateway.shares) if gateway.settings.auth else None
     authentication = Authentication(keyring, anyone=Principal(tenant=gateway.jobs.tenant))
 
     async def before_request(request: Request[Any, Any, Any]) -> Response[None] | None:

@@ -9,7 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tunery.registry import bases
+from tunery.registry import audit, bases
+from tunery.registry.audit.log import AuditLog
 from tunery.registry.batches.batches import Batches
 from tunery.registry.checkpoints import Checkpoints
 from tunery.registry.data_files import DataFiles
@@ -19,9 +20,10 @@ from tunery.registry.jobs import table as jobs
 from tunery.registry.jobs.job_queue import JobQueue
 from tunery.registry.jobs.success import Success, succeed
 from tunery.registry.keys.keys import Keys
-from tunery.registry.names import PRODUCTION, Reference, check_adapter, parse_reference
+from tunery.registry.names import PRODUCTION, Reference, check_adapter, parse_reference, tenant_of
 from tunery.registry.records import AliasMove, Base, DataUse, Job, NewVersion, Version
 from tunery.registry.responses import Responses
+from tunery.registry.sharing.sharing import Sharing
 from tunery.registry.storage.blobs import BlobStore
 from tunery.registry.storage.database import Database
 from tunery.registry.storage.disk import keep_room, no_room
@@ -73,6 +75,8 @@ class Registry:
         self.batches = Batches(self._database, self.blobs, home.batches, clock=clock)
         self.webhooks = Outbox(self._database, clock=clock)
         self.keys = Keys(self._database, clock=clock)
+        self.sharing = Sharing(self._database, clock=clock)
+        self.audit = AuditLog(self._database)
         self.evals = EvalStore(self._database, self.blobs, clock=clock)
 
     @classmethod
@@ -241,7 +245,7 @@ class Registry:
     def add_base(self, base: Base) -> Base:
         """Record a base, unless it is known; raise Conflict (base_exists) for a name that is in use."""
         with self._mirror.write() as change:
-            return bases.add(change, base, self.home)
+            return bases.add(change, base, self.home, at=self._clock())
 
     def bases(self) -> list[Base]:
         """All bases by name."""
@@ -261,6 +265,8 @@ class Registry:
         job = Job(id=job_id, adapter=adapter, trainer=trainer, state="running", created_at=now, updated_at=now)
         with self._database.write() as connection:
             jobs.add(connection, job)
+            made = {"adapter": adapter, "trainer": trainer}
+            audit.record(connection, "job.create", job_id, at=now, tenant=tenant_of(adapter), after=made)
         return job
 
     def update_job(

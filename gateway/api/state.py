@@ -15,6 +15,7 @@ from tunery.gateway.engine.messages import Ready
 from tunery.gateway.jobs.file_checks import FileChecks
 from tunery.gateway.metrics.recorder import Metrics
 from tunery.gateway.resolver import Resolver, Target
+from tunery.gateway.tenancy.shares import SharedAdapters
 from tunery.plugins.data.render.renderer import Renderer
 from tunery.plugins.discovery import load_plugins
 from tunery.plugins.manager import Plugins
@@ -45,6 +46,7 @@ class Gateway:
     jobs: JobsSettings = field(default_factory=JobsSettings)
     plugins: Plugins = field(default_factory=load_plugins)
     draining: bool = False
+    shares: SharedAdapters = field(init=False)
     file_checks: FileChecks = field(init=False)
     admission: Admission = field(init=False)
     workers: WorkerPool = field(default_factory=WorkerPool)
@@ -56,6 +58,7 @@ class Gateway:
 
     def __post_init__(self) -> None:
         self.admission = Admission(self.settings, self.metrics.set_in_flight)
+        self.shares = SharedAdapters(self.registry)
         self.file_checks = FileChecks(self.registry, self.plugins)
         self._background = asyncio.Semaphore(BACKGROUND_AHEAD * self.settings.background_slots)
 

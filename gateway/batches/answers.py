@@ -36,7 +36,9 @@ NO_TOKENS: Tokens = (0, 0, 0)
 
 async def answer_line(number: int, line: Line, *, batch: Batch, gateway: Gateway) -> Entry:
     """The answer to a request of a batch, be it an error."""
-    principal = Principal(tenant=batch.tenant, adapters=batch.adapters)
+    principal = Principal(
+        tenant=batch.tenant, adapters=batch.adapters, shares=gateway.shares, keyed=gateway.settings.auth
+    )
     call = Call(bytes(line.body), Trace(), principal, background=True)
     try:
         body = await _patiently(ENDPOINTS[batch.endpoint], call, gateway)

@@ -10,6 +10,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -18,14 +19,14 @@ from tunery.gateway.api.evaluations.planning import Work, run_work
 from tunery.gateway.api.schemas.responses import ChatCompletion
 from tunery.gateway.api.state import Gateway
 from tunery.gateway.evals.answer import answer_chat
-from tunery.gateway.evals.row import evaluate_row
+from tunery.gateway.evals.row import Ask, evaluate_row
 from tunery.plugins.evals.graders import Score
 from tunery.plugins.evals.plan import RunPlan
 from tunery.plugins.evals.results import ItemResult
 from tunery.plugins.evals.statistics import RunSummary, summarize
 from tunery.registry.errors import Conflict, TuneryError, Unavailable
 from tunery.registry.evals.claims import RunClaim
-from tunery.registry.evals.records import EvalRun, Measurement
+from tunery.registry.evals.records import EvalRun, Evaluation, Measurement
 from tunery.registry.evals.store import LEASE_SECONDS
 from tunery.registry.storage.work_watch import WorkWatch
 
@@ -134,24 +135,30 @@ class EvalRunner:
 
     async def _work(self, run: EvalRun, claim: RunClaim, done: Done) -> None:
         plan = msgspec.convert(run.plan, RunPlan)
-        work = await _in_thread(self._read, run, plan)
+        evaluation, work = await _in_thread(self._read, run, plan)
         stored = await _in_thread(self._evals.positions, run.id)
         left = sorted(set(range(len(work.items))) - stored)
         count = len(work.items)
         done(count - len(left), count)
-        await self._rows(left, plan, work, claim, lambda remaining: done(count - remaining, count))
+        ask = partial(self._ask, evaluation.tenant)
+        await self._rows(left, plan, work, claim, lambda remaining: done(count - remaining, count), ask=ask)
         summary = await _in_thread(self._summarize, run, plan, work)
-        await _in_thread(
-            self._evals.finish, claim, summary=msgspec.to_builtins(summary), measured=measured_of(run, plan, summary)
-        )
+        measured = [
+            each
+            for each in measured_of(run, plan, summary)
+            # What others find is no part of the owner's version.
+            if not self._gateway.shares.covers(evaluation.tenant, each.adapter)
+        ]
+        await _in_thread(self._evals.finish, claim, summary=msgspec.to_builtins(summary), measured=measured)
 
-    def _read(self, run: EvalRun, plan: RunPlan) -> Work:
+    def _read(self, run: EvalRun, plan: RunPlan) -> tuple[Evaluation, Work]:
         evaluation = self._evals.get(run.eval)
         formats = self._gateway.plugins.formats()
-        return run_work(evaluation, plan, self._evals.data_path(run), name=run.data_name, formats=formats)
+        path = self._evals.data_path(run)
+        return evaluation, run_work(evaluation, plan, path, name=run.data_name, formats=formats)
 
     async def _rows(
-        self, left: Iterable[int], plan: RunPlan, work: Work, claim: RunClaim, done: Callable[[int], None]
+        self, left: Iterable[int], plan: RunPlan, work: Work, claim: RunClaim, done: Callable[[int], None], *, ask: Ask
     ) -> None:
         """Evaluate and store the rows at these positions, some at once."""
         waiting = list(reversed(list(left)))
@@ -161,7 +168,7 @@ class EvalRunner:
             nonlocal remaining
             while waiting:
                 position = waiting.pop()
-                result = await evaluate_row(work.items[position], plan, work, ask=self._ask, offload=self._grade)
+                result = await evaluate_row(work.items[position], plan, work, ask=ask, offload=self._grade)
                 await _in_thread(
                     self._evals.add_item,
                     claim,
@@ -180,13 +187,13 @@ class EvalRunner:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _ask(self, body: dict[str, Any]) -> ChatCompletion:
-        """The answer to a request, which is sent again while the engine cannot answer."""
+    async def _ask(self, tenant: str, body: dict[str, Any]) -> ChatCompletion:
+        """The answer to a tenant's request, which is sent again while the engine cannot answer."""
         while True:
             while self._gateway.draining:
                 await asyncio.sleep(POLL_SECONDS)
             try:
-                return await answer_chat(self._gateway, body, background=not self._alone)
+                return await answer_chat(self._gateway, body, tenant=tenant, background=not self._alone)
             except Unavailable as error:
                 await asyncio.sleep(min(float(error.retry_after), LONGEST_PAUSE))
 

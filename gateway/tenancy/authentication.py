@@ -7,13 +7,17 @@ from typing import Any
 from litestar import Request
 
 from tunery.gateway.api.http.errors import Refused
+from tunery.gateway.api.http.trace import trace_of
 from tunery.gateway.tenancy.keyring import Keyring
 from tunery.gateway.tenancy.principal import Principal
 from tunery.gateway.tenancy.scopes import SCOPE
+from tunery.registry.audit.origin import Origin, begin
 
 __all__ = ["Authentication", "principal_of"]
 
 _STATE = "tunery_principal"
+MAX_SOURCE = 64
+"""Characters of an address that the audit log keeps."""
 
 
 class Authentication:
@@ -26,7 +30,7 @@ class Authentication:
         """Note who sends a request; raise Refused: 401 without a good key, 403 for one without the scope."""
         scope: tuple[str, ...] | None = request.route_handler.opt.get(SCOPE)
         if self._keyring is None or scope is None:
-            request.scope["state"][_STATE] = self._anyone
+            _begin(request, self._anyone)
             return
         token = _token(request)
         if token is None:
@@ -36,7 +40,7 @@ class Authentication:
         key = await self._keyring.find(token)
         if key is None:
             raise Refused("the API key is not valid; ask for a new one", status=401, code="invalid_api_key")
-        principal = Principal.of(key)
+        principal = Principal.of(key, shares=self._keyring.shares)
         if not set(scope) & set(principal.scopes):
             raise Refused(
                 f"the API key {key.id} may not do this: it needs the scope {' or '.join(scope)}, and has "
@@ -44,13 +48,26 @@ class Authentication:
                 status=403,
                 code="insufficient_scope",
             )
-        request.scope["state"][_STATE] = principal
+        _begin(request, principal)
 
 
 def principal_of(request: Request[Any, Any, Any]) -> Principal:
     """Who sent a request."""
     principal: Principal = request.scope["state"][_STATE]
     return principal
+
+
+def _begin(request: Request[Any, Any, Any], principal: Principal) -> None:
+    """Note who sends a request, for the handler and for the audit log."""
+    request.scope["state"][_STATE] = principal
+    client = request.client
+    begin(
+        Origin(
+            actor=principal.actor,
+            request_id=trace_of(request).request_id,
+            source=client.host[:MAX_SOURCE] if client else "",
+        )
+    )
 
 
 def _token(request: Request[Any, Any, Any]) -> str | None:

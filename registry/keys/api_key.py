@@ -18,6 +18,7 @@ import msgspec
 from tunery.registry.errors import InvalidInput, UnknownName
 
 __all__ = [
+    "EVERYBODY",
     "SCOPES",
     "ApiKey",
     "KeyState",
@@ -32,6 +33,8 @@ __all__ = [
 SCOPES = ("infer", "train", "publish", "admin")
 """`infer` asks models; `train` has files, jobs, batches and evaluations; `publish` moves aliases and deletes models;
 `admin` manages keys and sees all tenants."""
+EVERYBODY = "all"
+"""No tenant is called so: it stands for every tenant where an adapter is shared."""
 PREFIX = "tn-"
 KeyState = Literal["active", "expired", "revoked"]
 
@@ -95,13 +98,17 @@ def check_scopes(scopes: Collection[str]) -> tuple[str, ...]:
     return tuple(scope for scope in SCOPES if scope in scopes)
 
 
-def check_tenant(tenant: str) -> str:
+def check_tenant(tenant: str, *, param: str = "tenant") -> str:
     """Return `tenant` when it is the first half of an adapter's name; raise InvalidInput (invalid_name) otherwise."""
+    if tenant == EVERYBODY:
+        raise InvalidInput(
+            f"{tenant!r} stands for every tenant; give this one another name", code="invalid_name", param=param
+        )
     if _TENANT.fullmatch(tenant) is None or ".." in tenant:
         raise InvalidInput(
             f"{tenant!r} is not a tenant: write lower-case letters, digits, '.', '_' and '-', for example acme",
             code="invalid_name",
-            param="tenant",
+            param=param,
         )
     return tenant
 

@@ -9,6 +9,8 @@ from pathlib import Path
 __all__ = ["before_identity"]
 
 _STATEMENTS = """
+DROP TABLE audit_log;
+DROP TABLE adapter_shares;
 DROP TABLE api_keys;
 DROP TABLE batches;
 DROP TABLE upload_parts;
