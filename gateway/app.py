@@ -18,6 +18,9 @@ from litestar.response import Redirect
 from litestar.types import ASGIApp
 
 from tunery.gateway.api.adapters import list_adapters, load_adapter, unload_adapter
+from tunery.gateway.api.admin import ADMIN_HANDLERS
+from tunery.gateway.api.admin.plane import Planes
+from tunery.gateway.api.admin.sharing import share_adapter, unshare_adapter
 from tunery.gateway.api.batches import cancel_batch, create_batch, list_batches, show_batch
 from tunery.gateway.api.chat import chat_completions
 from tunery.gateway.api.completions import completions
@@ -80,6 +83,8 @@ HANDLERS = (
     list_adapters,
     load_adapter,
     unload_adapter,
+    share_adapter,
+    unshare_adapter,
     create_file,
     list_files,
     show_file,
@@ -118,6 +123,7 @@ HANDLERS = (
     live,
     ready,
     metrics,
+    *ADMIN_HANDLERS,
 )
 
 
@@ -201,4 +207,5 @@ def create_app(gateway: Gateway) -> ASGIApp:
         logging_config=None,
     )
     gateway.metrics.add_routes(complete_document(app.openapi_schema))
-    return RequestMiddleware(gateway.settings, gateway.metrics)(app)
+    planes = Planes(app, separate=bool(gateway.settings.admin_port))
+    return RequestMiddleware(gateway.settings, gateway.metrics)(planes)

@@ -13,7 +13,7 @@ import gc
 import logging
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,7 +30,7 @@ from tunery.plugins.data.render.renderer import Renderer
 from tunery.plugins.manager import Plugins
 from tunery.plugins.runtime.allocator import bound_allocator
 from tunery.registry import Base
-from tunery.registry.errors import Unavailable
+from tunery.registry.errors import InvalidInput, Unavailable
 from tunery.registry.home import Home
 from tunery.registry.registry import Registry
 from tunery.registry.settings import JobsSettings, ServeSettings
@@ -64,11 +64,27 @@ def run(
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     bound_allocator()
     host = resolve_host(settings.host)
+    admin_host = resolve_host(settings.admin_host) if settings.admin_host else host
     with Registry.open(home) as registry:
-        require_keys(registry, settings, host=host, tenant=jobs.tenant, say=say)
+        for each in dict.fromkeys((host, admin_host)):
+            require_keys(registry, settings, host=each, tenant=jobs.tenant, say=say)
         base = resolve_base(settings.base, registry=registry, plugins=plugins, say=say)
-    settings = msgspec.structs.replace(settings, host=host, port=free_port(host, settings.port))
+    settings = msgspec.structs.replace(settings, host=host, port=free_port(host, settings.port), admin_host=admin_host)
+    if settings.admin_port:
+        _check_admin_port(settings)
     asyncio.run(_run(settings, jobs, webhooks, base, home=home, plugins=plugins, say=say))
+
+
+def _check_admin_port(settings: ServeSettings) -> None:
+    """Raise InvalidInput unless the admin API can be at its own port."""
+    if (settings.admin_host, settings.admin_port) == (settings.host, settings.port):
+        raise InvalidInput(
+            f"serve.admin_port and serve.port are both {settings.port}; choose another for the admin API, or leave "
+            "admin_port out to have it at the same port",
+            code="address_in_use",
+            param="admin_port",
+        )
+    free_port(settings.admin_host, settings.admin_port)
 
 
 async def _run(
@@ -141,11 +157,15 @@ async def serve(gateway: Gateway, *, say: Say) -> None:
 
     Raises Unavailable when the engine never becomes ready or the HTTP server fails.
     """
+    from tunery.gateway.api.admin.plane import admin_plane
     from tunery.gateway.app import create_app
 
     signals = _stop_signals()
-    server = _server(create_app(gateway), gateway.settings)
-    running = asyncio.create_task(server.serve())
+    app, settings = create_app(gateway), gateway.settings
+    servers = [_server(app, settings)]
+    if settings.admin_port:
+        servers.append(_server(admin_plane(app), _admin_address(settings)))
+    running = asyncio.create_task(_serve_all(servers))
     announcing = asyncio.create_task(_announce(gateway, say))
     stopping = asyncio.create_task(signals.get())
     try:
@@ -153,11 +173,30 @@ async def serve(gateway: Gateway, *, say: Say) -> None:
         if not running.done():
             await _drain(gateway, signals, say)
     finally:
-        server.stop()
+        for server in servers:
+            server.stop()
         await asyncio.wait((running,), timeout=STOP_SECONDS)
         for task in (running, announcing, stopping):
             task.cancel()
         await asyncio.gather(running, announcing, stopping, return_exceptions=True)
+
+
+async def _serve_all(servers: Sequence[Server]) -> None:
+    """Serve until one of the servers ends, and the others with it."""
+    tasks = [asyncio.create_task(server.serve()) for server in servers]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for server in servers:
+        server.stop()
+    await asyncio.gather(*tasks)
+
+
+def _admin_address(settings: ServeSettings) -> ServeSettings:
+    """The settings with the address of the admin API in place of the other."""
+    return msgspec.structs.replace(settings, host=settings.admin_host or settings.host, port=settings.admin_port)
+
+
+def _url(settings: ServeSettings) -> str:
+    return f"http://{f'[{settings.host}]' if ':' in settings.host else settings.host}:{settings.port}"
 
 
 async def _wait_for_stop(
@@ -179,11 +218,13 @@ async def _announce(gateway: Gateway, say: Say) -> None:
     """Print the server's address once the engine can answer and the port accepts connections."""
     settings, base = gateway.settings, gateway.resolver.base
     ready = await gateway.engine.wait_ready()
-    await _wait_for_port(settings)
-    limit_connections(settings.port, write_seconds=settings.write_seconds)
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    for each in (_admin_address(settings), settings) if settings.admin_port else (settings,):
+        await _wait_for_port(each)
+        limit_connections(each.port, write_seconds=each.write_seconds)
+    if settings.admin_port:
+        say(f"admin API: {_url(_admin_address(settings))}/admin/v1")
     say(
-        f"ready: http://{host}:{settings.port} serves {base.name} ({ready.quant}, {ready.dtype}, {ready.device}) and "
+        f"ready: {_url(settings)} serves {base.name} ({ready.quant}, {ready.dtype}, {ready.device}) and "
         f"{len(gateway.resolver.served())} adapters"
     )
 

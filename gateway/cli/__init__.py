@@ -19,6 +19,7 @@ __all__ = ["COMMANDS", "cli", "main"]
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "adapters": ("tunery.gateway.cli.adapters:adapters", "List, inspect, move, publish and pull versions of adapters."),
+    "audit": ("tunery.gateway.cli.tenancy.audit:audit", "List who changed what: keys, aliases, jobs, shared adapters."),
     "bases": ("tunery.gateway.cli.bases:bases", "List and add base models."),
     "bench": ("tunery.gateway.cli.bench:bench", "Measure serving and training on this machine."),
     "data": ("tunery.gateway.cli.data:data", "Check, preview and split files of examples."),

@@ -90,9 +90,7 @@ class Batches:
                 return batch
             if batch.state not in ("validating", "in_progress"):
                 raise Conflict(f"Cannot cancel a batch with status '{batch.state}'.", code="batch_ended")
-            audit.record(
-                connection, "batch.cancel", batch_id, at=now, tenant=tenant, before={"state": batch.state}
-            )
+            audit.record(connection, "batch.cancel", batch_id, at=now, tenant=tenant, before={"state": batch.state})
             batch = table.change(connection, batch, at=now, state="cancelling")
             untouched = "in_progress" not in batch.times and (batch.lease_until or 0.0) < now
             return table.change(connection, batch, at=now, state="cancelled") if untouched else batch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -11,6 +12,7 @@ from sqlalchemy import Connection, Row, insert, select, update
 from tunery.registry import audit
 from tunery.registry.errors import Conflict, InvalidInput, NotFound
 from tunery.registry.keys.api_key import ApiKey, check_patterns, check_scopes, check_tenant, new_token
+from tunery.registry.keys.tenants import Tenant, count_tenants
 from tunery.registry.storage import schema
 from tunery.registry.storage.database import Database
 
@@ -38,7 +40,9 @@ class Keys:
     ) -> tuple[ApiKey, str]:
         """A new key, good for so many seconds or, with None, until it is revoked; raise InvalidInput."""
         if len(label) > MAX_LABEL or not label.isprintable():
-            raise InvalidInput(f"a label has at most {MAX_LABEL} printable characters", param="label")
+            raise InvalidInput(
+                f"a label has at most {MAX_LABEL} printable characters", code="invalid_label", param="label"
+            )
         now = self._clock()
         key_id, secret_hash, token = new_token()
         key = ApiKey(
@@ -101,6 +105,11 @@ class Keys:
         with self._database.read() as connection:
             found = [_key_of(row) for row in connection.execute(query)]
         return [key for key in found if tenant is None or key.tenant == tenant]
+
+    def tenants(self) -> builtins.list[Tenant]:
+        """Every tenant that has anything, by name, and how much that is."""
+        with self._database.read() as connection:
+            return count_tenants(connection, at=self._clock())
 
 
 def _add(connection: Connection, key: ApiKey) -> None:

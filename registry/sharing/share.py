@@ -40,9 +40,13 @@ def check_tenants(adapter: str, tenants: Collection[str]) -> tuple[str, ...]:
     for tenant in wanted:
         check_tenant(tenant, param="tenants")
     if tenant_of(adapter) in wanted:
-        raise InvalidInput(f"{adapter} is {tenant_of(adapter)}'s own; name other tenants", param="tenants")
+        raise InvalidInput(
+            f"{adapter} is {tenant_of(adapter)}'s own; name other tenants", code="invalid_tenants", param="tenants"
+        )
     if not 0 < len(wanted) <= MAX_TENANTS:
         raise InvalidInput(
-            f"name 1 to {MAX_TENANTS} tenants to share {adapter} with, or {EVERYBODY}", param="tenants"
+            f"name 1 to {MAX_TENANTS} tenants to share {adapter} with, or {EVERYBODY}",
+            code="invalid_tenants",
+            param="tenants",
         )
     return tuple(wanted)

@@ -29,7 +29,9 @@ class Sharing:
     def all(self) -> list[Share]:
         """Every shared adapter, by name."""
         with self._database.read() as connection:
-            return [_to_share(row) for row in connection.execute(select(schema.adapter_shares).order_by(_share.adapter))]
+            return [
+                _to_share(row) for row in connection.execute(select(schema.adapter_shares).order_by(_share.adapter))
+            ]
 
     def get(self, adapter: str) -> Share | None:
         """With whom an adapter is shared, None where it is with nobody."""
@@ -37,7 +39,13 @@ class Sharing:
             return _find(connection, check_adapter(adapter))
 
     def share(
-        self, adapter: str, tenants: Collection[str], *, actor: str, share_prefixes: bool | None = None, only: bool = False
+        self,
+        adapter: str,
+        tenants: Collection[str],
+        *,
+        actor: str,
+        share_prefixes: bool | None = None,
+        only: bool = False,
     ) -> Share:
         """Share an adapter with more tenants, or with `only` these; raise InvalidInput, or NotFound for the adapter.
 

@@ -118,7 +118,13 @@ def commit(
         insert_version(connection, version)
         made = {"digest": version.digest, "base": version.base, "method": version.method}
         audit.record(
-            connection, "version.publish", version.name, at=at, tenant=tenant_of(adapter), actor=draft.new.actor, after=made
+            connection,
+            "version.publish",
+            version.name,
+            at=at,
+            tenant=tenant_of(adapter),
+            actor=draft.new.actor,
+            after=made,
         )
         if draft.new.alias is not None:
             note = MoveNote(actor=draft.new.actor, at=at, reason="published", kind="publish")
