@@ -48,6 +48,7 @@ from tunery.gateway.api.fine_tuning import (
     show_job,
 )
 from tunery.gateway.api.health import live, metrics, ready
+from tunery.gateway.api.http.authentication import Authentication, principal_of
 from tunery.gateway.api.http.docs_page import DocsPage
 from tunery.gateway.api.http.errors import EXCEPTION_HANDLERS
 from tunery.gateway.api.http.guards import Guard
@@ -60,7 +61,6 @@ from tunery.gateway.api.uploads import add_upload_part, cancel_upload, complete_
 from tunery.gateway.batches.runner import BatchRunner
 from tunery.gateway.evals.runner import EvalRunner
 from tunery.gateway.preload import Preloader
-from tunery.gateway.tenancy.authentication import Authentication, principal_of
 from tunery.gateway.tenancy.keyring import Keyring
 from tunery.gateway.tenancy.principal import Principal
 
@@ -150,8 +150,8 @@ def create_app(gateway: Gateway) -> ASGIApp:
         return principal_of(request)
 
     guard = Guard(gateway.settings)
-    keyring = Keyring(gateway.registry, shares=gateway.shares) if gateway.settings.auth else None
-    authentication = Authentication(keyring, anyone=Principal(tenant=gateway.jobs.tenant))
+    keyring = Keyring(gateway.registry, own_key=gateway.own_key) if gateway.settings.auth else None
+    authentication = Authentication(keyring, anyone=Principal(tenant=gateway.jobs.tenant), shares=gateway.shares)
 
     async def before_request(request: Request[Any, Any, Any]) -> Response[None] | None:
         guard.check_source(request)
@@ -165,6 +165,7 @@ def create_app(gateway: Gateway) -> ASGIApp:
     async def lifespan(app: Litestar) -> AsyncGenerator[None, None]:
         if keyring is not None:
             await keyring.start()
+        await gateway.shares.start()
         preloader = Preloader(gateway.settings.preload, engine=gateway.engine, resolver=gateway.resolver)
         gateway.engine.on_stats(lambda stats: gateway.metrics.update_engine(gateway.engine.ready, stats))
         gateway.engine.on_stats(preloader.on_stats)
@@ -184,6 +185,7 @@ def create_app(gateway: Gateway) -> ASGIApp:
             await preloader.stop()
             if keyring is not None:
                 await keyring.stop()
+            await gateway.shares.stop()
             await gateway.file_checks.stop()
             gateway.workers.close()
             await gateway.engine.stop()

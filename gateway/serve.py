@@ -32,6 +32,7 @@ from tunery.plugins.runtime.allocator import bound_allocator
 from tunery.registry import Base
 from tunery.registry.errors import InvalidInput, Unavailable
 from tunery.registry.home import Home
+from tunery.registry.keys.api_key import ApiKey
 from tunery.registry.registry import Registry
 from tunery.registry.settings import JobsSettings, ServeSettings
 from tunery.registry.webhook_settings import WebhooksSettings
@@ -59,20 +60,24 @@ def run(
     home: Home,
     plugins: Plugins,
     say: Say,
+    own_key: ApiKey | None = None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT; raise Unavailable when the engine never becomes ready."""
+    """Serve until SIGTERM or SIGINT; raise Unavailable when the engine never becomes ready.
+
+    `own_key` is good for this server besides the registry's keys.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     bound_allocator()
     host = resolve_host(settings.host)
     admin_host = resolve_host(settings.admin_host) if settings.admin_host else host
     with Registry.open(home) as registry:
         for each in dict.fromkeys((host, admin_host)):
-            require_keys(registry, settings, host=each, tenant=jobs.tenant, say=say)
+            require_keys(registry, settings, host=each, tenant=jobs.tenant, own_key=own_key, say=say)
         base = resolve_base(settings.base, registry=registry, plugins=plugins, say=say)
     settings = msgspec.structs.replace(settings, host=host, port=free_port(host, settings.port), admin_host=admin_host)
     if settings.admin_port:
         _check_admin_port(settings)
-    asyncio.run(_run(settings, jobs, webhooks, base, home=home, plugins=plugins, say=say))
+    asyncio.run(_run(settings, jobs, webhooks, base, home=home, plugins=plugins, say=say, own_key=own_key))
 
 
 def _check_admin_port(settings: ServeSettings) -> None:
@@ -96,6 +101,7 @@ async def _run(
     home: Home,
     plugins: Plugins,
     say: Say,
+    own_key: ApiKey | None,
 ) -> None:
     """Start the engine, create the gateway in front of it, and serve."""
     renderer = Renderer(Path(base.path))
@@ -118,7 +124,9 @@ async def _run(
         gc.freeze()
         registry = Registry.open(home)  # closed by the application
         resolver = Resolver(registry, base)
-        gateway = Gateway(settings, registry, engine, renderer, resolver, Metrics(), jobs=jobs, plugins=plugins)
+        gateway = Gateway(
+            settings, registry, engine, renderer, resolver, Metrics(), jobs=jobs, plugins=plugins, own_key=own_key
+        )
         with contextlib.ExitStack() as beside:
             beside.enter_context(WebhookThread(home, webhooks, on_outcome=gateway.metrics.count_webhook))
             if settings.worker:

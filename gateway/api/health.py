@@ -11,7 +11,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from tunery.gateway.api.http.errors import error_responses
 from tunery.gateway.api.state import Gateway
-from tunery.gateway.tenancy.scopes import ADMIN, SCOPE
+from tunery.gateway.tenancy.scopes import METRICS, SCOPE
 
 __all__ = ["live", "metrics", "ready"]
 
@@ -57,7 +57,7 @@ async def ready(gateway: NamedDependency[Gateway]) -> Response[dict[str, str]]:
     responses=error_responses(500),
     tags=["operation"],
     media_type=_TEXT,
-    opt={SCOPE: ADMIN},
+    opt={SCOPE: METRICS},
 )
 async def metrics(gateway: NamedDependency[Gateway]) -> Response[bytes]:
     """All metrics in Prometheus' text format."""

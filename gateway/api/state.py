@@ -20,6 +20,7 @@ from tunery.plugins.data.render.renderer import Renderer
 from tunery.plugins.discovery import load_plugins
 from tunery.plugins.manager import Plugins
 from tunery.registry.errors import Overloaded, Unavailable
+from tunery.registry.keys.api_key import ApiKey
 from tunery.registry.registry import Registry
 from tunery.registry.settings import JobsSettings, ServeSettings
 
@@ -46,6 +47,9 @@ class Gateway:
     jobs: JobsSettings = field(default_factory=JobsSettings)
     plugins: Plugins = field(default_factory=load_plugins)
     draining: bool = False
+    own_key: ApiKey | None = None
+    """A key that is good for this server besides the registry's."""
+
     shares: SharedAdapters = field(init=False)
     file_checks: FileChecks = field(init=False)
     admission: Admission = field(init=False)

@@ -10,7 +10,6 @@ import logging
 import time
 from collections.abc import Callable
 
-from tunery.gateway.tenancy.shares import SharedAdapters
 from tunery.registry.keys.api_key import ApiKey, matches, split_token
 from tunery.registry.registry import Registry
 
@@ -25,13 +24,13 @@ WAIT_SECONDS = 2.0
 
 
 class Keyring:
-    """The keys of a registry. `start` and `stop` belong to the gateway's event loop; `clock` is Unix time in seconds."""
+    """The keys of a registry, and a server's own. `start` and `stop` belong to the gateway's event loop; `clock` is Unix time in seconds."""
 
     def __init__(
-        self, registry: Registry, *, shares: SharedAdapters | None = None, clock: Callable[[], float] = time.time
+        self, registry: Registry, *, own_key: ApiKey | None = None, clock: Callable[[], float] = time.time
     ) -> None:
         self._registry, self._clock = registry, clock
-        self.shares = shares or SharedAdapters(registry)
+        self._own = (own_key,) if own_key else ()
         self._keys: dict[str, ApiKey] = {}
         self._changes = -1
         self._next: asyncio.Future[None] | None = None
@@ -77,9 +76,8 @@ class Keyring:
                     done.set_result(None)
 
     def _read(self) -> None:
-        """Read all keys and shared adapters unless nothing was committed since the last time."""
+        """Read all keys unless nothing was committed since the last time."""
         changes = self._registry.changes()
         if changes != self._changes:
-            self._keys = {key.id: key for key in self._registry.keys.list()}
-            self.shares.read()
+            self._keys = {key.id: key for key in (*self._registry.keys.list(), *self._own)}
             self._changes = changes

@@ -27,10 +27,10 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     keyed: bool = False
 
     @classmethod
-    def of(cls, key: ApiKey, *, shares: SharedAdapters | None = None) -> Principal:
+    def of(cls, key: ApiKey) -> Principal:
         """Whoever holds a key; one that may manage keys sees all tenants' adapters."""
         adapters = None if "admin" in key.scopes else key.adapters or (f"{key.tenant}/*",)
-        return cls(tenant=key.tenant, scopes=key.scopes, adapters=adapters, key=key.id, shares=shares)
+        return cls(tenant=key.tenant, scopes=key.scopes, adapters=adapters, key=key.id)
 
     @property
     def actor(self) -> str:

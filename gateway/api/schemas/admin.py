@@ -50,7 +50,7 @@ class KeyCreate(msgspec.Struct, frozen=True, kw_only=True):
     (seconds) it is good until it is revoked."""
 
     tenant: TenantName
-    scopes: Annotated[list[Literal["infer", "train", "publish", "admin"]], Meta(min_length=1)]
+    scopes: Annotated[list[Literal["infer", "train", "publish", "metrics", "admin"]], Meta(min_length=1)]
     adapters: Annotated[list[str], Meta(max_length=100)] | None = None
     label: Annotated[str, Meta(max_length=128)] | None = None
     expires_in: Seconds | None = None

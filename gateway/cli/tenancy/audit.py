@@ -71,7 +71,9 @@ def _row(entry: AuditEntry) -> tuple[str, ...]:
 def _words(fields: dict[str, Any] | None) -> str:
     """What an entry says of a thing, without what is empty."""
     shown = {name: value for name, value in (fields or {}).items() if value not in (None, "", [], False)}
-    texts = (f"{name}={','.join(map(str, value)) if isinstance(value, list) else value}" for name, value in shown.items())
+    texts = (
+        f"{name}={','.join(map(str, value)) if isinstance(value, list) else value}" for name, value in shown.items()
+    )
     return visible(" ".join(texts)) or "-"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 from litestar import Request
 
 from tunery.gateway.api.http.errors import Refused
@@ -11,6 +12,7 @@ from tunery.gateway.api.http.trace import trace_of
 from tunery.gateway.tenancy.keyring import Keyring
 from tunery.gateway.tenancy.principal import Principal
 from tunery.gateway.tenancy.scopes import SCOPE
+from tunery.gateway.tenancy.shares import SharedAdapters
 from tunery.registry.audit.origin import Origin, begin
 
 __all__ = ["Authentication", "principal_of"]
@@ -21,10 +23,10 @@ MAX_SOURCE = 64
 
 
 class Authentication:
-    """Checks the key of each request. Without a `keyring` everybody is `anyone`."""
+    """Checks the key of each request. Without a `keyring` everybody is `anyone`. What is in `shares` may be used too."""
 
-    def __init__(self, keyring: Keyring | None, *, anyone: Principal) -> None:
-        self._keyring, self._anyone = keyring, anyone
+    def __init__(self, keyring: Keyring | None, *, anyone: Principal, shares: SharedAdapters) -> None:
+        self._keyring, self._anyone, self._shares = keyring, anyone, shares
 
     async def check(self, request: Request[Any, Any, Any]) -> None:
         """Note who sends a request; raise Refused: 401 without a good key, 403 for one without the scope."""
@@ -40,7 +42,7 @@ class Authentication:
         key = await self._keyring.find(token)
         if key is None:
             raise Refused("the API key is not valid; ask for a new one", status=401, code="invalid_api_key")
-        principal = Principal.of(key, shares=self._keyring.shares)
+        principal = Principal.of(key)
         if not set(scope) & set(principal.scopes):
             raise Refused(
                 f"the API key {key.id} may not do this: it needs the scope {' or '.join(scope)}, and has "
@@ -48,7 +50,7 @@ class Authentication:
                 status=403,
                 code="insufficient_scope",
             )
-        _begin(request, principal)
+        _begin(request, msgspec.structs.replace(principal, shares=self._shares))
 
 
 def principal_of(request: Request[Any, Any, Any]) -> Principal:
