@@ -179,8 +179,9 @@ def new_id() -> str:
 
 
 def _record(connection: Connection, action: audit.Action, before: Job, after: Job, *, at: float) -> None:
-    states = {"before": {"state": before.state}, "after": {"state": after.state}}
-    audit.record(connection, action, before.id, at=at, tenant=before.tenant or tenant_of(before.adapter), **states)
+    tenant = before.tenant or tenant_of(before.adapter)
+    states: list[dict[str, Any]] = [{"state": job.state} for job in (before, after)]
+    audit.record(connection, action, before.id, at=at, tenant=tenant, before=states[0], after=states[1])
 
 
 def _name_files(connection: Connection, job: Job) -> None:

@@ -78,7 +78,7 @@ class Sharing:
             gone = set(tenants or (before.tenants if before else ()))
             if before is None or not gone <= set(before.tenants):
                 shown = ", ".join(sorted(gone)) or "anybody"
-                raise NotFound(f"{adapter} is not shared with {shown}; see tunery adapters list", code="not_shared")
+                raise NotFound(f"{adapter} is not shared with {shown}", code="not_shared")
             left = tuple(tenant for tenant in before.tenants if tenant not in gone)
             share = msgspec.structs.replace(before, tenants=left) if left else None
             _replace(connection, adapter, before, share, actor=actor, at=self._clock())
@@ -123,8 +123,10 @@ def _shown(share: Share | None) -> dict[str, Any] | None:
 
 
 def _require_adapter(connection: Connection, adapter: str) -> None:
-    names = connection.scalars(select(schema.versions.c.adapter).distinct()).all()
+    names = set(connection.scalars(select(schema.versions.c.adapter).distinct()))
     if adapter not in names:
+        # A tenant learns of no other's from the names that are suggested.
+        names = {name for name in names if tenant_of(name) == tenant_of(adapter)}
         raise NotFound(f"there is no adapter {adapter!r}: {near(adapter, names)}", code="model_not_found")
 
 

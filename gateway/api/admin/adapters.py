@@ -28,7 +28,7 @@ from tunery.gateway.api.state import Gateway
 from tunery.gateway.tenancy.principal import Principal
 from tunery.gateway.tenancy.scopes import ADMIN, SCOPE
 from tunery.registry import Version
-from tunery.registry.errors import NotFound
+from tunery.registry.errors import InvalidInput, NotFound
 from tunery.registry.names import check_adapter, tenant_of
 from tunery.registry.records import AliasMove
 from tunery.registry.registry import Registry
@@ -142,7 +142,7 @@ async def rollback_alias(
 
 
 @delete(
-    f"{ADAPTER}/versions/{{number:int}}",
+    f"{ADAPTER}/versions/{{number:str}}",
     operation_id="deleteVersion",
     summary="Delete a version",
     status_code=200,
@@ -153,12 +153,14 @@ async def rollback_alias(
 async def delete_version(
     tenant: FromPath[str],
     name: FromPath[str],
-    number: FromPath[int],
+    number: FromPath[str],
     gateway: NamedDependency[Gateway],
     principal: NamedDependency[Principal],
     force: FromQuery[bool] = False,
 ) -> DeletedVersion:
     """Delete a version for good; refused while an alias points to it, unless `force` deletes the alias as well."""
+    if not (number.isascii() and number.isdigit()):
+        raise InvalidInput(f"{number[:20]!r} is not the number of a version", code="invalid_name", param="number")
     remove = partial(gateway.registry.remove, f"{tenant}/{name}@{number}", actor=principal.actor, force=force)
     return DeletedVersion(id=(await asyncio.to_thread(remove)).name)
 

@@ -66,7 +66,7 @@ async def _not_found(path: str, send: Send) -> None:
     await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
-async def _lifespan(receive: Receive, send: Send) -> None:
+async def _lifespan(receive: Any, send: Any) -> None:
     """Answer a server's start and end without doing anything."""
     while True:
         if (await receive())["type"] == "lifespan.startup":
