@@ -75,7 +75,8 @@ async def test_a_shared_adapter_can_be_asked_and_nothing_else(served: Served, te
     ):
         answer = await globex.http.post("/v1/fine_tuning/jobs", json={"training_file": file, **more})
         assert answer.status_code == 400, answer.text
-        assert (SHARED in answer.text) and ("shared for inference" in answer.text or "may not train" in answer.text)
+        assert SHARED in answer.text
+        assert "shared for inference" in answer.text or "may not train" in answer.text
     served.gateway.registry.move_alias(SHARED, "canary", 1, actor="test")
     assert (await globex.http.delete(f"/v1/models/{SHARED}")).status_code == 404
     assert served.gateway.registry.adapters() == ["acme/secret", SHARED]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from litestar import Request, delete, get, post
 from litestar.di import NamedDependency
-from litestar.params import FromPath, FromQuery, JSONBody
+from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 
 from tunery.gateway.api.admin.sharing import share_state
 from tunery.gateway.api.http.errors import error_responses
@@ -38,6 +38,7 @@ __all__ = ["delete_version", "drop_alias", "list_all_adapters", "move_alias", "r
 
 ADAPTER = "/admin/v1/adapters/{tenant:str}/{name:str}"
 ALIAS = f"{ADAPTER}/aliases/{{alias:str}}"
+TenantQuery = Annotated[str | None, QueryParameter(max_length=64)]
 _CHANGE = error_responses(400, 404, 413, 415, 500)
 
 
@@ -45,13 +46,11 @@ _CHANGE = error_responses(400, 404, 413, 415, 500)
     "/admin/v1/adapters",
     operation_id="listAllAdapters",
     summary="List the adapters of all tenants",
-    responses=error_responses(500),
+    responses=error_responses(400, 500),
     tags=["admin"],
     opt={SCOPE: ADMIN},
 )
-async def list_all_adapters(
-    gateway: NamedDependency[Gateway], tenant: FromQuery[str | None] = None
-) -> AdapterSummaryList:
+async def list_all_adapters(gateway: NamedDependency[Gateway], tenant: TenantQuery = None) -> AdapterSummaryList:
     """List the adapters of all tenants or of one, on whatever base, by name."""
     data = await asyncio.to_thread(_summaries, gateway.registry)
     return AdapterSummaryList(data=[each for each in data if tenant is None or each.tenant == tenant])
@@ -121,7 +120,7 @@ async def drop_alias(
     operation_id="rollbackAlias",
     summary="Move an alias back",
     status_code=200,
-    responses=_CHANGE,
+    responses=error_responses(400, 413, 415, 500),
     tags=["admin"],
     opt={SCOPE: ADMIN},
 )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any
+from typing import Annotated, Any
 
 from litestar import Request, get, post
 from litestar.di import NamedDependency
-from litestar.params import FromPath, FromQuery, JSONBody
+from litestar.params import FromPath, JSONBody, QueryParameter
 
 from tunery.gateway.api.http.errors import error_responses
 from tunery.gateway.api.request.fields import check_fields
@@ -16,10 +16,14 @@ from tunery.gateway.api.schemas.admin import CreatedKey, Key, KeyCreate, KeyList
 from tunery.gateway.api.state import Gateway
 from tunery.gateway.tenancy.principal import Principal
 from tunery.gateway.tenancy.scopes import ADMIN, SCOPE
+from tunery.registry.errors import InvalidInput
 from tunery.registry.keys.api_key import ApiKey
 
 __all__ = ["create_key", "list_keys", "revoke_key", "rotate_key"]
 
+MAX_ID = 100
+"""Characters of an id."""
+TenantQuery = Annotated[str | None, QueryParameter(max_length=64)]
 OVERLAP_SECONDS = 86_400.0
 """How long an old key stays good where a rotation does not say."""
 
@@ -57,11 +61,11 @@ async def create_key(
     "/admin/v1/keys",
     operation_id="listKeys",
     summary="List keys",
-    responses=error_responses(500),
+    responses=error_responses(400, 500),
     tags=["admin"],
     opt={SCOPE: ADMIN},
 )
-async def list_keys(gateway: NamedDependency[Gateway], tenant: FromQuery[str | None] = None) -> KeyList:
+async def list_keys(gateway: NamedDependency[Gateway], tenant: TenantQuery = None) -> KeyList:
     """List all keys, or those of a tenant, oldest first."""
     keys = await asyncio.to_thread(gateway.registry.keys.list, tenant=tenant)
     return KeyList(data=[Key(**_fields(key)) for key in keys])
@@ -97,7 +101,7 @@ async def rotate_key(
     operation_id="revokeKey",
     summary="Revoke a key",
     status_code=200,
-    responses=error_responses(404, 500),
+    responses=error_responses(400, 404, 500),
     tags=["admin"],
     opt={"no_body": True, SCOPE: ADMIN},
 )
@@ -105,6 +109,8 @@ async def revoke_key(
     key_id: FromPath[str], gateway: NamedDependency[Gateway], principal: NamedDependency[Principal]
 ) -> Key:
     """End a key, for good, in every process within a second."""
+    if len(key_id) > MAX_ID:
+        raise InvalidInput(f"no id of a key has {len(key_id)} characters", param="key_id")
     return Key(**_fields(await asyncio.to_thread(gateway.registry.keys.revoke, key_id, actor=principal.actor)))
 
 
