@@ -220,7 +220,7 @@ class Caller:
 
     async def call(self, method: str, path: str, *, query: str = "", body: object = None, **names: str) -> None:
         place = path.format(**names) if names else path
-        sent = {} if body is None else {"json": body}
+        sent: dict[str, Any] = {} if body is None else {"json": body}
         self.document.check(path, method, await self.client.request(method, place + query, **sent))
 
     async def upload(self, purpose: str = "fine-tune") -> str:
