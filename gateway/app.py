@@ -18,6 +18,9 @@ from litestar.response import Redirect
 from litestar.types import ASGIApp
 
 from tunery.gateway.api.adapters import list_adapters, load_adapter, unload_adapter
+from tunery.gateway.api.admin import ADMIN_HANDLERS
+from tunery.gateway.api.admin.plane import Planes
+from tunery.gateway.api.admin.sharing import share_adapter, unshare_adapter
 from tunery.gateway.api.batches import cancel_batch, create_batch, list_batches, show_batch
 from tunery.gateway.api.chat import chat_completions
 from tunery.gateway.api.completions import completions
@@ -82,6 +85,8 @@ HANDLERS = (
     list_adapters,
     load_adapter,
     unload_adapter,
+    share_adapter,
+    unshare_adapter,
     create_file,
     list_files,
     show_file,
@@ -122,6 +127,7 @@ HANDLERS = (
     live,
     ready,
     metrics,
+    *ADMIN_HANDLERS,
 )
 
 
@@ -151,7 +157,7 @@ def create_app(gateway: Gateway) -> ASGIApp:
     credentials = (
         open_credentials(gateway.registry, gateway.oidc, own_key=gateway.own_key) if gateway.settings.auth else None
     )
-    authentication = Authentication(credentials, anyone=Principal(tenant=gateway.jobs.tenant))
+    authentication = Authentication(credentials, anyone=Principal(tenant=gateway.jobs.tenant), shares=gateway.shares)
 
     async def before_request(request: Request[Any, Any, Any]) -> Response[None] | None:
         guard.check_source(request)
@@ -169,6 +175,7 @@ def create_app(gateway: Gateway) -> ASGIApp:
     async def lifespan(app: Litestar) -> AsyncGenerator[None, None]:
         if credentials is not None:
             await credentials.start()
+        await gateway.shares.start()
         await gateway.usage.start()
         await gateway.limiter.start()
         preloader = Preloader(gateway.settings.preload, engine=gateway.engine, resolver=gateway.resolver)
@@ -190,6 +197,7 @@ def create_app(gateway: Gateway) -> ASGIApp:
             await preloader.stop()
             if credentials is not None:
                 await credentials.stop()
+            await gateway.shares.stop()
             await gateway.file_checks.stop()
             gateway.workers.close()
             await gateway.engine.stop()
@@ -216,6 +224,7 @@ def create_app(gateway: Gateway) -> ASGIApp:
         logging_config=None,
     )
     gateway.metrics.add_routes(complete_document(app.openapi_schema))
+    planes = Planes(app, separate=bool(gateway.settings.admin_port))
     around = RequestMiddleware(
         gateway.settings,
         gateway.metrics,
@@ -223,4 +232,4 @@ def create_app(gateway: Gateway) -> ASGIApp:
         leaving=lambda: gateway.draining,
         tracer=gateway.tracer,
     )
-    return around(app)
+    return around(planes)

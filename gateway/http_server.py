@@ -55,9 +55,10 @@ class HttpServer:
         self.port = settings.port
 
     @property
-    def scheme(self) -> str:
-        """What the server's address begins with."""
-        return "http" if self._tls is None else "https"
+    def url(self) -> str:
+        """Where it answers."""
+        host = f"[{self._settings.host}]" if ":" in self._settings.host else self._settings.host
+        return f"{'http' if self._tls is None else 'https'}://{host}:{self.port}"
 
     async def run(self) -> None:
         """Start the application up, serve until `stop`, and shut it down once no request is left."""

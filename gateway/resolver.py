@@ -27,13 +27,15 @@ MAX_NAME_LENGTH = 256
 class Target(msgspec.Struct, frozen=True):
     """What answers a request: the adapter versions of `composition` on the base, or the bare base without any.
 
-    `charged` is the tenant whose share it takes, where the request's key says so.
+    `charged` is the tenant whose share it takes, where the request's key says so. Only requests with the same
+    `cache_salt` share the KV cache of prefixes.
     """
 
     base: Base
     versions: tuple[Version, ...] = ()
     composition: tuple[WeightedAdapter, ...] = ()
     charged: str | None = None
+    cache_salt: str = ""
 
     @property
     def version(self) -> Version | None:
@@ -95,7 +97,10 @@ class Resolver:
         not on this base, and InvalidInput when the two disagree or a composition is malformed.
         """
         target = self._resolve(model, adapter, by)
-        return target if by is None or by.charged is None else msgspec.structs.replace(target, charged=by.charged)
+        if by is None:
+            return target
+        salt = by.cache_salt(target.version.adapter if target.version else None)
+        return msgspec.structs.replace(target, charged=by.charged, cache_salt=salt)
 
     def _resolve(self, model: str, adapter: str | None, by: Principal | None) -> Target:
         model = self._reference(model, "model", by)

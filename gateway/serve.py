@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import gc
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,14 +59,30 @@ def run(settings: Settings, *, home: Home, plugins: Plugins, say: Say, own_key: 
     set_up_logging(serving.log_format, serving.log_level)
     bound_allocator()
     host = resolve_host(serving.host)
+    admin_host = resolve_host(serving.admin_host) if serving.admin_host else host
     if (tls := tls_files(serving)) is not None:
         check_tls(tls)
     with Registry.open(home) as registry:
-        require_keys(registry, settings, host=host, own_key=own_key, say=say)
+        for each in dict.fromkeys((host, admin_host)):
+            require_keys(registry, settings, host=each, own_key=own_key, say=say)
         base = resolve_base(serving.base, registry=registry, plugins=plugins, say=say)
-    serving = msgspec.structs.replace(serving, host=host, port=free_port(host, serving.port))
+    serving = msgspec.structs.replace(serving, host=host, port=free_port(host, serving.port), admin_host=admin_host)
+    if serving.admin_port:
+        _check_admin_port(serving)
     settings = msgspec.structs.replace(settings, serve=serving)
     asyncio.run(_run(settings, base, home=home, plugins=plugins, say=say, own_key=own_key))
+
+
+def _check_admin_port(settings: ServeSettings) -> None:
+    """Raise InvalidInput unless the admin API can be at its own port."""
+    if (settings.admin_host, settings.admin_port) == (settings.host, settings.port):
+        raise InvalidInput(
+            f"serve.admin_port and serve.port are both {settings.port}; choose another for the admin API, or leave "
+            "admin_port out to have it at the same port",
+            code="address_in_use",
+            param="admin_port",
+        )
+    free_port(settings.admin_host, settings.admin_port)
 
 
 async def _run(
@@ -154,26 +170,45 @@ async def serve(gateway: Gateway, *, say: Say) -> None:
     Raises Unavailable when the engine never becomes ready or the HTTP server fails, and InvalidInput for TLS files that
     cannot be served.
     """
+    from tunery.gateway.api.admin.plane import admin_plane
     from tunery.gateway.app import create_app
     from tunery.gateway.http_server import HttpServer
 
     signals = _stop_signals()
-    server = HttpServer(create_app(gateway), gateway.settings)
-    running = asyncio.create_task(server.run())
-    announcing = asyncio.create_task(_announce(gateway, server, say))
+    app, settings = create_app(gateway), gateway.settings
+    servers = [HttpServer(app, settings)]
+    if settings.admin_port:
+        servers.append(HttpServer(admin_plane(app), _admin_address(settings)))
+    running = asyncio.create_task(_serve_all(servers))
+    announcing = asyncio.create_task(_announce(gateway, servers, say))
     stopping = asyncio.create_task(signals.get())
     try:
         await _wait_for_stop(running, announcing, stopping)
         if not running.done():
             await _drain(gateway, signals, say, delay=stopping.result() == signal.SIGTERM)
     finally:
-        server.stop()
+        for server in servers:
+            server.stop()
         for task in (announcing, stopping):
             task.cancel()
         # What is written at the end, such as usage, is written after the last request.
         await asyncio.wait((running,), timeout=END_SECONDS)
         running.cancel()
         await asyncio.gather(running, announcing, stopping, return_exceptions=True)
+
+
+async def _serve_all(servers: Sequence[HttpServer]) -> None:
+    """Serve until one of the servers ends, and the others with it."""
+    tasks = [asyncio.create_task(server.run()) for server in servers]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for server in servers:
+        server.stop()
+    await asyncio.gather(*tasks)
+
+
+def _admin_address(settings: ServeSettings) -> ServeSettings:
+    """The settings with the address of the admin API in place of the other."""
+    return msgspec.structs.replace(settings, host=settings.admin_host or settings.host, port=settings.admin_port)
 
 
 async def _wait_for_stop(
@@ -194,15 +229,18 @@ async def _wait_for_stop(
         raise Unavailable(f"the HTTP server stopped unexpectedly: {cause or 'it gave no reason'}") from cause
 
 
-async def _announce(gateway: Gateway, server: HttpServer, say: Say) -> None:
+async def _announce(gateway: Gateway, servers: Sequence[HttpServer], say: Say) -> None:
     """Print the server's address once the engine can answer and the port accepts connections."""
-    settings, base = gateway.settings, gateway.resolver.base
+    base = gateway.resolver.base
     ready = await gateway.engine.wait_ready()
-    await server.listening.wait()
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    for server in servers:
+        await server.listening.wait()
+    server, *others = servers
+    for admin in others:
+        say(f"admin API: {admin.url}/admin/v1")
     say(
-        f"ready: {server.scheme}://{host}:{server.port} serves {base.name} ({ready.quant}, {ready.dtype}, "
-        f"{ready.device}) and {len(gateway.resolver.served())} adapters"
+        f"ready: {server.url} serves {base.name} ({ready.quant}, {ready.dtype}, {ready.device}) and "
+        f"{len(gateway.resolver.served())} adapters"
     )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 from sqlalchemy import Connection, insert, select, update
 
+from tunery.registry import audit
 from tunery.registry.errors import Conflict, NotFound, near
 from tunery.registry.home import Home
 from tunery.registry.records import Base
@@ -23,7 +24,7 @@ __all__ = ["add", "find", "list_all"]
 _SHORTEST_DIGEST = 8
 
 
-def add(change: Change, base: Base, home: Home) -> Base:
+def add(change: Change, base: Base, home: Home, *, at: float) -> Base:
     """Record a base; the same content again is the same base.
 
     Raise Conflict (base_exists) where the name belongs to other content.
@@ -40,6 +41,7 @@ def add(change: Change, base: Base, home: Home) -> Base:
         )
     stored = msgspec.structs.replace(base, path=_stored_path(base.path, home))
     connection.execute(insert(schema.bases).values(**msgspec.structs.asdict(stored)))
+    audit.record(connection, "base.add", base.name, at=at, after={"digest": base.digest, "source": base.source})
     change.added(stored)
     return _located(stored, home)
 

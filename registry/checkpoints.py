@@ -5,10 +5,12 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable
 
+from tunery.registry import audit
 from tunery.registry.errors import NotFound
 from tunery.registry.jobs import checkpoints, history, queue
 from tunery.registry.jobs.history import Note
 from tunery.registry.jobs.queue import Claim
+from tunery.registry.names import tenant_of
 from tunery.registry.records import Checkpoint, NewVersion
 from tunery.registry.storage.blobs import BlobStore
 from tunery.registry.storage.database import Database
@@ -77,8 +79,18 @@ class Checkpoints:
     def remove(self, name: str) -> None:
         """Forget a checkpoint; raise NotFound (model_not_found)."""
         with self._database.write() as connection:
-            if not checkpoints.remove(connection, name):
+            found = checkpoints.find(connection, name)
+            if found is None:
                 raise _not_found(name)
+            checkpoints.remove(connection, name)
+            audit.record(
+                connection,
+                "checkpoint.delete",
+                name,
+                at=self._clock(),
+                tenant=tenant_of(found.adapter),
+                before={"digest": found.digest, "adapter": found.adapter},
+            )
 
 
 def _not_found(name: str) -> NotFound:

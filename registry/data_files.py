@@ -10,6 +10,8 @@ from typing import Any
 import msgspec
 from sqlalchemy import Connection, Select, delete, insert, select, update
 
+from tunery.registry import audit
+from tunery.registry.audit.origin import SYSTEM, Origin, acting
 from tunery.registry.errors import Conflict, NotFound, StorageFailed
 from tunery.registry.jobs.table import ENDED
 from tunery.registry.records import DataFile, FileEntry, Job
@@ -125,6 +127,8 @@ class DataFiles:
                     code="file_in_use",
                 )
             connection.execute(delete(schema.data_files).where(schema.data_files.c.id == file_id))
+            known = {"sha256": file.sha256, "purpose": file.purpose}
+            audit.record(connection, "file.delete", file_id, at=self._clock(), tenant=file.tenant, before=known)
         return file
 
     def expire(self) -> int:
@@ -133,12 +137,13 @@ class DataFiles:
             column = schema.data_files.c
             over = connection.scalars(select(column.id).where(column.expires_at < self._clock())).all()
         count = 0
-        for file_id in over:
-            try:
-                self.delete(file_id)
-                count += 1
-            except (Conflict, NotFound):
-                continue
+        with acting(Origin(actor=SYSTEM)):
+            for file_id in over:
+                try:
+                    self.delete(file_id)
+                    count += 1
+                except (Conflict, NotFound):
+                    continue
         return count
 
     def path(self, file: DataFile) -> Path:

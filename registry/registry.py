@@ -9,7 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tunery.registry import bases
+from tunery.registry import audit, bases
+from tunery.registry.audit.log import AuditLog
 from tunery.registry.batches.batches import Batches
 from tunery.registry.checkpoints import Checkpoints
 from tunery.registry.data_files import DataFiles
@@ -21,9 +22,10 @@ from tunery.registry.jobs.success import Success, succeed
 from tunery.registry.keys.keys import Keys
 from tunery.registry.limits.counters import LimitCounters
 from tunery.registry.limits.overrides import LimitOverrides
-from tunery.registry.names import PRODUCTION, Reference, check_adapter, parse_reference
+from tunery.registry.names import PRODUCTION, Reference, check_adapter, parse_reference, tenant_of
 from tunery.registry.records import AliasMove, Base, DataUse, Job, NewVersion, Version
 from tunery.registry.responses import Responses
+from tunery.registry.sharing.sharing import Sharing
 from tunery.registry.storage.blobs import BlobStore
 from tunery.registry.storage.database import Database
 from tunery.registry.storage.disk import keep_room, no_room
@@ -79,6 +81,8 @@ class Registry:
         self.usage = Usage(self._database, clock=clock)
         self.limits = LimitOverrides(self._database, clock=clock)
         self.limit_counters = LimitCounters(self._database)
+        self.sharing = Sharing(self._database, clock=clock)
+        self.audit = AuditLog(self._database)
         self.evals = EvalStore(self._database, self.blobs, clock=clock)
 
     @classmethod
@@ -247,7 +251,7 @@ class Registry:
     def add_base(self, base: Base) -> Base:
         """Record a base, unless it is known; raise Conflict (base_exists) for a name that is in use."""
         with self._mirror.write() as change:
-            return bases.add(change, base, self.home)
+            return bases.add(change, base, self.home, at=self._clock())
 
     def bases(self) -> list[Base]:
         """All bases by name."""
@@ -267,6 +271,8 @@ class Registry:
         job = Job(id=job_id, adapter=adapter, trainer=trainer, state="running", created_at=now, updated_at=now)
         with self._database.write() as connection:
             jobs.add(connection, job)
+            made = {"adapter": adapter, "trainer": trainer}
+            audit.record(connection, "job.create", job_id, at=now, tenant=tenant_of(adapter), after=made)
         return job
 
     def update_job(

@@ -76,6 +76,10 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     auth: Annotated[bool, about("Answer only who has an API key (tunery keys); without, serve only on loopback.")] = (
         True
     )
+    admin_port: Annotated[
+        int, Meta(ge=0, le=65535), about("A port for /admin/v1 alone, which is then not at the other; 0 for none.")
+    ] = 0
+    admin_host: Annotated[str, about("The address of that port; that of the other unless given.")] = ""
     allowed_hosts: Annotated[
         tuple[str, ...],
         about(

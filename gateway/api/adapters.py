@@ -20,6 +20,7 @@ from tunery.gateway.engine.composition import AdapterSource
 from tunery.gateway.tenancy.principal import Principal
 from tunery.gateway.tenancy.scopes import INFER, PUBLISH, SCOPE
 from tunery.registry.errors import InvalidInput
+from tunery.registry.names import tenant_of
 
 __all__ = ["list_adapters", "load_adapter", "unload_adapter"]
 
@@ -100,10 +101,18 @@ async def unload_adapter(
 
 
 def _source(data: AdapterReference, gateway: Gateway, principal: Principal) -> AdapterSource:
+    """The version, of an adapter that is not only shared."""
     composition = gateway.resolver.resolve_one(data.adapter, param="adapter", by=principal).composition
     if not composition:
         raise InvalidInput(f"{data.adapter!r} is the base, which is always in memory; name an adapter", param="adapter")
-    return composition[0].source
+    source = composition[0].source
+    if principal.is_shared(source.name) and not principal.may_continue(source.name):
+        raise InvalidInput(
+            f"{source.name} is shared for inference; {tenant_of(source.name)} loads and unloads it",
+            code="adapter_not_allowed",
+            param="adapter",
+        )
+    return source
 
 
 def _state(source: AdapterSource, size: int, *, resident: bool, pinned: bool) -> AdapterState:

@@ -127,6 +127,7 @@ async def _embed(
             pooling=pooling,
             composition=target.composition,
             tenant=target.tenant,
+            cache_salt=target.cache_salt,
             background=call.background,
         )
         return format_vector(await _measured(gateway, command, label, trace), data)

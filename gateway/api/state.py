@@ -21,6 +21,7 @@ from tunery.gateway.tenancy.limits.book import LimitBook
 from tunery.gateway.tenancy.limits.limiter import Limiter
 from tunery.gateway.tenancy.limits.stores import open_counters
 from tunery.gateway.tenancy.principal import Principal
+from tunery.gateway.tenancy.shares import SharedAdapters
 from tunery.gateway.tenancy.usage.writer import UsageWriter
 from tunery.plugins.data.render.renderer import Renderer
 from tunery.plugins.discovery import load_plugins
@@ -69,6 +70,7 @@ class Gateway:
 
     usage: UsageWriter = field(init=False)
     limiter: Limiter = field(init=False)
+    shares: SharedAdapters = field(init=False)
     file_checks: FileChecks = field(init=False)
     admission: Admission = field(init=False)
     workers: WorkerPool = field(default_factory=WorkerPool)
@@ -87,6 +89,7 @@ class Gateway:
             on_refused=self.metrics.count_limit,
         )
         self.admission = Admission(self.settings, self.metrics.set_in_flight, share=self.limiter.queue_share)
+        self.shares = SharedAdapters(self.registry)
         self.file_checks = FileChecks(self.registry, self.plugins)
         self._background = asyncio.Semaphore(BACKGROUND_AHEAD * self.settings.background_slots)
 

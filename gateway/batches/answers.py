@@ -46,7 +46,13 @@ class Answered(NamedTuple):
 
 async def answer_line(number: int, line: Line, *, batch: Batch, gateway: Gateway) -> Answered:
     """The answer to a request of a batch, be it an error."""
-    principal = Principal(tenant=batch.tenant, adapters=batch.adapters, key=batch.key)
+    principal = Principal(
+        tenant=batch.tenant,
+        adapters=batch.adapters,
+        key=batch.key,
+        shares=gateway.shares,
+        keyed=gateway.settings.auth,
+    )
     call = Call(bytes(line.body), Trace(), principal, background=True, endpoint=batch.endpoint, usage=[])
     try:
         body = await _patiently(ENDPOINTS[batch.endpoint], call, gateway)

@@ -20,6 +20,7 @@ __all__ = ["COMMANDS", "cli", "main"]
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "adapters": ("tunery.gateway.cli.adapters:adapters", "List, inspect, move, publish and pull versions of adapters."),
+    "audit": ("tunery.gateway.cli.tenancy.audit:audit", "List who changed what: keys, aliases, jobs, shared adapters."),
     "backup": ("tunery.gateway.cli.ops.backup:backup", "Back up the registry while it is used."),
     "bases": ("tunery.gateway.cli.bases:bases", "List and add base models."),
     "bench": ("tunery.gateway.cli.bench:bench", "Measure serving and training on this machine."),

@@ -44,7 +44,8 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag="generate"):
     """Continue `prompt` (token ids) on the adapters of `composition`, or on the base alone when it is empty.
 
     `id` is unique to the request; `tenant` is the one whose virtual token counter is charged. A request in the
-    `background` runs only on what the others leave.
+    `background` runs only on what the others leave. Only requests with the same `cache_salt` share the KV cache of
+    prefixes.
     """
 
     id: str
@@ -53,6 +54,7 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag="generate"):
     composition: tuple[WeightedAdapter, ...] = ()
     tenant: str = ""
     background: bool = False
+    cache_salt: str = ""
 
 
 class Embed(msgspec.Struct, frozen=True, kw_only=True, tag="embed"):
@@ -64,6 +66,7 @@ class Embed(msgspec.Struct, frozen=True, kw_only=True, tag="embed"):
     composition: tuple[WeightedAdapter, ...] = ()
     tenant: str = ""
     background: bool = False
+    cache_salt: str = ""
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):

@@ -35,7 +35,7 @@ async def answer_chat(
     call = Call(
         msgspec.json.encode(body),
         Trace(),
-        Principal(tenant=tenant or gateway.jobs.tenant),
+        Principal(tenant=tenant or gateway.jobs.tenant, shares=gateway.shares, keyed=gateway.settings.auth),
         background=background,
         endpoint=PATH,
         usage=used,

@@ -26,7 +26,7 @@ from tunery.plugins.evals.results import ItemResult
 from tunery.plugins.evals.statistics import RunSummary, summarize
 from tunery.registry.errors import Conflict, LimitReached, TuneryError, Unavailable
 from tunery.registry.evals.claims import RunClaim
-from tunery.registry.evals.records import EvalRun, Measurement
+from tunery.registry.evals.records import EvalRun, Evaluation, Measurement
 from tunery.registry.evals.store import LEASE_SECONDS
 from tunery.registry.storage.work_watch import WorkWatch
 from tunery.registry.usage.records import UsageRecord
@@ -136,22 +136,28 @@ class EvalRunner:
 
     async def _work(self, run: EvalRun, claim: RunClaim, done: Done) -> None:
         plan = msgspec.convert(run.plan, RunPlan)
-        work = await _in_thread(self._read, run, plan)
+        evaluation, work = await _in_thread(self._read, run, plan)
         stored = await _in_thread(self._evals.positions, run.id)
         left = sorted(set(range(len(work.items))) - stored)
         count = len(work.items)
         done(count - len(left), count)
-        tenant = (await _in_thread(self._evals.get, run.eval)).tenant
-        await self._rows(left, plan, work, claim, lambda remaining: done(count - remaining, count), tenant=tenant)
-        summary = await _in_thread(self._summarize, run, plan, work)
-        await _in_thread(
-            self._evals.finish, claim, summary=msgspec.to_builtins(summary), measured=measured_of(run, plan, summary)
+        await self._rows(
+            left, plan, work, claim, lambda remaining: done(count - remaining, count), tenant=evaluation.tenant
         )
+        summary = await _in_thread(self._summarize, run, plan, work)
+        measured = [
+            each
+            for each in measured_of(run, plan, summary)
+            # What others find is no part of the owner's version.
+            if not self._gateway.shares.covers(evaluation.tenant, each.adapter)
+        ]
+        await _in_thread(self._evals.finish, claim, summary=msgspec.to_builtins(summary), measured=measured)
 
-    def _read(self, run: EvalRun, plan: RunPlan) -> Work:
+    def _read(self, run: EvalRun, plan: RunPlan) -> tuple[Evaluation, Work]:
         evaluation = self._evals.get(run.eval)
         formats = self._gateway.plugins.formats()
-        return run_work(evaluation, plan, self._evals.data_path(run), name=run.data_name, formats=formats)
+        path = self._evals.data_path(run)
+        return evaluation, run_work(evaluation, plan, path, name=run.data_name, formats=formats)
 
     async def _rows(
         self,

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import getpass
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tunery.registry.audit.origin import local_actor
 from tunery.registry.home import Home
 
 if TYPE_CHECKING:
@@ -33,9 +32,5 @@ def find_home(folder: str | Path | None = None) -> Home:
 
 
 def current_actor() -> str:
-    """The name to record with what is changed: `TUNERY_ACTOR`, else the user's name, else `unknown`."""
-    try:
-        name = os.environ.get("TUNERY_ACTOR") or getpass.getuser()
-        return os.fsencode(name).decode("utf-8", "replace")
-    except (OSError, KeyError):
-        return "unknown"
+    """Whom to record with what is changed: `user:` and what `TUNERY_ACTOR` says, else the user's name."""
+    return local_actor()

@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 
 import msgspec
 
+from tunery.gateway.tenancy.shares import SharedAdapters
 from tunery.registry.keys.api_key import SCOPES, ApiKey
 from tunery.registry.names import tenant_of
 
@@ -14,12 +15,16 @@ __all__ = ["Principal"]
 
 class Principal(msgspec.Struct, frozen=True, kw_only=True):
     """A tenant, with the `scopes` of a key. `adapters` are patterns of the adapters that it may use and know of, None
-    for all; `key` is the key's id, or `oidc:` and the subject of a token; None where the server asks for neither."""
+    for all; whoever may use all of the tenant's may also use those in `shares`. `key` is the key's id, or `oidc:` and the
+    subject of a token; None where the server asks for neither, and for work that somebody left for later, such as an
+    evaluation; `keyed` says of that work that they had a key."""
 
     tenant: str
     scopes: tuple[str, ...] = SCOPES
     adapters: tuple[str, ...] | None = None
     key: str | None = None
+    shares: SharedAdapters | None = None
+    keyed: bool = False
 
     @classmethod
     def of(cls, key: ApiKey) -> Principal:
@@ -42,12 +47,28 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def charged(self) -> str | None:
         """The tenant whose share of the engine their requests take, None for that of the adapter they name."""
-        return self.tenant if self.key else None
+        return self.tenant if self.key or self.keyed else None
 
     def may_use(self, adapter: str) -> bool:
         """Whether they may use an adapter, and know that it exists."""
+        return self.may_continue(adapter) or self.is_shared(adapter)
+
+    def may_continue(self, adapter: str) -> bool:
+        """Whether they may train on top of an adapter, which gives away its weights: not of one that is only shared."""
         return self.adapters is None or any(fnmatchcase(adapter, pattern) for pattern in self.adapters)
 
     def may_make(self, adapter: str) -> bool:
         """Whether they may train an adapter, or change it: one of their own, unless they may use all."""
-        return self.adapters is None or (self.may_use(adapter) and tenant_of(adapter) == self.tenant)
+        return self.adapters is None or (self.may_continue(adapter) and tenant_of(adapter) == self.tenant)
+
+    def is_shared(self, adapter: str) -> bool:
+        """Whether another tenant shares an adapter with them. Keys for some adapters alone are for no other."""
+        all_of_own = self.adapters is None or self.adapters == (f"{self.tenant}/*",)
+        return all_of_own and self.shares is not None and self.shares.covers(self.tenant, adapter)
+
+    def cache_salt(self, adapter: str | None) -> str:
+        """Who shares the KV cache of prefixes with them: their tenant alone, unless the owner of the one adapter that
+        they ask has it shared by all who ask it."""
+        if adapter is not None and self.shares is not None and self.shares.shares_prefixes(adapter):
+            return adapter
+        return self.tenant

@@ -10,6 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection, func, select
 
+from tunery.registry import audit
 from tunery.registry.batches import table
 from tunery.registry.batches.table import STATES, BatchClaim
 from tunery.registry.data_files import insert_file, new_file
@@ -68,6 +69,8 @@ class Batches:
             if connection.scalar(select(column.id).where(column.id == input_file, column.tenant == tenant)) is None:
                 raise Conflict(f"{input_file} was deleted meanwhile; upload it again", code="file_not_found")
             table.add(connection, batch)
+            made = {"endpoint": endpoint, "input_file": input_file}
+            audit.record(connection, "batch.create", batch.id, at=now, tenant=tenant, after=made)
         return batch
 
     def get(self, batch_id: str, *, tenant: str | None = None) -> Batch:
@@ -89,6 +92,7 @@ class Batches:
                 return batch
             if batch.state not in ("validating", "in_progress"):
                 raise Conflict(f"Cannot cancel a batch with status '{batch.state}'.", code="batch_ended")
+            audit.record(connection, "batch.cancel", batch_id, at=now, tenant=tenant, before={"state": batch.state})
             batch = table.change(connection, batch, at=now, state="cancelling")
             untouched = "in_progress" not in batch.times and (batch.lease_until or 0.0) < now
             return table.change(connection, batch, at=now, state="cancelled") if untouched else batch

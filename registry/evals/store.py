@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 from sqlalchemy import delete, insert, select, update
 
+from tunery.registry import audit
 from tunery.registry.errors import Conflict
 from tunery.registry.evals import claims, table
 from tunery.registry.evals.claims import RunClaim
@@ -93,8 +94,10 @@ class EvalStore:
     def delete(self, eval_id: str, *, tenant: str | None = None) -> None:
         """Forget an evaluation and its runs; what they measured of versions stays. Raise NotFound."""
         with self._database.write() as connection:
-            table.find_eval(connection, eval_id, tenant=tenant)
+            found = table.find_eval(connection, eval_id, tenant=tenant)
             connection.execute(delete(schema.evals).where(schema.evals.c.id == eval_id))
+            named = {"name": found.name}
+            audit.record(connection, "eval.delete", eval_id, at=self._clock(), tenant=found.tenant, before=named)
 
     # -- runs ----------------------------------------------------------------------------------------------------------
 

@@ -8,12 +8,14 @@ from typing import Any
 
 from sqlalchemy import Connection, insert, update
 
+from tunery.registry import audit
 from tunery.registry.jobs import counts, history, names, queue, table
 from tunery.registry.jobs.counts import JobCounts
 from tunery.registry.jobs.history import Note
 from tunery.registry.jobs.limits import JobLimits, check_jobs
 from tunery.registry.jobs.queue import Claim, ClaimLimits, Wanted
 from tunery.registry.jobs.table import Filter
+from tunery.registry.names import tenant_of
 from tunery.registry.records import Job, JobRequest, StoredEvent, Version
 from tunery.registry.storage import schema
 from tunery.registry.storage.database import Database
@@ -69,20 +71,32 @@ class JobQueue:
                 _name_files(connection, queued)
                 history.append(connection, queued.id, notes, at=now)
                 check_jobs(connection, tenant, limits or JobLimits())
+                made = {"adapter": job.adapter, "trainer": job.trainer, "alias": request.alias}
+                audit.record(
+                    connection, "job.create", job.id, at=now, tenant=tenant, actor=request.actor or None, after=made
+                )
         return queued
 
     def request(self, job_id: str, wanted: Wanted) -> Job:
         """Ask a job to pause or to stop; raise NotFound, or Conflict (job_ended, job_finishing)."""
+        now = self._clock()
         with self._database.write() as connection:
-            return queue.request(connection, job_id, wanted, at=self._clock())
+            before = table.find(connection, job_id)
+            after = queue.request(connection, job_id, wanted, at=now)
+            if before.wanted != wanted:
+                _record(connection, "job.pause" if wanted == "pause" else "job.cancel", before, after, at=now)
+        return after
 
     def resume(self, job_id: str, *, limits: JobLimits | None = None) -> Job:
         """Queue a job again that was paused or has failed; raise NotFound, Conflict (not_paused, file_not_found), or
         LimitReached."""
+        now = self._clock()
         with self._database.write() as connection:
-            job = queue.resume(connection, job_id, at=self._clock())
-            check_jobs(connection, job.tenant, limits or JobLimits())
-            return job
+            before = table.find(connection, job_id)
+            after = queue.resume(connection, job_id, at=now)
+            check_jobs(connection, after.tenant, limits or JobLimits())
+            _record(connection, "job.resume", before, after, at=now)
+        return after
 
     def page(self, wanted: Filter, *, limit: int) -> tuple[list[Job], bool]:
         """Up to `limit` jobs, newest first, and whether there are more."""
@@ -166,6 +180,12 @@ class JobQueue:
 def new_id() -> str:
     """A job's id, in OpenAI's form."""
     return f"ftjob-{uuid.uuid4().hex[:24]}"
+
+
+def _record(connection: Connection, action: audit.Action, before: Job, after: Job, *, at: float) -> None:
+    tenant = before.tenant or tenant_of(before.adapter)
+    states: list[dict[str, Any]] = [{"state": job.state} for job in (before, after)]
+    audit.record(connection, action, before.id, at=at, tenant=tenant, before=states[0], after=states[1])
 
 
 def _name_files(connection: Connection, job: Job) -> None:

@@ -19,6 +19,7 @@ from tunery.registry.errors import InvalidInput, UnknownName
 from tunery.registry.names import SCOPES
 
 __all__ = [
+    "EVERYBODY",
     "SCOPES",
     "ApiKey",
     "KeyState",
@@ -31,6 +32,8 @@ __all__ = [
     "split_token",
 ]
 
+EVERYBODY = "all"
+"""No tenant is called so: it stands for every tenant where an adapter is shared."""
 MAX_LABEL = 128
 PREFIX = "tn-"
 KeyState = Literal["active", "expired", "revoked"]
@@ -80,7 +83,7 @@ def new_key(
 ) -> tuple[ApiKey, str]:
     """A new key and its token, neither stored anywhere; raise InvalidInput."""
     if len(label) > MAX_LABEL or not label.isprintable():
-        raise InvalidInput(f"a label has at most {MAX_LABEL} printable characters", param="label")
+        raise InvalidInput(f"a label has at most {MAX_LABEL} printable characters", code="invalid_label", param="label")
     key_id, secret_hash, token = new_token()
     key = ApiKey(
         id=key_id,
@@ -123,13 +126,17 @@ def check_scopes(scopes: Collection[str]) -> tuple[str, ...]:
     return tuple(scope for scope in SCOPES if scope in scopes)
 
 
-def check_tenant(tenant: str) -> str:
+def check_tenant(tenant: str, *, param: str = "tenant") -> str:
     """Return `tenant` when it is the first half of an adapter's name; raise InvalidInput (invalid_name) otherwise."""
+    if tenant == EVERYBODY:
+        raise InvalidInput(
+            f"{tenant!r} stands for every tenant; give this one another name", code="invalid_name", param=param
+        )
     if _TENANT.fullmatch(tenant) is None or ".." in tenant:
         raise InvalidInput(
             f"{tenant!r} is not a tenant: write lower-case letters, digits, '.', '_' and '-', for example acme",
             code="invalid_name",
-            param="tenant",
+            param=param,
         )
     return tenant
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Callable, Collection
+from typing import Any
 
 import msgspec
 from sqlalchemy import Connection, Row, insert, select, update
 
+from tunery.registry import audit
 from tunery.registry.errors import Conflict, NotFound
 from tunery.registry.keys.api_key import ApiKey, new_key, new_token
+from tunery.registry.keys.tenants import Tenant, count_tenants
 from tunery.registry.storage import schema
 from tunery.registry.storage.database import Database
 
@@ -46,6 +50,7 @@ class Keys:
         )
         with self._database.write() as connection:
             _add(connection, key)
+            _record(connection, "key.create", key, actor=actor, at=now, after=_shown(key))
         return key, token
 
     def rotate(self, key_id: str, *, actor: str, overlap: float) -> tuple[ApiKey, str]:
@@ -68,17 +73,22 @@ class Keys:
             ends = [at for at in (end, old.expires_at) if at is not None]
             values = {"replaced_by": new_id, "expires_at": min(ends)}
             connection.execute(update(schema.api_keys).where(_key.id == key_id).values(**values))
+            ending = {"id": new_id, "old_key_ends": values["expires_at"]}
+            _record(connection, "key.rotate", old, actor=actor, at=now, before={"id": key_id}, after=ending)
         return key, token
 
-    def revoke(self, key_id: str) -> ApiKey:
-        """End a key now, for good; raise NotFound. One that was revoked before stays as it is."""
+    def revoke(self, key_id: str, *, actor: str | None = None) -> ApiKey:
+        """End a key now, for good; raise NotFound. One that was revoked before stays as it is.
+
+        `actor` is None for whoever sent the request that is being answered, else this machine's user.
+        """
         with self._database.write() as connection:
             key = _find(connection, key_id)
             if key.revoked_at is None:
-                key = msgspec.structs.replace(key, revoked_at=self._clock())
-                connection.execute(
-                    update(schema.api_keys).where(_key.id == key_id).values(revoked_at=key.revoked_at)
-                )  # fmt: skip
+                now = self._clock()
+                key = msgspec.structs.replace(key, revoked_at=now)
+                connection.execute(update(schema.api_keys).where(_key.id == key_id).values(revoked_at=now))
+                _record(connection, "key.revoke", key, actor=actor, at=now, before=_shown(key))
         return key
 
     def list(self, *, tenant: str | None = None) -> list[ApiKey]:
@@ -88,10 +98,34 @@ class Keys:
             found = [_key_of(row) for row in connection.execute(query)]
         return [key for key in found if tenant is None or key.tenant == tenant]
 
+    def tenants(self) -> builtins.list[Tenant]:
+        """Every tenant that has anything, by name, and how much that is."""
+        with self._database.read() as connection:
+            return count_tenants(connection, at=self._clock())
+
 
 def _add(connection: Connection, key: ApiKey) -> None:
     values = msgspec.structs.asdict(key) | {"scopes": list(key.scopes), "adapters": list(key.adapters)}
     connection.execute(insert(schema.api_keys).values(**values))
+
+
+def _record(
+    connection: Connection,
+    action: audit.Action,
+    key: ApiKey,
+    *,
+    actor: str | None,
+    at: float,
+    before: dict[str, Any] | None = None,
+    after: dict[str, Any] | None = None,
+) -> None:
+    audit.record(connection, action, key.id, at=at, tenant=key.tenant, actor=actor, before=before, after=after)
+
+
+def _shown(key: ApiKey) -> dict[str, Any]:
+    """What the audit log says of a key: its rights, and nothing of its secret."""
+    fields = ("label", "scopes", "adapters", "expires_at")
+    return {name: msgspec.to_builtins(getattr(key, name)) for name in fields}
 
 
 def _find(connection: Connection, key_id: str) -> ApiKey:

@@ -22,9 +22,11 @@ from sqlalchemy import (
 __all__ = [
     "api_keys",
     "HEAD",
+    "adapter_shares",
     "adapters",
     "alias_moves",
     "aliases",
+    "audit_log",
     "bases",
     "checkpoints",
     "batches",
@@ -56,7 +58,7 @@ __all__ = [
     "webhook_events",
 ]
 
-HEAD = "0012"
+HEAD = "0013"
 """The migration this code is written for."""
 
 metadata = MetaData()
@@ -278,6 +280,35 @@ api_keys = Table(
     Column("expires_at", Float),
     Column("revoked_at", Float),
     Column("replaced_by", String(16)),
+)
+
+# Who changed what. Triggers of the database refuse to change or delete a row; ids are never given out twice.
+audit_log = Table(
+    "audit_log",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("at", Float, nullable=False, index=True),
+    Column("tenant", String(64), nullable=False, index=True),
+    Column("actor", String(256), nullable=False),
+    Column("label", String(128), nullable=False),
+    Column("action", String(32), nullable=False),
+    Column("target", Text, nullable=False),
+    Column("before", JSON(none_as_null=True)),
+    Column("after", JSON(none_as_null=True)),
+    Column("request_id", String(128), nullable=False),
+    Column("source", String(64), nullable=False),
+    sqlite_autoincrement=True,
+)
+
+# The adapters that other tenants may ask; `tenants` are those, or ["all"].
+adapter_shares = Table(
+    "adapter_shares",
+    metadata,
+    Column("adapter", String(130), primary_key=True),
+    Column("tenants", JSON, nullable=False),
+    Column("share_prefixes", Boolean, nullable=False),
+    Column("shared_at", Float, nullable=False),
+    Column("shared_by", String(256), nullable=False),
 )
 
 # A file that comes in parts, whose bytes are in the home's folder of uploads until it is completed, cancelled or expired.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 from sqlalchemy import ColumnElement, Connection, delete, insert, select
 
+from tunery.registry import audit
 from tunery.registry.errors import Conflict, InvalidInput, NotFound, near
-from tunery.registry.names import check_alias
+from tunery.registry.names import check_alias, tenant_of
 from tunery.registry.records import AliasMove, MoveKind
 from tunery.registry.storage import schema
 from tunery.registry.storage.mapping import alias_map, to_move
@@ -20,6 +21,12 @@ ANY: Final = "any"
 """No expectation of where the alias points now."""
 
 Expected = int | None | Literal["any"]
+_ACTIONS: dict[MoveKind, audit.Action] = {
+    "move": "alias.move",
+    "publish": "alias.publish",
+    "rollback": "alias.rollback",
+    "drop": "alias.drop",
+}
 
 
 class MoveNote(msgspec.Struct, frozen=True, kw_only=True):
@@ -139,9 +146,24 @@ def _record(
         kind=note.kind,
     )
     connection.execute(insert(schema.alias_moves).values(**msgspec.structs.asdict(moved)))
+    before_after = {"before": _pointed(before), "after": _pointed(after, reason=note.reason)}
+    audit.record(
+        connection,
+        _ACTIONS[note.kind],
+        f"{adapter}@{alias}",
+        at=note.at,
+        tenant=tenant_of(adapter),
+        actor=note.actor,
+        **before_after,
+    )
     about = ("adapter", "alias", "before", "after", "kind", "actor")
     events.append(connection, "tunery.alias.moved", {name: getattr(moved, name) for name in about}, at=note.at)
     return moved
+
+
+def _pointed(number: int | None, **more: str) -> dict[str, Any] | None:
+    """What the audit log says of where an alias points."""
+    return None if number is None else {"version": number, **{name: text for name, text in more.items() if text}}
 
 
 def _which(adapter: str, alias: str) -> tuple[ColumnElement[bool], ColumnElement[bool]]:

@@ -14,8 +14,9 @@ from typing import Any
 import msgspec
 from sqlalchemy import Connection, insert, select, update
 
+from tunery.registry import audit
 from tunery.registry.errors import InvalidInput, StorageFailed, TuneryError
-from tunery.registry.names import check_adapter, check_alias
+from tunery.registry.names import check_adapter, check_alias, tenant_of
 from tunery.registry.peft.artifact import check_artifact, files_of
 from tunery.registry.records import Base, FileEntry, NewVersion, Version
 from tunery.registry.storage import schema
@@ -115,6 +116,16 @@ def commit(
             raise mirror.outdated([version.name])
         watch("insert")
         insert_version(connection, version)
+        made = {"digest": version.digest, "base": version.base, "method": version.method}
+        audit.record(
+            connection,
+            "version.publish",
+            version.name,
+            at=at,
+            tenant=tenant_of(adapter),
+            actor=draft.new.actor,
+            after=made,
+        )
         if draft.new.alias is not None:
             note = MoveNote(actor=draft.new.actor, at=at, reason="published", kind="publish")
             aliases.move(connection, adapter, draft.new.alias, version.number, note)

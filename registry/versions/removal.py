@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from sqlalchemy import delete, select
 
+from tunery.registry import audit
 from tunery.registry.errors import Conflict
+from tunery.registry.names import tenant_of
 from tunery.registry.records import Version
+from tunery.registry.sharing import sharing
 from tunery.registry.storage import schema
 from tunery.registry.storage.mapping import alias_map
 from tunery.registry.storage.mirror import Change
@@ -44,5 +47,16 @@ def remove(change: Change, version: Version, *, actor: str, at: float, force: bo
     connection.execute(
         delete(schema.versions).where(column.adapter == version.adapter, column.number == version.number)
     )
+    audit.record(
+        connection,
+        "version.delete",
+        version.name,
+        at=at,
+        tenant=tenant_of(version.adapter),
+        actor=actor,
+        before={"digest": version.digest, "aliases": pointing},
+    )
+    if connection.scalar(select(column.number).where(column.adapter == version.adapter).limit(1)) is None:
+        sharing.end(connection, version.adapter, actor=actor, at=at)
     change.removed(version.adapter, version.number)
     change.moved(version.adapter)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from typing import Literal
+from urllib.parse import urlsplit
 
 import msgspec
 from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, update
 
+from tunery.registry import audit
 from tunery.registry.records import WebhookEvent
 from tunery.registry.storage import schema
 from tunery.registry.storage.database import Database
@@ -69,6 +71,8 @@ class Outbox:
             last = connection.scalar(select(func.coalesce(func.max(_event.number), 0)))
             for url in set(urls) - known:
                 connection.execute(insert(schema.webhook_endpoints).values(url=url, last_event=last))
+            before, after = ({"hosts": _hosts(each)} for each in (known, urls))
+            audit.record(connection, "webhooks.set", "webhooks", at=self._clock(), before=before, after=after)
 
     def claim(self, url: str, *, kinds: Collection[str]) -> Delivery | None:
         """The endpoint's delivery that has been due the longest, None when there is none.
@@ -118,6 +122,12 @@ class Outbox:
             error = connection.scalar(failed.order_by(_delivery.event.desc()).limit(1))
             news = connection.scalar(select(func.count()).where(_is_news(url), _event.type.in_(kinds)))
         return EndpointState(**counts | {"pending": counts.get("pending", 0) + (news or 0)}, error=error)
+
+
+def _hosts(urls: Collection[str]) -> list[str]:
+    """What the audit log says of endpoints: the rest of a URL may be a secret."""
+    parts = [urlsplit(url) for url in sorted(urls)]
+    return [f"{part.scheme}://{part.hostname}" for part in parts]
 
 
 def _which(delivery: Delivery) -> tuple[ColumnElement[bool], ...]:

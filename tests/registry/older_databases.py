@@ -15,6 +15,8 @@ DROP TABLE usage_hours;
 DROP TABLE limit_overrides;
 DROP TABLE limit_counters;
 DROP TABLE limit_holds;
+DROP TABLE audit_log;
+DROP TABLE adapter_shares;
 DROP TABLE api_keys;
 DROP TABLE batches;
 DROP TABLE upload_parts;

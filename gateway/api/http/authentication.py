@@ -4,29 +4,36 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 from litestar import Request
 
 from tunery.gateway.api.http.errors import Refused
+from tunery.gateway.api.http.trace import trace_of
 from tunery.gateway.tenancy.credential import CredentialStore, TokenRefused
 from tunery.gateway.tenancy.principal import Principal
 from tunery.gateway.tenancy.scopes import SCOPE
+from tunery.gateway.tenancy.shares import SharedAdapters
+from tunery.registry.audit.origin import Origin, begin
 
 __all__ = ["Authentication", "principal_of"]
 
 _STATE = "tunery_principal"
+MAX_SOURCE = 64
+"""Characters of an address that the audit log keeps."""
 
 
 class Authentication:
-    """Checks the key or token of each request. Without `credentials` everybody is `anyone`."""
+    """Checks the key or token of each request. Without `credentials` everybody is `anyone`. What is in `shares` may be used
+    too."""
 
-    def __init__(self, credentials: CredentialStore | None, *, anyone: Principal) -> None:
-        self._credentials, self._anyone = credentials, anyone
+    def __init__(self, credentials: CredentialStore | None, *, anyone: Principal, shares: SharedAdapters) -> None:
+        self._credentials, self._anyone, self._shares = credentials, anyone, shares
 
     async def check(self, request: Request[Any, Any, Any]) -> None:
         """Note who sends a request; raise Refused: 401 without a good key, 403 for one without the scope."""
         scope: tuple[str, ...] | None = request.route_handler.opt.get(SCOPE)
         if self._credentials is None or scope is None:
-            request.scope["state"][_STATE] = self._anyone
+            _begin(request, self._anyone)
             return
         token = _token(request)
         if token is None:
@@ -46,13 +53,26 @@ class Authentication:
                 status=403,
                 code="insufficient_scope",
             )
-        request.scope["state"][_STATE] = principal
+        _begin(request, msgspec.structs.replace(principal, shares=self._shares))
 
 
 def principal_of(request: Request[Any, Any, Any]) -> Principal:
     """Who sent a request."""
     principal: Principal = request.scope["state"][_STATE]
     return principal
+
+
+def _begin(request: Request[Any, Any, Any], principal: Principal) -> None:
+    """Note who sends a request, for the handler and for the audit log."""
+    request.scope["state"][_STATE] = principal
+    client = request.client
+    begin(
+        Origin(
+            actor=principal.actor,
+            request_id=trace_of(request).request_id,
+            source=client.host[:MAX_SOURCE] if client else "",
+        )
+    )
 
 
 def _token(request: Request[Any, Any, Any]) -> str | None:

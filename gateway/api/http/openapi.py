@@ -18,13 +18,32 @@ from litestar.openapi.spec import (
     Schema,
 )
 
-from tunery.gateway.api.schemas import batches, evals, files, fine_tuning, items, requests, uploads, usage
+from tunery.gateway.api.schemas import admin, batches, evals, files, fine_tuning, items, requests, uploads, usage
 from tunery.gateway.api.schemas import models as cards
 from tunery.gateway.api.schemas import responses as schemas
 
 __all__ = ["complete_document"]
 
 _TYPES = (
+    admin.AdapterDetails,
+    admin.AdapterShare,
+    admin.AdapterSummaryList,
+    admin.AdapterUnshare,
+    admin.AliasMoved,
+    admin.AliasPoint,
+    admin.AliasRollback,
+    admin.AuditList,
+    admin.CreatedKey,
+    admin.DeletedVersion,
+    admin.Key,
+    admin.KeyCreate,
+    admin.KeyList,
+    admin.KeyRotate,
+    admin.ServerState,
+    admin.Share,
+    admin.ShareState,
+    admin.TenantList,
+    admin.Unshare,
     requests.ChatRequest,
     requests.CompletionRequest,
     requests.EmbeddingRequest,

@@ -21,7 +21,7 @@ from tunery.plugins.manager import Plugins
 from tunery.registry import Base, Version
 from tunery.registry.errors import InvalidInput, NotFound, UnknownName, near
 from tunery.registry.jobs.queue import BODY_DIGEST
-from tunery.registry.names import check_adapter, check_alias
+from tunery.registry.names import check_adapter, check_alias, tenant_of
 from tunery.registry.records import DataFile, JobRequest
 from tunery.registry.registry import Registry
 from tunery.registry.settings import JobsSettings
@@ -152,11 +152,13 @@ def _continued(model: str, registry: Registry, principal: Principal) -> Version 
     if is_tuned_name(model):
         _refuse_checkpoint(model, code="model_not_available", param="model")
         place = registry.queue.names().get(model)
-        if place is None or not principal.may_use(place[0]):
-            raise _no_model(model)
+        if place is None or not principal.may_continue(place[0]):
+            raise _no_model(model, _why_not(principal, place[0] if place else ""))
         return registry.version(*place)
     adapter = model.partition("@")[0]
-    if "/" not in model or not principal.may_use(adapter) or adapter not in registry.adapters():
+    if principal.is_shared(adapter) and not principal.may_continue(adapter):
+        raise _no_model(model, _why_not(principal, adapter))
+    if "/" not in model or not principal.may_continue(adapter) or adapter not in registry.adapters():
         return None
     try:
         return registry.resolve(model)
@@ -168,17 +170,26 @@ def _parent(name: str, registry: Registry, principal: Principal) -> Version:
     """The version that `tunery.from` names."""
     if is_tuned_name(name):
         _refuse_checkpoint(name, code="not_found", param="tunery.from")
-        names = {known: place for known, place in registry.queue.names().items() if principal.may_use(place[0])}
+        names = {known: place for known, place in registry.queue.names().items() if principal.may_continue(place[0])}
         if name not in names:
             shown = name[:200]
             raise InvalidInput(
                 f"the version {shown!r} does not exist: {near(shown, names)}", code="not_found", param="tunery.from"
             )
         return registry.version(*names[name])
-    if not principal.may_use(name.partition("@")[0]):
-        raise InvalidInput(f"{name[:200]} does not exist", code="model_not_found", param="tunery.from")
+    adapter = name.partition("@")[0]
+    if not principal.may_continue(adapter):
+        why = _why_not(principal, adapter) or f"{name[:200]} does not exist"
+        raise InvalidInput(why, code="model_not_found", param="tunery.from")
     version: Version = _named("tunery.from", registry.resolve, name)
     return version
+
+
+def _why_not(principal: Principal, adapter: str) -> str:
+    """Why nobody may continue from an adapter that they may ask; empty where they may not even know of it."""
+    if not principal.is_shared(adapter):
+        return ""
+    return f"{adapter} is shared for inference; only {tenant_of(adapter)} trains on top of it."
 
 
 def _refuse_checkpoint(name: str, *, code: str, param: str) -> None:

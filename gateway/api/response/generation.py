@@ -126,6 +126,7 @@ class Generation:
             sampling=choice.sampling,
             composition=self.target.composition,
             tenant=self.target.tenant,
+            cache_salt=self.target.cache_salt,
             background=self.call.background,
         )
         detokenizer = Detokenizer(self.gateway.renderer, self.text_options, self._shown_controls)

@@ -16,6 +16,7 @@ from tunery.registry.losses import LOSSES, loss_text, loss_unit
 
 if TYPE_CHECKING:
     from tunery.registry.evals.records import Measurement
+    from tunery.registry.sharing.share import Share
 
 __all__ = ["COMMANDS"]
 
@@ -29,8 +30,9 @@ def list_versions(adapter: str | None, as_json: bool) -> None:
         versions = registry.latest() if adapter is None else registry.versions(adapter)
         if adapter is not None and not versions:
             registry.resolve(adapter)
+        shared = {share.adapter: share for share in registry.sharing.all()}
     if as_json:
-        print_json(versions)
+        print_json([{**to_builtins(v), "shared_with": _shared_with(shared.get(v.adapter))} for v in versions])
         return
     rows = [
         (
@@ -42,10 +44,11 @@ def list_versions(adapter: str | None, as_json: bool) -> None:
             loss_text(v),
             size_text(v.size),
             when(v.created_at),
+            ", ".join(_shared_with(shared.get(v.adapter))) or "-",
         )
         for v in versions
     ]
-    header = ("version", "aliases", "method", "base", "digest", "loss", "size", "made")
+    header = ("version", "aliases", "method", "base", "digest", "loss", "size", "made", "shared with")
     print_table(header, rows, empty="no adapters yet: tunery train, or tunery adapters import")
 
 
@@ -59,8 +62,10 @@ def show(reference: str, whole: bool, as_json: bool) -> None:
         version = registry.resolve(reference)
         files = registry.files(version)
         evals = registry.evals.measurements(version.digest)
+        share = registry.sharing.get(version.adapter)
     if as_json:
-        print_json({**to_builtins(version), "report": report_data(files), "evals": to_builtins(evals)})
+        more = {"report": report_data(files), "evals": to_builtins(evals), "shared_with": _shared_with(share)}
+        print_json({**to_builtins(version), **more})
         return
     if whole:
         print_report(version, files)
@@ -68,6 +73,9 @@ def show(reference: str, whole: bool, as_json: bool) -> None:
     click.echo(f"{version.name}  {version.digest}")
     click.echo(f"made {when(version.created_at)} by {version.method} on {version.base} ({version.base_digest[:12]})")
     click.echo(f"aliases: {', '.join(version.aliases) or 'none'}")
+    if share is not None:
+        prefixes = ", with its prefix cache" if share.share_prefixes else ""
+        click.echo(f"shared with: {', '.join(share.tenants)}{prefixes}")
     for warning in version.manifest.get("warnings", ()):
         click.echo(f"warning: {warning}")
     for line in report_lines(version, files):
@@ -140,6 +148,10 @@ def collect(older_than: float, dry_run: bool, as_json: bool) -> None:
 
 
 COMMANDS = (list_versions, show, verify, remove, collect)
+
+
+def _shared_with(share: Share | None) -> list[str]:
+    return list(share.tenants) if share else []
 
 
 def _show_gates(manifest: dict[str, Any]) -> None:

@@ -1,1 +1,1 @@
-"""Commands about tenants: what they use, and what they may."""
+"""Commands for whoever runs a server for several tenants: what they may, what they use, who changed what."""

@@ -1,9 +1,10 @@
 """The page allocator of the KV cache, with prefix caching: which pages are free, held, or kept for their prefix.
 
 Pages hold PAGE_SIZE tokens each, as in PagedAttention (arXiv 2309.06180). A page whose tokens are all known has a key:
-a hash of the composition it was computed on and of every token up to its end. A page with a key that nobody holds is
-kept until its room is needed, so that a request with the same beginning on the same adapters can share it. Page 0 is a
-scratch page and is never allocated.
+a hash of whose it is, of the composition it was computed on and of every token up to its end. A page with a key that
+nobody holds is kept until its room is needed, so that a request of the same tenant with the same beginning on the same
+adapters can share it: another tenant's cannot even learn from its time that somebody has asked this before. Page 0 is
+a scratch page and is never allocated.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
 
-__all__ = ["PAGE_SIZE", "PageAllocator", "next_page_key", "pages_for", "prefix_keys"]
+__all__ = ["PAGE_SIZE", "PageAllocator", "next_page_key", "pages_for", "prefix_keys", "prefix_root"]
 
 PAGE_SIZE = 16
 """Tokens of a page; the native kernels are compiled for this many (PAGE in their C sources)."""
@@ -29,10 +30,15 @@ def next_page_key(previous: bytes, tokens: Sequence[int]) -> bytes:
     return hashlib.blake2b(previous + array("q", tokens).tobytes(), digest_size=16).digest()
 
 
-def prefix_keys(digest: str, tokens: Sequence[int]) -> list[bytes]:
-    """The keys of all whole pages of `tokens`, computed on the composition with this digest."""
+def prefix_root(salt: str, digest: str) -> bytes:
+    """What the key of a first page is made from: the salt of those who share it, and the composition's digest."""
+    return f"{salt}\0{digest}".encode()
+
+
+def prefix_keys(root: bytes, tokens: Sequence[int]) -> list[bytes]:
+    """The keys of all whole pages of `tokens` that begin at this root."""
     keys: list[bytes] = []
-    previous = digest.encode()
+    previous = root
     for start in range(0, len(tokens) - PAGE_SIZE + 1, PAGE_SIZE):
         previous = next_page_key(previous, tokens[start : start + PAGE_SIZE])
         keys.append(previous)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from tunery.gateway.engine.composition import WeightedAdapter, composition_digest
 from tunery.gateway.engine.messages import Embed, Generate, PromptScore, Timings
 from tunery.gateway.engine.sampling_params import SamplingParams
-from tunery.gateway.engine.scheduling.page_allocator import PAGE_SIZE, next_page_key, prefix_keys
+from tunery.gateway.engine.scheduling.page_allocator import PAGE_SIZE, next_page_key, prefix_keys, prefix_root
 
 if TYPE_CHECKING:
     import torch
@@ -53,7 +53,8 @@ class Sequence:
         self.adapter_digests = frozenset(part.source.digest for part in request.composition)
         self.prompt_length = len(request.prompt)
         self.tokens = list(request.prompt)
-        self.page_keys = prefix_keys(self.digest, self.tokens)
+        self._prefix_root = prefix_root(request.cache_salt, self.digest)
+        self.page_keys = prefix_keys(self._prefix_root, self.tokens)
         self.computed = 0
         self.cached = 0
         self.charged = 0
@@ -118,7 +119,7 @@ class Sequence:
         complete = self.computed // PAGE_SIZE
         while len(self.page_keys) < complete:
             start = len(self.page_keys) * PAGE_SIZE
-            previous = self.page_keys[-1] if start else self.digest.encode()
+            previous = self.page_keys[-1] if start else self._prefix_root
             self.page_keys.append(next_page_key(previous, self.tokens[start : start + PAGE_SIZE]))
         return [(self.pages[index], self.page_keys[index]) for index in range(before, complete)]
 

@@ -111,9 +111,9 @@ def test_moving_and_rolling_back(filled: Home) -> None:
     assert tunery(filled, "adapters", "rollback", "acme/support").stdout == "acme/support@production: 2 → 1\n"
     history = json.loads(tunery(filled, "adapters", "history", "acme/support", "--json").stdout)
     assert [(m["before"], m["after"], m["actor"], m["reason"]) for m in history] == [
-        (None, 1, "tester", ""),
-        (1, 2, "tester", "better"),
-        (2, 1, "tester", "rollback"),
+        (None, 1, "user:tester", ""),
+        (1, 2, "user:tester", "better"),
+        (2, 1, "user:tester", "rollback"),
     ]
 
 

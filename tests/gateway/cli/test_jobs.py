@@ -50,7 +50,7 @@ def test_a_submitted_job_waits_with_what_it_was_given(
     job = registry.job(submitted)
     assert job.request is not None
     assert (job.state, job.tenant, job.priority, job.trainer) == ("queued", "acme", 3, "lora")
-    assert (job.request.base, job.request.actor) == (tiny_base.digest, "tester")
+    assert (job.request.base, job.request.actor) == (tiny_base.digest, "user:tester")
     assert job.request.parameters == {"epochs": "2"}
     (file,) = job.request.data
     assert registry.data_files.path(registry.data_files.get(file)).exists()

@@ -32,7 +32,7 @@ def test_a_key_is_printed_once_and_listed_without_its_secret(environment: dict[s
     key_id, secret = split_token(made.stdout.strip()) or ("", "")
     assert made.stderr == f"{key_id}: acme, infer, train; this is shown once; keep it where secrets are kept\n"
     (key,) = registry.keys.list()
-    assert (key.id, key.created_by, key.expires_at) == (key_id, "tester", key.created_at + 90 * 86400)
+    assert (key.id, key.created_by, key.expires_at) == (key_id, "user:tester", key.created_at + 90 * 86400)
     listed = keys(environment, "list")
     assert re.search(rf"{key_id}\s+acme\s+infer,train\s+acme/\*\s+-\s.*active", listed.stdout)
     assert secret not in listed.stdout

@@ -34,7 +34,7 @@ def test_a_test_is_sent_now_and_its_answer_shown(receiver: Receiver, environment
     done = run_tunery("webhooks", "test", environment=environment)
     assert (done.returncode, done.stdout) == (0, f"{receiver.url()}  HTTP 200\nthank you␛[2J\n")
     event = receiver.unwrap(receiver.received[0]).to_dict()
-    assert (event["type"], event["data"]) == ("tunery.webhook.test", {"actor": "tester"})
+    assert (event["type"], event["data"]) == ("tunery.webhook.test", {"actor": "user:tester"})
     failed = run_tunery("webhooks", "test", receiver.url(), environment=environment)
     assert (failed.returncode, failed.stdout) == (6, f"{receiver.url()}  HTTP 500\nno\n")
     unknown = run_tunery("webhooks", "test", "https://other.example/", environment=environment)

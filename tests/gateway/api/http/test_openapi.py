@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
+from tests.gateway.api.admin.operations import ADMIN_BODIES, administer
 from tests.gateway.api.conftest import Served
 from tests.gateway.api.test_metrics import stats
 from tunery.gateway.app import MAX_BODY
@@ -36,6 +37,9 @@ GOOD: dict[str, dict[str, Any]] = {
     "/v1/embeddings": {"model": "tiny", "input": "Hi"},
     "/v1/adapters/load": {"adapter": "acme/docs"},
     "/v1/adapters/unload": {"adapter": "acme/docs"},
+    "/v1/adapters/share": {"adapter": "acme/docs", "tenants": ["globex"]},
+    "/v1/adapters/unshare": {"adapter": "acme/docs"},
+    **ADMIN_BODIES,
     "/v1/fine_tuning/jobs": {"model": "tiny", "training_file": "file-none"},
     "/v1/uploads": {"filename": "a.jsonl", "purpose": "batch", "bytes": 3, "mime_type": "text/jsonl"},
     "/v1/batches": {"input_file_id": "file-none", "endpoint": "/v1/embeddings", "completion_window": "24h"},
@@ -192,6 +196,7 @@ async def test_every_documented_status_is_met_and_no_other(served: Served, docum
         await _evaluate(client, served, document)
         await _limited(client, served, document)
         await _usage(client, document)
+        await administer(Caller(client, document), served)
         served.engine.failure = ArtifactRefused("acme/docs@1 has NaN", code="artifact_nonfinite")
         await posted()
         served.engine.failure = None
@@ -206,6 +211,7 @@ async def test_every_documented_status_is_met_and_no_other(served: Served, docum
         await caller.upload()
         await caller.add_part("upload_a")
         await caller.complete("upload_a", "part_a")
+        await administer(caller, served)
     assert document.seen == document.documented
 
 
@@ -215,9 +221,10 @@ class Caller:
     def __init__(self, client: httpx.AsyncClient, document: Document) -> None:
         self.client, self.document = client, document
 
-    async def call(self, method: str, path: str, *, query: str = "", **names: str) -> None:
+    async def call(self, method: str, path: str, *, query: str = "", body: object = None, **names: str) -> None:
         place = path.format(**names) if names else path
-        self.document.check(path, method, await self.client.request(method, place + query))
+        sent: dict[str, Any] = {} if body is None else {"json": body}
+        self.document.check(path, method, await self.client.request(method, place + query, **sent))
 
     async def upload(self, purpose: str = "fine-tune") -> str:
         files, data = {"file": ("a.jsonl", ROWS)}, {"purpose": purpose}
@@ -428,6 +435,10 @@ def _break(served: Served) -> None:
         *((registry.evals, name) for name in ("create", "get", "page")),
         (registry.usage, "sums"),
         (registry, "job"),
+        *((registry.keys, name) for name in ("create", "list", "rotate", "revoke", "tenants")),
+        *((registry.sharing, name) for name in ("all", "share", "unshare")),
+        *((registry, name) for name in ("versions", "move_alias", "drop_alias", "rollback", "remove")),
+        (registry.audit, "page"),
     ):
         setattr(where, name, fail)
 

@@ -13,6 +13,7 @@ from tunery.gateway.engine.scheduling.page_allocator import (
     next_page_key,
     pages_for,
     prefix_keys,
+    prefix_root,
 )
 
 
@@ -29,24 +30,27 @@ def test_tokens_need_whole_pages(tokens: int, count: int) -> None:
 
 
 def test_a_key_stands_for_the_adapter_and_every_token_up_to_its_page() -> None:
-    keys = prefix_keys("digest", text("abc"))
+    root = prefix_root("acme", "digest")
+    keys = prefix_keys(root, text("abc"))
     assert len(set(keys)) == 3
-    assert prefix_keys("digest", text("abc") + [1] * (PAGE_SIZE - 1)) == keys  # the last page is not whole
-    assert prefix_keys("digest", text("abd"))[:2] == keys[:2]
+    assert prefix_keys(root, text("abc") + [1] * (PAGE_SIZE - 1)) == keys  # the last page is not whole
+    assert prefix_keys(root, text("abd"))[:2] == keys[:2]
     assert next_page_key(keys[1], text("c")) == keys[2]
-    for other in (prefix_keys("other", text("abc")), prefix_keys("", text("abc")), prefix_keys("digest", text("xbc"))):
+    roots = {prefix_root(salt, digest) for salt in ("", "acme", "globex") for digest in ("", "other", "digest")}
+    assert len(roots) == 9
+    for other in (*(prefix_keys(each, text("abc")) for each in roots - {root}), prefix_keys(root, text("xbc"))):
         assert not set(other) & set(keys)
 
 
 def test_one_token_that_differs_makes_another_page() -> None:
     tokens = text("a")
     changed = [*tokens[:-1], tokens[-1] + 1]
-    assert prefix_keys("", tokens) != prefix_keys("", changed)
+    assert prefix_keys(b"", tokens) != prefix_keys(b"", changed)
 
 
 def test_what_nobody_holds_is_found_until_its_room_is_needed() -> None:
     pages = PageAllocator(4)
-    keys = prefix_keys("d", text("abc"))
+    keys = prefix_keys(b"d", text("abc"))
     mine = pages.allocate(3)
     for page, key in zip(mine, keys, strict=True):
         pages.publish(page, key)
@@ -82,9 +86,9 @@ class AllocatorModel(RuleBasedStateMachine):
     def holders(self, page: int) -> int:
         return sum(page in pages for pages, _ in self.held)
 
-    @rule(identity=st.sampled_from(["", "d"]), letters=st.text("ab", min_size=1, max_size=5))
-    def start(self, identity: str, letters: str) -> None:
-        keys = prefix_keys(identity, text(letters))
+    @rule(root=st.sampled_from([b"", b"d"]), letters=st.text("ab", min_size=1, max_size=5))
+    def start(self, root: bytes, letters: str) -> None:
+        keys = prefix_keys(root, text(letters))
         prefix = self.pages.find_prefix(keys)
         assert [self.contents[page] for page in prefix] == keys[: len(prefix)]
         assert len(prefix) == len(keys) or keys[len(prefix)] not in self.contents.values()
