@@ -145,6 +145,7 @@ def create_app(gateway: Gateway) -> ASGIApp:
 
     guard = Guard(gateway.settings)
     keyring = Keyring(gateway.registry) if gateway.settings.auth else None
+    gateway.keyring = keyring
     authentication = Authentication(keyring, anyone=Principal(tenant=gateway.jobs.tenant))
 
     async def before_request(request: Request[Any, Any, Any]) -> Response[None] | None:

@@ -14,6 +14,7 @@ import logging
 import signal
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,6 +48,8 @@ __all__ = ["engine_config", "run", "serve"]
 STOP_SECONDS = 5.0
 """How long Granian may take to close connections without requests before the process exits anyway."""
 BACKLOG = 1024
+THREADS = 32
+"""Threads for what would block the event loop."""
 
 Say = Callable[[str], None]
 
@@ -82,6 +85,8 @@ async def _run(
     say: Say,
 ) -> None:
     """Start the engine, create the gateway in front of it, and serve."""
+    # Its threads mostly wait: for disks, and for the lock of the registry.
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, "waiting"))
     renderer = Renderer(Path(base.path))
     timeouts = EngineTimeouts(
         unready=settings.hang_unready_seconds,
@@ -100,9 +105,11 @@ async def _run(
 
         # Imported modules stay alive, so later garbage collections need not spend time on them.
         gc.freeze()
-        registry = Registry.open(home)  # closed by the application
+        # Closed by the application.
+        registry = Registry.open(home, busy_seconds=settings.registry_wait_seconds)
         resolver = Resolver(registry, base)
-        gateway = Gateway(settings, registry, engine, renderer, resolver, Metrics(), jobs=jobs, plugins=plugins)
+        metrics = Metrics(tenants=settings.metric_tenants)
+        gateway = Gateway(settings, registry, engine, renderer, resolver, metrics, jobs=jobs, plugins=plugins)
         with contextlib.ExitStack() as beside:
             beside.enter_context(WebhookThread(home, webhooks, on_outcome=gateway.metrics.count_webhook))
             if settings.worker:

@@ -154,7 +154,7 @@ async def delete_file(
 ) -> DeletedFile:
     """Delete a file; refused while a job or batch that has not ended needs it. Versions trained on it stay."""
     _find(file_id, gateway, principal)
-    gateway.registry.data_files.delete(file_id, tenant=principal.tenant)
+    await asyncio.to_thread(gateway.registry.data_files.delete, file_id, tenant=principal.tenant)
     return DeletedFile(id=file_id)
 
 

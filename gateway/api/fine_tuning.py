@@ -195,7 +195,7 @@ async def resume_job(
 ) -> FineTuningJob:
     """Queue a job again that was paused or has failed; it goes on from its checkpoint, or from the start where there is none."""
     _find(job_id, gateway, principal)
-    return await _object(gateway.registry.queue.resume(job_id), gateway, principal)
+    return await _object(await asyncio.to_thread(gateway.registry.queue.resume, job_id), gateway, principal)
 
 
 @get(
@@ -299,7 +299,7 @@ async def _object(job: Job, gateway: Gateway, principal: Principal) -> FineTunin
 
 async def _ask(job_id: str, wanted: Wanted, gateway: Gateway, principal: Principal) -> FineTuningJob:
     _find(job_id, gateway, principal)
-    return await _object(gateway.registry.queue.request(job_id, wanted), gateway, principal)
+    return await _object(await asyncio.to_thread(gateway.registry.queue.request, job_id, wanted), gateway, principal)
 
 
 def _find(job_id: str, gateway: Gateway, principal: Principal) -> Job:

@@ -13,8 +13,9 @@ from tunery.gateway.api.http.worker_pool import WorkerPool
 from tunery.gateway.engine.interface import Engine
 from tunery.gateway.engine.messages import Ready
 from tunery.gateway.jobs.file_checks import FileChecks
-from tunery.gateway.metrics.recorder import Metrics
+from tunery.gateway.metrics.recorder import Metrics, Subject
 from tunery.gateway.resolver import Resolver, Target
+from tunery.gateway.tenancy.keyring import Keyring
 from tunery.plugins.data.render.renderer import Renderer
 from tunery.plugins.discovery import load_plugins
 from tunery.plugins.manager import Plugins
@@ -45,6 +46,7 @@ class Gateway:
     jobs: JobsSettings = field(default_factory=JobsSettings)
     plugins: Plugins = field(default_factory=load_plugins)
     draining: bool = False
+    keyring: Keyring | None = None
     file_checks: FileChecks = field(init=False)
     admission: Admission = field(init=False)
     workers: WorkerPool = field(default_factory=WorkerPool)
@@ -57,6 +59,7 @@ class Gateway:
     def __post_init__(self) -> None:
         self.admission = Admission(self.settings, self.metrics.set_in_flight)
         self.file_checks = FileChecks(self.registry, self.plugins)
+        self.registry.database.observe(self.metrics.note_transaction)
         self._background = asyncio.Semaphore(BACKGROUND_AHEAD * self.settings.background_slots)
 
     @property
@@ -96,6 +99,11 @@ class Gateway:
         error.retry_after = seconds
         return error
 
+    def subject(self, target: Target) -> Subject:
+        """Whose a request for `target` is, as the metrics count it."""
+        version = target.version
+        return Subject(self.metrics.label(target.label), target.tenant, version.number if version else None)
+
     @contextlib.contextmanager
     def hold(self, count: int, target: Target, *, param: str = "n", background: bool = False) -> Iterator[None]:
         """Count `count` more requests for `target` as in flight, unless in the background; the metrics count refusals.
@@ -109,7 +117,7 @@ class Gateway:
             try:
                 holding.enter_context(self.admission.hold(count, tenant=target.tenant, param=param))
             except Overloaded as error:
-                self.metrics.count_refused(self.metrics.label(target.label), code=error.code, count=count)
+                self.metrics.count_refused(self.subject(target), code=error.code, count=count)
                 raise
             yield
 

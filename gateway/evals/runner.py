@@ -23,7 +23,7 @@ from tunery.plugins.evals.graders import Score
 from tunery.plugins.evals.plan import RunPlan
 from tunery.plugins.evals.results import ItemResult
 from tunery.plugins.evals.statistics import RunSummary, summarize
-from tunery.registry.errors import Conflict, TuneryError, Unavailable
+from tunery.registry.errors import Conflict, StorageBusy, TuneryError, Unavailable
 from tunery.registry.evals.claims import RunClaim
 from tunery.registry.evals.records import EvalRun, Measurement
 from tunery.registry.evals.store import LEASE_SECONDS
@@ -104,6 +104,10 @@ class EvalRunner:
         except Conflict as error:
             if error.code != "claim_lost":
                 await self._fail(claim, error)
+        except StorageBusy:
+            # Another process holds the registry; what is evaluated is kept, and the run goes on later.
+            with contextlib.suppress(TuneryError):
+                await _in_thread(self._evals.release, claim)
         except TuneryError as error:
             await self._fail(claim, error)
         except Exception:

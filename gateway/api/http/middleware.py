@@ -77,7 +77,7 @@ class RequestMiddleware(ASGIMiddleware):
         finally:
             # 499 is nginx's status for a client that disconnected before there was a response.
             status, route = response.status or int(DISCONNECTED), _route(request)
-            self._metrics.count_response(route, status)
+            self._metrics.count_response(route, status, trace.error)
             if self._settings.access_log:
                 _log(method, route, status, trace)
 

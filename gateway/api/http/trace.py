@@ -16,7 +16,8 @@ _KEY = "trace"
 
 @dataclass
 class Trace:
-    """One request: what answered it, its tokens, and when (perf_counter seconds) it arrived and got its first token."""
+    """One request: what answered it, its tokens, when (perf_counter seconds) it arrived and got its first token, and the code
+    of the error that it was answered with."""
 
     request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     started: float = field(default_factory=time.perf_counter)
@@ -26,6 +27,7 @@ class Trace:
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     first_token: float | None = None
+    error: str | None = None
 
     def line(self) -> dict[str, Any]:
         """The fields that an access log line has beside the HTTP ones; those without a value are left out."""
@@ -37,6 +39,7 @@ class Trace:
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "ttft_ms": ttft,
+            "error": self.error,
         }
         return {name: value for name, value in fields.items() if value is not None}
 
