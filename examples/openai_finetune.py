@@ -1,7 +1,9 @@
 """Fine-tune as OpenAI's guides do it, on your own server.
 
     tunery serve
-    OPENAI_BASE_URL=http://127.0.0.1:8000/v1 OPENAI_API_KEY=unused python examples/openai_finetune.py
+    export OPENAI_BASE_URL=http://127.0.0.1:8000/v1
+    export OPENAI_API_KEY="$(tunery keys create --tenant acme --scope infer --scope train)"
+    python examples/openai_finetune.py
 
 Nothing in here is Tunery's: with OpenAI's address and one of its models it would run there.
 """

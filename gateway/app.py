@@ -45,6 +45,7 @@ from tunery.gateway.api.fine_tuning import (
     show_job,
 )
 from tunery.gateway.api.health import live, metrics, ready
+from tunery.gateway.api.http.authentication import Authentication, principal_of
 from tunery.gateway.api.http.docs_page import DocsPage
 from tunery.gateway.api.http.errors import EXCEPTION_HANDLERS
 from tunery.gateway.api.http.guards import Guard
@@ -57,7 +58,6 @@ from tunery.gateway.api.uploads import add_upload_part, cancel_upload, complete_
 from tunery.gateway.batches.runner import BatchRunner
 from tunery.gateway.evals.runner import EvalRunner
 from tunery.gateway.preload import Preloader
-from tunery.gateway.tenancy.authentication import Authentication, principal_of
 from tunery.gateway.tenancy.keyring import Keyring
 from tunery.gateway.tenancy.principal import Principal
 
@@ -144,7 +144,7 @@ def create_app(gateway: Gateway) -> ASGIApp:
         return principal_of(request)
 
     guard = Guard(gateway.settings)
-    keyring = Keyring(gateway.registry) if gateway.settings.auth else None
+    keyring = Keyring(gateway.registry, own_key=gateway.own_key) if gateway.settings.auth else None
     gateway.keyring = keyring
     authentication = Authentication(keyring, anyone=Principal(tenant=gateway.jobs.tenant))
 

@@ -1,8 +1,8 @@
 """Resolves the model that a request names to the adapter versions that answer it. It never falls back on the base.
 
 Results are cached until any process commits to the registry, so a moved alias takes effect with the next request, and
-an unmoved one costs no query. Who asks is told of another tenant's adapters what they are told of adapters that do not
-exist; `by` is who asks, None for this server itself.
+an unmoved one costs no query. Another tenant's adapters get the same error as adapters that do not exist; `by` is who
+asks, None for this server itself.
 """
 
 from __future__ import annotations

@@ -33,6 +33,7 @@ from tunery.plugins.runtime.allocator import bound_allocator
 from tunery.registry import Base
 from tunery.registry.errors import Unavailable
 from tunery.registry.home import Home
+from tunery.registry.keys.api_key import ApiKey
 from tunery.registry.registry import Registry
 from tunery.registry.settings import JobsSettings, ServeSettings
 from tunery.registry.webhook_settings import WebhooksSettings
@@ -62,16 +63,20 @@ def run(
     home: Home,
     plugins: Plugins,
     say: Say,
+    own_key: ApiKey | None = None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT; raise Unavailable when the engine never becomes ready."""
+    """Serve until SIGTERM or SIGINT; raise Unavailable when the engine never becomes ready.
+
+    `own_key` is good for this server besides the registry's keys.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     bound_allocator()
     host = resolve_host(settings.host)
     with Registry.open(home) as registry:
-        require_keys(registry, settings, host=host, tenant=jobs.tenant, say=say)
+        require_keys(registry, settings, host=host, tenant=jobs.tenant, own_key=own_key, say=say)
         base = resolve_base(settings.base, registry=registry, plugins=plugins, say=say)
     settings = msgspec.structs.replace(settings, host=host, port=free_port(host, settings.port))
-    asyncio.run(_run(settings, jobs, webhooks, base, home=home, plugins=plugins, say=say))
+    asyncio.run(_run(settings, jobs, webhooks, base, home=home, plugins=plugins, say=say, own_key=own_key))
 
 
 async def _run(
@@ -83,6 +88,7 @@ async def _run(
     home: Home,
     plugins: Plugins,
     say: Say,
+    own_key: ApiKey | None,
 ) -> None:
     """Start the engine, create the gateway in front of it, and serve."""
     # Its threads mostly wait: for disks, and for the lock of the registry.
@@ -109,7 +115,9 @@ async def _run(
         registry = Registry.open(home, busy_seconds=settings.registry_wait_seconds)
         resolver = Resolver(registry, base)
         metrics = Metrics(tenants=settings.metric_tenants)
-        gateway = Gateway(settings, registry, engine, renderer, resolver, metrics, jobs=jobs, plugins=plugins)
+        gateway = Gateway(
+            settings, registry, engine, renderer, resolver, metrics, jobs=jobs, plugins=plugins, own_key=own_key
+        )
         with contextlib.ExitStack() as beside:
             beside.enter_context(WebhookThread(home, webhooks, on_outcome=gateway.metrics.count_webhook))
             if settings.worker:

@@ -99,18 +99,31 @@ def train(method: str, adapter: str, data: Path, *options: str, number: int = 1,
 
 
 async def serve_and_ask(tickets: Path, held_out: Path) -> None:
-    """Everything that needs the server."""
+    """Everything that needs the server, each tenant with a key of its own."""
+    heading("A key for each tenant, and one for Prometheus")
+    keys = {tenant: create_key(tenant) for tenant in ("acme", "globex", "initech")}
+    keys["umbrella"] = create_key("umbrella", "infer", "train")
+    metrics_key = create_key("ops", "metrics")
     server, url = start_server()
-    client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="not-needed", max_retries=0)
+    clients = {
+        tenant: openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0) for tenant, key in keys.items()
+    }
     try:
-        await one_prompt_for_all(client)
-        await json_answers(client, held_out)
-        await swap_under_load(client)
-        await train_through_the_api(client, tickets)
-        show_metrics(url)
+        await one_prompt_for_all(clients)
+        await another_tenants_model(clients["globex"])
+        await json_answers(clients["globex"], held_out)
+        await swap_under_load(clients["acme"])
+        await train_through_the_api(clients["umbrella"], tickets)
+        show_metrics(url, metrics_key)
     finally:
         server.send_signal(signal.SIGTERM)
         server.wait(timeout=60)
+
+
+def create_key(tenant: str, *scopes: str) -> str:
+    """A new key of a tenant, which is shown to nobody here."""
+    options = [word for scope in scopes for word in ("--scope", scope)]
+    return tunery("keys", "create", "--tenant", tenant, *options, show=False).strip()
 
 
 def start_server() -> tuple[subprocess.Popen[str], str]:
@@ -128,16 +141,27 @@ def start_server() -> tuple[subprocess.Popen[str], str]:
     raise SystemExit("the server ended before it was ready")
 
 
-async def one_prompt_for_all(client: openai.AsyncOpenAI) -> None:
+async def one_prompt_for_all(clients: dict[str, openai.AsyncOpenAI]) -> None:
     """The same question to the base and to every adapter at once: one mixed batch."""
     question = "I was charged twice for my May invoice, please refund one payment."
     heading(f"One mixed batch: {question}")
     models = [BASE, "acme/docs", "globex/tickets", "initech/finder"]
-    for model, answer in zip(
-        models, await asyncio.gather(*(ask(client, model, question) for model in models)), strict=True
-    ):
+    owners = [clients.get(model.partition("/")[0], clients["acme"]) for model in models]
+    asked = (ask(client, model, question) for client, model in zip(owners, models, strict=True))
+    for model, answer in zip(models, await asyncio.gather(*asked), strict=True):
         text = answer.choices[0].message.content or ""
         print(f"{model:16} {answer.system_fingerprint:32} {' '.join(text.split())[:100]}")
+
+
+async def another_tenants_model(client: openai.AsyncOpenAI) -> None:
+    """Another's model does not exist for a tenant."""
+    heading("acme/docs for globex")
+    try:
+        await ask(client, "acme/docs", "Are you there?")
+    except openai.NotFoundError as error:
+        print(error)
+    else:
+        raise SystemExit("a tenant was answered by another's model")
 
 
 async def json_answers(client: openai.AsyncOpenAI, held_out: Path) -> None:
@@ -222,7 +246,7 @@ async def train_through_the_api(client: openai.AsyncOpenAI, tickets: Path) -> No
     print(f"{job.fine_tuned_model}: {answer.choices[0].message.content}")
 
 
-def show_metrics(url: str) -> None:
+def show_metrics(url: str, key: str) -> None:
     """The metrics lines that show what happened."""
     import urllib.request
 
@@ -236,7 +260,8 @@ def show_metrics(url: str) -> None:
         "tunery_base_bytes",
         "vllm:lora_requests_info",
     )
-    with urllib.request.urlopen(f"{url}/metrics") as response:
+    request = urllib.request.Request(f"{url}/metrics", headers={"Authorization": f"Bearer {key}"})
+    with urllib.request.urlopen(request) as response:
         for line in response.read().decode().splitlines():
             # Series that count nothing yet are left out.
             if line.startswith(wanted) and not line.endswith(" 0.0"):

@@ -3,7 +3,7 @@
 python examples/tutorials/run.py docs/tutorials/customer-service.md FOLDER [--update]
 
 Commands are the lines after `$` in ```console blocks; one that ends in `&` keeps running, and the next waits for its
-line `ready:`. ```python blocks run too. What they print goes into the ```text block that follows. Port 8000 stands for
+line `ready:`. `export NAME=VALUE` holds for all that follows. ```python blocks run too. What they print goes into the ```text block that follows. Port 8000 stands for
 any that is free.
 """
 
@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+EXPORT = re.compile(r"export (?P<name>\w+)=(?P<value>.*)")
 BLOCK = re.compile(r"^```(console|python|text)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
@@ -72,10 +73,27 @@ class Tutorial:
         line = self.change(command.replace("\\\n", " ")).replace("8000", self.port)
         if line.endswith("&"):
             return self._start(line.removesuffix("&").strip())
+        if exported := EXPORT.fullmatch(line):
+            return self._export(exported["name"], exported["value"])
         done = self.shell(line)
         if done.returncode:
             raise SystemExit(f"$ {line}\n{done.stdout}ended with {done.returncode}")
         return self._shown(done.stdout)
+
+    def _export(self, name: str, value: str) -> str:
+        """Set a variable for all that follows; what is shown is what its value's command says beside it."""
+        done = subprocess.run(
+            f'set -e; value={value}; printf %s "$value"',
+            shell=True,
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            raise SystemExit(f"$ export {name}={value}\n{done.stderr}ended with {done.returncode}")
+        self.environment[name] = done.stdout
+        return self._shown(done.stderr)
 
     def shell(self, line: str) -> subprocess.CompletedProcess[str]:
         """Run a command line in the folder; its stdout has what it wrote on stderr, too."""

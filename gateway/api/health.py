@@ -13,7 +13,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from tunery.gateway.api.http.errors import error_responses
 from tunery.gateway.api.state import Gateway
 from tunery.gateway.metrics.registry_state import read_state
-from tunery.gateway.tenancy.scopes import ADMIN, SCOPE
+from tunery.gateway.tenancy.scopes import METRICS, SCOPE
 from tunery.registry.errors import TuneryError
 
 __all__ = ["live", "metrics", "ready"]
@@ -60,7 +60,7 @@ async def ready(gateway: NamedDependency[Gateway]) -> Response[dict[str, str]]:
     responses=error_responses(500),
     tags=["operation"],
     media_type=_TEXT,
-    opt={SCOPE: ADMIN},
+    opt={SCOPE: METRICS},
 )
 async def metrics(gateway: NamedDependency[Gateway]) -> Response[bytes]:
     """All metrics in Prometheus' text format."""

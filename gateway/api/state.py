@@ -20,6 +20,7 @@ from tunery.plugins.data.render.renderer import Renderer
 from tunery.plugins.discovery import load_plugins
 from tunery.plugins.manager import Plugins
 from tunery.registry.errors import Overloaded, Unavailable
+from tunery.registry.keys.api_key import ApiKey
 from tunery.registry.registry import Registry
 from tunery.registry.settings import JobsSettings, ServeSettings
 
@@ -47,6 +48,9 @@ class Gateway:
     plugins: Plugins = field(default_factory=load_plugins)
     draining: bool = False
     keyring: Keyring | None = None
+    own_key: ApiKey | None = None
+    """A key that is good for this server besides the registry's."""
+
     file_checks: FileChecks = field(init=False)
     admission: Admission = field(init=False)
     workers: WorkerPool = field(default_factory=WorkerPool)

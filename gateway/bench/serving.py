@@ -26,7 +26,7 @@ COMMAND = (sys.executable, "-m", "tunery.gateway.cli")
 @contextmanager
 def server(base: str, *, home: Path | None = None) -> Iterator[int]:
     """The port of `tunery serve` on that base, with a `home` of its own where one is given."""
-    command = [*COMMAND, "serve", "--base", base, "--port", "0"]
+    command = [*COMMAND, "serve", "--base", base, "--port", "0", "--no-auth"]
     environment = os.environ | ({"TUNERY_HOME": str(home)} if home else {})
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
         try:

@@ -1,7 +1,7 @@
 """The process that `tunery.serve` starts: `python -m tunery.gateway.python.server_process SETTINGS`, settings as JSON.
 
 It serves until its stdin is closed, which the end of the process that started it does too, and then drains. Stdout
-carries one line of JSON: `{"ready": URL}`, or `{"error": KIND, "message": …, "code": …}` when the start failed.
+carries one line of JSON: `{"ready": URL, "api_key": TOKEN}`, or `{"error": KIND, "message": …, "code": …}` when the start failed.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from typing import TextIO
 
 import msgspec
@@ -19,6 +20,7 @@ from tunery.plugins.discovery import load_plugins
 from tunery.plugins.runtime.quick_exit import exit_quickly
 from tunery.registry.errors import TuneryError
 from tunery.registry.home import Home
+from tunery.registry.keys.api_key import SCOPES, new_key
 from tunery.registry.settings import ServeSettings, read_settings
 
 __all__ = ["main"]
@@ -30,18 +32,23 @@ def main() -> None:
     os.dup2(2, 1)  # whatever else is printed, by the engine's process too, is log
     threading.Thread(target=_stop_at_end_of_input, name="stdin", daemon=True).start()
 
+    token = ""
+
     def say(text: str) -> None:
         sys.stderr.write(text + "\n")
         sys.stderr.flush()
         if text.startswith("ready: "):
-            _send(messages, {"ready": text.split()[1]})
+            _send(messages, {"ready": text.split()[1], "api_key": token})
 
     try:
         from tunery.gateway.serve import run
 
         home, settings = Home.from_env(), msgspec.json.decode(sys.argv[1], type=ServeSettings)
         others = read_settings(home.root)
-        run(settings, others.jobs, others.webhooks, home=home, plugins=load_plugins(), say=say)
+        key, token = new_key(
+            tenant=others.jobs.tenant, scopes=SCOPES, created_at=time.time(), created_by="tunery.serve"
+        )
+        run(settings, others.jobs, others.webhooks, home=home, plugins=load_plugins(), say=say, own_key=key)
     except TuneryError as error:
         _send(messages, {"error": type(error).__name__, "message": error.message, "code": error.code})
         sys.exit(1)

@@ -32,9 +32,11 @@ class Server:
 
     url: str
     """Where it answers, such as `http://127.0.0.1:8000`; an OpenAI client's `base_url` is this and `/v1`."""
+    api_key: str
+    """A key with all scopes, which this server knows and no other, and which ends with it."""
 
-    def __init__(self, process: subprocess.Popen[str], settings: ServeSettings, url: str) -> None:
-        self.url = url
+    def __init__(self, process: subprocess.Popen[str], settings: ServeSettings, url: str, api_key: str) -> None:
+        self.url, self.api_key = url, api_key
         self.settings = settings
         self._process = process
 
@@ -81,7 +83,8 @@ def serve(
     timer = threading.Timer(ready_seconds, process.kill)
     timer.start()
     try:
-        return Server(process, settings, _ready_url(process, ready_seconds))
+        url, api_key = _ready(process, ready_seconds)
+        return Server(process, settings, url, api_key)
     except BaseException:
         _end(process, 0.0)
         raise
@@ -108,8 +111,8 @@ def _start(settings: ServeSettings, home: Path, log: str | Path | None) -> subpr
             stderr.close()
 
 
-def _ready_url(process: subprocess.Popen[str], ready_seconds: float) -> str:
-    """What the process says first: its address, or the error that it ended with."""
+def _ready(process: subprocess.Popen[str], ready_seconds: float) -> tuple[str, str]:
+    """What the process says first: its address and its key, or the error that it ended with."""
     line = process.stdout.readline() if process.stdout else ""
     if not line:
         code = process.wait()
@@ -117,7 +120,7 @@ def _ready_url(process: subprocess.Popen[str], ready_seconds: float) -> str:
         raise Unavailable(f"the server {why} before it was ready; its log says more")
     message = json.loads(line)
     if "ready" in message:
-        return str(message["ready"])
+        return message["ready"], message["api_key"]
     kind = getattr(errors, message["error"], TuneryError)
     while kind.__init__ is not TuneryError.__init__:  # one that takes other arguments: its parent says enough
         kind = kind.__base__

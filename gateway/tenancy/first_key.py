@@ -7,7 +7,7 @@ from collections.abc import Callable
 from ipaddress import ip_address
 
 from tunery.registry.errors import InvalidInput
-from tunery.registry.keys.api_key import SCOPES
+from tunery.registry.keys.api_key import SCOPES, ApiKey
 from tunery.registry.registry import Registry
 from tunery.registry.settings import ServeSettings
 
@@ -15,9 +15,17 @@ __all__ = ["require_keys"]
 
 
 def require_keys(
-    registry: Registry, settings: ServeSettings, *, host: str, tenant: str, say: Callable[[str], None]
+    registry: Registry,
+    settings: ServeSettings,
+    *,
+    host: str,
+    tenant: str,
+    own_key: ApiKey | None,
+    say: Callable[[str], None],
 ) -> None:
-    """Make the first key of a registry that never had one, and `say` it; `host` is the address to listen on.
+    """Make the first key of a registry that never had one, and `say` it, unless the server has an `own_key`.
+
+    `host` is the address to listen on.
 
     Raises InvalidInput where nobody could have a key (no_active_key), or everybody would do without one
     (auth_required).
@@ -30,6 +38,8 @@ def require_keys(
                 code="auth_required",
                 param="auth",
             )
+        return
+    if own_key is not None:
         return
     keys = registry.keys.list()
     if not keys:

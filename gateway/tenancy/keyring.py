@@ -28,10 +28,13 @@ WAIT_SECONDS = 2.0
 
 
 class Keyring:
-    """The keys of a registry. `start` and `stop` belong to the gateway's event loop; `clock` is Unix time in seconds."""
+    """The keys of a registry, and a server's own. `start` and `stop` belong to the gateway's event loop; `clock` is Unix time in seconds."""
 
-    def __init__(self, registry: Registry, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, registry: Registry, *, own_key: ApiKey | None = None, clock: Callable[[], float] = time.time
+    ) -> None:
         self._registry, self._clock = registry, clock
+        self._own = (own_key,) if own_key else ()
         self._keys: dict[str, ApiKey] = {}
         self._changes = -1
         self._known_at = -math.inf
@@ -98,6 +101,6 @@ class Keyring:
             raise StorageFailed("the registry was removed or replaced: restart this server", code="registry_replaced")
         changes = self._registry.changes()
         if changes != self._changes:
-            self._keys = {key.id: key for key in self._registry.keys.list()}
+            self._keys = {key.id: key for key in (*self._registry.keys.list(), *self._own)}
             self._changes = changes
         self._known_at = time.monotonic()

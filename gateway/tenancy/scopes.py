@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["ADMIN", "DATA", "INFER", "PUBLISH", "SCOPE", "TRAIN"]
+__all__ = ["ADMIN", "DATA", "INFER", "METRICS", "PUBLISH", "SCOPE", "TRAIN"]
 
 SCOPE = "scope"
 """The entry of `opt`; a handler without it is open to all."""
@@ -11,4 +11,5 @@ TRAIN = ("train",)
 DATA = ("infer", "train")
 """Files are what batches ask, and what jobs train on."""
 PUBLISH = ("publish",)
+METRICS = ("metrics", "admin")
 ADMIN = ("admin",)

@@ -25,13 +25,15 @@ __all__ = [
     "check_scopes",
     "check_tenant",
     "matches",
+    "new_key",
     "new_token",
     "split_token",
 ]
 
-SCOPES = ("infer", "train", "publish", "admin")
+SCOPES = ("infer", "train", "publish", "metrics", "admin")
 """`infer` asks models; `train` has files, jobs, batches and evaluations; `publish` moves aliases and deletes models;
-`admin` manages keys and sees all tenants."""
+`metrics` reads /metrics, as Prometheus does; `admin` manages keys and sees all tenants."""
+MAX_LABEL = 128
 PREFIX = "tn-"
 KeyState = Literal["active", "expired", "revoked"]
 
@@ -66,6 +68,34 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
         if self.revoked_at is not None:
             return "revoked"
         return "expired" if self.expires_at is not None and self.expires_at <= now else "active"
+
+
+def new_key(
+    *,
+    tenant: str,
+    scopes: Collection[str],
+    created_at: float,
+    created_by: str,
+    label: str = "",
+    adapters: Collection[str] = (),
+    expires_at: float | None = None,
+) -> tuple[ApiKey, str]:
+    """A new key and its token, neither stored anywhere; raise InvalidInput."""
+    if len(label) > MAX_LABEL or not label.isprintable():
+        raise InvalidInput(f"a label has at most {MAX_LABEL} printable characters", param="label")
+    key_id, secret_hash, token = new_token()
+    key = ApiKey(
+        id=key_id,
+        tenant=check_tenant(tenant),
+        label=label,
+        scopes=check_scopes(scopes),
+        adapters=check_patterns(adapters),
+        secret_hash=secret_hash,
+        created_at=created_at,
+        created_by=created_by,
+        expires_at=expires_at,
+    )
+    return key, token
 
 
 def new_token() -> tuple[str, str, str]:

@@ -7,14 +7,13 @@ from collections.abc import Callable, Collection
 import msgspec
 from sqlalchemy import Connection, Row, insert, select, update
 
-from tunery.registry.errors import Conflict, InvalidInput, NotFound
-from tunery.registry.keys.api_key import ApiKey, check_patterns, check_scopes, check_tenant, new_token
+from tunery.registry.errors import Conflict, NotFound
+from tunery.registry.keys.api_key import ApiKey, new_key, new_token
 from tunery.registry.storage import schema
 from tunery.registry.storage.database import Database
 
 __all__ = ["Keys"]
 
-MAX_LABEL = 128
 _key = schema.api_keys.c
 
 
@@ -35,17 +34,12 @@ class Keys:
         seconds: float | None = None,
     ) -> tuple[ApiKey, str]:
         """A new key, good for so many seconds or, with None, until it is revoked; raise InvalidInput."""
-        if len(label) > MAX_LABEL or not label.isprintable():
-            raise InvalidInput(f"a label has at most {MAX_LABEL} printable characters", param="label")
         now = self._clock()
-        key_id, secret_hash, token = new_token()
-        key = ApiKey(
-            id=key_id,
-            tenant=check_tenant(tenant),
+        key, token = new_key(
+            tenant=tenant,
+            scopes=scopes,
+            adapters=adapters,
             label=label,
-            scopes=check_scopes(scopes),
-            adapters=check_patterns(adapters),
-            secret_hash=secret_hash,
             created_at=now,
             created_by=actor,
             expires_at=_end(now, seconds),

@@ -27,7 +27,9 @@ PAGES = [
     *sorted((ROOT / "docs").rglob("*.md")),
     *sorted((ROOT / "examples").rglob("README.md")),
 ]
-COMMANDS = re.compile(r"(\$ )?(tunery|make|python3?|pip|pipx|pytest|pre-commit|accelerate|torchrun|\.venv/bin/\S+) ")
+COMMANDS = re.compile(
+    r"(\$ )?(tunery|make|export|python3?|pip|pipx|pytest|pre-commit|accelerate|torchrun|\.venv/bin/\S+) "
+)
 OUTPUT = re.compile(r"(error: |== |\$ |[a-z]+/[a-z]+@\d+ )")
 LAYOUT = re.compile(r"[a-z]+/ {2,}\S")
 
@@ -118,7 +120,10 @@ def test_python_runs(block: Block) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("block", [block for block in PYTHON if "OpenAI(" in block.text], ids=str)
-async def test_clients_of_a_server_run(block: Block, served: Served, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_clients_of_a_server_run(
+    block: Block, served: Served, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "unused")
     for adapter in ("acme/support", "larkspur/support", "acme/code"):
         served.publish(adapter, alias="production")
     text = block.text.replace("http://127.0.0.1:8000", served.url).replace("smollm2-135m", served.base.name)

@@ -7,8 +7,8 @@ from typing import Any
 
 from litestar import Request
 
+from tunery.gateway.api.http.authentication import principal_of
 from tunery.gateway.api.http.trace import Trace, trace_of
-from tunery.gateway.tenancy.authentication import principal_of
 from tunery.gateway.tenancy.principal import Principal
 
 __all__ = ["Call", "call_of"]

@@ -20,11 +20,11 @@ _ERRORS: dict[int, type[TuneryError]] = {400: InvalidInput, 404: NotFound, 429: 
 class RemoteEval:
     """A client of the server at `url`, with or without `/v1`; use it in a `with` block."""
 
-    def __init__(self, url: str, *, api_key: str = "unused") -> None:
+    def __init__(self, url: str, *, key: str | None) -> None:
         import httpx2
 
         place = f"{url.rstrip('/').removesuffix('/v1')}/v1"
-        headers = {"authorization": f"Bearer {api_key}"}
+        headers = {"authorization": f"Bearer {key}"} if key else {}
         self._url = url
         self._client = httpx2.Client(base_url=place, headers=headers, timeout=TIMEOUT)
         self._failure: type[Exception] = httpx2.HTTPError

@@ -11,7 +11,7 @@ import msgspec
 import rich_click as click
 
 from tunery.gateway.cli.terminal.context import plugins, print_json, say
-from tunery.gateway.cli.terminal.options import as_json
+from tunery.gateway.cli.terminal.options import as_json, server_key
 from tunery.plugins.evals.short_forms import SHORT_FORMS, grader_from_text
 from tunery.registry.errors import InvalidInput, JobCancelled, TuneryError
 from tunery.registry.home import Home
@@ -49,6 +49,7 @@ class _Outcome(msgspec.Struct, frozen=True, kw_only=True):
 )  # fmt: skip
 @click.option("--base", help="The base to serve.  [default: that of MODEL]")
 @click.option("--server", help="Let the server at this URL do it, instead of an engine of this command's own.")
+@server_key
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the result of each row here.")
 @as_json
 def run_eval(
@@ -59,6 +60,7 @@ def run_eval(
     prompt: Path | None,
     base: str | None,
     server: str | None,
+    key: str | None,
     out: Path | None,
     as_json: bool,
     **sampling: Any,
@@ -77,7 +79,7 @@ def run_eval(
     if server is not None:
         if base is not None:
             raise InvalidInput("--base goes without --server: a server has its own")
-        outcome = _by_server(server, data, criteria, asked, against, out)
+        outcome = _by_server(server, key, data, criteria, asked, against, out)
     else:
         outcome = _here(data, criteria, asked, against, base, out)
     _print(outcome, as_json)
@@ -152,6 +154,7 @@ def _here(
 
 def _by_server(
     server: str,
+    key: str | None,
     data: Path,
     criteria: list[dict[str, Any]],
     asked: dict[str, Any],
@@ -164,7 +167,7 @@ def _by_server(
     if data_files(data) != [data]:
         raise InvalidInput(f"--data {data}: a folder cannot be uploaded; name one file")
     source = asked | {"type": "completions"}
-    with RemoteEval(server) as remote:
+    with RemoteEval(server, key=key) as remote:
         run = remote.run(data, graders=criteria, source=source, against=against, done=_progress())
         if out is not None:
             _write(out, remote.items(run))

@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 import msgspec
 import rich_click as click
 
+from tunery.gateway.cli.terminal.options import server_key
 from tunery.gateway.cli.terminal.training_options import TrainingOptions
 from tunery.registry.jobs.queue import Wanted
 from tunery.registry.records import StoredEvent
@@ -85,12 +86,7 @@ def with_jobs(command: Command) -> Command:
         envvar="TUNERY_SERVER",
         help="The jobs of this server, not of TUNERY_HOME.  [env: TUNERY_SERVER]",
     )
-    @click.option(
-        "--key",
-        metavar="KEY",
-        envvar=["TUNERY_API_KEY", "OPENAI_API_KEY"],
-        help="The server's API key.  [env: TUNERY_API_KEY, OPENAI_API_KEY]",
-    )
+    @server_key
     @functools.wraps(command)
     def wrapped(*, server: str | None, key: str | None, **given: Any) -> Any:
         with _open(server, key) as jobs:

@@ -11,12 +11,18 @@ import rich_click as click
 from tunery.registry.errors import InvalidInput
 from tunery.registry.values import FieldDescription, describe_fields, read_value
 
-__all__ = ["as_json", "parse_settings", "read_options", "setting_options"]
+__all__ = ["as_json", "parse_settings", "read_options", "server_key", "setting_options"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Settings = TypeVar("Settings", bound=msgspec.Struct)
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+server_key = click.option(
+    "--key",
+    metavar="KEY",
+    envvar=["TUNERY_API_KEY", "OPENAI_API_KEY"],
+    help="The server's API key.  [env: TUNERY_API_KEY, OPENAI_API_KEY]",
+)
 
 
 def setting_options(settings: type[msgspec.Struct]) -> Callable[[Command], Command]:

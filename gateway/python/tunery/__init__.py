@@ -20,7 +20,7 @@ From a file of examples to an endpoint that answers with it:
     ...     registry.resolve("acme/tone").aliases
     ('production',)
     >>> with tunery.serve(tunery.ServeSettings(base="smollm2-135m", port=0)) as server:
-    ...     client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="unused")
+    ...     client = openai.OpenAI(base_url=f"{server.url}/v1", api_key=server.api_key)
     ...     [model.id for model in client.models.list()]
     ['smollm2-135m', 'acme/tone']
 

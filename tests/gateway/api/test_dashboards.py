@@ -39,6 +39,7 @@ async def prometheus(served: Served, tmp_path: Path) -> AsyncIterator[httpx.Asyn
     config = (DEPLOY / "prometheus/prometheus.yml").read_text()
     config = config.replace("gateway:8000", served.url.removeprefix("http://")).replace("15s", "1s")
     (tmp_path / "prometheus.yml").write_text(config)
+    (tmp_path / "api.key").write_text("unused")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
