@@ -49,7 +49,7 @@ CANARIES = Dashboard(
             Panel(
                 "Failed share by alias",
                 "percentunit",
-                "A canary that fails more than production is to be rolled back: tunery adapters rollback ADAPTER --alias canary.",
+                "A canary that fails more than production is to be rolled back: tunery adapters rollback ADAPTER canary.",
                 one(
                     "{{adapter}} {{alias}} ({{version}})",
                     _by_alias(

@@ -44,7 +44,7 @@ Kind = Literal["read", "write"]
 
 
 class Transaction(msgspec.Struct, frozen=True):
-    """What an observer is told of a transaction: its seconds, waiting included, and the code of the error of the database
+    """A transaction, as an observer sees it: its seconds, waiting included, and the code of the error of the database
     that ended it, or None."""
 
     kind: Kind
