@@ -87,7 +87,9 @@ class EvalRunner:
         base = self._gateway.resolver.base.digest
         if self._gateway.draining or not self._watch.due():
             return None
-        if self._evals.has_work(base) and (run := self._evals.claim(self._owner, base_digest=base, lease=self._lease)):
+        if self._evals.has_work(base, lease=self._lease) and (
+            run := self._evals.claim(self._owner, base_digest=base, lease=self._lease)
+        ):
             return run
         self._watch.found_nothing()
         return None

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable
 
+from tunery.gateway.tenancy.steady_clock import SteadyClock
 from tunery.registry.errors import StorageFailed
 from tunery.registry.keys.api_key import ApiKey, matches, split_token
 from tunery.registry.registry import Registry
@@ -31,9 +32,9 @@ class Keyring:
     """The keys of a registry, and a server's own. `start` and `stop` belong to the gateway's event loop; `clock` is Unix time in seconds."""
 
     def __init__(
-        self, registry: Registry, *, own_key: ApiKey | None = None, clock: Callable[[], float] = time.time
+        self, registry: Registry, *, own_key: ApiKey | None = None, clock: Callable[[], float] | None = None
     ) -> None:
-        self._registry, self._clock = registry, clock
+        self._registry, self._clock = registry, clock or SteadyClock()
         self._own = (own_key,) if own_key else ()
         self._keys: dict[str, ApiKey] = {}
         self._changes = -1

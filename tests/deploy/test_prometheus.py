@@ -10,6 +10,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +54,9 @@ class Site:
             for tenant, token in tokens.items()
         }
 
-    def ask(self, tenant: str, model: str) -> int:
-        """The status of a short request."""
-        body = {"model": model, "prompt": "the quick brown", "max_tokens": 4, "ignore_eos": True}
+    def ask(self, tenant: str, model: str, *, tokens: int = 4) -> int:
+        """The status of a request."""
+        body = {"model": model, "prompt": "the quick brown", "max_tokens": tokens, "ignore_eos": True}
         return self.tenants[tenant].post("/v1/completions", json=body).status_code
 
     def values(self, expression: str) -> list[float]:
@@ -148,8 +149,8 @@ def test_every_panel_has_data_after_traffic_and_every_alert_is_evaluated(site: S
     _damage(site.registry)
     _train(site.registry)
     assert site.ask("acme", "acme/support") == 200
-    while _beside_two(site) != 429:
-        """They ended before it came."""
+    while 429 not in _crowd(site):
+        """Each ended before the next one came."""
     assert site.ask("globex", "globex/damaged") == 500
     # Whatever grows from here on has been seen at its first value.
     left = panels()
@@ -166,15 +167,13 @@ def test_every_panel_has_data_after_traffic_and_every_alert_is_evaluated(site: S
         assert time.monotonic() < deadline, site.rules()
         time.sleep(0.2)
     assert {rule["name"]: rule["health"] for rule in site.rules()} == dict.fromkeys(alerts(), "ok")
-    assert site.values('tunery_tenant_requests_total{tenant="acme",result="refused"}') == [1.0]
+    assert site.values('tunery_tenant_requests_total{tenant="acme",result="refused"}')[0] >= 1
 
 
-def _beside_two(site: Site) -> int:
-    """The status of a request that comes while two run, which is all that may."""
-    body = {"model": "acme/support", "prompt": "x", "max_tokens": 400, "ignore_eos": True, "stream": True, "n": 2}
-    with site.tenants["acme"].stream("POST", "/v1/completions", json=body) as stream:
-        next(line for line in stream.iter_lines() if line.startswith("data: "))
-        return site.ask("acme", "acme/support")
+def _crowd(site: Site) -> set[int]:
+    """The statuses of more requests at once than there are places for."""
+    with ThreadPoolExecutor(8) as threads:
+        return set(threads.map(lambda _: site.ask("acme", "acme/support", tokens=200), range(8)))
 
 
 def _damage(registry: Registry) -> None:
