@@ -27,7 +27,7 @@ from tunery.registry.records import JobRequest
 from tunery.registry.registry import Registry
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
-PATIENCE = 40
+PATIENCE = 180
 VARIABLES = {"$instance": ".*", "$adapter": ".*", "$tenant": ".*", "$__rate_interval": "1m"}
 METRIC = re.compile(r"\b(?:tunery_|vllm:)[a-z0-9_:]+|\bup\b")
 NAMES = ("acme/support", "acme/support", "globex/tickets", "globex/damaged")
@@ -148,13 +148,16 @@ def alerts() -> dict[str, str]:
 def test_every_panel_has_data_after_traffic_and_every_alert_is_evaluated(site: Site) -> None:
     _damage(site.registry)
     _train(site.registry)
+    deadline = time.monotonic() + PATIENCE
+    while not site.values('count_over_time(tunery_adapter_loads_total{adapter="acme/support"}[1m]) > 2'):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    # Whatever grows from here on has been seen at 0.
     assert site.ask("acme", "acme/support") == 200
     while 429 not in _crowd(site):
         """Each ended before the next one came."""
     assert site.ask("globex", "globex/damaged") == 500
-    # Whatever grows from here on has been seen at its first value.
     left = panels()
-    deadline = time.monotonic() + PATIENCE
     while left := {name: each for name, each in left.items() if not site.values(each)}:
         assert time.monotonic() < deadline, f"nothing for {left}"
         for tenant, model in (("acme", "acme/support"), ("acme", "acme/support@canary"), ("globex", "globex/tickets")):

@@ -17,8 +17,8 @@ from tunery.registry.settings import ServeSettings
 
 __all__ = ["Site", "one_document", "served", "settings", "site", "tokenizer_folder"]
 
-ROW = b'{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}\n'
-FILE = {"file": ("rows.jsonl", 12 * ROW)}
+ROW = '{{"messages": [{{"role": "user", "content": "hi {0}"}}, {{"role": "assistant", "content": "hello {0}"}}]}}\n'
+FILE = {"file": ("rows.jsonl", "".join(map(ROW.format, range(12))).encode())}
 
 
 class Site:
