@@ -117,9 +117,9 @@ async def show_file(
 async def file_content(
     file_id: FromPath[str], gateway: NamedDependency[Gateway], principal: NamedDependency[Principal]
 ) -> File:
-    """The file's bytes as they were uploaded."""
+    """The file's bytes as they were uploaded; never others."""
     file = _find(file_id, gateway, principal)
-    path = gateway.registry.data_files.present_path(file)
+    path = await asyncio.to_thread(gateway.registry.data_files.whole_path, file)
     return File(path, filename=file.name, media_type="application/octet-stream")
 
 
