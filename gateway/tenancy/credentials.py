@@ -18,7 +18,7 @@ __all__ = ["Credentials", "open_credentials"]
 class Credentials:
     """API keys, and `tokens`: what looks like a JSON web token is looked for there alone."""
 
-    def __init__(self, keys: Keyring, tokens: CredentialStore | None = None) -> None:
+    def __init__(self, keys: CredentialStore, tokens: CredentialStore | None = None) -> None:
         self.keys, self._tokens = keys, tokens
 
     async def start(self) -> None:

@@ -9,7 +9,6 @@ from tunery.gateway.metrics.row import NO_TENANT, OTHER_TENANTS
 from tunery.gateway.metrics.tenants import MAX_CANDIDATES, RANK_SECONDS, TenantLabels
 from tunery.gateway.metrics.versions import MAX_VERSIONS
 
-
 ORDER = ("adapter", "tenant", "status", "version", "code", "result", "le")
 
 
