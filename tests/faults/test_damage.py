@@ -21,7 +21,7 @@ def damage(path: Path) -> None:
 
 async def test_a_damaged_upload_is_not_given_back_and_the_others_are(site: Site) -> None:
     files = site.served.gateway.registry.data_files
-    broken, whole = (await site.upload()).json()["id"], None
+    broken = (await site.upload()).json()["id"]
     other = {"file": ("other.jsonl", FILE["file"][1] + FILE["file"][1].replace(b"hi", b"ho"))}
     whole = (await site.http.post("/v1/files", files=other, data={"purpose": "fine-tune"})).json()["id"]
     damage(files.path(files.get(broken, tenant="acme")))
