@@ -43,12 +43,13 @@ def locked(home: Home) -> Iterator[None]:
 async def changes(site: Site, file: str, job: str) -> list[httpx.Response]:
     """One request of every kind that changes the registry, all at once."""
     body = {"model": "tiny", "training_file": file}
-    return await asyncio.gather(
+    asked = asyncio.gather(
         site.upload(),
         site.http.delete(f"/v1/files/{file}"),
         site.http.post("/v1/fine_tuning/jobs", json=body),
         site.http.post(f"/v1/fine_tuning/jobs/{job}/cancel"),
     )
+    return list(await asked)
 
 
 async def prepared(site: Site) -> tuple[str, str]:
