@@ -22,6 +22,7 @@ import rooms  # first, since it puts build/typing on the path, where tunery is o
 
 # isort: split
 import commands
+from dashboards import dashboard_files
 
 from tunery.gateway.bench.report import bars_table, read_bars, read_rows, rows_table
 from tunery.gateway.bench.training import table
@@ -191,7 +192,7 @@ PARTS: dict[str, tuple[str, Callable[[], str]]] = {
 }
 
 
-FIGURES: dict[str, Callable[[], str]] = {"figures/architecture.svg": rooms.diagram}
+FIGURES: dict[str, Callable[[], str]] = {"figures/architecture.svg": rooms.diagram} | dashboard_files()
 
 
 def filled(text: str, part: str, content: str) -> str:

@@ -64,6 +64,7 @@ from tunery.gateway.batches.runner import BatchRunner
 from tunery.gateway.evals.runner import EvalRunner
 from tunery.gateway.preload import Preloader
 from tunery.gateway.tenancy.credentials import open_credentials
+from tunery.gateway.tenancy.keyring import Keyring
 from tunery.gateway.tenancy.principal import Principal
 
 __all__ = ["create_app"]
@@ -157,6 +158,8 @@ def create_app(gateway: Gateway) -> ASGIApp:
     credentials = (
         open_credentials(gateway.registry, gateway.oidc, own_key=gateway.own_key) if gateway.settings.auth else None
     )
+    if credentials is not None and isinstance(credentials.keys, Keyring):
+        gateway.keyring = credentials.keys
     authentication = Authentication(credentials, anyone=Principal(tenant=gateway.jobs.tenant), shares=gateway.shares)
 
     async def before_request(request: Request[Any, Any, Any]) -> Response[None] | None:

@@ -12,6 +12,7 @@ import contextlib
 import gc
 import signal
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,8 @@ END_SECONDS = 60.0
 """How long the connections, and then the application, may take to end before the process exits anyway."""
 LAST_SECONDS = 5.0
 """How long requests that were ended with an error may take to say so."""
+THREADS = 32
+"""Threads for what would block the event loop."""
 
 Say = Callable[[str], None]
 
@@ -89,6 +92,8 @@ async def _run(
     settings: Settings, base: Base, *, home: Home, plugins: Plugins, say: Say, own_key: ApiKey | None
 ) -> None:
     """Start the engine, create the gateway in front of it, and serve."""
+    # Its threads mostly wait: for disks, and for the lock of the registry.
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, "waiting"))
     serving = settings.serve
     renderer = Renderer(Path(base.path))
     timeouts = EngineTimeouts(
@@ -109,9 +114,10 @@ async def _run(
 
         # Imported modules stay alive, so later garbage collections need not spend time on them.
         gc.freeze()
-        registry = Registry.open(home)  # closed by the application
+        # Closed by the application.
+        registry = Registry.open(home, busy_seconds=serving.registry_wait_seconds)
         resolver = Resolver(registry, base)
-        metrics = Metrics()
+        metrics = Metrics(tenants=serving.metric_tenants)
         tracer = open_tracer(serving, metrics)
         gateway = Gateway(
             serving,

@@ -18,6 +18,7 @@ from tunery.registry.records import DataFile, FileEntry, Job
 from tunery.registry.storage import schema
 from tunery.registry.storage.blobs import BlobStore
 from tunery.registry.storage.database import Database
+from tunery.registry.storage.digest import file_digest
 from tunery.registry.storage.mapping import to_data_file
 from tunery.registry.stored_bytes import check_room
 
@@ -155,6 +156,17 @@ class DataFiles:
         path = self.path(file)
         if not path.exists():
             raise StorageFailed(f"the bytes of {file.id} are missing; upload it again")
+        return path
+
+    def whole_path(self, file: DataFile) -> Path:
+        """As present_path, but reads the file and raises StorageFailed (file_damaged) where its bytes have changed."""
+        path = self.present_path(file)
+        if file_digest(path)[0] != file.sha256:
+            raise StorageFailed(
+                f"the bytes of {file.id} are damaged: they no longer match their digest; upload it again, or restore "
+                "the server's store from a backup",
+                code="file_damaged",
+            )
         return path
 
 

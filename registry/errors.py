@@ -8,6 +8,7 @@
     ├── Conflict                           the state changed meanwhile (compare-and-set failed)
     ├── ArtifactRefused (ValueError)       weights or configs that must not enter or be served
     ├── StorageFailed (OSError)            disk full, blob missing or damaged
+    │   └── StorageBusy                    another process holds the registry; try again a little later
     ├── TrainingFailed (ArithmeticError)   a run that cannot end well, or whose result must not be served
     ├── JobPaused                          a job wrote a checkpoint and ended, as requested
     ├── JobCancelled                       a command was interrupted, or a job stopped from elsewhere
@@ -36,6 +37,7 @@ __all__ = [
     "LimitReached",
     "NotFound",
     "Overloaded",
+    "StorageBusy",
     "StorageFailed",
     "TrainingFailed",
     "TuneryError",
@@ -126,6 +128,13 @@ class StorageFailed(TuneryError, OSError):
     """The disk cannot be read or written, or what is stored is missing or damaged."""
 
     code = "storage_failed"
+
+
+class StorageBusy(StorageFailed):
+    """Another process holds the registry's lock for longer than was waited; nothing was changed."""
+
+    code = "registry_busy"
+    retry_after = 1
 
 
 class TrainingFailed(TuneryError, ArithmeticError):

@@ -27,10 +27,10 @@ from tunery.registry.records import AliasMove, Base, DataUse, Job, NewVersion, V
 from tunery.registry.responses import Responses
 from tunery.registry.sharing.sharing import Sharing
 from tunery.registry.storage.blobs import BlobStore
-from tunery.registry.storage.database import Database
+from tunery.registry.storage.database import BUSY_SECONDS, Database
 from tunery.registry.storage.disk import keep_room, no_room
 from tunery.registry.storage.manifests import Manifests
-from tunery.registry.storage.mapping import alias_map
+from tunery.registry.storage.mapping import alias_list, alias_map
 from tunery.registry.storage.mirror import Mirror, refuse_empty_database, refuse_missing_database
 from tunery.registry.uploads import Uploads
 from tunery.registry.usage.usage import Usage
@@ -54,7 +54,14 @@ class Registry:
     Safe to use from several threads and processes at once: SQLite's lock orders the writers.
     """
 
-    def __init__(self, home: Home, *, clock: Callable[[], float] = time.time, scarce: bool = False) -> None:
+    def __init__(
+        self,
+        home: Home,
+        *,
+        clock: Callable[[], float] = time.time,
+        scarce: bool = False,
+        busy_seconds: float = BUSY_SECONDS,
+    ) -> None:
         home.ensure()
         if scarce and no_room(home.root):
             home.reserve.unlink(missing_ok=True)
@@ -63,7 +70,10 @@ class Registry:
         manifests = Manifests(home.manifests)
         refuse_missing_database(home, manifests, self.blobs)
         self._database = Database(
-            home.database, on_create=lambda _: refuse_empty_database(home, manifests, self.blobs), scarce=scarce
+            home.database,
+            on_create=lambda _: refuse_empty_database(home, manifests, self.blobs),
+            scarce=scarce,
+            busy_seconds=busy_seconds,
         )
         self._mirror = Mirror(self._database, manifests, self.blobs)
         self._mirror.initialise()
@@ -86,13 +96,20 @@ class Registry:
         self.evals = EvalStore(self._database, self.blobs, clock=clock)
 
     @classmethod
-    def open(cls, home: Home | None = None, *, clock: Callable[[], float] = time.time, scarce: bool = False) -> Self:
+    def open(
+        cls,
+        home: Home | None = None,
+        *,
+        clock: Callable[[], float] = time.time,
+        scarce: bool = False,
+        busy_seconds: float = BUSY_SECONDS,
+    ) -> Self:
         """Open the registry of `home`, by default the one that `TUNERY_HOME` names; make it where nothing is there yet.
 
         `scarce` is for commands that free space: on a full disk they use the room that is kept in reserve for them.
-        Raise StorageFailed (registry_lost) where there are blobs and no database.
+        A change waits for `busy_seconds` while another process holds the lock, and raises StorageBusy then. Raise StorageFailed (registry_lost) where there are blobs and no database.
         """
-        return cls(home or Home.from_env(), clock=clock, scarce=scarce)
+        return cls(home or Home.from_env(), clock=clock, scarce=scarce, busy_seconds=busy_seconds)
 
     def __enter__(self) -> Self:
         return self
@@ -109,6 +126,11 @@ class Registry:
     def changes(self) -> int:
         """A number that differs from the last call's when anybody has changed something in between; usage does not count."""
         return self._database.changes()
+
+    @property
+    def database(self) -> Database:
+        """The database itself, for those who watch it."""
+        return self._database
 
     # -- versions ---------------------------------------------------------------------------------------------------
 
@@ -191,6 +213,11 @@ class Registry:
         """The version number that each alias of an adapter points to."""
         with self._database.read() as connection:
             return alias_map(connection, check_adapter(adapter))
+
+    def all_aliases(self, *, limit: int) -> list[tuple[str, str, int]]:
+        """Adapter, alias and version number of up to `limit` aliases, `production` and `canary` first."""
+        with self._database.read() as connection:
+            return alias_list(connection, limit=limit)
 
     def move_alias(
         self, adapter: str, alias: str, number: int, *, actor: str, expected: Expected = ANY, reason: str = ""

@@ -131,6 +131,15 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     restart_hold_seconds: Annotated[
         Count, about("Seconds that a request which has not begun waits for an engine that is starting.")
     ] = 15
+    registry_wait_seconds: Annotated[
+        AtLeastOne,
+        about(
+            "Seconds that a change waits for another process that holds the registry, before it is answered with 503."
+        ),
+    ] = 5
+    metric_tenants: Annotated[
+        Count, about("Tenants with metrics of their own, those with the most requests; the rest share one series.")
+    ] = 50
     response_days: Annotated[AtLeastOne, about("Days that a response is kept which was to be stored.")] = 30
     access_log: Annotated[bool, about("Write one line of JSON per request to stderr.")] = False
     log_prompts: Annotated[bool, about("Write the bodies of requests to the access log too: what tenants ask.")] = False

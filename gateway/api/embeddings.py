@@ -27,6 +27,7 @@ from tunery.gateway.api.schemas.requests import EmbeddingRequest
 from tunery.gateway.api.schemas.responses import Embedding, EmbeddingList, EmbeddingUsage
 from tunery.gateway.api.state import Gateway
 from tunery.gateway.engine.messages import Embed, Ready
+from tunery.gateway.metrics.recorder import Subject
 from tunery.gateway.resolver import Target
 from tunery.gateway.tenancy.limits.reservation import Reservation
 from tunery.gateway.tenancy.scopes import INFER, SCOPE
@@ -118,7 +119,7 @@ async def _embed(
     trace = call.trace
     trace.adapter, trace.version = target.title, target.version.number if target.version else None
     trace.prompt_tokens = sum(map(len, inputs))
-    label, pooling = gateway.metrics.label(target.label), data.pooling or "mean"
+    subject, pooling = gateway.subject(target), data.pooling or "mean"
 
     async def embed(prompt: tuple[int, ...]) -> Vector:
         command = Embed(
@@ -130,7 +131,7 @@ async def _embed(
             cache_salt=target.cache_salt,
             background=call.background,
         )
-        return format_vector(await _measured(gateway, command, label, trace), data)
+        return format_vector(await _measured(gateway, command, subject, trace), data)
 
     with gateway.hold(len(inputs), target, param="input", background=call.background):
         reservation.begun = True
@@ -143,10 +144,10 @@ async def _embed(
             await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _measured(gateway: Gateway, command: Embed, label: str, trace: Trace) -> list[float]:
+async def _measured(gateway: Gateway, command: Embed, subject: Subject, trace: Trace) -> list[float]:
     """The engine's vector, counted and timed."""
     metrics, outcome = gateway.metrics, "cancelled"
-    metrics.count_prompt(label, tokens=len(command.prompt))
+    metrics.count_prompt(subject, tokens=len(command.prompt))
     try:
         async with gateway.place(background=command.background):
             trace.note_handed()
@@ -159,5 +160,5 @@ async def _measured(gateway: Gateway, command: Embed, label: str, trace: Trace) 
         raise
     finally:
         seconds = None if command.background else time.perf_counter() - trace.started
-        metrics.count_finished(label, outcome=outcome, tokens=0, seconds=seconds)
+        metrics.count_finished(subject, outcome=outcome, tokens=0, seconds=seconds)
     return embedded.vector

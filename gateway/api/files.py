@@ -119,9 +119,9 @@ async def show_file(
 async def file_content(
     file_id: FromPath[str], gateway: NamedDependency[Gateway], principal: NamedDependency[Principal]
 ) -> File:
-    """The file's bytes as they were uploaded."""
+    """The file's bytes as they were uploaded; never others."""
     file = _find(file_id, gateway, principal)
-    path = gateway.registry.data_files.present_path(file)
+    path = await asyncio.to_thread(gateway.registry.data_files.whole_path, file)
     return File(path, filename=file.name, media_type="application/octet-stream")
 
 
@@ -156,7 +156,7 @@ async def delete_file(
 ) -> DeletedFile:
     """Delete a file; refused while a job or batch that has not ended needs it. Versions trained on it stay."""
     _find(file_id, gateway, principal)
-    gateway.registry.data_files.delete(file_id, tenant=principal.tenant)
+    await asyncio.to_thread(gateway.registry.data_files.delete, file_id, tenant=principal.tenant)
     return DeletedFile(id=file_id)
 
 

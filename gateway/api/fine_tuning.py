@@ -202,7 +202,8 @@ async def resume_job(
     _find(job_id, gateway, principal)
     with gateway.limiter.counting():
         await asyncio.to_thread(_check_compute, gateway, principal)
-        job = gateway.registry.queue.resume(job_id, limits=job_limits(gateway.limiter.book, principal))
+        limits = job_limits(gateway.limiter.book, principal)
+        job = await asyncio.to_thread(gateway.registry.queue.resume, job_id, limits=limits)
     return await _object(job, gateway, principal)
 
 
@@ -311,7 +312,7 @@ async def _object(job: Job, gateway: Gateway, principal: Principal) -> FineTunin
 
 async def _ask(job_id: str, wanted: Wanted, gateway: Gateway, principal: Principal) -> FineTuningJob:
     _find(job_id, gateway, principal)
-    return await _object(gateway.registry.queue.request(job_id, wanted), gateway, principal)
+    return await _object(await asyncio.to_thread(gateway.registry.queue.request, job_id, wanted), gateway, principal)
 
 
 def _find(job_id: str, gateway: Gateway, principal: Principal) -> Job:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 from litestar import Response, get
 from litestar.di import NamedDependency
@@ -11,7 +12,9 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from tunery.gateway.api.http.errors import error_responses
 from tunery.gateway.api.state import Gateway
+from tunery.gateway.metrics.registry_state import read_state
 from tunery.gateway.tenancy.scopes import METRICS, SCOPE
+from tunery.registry.errors import TuneryError
 
 __all__ = ["OPERATION", "live", "metrics", "ready"]
 
@@ -66,14 +69,18 @@ async def ready(gateway: NamedDependency[Gateway]) -> Response[dict[str, str]]:
 )
 async def metrics(gateway: NamedDependency[Gateway]) -> Response[bytes]:
     """All metrics in Prometheus' text format."""
-    gateway.metrics.update_health(up=gateway.engine.ready is not None, restarts=gateway.engine.restarts)
-    if _registry(gateway) == "ok":
-        gateway.metrics.add_adapters(gateway.resolver.adapters())
-        gateway.metrics.update_jobs(await asyncio.to_thread(gateway.registry.queue.counts))
-        gateway.metrics.update_batches(await asyncio.to_thread(gateway.registry.batches.states))
-        gateway.metrics.update_webhooks(await asyncio.to_thread(gateway.registry.webhooks.pending))
+    shown, in_thread = gateway.metrics, asyncio.get_running_loop().run_in_executor
+    shown.update_health(
+        up=gateway.engine.ready is not None, restarts=gateway.engine.restarts, draining=gateway.draining
+    )
+    shown.update_tenants(gateway.admission.by_tenant)
+    with contextlib.suppress(TuneryError):
+        shown.add_adapters(gateway.resolver.adapters())
+    if gateway.keyring is not None:
+        shown.update_keys(await in_thread(shown.thread, gateway.keyring.states), age=gateway.keyring.age)
+    shown.update_registry(await in_thread(shown.thread, read_state, gateway.registry))
     # There may be thousands of series, so they are formatted off the event loop.
-    return Response(await asyncio.to_thread(gateway.metrics.exposition), media_type=_TEXT)
+    return Response(await in_thread(shown.thread, shown.exposition), media_type=_TEXT)
 
 
 def _registry(gateway: Gateway) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from litestar import delete, get
 from litestar.di import NamedDependency
 from litestar.params import FromPath
@@ -75,12 +77,12 @@ async def delete_model(
             raise _no_model(name) from error
         if not principal.may_make(adapter):
             raise _no_model(name)
-        gateway.registry.checkpoints.remove(name)
+        await asyncio.to_thread(gateway.registry.checkpoints.remove, name)
         return DeletedModel(id=name)
     place = gateway.registry.queue.names().get(name)
     if place is None or not principal.may_make(place[0]):
         raise _no_model(name)
-    gateway.registry.remove(f"{place[0]}@{place[1]}", actor=principal.actor)
+    await asyncio.to_thread(gateway.registry.remove, f"{place[0]}@{place[1]}", actor=principal.actor)
     return DeletedModel(id=name)
 
 

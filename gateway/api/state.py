@@ -15,8 +15,9 @@ from tunery.gateway.api.http.worker_pool import WorkerPool
 from tunery.gateway.engine.interface import Engine
 from tunery.gateway.engine.messages import Ready
 from tunery.gateway.jobs.file_checks import FileChecks
-from tunery.gateway.metrics.recorder import Metrics
+from tunery.gateway.metrics.recorder import Metrics, Subject
 from tunery.gateway.resolver import Resolver, Target
+from tunery.gateway.tenancy.keyring import Keyring
 from tunery.gateway.tenancy.limits.book import LimitBook
 from tunery.gateway.tenancy.limits.limiter import Limiter
 from tunery.gateway.tenancy.limits.stores import open_counters
@@ -65,6 +66,7 @@ class Gateway:
     draining: bool = False
     refusing: bool = False
     requests: RequestsInFlight = field(default_factory=RequestsInFlight)
+    keyring: Keyring | None = None
     own_key: ApiKey | None = None
     """A key that is good for this server besides the registry's."""
 
@@ -91,6 +93,7 @@ class Gateway:
         self.admission = Admission(self.settings, self.metrics.set_in_flight, share=self.limiter.queue_share)
         self.shares = SharedAdapters(self.registry)
         self.file_checks = FileChecks(self.registry, self.plugins)
+        self.registry.database.observe(self.metrics.note_transaction)
         self._background = asyncio.Semaphore(BACKGROUND_AHEAD * self.settings.background_slots)
 
     @property
@@ -134,6 +137,11 @@ class Gateway:
         error.retry_after = seconds
         return error
 
+    def subject(self, target: Target) -> Subject:
+        """Whose a request for `target` is, as the metrics count it."""
+        version = target.version
+        return Subject(self.metrics.label(target.label), target.tenant, version.number if version else None)
+
     @contextlib.contextmanager
     def hold(self, count: int, target: Target, *, param: str = "n", background: bool = False) -> Iterator[None]:
         """Count `count` more requests for `target` as in flight, unless in the background; the metrics count refusals.
@@ -148,7 +156,7 @@ class Gateway:
                 holding.enter_context(self.limiter.counting())
                 holding.enter_context(self.admission.hold(count, tenant=target.tenant, param=param))
             except Overloaded as error:
-                self.metrics.count_refused(self.metrics.label(target.label), code=error.code, count=count)
+                self.metrics.count_refused(self.subject(target), code=error.code, count=count)
                 raise
             yield
 

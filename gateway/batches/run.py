@@ -113,9 +113,13 @@ class BatchRun:
     def _read(self) -> BatchInput:
         files = self._gateway.registry.data_files
         try:
-            self._source = files.path(files.get(self._batch.input_file))
+            self._source = files.whole_path(files.get(self._batch.input_file))
         except NotFound as error:
             return BatchInput([], None, [BatchError(code="file_not_found", message=error.message)])
+        except StorageFailed as error:
+            if error.code != "file_damaged":
+                raise
+            return BatchInput([], None, [BatchError(code=error.code, message=error.message)])
         return read_input(self._source, self._batch.endpoint)
 
     def _open_journal(self, found: BatchInput) -> Journal:

@@ -24,7 +24,7 @@ from tunery.plugins.evals.graders import Score
 from tunery.plugins.evals.plan import RunPlan
 from tunery.plugins.evals.results import ItemResult
 from tunery.plugins.evals.statistics import RunSummary, summarize
-from tunery.registry.errors import Conflict, LimitReached, TuneryError, Unavailable
+from tunery.registry.errors import Conflict, LimitReached, StorageBusy, TuneryError, Unavailable
 from tunery.registry.evals.claims import RunClaim
 from tunery.registry.evals.records import EvalRun, Evaluation, Measurement
 from tunery.registry.evals.store import LEASE_SECONDS
@@ -89,7 +89,9 @@ class EvalRunner:
         base = self._gateway.resolver.base.digest
         if self._gateway.draining or not self._watch.due():
             return None
-        if self._evals.has_work(base) and (run := self._evals.claim(self._owner, base_digest=base, lease=self._lease)):
+        if self._evals.has_work(base, lease=self._lease) and (
+            run := self._evals.claim(self._owner, base_digest=base, lease=self._lease)
+        ):
             return run
         self._watch.found_nothing()
         return None
@@ -106,6 +108,10 @@ class EvalRunner:
         except Conflict as error:
             if error.code != "claim_lost":
                 await self._fail(claim, error)
+        except StorageBusy:
+            # Another process holds the registry; what is evaluated is kept, and the run goes on later.
+            with contextlib.suppress(TuneryError):
+                await _in_thread(self._evals.release, claim)
         except TuneryError as error:
             await self._fail(claim, error)
         except Exception:

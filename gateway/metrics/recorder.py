@@ -6,28 +6,51 @@ Series start at 0 as soon as their labels are known, because Prometheus' `increa
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any, Literal
+from collections.abc import Collection, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
-from prometheus_client.metrics_core import Metric
-from prometheus_client.registry import Collector
 
 from tunery.gateway.engine.messages import Ready, Stats
 from tunery.gateway.metrics import table
+from tunery.gateway.metrics.lora_info import LoraRequestsInfo
+from tunery.gateway.metrics.registry_state import RegistryState
+from tunery.gateway.metrics.row import ADAPTER
 from tunery.gateway.metrics.table import BASE, COMPOSITION, MAX_ADAPTERS, OTHER, TABLE, VLLM_LABELS, Row
+from tunery.gateway.metrics.tenants import TenantLabels
+from tunery.gateway.metrics.versions import RecentVersions
 from tunery.registry.jobs.counts import JobCounts
 from tunery.registry.limit_settings import Limits
+from tunery.registry.storage.database import Transaction
 from tunery.registry.webhooks.outbox import Pending
 
-__all__ = ["DISCONNECTED", "UNKNOWN_ROUTE", "Metrics"]
+__all__ = ["DISCONNECTED", "UNKNOWN_ROUTE", "Metrics", "Subject"]
 
-OUTCOMES = ("stop", "length", "cancelled", "overloaded", "engine_restarted", "engine_failed")
+OUTCOMES = ("stop", "length", "cancelled", "overloaded", "engine_restarted", "engine_failed", "artifact_damaged")
 """Outcomes that start at 0 for every adapter; those of rarer errors appear when they happen."""
 LIMITS = tuple(field.name for field in msgspec.structs.fields(Limits))
+RESULTS = {"stop": "answered", "length": "answered", "cancelled": "cancelled"}
+"""What an outcome means for a tenant or a version; `failed` for all others."""
+REFUSED, FAILED = "refused", "failed"
+FAILURES = ("registry_busy", "disk_full", "storage_failed", "registry_replaced")
+"""Failures of the registry that start at 0."""
+ERRORS = (
+    ("401", "invalid_api_key"),
+    ("401", "missing_api_key"),
+    ("403", "insufficient_scope"),
+    ("404", "model_not_found"),
+    ("429", "overloaded"),
+    ("500", "artifact_damaged"),
+    ("500", "disk_full"),
+    ("500", "internal_error"),
+    ("503", "registry_busy"),
+)
+"""Statuses and codes of errors that start at 0."""
+MAX_CODES = 200
+"""Codes of errors that have series; beyond it, OTHER."""
 WEBHOOK_OUTCOMES = ("delivered", "retried", "given_up")
 DISCONNECTED, NOT_FOUND, METHOD_NOT_ALLOWED = "499", "404", "405"
 """Statuses; 499 is nginx's for a client that disconnected before there was a response."""
@@ -41,11 +64,25 @@ PrometheusMetric = Any
 NO_ADAPTER = ""
 
 
-class Metrics:
-    """The metrics of one gateway, on a Prometheus registry of its own."""
+class Subject(NamedTuple):
+    """Whose a request is: the label of its adapter, its tenant, and the number of the one version that answers it."""
 
-    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+    adapter: str
+    tenant: str = ""
+    version: int | None = None
+
+
+class Metrics:
+    """The metrics of one gateway, on a Prometheus registry of its own; `tenants` is how many have series.
+
+    `thread` is for what a scrape reads, so that it does not wait behind other work.
+    """
+
+    def __init__(self, registry: CollectorRegistry | None = None, *, tenants: int = 50) -> None:
         self.registry = registry or CollectorRegistry()
+        self.thread = ThreadPoolExecutor(1, "metrics")
+        self._tenants, self._versions = TenantLabels(tenants), RecentVersions()
+        self._codes = {*FAILURES, *(code for _, code in ERRORS)}
         self._own = {row: _prometheus(row, row.name, row.labels, self.registry) for row in TABLE if row.name}
         self._vllm = {
             row: _prometheus(row, row.vllm, [VLLM_LABELS.get(label, label) for label in row.labels], self.registry)
@@ -71,7 +108,13 @@ class Metrics:
             self._own[table.LIMIT_REFUSALS].labels(limit)
         for outcome in ("completed", "failed"):
             self._own[table.BATCH_REQUESTS].labels(outcome)
-        self.registry.register(_LoraRequestsInfo(lambda: (self._ready, self._stats)))
+        for error in ERRORS:
+            self._own[table.HTTP_ERRORS].labels(*error)
+        for code in FAILURES:
+            self._own[table.REGISTRY_FAILURES].labels(code)
+        for kind in ("read", "write"):
+            self._own[table.REGISTRY_SECONDS].labels(kind)
+        self.registry.register(LoraRequestsInfo(lambda: (self._ready, self._stats)))
 
     def exposition(self) -> bytes:
         """The text that Prometheus scrapes."""
@@ -121,39 +164,89 @@ class Metrics:
         """Show how many requests are in flight."""
         self._set(table.REQUESTS_IN_FLIGHT, count)
 
-    def count_response(self, route: str, status: int) -> None:
-        """Count an HTTP request by its route's template and its status."""
+    def count_response(self, route: str, status: int, code: str | None = None) -> None:
+        """Count an HTTP request by its route's template, its status, and the code of its error if it has one."""
         self._add(table.HTTP_REQUESTS, 1, route, str(status))
+        if code is not None:
+            self._add(table.HTTP_ERRORS, 1, str(status), self._code(code))
 
     def count_spans(self, outcome: Literal["exported", "dropped"], count: int) -> None:
         """Count spans that were exported, or could not be; from any thread."""
         self._add(table.TRACE_SPANS, count, outcome)
 
-    def count_refused(self, label: str, *, code: str, count: int) -> None:
+    def count_refused(self, subject: Subject, *, code: str, count: int) -> None:
         """Count requests that were not admitted, by the code of their error."""
-        self._add(table.REQUESTS, count, label, code)
+        self._add(table.REQUESTS, count, subject.adapter, code)
+        self._add(table.TENANT_REQUESTS, count, self._tenants.count(subject.tenant), REFUSED)
 
     def count_limit(self, limit: str) -> None:
         """Count what was refused because of a limit, by the limit's name."""
         self._add(table.LIMIT_REFUSALS, 1, limit)
 
-    def count_prompt(self, label: str, *, tokens: int) -> None:
+    def count_prompt(self, subject: Subject, *, tokens: int) -> None:
         """Count a request with a prompt of `tokens` that goes to the engine."""
-        self._add(table.PROMPT_TOKENS, tokens, label)
-        self._observe(table.REQUEST_PROMPT_TOKENS, tokens, label)
+        self._add(table.PROMPT_TOKENS, tokens, subject.adapter)
+        self._add(table.TENANT_PROMPT_TOKENS, tokens, self._tenants.count(subject.tenant))
+        self._observe(table.REQUEST_PROMPT_TOKENS, tokens, subject.adapter)
 
-    def observe_token(self, label: str, *, first: bool, seconds: float) -> None:
+    def observe_token(self, subject: Subject, *, first: bool, seconds: float) -> None:
         """Record a token that came `seconds` after the request (the first one) or after the token before."""
-        self._observe(table.TIME_TO_FIRST_TOKEN if first else table.TIME_PER_OUTPUT_TOKEN, seconds, label)
+        self._observe(table.TIME_TO_FIRST_TOKEN if first else table.TIME_PER_OUTPUT_TOKEN, seconds, subject.adapter)
+        if first:
+            self._observe(table.TENANT_FIRST_TOKEN, seconds, self._tenants.label(subject.tenant))
 
-    def count_finished(self, label: str, *, outcome: str, tokens: int, seconds: float | None) -> None:
+    def count_finished(self, subject: Subject, *, outcome: str, tokens: int, seconds: float | None) -> None:
         """Count a request that ended after `seconds`, None where that says nothing. `outcome` is stop, length, cancelled or an error's code."""
+        label, tenant = subject.adapter, self._tenants.label(subject.tenant)
+        result = RESULTS.get(outcome, FAILED)
+        self._add(table.TENANT_REQUESTS, 1, tenant, result)
+        self._add(table.TENANT_GENERATED_TOKENS, tokens, tenant)
+        if subject.version is not None and label != OTHER:
+            self._count_version((label, str(subject.version)), result, tokens, seconds)
         self._add(table.REQUESTS, 1, label, outcome)
         self._add(table.FINISHED, 1, label, FINISHED_REASONS.get(outcome, "error"))
         self._add(table.GENERATED_TOKENS, tokens, label)
         self._observe(table.REQUEST_GENERATED_TOKENS, tokens, label)
         if outcome in ("stop", "length") and seconds is not None:
             self._observe(table.REQUEST_SECONDS, seconds, label)
+
+    def _count_version(self, version: tuple[str, str], result: str, tokens: int, seconds: float | None) -> None:
+        is_new, dropped = self._versions.use(version)
+        if dropped is not None:
+            self._drop_version(dropped)
+        if is_new:
+            self._own[table.VERSION_REQUEST_SECONDS].labels(*version)
+            for each in (*RESULTS.values(), FAILED):
+                self._own[table.VERSION_REQUESTS].labels(*version, each)
+        self._add(table.VERSION_REQUESTS, 1, *version, result)
+        self._add(table.VERSION_GENERATED_TOKENS, tokens, *version)
+        if result == "answered" and seconds is not None:
+            self._observe(table.VERSION_REQUEST_SECONDS, seconds, *version)
+
+    def _drop_version(self, version: tuple[str, str]) -> None:
+        for each in (*RESULTS.values(), FAILED):
+            self._remove(table.VERSION_REQUESTS, *version, each)
+        for row in (table.VERSION_REQUEST_SECONDS, table.VERSION_GENERATED_TOKENS):
+            self._remove(row, *version)
+
+    def _code(self, code: str) -> str:
+        """The label of an error's code. Codes are words of ours and of plugins, never a client's."""
+        if code in self._codes or len(self._codes) < MAX_CODES:
+            self._codes.add(code)
+            return code
+        return OTHER
+
+    def update_tenants(self, in_flight: Mapping[str, int]) -> None:
+        """Show how many requests each tenant has in flight, and give the series to the busiest tenants."""
+        for tenant in self._tenants.rank():
+            for result in (*RESULTS.values(), FAILED, REFUSED):
+                self._remove(table.TENANT_REQUESTS, tenant, result)
+            for row in (table.TENANT_PROMPT_TOKENS, table.TENANT_GENERATED_TOKENS, table.TENANT_FIRST_TOKEN):
+                self._remove(row, tenant)
+        gauge = self._own[table.TENANT_IN_FLIGHT]
+        gauge.clear()
+        for tenant, count in in_flight.items():
+            gauge.labels(self._tenants.label(tenant)).inc(count)
 
     # The engine ------------------------------------------------------------------------------------------------------
 
@@ -169,9 +262,10 @@ class Metrics:
         for adapter, seconds in stats.load_seconds:
             self._observe(table.LOAD_SECONDS, seconds, self.label(adapter))
 
-    def update_health(self, *, up: bool, restarts: int) -> None:
-        """Show whether the engine can answer, and how often it was restarted."""
+    def update_health(self, *, up: bool, restarts: int, draining: bool = False) -> None:
+        """Show whether the engine can answer, how often it was restarted, and whether the gateway shuts down."""
         self._set(table.ENGINE_UP, up)
+        self._set(table.DRAINING, draining)
         if not up:
             self._forget_engine()
         self._add(table.ENGINE_RESTARTS, restarts - self._restarts)
@@ -193,7 +287,7 @@ class Metrics:
             self._own[row].clear()
         for adapter, value in values.items():
             if row.labels:
-                self._own[row].labels(self.label(adapter)).inc(value)
+                self._own[row].labels(self.label(adapter) if row.labels == ADAPTER else adapter).inc(value)
             else:
                 self._set(row, value)
 
@@ -205,6 +299,40 @@ class Metrics:
             self._add(row, value - before if value >= before else value, *([self.label(adapter)] if row.labels else []))
         self._last[row] = dict(values)
 
+    # The registry ----------------------------------------------------------------------------------------------------
+
+    def note_transaction(self, transaction: Transaction) -> None:
+        """Record a transaction of the registry, from any thread."""
+        self._observe(table.REGISTRY_SECONDS, transaction.seconds, transaction.kind)
+        if transaction.failure is not None:
+            self._add(table.REGISTRY_FAILURES, 1, self._code(transaction.failure))
+
+    def update_registry(self, state: RegistryState) -> None:
+        """Show what the registry and its disks say of themselves; what cannot be read now stays as it was."""
+        self._set(table.REGISTRY_UP, state.contents is not None)
+        self._set(table.REGISTRY_WRITABLE, state.is_writable)
+        for place, disk in state.disks.items():
+            self._own[table.DISK_FREE].labels(place).set(disk.free)
+            self._own[table.DISK_SIZE].labels(place).set(disk.size)
+        if state.contents is not None:
+            self.update_jobs(state.contents.jobs)
+            self.update_batches(state.contents.batches)
+            self.update_webhooks(state.contents.webhooks)
+            self._update_aliases(state.contents.aliases)
+
+    def _update_aliases(self, aliases: Iterable[tuple[str, str, int]]) -> None:
+        gauge = self._own[table.ALIAS_VERSION]
+        gauge.clear()
+        for adapter, alias, number in aliases:
+            if adapter in self._adapters:
+                gauge.labels(adapter, alias).set(number)
+
+    def update_keys(self, states: Mapping[str, int], *, age: float) -> None:
+        """Show how many API keys are in each state, and how old that knowledge is."""
+        for state, count in states.items():
+            self._own[table.KEYS].labels(state).set(count)
+        self._set(table.KEYS_AGE, age)
+
     # Jobs and webhooks ------------------------------------------------------------------------------------------------------------
 
     def update_jobs(self, jobs: JobCounts) -> None:
@@ -214,6 +342,7 @@ class Metrics:
             for label, count in counts.items():
                 self._own[row].labels(label).set(count)
         self._set(table.JOB_WAITING_SECONDS, jobs.waiting_seconds)
+        self._set(table.JOB_SILENT_SECONDS, jobs.silent_seconds)
         self._set(table.TRAINED_TOKENS, jobs.trained_tokens)
         rows = (table.JOB_DONE_RATIO, table.JOB_STEP_SECONDS, table.JOB_TRAIN_LOSS, table.JOB_EVAL_LOSS)
         for row in rows:
@@ -256,6 +385,10 @@ class Metrics:
         for metric in self._named(row, labels):
             metric.observe(value)
 
+    def _remove(self, row: Row, *labels: str) -> None:
+        with suppress(KeyError):
+            self._own[row].remove(*labels)
+
     def _named(self, row: Row, labels: Collection[str]) -> Iterable[PrometheusMetric]:
         for metrics in (self._own, self._vllm):
             if row in metrics:
@@ -268,27 +401,3 @@ def _prometheus(row: Row, name: str, labels: Collection[str], registry: Collecto
     if row.kind == "gauge":
         return Gauge(name, row.help, labels, registry=registry)
     return Histogram(name, row.help, labels, buckets=row.buckets, registry=registry)
-
-
-class _LoraRequestsInfo(Collector):
-    """`vllm:lora_requests_info`: a single series whose labels list the adapters and whose value is the time of the
-    scrape.
-
-    Kubernetes' inference gateway routes by it. Resident adapters count as running, since a request for one needs no
-    load.
-    """
-
-    def __init__(self, engine: Callable[[], tuple[Ready | None, Stats | None]]) -> None:
-        self._engine = engine
-
-    def collect(self) -> Iterable[Metric]:
-        """One sample, or none while there is no engine."""
-        ready, stats = self._engine()
-        row = table.LORA_REQUESTS_INFO
-        family = GaugeMetricFamily(row.vllm, row.help, labels=row.labels)
-        if ready is not None and stats is not None:
-            running = sorted({resident.name for resident in stats.resident} | set(stats.running_adapters))
-            waiting = sorted(set(stats.waiting_adapters) - set(running))
-            slots = max(len(running), ready.max_batch)
-            family.add_metric((str(slots), ",".join(running), ",".join(waiting)), time.time())
-        return (family,)

@@ -1,24 +1,42 @@
-"""Declares every metric: its own name, vLLM's name for the same thing, kind, labels, buckets and meaning.
+"""Declares every metric: its own name, vLLM's name for the same thing, kind, labels, buckets and meaning. Those that the
+engine reports are in `engine_rows`.
 
 vLLM's names let dashboards and routers made for it work unchanged. No label takes values that a client can make up:
 `adapter` is a registered adapter's `tenant/name` or one of BASE, COMPOSITION and OTHER, and vLLM's metrics call it
-`model_name`.
+`model_name`; `tenant` is one of the busiest tenants, NO_TENANT or OTHER_TENANTS.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from typing import Literal
+from collections.abc import Iterator
 
 import msgspec
 
-from tunery.gateway.engine.messages import Ready, Stats
+from tunery.gateway.metrics.engine_rows import REPORTED
+from tunery.gateway.metrics.row import (
+    ADAPTER,
+    BASE,
+    COMPOSITION,
+    FIRST_TOKEN,
+    LOADING,
+    MAX_ADAPTERS,
+    NEXT_TOKEN,
+    OTHER,
+    TENANT,
+    TOKEN_COUNT,
+    TRANSACTION,
+    VERSION,
+    VERSION_SECONDS,
+    VLLM_LABELS,
+    WHOLE_REQUEST,
+    Kind,
+    Row,
+)
 
 __all__ = [
     "BASE",
-    "MAX_ADAPTERS",
     "COMPOSITION",
+    "MAX_ADAPTERS",
     "OTHER",
     "TABLE",
     "VLLM_LABELS",
@@ -26,50 +44,6 @@ __all__ = [
     "Row",
     "exposed_metrics",
 ]
-
-BASE, COMPOSITION, OTHER = "base", "mix", "other"
-"""Values of the label `adapter`: the bare base, any composition, and all adapters beyond MAX_ADAPTERS."""
-MAX_ADAPTERS = 200
-
-VLLM_LABELS = {"adapter": "model_name", "outcome": "finished_reason"}
-"""vLLM's names for labels; others keep their name."""
-
-ADAPTER = ("adapter",)
-FIRST_TOKEN = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 30.0)
-NEXT_TOKEN = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
-WHOLE_REQUEST = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0)
-LOADING = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-TOKEN_COUNT = (1, 4, 16, 64, 256, 1024, 4096, 16384)
-
-Kind = Literal["counter", "gauge", "histogram"]
-ByAdapter = Mapping[str, float]
-
-
-class Row(msgspec.Struct, frozen=True, eq=False, kw_only=True):
-    """One metric, served under its own `name`, under `vllm`'s, or under both; counters without their suffix `_total`.
-
-    `starts` says which values of `adapter` have a series at 0 before anything is recorded: all, those of registered
-    adapters, or only the base (which is all that vLLM's name ever starts with). `stats` and `ready` take a value from
-    what the engine reports.
-    """
-
-    kind: Kind
-    help: str
-    name: str = ""
-    vllm: str = ""
-    labels: tuple[str, ...] = ()
-    buckets: tuple[float, ...] = ()
-    starts: Literal["all", "adapters", "base"] | None = None
-    stats: Callable[[Stats], float | ByAdapter] | None = None
-    ready: Callable[[Ready], float] | None = None
-
-
-def _resident_bytes(stats: Stats) -> ByAdapter:
-    sizes: Counter[str] = Counter()
-    for resident in stats.resident:
-        sizes[resident.name] += resident.bytes
-    return sizes
-
 
 # -- requests --------------------------------------------------------------------------------------------------------
 
@@ -161,6 +135,74 @@ HTTP_REQUESTS = Row(
     labels=("route", "status"),
     help="HTTP requests by route and status.",
 )
+HTTP_ERRORS = Row(
+    kind="counter",
+    name="tunery_http_errors",
+    labels=("status", "code"),
+    help="HTTP requests that were answered with an error, by its status and code.",
+)
+
+# -- tenants ------------------------------------------------------------------------------------------------------------
+
+TENANT_REQUESTS = Row(
+    kind="counter",
+    name="tunery_tenant_requests",
+    labels=("tenant", "result"),
+    help="Inference requests of a tenant, by result: answered, refused (429), cancelled or failed.",
+)
+TENANT_PROMPT_TOKENS = Row(
+    kind="counter",
+    name="tunery_tenant_prompt_tokens",
+    labels=TENANT,
+    help="Prompt tokens read for a tenant.",
+)
+TENANT_GENERATED_TOKENS = Row(
+    kind="counter",
+    name="tunery_tenant_generated_tokens",
+    labels=TENANT,
+    help="Tokens generated for a tenant.",
+)
+TENANT_FIRST_TOKEN = Row(
+    kind="histogram",
+    name="tunery_tenant_time_to_first_token_seconds",
+    labels=TENANT,
+    buckets=FIRST_TOKEN,
+    help="From the arrival of a tenant's request to its first token.",
+)
+TENANT_IN_FLIGHT = Row(
+    kind="gauge",
+    name="tunery_tenant_requests_in_flight",
+    labels=TENANT,
+    help="Inference requests of a tenant accepted and not yet answered.",
+)
+
+# -- versions -----------------------------------------------------------------------------------------------------------
+
+VERSION_REQUESTS = Row(
+    kind="counter",
+    name="tunery_version_requests",
+    labels=(*VERSION, "result"),
+    help="Inference requests that a version answered, by result: answered, cancelled or failed.",
+)
+VERSION_REQUEST_SECONDS = Row(
+    kind="histogram",
+    name="tunery_version_request_seconds",
+    labels=VERSION,
+    buckets=VERSION_SECONDS,
+    help="From the arrival of a request that a version answered to its last token.",
+)
+VERSION_GENERATED_TOKENS = Row(
+    kind="counter",
+    name="tunery_version_generated_tokens",
+    labels=VERSION,
+    help="Tokens that a version generated.",
+)
+ALIAS_VERSION = Row(
+    kind="gauge",
+    name="tunery_alias_version",
+    labels=("adapter", "alias"),
+    help="The number of the version that an alias points to.",
+)
 
 # -- the engine's process ---------------------------------------------------------------------------------------------
 
@@ -185,6 +227,60 @@ LORA_REQUESTS_INFO = Row(
     help="Adapters in memory, and adapters with requests that wait for a load; the value is the time of the scrape.",
 )
 
+# -- the gateway ---------------------------------------------------------------------------------------------------------
+
+DRAINING = Row(
+    kind="gauge",
+    name="tunery_draining",
+    help="1 while the gateway shuts down and accepts no new requests.",
+)
+DISK_FREE = Row(
+    kind="gauge",
+    name="tunery_disk_free_bytes",
+    labels=("place",),
+    help="Bytes that may still be written to the disk of the home, or of the blobs.",
+)
+DISK_SIZE = Row(
+    kind="gauge",
+    name="tunery_disk_size_bytes",
+    labels=("place",),
+    help="Size of the disk of the home, or of the blobs.",
+)
+REGISTRY_UP = Row(
+    kind="gauge",
+    name="tunery_registry_up",
+    help="1 while the registry's database can be read.",
+)
+REGISTRY_WRITABLE = Row(
+    kind="gauge",
+    name="tunery_registry_writable",
+    help="1 unless the database is gone or read-only, or the last change to it failed within a minute.",
+)
+REGISTRY_SECONDS = Row(
+    kind="histogram",
+    name="tunery_registry_transaction_seconds",
+    labels=("kind",),
+    buckets=TRANSACTION,
+    help="How long a transaction of this gateway took, waiting for the lock included, by kind: read or write.",
+)
+REGISTRY_FAILURES = Row(
+    kind="counter",
+    name="tunery_registry_failures",
+    labels=("code",),
+    help="Transactions of this gateway that failed, by the code of the error.",
+)
+KEYS = Row(
+    kind="gauge",
+    name="tunery_keys",
+    labels=("state",),
+    help="API keys by state: active, expiring (active, not replaced, ending within 14 days), expired or revoked.",
+)
+KEYS_AGE = Row(
+    kind="gauge",
+    name="tunery_keys_age_seconds",
+    help="How long ago the gateway last knew that its keys are those of the registry; a revocation after that does not count yet.",
+)
+
 # -- what the registry has -------------------------------------------------------------------------------------------
 
 JOBS = Row(
@@ -203,6 +299,11 @@ JOB_WAITING_SECONDS = Row(
     kind="gauge",
     name="tunery_job_waiting_seconds",
     help="How long the oldest job in the queue has waited; 0 when none waits.",
+)
+JOB_SILENT_SECONDS = Row(
+    kind="gauge",
+    name="tunery_job_silent_seconds",
+    help="How long the quietest running job has reported nothing; 0 when none runs.",
 )
 TRAINED_TOKENS = Row(
     kind="gauge",
@@ -267,127 +368,6 @@ WEBHOOKS_OLDEST_SECONDS = Row(
     kind="gauge",
     name="tunery_webhooks_oldest_seconds",
     help="How long ago the event of the oldest pending webhook was; 0 when none is pending.",
-)
-
-# -- what the engine reports ------------------------------------------------------------------------------------------
-
-REPORTED = (
-    Row(
-        kind="gauge",
-        name="tunery_engine_running",
-        vllm="vllm:num_requests_running",
-        stats=lambda stats: stats.running,
-        help="Requests in the engine's batch.",
-    ),
-    Row(
-        kind="gauge",
-        name="tunery_engine_waiting",
-        vllm="vllm:num_requests_waiting",
-        stats=lambda stats: stats.waiting,
-        help="Requests queued in the engine.",
-    ),
-    Row(
-        kind="gauge",
-        vllm="vllm:kv_cache_usage_perc",
-        stats=lambda stats: stats.kv_used,
-        help="Fraction of the KV cache's pages in use, 0 to 1.",
-    ),
-    Row(
-        kind="counter",
-        name="tunery_preemptions",
-        vllm="vllm:num_preemptions",
-        stats=lambda stats: stats.preemptions,
-        help="Running requests put back into the queue for lack of KV cache.",
-    ),
-    Row(
-        kind="counter",
-        name="tunery_prefix_cache_queries",
-        vllm="vllm:prefix_cache_queries",
-        stats=lambda stats: stats.prefix_queries,
-        help="Prompt tokens looked up in the prefix cache.",
-    ),
-    Row(
-        kind="counter",
-        name="tunery_prefix_cache_hits",
-        vllm="vllm:prefix_cache_hits",
-        stats=lambda stats: stats.prefix_hits,
-        help="Prompt tokens found in the prefix cache.",
-    ),
-    Row(
-        kind="gauge",
-        name="tunery_base_bytes",
-        ready=lambda ready: ready.base_bytes,
-        help="Memory of the quantized base.",
-    ),
-    Row(
-        kind="gauge",
-        name="tunery_adapter_budget_bytes",
-        ready=lambda ready: ready.adapter_budget,
-        help="Memory that all adapters together may take.",
-    ),
-    Row(
-        kind="gauge",
-        name="tunery_resident_adapters",
-        stats=lambda stats: len(stats.resident),
-        help="Adapter versions in the engine's memory.",
-    ),
-    Row(
-        kind="gauge",
-        name="tunery_resident_bytes",
-        stats=lambda stats: stats.resident_bytes,
-        help="Memory of all resident adapters, including loads in progress.",
-    ),
-    Row(
-        kind="gauge",
-        name="tunery_adapter_resident_bytes",
-        labels=ADAPTER,
-        stats=_resident_bytes,
-        help="Memory of one adapter's resident versions.",
-    ),
-    Row(
-        kind="gauge",
-        name="tunery_pinned_adapters",
-        stats=lambda stats: sum(resident.pinned for resident in stats.resident),
-        help="Adapter versions that are never evicted.",
-    ),
-    Row(
-        kind="gauge",
-        name="tunery_adapter_ram_bytes",
-        stats=lambda stats: stats.ram_bytes,
-        help="Main memory that keeps evicted adapters.",
-    ),
-    Row(
-        kind="counter",
-        name="tunery_adapter_loads",
-        labels=ADAPTER,
-        starts="adapters",
-        stats=lambda stats: stats.loads,
-        help="Adapter loads that finished.",
-    ),
-    Row(
-        kind="counter",
-        name="tunery_adapter_load_failures",
-        labels=ADAPTER,
-        starts="adapters",
-        stats=lambda stats: stats.load_failures,
-        help="Adapter loads that failed.",
-    ),
-    Row(
-        kind="counter",
-        name="tunery_adapter_evictions",
-        labels=ADAPTER,
-        starts="adapters",
-        stats=lambda stats: stats.evictions,
-        help="Evictions of the adapter to make room for another.",
-    ),
-    Row(
-        kind="counter",
-        name="tunery_adapter_cache_hits",
-        labels=ADAPTER,
-        starts="adapters",
-        stats=lambda stats: stats.hits,
-        help="Requests that found their adapter resident.",
-    ),
 )
 
 TABLE: tuple[Row, ...] = (*(value for value in tuple(globals().values()) if isinstance(value, Row)), *REPORTED)

@@ -19,11 +19,11 @@ class Credentials:
     """API keys, and `tokens`: what looks like a JSON web token is looked for there alone."""
 
     def __init__(self, keys: CredentialStore, tokens: CredentialStore | None = None) -> None:
-        self._keys, self._tokens = keys, tokens
+        self.keys, self._tokens = keys, tokens
 
     async def start(self) -> None:
         """Read the keys, and begin to ask the issuer for its own; raise what reading the database raises."""
-        await self._keys.start()
+        await self.keys.start()
         if self._tokens is not None:
             await self._tokens.start()
 
@@ -31,14 +31,14 @@ class Credentials:
         """Read no more."""
         if self._tokens is not None:
             await self._tokens.stop()
-        await self._keys.stop()
+        await self.keys.stop()
 
     async def find(self, token: str) -> Principal | None:
         """See CredentialStore.find."""
         # An API key has one dot, a signed token has two.
         if self._tokens is not None and token.count(".") == 2 and not token.startswith("tn-"):
             return await self._tokens.find(token)
-        return await self._keys.find(token)
+        return await self.keys.find(token)
 
 
 def open_credentials(registry: Registry, oidc: OidcSettings, *, own_key: ApiKey | None = None) -> Credentials:

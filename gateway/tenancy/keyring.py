@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable
 
 from tunery.gateway.tenancy.principal import Principal
+from tunery.gateway.tenancy.steady_clock import SteadyClock
+from tunery.registry.errors import StorageFailed
 from tunery.registry.keys.api_key import ApiKey, matches, split_token
 from tunery.registry.registry import Registry
 
@@ -20,6 +23,8 @@ log = logging.getLogger("tunery.gateway")
 
 REFRESH_SECONDS = 0.25
 """Seconds between looks for keys that were created or revoked by any process."""
+EXPIRING_SECONDS = 14 * 86_400.0
+"""Seconds before its end from which a key counts as expiring."""
 WAIT_SECONDS = 2.0
 """Seconds that a request with an unknown key may wait for that look, which a disk may delay."""
 
@@ -28,12 +33,13 @@ class Keyring:
     """A CredentialStore: the keys of a registry, and a server's own. `start` and `stop` belong to the gateway's event loop; `clock` is Unix time in seconds."""
 
     def __init__(
-        self, registry: Registry, *, own_key: ApiKey | None = None, clock: Callable[[], float] = time.time
+        self, registry: Registry, *, own_key: ApiKey | None = None, clock: Callable[[], float] | None = None
     ) -> None:
-        self._registry, self._clock = registry, clock
+        self._registry, self._clock = registry, clock or SteadyClock()
         self._own = (own_key,) if own_key else ()
         self._keys: dict[str, ApiKey] = {}
         self._changes = -1
+        self._known_at = -math.inf
         self._next: asyncio.Future[None] | None = None
         """Done when the next look for keys has ended."""
         self._task: asyncio.Task[None] | None = None
@@ -49,6 +55,21 @@ class Keyring:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+
+    @property
+    def age(self) -> float:
+        """Seconds since the keys were last known to be those of the registry."""
+        return time.monotonic() - self._known_at
+
+    def states(self) -> dict[str, int]:
+        """How many keys are in each state; `expiring` are those that are active, were not replaced, and end soon."""
+        now = self._clock()
+        counts = dict.fromkeys(("active", "expiring", "expired", "revoked"), 0)
+        for key in list(self._keys.values()):
+            state: str = key.state(now)
+            ends = key.expires_at is not None and key.replaced_by is None and key.expires_at - now < EXPIRING_SECONDS
+            counts["expiring" if state == "active" and ends else state] += 1
+        return counts
 
     async def find(self, token: str) -> Principal | None:
         """Whose active key a token belongs to; None for any other token, in the same time."""
@@ -77,8 +98,11 @@ class Keyring:
                     done.set_result(None)
 
     def _read(self) -> None:
-        """Read all keys unless nothing was committed since the last time."""
+        """Read all keys unless nothing was committed since the last time; raise where others may commit elsewhere by now."""
+        if self._registry.database.is_replaced():
+            raise StorageFailed("the registry was removed or replaced: restart this server", code="registry_replaced")
         changes = self._registry.changes()
         if changes != self._changes:
             self._keys = {key.id: key for key in (*self._registry.keys.list(), *self._own)}
             self._changes = changes
+        self._known_at = time.monotonic()

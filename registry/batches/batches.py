@@ -110,7 +110,7 @@ class Batches:
         """Claim the next batch that is not one of `without`, or None when there is none."""
         with self._database.read() as connection:
             # Most looks find nothing, and need not wait for the write lock.
-            if table.next_free(connection, at=self._clock(), without=without) is None:
+            if table.next_free(connection, at=self._clock(), lease=lease, without=without) is None:
                 return None
         with self._database.write() as connection:
             return table.claim(connection, owner=owner, at=self._clock(), lease=lease, without=without)

@@ -14,6 +14,7 @@ from sqlalchemy import Connection, func, insert, or_, select, update
 from tunery.registry.errors import Conflict, NotFound
 from tunery.registry.records import Batch, BatchCounts
 from tunery.registry.storage import schema
+from tunery.registry.storage.lapses import lapsed
 from tunery.registry.storage.mapping import to_batch
 
 __all__ = ["ENDED", "STATES", "BatchClaim", "add", "change", "claim", "find", "next_free", "page", "require_claim"]
@@ -57,7 +58,7 @@ def page(connection: Connection, *, tenant: str, after: str | None, limit: int) 
     return [to_batch(row) for row in rows[:limit]], len(rows) > limit
 
 
-def next_free(connection: Connection, *, at: float, without: frozenset[str]) -> str | None:
+def next_free(connection: Connection, *, at: float, lease: float, without: frozenset[str]) -> str | None:
     """The batch to claim next, or None when there is none.
 
     That of the tenant with the fewest running ones goes first, then the oldest.
@@ -66,7 +67,7 @@ def next_free(connection: Connection, *, at: float, without: frozenset[str]) -> 
     running = (
         select(func.count()).where(other.tenant == batch.tenant, other.ended.is_(False), other.lease_until >= at)
     ).scalar_subquery()
-    free = or_(batch.lease_until.is_(None), batch.lease_until < at)
+    free = or_(batch.lease_until.is_(None), lapsed(batch.lease_until, at=at, lease=lease))
     query = select(batch.id).where(batch.ended.is_(False), free, batch.id.not_in(list(without)))
     found: str | None = connection.scalar(query.order_by(running, batch.created_at, batch.id).limit(1))
     return found
@@ -74,7 +75,7 @@ def next_free(connection: Connection, *, at: float, without: frozenset[str]) -> 
 
 def claim(connection: Connection, *, owner: str, at: float, lease: float, without: frozenset[str]) -> Batch | None:
     """Claim the next batch for `lease` seconds, or None when there is none."""
-    found = next_free(connection, at=at, without=without)
+    found = next_free(connection, at=at, lease=lease, without=without)
     if found is None:
         return None
     column = schema.batches.c

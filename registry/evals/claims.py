@@ -12,6 +12,7 @@ from tunery.registry.errors import Conflict
 from tunery.registry.evals import table
 from tunery.registry.evals.records import EvalItem, EvalRun, Measurement, RunState
 from tunery.registry.storage import schema
+from tunery.registry.storage.lapses import lapsed
 
 __all__ = ["RunClaim", "add_items", "cancel", "claim", "finish", "release", "renew", "require_claim"]
 
@@ -32,7 +33,7 @@ def claim(connection: Connection, *, owner: str, base_digest: str, at: float, le
     A run whose claimants are gone again and again, without storing a row, fails instead (worker_lost).
     """
     column = schema.eval_runs.c
-    lost = and_(column.state == "in_progress", column.lease_until < at)
+    lost = and_(column.state == "in_progress", lapsed(column.lease_until, at=at, lease=lease))
     query = (
         select(column.id)
         .where(column.base_digest == base_digest, or_(column.state == "queued", lost))

@@ -18,6 +18,7 @@ from tunery.registry.evals.records import EvalItem, EvalRun, Evaluation, ItemSta
 from tunery.registry.storage import schema
 from tunery.registry.storage.blobs import BlobStore
 from tunery.registry.storage.database import Database
+from tunery.registry.storage.lapses import lapsed
 
 __all__ = ["LEASE_SECONDS", "EvalStore", "NewRun"]
 
@@ -188,10 +189,10 @@ class EvalStore:
         with self._database.write() as connection:
             return claims.claim(connection, owner=owner, base_digest=base_digest, at=self._clock(), lease=lease)
 
-    def has_work(self, base_digest: str) -> bool:
+    def has_work(self, base_digest: str, *, lease: float = LEASE_SECONDS) -> bool:
         """Whether there is a run on this base to claim, without taking the write lock."""
         column = schema.eval_runs.c
-        lost = (column.state == "in_progress") & (column.lease_until < self._clock())
+        lost = (column.state == "in_progress") & lapsed(column.lease_until, at=self._clock(), lease=lease)
         waiting = (column.state == "queued") | lost
         with self._database.read() as connection:
             query = select(column.id).where(column.base_digest == base_digest, waiting).limit(1)

@@ -27,13 +27,14 @@ class JobProgress(msgspec.Struct, frozen=True, kw_only=True):
 
 class JobCounts(msgspec.Struct, frozen=True, kw_only=True):
     """Jobs by state, failed ones by the code of their error, how long the oldest one in the queue has waited, the tokens
-    that all jobs have trained on, and how far those are that run."""
+    that all jobs have trained on, how far those are that run, and for how long the quietest of these has reported nothing."""
 
     states: dict[str, int]
     failures: dict[str, int]
     waiting_seconds: float
     trained_tokens: int = 0
     running: tuple[JobProgress, ...] = ()
+    silent_seconds: float = 0.0
 
 
 def count(connection: Connection, *, at: float) -> JobCounts:
@@ -46,12 +47,14 @@ def count(connection: Connection, *, at: float) -> JobCounts:
     failures = {row.code or "unknown": row.jobs for row in connection.execute(failed)}
     oldest: float | None = connection.scalar(select(func.min(job.updated_at)).where(job.state == "queued"))
     tokens = connection.scalar(select(func.sum(job.progress["trained_tokens"].as_integer())))
+    quiet: float | None = connection.scalar(select(func.min(job.updated_at)).where(job.state == "running"))
     running = connection.execute(select(job.adapter, job.progress).where(job.state == "running"))
     return JobCounts(
         states=states,
         failures=failures,
         waiting_seconds=0.0 if oldest is None else max(0.0, at - oldest),
         trained_tokens=int(tokens or 0),
+        silent_seconds=0.0 if quiet is None else max(0.0, at - quiet),
         running=tuple(_progress(row.adapter, row.progress or {}) for row in running),
     )
 

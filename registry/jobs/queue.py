@@ -18,6 +18,7 @@ from tunery.registry.jobs import history, table
 from tunery.registry.jobs.history import Note
 from tunery.registry.records import Job, JobRequest
 from tunery.registry.storage import schema
+from tunery.registry.storage.lapses import lapsed
 
 __all__ = [
     "BODY_DIGEST",
@@ -104,7 +105,7 @@ def claim(connection: Connection, *, owner: str, at: float, lease: float, limits
     The highest priority goes first; then the tenant with the fewest running jobs, then the one that has waited longest
     since its last claim, then the oldest job.
     """
-    _settle_lost(connection, at)
+    _settle_lost(connection, at, lease)
     row = connection.execute(_next(at, limits)).first()
     if row is None:
         return None
@@ -143,11 +144,11 @@ def reserved(connection: Connection, owner: str) -> dict[str, int]:
     return {row.id: int((row.progress or {}).get("peak_bytes", 0)) for row in connection.execute(query)}
 
 
-def _settle_lost(connection: Connection, at: float) -> None:
+def _settle_lost(connection: Connection, at: float, lease: float) -> None:
     """Queue the jobs whose lease has run out again, or end those that were asked to stop or that crash again and
     again."""
     column = schema.jobs.c
-    lost = and_(column.request.is_not(None), column.state == "running", column.lease_until < at)
+    lost = and_(column.request.is_not(None), column.state == "running", lapsed(column.lease_until, at=at, lease=lease))
     for job_id in connection.scalars(select(column.id).where(lost)).all():
         _crashed(connection, table.find(connection, job_id), at=at, waiting="the worker that ran it is gone")
 

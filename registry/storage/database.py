@@ -3,6 +3,9 @@
 Writers take the lock when they begin (BEGIN IMMEDIATE): a transaction that first reads and then writes would otherwise
 fail at once with SQLITE_BUSY when another process wrote in between, whatever the timeout.
 
+A database that is removed or replaced while it is open is still read from the connections that are open; it is never
+made anew, and nothing is written to it.
+
 On a full disk SQLite cannot make the small file of shared memory that WAL mode needs. A database that no other process
 has open is then opened exclusively (locking_mode=EXCLUSIVE), which keeps that memory in the process; enough for reading
 and for a collection.
@@ -10,52 +13,83 @@ and for a collection.
 
 from __future__ import annotations
 
+import math
+import os
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from sqlalchemy import URL, Connection, Engine, StaticPool, create_engine, event, inspect, text
+import msgspec
+from sqlalchemy import Connection, Engine, QueuePool, StaticPool, create_engine, event, inspect, text
 from sqlalchemy.exc import DatabaseError
 
-from tunery.registry.errors import InvalidInput, StorageFailed
+from tunery.registry.errors import InvalidInput, StorageBusy, StorageFailed
 from tunery.registry.storage.disk import no_room
 from tunery.registry.storage.schema import HEAD
 
-__all__ = ["Database"]
+__all__ = ["BUSY_SECONDS", "Database", "Transaction"]
 
-BUSY_SECONDS = 30
+BUSY_SECONDS = 30.0
+"""How long a transaction waits for the lock that another process holds."""
 BUSY_PAUSE = 0.01
+FAILING_SECONDS = 60.0
+"""How long a failed change counts, unless one succeeds in the meantime."""
 
 Created = Callable[[Connection], None]
+Kind = Literal["read", "write"]
+
+
+class Transaction(msgspec.Struct, frozen=True):
+    """A transaction, as an observer sees it: its seconds, waiting included, and the code of the error of the database
+    that ended it, or None."""
+
+    kind: Kind
+    seconds: float
+    failure: str | None
+
+
+Observer = Callable[[Transaction], None]
 
 
 class Database:
     """One SQLite file; `read` and `write` give a connection for one transaction.
 
     `on_create` is called within the transaction that makes the tables, which is rolled back when it raises. `scarce`
-    opens the database exclusively where the disk is too full to share it. Errors of SQLite become StorageFailed.
+    opens the database exclusively where the disk is too full to share it. Errors of SQLite become StorageFailed, and
+    StorageBusy where another process has held the lock for `busy_seconds`.
     """
 
-    def __init__(self, path: Path, *, on_create: Created = lambda connection: None, scarce: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        on_create: Created = lambda connection: None,
+        scarce: bool = False,
+        busy_seconds: float = BUSY_SECONDS,
+    ) -> None:
         self._path = path
+        self._busy_seconds = busy_seconds
+        self._file: tuple[int, int] | None = None
+        self._observer: Observer | None = None
+        self._failed_at = -math.inf
         self._on_create = on_create
         self._lock = threading.Lock()
         try:
             self._open(alone=False)
         except DatabaseError as error:
             if not (scarce and no_room(path.parent)):
-                raise _failure(path, error, "cannot be opened") from error
+                raise self._failure(error, "cannot be opened") from error
             try:
                 self._open(alone=True)
             except DatabaseError as again:
-                raise _failure(path, again, "cannot be opened") from again
+                raise self._failure(again, "cannot be opened") from again
 
     def _open(self, *, alone: bool) -> None:
-        self._engine = _engine(self._path, alone=alone)
+        self._engine = _engine(self._connect, alone=alone)
         try:
             self._migrate()
             self._watch = self._engine.connect()
@@ -68,7 +102,7 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """A consistent view."""
-        with self._connection("cannot be read") as connection:
+        with self._connection("read") as connection:
             connection.exec_driver_sql("BEGIN")
             try:
                 yield connection
@@ -81,15 +115,11 @@ class Database:
 
         What is not `announced` is written often and looked at by nobody who waits for it: `changes` stays as it is.
         """
-        with self._connection("cannot be written") as connection:
+        with self._connection("write") as connection:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
             try:
-                if _identity(self._path) != self._file:
-                    raise StorageFailed(
-                        f"{self._path} was removed or replaced since this process opened it; nothing was changed: "
-                        "restart this process",
-                        code="registry_replaced",
-                    )
+                if self.is_replaced():
+                    raise self._replaced()
                 yield connection
                 if announced:
                     connection.exec_driver_sql("UPDATE revision SET number = number + 1")
@@ -101,11 +131,13 @@ class Database:
     @contextmanager
     def write_lightly(self) -> Iterator[Connection]:
         """As `write`, not announced, without waiting for the disk: what a power failure may take back."""
-        with self._connection("cannot be written") as connection:
+        with self._connection("write") as connection:
             connection.exec_driver_sql("PRAGMA synchronous=NORMAL")
             try:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
                 try:
+                    if self.is_replaced():
+                        raise self._replaced()
                     yield connection
                     connection.exec_driver_sql("COMMIT")
                 except BaseException:
@@ -115,13 +147,42 @@ class Database:
                 connection.exec_driver_sql("PRAGMA synchronous=FULL")
 
     @contextmanager
-    def _connection(self, what: str) -> Iterator[Connection]:
+    def _connection(self, kind: Kind) -> Iterator[Connection]:
         """A connection; an error of SQLite becomes StorageFailed, also one of opening the file."""
+        started, failure = time.monotonic(), None
         try:
             with self._engine.connect() as connection:
                 yield connection
         except DatabaseError as error:
-            raise _failure(self._path, error, what) from error
+            failed = self._failure(error, "cannot be read" if kind == "read" else "cannot be written")
+            failure = failed.code
+            raise failed from error
+        except StorageFailed as error:
+            failure = error.code
+            raise
+        finally:
+            self._note(Transaction(kind, time.monotonic() - started, failure))
+
+    def _note(self, transaction: Transaction) -> None:
+        if transaction.kind == "write":
+            self._failed_at = -math.inf if transaction.failure is None else time.monotonic()
+        if self._observer is not None:
+            self._observer(transaction)
+
+    def observe(self, observer: Observer) -> None:
+        """Call `observer` after every transaction, from the thread that made it."""
+        self._observer = observer
+
+    def is_replaced(self) -> bool:
+        """Whether the file was removed or replaced since it was opened."""
+        return _identity(self._path) != self._file
+
+    def is_writable(self) -> bool:
+        """Whether changes can be made as far as is known without making one: the file is in place, on a disk that can be
+        written, and the last change did not fail a moment ago."""
+        if self.is_replaced() or time.monotonic() - self._failed_at < FAILING_SECONDS:
+            return False
+        return not os.statvfs(self._path).f_flag & os.ST_RDONLY
 
     def changes(self) -> int:
         """A number that differs from the last call's when any process, this one included, announced a change in between."""
@@ -134,12 +195,34 @@ class Database:
                     self._seen = seen
                 return self._number
         except DatabaseError as error:
-            raise _failure(self._path, error, "cannot be read") from error
+            raise self._failure(error, "cannot be read") from error
 
     def close(self) -> None:
         """Close the connections."""
         self._watch.close()
         self._engine.dispose()
+
+    def _connect(self) -> sqlite3.Connection:
+        # Only the first connection may make the file: one that is gone must not come back empty.
+        mode = "rwc" if self._file is None else "rw"
+        return sqlite3.connect(
+            f"{self._path.absolute().as_uri()}?mode={mode}",
+            uri=True,
+            timeout=self._busy_seconds,
+            check_same_thread=False,
+            isolation_level=None,
+        )
+
+    def _failure(self, error: DatabaseError, what: str) -> StorageFailed:
+        if self._file is not None and self.is_replaced():
+            return self._replaced()
+        return _failure(self._path, error, what, busy_seconds=self._busy_seconds)
+
+    def _replaced(self) -> StorageFailed:
+        return StorageFailed(
+            f"{self._path} was removed or replaced since this process opened it; nothing was changed: restart this process",
+            code="registry_replaced",
+        )
 
     def _migrate(self) -> None:
         """Bring the tables to HEAD under the write lock; Alembic is imported only when there is something to do."""
@@ -167,15 +250,9 @@ class Database:
         return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
 
 
-def _engine(path: Path, *, alone: bool) -> Engine:
+def _engine(connect: Callable[[], sqlite3.Connection], *, alone: bool) -> Engine:
     """An engine whose driver begins no transactions; with `alone`, one connection that locks out other processes."""
-    pool: dict[str, Any] = {"poolclass": StaticPool} if alone else {}
-    engine = create_engine(
-        # Not a string: what looks like an escape sequence in a path is not one.
-        URL.create("sqlite", database=str(path)),
-        connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False, "isolation_level": None},
-        **pool,
-    )
+    engine = create_engine("sqlite://", creator=connect, poolclass=StaticPool if alone else QueuePool)
 
     @event.listens_for(engine, "connect")
     def _configure(connection: Any, record: Any) -> None:
@@ -212,11 +289,13 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return stat.st_dev, stat.st_ino
 
 
-def _failure(path: Path, error: DatabaseError, what: str) -> StorageFailed:
+def _failure(path: Path, error: DatabaseError, what: str, *, busy_seconds: float) -> StorageFailed:
     """The error for what went wrong with a database, by its true cause."""
     name: str = getattr(error.orig, "sqlite_errorname", None) or ""
     if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-        return StorageFailed(f"{path} stayed locked for {BUSY_SECONDS} s by another process; try again")
+        return StorageBusy(
+            f"{path} stayed locked for {busy_seconds:g} s by another process; nothing was changed: try again"
+        )
     if name.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT")):
         return StorageFailed(
             f"{path} is damaged or not a database ({error.orig}): restore a backup, or run `tunery registry rebuild` "

@@ -26,6 +26,7 @@ from tunery.registry.records import (
 from tunery.registry.storage import schema
 
 __all__ = [
+    "alias_list",
     "alias_map",
     "to_base",
     "to_checkpoint",
@@ -85,6 +86,14 @@ def _pointing(connection: Connection, wanted: Subquery) -> dict[_Key, list[str]]
     for row in connection.execute(query):
         names.setdefault((row.adapter, row.number), []).append(row.alias)
     return names
+
+
+def alias_list(connection: Connection, *, limit: int) -> list[tuple[str, str, int]]:
+    """Adapter, alias and number of up to `limit` aliases; the usual ones, `production` and `canary`, come first."""
+    alias = schema.aliases.c
+    usual = alias.alias.in_(("production", "canary"))
+    query = select(alias.adapter, alias.alias, alias.number).order_by(usual.desc(), alias.adapter, alias.alias)
+    return [(row.adapter, row.alias, row.number) for row in connection.execute(query.limit(limit))]
 
 
 def alias_map(connection: Connection, adapter: str) -> dict[str, int]:

@@ -11,12 +11,8 @@ from typing import Any
 
 import pytest
 import yaml
-from prometheus_client.parser import text_string_to_metric_families
 
-from tests.gateway.api.test_metrics import stats
-from tunery.gateway.engine.fake import FakeEngine
-from tunery.gateway.metrics.recorder import Metrics
-from tunery.registry.jobs.counts import JobCounts, JobProgress
+from tunery.gateway.metrics.table import exposed_metrics
 from tunery.registry.settings import read_settings
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -24,20 +20,15 @@ METRIC = re.compile(r"\b(?:tunery_|vllm:)[a-z0-9_:]+")
 
 
 def exposed() -> set[str]:
-    """Every sample name that the gateway exposes once there has been a request."""
-    metrics = Metrics()
-    metrics.update_engine(FakeEngine().ready, stats())
-    running = JobProgress(adapter="acme/bot", done=0.5, step_seconds=0.1, train_loss=2.0, eval_loss=2.5)
-    metrics.update_jobs(
-        JobCounts(states={"queued": 1}, failures={"schema": 1}, waiting_seconds=1.0, running=(running,))
-    )  # fmt: skip
-    metrics.update_batches({"completed": 1})
-    for labelled in vars(metrics).values():
-        names = getattr(labelled, "_labelnames", ())
-        if names:
-            labelled.labels(*["x" for _ in names])
-    families = text_string_to_metric_families(metrics.exposition().decode())
-    return {sample.name for family in families for sample in family.samples}
+    """Every sample name that the gateway exposes."""
+    names = set()
+    for metric in exposed_metrics():
+        names |= (
+            {metric.name + part for part in ("_bucket", "_sum", "_count")}
+            if metric.kind == "histogram"
+            else {metric.name}
+        )
+    return names
 
 
 def texts() -> dict[str, str]:
@@ -61,27 +52,83 @@ def test_every_metric_that_is_named_exists(name: str) -> None:
     assert named <= known, named - known
 
 
-def test_the_dashboard_shows_every_metric_of_ours_that_is_worth_watching() -> None:
-    ours = {
-        name for name in exposed() if name.startswith("tunery_") and not name.endswith(("_created", "_sum", "_count"))
-    }
-    shown = set(METRIC.findall(texts()["tunery.json"]))
+def test_the_dashboards_show_every_metric_of_ours() -> None:
+    ours = {name for name in exposed() if name.startswith("tunery_") and not name.endswith(("_sum", "_count"))}
+    shown = {name for file, text in texts().items() if file.endswith(".json") for name in METRIC.findall(text)}
     assert ours - shown == set()
 
 
-def panels(dashboard: dict[str, Any]) -> list[dict[str, Any]]:
-    return [panel for panel in dashboard["panels"] if panel["type"] != "row"]
+DASHBOARDS = {path.stem: json.loads(path.read_text()) for path in sorted(DEPLOY.glob("grafana/dashboards/*.json"))}
 
 
-def test_the_dashboard_is_sound() -> None:
-    dashboard = json.loads((DEPLOY / "grafana/dashboards/tunery.json").read_text())
+@pytest.mark.parametrize("name", DASHBOARDS)
+def test_a_dashboard_is_sound(name: str) -> None:
+    dashboard = DASHBOARDS[name]
+    assert (dashboard["uid"], dashboard["tags"]) == (name, ["tunery"])
     ids = [panel["id"] for panel in dashboard["panels"]]
     assert len(ids) == len(set(ids))
-    for panel in panels(dashboard):
-        assert panel["targets"], panel["title"]
-        assert panel["gridPos"]["x"] + panel["gridPos"]["w"] <= 24
+    variables = {variable["name"] for variable in dashboard["templating"]["list"]} | {"__rate_interval"}
+    taken: set[tuple[int, int]] = set()
+    for panel in dashboard["panels"]:
+        place = panel["gridPos"]
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
+        assert not cells & taken, f"{panel['title']} lies on another"
+        assert place["x"] + place["w"] <= 24
+        taken |= cells
+        if panel["type"] != "row":
+            check_panel(panel, variables)
+
+
+def check_panel(panel: dict[str, Any], variables: set[str]) -> None:
+    """It has expressions, a unit, a description, and limits that rise."""
+    defaults = panel["fieldConfig"]["defaults"]
+    assert panel["targets"], panel["title"]
+    assert defaults["unit"], panel["title"]
+    assert panel["description"].endswith("."), panel["title"]
+    limits = [step["value"] for step in defaults["thresholds"]["steps"]]
+    assert limits[0] is None
+    assert limits[1:] == sorted(limits[1:])
+    for target in panel["targets"]:
+        assert target["legendFormat"], panel["title"]
+        assert set(re.findall(r"\$(\w+)", target["expr"])) <= variables
+
+
+def test_the_dashboards_find_their_source_and_each_other() -> None:
     provisioned = yaml.safe_load((DEPLOY / "grafana/provisioning/datasources/prometheus.yml").read_text())
     assert provisioned["datasources"][0]["uid"] == "prometheus"
+    for dashboard in DASHBOARDS.values():
+        assert dashboard["links"][0]["tags"] == dashboard["tags"]
+
+
+def alerts() -> dict[str, dict[str, Any]]:
+    groups = yaml.safe_load((DEPLOY / "prometheus/alerts.yml").read_text())["groups"]
+    return {rule["alert"]: rule for group in groups for rule in group["rules"]}
+
+
+def test_every_alert_has_its_place_in_the_runbook_and_the_runbook_no_other() -> None:
+    sections = re.findall(r"^## (\w+)$", (DEPLOY.parent / "docs/runbook.md").read_text(), re.MULTILINE)
+    assert sections == list(alerts())
+    for name, rule in alerts().items():
+        assert rule["annotations"]["runbook_url"] == f"docs/runbook.md#{name.lower()}"
+        assert rule["labels"]["severity"] in ("page", "ticket")
+
+
+def test_the_runbook_says_what_it_means_where_to_look_what_to_do_and_when_to_escalate() -> None:
+    _, *sections = re.split(r"^## ", (DEPLOY.parent / "docs/runbook.md").read_text(), flags=re.MULTILINE)
+    for section in sections:
+        _, meaning, *rest = section.strip().split("\n\n")
+        assert meaning
+        assert [part.split("**")[1] for part in rest] == ["Look:", "Do:", "Escalate"], section
+
+
+def test_every_alert_is_tested_quiet_and_firing() -> None:
+    tests = yaml.safe_load((DEPLOY / "prometheus/alerts.test.yml").read_text())["tests"]
+    seen = {(case["alertname"], bool(case["exp_alerts"])) for test in tests for case in test["alert_rule_test"]}
+    assert seen == {(name, fires) for name in alerts() for fires in (False, True)}
 
 
 def test_compose_mounts_what_is_there() -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -239,14 +240,27 @@ def test_a_hung_engine_is_shown_and_recovers(serving: ServeProcess) -> None:
     def engine_up(up: int) -> bool:
         return f"tunery_engine_up {up}.0" in httpx.get(f"{serving.url}/metrics").text
 
+    def ask() -> int:
+        body = {"model": "acme/support", "prompt": "x", "max_tokens": 4}
+        return httpx.post(f"{serving.url}/v1/completions", json=body, timeout=60).status_code
+
     engine = serving.engine
+    stream = serving.client.completions.create(
+        model="acme/support", prompt="x", max_tokens=200, stream=True, extra_body={"ignore_eos": True}
+    )
+    chunks = [next(iter(stream))]
     os.kill(engine, signal.SIGSTOP)
-    try:
-        asyncio.run(_until(lambda: httpx.get(f"{serving.url}/health/ready").json()["engine"] == "not responding"))
-        assert httpx.get(f"{serving.url}/health/ready").status_code == 503
-        assert engine_up(0)
-    finally:
-        os.kill(engine, signal.SIGCONT)
+    with ThreadPoolExecutor(1) as thread:
+        try:
+            asyncio.run(_until(lambda: httpx.get(f"{serving.url}/health/ready").json()["engine"] == "not responding"))
+            assert httpx.get(f"{serving.url}/health/ready").status_code == 503
+            assert engine_up(0)
+            held = thread.submit(ask)
+        finally:
+            os.kill(engine, signal.SIGCONT)
+        assert held.result(60) == 200
+    chunks += list(stream)
+    assert chunks[-1].choices[0].finish_reason == "length"
     asyncio.run(_until(lambda: httpx.get(f"{serving.url}/health/ready").status_code == 200))
     assert engine_up(1)
     assert serving.engine == engine

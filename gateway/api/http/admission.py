@@ -70,6 +70,11 @@ class Admission:
             # A request that arrived behind several batches spent most of its time waiting for them.
             self._mean_seconds += SMOOTHING * ((self._clock() - started) / batches - self._mean_seconds)
 
+    @property
+    def by_tenant(self) -> dict[str, int]:
+        """How many requests each tenant has in flight."""
+        return dict(self._by_tenant)
+
     async def idle(self) -> None:
         """Wait until no request is in flight."""
         while self.count:

@@ -22,6 +22,7 @@ from tunery.registry.errors import (
     LimitReached,
     NotFound,
     Overloaded,
+    StorageBusy,
     StorageFailed,
     TuneryError,
     Unavailable,
@@ -38,6 +39,7 @@ _STATUSES: tuple[tuple[type[TuneryError], int], ...] = (
     (ArtifactRefused, 422),
     (Overloaded, 429),
     (Unavailable, 503),
+    (StorageBusy, 503),
     (StorageFailed, 500),
 )
 """A conflict is 400 and not 409, because OpenAI's clients retry a 409 automatically."""
@@ -66,7 +68,7 @@ def envelope(message: str, *, status: int, code: str | None = None, param: str |
 
 def _tunery_error(request: Request[Any, Any, Any], error: TuneryError) -> Response[ErrorEnvelope]:
     status = status_of(error)
-    headers = {"retry-after": str(error.retry_after)} if isinstance(error, Unavailable) else {}
+    headers = {"retry-after": str(error.retry_after)} if isinstance(error, Unavailable | StorageBusy) else {}
     if isinstance(error, LimitReached):
         headers = (headers if error.wait is not None else {}) | error.headers
     body = envelope(error.args[0], status=status, code=error.code, param=error.param)
@@ -128,6 +130,7 @@ def _too_deep(request: Request[Any, Any, Any], error: RecursionError) -> Respons
 
 def _unexpected(request: Request[Any, Any, Any], error: Exception) -> Response[ErrorEnvelope]:
     log.error("request %s to %s failed", trace_of(request).request_id, request.url.path, exc_info=error)
+    trace_of(request).error = "internal_error"
     message = f"something went wrong here; it has been logged under request {trace_of(request).request_id}"
     return Response(envelope(message, status=500, code="internal_error"), status_code=500)
 
@@ -141,15 +144,16 @@ _DESCRIPTIONS = {
     422: "The adapter's weights cannot be served.",
     429: "A limit is reached, or too many requests are waiting; see Retry-After.",
     500: "An internal error, logged under the request id in the message.",
-    503: "The engine is starting, or the server is shutting down; see Retry-After.",
+    503: "The engine is starting, another process holds the registry, or the server is shutting down; see Retry-After.",
 }
 
 
 def error_responses(*statuses: int) -> dict[int, ResponseSpec]:
-    """The documentation of an operation's error responses; 403 is possible everywhere."""
+    """The documentation of an operation's error responses. 403 is possible everywhere, and 503 wherever 500 is: what uses
+    the registry may find it held by another process."""
     return {
         status: ResponseSpec(ErrorEnvelope, description=_DESCRIPTIONS[status], generate_examples=False)
-        for status in sorted({*statuses, 403})
+        for status in sorted({*statuses, 403, *({503} if 500 in statuses else ())})
     }
 
 

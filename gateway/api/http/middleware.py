@@ -94,7 +94,7 @@ class RequestMiddleware(ASGIMiddleware):
 
     def _finish(self, trace: Trace, method: str, route: str, status: int) -> None:
         """Count, trace and log a request that has ended."""
-        self._metrics.count_response(route, status)
+        self._metrics.count_response(route, status, trace.error)
         if trace.span is not None:
             trace.span.end(trace, method=method, route=route, status=status)
         if self._settings.access_log:

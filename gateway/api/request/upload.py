@@ -15,7 +15,7 @@ from multipart import MultipartError, MultipartSegment, PushMultipartParser, par
 
 from tunery.gateway.api.http.connection import connection_of
 from tunery.gateway.api.schemas.files import Purpose
-from tunery.registry.errors import InvalidInput, StorageFailed, disk_code, near_or
+from tunery.registry.errors import InvalidInput, StorageFailed, disk_code, is_full, near_or
 
 __all__ = ["STREAMED", "Upload", "base_name", "check_purpose", "receive_upload"]
 
@@ -59,8 +59,9 @@ async def receive_upload(
             f"the body is not multipart/form-data as its header says: {error}", code="invalid_multipart"
         ) from error
     if isinstance(error, OSError):
+        advice = "; free some space on the server's disk" if is_full(error) else ""
         raise StorageFailed(
-            f"the file could not be stored: {error.strerror}; nothing was kept", code=disk_code(error)
+            f"the file could not be stored: {error.strerror}; nothing was kept{advice}", code=disk_code(error)
         ) from error
     if error is not None:
         raise error

@@ -51,7 +51,7 @@ class Generation:
 
     def __post_init__(self) -> None:
         version = self.target.version
-        self._label = self.gateway.metrics.label(self.target.label)
+        self._subject = self.gateway.subject(self.target)
         self._shown_controls = {token: text for text, token in self.marks.items()}
         self._cached: dict[tuple[int, ...], int] = {}
         self._trace = self.call.trace
@@ -151,8 +151,8 @@ class Generation:
 
     async def _measured(self, request: Generate, detokenizer: Detokenizer) -> AsyncGenerator[Token, None]:
         """The engine's tokens, counted and timed. The outcome is the detokenizer's, which also sees stop strings."""
-        metrics, label, timed = self.gateway.metrics, self._label, not request.background
-        metrics.count_prompt(label, tokens=len(request.prompt))
+        metrics, subject, timed = self.gateway.metrics, self._subject, not request.background
+        metrics.count_prompt(subject, tokens=len(request.prompt))
         last = self._trace.started
         self._trace.note_handed()
         count, failure = 0, ""
@@ -164,7 +164,7 @@ class Generation:
                 async for token in tokens:
                     now = time.perf_counter()
                     if timed:
-                        metrics.observe_token(label, first=count == 0, seconds=now - last)
+                        metrics.observe_token(subject, first=count == 0, seconds=now - last)
                     self._trace.note_token(now)
                     if count == 0:
                         self._trace.timings = self._trace.timings or token.timings
@@ -177,4 +177,4 @@ class Generation:
             self._trace.finish_reason = detokenizer.finish
             outcome = failure or detokenizer.finish or "cancelled"
             seconds = last - self._trace.started if timed else None
-            metrics.count_finished(label, outcome=outcome, tokens=count, seconds=seconds)
+            metrics.count_finished(subject, outcome=outcome, tokens=count, seconds=seconds)
