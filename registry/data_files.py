@@ -20,7 +20,7 @@ from tunery.registry.storage.blobs import BlobStore
 from tunery.registry.storage.database import Database
 from tunery.registry.storage.digest import file_digest
 from tunery.registry.storage.mapping import to_data_file
-from tunery.registry.stored_bytes import check_room
+from tunery.registry.usage.stored_bytes import check_room
 
 __all__ = ["DataFiles", "find_file", "insert_file", "needed_blobs", "new_file"]
 

@@ -23,7 +23,7 @@ from tunery.registry.storage.blobs import BlobStore
 from tunery.registry.storage.database import Database
 from tunery.registry.storage.disk import sync
 from tunery.registry.storage.mapping import to_part, to_upload
-from tunery.registry.stored_bytes import check_room
+from tunery.registry.usage.stored_bytes import check_room
 
 __all__ = ["LIFETIME", "MAX_PARTS", "Uploads"]
 

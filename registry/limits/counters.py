@@ -16,14 +16,14 @@ from sqlalchemy import Connection, and_, delete, func, or_, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from tunery.registry.limits.window import WINDOW_SLOTS, SlidingWindow, slot_of
-from tunery.registry.storage import schema
+from tunery.registry.storage import tenant_tables
 from tunery.registry.storage.database import Database
 
 __all__ = ["HOLD_SECONDS", "Claim", "Exchange", "Exchanged", "Granted", "Hold", "LimitCounters", "Return"]
 
 HOLD_SECONDS = 15.0
 """Seconds for which a gateway holds concurrent requests unless it says so again."""
-_counter, _held = schema.limit_counters.c, schema.limit_holds.c
+_counter, _held = tenant_tables.limit_counters.c, tenant_tables.limit_holds.c
 
 
 class Claim(msgspec.Struct, frozen=True):
@@ -108,15 +108,17 @@ def _prune(connection: Connection, now: float) -> None:
     """Delete what counts no more."""
     slot = slot_of(now)
     connection.execute(
-        delete(schema.limit_counters).where(or_(_counter.slot <= slot - WINDOW_SLOTS, _counter.slot > slot + 1))
+        delete(tenant_tables.limit_counters).where(or_(_counter.slot <= slot - WINDOW_SLOTS, _counter.slot > slot + 1))
     )
-    connection.execute(delete(schema.limit_holds).where(or_(_held.until < now, _held.until > now + 2 * HOLD_SECONDS)))
+    connection.execute(
+        delete(tenant_tables.limit_holds).where(or_(_held.until < now, _held.until > now + 2 * HOLD_SECONDS))
+    )
 
 
 def _give_back(connection: Connection, back: Return) -> None:
     which = and_(_counter.subject == back.subject, _counter.resource == back.resource, _counter.slot == back.slot)
     left = func.max(_counter.used - back.amount, 0)
-    connection.execute(update(schema.limit_counters).where(which).values(used=left))
+    connection.execute(update(tenant_tables.limit_counters).where(which).values(used=left))
 
 
 def _claim(connection: Connection, claim: Claim, now: float) -> Granted:
@@ -133,7 +135,7 @@ def _claim(connection: Connection, claim: Claim, now: float) -> Granted:
     amount = min(claim.most, free)
     if amount < claim.need:
         return Granted(0, slots)
-    statement = upsert(schema.limit_counters).values(
+    statement = upsert(tenant_tables.limit_counters).values(
         subject=claim.subject, resource=claim.resource, slot=slot, used=amount
     )
     connection.execute(
@@ -154,7 +156,7 @@ def _hold(connection: Connection, hold: Hold, asked: Exchange) -> int:
     amount = min(hold.most, hold.limit - sum(held.values()))
     if amount < hold.need:
         amount = mine
-    statement = upsert(schema.limit_holds).values(
+    statement = upsert(tenant_tables.limit_holds).values(
         owner=asked.owner, subject=hold.subject, held=amount, until=asked.now + HOLD_SECONDS
     )
     changed = {name: statement.excluded[name] for name in ("held", "until")}

@@ -11,7 +11,7 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 from tunery.registry.errors import NotFound, UnknownName
 from tunery.registry.keys.api_key import check_tenant
 from tunery.registry.limit_settings import Limits
-from tunery.registry.storage import schema
+from tunery.registry.storage import schema, tenant_tables
 from tunery.registry.storage.database import Database
 from tunery.registry.values import read_value
 
@@ -20,7 +20,7 @@ __all__ = ["TENANT_ONLY", "LimitOverrides", "Override"]
 TENANT_ONLY = frozenset({"queue_share", "storage_bytes"})
 """Limits that a single key cannot have: places and bytes belong to its tenant."""
 _TYPES = {field.name: field.type for field in msgspec.structs.fields(Limits)}
-_column = schema.limit_overrides.c
+_column = tenant_tables.limit_overrides.c
 
 
 class Override(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,7 +45,7 @@ class LimitOverrides:
     def all(self) -> dict[tuple[str, str], Override]:
         """All limits that were set, by tenant and key."""
         with self._database.read() as connection:
-            rows = connection.execute(select(schema.limit_overrides).order_by(_column.tenant, _column.key)).all()
+            rows = connection.execute(select(tenant_tables.limit_overrides).order_by(_column.tenant, _column.key)).all()
         found: dict[tuple[str, str], Override] = {}
         for row in rows:
             override = found.setdefault((row.tenant, row.key), Override(tenant=row.tenant, key=row.key, values={}))
@@ -71,7 +71,7 @@ class LimitOverrides:
             }
             for name, value in sorted(values.items())
         ]
-        statement = upsert(schema.limit_overrides)
+        statement = upsert(tenant_tables.limit_overrides)
         changed = {name: statement.excluded[name] for name in ("value", "changed_at", "actor")}
         with self._database.write() as connection:
             _require_key(connection, tenant, key)
@@ -85,7 +85,7 @@ class LimitOverrides:
             _known(name)
         where = [_column.tenant == tenant, _column.key == key, *([_column.name.in_(names)] if names else [])]
         with self._database.write() as connection:
-            return connection.execute(delete(schema.limit_overrides).where(*where)).rowcount
+            return connection.execute(delete(tenant_tables.limit_overrides).where(*where)).rowcount
 
 
 def _known(name: str) -> None:

@@ -12,7 +12,7 @@ import msgspec
 from sqlalchemy import ColumnElement, Integer, cast, delete, func, insert, literal, select
 from sqlalchemy.dialects.sqlite import insert as upsert
 
-from tunery.registry.storage import schema
+from tunery.registry.storage import tenant_tables
 from tunery.registry.storage.database import Database
 from tunery.registry.usage.records import TRAINING, UsageQuery, UsageRecord, UsageSum
 
@@ -21,7 +21,7 @@ __all__ = ["HOUR", "MonthTotals", "Usage"]
 HOUR = 3600
 _SUMS = ("input_tokens", "cached_tokens", "output_tokens", "milliseconds")
 _FIELDS = ("tenant", "key", "model", "digest", "endpoint", "batch")
-_record, _hour = schema.usage_records.c, schema.usage_hours.c
+_record, _hour = tenant_tables.usage_records.c, tenant_tables.usage_hours.c
 
 
 class MonthTotals(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,7 +45,7 @@ class Usage:
         rows = sorted((msgspec.structs.asdict(record) for record in records), key=lambda row: tuple(row.values()))
         hours = _hours(rows)
         with self._database.write(announced=False) as connection:
-            connection.execute(insert(schema.usage_records), rows)
+            connection.execute(insert(tenant_tables.usage_records), rows)
             connection.execute(_add_to_hours(), hours)
 
     def sums(self, query: UsageQuery) -> list[UsageSum]:
@@ -107,7 +107,7 @@ class Usage:
             if connection.scalar(select(_record.number).where(_record.at < before).limit(1)) is None:
                 return 0
         with self._database.write(announced=False) as connection:
-            return connection.execute(delete(schema.usage_records).where(_record.at < before)).rowcount
+            return connection.execute(delete(tenant_tables.usage_records).where(_record.at < before)).rowcount
 
 
 def _hours(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -123,7 +123,7 @@ def _hours(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _add_to_hours() -> Any:
-    statement = upsert(schema.usage_hours)
+    statement = upsert(tenant_tables.usage_hours)
     sums = {name: _hour[name] + statement.excluded[name] for name in ("requests", *_SUMS)}
     return statement.on_conflict_do_update(index_elements=["hour", *_FIELDS], set_=sums)
 

@@ -1,6 +1,6 @@
 """What gateways of several machines count together, in Redis. It says the same as `registry.limits.counters` does.
 
-Every claim and hold is one script, so that it happens at once. Keys end by themselves when nothing in them counts any
+What a gateway asks for at once happens at once. Keys end by themselves when nothing in them counts any
 more. Time is Redis' own, carried on by the monotonic clock from when the connection was made, so that no wall clock
 that jumps has an effect while a gateway runs.
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 import redis
 
-from tunery.registry.limits.counters import HOLD_SECONDS, Claim, Exchange, Exchanged, Granted, Hold, Return
+from tunery.registry.limits.counters import HOLD_SECONDS, Claim, Exchange, Exchanged, Granted, Hold
 from tunery.registry.limits.window import SLOT_SECONDS, WINDOW_SLOTS, slot_of
 
 __all__ = ["RedisCounters"]
@@ -97,26 +97,31 @@ class RedisCounters:
             self._ahead = seconds + micro / 1e6 - time.monotonic()
             # What was asked for by another clock is asked for again.
             asked = Exchange(owner=asked.owner, now=self.now(), claims=asked.claims, holds=asked.holds)
-        for back in asked.returns:
-            self._give_back(back)
-        slot = slot_of(asked.now)
-        return Exchanged(
-            claims=[self._claimed(claim, slot) for claim in asked.claims],
-            holds=[self._held(hold, asked) for hold in asked.holds],
-        )
+        # All at once: of two gateways that ask for the last of two limits, one gets both.
+        with self._redis.pipeline(transaction=True) as together:
+            for back in asked.returns:
+                self._return([_key(back.subject, back.resource)], (back.slot, back.amount), client=together)
+            for claim in asked.claims:
+                self._ask_claim(claim, slot_of(asked.now), together)
+            for hold in asked.holds:
+                self._ask_hold(hold, asked, together)
+            answers = together.execute()[len(asked.returns) :]
+        claims, holds = answers[: len(asked.claims)], answers[len(asked.claims) :]
+        return Exchanged(claims=[_granted(answer) for answer in claims], holds=[int(answer) for answer in holds])
 
-    def _claimed(self, claim: Claim, slot: int) -> Granted:
+    def _ask_claim(self, claim: Claim, slot: int, together: Any) -> None:
         arguments = (slot, claim.need, claim.most, claim.limit, WINDOW_SLOTS, KEEP_SECONDS)
-        slots: dict[str, int] = json.loads(self._claim([_key(claim.subject, claim.resource)], arguments))
-        amount = slots.pop("amount")
-        return Granted(amount, {int(at): used for at, used in slots.items()})
+        self._claim([_key(claim.subject, claim.resource)], arguments, client=together)
 
-    def _give_back(self, back: Return) -> None:
-        self._return([_key(back.subject, back.resource)], (back.slot, back.amount))
-
-    def _held(self, hold: Hold, asked: Exchange) -> int:
+    def _ask_hold(self, hold: Hold, asked: Exchange, together: Any) -> None:
         arguments = (asked.owner, asked.now, hold.need, hold.most, hold.limit, HOLD_SECONDS, int(2 * HOLD_SECONDS))
-        return int(self._hold([_key(hold.subject, "concurrent")], arguments))
+        self._hold([_key(hold.subject, "concurrent")], arguments, client=together)
+
+
+def _granted(answer: bytes) -> Granted:
+    slots: dict[str, int] = json.loads(answer)
+    amount = slots.pop("amount")
+    return Granted(amount, {int(at): used for at, used in slots.items()})
 
 
 def _key(subject: str, resource: str) -> str:

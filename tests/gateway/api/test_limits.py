@@ -13,8 +13,10 @@ import pytest
 from openai import AsyncOpenAI, RateLimitError
 
 from tests.gateway.api.conftest import Served
+from tunery.gateway.tenancy.principal import Principal
 from tunery.registry.errors import Unavailable
 from tunery.registry.settings import ServeSettings
+from tunery.registry.usage.records import TRAINING, UsageRecord
 
 MESSAGES: Any = [{"role": "user", "content": "Hi"}]
 
@@ -61,8 +63,6 @@ class Tenant:
 
     @property
     def principal(self) -> Any:
-        from tunery.gateway.tenancy.principal import Principal
-
         return Principal.of(self.key)
 
 
@@ -262,8 +262,6 @@ async def test_training_jobs_compute_and_storage(served: Served, acme: Tenant) -
     await client.files.create(file=("few.jsonl", rows(2, start=50)), purpose="fine-tune")
     await client.fine_tuning.jobs.cancel(job.id)
     await acme.limit(compute_seconds_per_month=10)
-    from tunery.registry.usage.records import TRAINING, UsageRecord
-
     served.gateway.registry.usage.add(
         [UsageRecord(at=served.gateway.usage.now(), tenant="acme", model="a", endpoint=TRAINING, milliseconds=10_000)]
     )

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
+from sqlalchemy import func, select
 
 from tunery.gateway.tenancy.limits import shared
 from tunery.gateway.tenancy.limits.interface import Shortage, Taken, Want
@@ -17,6 +18,7 @@ from tunery.registry.home import Home
 from tunery.registry.limits.counters import Exchange, Exchanged, LimitCounters
 from tunery.registry.limits.window import SLOT_SECONDS
 from tunery.registry.registry import Registry
+from tunery.registry.storage import tenant_tables
 
 
 class Shop:
@@ -158,12 +160,8 @@ async def test_two_registries_of_one_home_count_together(home: Home, registry: R
 
 
 def registry_used(registry: Registry) -> int:
-    from sqlalchemy import func, select
-
-    from tunery.registry.storage import schema
-
     with registry._database.read() as connection:
-        return connection.scalar(select(func.coalesce(func.sum(schema.limit_counters.c.used), 0))) or 0
+        return connection.scalar(select(func.coalesce(func.sum(tenant_tables.limit_counters.c.used), 0))) or 0
 
 
 async def until(done: object) -> None:
