@@ -58,7 +58,7 @@ from tunery.gateway.api.uploads import add_upload_part, cancel_upload, complete_
 from tunery.gateway.batches.runner import BatchRunner
 from tunery.gateway.evals.runner import EvalRunner
 from tunery.gateway.preload import Preloader
-from tunery.gateway.tenancy.keyring import Keyring
+from tunery.gateway.tenancy.credentials import open_credentials
 from tunery.gateway.tenancy.principal import Principal
 
 __all__ = ["create_app"]
@@ -144,8 +144,10 @@ def create_app(gateway: Gateway) -> ASGIApp:
         return principal_of(request)
 
     guard = Guard(gateway.settings)
-    keyring = Keyring(gateway.registry, own_key=gateway.own_key) if gateway.settings.auth else None
-    authentication = Authentication(keyring, anyone=Principal(tenant=gateway.jobs.tenant))
+    credentials = (
+        open_credentials(gateway.registry, gateway.oidc, own_key=gateway.own_key) if gateway.settings.auth else None
+    )
+    authentication = Authentication(credentials, anyone=Principal(tenant=gateway.jobs.tenant))
 
     async def before_request(request: Request[Any, Any, Any]) -> Response[None] | None:
         guard.check_source(request)
@@ -157,8 +159,8 @@ def create_app(gateway: Gateway) -> ASGIApp:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncGenerator[None, None]:
-        if keyring is not None:
-            await keyring.start()
+        if credentials is not None:
+            await credentials.start()
         preloader = Preloader(gateway.settings.preload, engine=gateway.engine, resolver=gateway.resolver)
         gateway.engine.on_stats(lambda stats: gateway.metrics.update_engine(gateway.engine.ready, stats))
         gateway.engine.on_stats(preloader.on_stats)
@@ -176,8 +178,8 @@ def create_app(gateway: Gateway) -> ASGIApp:
             await batches.stop()
             await evaluations.stop()
             await preloader.stop()
-            if keyring is not None:
-                await keyring.stop()
+            if credentials is not None:
+                await credentials.stop()
             await gateway.file_checks.stop()
             gateway.workers.close()
             await gateway.engine.stop()

@@ -33,6 +33,7 @@ from tunery.registry import Base
 from tunery.registry.errors import Unavailable
 from tunery.registry.home import Home
 from tunery.registry.keys.api_key import ApiKey
+from tunery.registry.oidc_settings import OidcSettings
 from tunery.registry.registry import Registry
 from tunery.registry.settings import JobsSettings, ServeSettings
 from tunery.registry.webhook_settings import WebhooksSettings
@@ -60,6 +61,7 @@ def run(
     home: Home,
     plugins: Plugins,
     say: Say,
+    oidc: OidcSettings,
     own_key: ApiKey | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT; raise Unavailable when the engine never becomes ready.
@@ -70,10 +72,10 @@ def run(
     bound_allocator()
     host = resolve_host(settings.host)
     with Registry.open(home) as registry:
-        require_keys(registry, settings, host=host, tenant=jobs.tenant, own_key=own_key, say=say)
+        require_keys(registry, settings, host=host, tenant=jobs.tenant, oidc=oidc, own_key=own_key, say=say)
         base = resolve_base(settings.base, registry=registry, plugins=plugins, say=say)
     settings = msgspec.structs.replace(settings, host=host, port=free_port(host, settings.port))
-    asyncio.run(_run(settings, jobs, webhooks, base, home=home, plugins=plugins, say=say, own_key=own_key))
+    asyncio.run(_run(settings, jobs, webhooks, base, home=home, plugins=plugins, say=say, oidc=oidc, own_key=own_key))
 
 
 async def _run(
@@ -85,6 +87,7 @@ async def _run(
     home: Home,
     plugins: Plugins,
     say: Say,
+    oidc: OidcSettings,
     own_key: ApiKey | None,
 ) -> None:
     """Start the engine, create the gateway in front of it, and serve."""
@@ -109,7 +112,16 @@ async def _run(
         registry = Registry.open(home)  # closed by the application
         resolver = Resolver(registry, base)
         gateway = Gateway(
-            settings, registry, engine, renderer, resolver, Metrics(), jobs=jobs, plugins=plugins, own_key=own_key
+            settings,
+            registry,
+            engine,
+            renderer,
+            resolver,
+            Metrics(),
+            jobs=jobs,
+            oidc=oidc,
+            plugins=plugins,
+            own_key=own_key,
         )
         with contextlib.ExitStack() as beside:
             beside.enter_context(WebhookThread(home, webhooks, on_outcome=gateway.metrics.count_webhook))

@@ -1,4 +1,5 @@
-"""Parse and check the names of adapters, aliases and versions. Nothing that could be a path is accepted.
+"""Parse and check the names of adapters, aliases and versions, and name the scopes. Nothing that could be a path is
+accepted.
 
 A reference is what a caller writes: `acme/support` (its `production` alias, or the newest version while
 it has none), `acme/support@3` or `acme/support@canary`. A composition is several of them with weights:
@@ -16,6 +17,7 @@ from tunery.registry.errors import InvalidInput
 
 __all__ = [
     "PRODUCTION",
+    "SCOPES",
     "Part",
     "Reference",
     "check_adapter",
@@ -26,6 +28,9 @@ __all__ = [
 ]
 
 PRODUCTION = "production"
+SCOPES = ("infer", "train", "publish", "metrics", "admin")
+"""`infer` asks models; `train` has files, jobs, batches and evaluations; `publish` moves aliases and deletes models;
+`metrics` reads /metrics, as Prometheus does; `admin` manages keys and sees all tenants."""
 MAX_PARTS, MAX_WEIGHT = 8, 10.0
 MAX_DIGITS = 18
 """Digits of a version's number, which is stored in 64 bits."""

@@ -18,8 +18,9 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import msgspec
 from msgspec import Meta
 
-from tunery.registry import webhook_settings
+from tunery.registry import oidc_settings, webhook_settings
 from tunery.registry.errors import InvalidInput, UnknownName
+from tunery.registry.oidc_settings import OidcSettings
 from tunery.registry.values import about, read_value
 from tunery.registry.webhook_settings import WebhooksSettings
 
@@ -171,6 +172,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     training: TrainingSettings = TrainingSettings()
     jobs: JobsSettings = JobsSettings()
     webhooks: WebhooksSettings = WebhooksSettings()
+    oidc: OidcSettings = OidcSettings()
 
 
 def read_settings(
@@ -190,6 +192,7 @@ def read_settings(
         for field in msgspec.structs.fields(Settings)
     }
     problems += webhook_settings.problems(sections["webhooks"])
+    problems += oidc_settings.problems(sections["oidc"])
     if problems:
         raise InvalidInput("the configuration has problems:\n" + "\n".join(problems), code="invalid_settings")
     return Settings(**sections)

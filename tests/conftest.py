@@ -20,6 +20,7 @@ from tunery.plugins.runtime.allocator import tune_allocator
 from tunery.plugins.testing import make_tiny_base
 from tunery.registry import Base
 from tunery.registry.home import Home
+from tunery.registry.oidc_settings import OidcSettings
 from tunery.registry.registry import Registry
 
 tune_allocator()
@@ -43,6 +44,12 @@ def pytest_collection_finish() -> None:
     objects each time."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture
+def oidc() -> OidcSettings:
+    """Override to accept an issuer's tokens."""
+    return OidcSettings()
 
 
 @pytest.fixture

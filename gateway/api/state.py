@@ -20,6 +20,7 @@ from tunery.plugins.discovery import load_plugins
 from tunery.plugins.manager import Plugins
 from tunery.registry.errors import Overloaded, Unavailable
 from tunery.registry.keys.api_key import ApiKey
+from tunery.registry.oidc_settings import OidcSettings
 from tunery.registry.registry import Registry
 from tunery.registry.settings import JobsSettings, ServeSettings
 
@@ -44,6 +45,7 @@ class Gateway:
     resolver: Resolver
     metrics: Metrics
     jobs: JobsSettings = field(default_factory=JobsSettings)
+    oidc: OidcSettings = field(default_factory=OidcSettings)
     plugins: Plugins = field(default_factory=load_plugins)
     draining: bool = False
     own_key: ApiKey | None = None

@@ -27,4 +27,4 @@ def serve(**given: Any) -> None:
     check_device(settings.serve.device)
     from tunery.gateway.serve import run
 
-    run(settings.serve, settings.jobs, settings.webhooks, home=home, plugins=plugins(), say=say)
+    run(settings.serve, settings.jobs, settings.webhooks, oidc=settings.oidc, home=home, plugins=plugins(), say=say)

@@ -48,7 +48,16 @@ def main() -> None:
         key, token = new_key(
             tenant=others.jobs.tenant, scopes=SCOPES, created_at=time.time(), created_by="tunery.serve"
         )
-        run(settings, others.jobs, others.webhooks, home=home, plugins=load_plugins(), say=say, own_key=key)
+        run(
+            settings,
+            others.jobs,
+            others.webhooks,
+            oidc=others.oidc,
+            home=home,
+            plugins=load_plugins(),
+            say=say,
+            own_key=key,
+        )
     except TuneryError as error:
         _send(messages, {"error": type(error).__name__, "message": error.message, "code": error.code})
         sys.exit(1)

@@ -8,6 +8,7 @@ from ipaddress import ip_address
 
 from tunery.registry.errors import InvalidInput
 from tunery.registry.keys.api_key import SCOPES, ApiKey
+from tunery.registry.oidc_settings import OidcSettings
 from tunery.registry.registry import Registry
 from tunery.registry.settings import ServeSettings
 
@@ -20,12 +21,13 @@ def require_keys(
     *,
     host: str,
     tenant: str,
+    oidc: OidcSettings,
     own_key: ApiKey | None,
     say: Callable[[str], None],
 ) -> None:
     """Make the first key of a registry that never had one, and `say` it, unless the server has an `own_key`.
 
-    `host` is the address to listen on.
+    `host` is the address to listen on. Where tokens of an issuer are accepted, they are enough, and no key is made.
 
     Raises InvalidInput where nobody could have a key (no_active_key), or everybody would do without one
     (auth_required).
@@ -39,7 +41,7 @@ def require_keys(
                 param="auth",
             )
         return
-    if own_key is not None:
+    if own_key is not None or oidc.issuer:
         return
     keys = registry.keys.list()
     if not keys:

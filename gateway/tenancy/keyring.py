@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable
 
+from tunery.gateway.tenancy.principal import Principal
 from tunery.registry.keys.api_key import ApiKey, matches, split_token
 from tunery.registry.registry import Registry
 
@@ -24,7 +25,7 @@ WAIT_SECONDS = 2.0
 
 
 class Keyring:
-    """The keys of a registry, and a server's own. `start` and `stop` belong to the gateway's event loop; `clock` is Unix time in seconds."""
+    """A CredentialStore: the keys of a registry, and a server's own. `start` and `stop` belong to the gateway's event loop; `clock` is Unix time in seconds."""
 
     def __init__(
         self, registry: Registry, *, own_key: ApiKey | None = None, clock: Callable[[], float] = time.time
@@ -49,15 +50,15 @@ class Keyring:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    async def find(self, token: str) -> ApiKey | None:
-        """The active key that a token belongs to; None for any other token, in the same time."""
+    async def find(self, token: str) -> Principal | None:
+        """Whose active key a token belongs to; None for any other token, in the same time."""
         key_id, secret = split_token(token) or ("", "")
         if key_id and key_id not in self._keys and self._next is not None:
             # It may just have been created. However many ask for unknown ones, there are no more looks than there are.
             await asyncio.wait((self._next,), timeout=WAIT_SECONDS)
         key = self._keys.get(key_id)
         right = matches(key, secret)
-        return key if right and key is not None and key.state(self._clock()) == "active" else None
+        return Principal.of(key) if right and key is not None and key.state(self._clock()) == "active" else None
 
     async def _watch(self) -> None:
         unreadable = False

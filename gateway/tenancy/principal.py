@@ -14,7 +14,7 @@ __all__ = ["Principal"]
 
 class Principal(msgspec.Struct, frozen=True, kw_only=True):
     """A tenant, with the `scopes` of a key. `adapters` are patterns of the adapters that it may use and know of, None
-    for all; `key` is the key's id, None where the server asks for none."""
+    for all; `key` is the key's id, or `oidc:` and the subject of a token; None where the server asks for neither."""
 
     tenant: str
     scopes: tuple[str, ...] = SCOPES
@@ -23,9 +23,16 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, key: ApiKey) -> Principal:
-        """Whoever holds a key; one that may manage keys sees all tenants' adapters."""
-        adapters = None if "admin" in key.scopes else key.adapters or (f"{key.tenant}/*",)
-        return cls(tenant=key.tenant, scopes=key.scopes, adapters=adapters, key=key.id)
+        """Whoever holds a key."""
+        return cls.with_rights(tenant=key.tenant, scopes=key.scopes, adapters=key.adapters or None, key=key.id)
+
+    @classmethod
+    def with_rights(
+        cls, *, tenant: str, scopes: tuple[str, ...], adapters: tuple[str, ...] | None, key: str
+    ) -> Principal:
+        """Whoever may use `adapters`, None for all of the tenant's; one that may manage keys sees all tenants'."""
+        seen = None if "admin" in scopes else (f"{tenant}/*",) if adapters is None else adapters
+        return cls(tenant=tenant, scopes=scopes, adapters=seen, key=key)
 
     @property
     def actor(self) -> str:

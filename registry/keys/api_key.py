@@ -16,6 +16,7 @@ from typing import Literal
 import msgspec
 
 from tunery.registry.errors import InvalidInput, UnknownName
+from tunery.registry.names import SCOPES
 
 __all__ = [
     "SCOPES",
@@ -30,9 +31,6 @@ __all__ = [
     "split_token",
 ]
 
-SCOPES = ("infer", "train", "publish", "metrics", "admin")
-"""`infer` asks models; `train` has files, jobs, batches and evaluations; `publish` moves aliases and deletes models;
-`metrics` reads /metrics, as Prometheus does; `admin` manages keys and sees all tenants."""
 MAX_LABEL = 128
 PREFIX = "tn-"
 KeyState = Literal["active", "expired", "revoked"]

@@ -26,6 +26,7 @@ from tunery.gateway.resolver import Resolver
 from tunery.plugins.data.render.renderer import Renderer
 from tunery.registry import Base, NewVersion, Version
 from tunery.registry.jobs.success import Success
+from tunery.registry.oidc_settings import OidcSettings
 from tunery.registry.registry import Registry
 from tunery.registry.settings import ServeSettings
 
@@ -100,13 +101,13 @@ def tokenizer_folder(tiny_base_folder: Path) -> Path:
 
 @pytest.fixture
 async def served(
-    registry: Registry, tokenizer_folder: Path, tmp_path: Path, settings: ServeSettings
+    registry: Registry, tokenizer_folder: Path, tmp_path: Path, settings: ServeSettings, oidc: OidcSettings
 ) -> AsyncIterator[Served]:
     """The application on a free port."""
     base = registry.add_base(make_base(tmp_path / "base"))
     renderer = Renderer(tokenizer_folder)
     engine = FakeEngine(renderer.encode(REPLY), base_digest=base.digest)
-    gateway = Gateway(settings, registry, engine, renderer, Resolver(registry, base), Metrics())
+    gateway = Gateway(settings, registry, engine, renderer, Resolver(registry, base), Metrics(), oidc=oidc)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
