@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunery.gateway.api.http.places import LocalPlaces, Places, SharedPlaces
@@ -21,6 +21,7 @@ def shared(folder: Path, workers: int = 3) -> list[SharedPlaces]:
     return [SharedPlaces(folder / "places", worker=worker, workers=workers) for worker in range(workers)]
 
 
+@settings(deadline=None, max_examples=30)
 @given(changes=CHANGES)
 def test_all_processes_see_the_same(
     changes: list[tuple[int, str, int]], tmp_path_factory: pytest.TempPathFactory
