@@ -1,4 +1,4 @@
-"""The engine process: `python -m tunery.gateway.engine.process --socket PATH --config JSON`.
+"""The engine process: `python -m tunery.gateway.engine.process --socket PATH --config JSON [--listen PATH]`.
 
 The main thread runs the engine's loop, another reads commands, a third sends heartbeats. The process ends when the
 gateway's end of the socket closes, so an engine never outlives its gateway.
@@ -10,7 +10,6 @@ import argparse
 import queue
 import signal
 import socket
-import threading
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -18,8 +17,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from tunery.gateway.engine.config import LOAD_POLL, EngineConfig
+from tunery.gateway.engine.ipc.connections import Connections
 from tunery.gateway.engine.ipc.heartbeat import Heartbeat
-from tunery.gateway.engine.ipc.wire import CommandReader, EventWriter
 from tunery.gateway.engine.messages import Command, Failed, Shutdown
 from tunery.plugins.runtime.allocator import resident_bytes, trim_memory
 from tunery.plugins.runtime.compute import prepare_compute
@@ -51,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="tunery-engine")
     parser.add_argument("--socket", required=True)
     parser.add_argument("--config", required=True)
+    parser.add_argument("--listen", help="where further gateway processes may attach")
     options = parser.parse_args(arguments)
     die_with_parent()
     # A signal to the process group (Ctrl-C, a service manager) must not cut a drain short: the gateway ends the engine.
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.connect(options.socket)
         try:
-            _serve(config, connection)
+            _serve(config, Connections(connection), options.listen)
         except TuneryError as error:
             notice(f"engine: {error.message}")
             return REFUSED if isinstance(error, ArtifactRefused) else 1
@@ -71,28 +71,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _serve(config: EngineConfig, connection: socket.socket) -> None:
+def _serve(config: EngineConfig, connections: Connections, listen: str | None) -> None:
     """Load and check the base, report it, and run the loop."""
-    writer = EventWriter(connection)
-    heartbeat = Heartbeat(writer.write)
+    if listen is not None:
+        connections.accept_on(listen)
+    emit = connections.emit
+    heartbeat = Heartbeat(emit)
     heartbeat.start()
     from tunery.gateway.engine.core import EngineCore
     from tunery.gateway.engine.self_check import load_reference, verify
 
     try:
         reference = load_reference(config)
-        core = EngineCore(config, writer.write)
+        core = EngineCore(config, emit)
         core.warm_up()
         if reference is not None:
             verify(core, reference, config)
     except ArtifactRefused as error:
-        writer.write(Failed("", error.code, error.message))
+        emit(Failed("", error.code, error.message))
         raise
-    commands = _listen(CommandReader(connection))
-    writer.write(core.ready())
-    writer.write(core.stats())
+    connections.start()
+    emit(core.ready())
+    emit(core.stats())
     try:
-        _loop(core, commands, heartbeat)
+        _loop(core, connections.commands, heartbeat)
     finally:
         core.close()
 
@@ -135,22 +137,6 @@ def _take_commands(commands: queue.SimpleQueue[Command | None], wait: float) -> 
             taken.append(commands.get_nowait())
     except queue.Empty:
         return taken
-
-
-def _listen(reader: CommandReader) -> queue.SimpleQueue[Command | None]:
-    """Read commands on a thread into the queue that is returned; None ends the stream."""
-    commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
-
-    def listen() -> None:
-        command: Command | None = None
-        try:
-            while (command := reader.read()) is not None:
-                commands.put(command)
-        finally:
-            commands.put(None)
-
-    threading.Thread(target=listen, name="commands", daemon=True).start()
-    return commands
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,8 +13,9 @@ import msgspec
 
 from tunery.gateway.engine.config import EngineConfig
 from tunery.gateway.engine.ipc.client import EngineClient
-from tunery.gateway.engine.ipc.heartbeat import TICK_EVERY, EngineTimeouts, SilenceMonitor
-from tunery.gateway.engine.messages import Failed, Ready, Stats
+from tunery.gateway.engine.ipc.heartbeat import EngineTimeouts
+from tunery.gateway.engine.ipc.link import EngineLink
+from tunery.gateway.engine.messages import Stats
 
 __all__ = ["EngineRun"]
 
@@ -25,13 +25,9 @@ STOP_SECONDS = 5.0
 """Seconds that a process gets to exit by itself before it is killed."""
 
 
-class EngineRun:
-    """An engine process from its start to its end; `run` lasts as long.
-
-    `ready` is set while it can answer, `hung` while it shows no sign of life, `was_ready` once it has ever been ready,
-    after `start_seconds`. `refusal` says why the engine does not serve its base. `on_change` is called when `ready` is
-    set and when a hung engine responds again.
-    """
+class EngineRun(EngineLink):
+    """An engine process from its start to its end; `run` lasts as long. Other gateways may attach to it at the socket
+    `attach`."""
 
     def __init__(
         self,
@@ -39,33 +35,20 @@ class EngineRun:
         command: Sequence[str],
         timeouts: EngineTimeouts,
         *,
+        attach: Path | None = None,
         on_change: Callable[[], None],
         on_stats: Callable[[Stats], None],
     ) -> None:
+        super().__init__(timeouts, on_change=on_change, on_stats=on_stats)
         self._config = config
         self._command = command
-        self._timeouts = timeouts
-        self._on_change = on_change
-        self._on_stats = on_stats
-        self._monitor = SilenceMonitor()
+        self._attach = attach
         self._process: asyncio.subprocess.Process | None = None
-        self.client: EngineClient | None = None
-        self.ready: Ready | None = None
-        self.was_ready = False
-        self.hung = False
-        self.refusal: Failed | None = None
-        self.started_at = time.monotonic()
-        self.start_seconds: float | None = None
 
     @property
     def pid(self) -> int | None:
         """The process id, once it has been started."""
         return self._process.pid if self._process else None
-
-    @property
-    def silence(self) -> float:
-        """Seconds without a sign of life; see SilenceMonitor."""
-        return self._monitor.silence
 
     async def run(self) -> None:
         """Start the process and serve its connection until it ends; cancelling ends the process. Raises OSError."""
@@ -73,7 +56,9 @@ class EngineRun:
             path = str(Path(folder) / "engine.sock")
             connected: asyncio.Future[EngineClient] = asyncio.get_running_loop().create_future()
             server = await asyncio.start_unix_server(lambda r, w: _accept(connected, r, w), path, limit=2**20)
-            arguments = ("--socket", path, "--config", msgspec.json.encode(self._config).decode())
+            arguments = ["--socket", path, "--config", msgspec.json.encode(self._config).decode()]
+            if self._attach is not None:
+                arguments += ["--listen", str(self._attach)]
             try:
                 self._process = await asyncio.create_subprocess_exec(*self._command, *arguments)
                 await self._serve(self._process, connected)
@@ -83,37 +68,18 @@ class EngineRun:
     async def _serve(self, process: asyncio.subprocess.Process, connected: asyncio.Future[EngineClient]) -> None:
         """Deliver the engine's events until the process ends or this is cancelled."""
         ended = asyncio.create_task(process.wait())
-        watching = asyncio.create_task(self._watch(process), name="engine-watch")
+        watching = asyncio.create_task(self._kill_when_hung(process), name="engine-watch")
         try:
             await asyncio.wait((ended, connected), return_when=asyncio.FIRST_COMPLETED)
             if connected.done():
-                self.client = connected.result()
-                await self.client.listen(self._become_ready, self._on_stats, self._monitor.record)
-                self.refusal = self.client.refusal
+                await self.listen(connected.result())
         finally:
             watching.cancel()
-            self.ready = self.client = None
             await _end(process, ended)
 
-    def _become_ready(self, ready: Ready) -> None:
-        self.ready, self.was_ready = ready, True
-        self.start_seconds = time.monotonic() - self.started_at
-        self._on_change()
-
-    async def _watch(self, process: asyncio.subprocess.Process) -> None:
-        """Notice when the engine falls silent and when it responds again; kill it when it has been
-        silent for too long."""
-        monitor = self._monitor
-        while monitor.silence < self._timeouts.restart:
-            await asyncio.sleep(TICK_EVERY)
-            monitor.tick()
-            before, self.hung = self.hung, monitor.silence >= self._timeouts.unready
-            if self.hung and not before:
-                log.warning("the engine has not responded for %.0f s; no new requests are sent to it", monitor.silence)
-            elif before and not self.hung:
-                log.warning("the engine responds again")
-                self._on_change()
-        log.error("the engine has not responded for %.0f s and is killed", monitor.silence)
+    async def _kill_when_hung(self, process: asyncio.subprocess.Process) -> None:
+        await self.watch()
+        log.error("the engine has not responded for %.0f s and is killed", self.silence)
         with contextlib.suppress(ProcessLookupError):
             process.kill()
 

@@ -6,6 +6,7 @@ The engine's side blocks (it has threads), the gateway's is asyncio. The end of 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import struct
 import threading
@@ -15,10 +16,13 @@ import msgspec
 from tunery.gateway.engine.messages import Command, Event
 from tunery.registry.errors import Unavailable
 
-__all__ = ["MAX_FRAME", "CommandReader", "EventWriter", "read_event", "write_command"]
+__all__ = ["MAX_FRAME", "BufferedWriter", "CommandReader", "EventWriter", "read_event", "write_command"]
 
 MAX_FRAME = 64 * 2**20
 """Bytes; a larger frame means that the two sides do not speak the same protocol."""
+
+MAX_BACKLOG = 16 * 2**20
+"""Bytes of events that may wait for one gateway process to read them."""
 
 _LENGTH = struct.Struct("<I")
 
@@ -63,6 +67,33 @@ class EventWriter:
         frame = _frame(msgspec.msgpack.encode(event))
         with self._lock:
             self._connection.sendall(frame)
+
+
+class BufferedWriter:
+    """Writes events on the engine's side, from any thread, without ever blocking: what the gateway has not read yet is
+    kept and sent with later events. Raises OSError when that is too much, or the gateway is gone.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._backlog = bytearray()
+        self._lock = threading.Lock()
+
+    def write(self, event: Event) -> None:
+        """Send one event, or keep it."""
+        frame = _frame(msgspec.msgpack.encode(event))
+        with self._lock:
+            self._backlog += frame
+            with contextlib.suppress(BlockingIOError):
+                while self._backlog:
+                    del self._backlog[: self._connection.send(self._backlog, socket.MSG_DONTWAIT)]
+            if len(self._backlog) > MAX_BACKLOG:
+                raise ConnectionAbortedError(f"{len(self._backlog):,} bytes of events wait to be read")
+
+    def close(self) -> None:
+        """End the connection, which its reader sees as its end."""
+        with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)
 
 
 def write_command(writer: asyncio.StreamWriter, command: Command) -> None:

@@ -14,8 +14,8 @@ import time
 import msgspec
 
 from tunery.gateway.engine.config import EngineConfig
+from tunery.gateway.engine.ipc.connections import Connections
 from tunery.gateway.engine.ipc.heartbeat import Heartbeat
-from tunery.gateway.engine.ipc.wire import CommandReader, EventWriter
 from tunery.gateway.engine.messages import Generate, Load, Loaded, Ready, Shutdown, Stats, Token, Tokens
 
 UNLUCKY = 13
@@ -42,15 +42,20 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--socket")
     parser.add_argument("--config")
+    parser.add_argument("--listen")
     options = parser.parse_args()
     config = msgspec.json.decode(options.config, type=EngineConfig)
     if config.context_length == UNLUCKY:
         raise SystemExit(3)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.connect(options.socket)
-        reader, writer = CommandReader(connection), EventWriter(connection)
-        Heartbeat(writer.write).start()
-        writer.write(
+        connections = Connections(connection)
+        emit = connections.emit
+        if options.listen:
+            connections.accept_on(options.listen)
+        Heartbeat(emit).start()
+        connections.start()
+        emit(
             Ready(
                 base=config.base_name,
                 base_digest=config.base_digest,
@@ -65,19 +70,19 @@ def main() -> None:
                 load_seconds=0.0,
             )
         )
-        while (command := reader.read()) is not None and not isinstance(command, Shutdown):
+        while (command := connections.commands.get()) is not None and not isinstance(command, Shutdown):
             if isinstance(command, Load):
-                writer.write(Loaded(command.id, command.adapter.digest, 5))
+                emit(Loaded(command.id, command.adapter.digest, 5))
             if isinstance(command, Generate):
                 if command.id == GARBLED:
                     connection.sendall(b"\xff" * 64)
                     continue
                 if command.id == TALKATIVE:
-                    writer.write(STATS)
+                    emit(STATS)
                 for index, token in enumerate(command.prompt):
                     time.sleep(0.02)
                     last = index + 1 == len(command.prompt)
-                    writer.write(Tokens([Token(command.id, token, -1.0, "length" if last else None)]))
+                    emit(Tokens([Token(command.id, token, -1.0, "length" if last else None)]))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""Several gateway processes in front of one engine: `tunery serve --workers N`."""
