@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.forked_process import FORKED_SUBPROCESS
+from tests.forked_process import FORKED_JOBS, FORKED_SUBPROCESS
 from tunery.plugins.runtime.allocator import tune_allocator
 from tunery.plugins.testing import make_tiny_base
 from tunery.registry import Base
@@ -114,6 +114,12 @@ def forked_gates() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tunery.plugins.training.gates.runner.subprocess", FORKED_SUBPROCESS)
         yield
+
+
+@pytest.fixture
+def forked_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The local executor forks the processes of its jobs, and these those of their gates."""
+    monkeypatch.setattr("tunery.plugins.executors.local.subprocess", FORKED_JOBS)
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,7 @@ import tunery.plugins.trainers.lora
 import tunery.plugins.training.gates.file_gates
 import tunery.plugins.training.gates.request
 import tunery.plugins.training.job.launcher
+import tunery.plugins.training.queued.process
 
 gc.collect()
 gc.freeze()

@@ -1,4 +1,4 @@
-"""`tunery`, and the process that runs gates, forked from a process that has imported torch, transformers and PEFT already.
+"""`tunery`, and the processes that run gates and queued jobs, forked from a process that has imported torch, transformers and PEFT already.
 
 Importing them takes seconds, many times as long as what most tests do. Each process is a real one all the same: it has
 its own pid, environment, standard streams and exit code, and can be killed. What libraries read when they are imported
@@ -26,8 +26,9 @@ from typing import IO
 
 from tunery.gateway import cli
 from tunery.plugins.training.gates import process as gates_process
+from tunery.plugins.training.queued import process as job_process
 
-__all__ = ["FORKED_SUBPROCESS", "ForkedProcess", "quick_jobs", "run_tunery", "start_tunery"]
+__all__ = ["FORKED_JOBS", "FORKED_SUBPROCESS", "ForkedProcess", "fork_jobs", "quick_jobs", "run_tunery", "start_tunery"]
 
 FORK_SERVER = multiprocessing.get_context("forkserver")
 FORK_SERVER.set_forkserver_preload(["tests.fork_server_imports"])
@@ -68,6 +69,15 @@ class ForkedProcess:
         """The exit code, or None while it runs."""
         return self._process.exitcode
 
+    def send_signal(self, number: int) -> None:
+        """Send it a signal, unless it has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        """Ask it to end, as SIGTERM does."""
+        self.send_signal(signal.SIGTERM)
+
     def kill(self) -> None:
         """Kill it, as SIGKILL does."""
         self._process.kill()
@@ -98,6 +108,29 @@ class ForkedGates(ForkedProcess):
 
 FORKED_SUBPROCESS = SimpleNamespace(Popen=ForkedGates, TimeoutExpired=subprocess.TimeoutExpired)
 """What takes the place of the module `subprocess` in the module that starts gates."""
+
+
+class ForkedJob(ForkedProcess):
+    """What takes subprocess.Popen's place where the local executor starts a queued job."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        stdin: int,
+        stdout: IO[bytes],
+        stderr: IO[bytes],
+        env: Mapping[str, str],
+        start_new_session: bool,
+    ) -> None:
+        assert command[1:3] == ["-m", job_process.__name__]
+        assert (stdin, start_new_session) == (subprocess.DEVNULL, True)
+        outputs = (Path(stdout.name), Path(stderr.name))
+        super().__init__(job_process.main, command[3:], environment=env, outputs=outputs, prepare=os.setsid)
+
+
+FORKED_JOBS = SimpleNamespace(Popen=ForkedJob, DEVNULL=subprocess.DEVNULL)
+"""What takes the place of the module `subprocess` in the module of the local executor."""
 
 
 def start_tunery(
@@ -138,6 +171,13 @@ def fork_gates() -> None:
     # Python would start another server here, though it has told this process how to reach its own.
     forkserver._forkserver.ensure_running = lambda: None  # type: ignore[method-assign]
     vars(runner)["subprocess"] = FORKED_SUBPROCESS
+
+
+def fork_jobs() -> None:
+    """Prepare a process whose worker forks its jobs, from the server that forked the process."""
+    from tunery.plugins.executors import local
+
+    vars(local)["subprocess"] = FORKED_JOBS
 
 
 def quick_jobs() -> None:

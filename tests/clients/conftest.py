@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.forked_process import fork_jobs
 from tests.gateway.serve_process import ServeProcess, start_server
 from tunery.registry.home import Home
 
@@ -15,5 +16,5 @@ from tunery.registry.home import Home
 def server(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServeProcess]:
     """A server that trains and answers."""
     folder = tmp_path_factory.mktemp("clients")
-    with start_server(folder, Home(folder / "home"), base_folder) as server:
+    with start_server(folder, Home(folder / "home"), base_folder, prepare=fork_jobs) as server:
         yield server

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import openai
 
+from tests.forked_process import ForkedProcess
+from tunery.gateway.cli import main
 from tunery.registry import Base, NewVersion
 from tunery.registry.home import Home
 from tunery.registry.registry import Registry
@@ -26,7 +28,7 @@ TINY = ("--quant", "none", "--dtype", "float32")
 class ServeProcess:
     """A running `tunery serve`."""
 
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | ForkedProcess
     log: Path
     home: Home
     url: str = ""
@@ -46,22 +48,23 @@ class ServeProcess:
 
 
 @contextmanager
-def start_server(folder: Path, home: Home, base: str | Path, *arguments: str) -> Iterator[ServeProcess]:
-    """Start `tunery serve --base BASE ARGUMENTS`, wait until it says that it is ready, and kill it in the end."""
+def start_server(
+    folder: Path, home: Home, base: str | Path, *arguments: str, prepare: Callable[[], None] | None = None
+) -> Iterator[ServeProcess]:
+    """Start `tunery serve --base BASE ARGUMENTS`, wait until it says that it is ready, and kill it in the end.
+
+    With `prepare`, a function of a module, the process is forked, and calls that first.
+    """
     log = folder / "stderr"
     command = ["serve", "--base", str(base), "--port", "0", *arguments]
-    with log.open("wb") as stderr:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tunery.gateway.cli", *command],
-            stderr=stderr,
-            env={
-                "TUNERY_SERVE_AUTH": "false",
-                "TUNERY_SERVE_DRAIN_DELAY": "0",
-                **os.environ,
-                "TUNERY_HOME": str(home.root),
-                "OMP_NUM_THREADS": "1",
-            },
-        )
+    environment = {
+        "TUNERY_SERVE_AUTH": "false",
+        "TUNERY_SERVE_DRAIN_DELAY": "0",
+        **os.environ,
+        "TUNERY_HOME": str(home.root),
+        "OMP_NUM_THREADS": "1",
+    }
+    process = _start(command, environment, log, prepare)
     running = ServeProcess(process, log, home)
     try:
         deadline = time.monotonic() + 600
@@ -75,6 +78,16 @@ def start_server(folder: Path, home: Home, base: str | Path, *arguments: str) ->
     finally:
         process.kill()
         process.wait()
+
+
+def _start(
+    command: list[str], environment: dict[str, str], log: Path, prepare: Callable[[], None] | None
+) -> subprocess.Popen[bytes] | ForkedProcess:
+    log.write_bytes(b"")
+    if prepare is not None:
+        return ForkedProcess(main, command, environment=environment, outputs=(log, log), prepare=prepare)
+    with log.open("wb") as stderr:
+        return subprocess.Popen([sys.executable, "-m", "tunery.gateway.cli", *command], stderr=stderr, env=environment)
 
 
 def publish(registry: Registry, base: Base, folders: Iterable[Path], *, name: Callable[[int], str]) -> None:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +12,7 @@ import httpx
 import pytest
 from openai import NotFoundError
 
+from tests.forked_process import fork_jobs, start_tunery
 from tests.gateway.serve_process import TINY, ServeProcess, start_server
 from tunery.plugins.testing import write_rows
 from tunery.plugins.testing.harness import LONG
@@ -36,11 +34,14 @@ def servers(tmp_path_factory: pytest.TempPathFactory, tiny_base_folder: Path) ->
     with (
         start_server(folder / "a", home, tiny_base_folder, *TINY, "--no-worker") as first,
         start_server(folder / "b", home, tiny_base_folder, *TINY, "--no-worker") as second,
-        subprocess.Popen([sys.executable, "-m", "tunery.gateway.cli", "worker"], env=environment) as worker,
     ):
-        yield [first, second]
-        worker.send_signal(signal.SIGTERM)
-        assert worker.wait(timeout=600) == 0
+        worker = start_tunery("worker", environment=environment, prepare=fork_jobs)
+        try:
+            yield [first, second]
+            worker.terminate()
+            assert worker.wait(timeout=600) == 0
+        finally:
+            worker.kill()
 
 
 def test_a_job_submitted_to_one_server_is_followed_through_another_and_served_by_both(

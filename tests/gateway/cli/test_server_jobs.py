@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.forked_process import ForkedProcess, run_tunery, start_tunery
+from tests.forked_process import ForkedProcess, fork_jobs, run_tunery, start_tunery
 from tests.gateway.serve_process import TINY, ServeProcess, publish, random_loras, start_server
 from tests.gateway.webhooks.receiver import until
 from tunery.plugins.bases.resolve import resolve_base
@@ -255,7 +255,7 @@ def test_a_job_is_trained_by_the_server_and_followed_to_its_end(tmp_path: Path, 
     home = Home(tmp_path / "home")
     with Registry.open(home) as registry:
         resolve_base(str(tiny_base_folder), registry=registry, plugins=load_plugins(), name="base")
-        with start_server(tmp_path, home, "base", *TINY) as server:
+        with start_server(tmp_path, home, "base", *TINY, prepare=fork_jobs) as server:
             both = Both(server, registry, write_rows(tmp_path / "rows.jsonl", 40), tmp_path / "elsewhere")
             words = ("--set", "max_steps=20", "--set", "precision=float32", "--set", "learning_rate=0.003", "--watch")
             done = run_tunery(

@@ -18,6 +18,13 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
+@pytest.fixture(autouse=True)
+def forked(request: pytest.FixtureRequest) -> None:
+    """Fork all processes but those of one test, which are started as everywhere else."""
+    if request.function is not ExecutorConformance.test_a_job_runs_to_its_end:
+        request.getfixturevalue("forked_jobs")
+
+
 class TestLocal(ExecutorConformance):
     executor = "local"
 

@@ -148,7 +148,9 @@ def test_what_is_no_executor_is_refused() -> None:
 
 
 @pytest.fixture
-def trainable(registry: Registry, tiny_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> JobRequest:
+def trainable(
+    registry: Registry, tiny_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forked_jobs: None
+) -> JobRequest:
     """A request that a process can train."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     rows = write_rows(tmp_path / "rows.jsonl", 40)

@@ -23,7 +23,8 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         yield place
 
 
-def test_a_job_survives_a_full_disk(disk: Path) -> None:
+def test_a_job_survives_a_full_disk(disk: Path, forked_jobs: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     harness = ExecutorHarness(disk, "local")
     registry, said = harness.registry, list[str]()
     worker = Worker(registry, harness.executor, JobsSettings(), say=said.append)
