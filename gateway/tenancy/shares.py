@@ -50,12 +50,21 @@ class SharedAdapters:
         while True:
             await asyncio.sleep(REFRESH_SECONDS)
             try:
-                await asyncio.to_thread(self.read)
+                await self._read_in_thread()
                 unreadable = False
             except Exception as error:
                 if not unreadable:
                     log.warning("shared adapters cannot be read now, they stay as they were: %s", error)
                 unreadable = True
+
+    async def _read_in_thread(self) -> None:
+        """Read; where this is cancelled it ends only after the thread, as the registry may be closed afterwards."""
+        reading = asyncio.create_task(asyncio.to_thread(self.read))
+        try:
+            await asyncio.shield(reading)
+        except asyncio.CancelledError:
+            await asyncio.gather(reading, return_exceptions=True)
+            raise
 
     def read(self) -> None:
         """Read all of them unless nothing was committed since the last time."""

@@ -199,7 +199,9 @@ class Database:
 
     def close(self) -> None:
         """Close the connections."""
-        self._watch.close()
+        # Not while another thread asks for changes: closing a connection that SQLite is working on ends the process.
+        with self._lock:
+            self._watch.close()
         self._engine.dispose()
 
     def _connect(self) -> sqlite3.Connection:
