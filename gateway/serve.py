@@ -47,6 +47,8 @@ __all__ = ["engine_config", "run", "serve"]
 STOP_SECONDS = 5.0
 """How long Granian may take to close connections without requests before the process exits anyway."""
 BACKLOG = 1024
+MAX_HEAD = 64 * 1024
+"""Bytes of a request's head; each connection may hold as many."""
 
 Say = Callable[[str], None]
 
@@ -244,6 +246,6 @@ def _server(app: ASGIApp, settings: ServeSettings) -> Server:
         backlog=BACKLOG,
         backpressure=settings.max_connections,
         http=HTTPModes.http1,
-        http1_settings=HTTP1Settings(header_read_timeout=1000 * settings.read_seconds),
+        http1_settings=HTTP1Settings(header_read_timeout=1000 * settings.read_seconds, max_buffer_size=MAX_HEAD),
         log_level=LogLevels.error,
     )
