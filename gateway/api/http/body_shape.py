@@ -8,29 +8,27 @@ from __future__ import annotations
 
 from tunery.gateway.api.http.errors import Refused
 
-__all__ = ["MAX_MEMBERS", "MAX_VALUES", "check_shape"]
+__all__ = ["MAX_MEMBERS", "MAX_TEXTS", "MAX_VALUES", "check_shape"]
 
-MAX_MEMBERS = 200_000
-"""Objects, lists and fields of objects."""
-MAX_VALUES = 500_000
-"""Entries of lists and objects, such as token ids."""
+MAX_MEMBERS, MAX_TEXTS, MAX_VALUES = 200_000, 500_000, 2_000_000
+"""Objects, lists and fields of objects; texts; and all entries of lists and objects, such as token ids."""
 _FEW = 100_000
 """Marks that may be there without a closer look, texts included."""
 
 
 def check_shape(body: bytes) -> None:
-    """Raise Refused (400) for a body of more than MAX_MEMBERS members or MAX_VALUES values."""
+    """Raise Refused (400) for a body of more members, texts or values than that."""
     if len(body) - len(body.translate(None, b"{[:,")) <= _FEW:
         return
     unescaped = body.replace(b"\\\\", b"").replace(b'\\"', b"")
-    strings = unescaped.count(b'"') // 2
-    outside = b"".join(unescaped.split(b'"')[::2]) if strings <= MAX_VALUES else b""
-    members = len(outside) - len(outside.translate(None, b"{[:"))
-    values = max(outside.count(b","), strings)
-    if members > MAX_MEMBERS or values > MAX_VALUES:
-        raise Refused(
-            f"the body has more than {MAX_VALUES:,} values, or {MAX_MEMBERS:,} objects, lists and fields of them; send "
-            "several smaller requests, or upload a file",
-            status=400,
-            code="too_many_values",
-        )
+    if unescaped.count(b'"') <= 2 * MAX_TEXTS:
+        outside = b"".join(unescaped.split(b'"')[::2])
+        members = len(outside) - len(outside.translate(None, b"{[:"))
+        if members <= MAX_MEMBERS and outside.count(b",") <= MAX_VALUES:
+            return
+    raise Refused(
+        f"the body has more than {MAX_VALUES:,} values, {MAX_TEXTS:,} texts, or {MAX_MEMBERS:,} objects, lists and "
+        "fields of them; send several smaller requests, or upload a file",
+        status=400,
+        code="too_many_values",
+    )

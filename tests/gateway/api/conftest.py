@@ -10,9 +10,8 @@ from pathlib import Path
 
 import httpx
 import httpx2
+import msgspec
 import pytest
-from granian.constants import Interfaces
-from granian.server.embed import Server
 from litestar._openapi.plugin import OpenAPIPlugin
 from litestar.openapi.spec import OpenAPI
 from openai import AsyncOpenAI
@@ -23,6 +22,7 @@ from tunery.gateway.app import create_app
 from tunery.gateway.engine.fake import FakeEngine
 from tunery.gateway.metrics.recorder import Metrics
 from tunery.gateway.resolver import Resolver
+from tunery.gateway.serve import _server
 from tunery.plugins.data.render.renderer import Renderer
 from tunery.registry import Base, NewVersion, Version
 from tunery.registry.jobs.success import Success
@@ -110,7 +110,7 @@ async def served(
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    server = Server(create_app(gateway), address="127.0.0.1", port=port, interface=Interfaces.ASGI, websockets=False)
+    server = _server(create_app(gateway), msgspec.structs.replace(settings, host="127.0.0.1", port=port))
     running = asyncio.create_task(server.serve())
     await _listening(port)
     url = f"http://127.0.0.1:{port}"
