@@ -94,7 +94,9 @@ class JsonValidity:
             return
         self._check_time()
         if len(instance) > MAX_TEXT:
-            raise InvalidInput(f"a text of {len(instance)} characters is too long for a pattern; the limit is {MAX_TEXT}")
+            raise InvalidInput(
+                f"a text of {len(instance)} characters is too long for a pattern; the limit is {MAX_TEXT}"
+            )
         try:
             # RE2 reads UTF-8, which has no half of a surrogate pair.
             matches = _compile(pattern).search(instance.encode(errors="replace").decode())

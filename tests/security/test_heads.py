@@ -37,7 +37,10 @@ HEADS = {
     "two hosts": (request("GET", "/health/live", "host: evil.example"), 400),
     "two keys": (request("GET", "/v1/models", "authorization: Bearer a", "authorization: Bearer b"), 400),
     "two types": (request("POST", CHAT, JSON, "content-type: text/plain", body=b"{}"), 400),
-    "a target elsewhere": (b"GET http://localhost/health/live HTTP/1.1\r\nhost: evil.example\r\n" + CLOSE + b"\r\n", 403),
+    "a target elsewhere": (
+        b"GET http://localhost/health/live HTTP/1.1\r\nhost: evil.example\r\n" + CLOSE + b"\r\n",
+        403,
+    ),
     "a tunnel": (b"CONNECT evil.example:443 HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n", 405),
     "TRACE": (request("TRACE", "/v1/models"), 405),
     "a method without end": (request("A" * 5000, "/v1/models"), 405),

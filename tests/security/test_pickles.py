@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+import tunery.registry as registry_package
 from tests.registry.artifacts import make_adapter
 from tests.registry.conftest import base
-import tunery.registry as registry_package
 from tunery.plugins.data.checks.runner import CheckOptions, check_data
 from tunery.plugins.discovery import load_plugins
 from tunery.registry import Base, NewVersion

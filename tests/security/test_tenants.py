@@ -10,6 +10,7 @@ import pytest
 from tests.gateway.api.conftest import Served
 
 ROW = b'{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}\n'
+ROWS = b"".join(ROW.replace(b'"hi"', b'"hi %d"' % number) for number in range(12))
 SECRET = "globex/secret-plan"
 
 
@@ -65,7 +66,7 @@ async def test_another_tenants_adapters_do_not_exist(served: Served, acme: Tenan
 
 
 async def test_another_tenants_files_jobs_and_batches_do_not_exist(acme: Tenant, globex: Tenant) -> None:
-    files = {"file": ("rows.jsonl", 12 * ROW)}
+    files = {"file": ("rows.jsonl", ROWS)}
     file = (await globex.http.post("/v1/files", files=files, data={"purpose": "fine-tune"})).json()["id"]
     body = {"model": "tiny", "training_file": file}
     job = (await globex.http.post("/v1/fine_tuning/jobs", json=body)).json()["id"]
@@ -91,7 +92,7 @@ async def test_another_tenants_files_jobs_and_batches_do_not_exist(acme: Tenant,
 
 async def test_a_tenant_trains_adapters_of_its_own_only(acme: Tenant, served: Served) -> None:
     served.publish(SECRET)
-    files = {"file": ("rows.jsonl", 12 * ROW)}
+    files = {"file": ("rows.jsonl", ROWS)}
     file = (await acme.http.post("/v1/files", files=files, data={"purpose": "fine-tune"})).json()["id"]
     for tunery, code in (
         ({"adapter": "globex/mine-now"}, "adapter_not_allowed"),

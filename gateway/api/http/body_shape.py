@@ -6,7 +6,7 @@ text, and nobody else is answered meanwhile. Counting takes milliseconds.
 
 from __future__ import annotations
 
-from tunery.gateway.api.http.errors import Refused
+from tunery.registry.errors import InvalidInput
 
 __all__ = ["MAX_MEMBERS", "MAX_TEXTS", "MAX_VALUES", "check_shape"]
 
@@ -17,7 +17,7 @@ _FEW = 100_000
 
 
 def check_shape(body: bytes) -> None:
-    """Raise Refused (400) for a body of more members, texts or values than that."""
+    """Raise InvalidInput (too_many_values) for a body of more members, texts or values than that."""
     if len(body) - len(body.translate(None, b"{[:,")) <= _FEW:
         return
     unescaped = body.replace(b"\\\\", b"").replace(b'\\"', b"")
@@ -26,9 +26,8 @@ def check_shape(body: bytes) -> None:
         members = len(outside) - len(outside.translate(None, b"{[:"))
         if members <= MAX_MEMBERS and outside.count(b",") <= MAX_VALUES:
             return
-    raise Refused(
+    raise InvalidInput(
         f"the body has more than {MAX_VALUES:,} values, {MAX_TEXTS:,} texts, or {MAX_MEMBERS:,} objects, lists and "
         "fields of them; send several smaller requests, or upload a file",
-        status=400,
         code="too_many_values",
     )

@@ -50,7 +50,8 @@ class Guard:
 
     @staticmethod
     async def check_body(request: Request[Any, Any, Any]) -> None:
-        """Raise Refused: 415 for the body's content type, 400 for a body that is not text."""
+        """Raise Refused: 415 for the body's content type, 400 for a body that is not text. Raise InvalidInput for one of
+        too many values."""
         if request.method not in _WITH_BODY:
             return
         if request.route_handler.opt.get("streamed_body"):
