@@ -120,12 +120,14 @@ class JsonValidity:
             )
 
 
-@_FORMATS.checks("regex", raises=_UNFIT)
 def _is_pattern(text: object) -> bool:
     """Whether a text is a pattern, for the schema of schemas; anything else is none of its business."""
     if isinstance(text, str):
         _compile(text)
     return True
+
+
+_FORMATS.checks("regex", raises=_UNFIT)(_is_pattern)
 
 
 def _compile(pattern: str) -> Any:

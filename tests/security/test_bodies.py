@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 from typing import Any
@@ -149,3 +150,20 @@ async def test_a_file_called_like_a_folder_is_checked_like_any_other(acme: httpx
 def test_a_refusal_before_the_body_can_close_the_connection() -> None:
     error: HTTPException = Refused("x", status=400, code="y", close=True)
     assert error.headers == {"connection": "close"}
+
+
+@pytest.mark.slow
+async def test_requests_of_batches_have_the_same_bounds(acme: httpx.AsyncClient) -> None:
+    line = b'{"custom_id":"a","method":"POST","url":"/v1/completions","body":{"model":"tiny","prompt":"x","metadata":['
+    del acme.headers["content-type"]
+    files = {"file": ("batch.jsonl", line + b"{}," * MANY + b"{}]}}\n")}
+    file = (await acme.post("/v1/files", files=files, data={"purpose": "batch"})).json()["id"]
+    asked = {"input_file_id": file, "endpoint": "/v1/completions", "completion_window": "24h"}
+    batch = (await acme.post("/v1/batches", json=asked)).json()
+    async with asyncio.timeout(120):
+        while batch["status"] not in ("completed", "failed"):
+            await asyncio.sleep(0.1)
+            batch = (await acme.get(f"/v1/batches/{batch['id']}")).json()
+    assert batch["request_counts"] == {"total": 1, "completed": 0, "failed": 1}, batch
+    errors = (await acme.get(f"/v1/files/{batch['error_file_id']}/content")).json()
+    assert errors["response"]["body"]["error"]["code"] == "too_many_values"
