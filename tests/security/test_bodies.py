@@ -12,15 +12,17 @@ import pytest
 from litestar.exceptions import HTTPException
 
 from tests.gateway.api.conftest import Served
-from tunery.gateway.api.http.body_shape import MAX_MEMBERS, MAX_TEXTS, MAX_VALUES, check_shape
+from tunery.gateway.api.http.body_shape import LIMITS, check_shape
 from tunery.gateway.api.http.errors import Refused
+from tunery.plugins.data.read.formats import InvalidRow
+from tunery.plugins.data.read.row import parse_object
 from tunery.registry.errors import InvalidInput
 from tunery.registry.keys.api_key import SCOPES
 from tunery.registry.names import file_name
 
 CHAT = "/v1/chat/completions"
 BEGIN = b'{"model":"tiny","messages":[{"role":"user","content":"hi"}],'
-MANY = 3 * MAX_MEMBERS
+MANY = 3 * LIMITS.members
 
 
 @pytest.fixture
@@ -38,8 +40,8 @@ async def acme(served: Served) -> Any:
         BEGIN + b'"metadata":[' + b"[]," * MANY + b"[]]}",
         BEGIN + b'"metadata":' + b"[" * MANY,
         BEGIN + b'"logit_bias":{' + b",".join(b'"%d":1' % n for n in range(MANY)) + b"}}",
-        b'{"prompt":[' + b"7," * (MAX_VALUES + 1) + b"7]}",
-        b'{"guided_choice":[' + b'"a",' * (MAX_TEXTS + 1) + b'"a"]}',
+        b'{"prompt":[' + b"7," * (LIMITS.values + 1) + b"7]}",
+        b'{"guided_choice":[' + b'"a",' * (LIMITS.texts + 1) + b'"a"]}',
         b'{"prompt":"\\\\",' + b'"stop":[' + b"{}," * MANY + b"{}]}",
         b'{"prompt":"\\\\\\"",' + b'"stop":[' + b"{}," * MANY + b"{}]}",
     ],
@@ -60,6 +62,14 @@ def test_large_requests_that_make_sense_are_let_through() -> None:
     check_shape(json.dumps(ids, separators=(",", ":")).encode())
     message = {"role": "user", "content": [{"type": "text", "text": "hi, there"}] * 4}
     check_shape(json.dumps({"model": "tiny", "messages": [message] * 4096}).encode())
+
+
+def test_rows_have_bounds_too() -> None:
+    row = b'{"messages":[{"role":"user","content":"x"},{"role":"assistant","content":"y"}],"tools":['
+    with pytest.raises(InvalidRow, match="split it"):
+        parse_object(1, row + b"[]," * LIMITS.members + b"[]]}")
+    content = json.dumps("{[:,\\" * 300_000).encode()
+    assert parse_object(1, row.replace(b'"x"', content) + b"{}]}")
 
 
 @pytest.mark.slow

@@ -97,6 +97,7 @@ async def trickle(connections: list[socket.socket]) -> None:
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(3600)
 async def test_first_tokens_come_as_fast_beside_slow_clients(serving: ServeProcess) -> None:
     rounds, count = 5, 200
     alone: list[float] = []
@@ -114,6 +115,7 @@ async def test_first_tokens_come_as_fast_beside_slow_clients(serving: ServeProce
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(3600)
 async def test_first_tokens_come_as_fast_beside_large_bodies(serving: ServeProcess) -> None:
     """Bodies at their largest, one after another: each may hold everybody up for as long as it is read, and no longer."""
     bodies: list[bytes] = [
