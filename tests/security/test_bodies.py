@@ -89,6 +89,13 @@ async def test_every_such_request_is_answered_briefly(acme: httpx.AsyncClient) -
         assert "larger than 256 KiB" in answer.text
 
 
+async def test_stop_strings_have_a_length(acme: httpx.AsyncClient) -> None:
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
+    assert (await acme.post(CHAT, json=body | {"stop": ["a" * 1024] * 16})).status_code == 200
+    answer = await acme.post(CHAT, json=body | {"stop": ["x", "a" * 1025]})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "stop")
+
+
 @pytest.mark.parametrize("encoding", ["gzip", "br", "deflate", "identity, gzip", "zstd"])
 async def test_nothing_is_unpacked(acme: httpx.AsyncClient, encoding: str) -> None:
     bomb = gzip.compress(b" " * 10_000_000)
