@@ -20,7 +20,7 @@ PAGES, SITE, PACKAGES = BUILD / "pages", BUILD / "site", BUILD / "packages"
 MOVED = {
     "README.md": "index.md",
     "CONTRIBUTING.md": "contributing.md",
-    "SECURITY.md": "security.md",
+    "SECURITY.md": "reporting.md",
     "CODE_OF_CONDUCT.md": "code-of-conduct.md",
     "CHANGELOG.md": "changelog.md",
     "changes/README.md": "changes.md",

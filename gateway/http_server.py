@@ -40,6 +40,8 @@ log = logging.getLogger("tunery.gateway")
 
 STOP_SECONDS = 5.0
 """How long Granian may take to close connections without requests before they are cut."""
+MAX_HEAD = 64 * 1024
+"""Bytes of a request's head; each connection may hold as many."""
 TLS_POLL = 2.0
 """Seconds between looks at the certificate's files."""
 
@@ -160,7 +162,7 @@ def _granian(app: ASGIApp, settings: ServeSettings, listener: socket.socket, *, 
         backlog=BACKLOG,
         backpressure=settings.max_connections,
         http=HTTPModes.http1,
-        http1_settings=HTTP1Settings(header_read_timeout=1000 * settings.read_seconds),
+        http1_settings=HTTP1Settings(header_read_timeout=1000 * settings.read_seconds, max_buffer_size=MAX_HEAD),
         log_level=LogLevels.error,
         log_dictconfig={"handlers": {}, "formatters": {}, "loggers": {"_granian": {"propagate": True}}},
     )

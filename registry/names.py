@@ -1,5 +1,5 @@
-"""Parse and check the names of adapters, aliases and versions, and name the scopes. Nothing that could be a path is
-accepted.
+"""Parse and check the names of adapters, aliases, versions and files, and name the scopes. Nothing that could be a path
+is accepted.
 
 A reference is what a caller writes: `acme/support` (its `production` alias, or the newest version while
 it has none), `acme/support@3` or `acme/support@canary`. A composition is several of them with weights:
@@ -22,6 +22,7 @@ __all__ = [
     "Reference",
     "check_adapter",
     "check_alias",
+    "file_name",
     "parse_composition",
     "parse_reference",
     "tenant_of",
@@ -34,6 +35,11 @@ SCOPES = ("infer", "train", "publish", "metrics", "admin")
 MAX_PARTS, MAX_WEIGHT = 8, 10.0
 MAX_DIGITS = 18
 """Digits of a version's number, which is stored in 64 bits."""
+
+MAX_FILE_NAME = 255
+"""Bytes of a file's name, as file systems have them."""
+_UNPRINTED = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
+"""Control characters, and those that turn the direction of a text around."""
 
 _WORD = r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?"
 _ADAPTER = re.compile(rf"{_WORD}/{_WORD}")
@@ -83,6 +89,14 @@ def check_alias(alias: str) -> str:
             code="invalid_name",
         )
     return alias
+
+
+def file_name(name: str) -> str:
+    """Only the last component of a file's name, whatever the client's system writes before it, with _ for what is no
+    character of a line."""
+    last = _UNPRINTED.sub("_", name.replace("\\", "/").rpartition("/")[2])
+    short = last.encode(errors="replace")[:MAX_FILE_NAME].decode(errors="ignore")
+    return short if short.strip(".") else "upload"
 
 
 def tenant_of(adapter: str) -> str:

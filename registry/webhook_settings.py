@@ -16,9 +16,10 @@ from urllib.parse import SplitResult, urlsplit
 import msgspec
 
 from tunery.registry.errors import near
+from tunery.registry.network.addresses import Network
 from tunery.registry.values import about
 
-__all__ = ["EVENT_TYPES", "Network", "WebhookEndpoint", "WebhooksSettings", "decode_secret", "networks", "problems"]
+__all__ = ["EVENT_TYPES", "WebhookEndpoint", "WebhooksSettings", "decode_secret", "networks", "problems"]
 
 EVENT_TYPES = (
     "fine_tuning.job.succeeded",
@@ -30,8 +31,6 @@ MAX_ENDPOINTS = 16
 MAX_URL = 2000
 _NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,252})")
 
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-
 
 class WebhookEndpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A place that webhooks are sent to."""
@@ -39,6 +38,10 @@ class WebhookEndpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     url: Annotated[str, about("Where to send it.")] = ""
     secret: Annotated[str, about("The key that signs: whsec_…, env:VARIABLE or file:PATH.")] = ""
     events: Annotated[tuple[str, ...], about("Types of events to send.")] = EVENT_TYPES
+
+    def __repr__(self) -> str:
+        """Without the secret, and of the URL only the host: the rest may be what lets one in there."""
+        return f"WebhookEndpoint(host={getattr(_split(self.url), 'hostname', None)!r}, events={self.events!r})"
 
 
 class WebhooksSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -41,7 +41,7 @@ class Repository:
 
 class HubServer:
     """Use as a context manager; `repositories` is what is stored, `fail_commits` and `fail_tags`
-    answer those with a status.
+    answer those with a status. `redirect` is where files are said to be.
 
     `before_commit` runs when a commit arrives, before it is looked at: the place for somebody else to be faster.
     """
@@ -51,6 +51,7 @@ class HubServer:
         self.large: dict[str, bytes] = {}
         self.fail_commits: int | None = None
         self.fail_tags: int | None = None
+        self.redirect: str | None = None
         self.before_commit: Callable[[], None] = lambda: None
         self.requests: list[str] = []
         hub = self
@@ -229,6 +230,10 @@ class _Handler(BaseHTTPRequestHandler):
             return
         data = commit.tree[path]
         headers |= {"ETag": f'"{_oid(data)}"', "Content-Length": str(len(data))}
+        if (place := self.server_hub.redirect) is not None:
+            size = headers.pop("Content-Length")
+            self._send(302, b"", {**headers, "Location": place, "X-Linked-Size": size})
+            return
         self._send(200, data if body else b"", headers)
 
     def _parts(self) -> list[str]:

@@ -11,7 +11,7 @@ from litestar.params import FromPath, JSONBody
 
 from tunery.gateway.api.http.errors import error_responses
 from tunery.gateway.api.request.fields import check_fields
-from tunery.gateway.api.request.upload import STREAMED, base_name, receive_upload
+from tunery.gateway.api.request.upload import STREAMED, receive_upload
 from tunery.gateway.api.response.files import file_object
 from tunery.gateway.api.schemas.uploads import UploadComplete, UploadCreate, UploadObject, UploadPartObject
 from tunery.gateway.api.state import Gateway
@@ -19,6 +19,7 @@ from tunery.gateway.jobs.file_checks import CHECKED
 from tunery.gateway.tenancy.principal import Principal
 from tunery.gateway.tenancy.scopes import DATA, SCOPE
 from tunery.registry.errors import InvalidInput
+from tunery.registry.names import file_name
 from tunery.registry.records import DataFile, Upload
 from tunery.registry.storage import leases
 
@@ -51,7 +52,7 @@ async def create_upload(
         gateway.registry.uploads.create,
         tenant=principal.tenant,
         purpose=data.purpose,
-        name=base_name(data.filename),
+        name=file_name(data.filename),
         mime_type=data.mime_type,
         size=data.bytes,
         file_expires_after=None if data.expires_after is None else float(data.expires_after.seconds),

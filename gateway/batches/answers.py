@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from tunery.gateway.api.http.body_shape import check_shape
 from tunery.gateway.api.http.errors import envelope, status_of
 from tunery.gateway.api.http.trace import Trace
 from tunery.gateway.api.inference import ENDPOINTS, Endpoint, answer
@@ -55,6 +56,7 @@ async def answer_line(number: int, line: Line, *, batch: Batch, gateway: Gateway
     )
     call = Call(bytes(line.body), Trace(), principal, background=True, endpoint=batch.endpoint, usage=[])
     try:
+        check_shape(call.body)
         body = await _patiently(ENDPOINTS[batch.endpoint], call, gateway)
     except TuneryError as error:
         status = status_of(error)

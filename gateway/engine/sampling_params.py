@@ -6,7 +6,10 @@ from typing import Literal
 
 import msgspec
 
-__all__ = ["Constraint", "SamplingParams"]
+__all__ = ["MAX_CONSTRAINT", "Constraint", "SamplingParams"]
+
+MAX_CONSTRAINT = 256 * 1024
+"""Bytes of a constraint's text."""
 
 
 class Constraint(msgspec.Struct, frozen=True):

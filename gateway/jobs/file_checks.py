@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -12,6 +11,7 @@ import msgspec
 from tunery.plugins.data.checks.runner import CheckOptions, check_data
 from tunery.plugins.manager import Plugins
 from tunery.registry.errors import NotFound, TuneryError
+from tunery.registry.names import file_name
 from tunery.registry.records import DataFile
 from tunery.registry.registry import Registry
 from tunery.registry.storage import leases
@@ -95,7 +95,7 @@ def _check(registry: Registry, plugins: Plugins, file: DataFile) -> DataFile:
 def _findings(registry: Registry, plugins: Plugins, file: DataFile) -> tuple[str, str | None, dict[str, Any]]:
     stored = registry.data_files.present_path(file)
     with leases.staged(registry.home.staging, "check") as folder:
-        path = folder / (Path(file.name).name or "rows.jsonl")
+        path = folder / file_name(file.name)
         path.symlink_to(stored)
         report = check_data([path], CheckOptions(max_length=MAX_LENGTH), plugins=plugins)
     errors = report.errors

@@ -12,12 +12,9 @@ import socket
 from collections.abc import Collection
 
 from tunery.registry.errors import InvalidInput, Unavailable
-from tunery.registry.webhook_settings import Network
+from tunery.registry.network.addresses import Address, Network, is_permitted
 
-__all__ = ["Address", "is_permitted", "resolve"]
-
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-_GLOBAL_IPV6 = ipaddress.ip_network("2000::/3")
+__all__ = ["resolve"]
 
 
 async def resolve(host: str, port: int, *, permitted: Collection[Network]) -> Address:
@@ -35,19 +32,3 @@ async def resolve(host: str, port: int, *, permitted: Collection[Network]) -> Ad
         "network to webhooks.allow if that is meant",
         code="webhook_host_refused",
     )
-
-
-def is_permitted(address: Address, permitted: Collection[Network]) -> bool:
-    """Whether an address is public, or in a network that is allowed explicitly."""
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-        address = address.ipv4_mapped
-    return _is_public(address) or any(address in network for network in permitted)
-
-
-def _is_public(address: Address) -> bool:
-    """Whether an address is of the open internet; those that carry an IPv4 address elsewhere are not."""
-    if not address.is_global or address.is_multicast:
-        return False
-    if isinstance(address, ipaddress.IPv4Address):
-        return True
-    return address in _GLOBAL_IPV6 and address.sixtofour is None and address.teredo is None

@@ -13,7 +13,8 @@ from urllib.request import getproxies, proxy_bypass
 from tunery.plugins.bases.folder import copy_base
 from tunery.plugins.bases.validation import INDEX, SETTINGS, check_config
 from tunery.registry.errors import ArtifactRefused, NotFound, TuneryError, Unavailable
-from tunery.registry.hub.client import no_revision, parse_hub
+from tunery.registry.hub.client import HUB, no_revision, parse_hub
+from tunery.registry.hub.redirects import guard_redirects
 
 __all__ = ["fetch", "fill", "reachable"]
 
@@ -38,6 +39,7 @@ def fetch(repository: str, revision: str | None, subfolder: str = "") -> Path:
     with _hub_errors(repository, revision, subfolder):
         offline = not reachable()
         endpoint = os.environ.get("HF_ENDPOINT")
+        guard_redirects(endpoint or HUB)
         # The configuration first: it says whether the rest can be served.
         config = hf_hub_download(
             repository, f"{within}config.json", revision=revision, local_files_only=offline, endpoint=endpoint
@@ -58,6 +60,7 @@ def fetch(repository: str, revision: str | None, subfolder: str = "") -> Path:
 @contextmanager
 def _hub_errors(repository: str, revision: str | None, subfolder: str) -> Iterator[None]:
     """Turn the Hub client's errors into ours, with what to do next."""
+    import httpx2
     from huggingface_hub.errors import (
         HfHubHTTPError,
         LocalEntryNotFoundError,
@@ -77,7 +80,7 @@ def _hub_errors(repository: str, revision: str | None, subfolder: str) -> Iterat
         ) from error
     except RemoteEntryNotFoundError as error:
         raise _without_config(repository, revision, subfolder) from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except (LocalEntryNotFoundError, HfHubHTTPError, httpx2.InvalidURL, OSError) as error:
         raise Unavailable(
             f"{repository} is not in the local cache and the Hub cannot be reached; try again with a network, or add "
             "a local folder or GGUF file instead",

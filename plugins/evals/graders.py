@@ -28,6 +28,8 @@ from tunery.registry.errors import InvalidInput, UnknownName
 __all__ = ["CompiledGrader", "Context", "Judge", "Score", "read_graders"]
 
 MAX_GRADERS = 32
+MAX_SIZE = 128 * 1024
+"""Bytes of all graders as JSON: checking a large schema takes a second."""
 METRICS_LEFT_OUT = ("cosine", "meteor")
 _REFUSED = {
     "python": "no code of a user is executed here",
@@ -165,6 +167,8 @@ def read_graders(raw: Sequence[Any], *, param: str = "testing_criteria") -> list
     """Read graders; raise InvalidInput that names the one that is wrong, and what in it."""
     if not 0 < len(raw) <= MAX_GRADERS:
         raise InvalidInput(f"{param} has {len(raw)} graders; write 1 to {MAX_GRADERS}", param=param)
+    if (size := len(msgspec.json.encode(raw))) > MAX_SIZE:
+        raise InvalidInput(f"{param} has {size} bytes of JSON; the limit is {MAX_SIZE}", param=param)
     compiled = [_read(each, f"{param}[{at}]") for at, each in enumerate(raw)]
     names = [each.name for each in compiled]
     twice = next((name for at, name in enumerate(names) if name in names[:at]), None)

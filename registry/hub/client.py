@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from tunery.registry.errors import Conflict, InvalidInput, NotFound, StorageFailed, TuneryError, Unavailable
+from tunery.registry.hub.redirects import guard_redirects
 
 __all__ = ["HUB", "hub", "no_revision", "parse_hub"]
 
@@ -65,6 +66,7 @@ def hub(endpoint: str | None, repository: str, revision: str | None = None) -> I
     )
 
     url = (endpoint or os.environ.get("HF_ENDPOINT") or HUB).rstrip("/")
+    guard_redirects(url)
     before = constants.HF_HUB_DISABLE_XET
     # Read at each call; servers other than the Hub's own speak plain LFS.
     constants.HF_HUB_DISABLE_XET = before or urlsplit(url).hostname != urlsplit(HUB).hostname
@@ -83,7 +85,7 @@ def hub(endpoint: str | None, repository: str, revision: str | None = None) -> I
         raise _refused(error, repository, url) from error
     except TuneryError:
         raise
-    except (LocalTokenNotFoundError, OfflineModeIsEnabled, httpx2.HTTPError, OSError) as error:
+    except (LocalTokenNotFoundError, OfflineModeIsEnabled, httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
         if isinstance(error, OSError) and error.errno in _DISK:
             raise StorageFailed(f"{error.filename or 'this disk'}: {error.strerror}; nothing was changed") from error
         raise Unavailable(

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
 import pytest
-from granian.constants import Interfaces
-from granian.server.embed import Server
 
 from tests.gateway.api.conftest import listening, one_document
 from tests.registry.artifacts import make_base
 from tunery.gateway.api.state import Gateway
 from tunery.gateway.app import create_app
 from tunery.gateway.engine.fake import FakeEngine
+from tunery.gateway.http_server import HttpServer
 from tunery.gateway.metrics.recorder import Metrics
 from tunery.gateway.resolver import Resolver
 from tunery.plugins.data.render.renderer import Renderer
@@ -35,15 +33,12 @@ BODY = {"model": "tiny", "prompt": "abc", "max_tokens": 10}
 async def serving(home: Home, base: Base, renderer: Renderer, limits: LimitsSettings) -> AsyncIterator[str]:
     registry = Registry.open(home)  # closed by the application
     engine = FakeEngine(renderer.encode("Hello"), base_digest=base.digest)
-    settings = ServeSettings(base="tiny", auth=False, max_batch=32, max_waiting=400)
+    settings = ServeSettings(base="tiny", auth=False, port=0, max_batch=32, max_waiting=400)
     gateway = Gateway(settings, registry, engine, renderer, Resolver(registry, base), Metrics(), limits=limits)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = Server(create_app(gateway), address="127.0.0.1", port=port, interface=Interfaces.ASGI, websockets=False)
-    running = asyncio.create_task(server.serve())
-    await listening(port)
-    yield f"http://127.0.0.1:{port}"
+    server = HttpServer(create_app(gateway), settings)
+    running = asyncio.create_task(server.run())
+    await listening(server, running)
+    yield server.url
     server.stop()
     await running
 

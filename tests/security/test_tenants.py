@@ -9,10 +9,8 @@ import pytest
 
 from tests.gateway.api.conftest import Served
 
-ROWS = b"".join(
-    b'{"messages": [{"role": "user", "content": "hi %d"}, {"role": "assistant", "content": "hello %d"}]}\n' % (n, n)
-    for n in range(12)
-)
+ROW = b'{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}\n'
+ROWS = b"".join(ROW.replace(b'"hi"', b'"hi %d"' % number) for number in range(12))
 SECRET = "globex/secret-plan"
 
 

@@ -45,14 +45,17 @@ _STATUSES: tuple[tuple[type[TuneryError], int], ...] = (
 """A conflict is 400 and not 409, because OpenAI's clients retry a 409 automatically."""
 
 _MISSING = re.compile(r"Object missing required field `(.+)`")
+_SHOWN = 200
+"""Characters of a path that an error shows."""
 _TYPES = {429: "rate_limit_error", 500: "server_error", 503: "server_error"}
 
 
 class Refused(HTTPException):
-    """A request refused before its body is parsed; `code` is a stable, machine-readable word."""
+    """A request refused before its body is parsed; `code` is a stable, machine-readable word. With `close` nothing more is
+    read from its connection."""
 
-    def __init__(self, message: str, *, status: int, code: str) -> None:
-        super().__init__(detail=message, status_code=status)
+    def __init__(self, message: str, *, status: int, code: str, close: bool = False) -> None:
+        super().__init__(detail=message, status_code=status, headers={"connection": "close"} if close else None)
         self.code = code
 
 
@@ -105,12 +108,13 @@ def _http_error(request: Request[Any, Any, Any], error: HTTPException) -> Respon
         return _unexpected(request, error)
     if isinstance(error, Refused):
         trace_of(request).error = error.code
-        return Response(envelope(error.detail, status=status, code=error.code), status_code=status)
+        body = envelope(error.detail, status=status, code=error.code)
+        return Response(body, status_code=status, headers=dict(error.headers or {}))
     if isinstance(error.__cause__, SerializationException):
         return Response(envelope(_not_json(error.detail), status=status, code="invalid_json"), status_code=status)
     message = {
-        404: f"there is nothing at {request.url.path}; see /docs",
-        405: f"{request.method} is not allowed at {request.url.path}; see /docs",
+        404: f"there is nothing at {request.url.path[:_SHOWN]}; see /docs",
+        405: f"{request.method[:_SHOWN]} is not allowed at {request.url.path[:_SHOWN]}; see /docs",
         413: "the request body is too large",
     }.get(status, error.detail)
     return Response(envelope(message, status=status), status_code=status, headers=dict(error.headers or {}))
@@ -124,12 +128,17 @@ def _not_json(detail: str) -> str:
 
 
 def _too_deep(request: Request[Any, Any, Any], error: RecursionError) -> Response[ErrorEnvelope]:
-    log.warning("request %s to %s is nested too deeply", trace_of(request).request_id, request.url.path)
+    log.warning("request %s to %s is nested too deeply", trace_of(request).request_id, _route(request))
     return Response(envelope("the request is nested too deeply", status=400, code="invalid_value"), status_code=400)
 
 
+def _route(request: Request[Any, Any, Any]) -> str:
+    """The route's template: a path may have line ends, which would look like another line of the log."""
+    return str(request.scope.get("path_template") or "an unknown route")
+
+
 def _unexpected(request: Request[Any, Any, Any], error: Exception) -> Response[ErrorEnvelope]:
-    log.error("request %s to %s failed", trace_of(request).request_id, request.url.path, exc_info=error)
+    log.error("request %s to %s failed", trace_of(request).request_id, _route(request), exc_info=error)
     trace_of(request).error = "internal_error"
     message = f"something went wrong here; it has been logged under request {trace_of(request).request_id}"
     return Response(envelope(message, status=500, code="internal_error"), status_code=500)

@@ -1,12 +1,14 @@
-"""Checks each request before its body is parsed: its Host and Origin must be allowed, its body JSON in UTF-8.
+"""Checks each request before its body is parsed: its head must have one meaning, its Host and Origin must be allowed, its
+body JSON in UTF-8.
 
 A web page from elsewhere can send requests to a server on loopback through a browser, under a host name whose address
-it changes (DNS rebinding), or with a content type that browsers send without a preflight request. `Guard` refuses both.
+it changes (DNS rebinding), or with a content type that browsers send without a preflight request. `Guard` refuses both. A head with two meanings, which a proxy may have understood in the other one, is refused as well.
 """
 
 from __future__ import annotations
 
 import codecs
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from ipaddress import ip_address
 from typing import Any
@@ -15,6 +17,7 @@ from urllib.parse import urlsplit
 from litestar import Request
 from litestar.exceptions import InternalServerException
 
+from tunery.gateway.api.http.body_shape import check_shape
 from tunery.gateway.api.http.errors import Refused
 from tunery.registry.settings import ServeSettings
 
@@ -22,6 +25,11 @@ __all__ = ["Guard"]
 
 _GZIP = b"\x1f\x8b"
 _WITH_BODY = ("POST", "PUT", "PATCH")
+_ONCE = (
+    *(b"host", b"authorization", b"origin", b"content-type", b"content-encoding", b"transfer-encoding"),
+    *(b"idempotency-key", b"x-tunery-adapter"),
+)
+"""Headers that decide something: of two, a proxy in front may have checked the other one."""
 
 
 class Guard:
@@ -34,21 +42,25 @@ class Guard:
         self._any_host = not self._hosts and not _is_loopback(settings.host)
 
     def check_source(self, request: Request[Any, Any, Any]) -> None:
-        """Raise Refused: 403 for a host or origin that is not allowed."""
+        """Raise Refused: 400 for a head that can be read in two ways, 403 for a host or origin that is not allowed."""
+        _check_head(request.scope["headers"])
         host = request.headers.get("host")
         self._check_host(host)
         self._check_origin(request.headers.get("origin"), host)
 
     @staticmethod
     async def check_body(request: Request[Any, Any, Any]) -> None:
-        """Raise Refused: 415 for the body's content type, 400 for a body that is not text."""
+        """Raise Refused: 415 for the body's content type, 400 for a body that is not text. Raise InvalidInput for one of
+        too many values."""
         if request.method not in _WITH_BODY:
             return
         if request.route_handler.opt.get("streamed_body"):
             _check_multipart(request)
         elif not request.route_handler.opt.get("no_body"):
             _check_type(request)
-            _check_text(await _body(request))
+            body = await _body(request)
+            _check_text(body)
+            check_shape(body)
 
     def _check_host(self, host: str | None) -> None:
         """Browsers always send a Host header, so a request without one does not come from a page."""
@@ -72,6 +84,22 @@ class Guard:
                 status=403,
                 code="origin_not_allowed",
             )
+
+
+def _check_head(headers: Iterable[tuple[bytes, bytes]]) -> None:
+    names = [name for name, _ in headers]
+    for name in _ONCE:
+        if names.count(name) > 1:
+            text = f"the header {name.decode()} is there twice; send it once"
+            raise Refused(text, status=400, code="invalid_header", close=True)
+    # Chunks with a content-length beside them end the connection in the server itself.
+    if dict(headers).get(b"transfer-encoding", b"chunked").strip().lower() != b"chunked":
+        raise Refused(
+            "the body's transfer-encoding is not chunked; send it as it is, with content-length or in chunks",
+            status=400,
+            code="invalid_header",
+            close=True,
+        )
 
 
 def _hostname(host: str) -> str:
@@ -99,6 +127,10 @@ def _check_type(request: Request[Any, Any, Any]) -> None:
             status=415,
             code="unsupported_media_type",
         )
+    _check_encoding(request)
+
+
+def _check_encoding(request: Request[Any, Any, Any]) -> None:
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding != "identity":
         raise Refused(
@@ -116,6 +148,7 @@ def _check_multipart(request: Request[Any, Any, Any]) -> None:
             status=415,
             code="unsupported_media_type",
         )
+    _check_encoding(request)
 
 
 async def _body(request: Request[Any, Any, Any]) -> bytes:

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from tunery.gateway.api.schemas.requests import SamplingFields
-from tunery.gateway.engine.sampling_params import Constraint
+from tunery.gateway.engine.sampling_params import MAX_CONSTRAINT, Constraint
 from tunery.registry.errors import InvalidInput
 
 __all__ = ["read_constraint"]
@@ -67,19 +67,32 @@ def _schema(where: str, value: Any) -> Constraint:
             raise _wrong(where, f"is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise _wrong(where, "must be an object, the JSON schema")
+    # Measured before it is written out: what would be refused anyway can be a hundred times larger.
+    _check_size(where, len(msgspec.json.encode(value)))
     return Constraint("json_schema", json.dumps(value, ensure_ascii=False))
 
 
 def _choice(where: str, value: Any) -> Constraint:
     if not isinstance(value, list) or not value or not all(isinstance(choice, str) and choice for choice in value):
         raise _wrong(where, "must be a list of strings, one of which becomes the output")
+    _check_size(where, sum(map(len, value)) + len(value) * len(' | ""'))
     return Constraint("grammar", "start: " + " | ".join(json.dumps(choice, ensure_ascii=False) for choice in value))
 
 
 def _text(where: str, value: Any) -> str:
     if not isinstance(value, str) or not value:
         raise _wrong(where, "must be a non-empty string")
+    _check_size(where, len(value))
     return value
+
+
+def _check_size(where: str, size: int) -> None:
+    if size > MAX_CONSTRAINT:
+        raise InvalidInput(
+            f"{where} is larger than {MAX_CONSTRAINT // 1024} KiB; shorten it",
+            code="invalid_constraint",
+            param=where.partition(".")[0],
+        )
 
 
 def _json_object(where: str, value: Any) -> Constraint:

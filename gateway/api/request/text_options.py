@@ -10,6 +10,8 @@ from tunery.registry.errors import InvalidInput
 __all__ = ["TextOptions", "text_options"]
 
 MAX_STOPS = 16
+MAX_STOP = 1024
+"""Characters of a stop string: how long finding one takes for each token grows with the square of its length."""
 
 
 class TextOptions(msgspec.Struct, frozen=True):
@@ -38,6 +40,8 @@ def _stop_strings(stop: str | list[str] | None) -> tuple[str, ...]:
     strings = (stop,) if isinstance(stop, str) else tuple(stop or ())
     if len(strings) > MAX_STOPS:
         raise InvalidInput(f"stop has {len(strings)} strings; the limit is {MAX_STOPS}", param="stop")
+    if (longest := max(map(len, strings), default=0)) > MAX_STOP:
+        raise InvalidInput(f"a stop string has {longest} characters; the limit is {MAX_STOP}", param="stop")
     if "" in strings:
         raise InvalidInput("a stop string is empty, which would end every answer before it begins", param="stop")
     return strings

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, BinaryIO, get_args
@@ -16,17 +15,15 @@ from multipart import MultipartError, MultipartSegment, PushMultipartParser, par
 from tunery.gateway.api.http.connection import connection_of
 from tunery.gateway.api.schemas.files import Purpose
 from tunery.registry.errors import InvalidInput, StorageFailed, disk_code, is_full, near_or
+from tunery.registry.names import file_name
 
-__all__ = ["STREAMED", "Upload", "base_name", "check_purpose", "receive_upload"]
+__all__ = ["STREAMED", "Upload", "check_purpose", "receive_upload"]
 
 STREAMED = "streamed_body"
 """The `opt` of routes whose body is multipart/form-data and is read by the handler."""
 MAX_FIELD = 8192
 """Bytes of a form field that is not the file."""
 MAX_PARTS = 32
-MAX_NAME = 255
-"""Characters of a file's name."""
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 WRITE_SIZE = 1 << 20
 """Bytes that are collected before they are written, off the event loop."""
 
@@ -77,12 +74,6 @@ def check_purpose(purpose: str) -> str:
     if purpose not in (known := get_args(Purpose)):
         raise InvalidInput(f"{purpose[:80]!r} is not a purpose; known: {', '.join(known)}", param="purpose")
     return purpose
-
-
-def base_name(name: str) -> str:
-    """Only the last component of a name, whatever the client's system writes before it, with _ for what is no
-    character of a line."""
-    return _CONTROL.sub("_", name.replace("\\", "/").rpartition("/")[2][:MAX_NAME]) or "upload"
 
 
 async def _read(request: Request[Any, Any, Any], form: _Form, boundary: str) -> Exception | None:
@@ -146,7 +137,7 @@ class _Form:
         if part.name == self._wanted:
             if self.name is not None:
                 raise InvalidInput(f"the form has several files in the field {self._wanted!r}", param=self._wanted)
-            self.name = base_name(part.filename or "")
+            self.name = file_name(part.filename or "")
             self._file = self.path.open("wb")
         elif part.name not in self._others:
             name = part.name[:80]

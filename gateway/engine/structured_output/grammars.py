@@ -2,7 +2,7 @@
 
 The grammars are llguidance's (github.com/guidance-ai/llguidance, docs/syntax.md and docs/json_schema.md): an Earley
 parser over lexemes that are derivatives of regular expressions, walked along a trie of the vocabulary. A constraint is
-at most MAX_BYTES long; a grammar that is too large, or that no text satisfies, is refused before its first token.
+at most MAX_CONSTRAINT bytes long; a grammar that is too large, or that no text satisfies, is refused before its first token.
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ from pathlib import Path
 
 from llguidance import LLMatcher, LLParserLimits, regex_to_lark
 
-from tunery.gateway.engine.sampling_params import Constraint
+from tunery.gateway.engine.sampling_params import MAX_CONSTRAINT, Constraint
 from tunery.gateway.engine.structured_output.guide import Guide, TokenMasks, describe_error
 from tunery.gateway.engine.structured_output.json_schema import prepare
 from tunery.registry.errors import InvalidInput
 
-__all__ = ["MAX_BYTES", "Grammars"]
+__all__ = ["Grammars"]
 
-MAX_BYTES = 256 * 1024
 MAX_CACHED, MAX_CACHED_BYTES = 64, 256 * 2**20
 """Compiled grammars that are kept, and the memory they may take."""
 
@@ -109,8 +108,8 @@ def _grammar(constraint: Constraint) -> str:
         return LLMatcher.grammar_from_json_schema({"type": "object"}, defaults={"whitespace_pattern": _SPACE})
     if not text.strip():
         raise ValueError("it is empty")
-    if len(text.encode()) > MAX_BYTES:
-        raise ValueError(f"it is larger than {MAX_BYTES // 1024} KiB; shorten it")
+    if len(text.encode()) > MAX_CONSTRAINT:
+        raise ValueError(f"it is larger than {MAX_CONSTRAINT // 1024} KiB; shorten it")
     if kind == "grammar":
         return LLMatcher.grammar_from_lark(text)
     if kind == "regex":

@@ -11,6 +11,7 @@ import msgspec
 
 from tunery.plugins.data.read.formats import Fault, InvalidRow
 from tunery.plugins.data.read.formats.faults import json_type
+from tunery.plugins.data.read.json_shape import Limits, exceeds
 from tunery.plugins.data.read.record import MAX_ROW
 from tunery.plugins.hookspecs import Conversation, FormatInfo
 
@@ -18,6 +19,8 @@ __all__ = ["Row", "parse_object", "parse_row", "to_row"]
 
 _DIGITS = 4300
 """Digits of the longest number, which is also the most that Python reads."""
+_LIMITS = Limits(members=50_000, texts=100_000, values=100_000)
+"""What checking a row costs is in proportion to its values: a second for a hundred thousand."""
 _SHOWN = 5
 """Names that a message lists."""
 
@@ -65,6 +68,9 @@ def parse_object(number: int, raw: bytes) -> dict[str, Any] | None:
         raw = raw.removeprefix(b"\xef\xbb\xbf")
     if not raw.strip():
         return None
+    if exceeds(raw, _LIMITS):
+        problem = f"has more than {_LIMITS.values:,} values, or {_LIMITS.members:,} objects, lists and fields of them"
+        raise InvalidRow([Fault("$", problem, "split it")])
     return _json(raw)
 
 

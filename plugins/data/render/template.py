@@ -27,6 +27,8 @@ from tunery.registry.errors import InvalidInput
 __all__ = ["ChatTemplate", "find_template"]
 
 _RESERVED = {"messages", "tools", "documents", "add_generation_prompt", "raise_exception", "strftime_now"}
+MAX_SOURCE = 2**20
+"""Characters of a template: compiling one takes time and memory that are not bounded otherwise."""
 _SHOWN = 500
 _REFUSALS = (
     jinja2.TemplateError,
@@ -58,6 +60,10 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str, *, tokens: Mapping[str, str], now: Callable[[], datetime] = datetime.now) -> None:
+        if len(source) > MAX_SOURCE:
+            raise InvalidInput(
+                f"the base's chat template has {len(source)} characters; the limit is {MAX_SOURCE}", code="bad_template"
+            )
         self.source = source
         self._tokens = dict(tokens)
         self._now = now

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import httpx2
+import msgspec
 import pytest
-from granian.constants import Interfaces
-from granian.server.embed import Server
 from litestar._openapi.plugin import OpenAPIPlugin
 from litestar.openapi.spec import OpenAPI
 from openai import AsyncOpenAI
@@ -21,6 +19,7 @@ from tests.registry.artifacts import make_adapter, make_base
 from tunery.gateway.api.state import Gateway
 from tunery.gateway.app import create_app
 from tunery.gateway.engine.fake import FakeEngine
+from tunery.gateway.http_server import HttpServer
 from tunery.gateway.metrics.recorder import Metrics
 from tunery.gateway.resolver import Resolver
 from tunery.plugins.data.render.renderer import Renderer
@@ -108,30 +107,22 @@ async def served(
     renderer = Renderer(tokenizer_folder)
     engine = FakeEngine(renderer.encode(REPLY), base_digest=base.digest)
     gateway = Gateway(settings, registry, engine, renderer, Resolver(registry, base), Metrics(), oidc=oidc)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = Server(create_app(gateway), address="127.0.0.1", port=port, interface=Interfaces.ASGI, websockets=False)
-    running = asyncio.create_task(server.serve())
-    await listening(port)
-    url = f"http://127.0.0.1:{port}"
+    server = HttpServer(create_app(gateway), msgspec.structs.replace(settings, host="127.0.0.1", port=0))
+    running = asyncio.create_task(server.run())
+    await listening(server, running)
     # Reading the machine's certificates takes longer than a request over loopback.
     http = httpx2.AsyncClient(verify=False, timeout=600)
-    client = AsyncOpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0, http_client=http)
-    yield Served(gateway, engine, url, client, base, tmp_path)
+    client = AsyncOpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0, http_client=http)
+    yield Served(gateway, engine, server.url, client, base, tmp_path)
     await client.close()
     server.stop()
     await running
 
 
-async def listening(port: int) -> None:
-    for _ in range(200):
-        try:
-            _, writer = await asyncio.open_connection("127.0.0.1", port)
-        except OSError:
-            await asyncio.sleep(0.02)
-        else:
-            writer.close()
-            await writer.wait_closed()
-            return
-    raise AssertionError("the gateway did not start")
+async def listening(server: HttpServer, running: asyncio.Task[None]) -> None:
+    """Wait until a server listens; raise what keeps it from that."""
+    waiting = asyncio.create_task(server.listening.wait())
+    await asyncio.wait((waiting, running), return_when=asyncio.FIRST_COMPLETED)
+    if not waiting.done():
+        waiting.cancel()
+        await running

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from tunery.gateway.webhooks.addresses import is_permitted, resolve
+from tunery.gateway.webhooks.addresses import resolve
 from tunery.registry.errors import InvalidInput, Unavailable
+from tunery.registry.network.addresses import is_permitted
 
 
 @pytest.mark.parametrize("address", ["8.8.8.8", "1.1.1.1", "2606:4700:4700::1111", "::ffff:8.8.8.8"])

@@ -98,7 +98,6 @@ def test_json_is_checked_against_its_schema(text: str, note: str | None) -> None
     [
         ({"$ref": "https://example.com/schema.json"}, "not within it"),
         ({"$ref": "#"}, "refers to itself"),
-        ({"type": "string", "pattern": "^(a|aa)+$"}, "took too long"),
         ({"$ref": "#/$defs/l0", "$defs": {f"l{n}": {"allOf": [{"$ref": f"#/$defs/l{n + 1}"}] * 4} for n in range(12)} | {"l12": {}}}, "references"),
     ],
 )  # fmt: skip

@@ -16,6 +16,7 @@ from tests.gateway.engine.ipc.scripted_engine import STATS, TALKATIVE
 from tests.gateway.engine.ipc.test_supervisor import COMMAND, config, request
 from tunery.gateway.engine.ipc import wire
 from tunery.gateway.engine.ipc.attached_engine import AttachedEngine
+from tunery.gateway.engine.ipc.connected_engine import ConnectedEngine
 from tunery.gateway.engine.ipc.connections import Connections
 from tunery.gateway.engine.ipc.supervisor import SupervisedEngine
 from tunery.gateway.engine.messages import Cancel, Command, Event, Failed, Generate, Shutdown, Token, Tokens
@@ -35,7 +36,8 @@ class Peer:
 
     def receive(self) -> Event:
         length = int.from_bytes(self._exactly(4), "little")
-        return msgspec.msgpack.decode(self._exactly(length), type=Event)
+        event: Event = msgspec.msgpack.decode(self._exactly(length), type=Event)
+        return event
 
     def _exactly(self, count: int) -> bytes:
         parts = bytearray()
@@ -163,7 +165,7 @@ async def engines(tmp_path: Path) -> AsyncIterator[tuple[SupervisedEngine, Attac
 async def test_attached_engines_answer_like_their_own(
     engines: tuple[SupervisedEngine, AttachedEngine, AttachedEngine],
 ) -> None:
-    async def run(engine: SupervisedEngine | AttachedEngine, name: str, length: int) -> list[int]:
+    async def run(engine: ConnectedEngine, name: str, length: int) -> list[int]:
         return [token.token async for token in engine.generate(request(name, length))]
 
     answers = await asyncio.gather(*(run(engine, f"r{at}", at + 2) for at, engine in enumerate(engines)))

@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from tunery.gateway.engine.sampling_params import Constraint
-from tunery.gateway.engine.structured_output.grammars import MAX_BYTES, Grammars
+from tunery.gateway.engine.sampling_params import MAX_CONSTRAINT, Constraint
+from tunery.gateway.engine.structured_output.grammars import Grammars
 from tunery.gateway.engine.structured_output.guide import Guide, apply_masks
 from tunery.registry.errors import InvalidInput
 
@@ -338,13 +338,13 @@ def test_guides_of_one_constraint_go_their_own_ways(grammars: Grammars, tokenize
         ("json_schema", '{"x-guidance": {"spaces": 3}}', "unknown field `spaces`"),
         ("json_schema", json.dumps({"allOf": FOUR_WAYS}), "too big"),
         ("json_schema", '{"type": "integer", "multipleOf": 999999937}', "fuel exhausted"),
-        ("json_schema", '{"description": "' + "x" * MAX_BYTES + '"}', "larger than 256 KiB"),
+        ("json_schema", '{"description": "' + "x" * MAX_CONSTRAINT + '"}', "larger than 256 KiB"),
         ("regex", " ", "this regular expression cannot be read: it is empty"),
         ("regex", "(", "unclosed group"),
         ("regex", r"(a)\1", "backreferences are not supported"),
         ("regex", r"[^\s\S]", "no text satisfies it"),
         ("regex", "\ud800", "cannot be read"),
-        ("regex", "é" * (MAX_BYTES // 2 + 1), "larger than 256 KiB"),
+        ("regex", "é" * (MAX_CONSTRAINT // 2 + 1), "larger than 256 KiB"),
         ("grammar", "start: nothing", 'unknown name: "nothing"'),
         ("grammar", "start: start", "no text satisfies it"),
         ("grammar", "start: <[380-399]>", "Token range end too large"),
