@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, Literal
 
 import httpx2
 import openai
@@ -18,7 +18,7 @@ from tunery.registry.errors import Unavailable
 from tunery.registry.settings import ServeSettings
 from tunery.registry.usage.records import UsageQuery, UsageSum
 
-CHAT = "/v1/chat/completions"
+CHAT: Literal["/v1/chat/completions"] = "/v1/chat/completions"
 MESSAGES: Any = [{"role": "user", "content": "Hi"}]
 
 
@@ -35,7 +35,7 @@ class Told:
 
     def add(self, usage: Any) -> None:
         """Take in the usage of a response, of whatever kind."""
-        fields = usage if isinstance(usage, dict) else usage.model_dump()
+        fields: dict[str, Any] = usage if isinstance(usage, dict) else usage.model_dump()
         self.requests += 1
         self.input += fields.get("prompt_tokens", fields.get("input_tokens", 0))
         self.output += fields.get("completion_tokens", fields.get("output_tokens", 0))
@@ -205,7 +205,7 @@ async def test_batches_and_evaluations_are_recorded_once_for_each_answer(
             "content": [{"item": {"question": f"{n}?", "answer": "Paris"}} for n in range(3)],
         },
     }
-    run = await client.evals.runs.create(made.id, data_source=source)
+    run: Any = await client.evals.runs.create(made.id, data_source=source)
     async with asyncio.timeout(120):
         while run.status in ("queued", "in_progress"):
             await asyncio.sleep(0.05)
@@ -230,7 +230,7 @@ async def test_usage_is_read_as_openai_has_it(served: Served, acme: tuple[str, A
     await client.embeddings.create(model="tiny", input="abcd")
     await admin.completions.create(model="tiny", prompt="abc", max_tokens=3)
     await written(served)
-    usage = client.admin.organization.usage
+    usage: Any = client.admin.organization.usage
     page = await usage.completions(start_time=start)
     results: Any = [result for bucket in page.data for result in bucket.results]
     assert [bucket.end_time - bucket.start_time for bucket in page.data] == [86_400] * len(page.data)
@@ -245,7 +245,7 @@ async def test_usage_is_read_as_openai_has_it(served: Served, acme: tuple[str, A
     (result,) = [result for bucket in hours.data for result in bucket.results]
     assert (result.project_id, result.api_key_id, result.model) == ("acme", key, "tiny")
     minutes = await usage.completions(start_time=int(time.time()) - 600, bucket_width="1m", models=["tiny"])
-    assert sum(result.num_model_requests for bucket in minutes.data for result in bucket.results) == 1  # type: ignore[union-attr]
+    assert sum(result.num_model_requests for bucket in minutes.data for result in bucket.results) == 1
     assert not [r for b in (await usage.completions(start_time=start, models=["x"])).data for r in b.results]
     assert not [r for b in (await usage.completions(start_time=start, batch=True)).data for r in b.results]
     embedded: Any = [r for b in (await usage.embeddings(start_time=start)).data for r in b.results]
@@ -254,7 +254,7 @@ async def test_usage_is_read_as_openai_has_it(served: Served, acme: tuple[str, A
     everybody = await admin.admin.organization.usage.completions(
         start_time=start, group_by=["project_id"], bucket_width="1d"
     )
-    seen = {r.project_id for b in everybody.data for r in b.results}  # type: ignore[union-attr]
+    seen = {r.project_id for b in everybody.data for r in b.results}
     assert seen == {"acme", "ops"}
     assert not [r for b in (await usage.completions(start_time=start, project_ids=["ops"])).data for r in b.results]
     # Pages follow each other.
@@ -264,6 +264,6 @@ async def test_usage_is_read_as_openai_has_it(served: Served, acme: tuple[str, A
     assert second.data[0].start_time == first.data[-1].end_time
     for wrong in ({"limit": 32}, {"group_by": ["nothing"]}, {"page": "x"}, {"end_time": 1}, {"bucket_width": "2d"}):
         with pytest.raises(openai.BadRequestError):
-            await usage.completions(**{"start_time": start} | wrong)  # type: ignore[arg-type]
+            await usage.completions(**{"start_time": start} | wrong)
     assert admin_key
     await admin.close()

@@ -26,7 +26,7 @@ def test_seconds_are_recorded_now_and_then_and_at_the_end(
     job = registry.queue.claim("here")
     assert job is not None
     clock = [100.0]
-    monkeypatch.setattr(compute.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr("tunery.plugins.training.queued.compute.time.monotonic", lambda: clock[0])
     meter = compute.ComputeMeter(registry, Claim(job.id, job.fence))
     clock[0] += 10
     meter.tick()
