@@ -63,7 +63,7 @@ from tunery.gateway.api.usage import completions_usage, embeddings_usage
 from tunery.gateway.batches.runner import BatchRunner
 from tunery.gateway.evals.runner import EvalRunner
 from tunery.gateway.preload import Preloader
-from tunery.gateway.tenancy.credentials import open_credentials
+from tunery.gateway.tenancy.credentials import Credentials, open_credentials
 from tunery.gateway.tenancy.keyring import Keyring
 from tunery.gateway.tenancy.principal import Principal
 
@@ -145,6 +145,46 @@ def _allowed_methods(request: Request[Any, Any, Any]) -> Response[None]:
     return Response(None, status_code=204, headers={"allow": ", ".join(methods)})
 
 
+@contextlib.asynccontextmanager
+async def _running(gateway: Gateway, credentials: Credentials | None) -> AsyncGenerator[None, None]:
+    """Everything that works beside requests, from start to end."""
+    if credentials is not None:
+        await credentials.start()
+    await gateway.shares.start()
+    await gateway.usage.start()
+    await gateway.limiter.start()
+    preloader = Preloader(
+        gateway.settings.preload if gateway.is_first else (), engine=gateway.engine, resolver=gateway.resolver
+    )
+    gateway.engine.on_stats(lambda stats: gateway.metrics.update_engine(gateway.engine.ready, stats))
+    gateway.engine.on_stats(preloader.on_stats)
+    await gateway.engine.start()
+    await asyncio.to_thread(gateway.renderer.prepare)
+    await gateway.file_checks.catch_up()
+    batches = BatchRunner(gateway)
+    evaluations = EvalRunner(gateway, owner=f"{socket.gethostname()}:{os.getpid()}")
+    if gateway.is_first:
+        batches.start()
+        evaluations.start()
+    try:
+        yield
+    finally:
+        gateway.draining = gateway.refusing = True
+        await batches.stop()
+        await evaluations.stop()
+        await preloader.stop()
+        if credentials is not None:
+            await credentials.stop()
+        await gateway.shares.stop()
+        await gateway.file_checks.stop()
+        gateway.workers.close()
+        await gateway.engine.stop()
+        await gateway.limiter.stop()
+        # After all that uses anything.
+        await gateway.usage.stop()
+        gateway.registry.close()
+
+
 def create_app(gateway: Gateway) -> ASGIApp:
     """An application that serves the gateway's parts; it starts and stops the engine, and closes the registry."""
 
@@ -176,38 +216,8 @@ def create_app(gateway: Gateway) -> ASGIApp:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncGenerator[None, None]:
-        if credentials is not None:
-            await credentials.start()
-        await gateway.shares.start()
-        await gateway.usage.start()
-        await gateway.limiter.start()
-        preloader = Preloader(gateway.settings.preload, engine=gateway.engine, resolver=gateway.resolver)
-        gateway.engine.on_stats(lambda stats: gateway.metrics.update_engine(gateway.engine.ready, stats))
-        gateway.engine.on_stats(preloader.on_stats)
-        await gateway.engine.start()
-        await asyncio.to_thread(gateway.renderer.prepare)
-        await gateway.file_checks.catch_up()
-        batches = BatchRunner(gateway)
-        batches.start()
-        evaluations = EvalRunner(gateway, owner=f"{socket.gethostname()}:{os.getpid()}")
-        evaluations.start()
-        try:
+        async with _running(gateway, credentials):
             yield
-        finally:
-            gateway.draining = gateway.refusing = True
-            await batches.stop()
-            await evaluations.stop()
-            await preloader.stop()
-            if credentials is not None:
-                await credentials.stop()
-            await gateway.shares.stop()
-            await gateway.file_checks.stop()
-            gateway.workers.close()
-            await gateway.engine.stop()
-            await gateway.limiter.stop()
-            # After all that uses anything.
-            await gateway.usage.stop()
-            gateway.registry.close()
 
     app = Litestar(
         route_handlers=[root, *HANDLERS],

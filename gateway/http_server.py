@@ -68,7 +68,8 @@ class HttpServer:
             await asyncio.to_thread(check_tls, self._tls)
         async with _lifespan(self._app):
             settings = self._settings
-            with listen(settings.host, settings.port, write_seconds=settings.write_seconds) as listener:
+            shared = settings.workers > 1
+            with listen(settings.host, settings.port, write_seconds=settings.write_seconds, shared=shared) as listener:
                 self.port = listener.getsockname()[1]
                 await self._serve(listener)
 

@@ -6,7 +6,7 @@ import socket
 
 from tunery.registry.errors import InvalidInput
 
-__all__ = ["BACKLOG", "free_port", "listen", "resolve_host"]
+__all__ = ["BACKLOG", "free_port", "listen", "reserve", "resolve_host"]
 
 BACKLOG = 1024
 """Connections that may wait to be accepted."""
@@ -45,15 +45,30 @@ def free_port(host: str, port: int) -> int:
     return bound
 
 
-def listen(host: str, port: int, *, write_seconds: int) -> socket.socket:
-    """A socket that listens there.
+def reserve(host: str, port: int) -> socket.socket:
+    """A socket that does not listen, and keeps the port for the processes of this user that share it."""
+    reserving = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        reserving.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        reserving.bind((host, port))
+    except BaseException:
+        reserving.close()
+        raise
+    return reserving
+
+
+def listen(host: str, port: int, *, write_seconds: int, shared: bool = False) -> socket.socket:
+    """A socket that listens there; a `shared` one beside those of other processes, among which the kernel spreads the
+    connections.
 
     On Linux the kernel closes its connections whose peer accepts no data for `write_seconds`, or has silently
     disappeared: accepted connections inherit its options.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     both = host == "::" and socket.has_dualstack_ipv6()
-    listener = socket.create_server((host, port), family=family, backlog=BACKLOG, dualstack_ipv6=both)
+    listener = socket.create_server(
+        (host, port), family=family, backlog=BACKLOG, reuse_port=shared, dualstack_ipv6=both
+    )
     listener.setblocking(False)
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * write_seconds)

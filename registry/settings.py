@@ -73,6 +73,9 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     device: Annotated[str, about("cpu, cuda, cuda:1 …")] = "auto"
     host: Annotated[str, about("The address to listen on.")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535), about("The port; 0 for any that is free.")] = 8000
+    workers: Annotated[
+        int, Meta(ge=1, le=64), about("Gateway processes in front of the engine; they share all limits.")
+    ] = 1
     auth: Annotated[bool, about("Answer only who has an API key (tunery keys); without, serve only on loopback.")] = (
         True
     )

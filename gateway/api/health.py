@@ -69,6 +69,16 @@ async def ready(gateway: NamedDependency[Gateway]) -> Response[dict[str, str]]:
 )
 async def metrics(gateway: NamedDependency[Gateway]) -> Response[bytes]:
     """All metrics in Prometheus' text format."""
+    await refresh_metrics(gateway)
+    if gateway.exposition is not None:
+        return Response(await gateway.exposition(), media_type=_TEXT)
+    # There may be thousands of series, so they are formatted off the event loop.
+    shown, in_thread = gateway.metrics, asyncio.get_running_loop().run_in_executor
+    return Response(await in_thread(shown.thread, shown.exposition), media_type=_TEXT)
+
+
+async def refresh_metrics(gateway: Gateway) -> None:
+    """Bring up to date what is only read when somebody asks for the metrics."""
     shown, in_thread = gateway.metrics, asyncio.get_running_loop().run_in_executor
     shown.update_health(
         up=gateway.engine.ready is not None, restarts=gateway.engine.restarts, draining=gateway.draining
@@ -79,8 +89,6 @@ async def metrics(gateway: NamedDependency[Gateway]) -> Response[bytes]:
     if gateway.keyring is not None:
         shown.update_keys(await in_thread(shown.thread, gateway.keyring.states), age=gateway.keyring.age)
     shown.update_registry(await in_thread(shown.thread, read_state, gateway.registry))
-    # There may be thousands of series, so they are formatted off the event loop.
-    return Response(await in_thread(shown.thread, shown.exposition), media_type=_TEXT)
 
 
 def _registry(gateway: Gateway) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 from tunery.gateway.api.http.admission import Admission
 from tunery.gateway.api.http.in_flight import RequestsInFlight
+from tunery.gateway.api.http.places import Places
 from tunery.gateway.api.http.trace import Tracer
 from tunery.gateway.api.http.worker_pool import WorkerPool
 from tunery.gateway.engine.interface import Engine
@@ -70,6 +71,13 @@ class Gateway:
     own_key: ApiKey | None = None
     """A key that is good for this server besides the registry's."""
 
+    places: Places | None = None
+    """Where several processes count their requests in flight together."""
+    exposition: Callable[[], Awaitable[bytes]] | None = None
+    """The metrics of all of them."""
+    is_first: bool = True
+    """Whether this one does what one alone has to do."""
+
     usage: UsageWriter = field(init=False)
     limiter: Limiter = field(init=False)
     shares: SharedAdapters = field(init=False)
@@ -90,7 +98,9 @@ class Gateway:
             self.usage,
             on_refused=self.metrics.count_limit,
         )
-        self.admission = Admission(self.settings, self.metrics.set_in_flight, share=self.limiter.queue_share)
+        self.admission = Admission(
+            self.settings, self.metrics.set_in_flight, share=self.limiter.queue_share, places=self.places
+        )
         self.shares = SharedAdapters(self.registry)
         self.file_checks = FileChecks(self.registry, self.plugins)
         self.registry.database.observe(self.metrics.note_transaction)

@@ -18,9 +18,9 @@ import msgspec
 
 from tunery.gateway.api.state import Gateway
 from tunery.gateway.engine.fake import FakeEngine
+from tunery.gateway.gateway_process import serve
 from tunery.gateway.metrics.recorder import Metrics
 from tunery.gateway.resolver import Resolver
-from tunery.gateway.serve import serve
 from tunery.gateway.tracing.setup import open_tracer
 from tunery.plugins.data.render.renderer import Renderer
 from tunery.plugins.runtime.log_format import notice, set_up_logging

@@ -29,9 +29,9 @@ from tests.registry.artifacts import make_base
 from tunery.gateway.api.state import Gateway
 from tunery.gateway.engine.fake import FakeEngine
 from tunery.gateway.engine.models.native.kernels import load_kernels
+from tunery.gateway.gateway_process import serve
 from tunery.gateway.metrics.recorder import Metrics
 from tunery.gateway.resolver import Resolver
-from tunery.gateway.serve import serve
 from tunery.plugins.bases.resolve import resolve_base
 from tunery.plugins.data.render.renderer import Renderer
 from tunery.plugins.discovery import load_plugins

@@ -27,9 +27,9 @@ from tests.registry.artifacts import make_base
 from tunery.gateway import http_server
 from tunery.gateway.api.state import Gateway
 from tunery.gateway.engine.fake import FakeEngine
+from tunery.gateway.gateway_process import serve
 from tunery.gateway.metrics.recorder import Metrics
 from tunery.gateway.resolver import Resolver
-from tunery.gateway.serve import serve
 from tunery.gateway.tls import TlsFiles, check_tls, tls_files
 from tunery.plugins.data.render.renderer import Renderer
 from tunery.registry.errors import InvalidInput

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 
+from tunery.gateway.api.http.places import LocalPlaces, Places
 from tunery.registry.errors import InvalidInput, LimitReached, Overloaded
 from tunery.registry.settings import ServeSettings
 
@@ -30,7 +31,8 @@ class Busy(Overloaded):
 
 
 class Admission:
-    """The requests in flight, running or waiting. `on_change` is called with their number whenever it changes.
+    """The requests in flight, running or waiting. `on_change` is called with the number of this process's whenever it
+    changes; `places` may be shared with other processes, and then the limits are for all of them together.
 
     All tenants together may have `max_batch + max_waiting`, one tenant `max_waiting_per_tenant`. If that is 0, a tenant
     that is alone may have them all, but only half of them once another tenant has sent a request, admitted or not,
@@ -43,13 +45,14 @@ class Admission:
         on_change: Callable[[int], None],
         *,
         share: Callable[[str], float] = lambda tenant: 0.0,
+        places: Places | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._batch, self._limit = settings.max_batch, settings.max_batch + settings.max_waiting
         self._tenant_limit = settings.max_waiting_per_tenant
         self._on_change, self._share, self._clock = on_change, share, clock
+        self._places = places or LocalPlaces(clock)
         self._by_tenant: Counter[str] = Counter()
-        self._last_request: dict[str, float] = {}
         self._mean_seconds = 0.0
         self._idle = asyncio.Event()
         self.count = 0
@@ -62,7 +65,7 @@ class Admission:
         """
         self._check(count, tenant, param)
         self._change(count, tenant)
-        started, batches = self._clock(), math.ceil(self.count / self._batch)
+        started, batches = self._clock(), math.ceil(self._places.count / self._batch)
         try:
             yield
         finally:
@@ -82,42 +85,35 @@ class Admission:
             await self._idle.wait()
 
     def _check(self, count: int, tenant: str, param: str) -> None:
-        alone = self._alone(tenant)
+        alone = self._places.since_another(tenant) > ALONE_AFTER
+        in_flight, of_tenant = self._places.count, self._places.of(tenant)
         share = self._share(tenant)
         places = max(1, int(share * self._limit)) if share else self._limit
         if count > (limit := min(self._tenant_limit or self._limit, self._limit, places)):
             raise InvalidInput(
                 f"the request asks for {count} answers; at most {limit} can be in flight at once", param=param
             )
-        if self.count + count > self._limit:
-            raise self._busy(f"{self.count} requests are in flight; the limit is {self._limit}")
+        if in_flight + count > self._limit:
+            raise self._busy(f"{in_flight} requests are in flight; the limit is {self._limit}")
         limit = self._tenant_limit or (self._limit if alone else max(1, self._limit // 2))
-        if self._by_tenant[tenant] + count > limit:
+        if of_tenant + count > limit:
             name = f"the tenant {tenant}" if tenant else "the bare base"
-            raise self._busy(f"{self._by_tenant[tenant]} requests for {name} are in flight; the limit is {limit}")
-        if self._by_tenant[tenant] + count > places:
+            raise self._busy(f"{of_tenant} requests for {name} are in flight; the limit is {limit}")
+        if of_tenant + count > places:
             raise LimitReached(
-                f"{self._by_tenant[tenant]} requests of the tenant {tenant} are in flight; its share of all places is "
+                f"{of_tenant} requests of the tenant {tenant} are in flight; its share of all places is "
                 f"{places} (queue_share)",
                 limit="queue_share",
                 wait=1.0,
             )
 
-    def _alone(self, tenant: str) -> bool:
-        """Whether no other tenant has sent a request lately; notes this one's."""
-        now = self._clock()
-        self._last_request.pop(tenant, None)
-        # The latest come last, so the last entry is the other tenant to look at.
-        other = next(reversed(self._last_request.values()), -math.inf)
-        self._last_request[tenant] = now
-        return now - other > ALONE_AFTER
-
     def _busy(self, message: str) -> Busy:
         """The refusal, until the queue would have run at the present pace."""
-        seconds = (self.count - self._batch) * self._mean_seconds / self._batch
+        seconds = (self._places.count - self._batch) * self._mean_seconds / self._batch
         return Busy(message, retry_after=min(max(math.ceil(seconds), 1), MAX_RETRY_AFTER))
 
     def _change(self, count: int, tenant: str) -> None:
+        self._places.change(count, tenant)
         self.count += count
         self._by_tenant[tenant] += count
         if not self._by_tenant[tenant]:
