@@ -44,6 +44,7 @@ def test_every_error_has_the_exit_code_of_its_nearest_kind() -> None:
         "ArtifactRefused": 5,
         "Unavailable": 6,
         "Overloaded": 6,
+        "LimitReached": 6,
         "StorageFailed": 7,
         "JobPaused": 8,
         "TrainingFailed": 9,
