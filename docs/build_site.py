@@ -40,7 +40,7 @@ REFERENCE = {
         "tunery.registry.records",
         "tunery.registry.names",
         "tunery.registry.errors",
-        "tunery.registry.settings",
+        "tunery.registry.configuration.settings",
     ),
     "plugins": (
         "tunery.plugins.hookspecs",

@@ -32,7 +32,7 @@ from tunery.plugins.bases.architectures import EXACT, REFUSED
 from tunery.plugins.discovery import load_plugins
 from tunery.plugins.events import EVENTS
 from tunery.plugins.parameters import describe_parameters
-from tunery.registry.settings import Settings
+from tunery.registry.configuration.settings import Settings
 from tunery.registry.values import describe_fields
 
 DOCS = Path(__file__).parent

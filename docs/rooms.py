@@ -28,7 +28,7 @@ QUESTIONS = {
     "Where is a file's digest computed?": "tunery.registry.storage.digest:file_digest",
     "Where does a gate's verdict become a refusal?": "tunery.plugins.training.gates.verdict:check_gates",
     "Where does a new metric go?": "tunery.gateway.metrics.table:TABLE",
-    "Where does a CLI option get its default?": "tunery.registry.settings:ServeSettings",
+    "Where does a CLI option get its default?": "tunery.registry.configuration.settings:ServeSettings",
     "Where does a training parameter get its default?": "tunery.plugins.parameters:TrainingParameters",
     "Which queued job runs next, and who may run it?": "tunery.registry.jobs.queue:claim",
     "Where does an event for webhooks come from?": "tunery.registry.webhooks.events:append",

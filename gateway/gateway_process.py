@@ -22,11 +22,11 @@ from tunery.gateway.engine.ipc.heartbeat import EngineTimeouts
 from tunery.plugins.data.render.renderer import Renderer
 from tunery.plugins.manager import Plugins
 from tunery.registry import Base
+from tunery.registry.configuration.settings import ServeSettings, Settings
 from tunery.registry.errors import InvalidInput, Unavailable
 from tunery.registry.home import Home
 from tunery.registry.keys.api_key import ApiKey
 from tunery.registry.registry import Registry
-from tunery.registry.settings import ServeSettings, Settings
 
 if TYPE_CHECKING:
     from tunery.gateway.api.http.places import Places

@@ -28,8 +28,8 @@ from granian.server.embed import AsyncWorker, Server
 
 from tunery.gateway.sockets import BACKLOG, listen
 from tunery.gateway.tls import Stamp, TlsFiles, check_tls, stamp_of, tls_files
+from tunery.registry.configuration.settings import ServeSettings
 from tunery.registry.errors import InvalidInput, Unavailable
-from tunery.registry.settings import ServeSettings
 
 if TYPE_CHECKING:
     from litestar.types import ASGIApp

@@ -25,11 +25,11 @@ from tunery.plugins.manager import Plugins
 from tunery.plugins.runtime.allocator import bound_allocator
 from tunery.plugins.runtime.log_format import set_up_logging
 from tunery.registry import Base
+from tunery.registry.configuration.settings import ServeSettings, Settings
 from tunery.registry.errors import InvalidInput
 from tunery.registry.home import Home
 from tunery.registry.keys.api_key import ApiKey
 from tunery.registry.registry import Registry
-from tunery.registry.settings import ServeSettings, Settings
 
 __all__ = ["engine_config", "run"]
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import msgspec
 
+from tunery.registry.configuration.settings import ServeSettings
 from tunery.registry.errors import InvalidInput
-from tunery.registry.settings import ServeSettings
 
 __all__ = ["Stamp", "TlsFiles", "check_tls", "stamp_of", "tls_files"]
 

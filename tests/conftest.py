@@ -19,8 +19,8 @@ from tests.forked_process import FORKED_JOBS, FORKED_SUBPROCESS
 from tunery.plugins.runtime.allocator import tune_allocator
 from tunery.plugins.testing import make_tiny_base
 from tunery.registry import Base
+from tunery.registry.configuration.oidc import OidcSettings
 from tunery.registry.home import Home
-from tunery.registry.oidc_settings import OidcSettings
 from tunery.registry.registry import Registry
 
 tune_allocator()

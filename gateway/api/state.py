@@ -28,12 +28,12 @@ from tunery.gateway.tenancy.usage.writer import UsageWriter
 from tunery.plugins.data.render.renderer import Renderer
 from tunery.plugins.discovery import load_plugins
 from tunery.plugins.manager import Plugins
+from tunery.registry.configuration.limits import LimitsSettings
+from tunery.registry.configuration.oidc import OidcSettings
+from tunery.registry.configuration.settings import JobsSettings, ServeSettings
 from tunery.registry.errors import Overloaded, Unavailable
 from tunery.registry.keys.api_key import ApiKey
-from tunery.registry.limit_settings import LimitsSettings
-from tunery.registry.oidc_settings import OidcSettings
 from tunery.registry.registry import Registry
-from tunery.registry.settings import JobsSettings, ServeSettings
 
 __all__ = ["Gateway"]
 

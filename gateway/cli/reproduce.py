@@ -12,7 +12,7 @@ from tunery.gateway.cli.terminal.context import print_json
 from tunery.gateway.cli.terminal.options import as_json, setting_options
 from tunery.gateway.cli.terminal.progress import show_progress
 from tunery.gateway.python import training
-from tunery.registry.settings import TrainingSettings
+from tunery.registry.configuration.settings import TrainingSettings
 
 if TYPE_CHECKING:
     from tunery.plugins.manager import Plugins

@@ -9,8 +9,8 @@ import rich_click as click
 from tunery.gateway.cli.terminal.context import plugins, say
 from tunery.gateway.cli.terminal.options import setting_options
 from tunery.plugins.runtime.device import check_device
+from tunery.registry.configuration.settings import ServeSettings, read_settings
 from tunery.registry.home import Home
-from tunery.registry.settings import ServeSettings, read_settings
 
 __all__ = ["serve"]
 

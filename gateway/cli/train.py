@@ -16,8 +16,8 @@ from tunery.gateway.python import training
 from tunery.gateway.python.home import current_actor
 from tunery.plugins.runtime.device import resolve_device
 from tunery.plugins.training.loop.distributed import is_main_process
+from tunery.registry.configuration.settings import TrainingSettings
 from tunery.registry.losses import NATS, loss_unit
-from tunery.registry.settings import TrainingSettings
 
 if TYPE_CHECKING:
     from tunery.plugins.manager import Plugins

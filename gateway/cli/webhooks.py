@@ -13,14 +13,14 @@ from tunery.gateway.cli.terminal.options import as_json
 from tunery.gateway.cli.terminal.tables import print_table
 from tunery.gateway.cli.terminal.text import visible
 from tunery.gateway.python.home import current_actor, open_registry
+from tunery.registry.configuration.settings import read_settings
 from tunery.registry.errors import NotFound, Unavailable, near
 from tunery.registry.home import Home
-from tunery.registry.settings import read_settings
 
 if TYPE_CHECKING:
     from tunery.gateway.webhooks.sender import Answer
+    from tunery.registry.configuration.webhooks import WebhooksSettings
     from tunery.registry.records import WebhookEvent
-    from tunery.registry.webhook_settings import WebhooksSettings
 
 __all__ = ["webhooks"]
 

@@ -10,8 +10,8 @@ import rich_click as click
 
 from tunery.gateway.cli.terminal.context import plugins, say
 from tunery.gateway.cli.terminal.options import setting_options
+from tunery.registry.configuration.settings import JobsSettings, read_settings
 from tunery.registry.home import Home
-from tunery.registry.settings import JobsSettings, read_settings
 
 __all__ = ["worker"]
 

@@ -9,9 +9,9 @@ import msgspec
 
 from tunery.gateway.doctor import database, disks, machine, server, software, stored
 from tunery.gateway.doctor.finding import Examined, Finding, fail, ok, warn
+from tunery.registry.configuration.settings import Settings, read_settings
 from tunery.registry.errors import InvalidInput
 from tunery.registry.home import Home
-from tunery.registry.settings import Settings, read_settings
 
 __all__ = ["CHECKS", "examine"]
 

@@ -6,8 +6,8 @@ from typing import Literal
 
 import msgspec
 
+from tunery.registry.configuration.settings import Settings
 from tunery.registry.home import Home
-from tunery.registry.settings import Settings
 
 __all__ = ["Examined", "Finding", "State", "fail", "ok", "warn"]
 

@@ -10,9 +10,9 @@ from typing import Self
 from tunery.plugins.descriptors import load_entrypoint
 from tunery.plugins.executors.worker import Worker
 from tunery.plugins.manager import Plugins
+from tunery.registry.configuration.settings import JobsSettings
 from tunery.registry.home import Home
 from tunery.registry.registry import Registry
-from tunery.registry.settings import JobsSettings
 
 __all__ = ["WorkerThread"]
 

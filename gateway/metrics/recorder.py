@@ -22,8 +22,8 @@ from tunery.gateway.metrics.row import ADAPTER
 from tunery.gateway.metrics.table import BASE, COMPOSITION, MAX_ADAPTERS, OTHER, TABLE, VLLM_LABELS, Row
 from tunery.gateway.metrics.tenants import TenantLabels
 from tunery.gateway.metrics.versions import RecentVersions
+from tunery.registry.configuration.limits import Limits
 from tunery.registry.jobs.counts import JobCounts
-from tunery.registry.limit_settings import Limits
 from tunery.registry.storage.database import Transaction
 from tunery.registry.webhooks.outbox import Pending
 
@@ -31,31 +31,41 @@ __all__ = ["DISCONNECTED", "UNKNOWN_ROUTE", "Metrics", "Subject"]
 
 OUTCOMES = ("stop", "length", "cancelled", "overloaded", "engine_restarted", "engine_failed", "artifact_damaged")
 """Outcomes that start at 0 for every adapter; those of rarer errors appear when they happen."""
-LIMITS = tuple(field.name for field in msgspec.structs.fields(Limits))
 RESULTS = {"stop": "answered", "length": "answered", "cancelled": "cancelled"}
 """What an outcome means for a tenant or a version; `failed` for all others."""
 REFUSED, FAILED = "refused", "failed"
-FAILURES = ("registry_busy", "disk_full", "storage_failed", "registry_replaced")
-"""Failures of the registry that start at 0."""
-ERRORS = (
-    ("401", "invalid_api_key"),
-    ("401", "missing_api_key"),
-    ("403", "insufficient_scope"),
-    ("404", "model_not_found"),
-    ("429", "overloaded"),
-    ("500", "artifact_damaged"),
-    ("500", "disk_full"),
-    ("500", "internal_error"),
-    ("503", "registry_busy"),
-)
-"""Statuses and codes of errors that start at 0."""
+CODED = (table.HTTP_ERRORS, table.REGISTRY_FAILURES)
+"""Metrics whose last label is the code of an error."""
 MAX_CODES = 200
 """Codes of errors that have series; beyond it, OTHER."""
-WEBHOOK_OUTCOMES = ("delivered", "retried", "given_up")
 DISCONNECTED, NOT_FOUND, METHOD_NOT_ALLOWED = "499", "404", "405"
 """Statuses; 499 is nginx's for a client that disconnected before there was a response."""
 UNKNOWN_ROUTE = "unknown"
 """The route of requests that match none."""
+STARTED = (
+    (table.TRACE_SPANS, [("exported",), ("dropped",)]),
+    (table.WEBHOOK_ATTEMPTS, [("delivered",), ("retried",), ("given_up",)]),
+    (table.HTTP_REQUESTS, [(UNKNOWN_ROUTE, NOT_FOUND), (UNKNOWN_ROUTE, METHOD_NOT_ALLOWED)]),
+    (table.LIMIT_REFUSALS, [(field.name,) for field in msgspec.structs.fields(Limits)]),
+    (table.BATCH_REQUESTS, [("completed",), ("failed",)]),
+    (
+        table.HTTP_ERRORS,
+        [
+            ("401", "invalid_api_key"),
+            ("401", "missing_api_key"),
+            ("403", "insufficient_scope"),
+            ("404", "model_not_found"),
+            ("429", "overloaded"),
+            ("500", "artifact_damaged"),
+            ("500", "disk_full"),
+            ("500", "internal_error"),
+            ("503", "registry_busy"),
+        ],
+    ),
+    (table.REGISTRY_FAILURES, [("registry_busy",), ("disk_full",), ("storage_failed",), ("registry_replaced",)]),
+    (table.REGISTRY_SECONDS, [("read",), ("write",)]),
+)
+"""Series that start at 0, beside those of routes, adapters and tenants."""
 FINISHED_REASONS = {"stop": "stop", "length": "length", "cancelled": "abort"}
 """vLLM's finished_reason of an outcome; `error` for all others."""
 
@@ -82,7 +92,7 @@ class Metrics:
         self.registry = registry or CollectorRegistry()
         self.thread = ThreadPoolExecutor(1, "metrics")
         self._tenants, self._versions = TenantLabels(tenants), RecentVersions()
-        self._codes = {*FAILURES, *(code for _, code in ERRORS)}
+        self._codes = {labels[-1] for row, values in STARTED if row in CODED for labels in values}
         self._own = {row: _prometheus(row, row.name, row.labels, self.registry) for row in TABLE if row.name}
         self._vllm = {
             row: _prometheus(row, row.vllm, [VLLM_LABELS.get(label, label) for label in row.labels], self.registry)
@@ -98,22 +108,9 @@ class Metrics:
         self._start(BASE)
         for reason in {*FINISHED_REASONS.values(), "error"}:
             self._vllm[table.FINISHED].labels(BASE, reason)
-        for outcome in ("exported", "dropped"):
-            self._own[table.TRACE_SPANS].labels(outcome)
-        for outcome in WEBHOOK_OUTCOMES:
-            self._own[table.WEBHOOK_ATTEMPTS].labels(outcome)
-        for status in (NOT_FOUND, METHOD_NOT_ALLOWED):
-            self._own[table.HTTP_REQUESTS].labels(UNKNOWN_ROUTE, status)
-        for limit in LIMITS:
-            self._own[table.LIMIT_REFUSALS].labels(limit)
-        for outcome in ("completed", "failed"):
-            self._own[table.BATCH_REQUESTS].labels(outcome)
-        for error in ERRORS:
-            self._own[table.HTTP_ERRORS].labels(*error)
-        for code in FAILURES:
-            self._own[table.REGISTRY_FAILURES].labels(code)
-        for kind in ("read", "write"):
-            self._own[table.REGISTRY_SECONDS].labels(kind)
+        for row, values in STARTED:
+            for labels in values:
+                self._own[row].labels(*labels)
         self.registry.register(LoraRequestsInfo(lambda: (self._ready, self._stats)))
 
     def exposition(self) -> bytes:

@@ -14,12 +14,12 @@ import msgspec
 from tunery.gateway.jobs.model_names import is_tuned_name
 from tunery.plugins.manager import Plugins
 from tunery.registry import Base, Version
+from tunery.registry.configuration.settings import JobsSettings, ServeSettings
 from tunery.registry.errors import InvalidData, InvalidInput, NotFound, TuneryError
 from tunery.registry.evals.records import EvalRun, Evaluation
 from tunery.registry.home import Home
 from tunery.registry.names import parse_composition
 from tunery.registry.registry import Registry
-from tunery.registry.settings import JobsSettings, ServeSettings
 
 if TYPE_CHECKING:
     from tunery.gateway.api.state import Gateway

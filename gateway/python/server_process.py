@@ -19,10 +19,10 @@ import msgspec
 from tunery.plugins.discovery import load_plugins
 from tunery.plugins.runtime.log_format import notice
 from tunery.plugins.runtime.quick_exit import exit_quickly
+from tunery.registry.configuration.settings import ServeSettings, read_settings
 from tunery.registry.errors import TuneryError
 from tunery.registry.home import Home
 from tunery.registry.keys.api_key import SCOPES, new_key
-from tunery.registry.settings import ServeSettings, read_settings
 
 __all__ = ["main"]
 

@@ -15,8 +15,8 @@ import msgspec
 from tunery.gateway.python.home import find_home
 from tunery.plugins.runtime.device import check_device
 from tunery.registry import errors
+from tunery.registry.configuration.settings import ServeSettings, read_settings
 from tunery.registry.errors import TuneryError, Unavailable
-from tunery.registry.settings import ServeSettings, read_settings
 
 __all__ = ["Server", "serve"]
 

@@ -12,9 +12,9 @@ from tunery.gateway.python.home import current_actor, find_home
 from tunery.plugins.events import EventSink, JobEvent
 from tunery.plugins.runtime.device import resolve_device
 from tunery.plugins.training.loop.distributed import connect_process_group, is_main_process
+from tunery.registry.configuration.settings import read_settings
 from tunery.registry.errors import InvalidInput, JobCancelled
 from tunery.registry.names import check_adapter
-from tunery.registry.settings import read_settings
 
 if TYPE_CHECKING:
     from tunery.plugins.manager import Plugins

@@ -7,9 +7,9 @@ from importlib.util import find_spec
 from tunery.gateway.tenancy.credential import CredentialStore
 from tunery.gateway.tenancy.keyring import Keyring
 from tunery.gateway.tenancy.principal import Principal
+from tunery.registry.configuration.oidc import OidcSettings
 from tunery.registry.errors import Unavailable
 from tunery.registry.keys.api_key import ApiKey
-from tunery.registry.oidc_settings import OidcSettings
 from tunery.registry.registry import Registry
 
 __all__ = ["Credentials", "open_credentials"]

@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable
 from ipaddress import ip_address
 
+from tunery.registry.configuration.settings import Settings
 from tunery.registry.errors import InvalidInput
 from tunery.registry.keys.api_key import SCOPES, ApiKey
 from tunery.registry.registry import Registry
-from tunery.registry.settings import Settings
 
 __all__ = ["require_keys"]
 

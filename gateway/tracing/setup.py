@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from tunery.gateway.metrics.recorder import Metrics
+from tunery.registry.configuration.settings import ServeSettings
 from tunery.registry.errors import InvalidInput
-from tunery.registry.settings import ServeSettings
 
 if TYPE_CHECKING:
     from tunery.gateway.tracing.tracer import SpanTracer

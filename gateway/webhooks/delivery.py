@@ -17,10 +17,10 @@ from urllib.parse import urlsplit
 
 from tunery.gateway.webhooks.backoff import next_attempt
 from tunery.gateway.webhooks.sender import Answer, Sender
+from tunery.registry.configuration.webhooks import WebhookEndpoint, WebhooksSettings
 from tunery.registry.errors import TuneryError
 from tunery.registry.home import Home
 from tunery.registry.registry import Registry
-from tunery.registry.webhook_settings import WebhookEndpoint, WebhooksSettings
 from tunery.registry.webhooks.outbox import Delivery, Outbox
 
 __all__ = ["Deliverer", "Outcome", "WebhookThread"]

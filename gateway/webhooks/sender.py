@@ -16,9 +16,9 @@ import msgspec
 from tunery.gateway.webhooks.addresses import resolve
 from tunery.gateway.webhooks.backoff import retry_after
 from tunery.gateway.webhooks.signature import body_of, read_secret, signed_headers
+from tunery.registry.configuration.webhooks import WebhooksSettings, networks
 from tunery.registry.errors import InvalidInput, TuneryError
 from tunery.registry.records import WebhookEvent
-from tunery.registry.webhook_settings import WebhooksSettings, networks
 
 __all__ = ["ATTEMPT_SECONDS", "Answer", "Sender"]
 

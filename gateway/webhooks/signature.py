@@ -11,9 +11,9 @@ from pathlib import Path
 
 import msgspec
 
+from tunery.registry.configuration.webhooks import WebhookEndpoint, decode_secret
 from tunery.registry.errors import InvalidInput
 from tunery.registry.records import WebhookEvent
-from tunery.registry.webhook_settings import WebhookEndpoint, decode_secret
 
 __all__ = ["body_of", "read_secret", "signed_headers"]
 

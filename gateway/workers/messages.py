@@ -10,8 +10,8 @@ import msgspec
 
 from tunery.gateway.workers.snapshot import Snapshot
 from tunery.registry import Base
+from tunery.registry.configuration.settings import Settings
 from tunery.registry.keys.api_key import ApiKey
-from tunery.registry.settings import Settings
 
 __all__ = ["Ended", "Failed", "Message", "Ready", "WorkerSpec", "encode", "read_message", "read_spec"]
 

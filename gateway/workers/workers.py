@@ -19,10 +19,10 @@ from tunery.gateway.workers.peers import metrics_path, read_snapshots
 from tunery.gateway.workers.shared_names import shared_names
 from tunery.gateway.workers.snapshot import Snapshot, exposition, lasting, merge
 from tunery.registry import Base, errors
+from tunery.registry.configuration.settings import Settings
 from tunery.registry.errors import TuneryError, Unavailable
 from tunery.registry.home import Home
 from tunery.registry.keys.api_key import ApiKey
-from tunery.registry.settings import Settings
 
 __all__ = ["Workers"]
 

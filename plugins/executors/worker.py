@@ -12,11 +12,11 @@ from collections.abc import Callable
 
 from tunery.plugins.executors.executor import Assignment, Executor, RunningJob
 from tunery.plugins.runtime.machine_memory import usable_memory
+from tunery.registry.configuration.settings import JobsSettings
 from tunery.registry.errors import Conflict, TuneryError
 from tunery.registry.jobs.queue import Claim, ClaimLimits
 from tunery.registry.records import Job
 from tunery.registry.registry import Registry
-from tunery.registry.settings import JobsSettings
 from tunery.registry.storage.work_watch import WorkWatch
 
 __all__ = ["Worker"]

@@ -11,7 +11,7 @@ import msgspec
 from sqlalchemy import Connection, insert, select
 
 from tunery.registry.audit.origin import current_origin
-from tunery.registry.storage import schema
+from tunery.registry.storage import tenant_tables
 
 __all__ = ["ACTIONS", "Action", "AuditEntry", "record"]
 
@@ -67,7 +67,7 @@ def record(
     origin = current_origin()
     who = actor or origin.actor
     connection.execute(
-        insert(schema.audit_log).values(
+        insert(tenant_tables.audit_log).values(
             at=at,
             tenant=tenant,
             actor=who,
@@ -87,6 +87,6 @@ def _label(connection: Connection, actor: str) -> str:
     kind, _, key_id = actor.partition(":")
     if kind != "key":
         return ""
-    key = schema.api_keys.c
+    key = tenant_tables.api_keys.c
     row = connection.execute(select(key.tenant, key.label).where(key.id == key_id)).first()
     return "" if row is None else row.label or row.tenant

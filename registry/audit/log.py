@@ -9,12 +9,12 @@ from sqlalchemy import Select, or_, select
 
 from tunery.registry.audit.entry import ACTIONS, AuditEntry
 from tunery.registry.errors import UnknownName
-from tunery.registry.storage import schema
+from tunery.registry.storage import tenant_tables
 from tunery.registry.storage.database import Database
 
 __all__ = ["AuditFilter", "AuditLog"]
 
-_entry = schema.audit_log.c
+_entry = tenant_tables.audit_log.c
 KINDS = tuple(dict.fromkeys(action.partition(".")[0] for action in ACTIONS))
 
 
@@ -49,7 +49,7 @@ class AuditLog:
 
 
 def _query(wanted: AuditFilter) -> Select[Any]:
-    query = select(schema.audit_log)
+    query = select(tenant_tables.audit_log)
     if wanted.tenant is not None:
         query = query.where(_entry.tenant == wanted.tenant)
     if wanted.actor is not None:

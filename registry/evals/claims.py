@@ -11,7 +11,7 @@ from sqlalchemy import Connection, and_, insert, or_, select, update
 from tunery.registry.errors import Conflict
 from tunery.registry.evals import table
 from tunery.registry.evals.records import EvalItem, EvalRun, Measurement, RunState
-from tunery.registry.storage import schema
+from tunery.registry.storage import eval_tables, schema
 from tunery.registry.storage.lapses import lapsed
 
 __all__ = ["RunClaim", "add_items", "cancel", "claim", "finish", "release", "renew", "require_claim"]
@@ -32,7 +32,7 @@ def claim(connection: Connection, *, owner: str, base_digest: str, at: float, le
 
     A run whose claimants are gone again and again, without storing a row, fails instead (worker_lost).
     """
-    column = schema.eval_runs.c
+    column = eval_tables.eval_runs.c
     lost = and_(column.state == "in_progress", lapsed(column.lease_until, at=at, lease=lease))
     query = (
         select(column.id)
@@ -57,7 +57,7 @@ def claim(connection: Connection, *, owner: str, base_digest: str, at: float, le
 
 def require_claim(connection: Connection, claimed: RunClaim) -> EvalRun:
     """The claimed run; raise Conflict (claim_lost) when it was claimed again, has ended or is gone."""
-    query = select(schema.eval_runs).where(schema.eval_runs.c.id == claimed.run)
+    query = select(eval_tables.eval_runs).where(eval_tables.eval_runs.c.id == claimed.run)
     row = connection.execute(query).first()
     if row is None or row.fence != claimed.fence or row.state != "in_progress":
         raise Conflict(f"{claimed.run} is no longer this server's; nothing was changed", code="claim_lost")
@@ -79,12 +79,12 @@ def release(connection: Connection, claimed: RunClaim, *, at: float) -> None:
 def add_items(connection: Connection, claimed: RunClaim, items: Sequence[EvalItem]) -> None:
     """Store results of rows; one that is stored already stays. Raise Conflict (claim_lost)."""
     require_claim(connection, claimed)
-    item = schema.eval_items.c
+    item = eval_tables.eval_items.c
     here = item.position.in_([each.position for each in items])
     stored = set(connection.scalars(select(item.position).where(item.run == claimed.run, here)))
     rows = [msgspec.structs.asdict(each) for each in items if each.position not in stored]
     if rows:
-        connection.execute(insert(schema.eval_items), rows)
+        connection.execute(insert(eval_tables.eval_items), rows)
     _set(connection, claimed.run, {"crashes": 0}, at=items[0].created_at)
 
 
@@ -115,7 +115,7 @@ def finish(
             column.adapter == each.adapter, column.number == each.number, column.digest == each.digest
         )
         if connection.scalar(known) is not None:
-            connection.execute(insert(schema.version_evals).values(**msgspec.structs.asdict(each)))
+            connection.execute(insert(eval_tables.version_evals).values(**msgspec.structs.asdict(each)))
     return _end(connection, claimed.run, state, {"error": error, "code": code, "summary": summary}, at=at)
 
 
@@ -125,5 +125,5 @@ def _end(connection: Connection, run_id: str, state: RunState, values: dict[str,
 
 
 def _set(connection: Connection, run_id: str, values: dict[str, Any], *, at: float) -> None:
-    column = schema.eval_runs.c
-    connection.execute(update(schema.eval_runs).where(column.id == run_id).values(**values, updated_at=at))
+    column = eval_tables.eval_runs.c
+    connection.execute(update(eval_tables.eval_runs).where(column.id == run_id).values(**values, updated_at=at))

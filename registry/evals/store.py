@@ -15,7 +15,7 @@ from tunery.registry.errors import Conflict
 from tunery.registry.evals import claims, table
 from tunery.registry.evals.claims import RunClaim
 from tunery.registry.evals.records import EvalItem, EvalRun, Evaluation, ItemState, Measurement, RunState
-from tunery.registry.storage import schema
+from tunery.registry.storage import eval_tables, schema
 from tunery.registry.storage.blobs import BlobStore
 from tunery.registry.storage.database import Database
 from tunery.registry.storage.lapses import lapsed
@@ -69,7 +69,7 @@ class EvalStore:
             created_at=now, updated_at=now,
         )  # fmt: skip
         with self._database.write() as connection:
-            connection.execute(insert(schema.evals).values(**msgspec.structs.asdict(made)))
+            connection.execute(insert(eval_tables.evals).values(**msgspec.structs.asdict(made)))
         return made
 
     def get(self, eval_id: str, *, tenant: str | None = None) -> Evaluation:
@@ -88,7 +88,7 @@ class EvalStore:
         """Give an evaluation another `name` or other `details`; raise NotFound."""
         with self._database.write() as connection:
             table.find_eval(connection, eval_id, tenant=tenant)
-            changed = update(schema.evals).where(schema.evals.c.id == eval_id)
+            changed = update(eval_tables.evals).where(eval_tables.evals.c.id == eval_id)
             connection.execute(changed.values(**values, updated_at=self._clock()))
             return table.find_eval(connection, eval_id, tenant=tenant)
 
@@ -96,7 +96,7 @@ class EvalStore:
         """Forget an evaluation and its runs; what they measured of versions stays. Raise NotFound."""
         with self._database.write() as connection:
             found = table.find_eval(connection, eval_id, tenant=tenant)
-            connection.execute(delete(schema.evals).where(schema.evals.c.id == eval_id))
+            connection.execute(delete(eval_tables.evals).where(eval_tables.evals.c.id == eval_id))
             named = {"name": found.name}
             audit.record(connection, "eval.delete", eval_id, at=self._clock(), tenant=found.tenant, before=named)
 
@@ -113,7 +113,7 @@ class EvalStore:
                 if sha256 is None:
                     raise Conflict(f"{new.file} was deleted meanwhile; upload it again", code="file_not_found")
                 run = _queued(new, sha256, at=now)
-                connection.execute(insert(schema.eval_runs).values(**msgspec.structs.asdict(run)))
+                connection.execute(insert(eval_tables.eval_runs).values(**msgspec.structs.asdict(run)))
         return run
 
     def run(self, run_id: str, *, eval_id: str | None = None) -> EvalRun:
@@ -180,7 +180,7 @@ class EvalStore:
         """Forget a run and its rows; what it measured of versions stays. Raise NotFound."""
         with self._database.write() as connection:
             table.find_run(connection, run_id)
-            connection.execute(delete(schema.eval_runs).where(schema.eval_runs.c.id == run_id))
+            connection.execute(delete(eval_tables.eval_runs).where(eval_tables.eval_runs.c.id == run_id))
 
     # -- for those who run them ----------------------------------------------------------------------------------------
 
@@ -191,7 +191,7 @@ class EvalStore:
 
     def has_work(self, base_digest: str, *, lease: float = LEASE_SECONDS) -> bool:
         """Whether there is a run on this base to claim, without taking the write lock."""
-        column = schema.eval_runs.c
+        column = eval_tables.eval_runs.c
         lost = (column.state == "in_progress") & lapsed(column.lease_until, at=self._clock(), lease=lease)
         waiting = (column.state == "queued") | lost
         with self._database.read() as connection:

@@ -13,12 +13,12 @@ from tunery.registry import audit
 from tunery.registry.errors import Conflict, NotFound
 from tunery.registry.keys.api_key import ApiKey, new_key, new_token
 from tunery.registry.keys.tenants import Tenant, count_tenants
-from tunery.registry.storage import schema
+from tunery.registry.storage import tenant_tables
 from tunery.registry.storage.database import Database
 
 __all__ = ["Keys"]
 
-_key = schema.api_keys.c
+_key = tenant_tables.api_keys.c
 
 
 class Keys:
@@ -72,7 +72,7 @@ class Keys:
             _add(connection, key)
             ends = [at for at in (end, old.expires_at) if at is not None]
             values = {"replaced_by": new_id, "expires_at": min(ends)}
-            connection.execute(update(schema.api_keys).where(_key.id == key_id).values(**values))
+            connection.execute(update(tenant_tables.api_keys).where(_key.id == key_id).values(**values))
             ending = {"id": new_id, "old_key_ends": values["expires_at"]}
             _record(connection, "key.rotate", old, actor=actor, at=now, before={"id": key_id}, after=ending)
         return key, token
@@ -87,13 +87,13 @@ class Keys:
             if key.revoked_at is None:
                 now = self._clock()
                 key = msgspec.structs.replace(key, revoked_at=now)
-                connection.execute(update(schema.api_keys).where(_key.id == key_id).values(revoked_at=now))
+                connection.execute(update(tenant_tables.api_keys).where(_key.id == key_id).values(revoked_at=now))
                 _record(connection, "key.revoke", key, actor=actor, at=now, before=_shown(key))
         return key
 
     def list(self, *, tenant: str | None = None) -> list[ApiKey]:
         """All keys, or those of a tenant, oldest first."""
-        query = select(schema.api_keys).order_by(_key.created_at, _key.id)
+        query = select(tenant_tables.api_keys).order_by(_key.created_at, _key.id)
         with self._database.read() as connection:
             found = [_key_of(row) for row in connection.execute(query)]
         return [key for key in found if tenant is None or key.tenant == tenant]
@@ -106,7 +106,7 @@ class Keys:
 
 def _add(connection: Connection, key: ApiKey) -> None:
     values = msgspec.structs.asdict(key) | {"scopes": list(key.scopes), "adapters": list(key.adapters)}
-    connection.execute(insert(schema.api_keys).values(**values))
+    connection.execute(insert(tenant_tables.api_keys).values(**values))
 
 
 def _record(
@@ -129,7 +129,7 @@ def _shown(key: ApiKey) -> dict[str, Any]:
 
 
 def _find(connection: Connection, key_id: str) -> ApiKey:
-    row = connection.execute(select(schema.api_keys).where(_key.id == key_id)).first()
+    row = connection.execute(select(tenant_tables.api_keys).where(_key.id == key_id)).first()
     if row is None:
         raise NotFound(f"there is no key {key_id[:40]!r}; see tunery keys list", code="key_not_found")
     return _key_of(row)

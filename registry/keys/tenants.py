@@ -6,7 +6,7 @@ import msgspec
 from sqlalchemy import Connection, func, or_, select
 
 from tunery.registry.names import tenant_of
-from tunery.registry.storage import schema
+from tunery.registry.storage import schema, tenant_tables
 
 __all__ = ["Tenant", "count_tenants"]
 
@@ -31,7 +31,7 @@ def count_tenants(connection: Connection, *, at: float) -> list[Tenant]:
     def of(name: str) -> Tenant:
         return known.setdefault(name, Tenant(id=name))
 
-    version, job, file, key = schema.versions.c, schema.jobs.c, schema.data_files.c, schema.api_keys.c
+    version, job, file, key = schema.versions.c, schema.jobs.c, schema.data_files.c, tenant_tables.api_keys.c
     for adapter, count in connection.execute(select(version.adapter, func.count()).group_by(version.adapter)):
         tenant = of(tenant_of(adapter))
         tenant.adapters, tenant.versions = tenant.adapters + 1, tenant.versions + count

@@ -8,10 +8,10 @@ import msgspec
 from sqlalchemy import Connection, delete, select
 from sqlalchemy.dialects.sqlite import insert as upsert
 
+from tunery.registry.configuration.limits import Limits
 from tunery.registry.errors import NotFound, UnknownName
 from tunery.registry.keys.api_key import check_tenant
-from tunery.registry.limit_settings import Limits
-from tunery.registry.storage import schema, tenant_tables
+from tunery.registry.storage import tenant_tables
 from tunery.registry.storage.database import Database
 from tunery.registry.values import read_value
 
@@ -101,7 +101,7 @@ def _read(name: str, value: object, key: str) -> float:
 
 
 def _require_key(connection: Connection, tenant: str, key: str) -> None:
-    column = schema.api_keys.c
+    column = tenant_tables.api_keys.c
     if key and connection.scalar(select(column.id).where(column.id == key, column.tenant == tenant)) is None:
         raise NotFound(
             f"{tenant} has no key {key[:40]!r}; see tunery keys list --tenant {tenant}", code="key_not_found"

@@ -12,12 +12,12 @@ from tunery.registry import audit
 from tunery.registry.errors import NotFound, near
 from tunery.registry.names import check_adapter, tenant_of
 from tunery.registry.sharing.share import EVERYBODY, Share, check_tenants
-from tunery.registry.storage import schema
+from tunery.registry.storage import schema, tenant_tables
 from tunery.registry.storage.database import Database
 
 __all__ = ["Sharing", "end"]
 
-_share = schema.adapter_shares.c
+_share = tenant_tables.adapter_shares.c
 
 
 class Sharing:
@@ -30,7 +30,8 @@ class Sharing:
         """Every shared adapter, by name."""
         with self._database.read() as connection:
             return [
-                _to_share(row) for row in connection.execute(select(schema.adapter_shares).order_by(_share.adapter))
+                _to_share(row)
+                for row in connection.execute(select(tenant_tables.adapter_shares).order_by(_share.adapter))
             ]
 
     def get(self, adapter: str) -> Share | None:
@@ -95,10 +96,10 @@ def end(connection: Connection, adapter: str, *, actor: str, at: float) -> None:
 def _replace(
     connection: Connection, adapter: str, before: Share | None, after: Share | None, *, actor: str, at: float
 ) -> None:
-    connection.execute(delete(schema.adapter_shares).where(_share.adapter == adapter))
+    connection.execute(delete(tenant_tables.adapter_shares).where(_share.adapter == adapter))
     if after is not None:
         values = msgspec.structs.asdict(after) | {"tenants": list(after.tenants)}
-        connection.execute(insert(schema.adapter_shares).values(**values))
+        connection.execute(insert(tenant_tables.adapter_shares).values(**values))
     audit.record(
         connection,
         "adapter.unshare" if _is_less(before, after) else "adapter.share",
@@ -131,7 +132,7 @@ def _require_adapter(connection: Connection, adapter: str) -> None:
 
 
 def _find(connection: Connection, adapter: str) -> Share | None:
-    row = connection.execute(select(schema.adapter_shares).where(_share.adapter == adapter)).first()
+    row = connection.execute(select(tenant_tables.adapter_shares).where(_share.adapter == adapter)).first()
     return None if row is None else _to_share(row)
 
 

@@ -20,20 +20,14 @@ from sqlalchemy import (
 )
 
 __all__ = [
-    "api_keys",
     "HEAD",
-    "adapter_shares",
     "adapters",
     "alias_moves",
     "aliases",
-    "audit_log",
     "bases",
     "checkpoints",
     "batches",
     "data_files",
-    "eval_items",
-    "eval_runs",
-    "evals",
     "files",
     "identity",
     "job_events",
@@ -46,7 +40,6 @@ __all__ = [
     "upload_parts",
     "uploads",
     "version_data",
-    "version_evals",
     "versions",
     "webhook_deliveries",
     "webhook_endpoints",
@@ -260,52 +253,6 @@ responses = Table(
     Column("expires_at", Float, nullable=False, index=True),
 )
 
-# API keys. Of a key's secret only the SHA-256 is kept; `adapters` are patterns of the adapters that it may use.
-api_keys = Table(
-    "api_keys",
-    metadata,
-    Column("id", String(16), primary_key=True),
-    Column("tenant", String(64), nullable=False, index=True),
-    Column("label", String(128), nullable=False),
-    Column("scopes", JSON, nullable=False),
-    Column("adapters", JSON, nullable=False),
-    Column("secret_hash", String(64), nullable=False),
-    Column("created_at", Float, nullable=False),
-    Column("created_by", String(256), nullable=False),
-    Column("expires_at", Float),
-    Column("revoked_at", Float),
-    Column("replaced_by", String(16)),
-)
-
-# Who changed what. Triggers of the database refuse to change or delete a row; ids are never given out twice.
-audit_log = Table(
-    "audit_log",
-    metadata,
-    Column("id", Integer, primary_key=True, autoincrement=True),
-    Column("at", Float, nullable=False, index=True),
-    Column("tenant", String(64), nullable=False, index=True),
-    Column("actor", String(256), nullable=False),
-    Column("label", String(128), nullable=False),
-    Column("action", String(32), nullable=False),
-    Column("target", Text, nullable=False),
-    Column("before", JSON(none_as_null=True)),
-    Column("after", JSON(none_as_null=True)),
-    Column("request_id", String(128), nullable=False),
-    Column("source", String(64), nullable=False),
-    sqlite_autoincrement=True,
-)
-
-# The adapters that other tenants may ask; `tenants` are those, or ["all"].
-adapter_shares = Table(
-    "adapter_shares",
-    metadata,
-    Column("adapter", String(130), primary_key=True),
-    Column("tenants", JSON, nullable=False),
-    Column("share_prefixes", Boolean, nullable=False),
-    Column("shared_at", Float, nullable=False),
-    Column("shared_by", String(256), nullable=False),
-)
-
 # A file that comes in parts, whose bytes are in the home's folder of uploads until it is completed, cancelled or expired.
 # `parts` are the ids that completed it, in their order.
 uploads = Table(
@@ -393,78 +340,6 @@ webhook_deliveries = Table(
     Column("due_at", Float, nullable=False),
     Column("error", Text),
     PrimaryKeyConstraint("url", "event"),
-)
-
-# `source` and `criteria` are OpenAI's data_source_config and testing_criteria, `details` the client's metadata.
-evals = Table(
-    "evals",
-    metadata,
-    Column("id", String(64), primary_key=True),
-    Column("tenant", String(64), nullable=False, index=True),
-    Column("name", Text, nullable=False),
-    Column("source", JSON, nullable=False),
-    Column("criteria", JSON, nullable=False),
-    Column("details", JSON(none_as_null=True)),
-    Column("created_at", Float, nullable=False),
-    Column("updated_at", Float, nullable=False),
-)
-
-# `request` is what the client sent, for it to see; `plan` is what is done, with exact versions. A server claims a run as a
-# worker does a job: what it writes counts only while its fence is the run's.
-eval_runs = Table(
-    "eval_runs",
-    metadata,
-    Column("id", String(64), primary_key=True),
-    Column("eval", String(64), ForeignKey("evals.id", ondelete="CASCADE"), nullable=False, index=True),
-    Column("name", Text, nullable=False),
-    Column("state", String(16), nullable=False, index=True),
-    Column("request", JSON, nullable=False),
-    Column("plan", JSON, nullable=False),
-    Column("details", JSON(none_as_null=True)),
-    Column("data_name", Text, nullable=False),
-    Column("data_sha256", String(64), nullable=False, index=True),
-    Column("row_count", Integer, nullable=False),
-    Column("base_digest", String(64), nullable=False),
-    Column("created_at", Float, nullable=False),
-    Column("updated_at", Float, nullable=False),
-    Column("owner", String(200)),
-    Column("fence", Integer, nullable=False, server_default="0"),
-    Column("lease_until", Float),
-    Column("crashes", Integer, nullable=False, server_default="0"),
-    Column("finished_at", Float),
-    Column("error", Text),
-    Column("code", String(64)),
-    Column("summary", JSON(none_as_null=True)),
-)
-
-# The result of a row, for all models of the run; `position` counts the rows from 0, `state` is pass, fail or error.
-eval_items = Table(
-    "eval_items",
-    metadata,
-    Column("run", String(64), ForeignKey("eval_runs.id", ondelete="CASCADE"), nullable=False),
-    Column("position", Integer, nullable=False),
-    Column("state", String(8), nullable=False),
-    Column("data", JSON, nullable=False),
-    Column("created_at", Float, nullable=False),
-    PrimaryKeyConstraint("run", "position"),
-)
-
-# What finished runs measured of a version. It belongs to the version, and outlives the run.
-version_evals = Table(
-    "version_evals",
-    metadata,
-    Column("adapter", String(130), nullable=False),
-    Column("number", Integer, nullable=False),
-    Column("run", String(64), nullable=False),
-    Column("digest", String(64), nullable=False, index=True),
-    Column("name", Text, nullable=False),
-    Column("data_name", Text, nullable=False),
-    Column("data_sha256", String(64), nullable=False),
-    Column("against", Text),
-    Column("results", JSON, nullable=False),
-    Column("at", Float, nullable=False),
-    PrimaryKeyConstraint("adapter", "number", "run"),
-    ForeignKeyConstraint(["adapter", "number"], ["versions.adapter", "versions.number"], ondelete="CASCADE"),
 )
 
 # One row: how many transactions have changed what others look at; see `Database.changes`.

@@ -1,12 +1,21 @@
-"""Define the tables of what tenants use and may use; see `schema`."""
+"""Define the tables of tenants: their keys, what they use and may use, and who changed what; see `schema`."""
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Boolean, Column, Float, Integer, PrimaryKeyConstraint, String, Table, Text
+from sqlalchemy import JSON, BigInteger, Boolean, Column, Float, Integer, PrimaryKeyConstraint, String, Table, Text
 
 from tunery.registry.storage.schema import metadata
 
-__all__ = ["limit_counters", "limit_holds", "limit_overrides", "usage_hours", "usage_records"]
+__all__ = [
+    "adapter_shares",
+    "api_keys",
+    "audit_log",
+    "limit_counters",
+    "limit_holds",
+    "limit_overrides",
+    "usage_hours",
+    "usage_records",
+]
 
 # Who used what, a row a request, for so many days; `number` grows with every row. `key` is "" where no key was used.
 usage_records = Table(
@@ -81,4 +90,50 @@ limit_holds = Table(
     Column("held", BigInteger, nullable=False),
     Column("until", Float, nullable=False),
     PrimaryKeyConstraint("owner", "subject"),
+)
+
+# API keys. Of a key's secret only the SHA-256 is kept; `adapters` are patterns of the adapters that it may use.
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", String(16), primary_key=True),
+    Column("tenant", String(64), nullable=False, index=True),
+    Column("label", String(128), nullable=False),
+    Column("scopes", JSON, nullable=False),
+    Column("adapters", JSON, nullable=False),
+    Column("secret_hash", String(64), nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("created_by", String(256), nullable=False),
+    Column("expires_at", Float),
+    Column("revoked_at", Float),
+    Column("replaced_by", String(16)),
+)
+
+# Who changed what. Triggers of the database refuse to change or delete a row; ids are never given out twice.
+audit_log = Table(
+    "audit_log",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("at", Float, nullable=False, index=True),
+    Column("tenant", String(64), nullable=False, index=True),
+    Column("actor", String(256), nullable=False),
+    Column("label", String(128), nullable=False),
+    Column("action", String(32), nullable=False),
+    Column("target", Text, nullable=False),
+    Column("before", JSON(none_as_null=True)),
+    Column("after", JSON(none_as_null=True)),
+    Column("request_id", String(128), nullable=False),
+    Column("source", String(64), nullable=False),
+    sqlite_autoincrement=True,
+)
+
+# The adapters that other tenants may ask; `tenants` are those, or ["all"].
+adapter_shares = Table(
+    "adapter_shares",
+    metadata,
+    Column("adapter", String(130), primary_key=True),
+    Column("tenants", JSON, nullable=False),
+    Column("share_prefixes", Boolean, nullable=False),
+    Column("shared_at", Float, nullable=False),
+    Column("shared_by", String(256), nullable=False),
 )

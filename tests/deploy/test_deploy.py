@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from tunery.gateway.metrics.table import exposed_metrics
-from tunery.registry.settings import read_settings
+from tunery.registry.configuration.settings import read_settings
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 METRIC = re.compile(r"\b(?:tunery_|vllm:)[a-z0-9_:]+")

@@ -11,9 +11,9 @@ import pytest
 
 from tests.gateway.api.conftest import Served, one_document, served, tokenizer_folder
 from tests.gateway.api.test_metrics import samples
+from tunery.registry.configuration.settings import ServeSettings
 from tunery.registry.home import Home
 from tunery.registry.registry import Registry
-from tunery.registry.settings import ServeSettings
 
 __all__ = ["Site", "one_document", "served", "settings", "site", "tokenizer_folder"]
 

@@ -12,12 +12,12 @@ from tunery.gateway.api.http.admission import ALONE_AFTER, Admission
 from tunery.gateway.tenancy.keyring import Keyring
 from tunery.gateway.tenancy.steady_clock import SteadyClock
 from tunery.registry.batches.batches import LEASE_SECONDS
+from tunery.registry.configuration.settings import ServeSettings
 from tunery.registry.errors import Conflict
 from tunery.registry.home import Home
 from tunery.registry.jobs.queue import Claim
 from tunery.registry.records import JobRequest
 from tunery.registry.registry import Registry
-from tunery.registry.settings import ServeSettings
 
 HOUR = 3600.0
 

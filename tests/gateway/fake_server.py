@@ -24,9 +24,9 @@ from tunery.gateway.resolver import Resolver
 from tunery.gateway.tracing.setup import open_tracer
 from tunery.plugins.data.render.renderer import Renderer
 from tunery.plugins.runtime.log_format import notice, set_up_logging
+from tunery.registry.configuration.settings import ServeSettings
 from tunery.registry.home import Home
 from tunery.registry.registry import Registry
-from tunery.registry.settings import ServeSettings
 
 REPLY = "Hello, world. " * 20
 

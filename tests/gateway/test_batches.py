@@ -40,7 +40,7 @@ from tunery.plugins.data.render.renderer import Renderer
 from tunery.registry.batches.batches import Batches
 from tunery.registry.home import Home
 from tunery.registry.registry import Registry
-from tunery.registry.settings import ServeSettings
+from tunery.registry.configuration.settings import ServeSettings
 
 LEASE = 3.0
 Batches.claim.__kwdefaults__["lease"] = Batches.advance.__kwdefaults__["lease"] = LEASE

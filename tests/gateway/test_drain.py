@@ -14,9 +14,9 @@ import pytest
 
 from tests.gateway.fake_server import FakeServer, fake_server, free_ports
 from tests.registry.artifacts import make_base
+from tunery.registry.configuration.settings import ServeSettings
 from tunery.registry.home import Home
 from tunery.registry.registry import Registry
-from tunery.registry.settings import ServeSettings
 
 pytestmark = pytest.mark.slow
 

@@ -16,9 +16,9 @@ from tests.gateway.api.conftest import Served, one_document, served, tokenizer_f
 from tests.gateway.fake_server import FakeServer, fake_server, free_ports
 from tests.registry.artifacts import make_base
 from tunery.gateway.engine.messages import Timings
+from tunery.registry.configuration.settings import ServeSettings
 from tunery.registry.home import Home
 from tunery.registry.registry import Registry
-from tunery.registry.settings import ServeSettings
 
 __all__ = ["one_document", "served", "tokenizer_folder"]
 

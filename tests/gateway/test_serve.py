@@ -35,10 +35,10 @@ from tunery.gateway.resolver import Resolver
 from tunery.plugins.bases.resolve import resolve_base
 from tunery.plugins.data.render.renderer import Renderer
 from tunery.plugins.discovery import load_plugins
+from tunery.registry.configuration.settings import ServeSettings
 from tunery.registry.errors import Unavailable
 from tunery.registry.home import Home
 from tunery.registry.registry import Registry
-from tunery.registry.settings import ServeSettings
 
 pytestmark = pytest.mark.slow
 

@@ -20,9 +20,9 @@ from tunery.gateway.metrics.recorder import Metrics
 from tunery.gateway.resolver import Resolver
 from tunery.plugins.data.render.renderer import Renderer
 from tunery.registry import Base
+from tunery.registry.configuration.settings import LimitsSettings, ServeSettings
 from tunery.registry.home import Home
 from tunery.registry.registry import Registry
-from tunery.registry.settings import LimitsSettings, ServeSettings
 
 __all__ = ["one_document"]
 

@@ -32,9 +32,9 @@ from tunery.gateway.metrics.recorder import Metrics
 from tunery.gateway.resolver import Resolver
 from tunery.gateway.tls import TlsFiles, check_tls, tls_files
 from tunery.plugins.data.render.renderer import Renderer
+from tunery.registry.configuration.settings import ServeSettings
 from tunery.registry.errors import InvalidInput
 from tunery.registry.registry import Registry
-from tunery.registry.settings import ServeSettings
 
 
 @dataclass

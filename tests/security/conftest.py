@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.gateway.api.conftest import one_document, served, tokenizer_folder
-from tunery.registry.settings import ServeSettings
+from tunery.registry.configuration.settings import ServeSettings
 
 __all__ = ["one_document", "served", "settings", "tokenizer_folder"]
 

@@ -19,8 +19,8 @@ from openai import AsyncOpenAI
 
 from tests.gateway.api.conftest import REPLY, Served
 from tests.gateway.tenancy.oidc.issuer import JWKS, Issuer, issuing, private_key, public_jwk, reply
+from tunery.registry.configuration.oidc import OidcSettings
 from tunery.registry.keys.api_key import SCOPES
-from tunery.registry.oidc_settings import OidcSettings
 
 MODELS = "/v1/models"
 

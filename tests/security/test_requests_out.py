@@ -17,11 +17,11 @@ from tests.hub_server import HubServer
 from tests.registry.artifacts import make_adapter
 from tests.registry.conftest import base, hub
 from tunery.registry import Base
+from tunery.registry.configuration.webhooks import WebhookEndpoint, WebhooksSettings, problems
 from tunery.registry.errors import ArtifactRefused, TuneryError, Unavailable
 from tunery.registry.hub.incoming import Destination
 from tunery.registry.hub.pull import pull_from_hub
 from tunery.registry.registry import Registry
-from tunery.registry.webhook_settings import WebhookEndpoint, WebhooksSettings, problems
 
 __all__ = ["base", "hub"]
 

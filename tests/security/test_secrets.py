@@ -9,9 +9,9 @@ import msgspec
 import pytest
 
 from tests.gateway.api.conftest import Served
+from tunery.registry.configuration.settings import ServeSettings, Settings
+from tunery.registry.configuration.webhooks import WebhookEndpoint, WebhooksSettings
 from tunery.registry.keys.api_key import SCOPES
-from tunery.registry.settings import ServeSettings, Settings
-from tunery.registry.webhook_settings import WebhookEndpoint, WebhooksSettings
 
 SECRET = "whsec_dGhpcyBpcyBhIHNlY3JldA=="
 PROMPT = "the patient's name is Ödipus"

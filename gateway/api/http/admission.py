@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 
 from tunery.gateway.api.http.places import LocalPlaces, Places
+from tunery.registry.configuration.settings import ServeSettings
 from tunery.registry.errors import InvalidInput, LimitReached, Overloaded
-from tunery.registry.settings import ServeSettings
 
 __all__ = ["Admission", "Busy"]
 

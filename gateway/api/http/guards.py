@@ -19,7 +19,7 @@ from litestar.exceptions import InternalServerException
 
 from tunery.gateway.api.http.body_shape import check_shape
 from tunery.gateway.api.http.errors import Refused
-from tunery.registry.settings import ServeSettings
+from tunery.registry.configuration.settings import ServeSettings
 
 __all__ = ["Guard"]
 

@@ -26,7 +26,7 @@ from tunery.gateway.api.http.response_headers import ResponseHeaders
 from tunery.gateway.api.http.trace import Trace, Tracer
 from tunery.gateway.metrics.recorder import DISCONNECTED, UNKNOWN_ROUTE, Metrics
 from tunery.plugins.runtime.log_format import log_event
-from tunery.registry.settings import ServeSettings
+from tunery.registry.configuration.settings import ServeSettings
 
 __all__ = ["RequestMiddleware"]
 

@@ -19,12 +19,12 @@ from tunery.plugins.descriptors import load_entrypoint
 from tunery.plugins.hookspecs import TrainerInfo
 from tunery.plugins.manager import Plugins
 from tunery.registry import Base, Version
+from tunery.registry.configuration.settings import JobsSettings
 from tunery.registry.errors import InvalidInput, NotFound, UnknownName, near
 from tunery.registry.jobs.queue import BODY_DIGEST
 from tunery.registry.names import check_adapter, check_alias, tenant_of
 from tunery.registry.records import DataFile, JobRequest
 from tunery.registry.registry import Registry
-from tunery.registry.settings import JobsSettings
 
 __all__ = ["Planned", "plan"]
 

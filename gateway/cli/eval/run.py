@@ -13,9 +13,9 @@ import rich_click as click
 from tunery.gateway.cli.terminal.context import plugins, print_json, say
 from tunery.gateway.cli.terminal.options import as_json, server_key
 from tunery.plugins.evals.short_forms import SHORT_FORMS, grader_from_text
+from tunery.registry.configuration.settings import read_settings
 from tunery.registry.errors import InvalidInput, JobCancelled, TuneryError
 from tunery.registry.home import Home
-from tunery.registry.settings import read_settings
 
 __all__ = ["run_eval"]
 

@@ -13,9 +13,9 @@ from tunery.gateway.cli.terminal.context import plugins, print_json
 from tunery.gateway.cli.terminal.options import as_json
 from tunery.gateway.cli.terminal.tables import print_table
 from tunery.gateway.cli.terminal.text import visible
+from tunery.registry.configuration.settings import Settings, read_settings
 from tunery.registry.errors import InvalidInput
 from tunery.registry.home import Home
-from tunery.registry.settings import Settings, read_settings
 
 __all__ = ["config"]
 
@@ -35,7 +35,7 @@ def show(sections: tuple[str, ...], changed: bool, options: tuple[str, ...], as_
 
     Secrets are masked.
     """
-    from tunery.registry.effective_settings import effective_settings
+    from tunery.registry.configuration.effective import effective_settings
 
     home = Home.from_env()
     found = effective_settings(home.root, overrides=_overrides(options))

@@ -11,10 +11,10 @@ from tunery.gateway.cli.terminal.context import print_json, say
 from tunery.gateway.cli.terminal.options import as_json, setting_options
 from tunery.gateway.cli.terminal.tables import print_table
 from tunery.gateway.python.home import current_actor, open_registry
+from tunery.registry.configuration.limits import Limits
+from tunery.registry.configuration.settings import read_settings
 from tunery.registry.errors import InvalidInput
 from tunery.registry.home import Home
-from tunery.registry.limit_settings import Limits
-from tunery.registry.settings import read_settings
 
 __all__ = ["limits"]
 

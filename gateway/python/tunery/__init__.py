@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from tunery.gateway.python.serving import Server, serve
     from tunery.gateway.python.training import resume, train
     from tunery.plugins.data.checks.report import DataReport, Finding
+    from tunery.registry.configuration.settings import ServeSettings
     from tunery.registry.errors import (
         ArtifactRefused,
         Conflict,
@@ -58,7 +59,6 @@ if TYPE_CHECKING:
     )
     from tunery.registry.records import AliasMove, Base, Job, Version
     from tunery.registry.registry import Registry
-    from tunery.registry.settings import ServeSettings
 
 __all__ = [
     "AliasMove",

@@ -7,8 +7,8 @@ import logging
 
 import msgspec
 
+from tunery.registry.configuration.limits import Limits, LimitsSettings
 from tunery.registry.errors import TuneryError
-from tunery.registry.limit_settings import Limits, LimitsSettings
 from tunery.registry.limits.overrides import Override
 from tunery.registry.registry import Registry
 

@@ -18,8 +18,8 @@ from tunery.gateway.tenancy.limits.reservation import Reservation
 from tunery.gateway.tenancy.principal import Principal
 from tunery.gateway.tenancy.usage.month import month_end
 from tunery.gateway.tenancy.usage.writer import UsageWriter
+from tunery.registry.configuration.limits import Limits
 from tunery.registry.errors import LimitReached
-from tunery.registry.limit_settings import Limits
 
 __all__ = ["Limiter"]
 

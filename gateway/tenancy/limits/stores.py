@@ -5,8 +5,8 @@ from __future__ import annotations
 from tunery.gateway.tenancy.limits.interface import Counters
 from tunery.gateway.tenancy.limits.memory import MemoryCounters
 from tunery.gateway.tenancy.limits.shared import SharedCounters
+from tunery.registry.configuration.limits import LimitsSettings
 from tunery.registry.errors import InvalidInput
-from tunery.registry.limit_settings import LimitsSettings
 from tunery.registry.registry import Registry
 
 __all__ = ["open_counters"]

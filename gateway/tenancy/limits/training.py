@@ -5,9 +5,9 @@ from __future__ import annotations
 from tunery.gateway.tenancy.limits.book import LimitBook
 from tunery.gateway.tenancy.principal import Principal
 from tunery.gateway.tenancy.usage.month import month_end, month_start
+from tunery.registry.configuration.limits import Limits
 from tunery.registry.errors import LimitReached
 from tunery.registry.jobs.limits import JobLimits
-from tunery.registry.limit_settings import Limits
 from tunery.registry.usage.usage import Usage
 
 __all__ = ["check_compute", "job_limits"]

@@ -9,10 +9,10 @@ from typing import Any
 
 from tunery.gateway.tenancy.credential import TokenRefused
 from tunery.gateway.tenancy.principal import Principal
+from tunery.registry.configuration.oidc import OidcSettings
 from tunery.registry.errors import InvalidInput
 from tunery.registry.keys.api_key import check_patterns, check_tenant
 from tunery.registry.names import SCOPES
-from tunery.registry.oidc_settings import OidcSettings
 
 __all__ = ["principal_for"]
 

@@ -14,8 +14,8 @@ import httpx2
 import msgspec
 
 from tunery.gateway.tenancy.oidc.key_set import KeySet, read_key_set
+from tunery.registry.configuration.oidc import OidcSettings, url_problem
 from tunery.registry.errors import InvalidInput, Unavailable
-from tunery.registry.oidc_settings import OidcSettings, url_problem
 
 __all__ = ["Issuer"]
 

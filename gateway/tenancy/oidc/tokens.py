@@ -24,8 +24,8 @@ from tunery.gateway.tenancy.oidc.key_set import SigningKey
 from tunery.gateway.tenancy.oidc.signing_keys import SigningKeys
 from tunery.gateway.tenancy.oidc.verification import read_header, verify
 from tunery.gateway.tenancy.principal import Principal
+from tunery.registry.configuration.oidc import OidcSettings
 from tunery.registry.errors import Unavailable
-from tunery.registry.oidc_settings import OidcSettings
 
 __all__ = ["OidcTokens", "open_tokens"]
 

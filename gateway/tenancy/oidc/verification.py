@@ -11,7 +11,7 @@ import jwt
 import msgspec
 
 from tunery.gateway.tenancy.oidc.key_set import SigningKey
-from tunery.registry.oidc_settings import OidcSettings
+from tunery.registry.configuration.oidc import OidcSettings
 
 __all__ = ["Header", "read_header", "verify"]
 

@@ -22,8 +22,8 @@ from tunery.plugins.training.gates.request import GateRequest, Precision, gate_e
 from tunery.plugins.training.gates.runner import run_gates
 from tunery.plugins.training.gates.verdict import GateResult, check_gates
 from tunery.plugins.training.inputs.read import Inputs
+from tunery.registry.configuration.settings import read_settings
 from tunery.registry.registry import Registry
-from tunery.registry.settings import read_settings
 
 __all__ = ["Gatekeeper"]
 

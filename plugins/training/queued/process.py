@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from tunery.plugins.runtime.parent_watch import die_with_parent
 from tunery.plugins.runtime.quick_exit import exit_quickly
+from tunery.registry.configuration.settings import read_settings
 from tunery.registry.home import Home
 from tunery.registry.jobs.queue import Claim
-from tunery.registry.settings import read_settings
 
 if TYPE_CHECKING:
     from tunery.plugins.events import Cancelled, Failed, JobEvent, Paused

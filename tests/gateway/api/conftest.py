@@ -24,10 +24,10 @@ from tunery.gateway.metrics.recorder import Metrics
 from tunery.gateway.resolver import Resolver
 from tunery.plugins.data.render.renderer import Renderer
 from tunery.registry import Base, NewVersion, Version
+from tunery.registry.configuration.oidc import OidcSettings
+from tunery.registry.configuration.settings import ServeSettings
 from tunery.registry.jobs.success import Success
-from tunery.registry.oidc_settings import OidcSettings
 from tunery.registry.registry import Registry
-from tunery.registry.settings import ServeSettings
 
 REPLY = "Hello, world"
 

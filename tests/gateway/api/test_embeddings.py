@@ -10,8 +10,8 @@ import pytest
 
 from tests.gateway.api.conftest import Served
 from tests.gateway.api.test_metrics import scrape
+from tunery.registry.configuration.settings import ServeSettings
 from tunery.registry.errors import Unavailable
-from tunery.registry.settings import ServeSettings
 
 BASE = ("adapter", "base")
 

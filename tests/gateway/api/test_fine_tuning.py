@@ -19,11 +19,11 @@ from tunery.plugins.events import Evaluated, StepCompleted
 from tunery.plugins.testing import write_pairs, write_rows
 from tunery.plugins.training.queued.reporter import note_of
 from tunery.registry import NewVersion, Version
+from tunery.registry.configuration.settings import JobsSettings
 from tunery.registry.errors import InvalidInput
 from tunery.registry.jobs.history import Note
 from tunery.registry.jobs.queue import Claim
 from tunery.registry.jobs.success import Success
-from tunery.registry.settings import JobsSettings
 
 
 @pytest.fixture

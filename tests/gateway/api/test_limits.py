@@ -14,8 +14,8 @@ from openai import AsyncOpenAI, RateLimitError
 
 from tests.gateway.api.conftest import Served
 from tunery.gateway.tenancy.principal import Principal
+from tunery.registry.configuration.settings import ServeSettings
 from tunery.registry.errors import Unavailable
-from tunery.registry.settings import ServeSettings
 from tunery.registry.usage.records import TRAINING, UsageRecord
 
 MESSAGES: Any = [{"role": "user", "content": "Hi"}]

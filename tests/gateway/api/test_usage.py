@@ -14,8 +14,8 @@ import pytest
 from openai import AsyncOpenAI
 
 from tests.gateway.api.conftest import Served
+from tunery.registry.configuration.settings import ServeSettings
 from tunery.registry.errors import Unavailable
-from tunery.registry.settings import ServeSettings
 from tunery.registry.usage.records import UsageQuery, UsageSum
 
 CHAT: Literal["/v1/chat/completions"] = "/v1/chat/completions"

@@ -12,9 +12,9 @@ from tunery.gateway.cli.reproduce import reproduce
 from tunery.gateway.cli.serve import serve
 from tunery.gateway.cli.terminal.options import read_options
 from tunery.gateway.cli.train import train
+from tunery.registry.configuration.settings import ServeSettings, Settings, TrainingSettings, read_settings
 from tunery.registry.errors import InvalidInput
 from tunery.registry.home import Home
-from tunery.registry.settings import ServeSettings, Settings, TrainingSettings, read_settings
 from tunery.registry.values import describe_fields
 
 

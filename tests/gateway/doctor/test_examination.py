@@ -22,9 +22,9 @@ from tests.small_disk import fill_disk, mounted_disk
 from tunery.gateway.doctor import database, disks, machine, server, software, stored
 from tunery.gateway.doctor.examination import CHECKS, examine
 from tunery.gateway.doctor.finding import Examined, Finding
+from tunery.registry.configuration.settings import ServeSettings, Settings
 from tunery.registry.home import Home
 from tunery.registry.registry import Registry
-from tunery.registry.settings import ServeSettings, Settings
 
 __all__ = ["base", "publish"]
 

@@ -10,8 +10,8 @@ import pytest
 from tunery.gateway.tenancy import credentials as module
 from tunery.gateway.tenancy.credentials import Credentials, open_credentials
 from tunery.gateway.tenancy.principal import Principal
+from tunery.registry.configuration.oidc import OidcSettings
 from tunery.registry.errors import Unavailable
-from tunery.registry.oidc_settings import OidcSettings
 from tunery.registry.registry import Registry
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from tunery.gateway.tenancy.first_key import require_keys
+from tunery.registry.configuration.oidc import OidcSettings
+from tunery.registry.configuration.settings import ServeSettings, Settings
 from tunery.registry.errors import InvalidInput
-from tunery.registry.oidc_settings import OidcSettings
 from tunery.registry.registry import Registry
-from tunery.registry.settings import ServeSettings, Settings
 
 ISSUER = OidcSettings(issuer="https://login.example.com", audience=("tunery",))
 

@@ -24,8 +24,8 @@ from tunery.gateway.cli.ops.top import top
 from tunery.gateway.top.overview import Overview
 from tunery.gateway.top.view import draw
 from tunery.gateway.top.watch import Watch
+from tunery.registry.configuration.settings import ServeSettings
 from tunery.registry.errors import InvalidInput, Unavailable
-from tunery.registry.settings import ServeSettings
 
 __all__ = ["one_document", "served", "settings", "tokenizer_folder"]
 

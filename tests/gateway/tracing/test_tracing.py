@@ -30,8 +30,8 @@ from tunery.gateway.tracing import export
 from tunery.gateway.tracing.export import counted_processor
 from tunery.gateway.tracing.setup import open_tracer
 from tunery.gateway.tracing.tracer import SpanTracer
+from tunery.registry.configuration.settings import ServeSettings
 from tunery.registry.errors import InvalidInput, Unavailable
-from tunery.registry.settings import ServeSettings
 
 __all__ = ["one_document", "served", "settings", "tokenizer_folder"]
 

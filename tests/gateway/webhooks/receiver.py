@@ -15,7 +15,7 @@ from typing import Any
 
 from openai import OpenAI
 
-from tunery.registry.webhook_settings import EVENT_TYPES, WebhookEndpoint, WebhooksSettings
+from tunery.registry.configuration.webhooks import EVENT_TYPES, WebhookEndpoint, WebhooksSettings
 
 LOOPBACK = "127.0.0.1"
 

@@ -13,9 +13,9 @@ from tests.gateway.webhooks.receiver import LOOPBACK, Receiver, Reply, receiving
 from tunery.gateway.webhooks.backoff import DELAYS, GIVE_UP_SECONDS
 from tunery.gateway.webhooks.delivery import Deliverer, Outcome, WebhookThread
 from tunery.gateway.webhooks.sender import Sender
+from tunery.registry.configuration.webhooks import EVENT_TYPES, WebhooksSettings
 from tunery.registry.home import Home
 from tunery.registry.registry import Registry
-from tunery.registry.webhook_settings import EVENT_TYPES, WebhooksSettings
 from tunery.registry.webhooks.events import append
 
 

@@ -16,9 +16,9 @@ from openai.types.webhooks import FineTuningJobSucceededWebhookEvent
 from tests.gateway.webhooks.receiver import LOOPBACK, Receiver, Reply, new_secret, receiving
 from tunery.gateway.webhooks import sender as sender_module
 from tunery.gateway.webhooks.sender import MAX_ANSWER, Answer, Sender
+from tunery.registry.configuration.webhooks import WebhookEndpoint, WebhooksSettings
 from tunery.registry.errors import InvalidInput
 from tunery.registry.records import WebhookEvent
-from tunery.registry.webhook_settings import WebhookEndpoint, WebhooksSettings
 from tunery.registry.webhooks.events import new_event
 
 EVENT = WebhookEvent(id="evt_1", type="fine_tuning.job.succeeded", at=1_000_000.5, data={"id": "ftjob-1"})

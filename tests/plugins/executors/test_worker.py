@@ -20,11 +20,11 @@ from tunery.plugins.executors.worker import Worker
 from tunery.plugins.testing import write_rows
 from tunery.plugins.training.queued.heartbeat import heartbeat
 from tunery.registry import Base
+from tunery.registry.configuration.settings import JobsSettings
 from tunery.registry.errors import InvalidInput, StorageFailed
 from tunery.registry.jobs.queue import Claim
 from tunery.registry.records import Job, JobRequest
 from tunery.registry.registry import Registry
-from tunery.registry.settings import JobsSettings
 
 pytestmark = pytest.mark.timeout(1200)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from tunery.registry.configuration.limits import Limits
 from tunery.registry.errors import InvalidInput, NotFound, UnknownName
-from tunery.registry.limit_settings import Limits
 from tunery.registry.limits.counters import HOLD_SECONDS, Claim, Exchange, Exchanged, Hold, Return
 from tunery.registry.registry import Registry
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from sqlalchemy import create_engine, select
 
 from tests.registry.conftest import Publish
+from tunery.registry.configuration.webhooks import EVENT_TYPES
 from tunery.registry.errors import Conflict
 from tunery.registry.home import Home
 from tunery.registry.jobs.queue import Claim
@@ -19,7 +20,6 @@ from tunery.registry.jobs.success import Success, succeed
 from tunery.registry.records import JobRequest
 from tunery.registry.registry import Registry
 from tunery.registry.storage import schema
-from tunery.registry.webhook_settings import EVENT_TYPES
 from tunery.registry.webhooks.events import KEPT_SECONDS, append
 from tunery.registry.webhooks.outbox import CLAIM_SECONDS, Delivery
 

@@ -10,8 +10,8 @@ import pytest
 
 from tests.gateway.api.conftest import Served, one_document, served, tokenizer_folder
 from tests.gateway.api.test_metrics import stats
+from tunery.registry.configuration.settings import ServeSettings
 from tunery.registry.keys.api_key import SCOPES, split_token
-from tunery.registry.settings import ServeSettings
 
 __all__ = ["one_document", "served", "tokenizer_folder"]
 

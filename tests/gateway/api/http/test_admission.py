@@ -14,8 +14,8 @@ from openai.types.chat import ChatCompletionMessageParam
 from tests.gateway.api.conftest import Served
 from tests.gateway.api.test_metrics import scrape
 from tunery.gateway.api.http.admission import ALONE_AFTER, Admission, Busy
+from tunery.registry.configuration.settings import ServeSettings
 from tunery.registry.errors import InvalidInput
-from tunery.registry.settings import ServeSettings
 
 MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hi"}]
 

@@ -15,7 +15,7 @@ import pytest
 
 from tests.gateway.api.conftest import Served
 from tests.gateway.api.test_metrics import scrape
-from tunery.registry.settings import ServeSettings
+from tunery.registry.configuration.settings import ServeSettings
 
 CHAT, RAW, EMBED = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 LOAD, UNLOAD = "/v1/adapters/load", "/v1/adapters/unload"

@@ -17,10 +17,10 @@ from tests.gateway.api.admin.operations import ADMIN_BODIES, administer
 from tests.gateway.api.conftest import Served
 from tests.gateway.api.test_metrics import stats
 from tunery.gateway.app import MAX_BODY
+from tunery.registry.configuration.settings import ServeSettings
 from tunery.registry.errors import ArtifactRefused, StorageBusy
 from tunery.registry.jobs.queue import Claim
 from tunery.registry.jobs.success import Success
-from tunery.registry.settings import ServeSettings
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
 GRADER = {"type": "string_check", "name": "a", "input": "{{item.a}}", "reference": "b", "operation": "eq"}

@@ -63,7 +63,7 @@ def test_secrets_are_masked_and_references_to_them_are_not(capsys: pytest.Captur
 
 
 def test_fields_of_other_names_that_are_secret() -> None:
-    from tunery.registry.effective_settings import masked
+    from tunery.registry.configuration.effective import masked
 
     assert masked("client_secret", "x") == masked("password", "x") == masked("api_key", "x") == "********"
     assert masked("token_budget", 5) == 5

@@ -16,8 +16,8 @@ from tunery.gateway.tenancy.limits.limiter import Limiter
 from tunery.gateway.tenancy.limits.memory import MemoryCounters
 from tunery.gateway.tenancy.principal import Principal
 from tunery.gateway.tenancy.usage.writer import UsageWriter
+from tunery.registry.configuration.limits import LimitsSettings
 from tunery.registry.errors import LimitReached
-from tunery.registry.limit_settings import LimitsSettings
 from tunery.registry.registry import Registry
 from tunery.registry.usage.records import UsageRecord
 

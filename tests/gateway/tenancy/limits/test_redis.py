@@ -12,8 +12,8 @@ from tunery.gateway.tenancy.limits.interface import Shortage, Want
 from tunery.gateway.tenancy.limits.redis_counters import RedisCounters
 from tunery.gateway.tenancy.limits.shared import SharedCounters
 from tunery.gateway.tenancy.limits.stores import open_counters
+from tunery.registry.configuration.limits import LimitsSettings
 from tunery.registry.errors import InvalidInput
-from tunery.registry.limit_settings import LimitsSettings
 from tunery.registry.limits.counters import HOLD_SECONDS, Claim, Exchange, Hold, Return
 from tunery.registry.registry import Registry
 

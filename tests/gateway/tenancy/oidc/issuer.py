@@ -17,7 +17,7 @@ import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
-from tunery.registry.oidc_settings import OidcSettings
+from tunery.registry.configuration.oidc import OidcSettings
 
 AUDIENCE = "https://tunery.test"
 DISCOVERY = "/.well-known/openid-configuration"

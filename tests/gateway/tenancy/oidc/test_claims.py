@@ -8,7 +8,7 @@ import pytest
 
 from tunery.gateway.tenancy.credential import TokenRefused
 from tunery.gateway.tenancy.oidc.claims import principal_for
-from tunery.registry.oidc_settings import OidcSettings
+from tunery.registry.configuration.oidc import OidcSettings
 
 
 def claims(**more: Any) -> dict[str, Any]:

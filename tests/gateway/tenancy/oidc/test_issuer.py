@@ -22,8 +22,8 @@ from tests.gateway.tenancy.oidc.issuer import DISCOVERY, JWKS, Issuer, issuing, 
 from tunery.gateway.tenancy.oidc import issuer as module
 from tunery.gateway.tenancy.oidc.issuer import Issuer as Client
 from tunery.gateway.tenancy.oidc.key_set import KeySet
+from tunery.registry.configuration.oidc import OidcSettings
 from tunery.registry.errors import InvalidInput, Unavailable
-from tunery.registry.oidc_settings import OidcSettings
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 
 from tests.gateway.tenancy.oidc.issuer import private_key, public_jwk
 from tunery.gateway.tenancy.oidc.key_set import KeySet, read_key_set
-from tunery.registry.oidc_settings import ALGORITHMS
+from tunery.registry.configuration.oidc import ALGORITHMS
 
 
 def read(*jwks: Any, allowed: tuple[str, ...] = ALGORITHMS) -> KeySet:

@@ -11,7 +11,7 @@ import pytest
 from tests.small_disk import fill_disk, mounted_disk
 from tunery.plugins.executors.worker import Worker
 from tunery.plugins.testing.executors import ExecutorHarness, wait_until
-from tunery.registry.settings import JobsSettings
+from tunery.registry.configuration.settings import JobsSettings
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 

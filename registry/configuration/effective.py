@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from tunery.registry.settings import Settings, read_settings
+from tunery.registry.configuration.settings import Settings, read_settings
 
 __all__ = ["EffectiveSetting", "effective_settings"]
 

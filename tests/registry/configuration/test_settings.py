@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tunery.registry.configuration.settings import ServeSettings, read_settings
 from tunery.registry.errors import InvalidInput
-from tunery.registry.settings import ServeSettings, read_settings
 
 
 def test_the_command_wins_over_the_environment_over_the_file_over_the_defaults(tmp_path: Path) -> None:

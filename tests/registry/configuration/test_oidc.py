@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from tunery.registry.configuration.oidc import ALGORITHMS, OidcSettings, problems
+from tunery.registry.configuration.settings import read_settings
 from tunery.registry.errors import InvalidInput
-from tunery.registry.oidc_settings import ALGORITHMS, OidcSettings, problems
-from tunery.registry.settings import read_settings
 
 GOOD = {"issuer": "https://login.example.com/", "audience": ("tunery",)}
 

@@ -18,12 +18,12 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import msgspec
 from msgspec import Meta
 
-from tunery.registry import oidc_settings, webhook_settings
+from tunery.registry.configuration import oidc, webhooks
+from tunery.registry.configuration.limits import LimitsSettings
+from tunery.registry.configuration.oidc import OidcSettings
+from tunery.registry.configuration.webhooks import WebhooksSettings
 from tunery.registry.errors import InvalidInput, UnknownName
-from tunery.registry.limit_settings import LimitsSettings
-from tunery.registry.oidc_settings import OidcSettings
 from tunery.registry.values import about, read_value
-from tunery.registry.webhook_settings import WebhooksSettings
 
 __all__ = ["JobsSettings", "LimitsSettings", "ServeSettings", "Settings", "TrainingSettings", "read_settings"]
 
@@ -230,8 +230,8 @@ def read_settings(
         field.name: _section(field.type, field.name, tree[field.name], problems)
         for field in msgspec.structs.fields(Settings)
     }
-    problems += webhook_settings.problems(sections["webhooks"])
-    problems += oidc_settings.problems(sections["oidc"])
+    problems += webhooks.problems(sections["webhooks"])
+    problems += oidc.problems(sections["oidc"])
     if problems:
         raise InvalidInput("the configuration has problems:\n" + "\n".join(problems), code="invalid_settings")
     return Settings(**sections)

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tunery.registry.configuration.settings import read_settings
+from tunery.registry.configuration.webhooks import EVENT_TYPES, WebhookEndpoint, WebhooksSettings, problems
 from tunery.registry.errors import InvalidInput
-from tunery.registry.settings import read_settings
-from tunery.registry.webhook_settings import EVENT_TYPES, WebhookEndpoint, WebhooksSettings, problems
 
 SECRET = "whsec_c2VjcmV0IHNlY3JldCBzZWNyZXQ="
 TEXT = """

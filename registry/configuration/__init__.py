@@ -1,0 +1,1 @@
+"""What is configured: every setting, from the file, the environment and the command line."""
