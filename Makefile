@@ -71,6 +71,7 @@ bench: setup ## the figures of docs/performance.md; PEERS=file and PEER=command 
 	$(BIN)/tunery bench train --method lora --method qlora --data build/bench/train.jsonl --held-out build/bench/held-out.jsonl \
 	  --steps 45 --set schedule=linear --set warmup=0 $(if $(PEER),--peer '$(PEER)') --json > build/bench/train.json
 	$(BIN)/tunery bench neighbours --data build/bench/train.jsonl --json > build/bench/neighbours.json
+	$(BIN)/tunery bench gateway --json > build/bench/gateway.json
 
 soak: setup ## minutes of mixed load with hostile requests, and thousands of made-up ones
 	$(BIN)/python -m pytest -m soak -s

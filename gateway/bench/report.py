@@ -76,6 +76,9 @@ _PLAIN: dict[str, tuple[float, float, bool]] = {
     "gap_beside_huge_prompts": (2.0, 1.2, True),
     "gap_beside_job": (3.0, 2.0, True),
     "job_beside_streams": (0.3, 0.5, False),
+    "gateway_p50": (2.0, 1.0, True),
+    "gateway_p99": (10.0, 5.0, True),
+    "gateway_requests": (1000, 2000, False),
 }
 
 

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import rich_click as click
 
-from tunery.gateway.bench.settings import EngineSettings, NeighbourSettings, TrainingRunSettings, Workload
+from tunery.gateway.bench.settings import (
+    EngineSettings,
+    GatewaySettings,
+    NeighbourSettings,
+    TrainingRunSettings,
+    Workload,
+)
 from tunery.gateway.cli.terminal.context import plugins, print_json, say
 from tunery.gateway.cli.terminal.options import as_json, parse_settings, read_options, setting_options
 from tunery.gateway.python.home import open_registry
@@ -164,6 +170,25 @@ def neighbours(data: Path, as_json: bool, **given: Any) -> None:
     with open_registry() as registry:
         base = resolve_base(settings.base, registry=registry, plugins=plugins(), say=say)
     rows = measure_neighbours(base, data, busy=settings.busy, say=say)
+    bars = report.judge(rows, [])
+    tables = f"{report.rows_table(rows)}\n\n{report.bars_table(bars)}"
+    click.echo(report.as_json(rows, bars, describe()) if as_json else tables)
+
+
+@bench.command("gateway")
+@setting_options(GatewaySettings)
+@as_json
+def gateway(as_json: bool, **given: Any) -> None:
+    """What the gateway itself takes, in front of an engine that answers at once: latency, requests and tokens a second."""
+    settings = read_options(GatewaySettings, given)
+    from tunery.gateway.bench import report
+    from tunery.gateway.bench.gateway import measure_gateway
+    from tunery.gateway.bench.machine import describe
+    from tunery.plugins.bases.resolve import resolve_base
+
+    with open_registry() as registry:
+        base = resolve_base(settings.base, registry=registry, plugins=plugins(), say=say)
+    rows = measure_gateway(base, say)
     bars = report.judge(rows, [])
     tables = f"{report.rows_table(rows)}\n\n{report.bars_table(bars)}"
     click.echo(report.as_json(rows, bars, describe()) if as_json else tables)
