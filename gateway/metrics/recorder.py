@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, Literal, NamedTuple
 
-import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from tunery.gateway.engine.messages import Ready, Stats
@@ -19,10 +18,10 @@ from tunery.gateway.metrics import table
 from tunery.gateway.metrics.lora_info import LoraRequestsInfo
 from tunery.gateway.metrics.registry_state import RegistryState
 from tunery.gateway.metrics.row import ADAPTER
+from tunery.gateway.metrics.started import CODED, DISCONNECTED, STARTED, UNKNOWN_ROUTE
 from tunery.gateway.metrics.table import BASE, COMPOSITION, MAX_ADAPTERS, OTHER, TABLE, VLLM_LABELS, Row
 from tunery.gateway.metrics.tenants import TenantLabels
 from tunery.gateway.metrics.versions import RecentVersions
-from tunery.registry.configuration.limits import Limits
 from tunery.registry.jobs.counts import JobCounts
 from tunery.registry.storage.database import Transaction
 from tunery.registry.webhooks.outbox import Pending
@@ -34,38 +33,8 @@ OUTCOMES = ("stop", "length", "cancelled", "overloaded", "engine_restarted", "en
 RESULTS = {"stop": "answered", "length": "answered", "cancelled": "cancelled"}
 """What an outcome means for a tenant or a version; `failed` for all others."""
 REFUSED, FAILED = "refused", "failed"
-CODED = (table.HTTP_ERRORS, table.REGISTRY_FAILURES)
-"""Metrics whose last label is the code of an error."""
 MAX_CODES = 200
 """Codes of errors that have series; beyond it, OTHER."""
-DISCONNECTED, NOT_FOUND, METHOD_NOT_ALLOWED = "499", "404", "405"
-"""Statuses; 499 is nginx's for a client that disconnected before there was a response."""
-UNKNOWN_ROUTE = "unknown"
-"""The route of requests that match none."""
-STARTED = (
-    (table.TRACE_SPANS, [("exported",), ("dropped",)]),
-    (table.WEBHOOK_ATTEMPTS, [("delivered",), ("retried",), ("given_up",)]),
-    (table.HTTP_REQUESTS, [(UNKNOWN_ROUTE, NOT_FOUND), (UNKNOWN_ROUTE, METHOD_NOT_ALLOWED)]),
-    (table.LIMIT_REFUSALS, [(field.name,) for field in msgspec.structs.fields(Limits)]),
-    (table.BATCH_REQUESTS, [("completed",), ("failed",)]),
-    (
-        table.HTTP_ERRORS,
-        [
-            ("401", "invalid_api_key"),
-            ("401", "missing_api_key"),
-            ("403", "insufficient_scope"),
-            ("404", "model_not_found"),
-            ("429", "overloaded"),
-            ("500", "artifact_damaged"),
-            ("500", "disk_full"),
-            ("500", "internal_error"),
-            ("503", "registry_busy"),
-        ],
-    ),
-    (table.REGISTRY_FAILURES, [("registry_busy",), ("disk_full",), ("storage_failed",), ("registry_replaced",)]),
-    (table.REGISTRY_SECONDS, [("read",), ("write",)]),
-)
-"""Series that start at 0, beside those of routes, adapters and tenants."""
 FINISHED_REASONS = {"stop": "stop", "length": "length", "cancelled": "abort"}
 """vLLM's finished_reason of an outcome; `error` for all others."""
 
@@ -99,6 +68,7 @@ class Metrics:
             for row in TABLE
             if row.vllm and row is not table.LORA_REQUESTS_INFO
         }
+        self._series: dict[tuple[Row, tuple[str, ...]], list[PrometheusMetric]] = {}
         self._adapters: set[str] = set()
         self._started: set[str] = set()
         self._ready: Ready | None = None
@@ -383,13 +353,18 @@ class Metrics:
             metric.observe(value)
 
     def _remove(self, row: Row, *labels: str) -> None:
+        self._series.pop((row, labels), None)
         with suppress(KeyError):
             self._own[row].remove(*labels)
 
-    def _named(self, row: Row, labels: Collection[str]) -> Iterable[PrometheusMetric]:
-        for metrics in (self._own, self._vllm):
-            if row in metrics:
-                yield metrics[row].labels(*labels) if labels else metrics[row]
+    def _named(self, row: Row, labels: tuple[str, ...]) -> list[PrometheusMetric]:
+        """A series under its names; looking it up once is cheaper than for every token."""
+        found = self._series.get((row, labels))
+        if found is None:
+            named = [metrics[row] for metrics in (self._own, self._vllm) if row in metrics]
+            found = [metric.labels(*labels) for metric in named] if labels else named
+            self._series[row, labels] = found
+        return found
 
 
 def _prometheus(row: Row, name: str, labels: Collection[str], registry: CollectorRegistry) -> PrometheusMetric:
