@@ -103,7 +103,7 @@ def test_what_has_no_end_is_ended(name: str, monkeypatch: pytest.MonkeyPatch) ->
 def test_time_is_bounded_where_steps_are_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandbox_limits, "MAX_SECONDS", 0.0)
     with pytest.raises(InvalidInput, match="0 seconds") as caught:
-        ChatTemplate("{% for a in range(2000) %}{% endfor %}", tokens={}).render(TALK, add_generation_prompt=True)
+        ChatTemplate(2 * "{% for a in range(2000) %}{% endfor %}", tokens={}).render(TALK, add_generation_prompt=True)
     assert caught.value.code == "template_limit"
 
 
