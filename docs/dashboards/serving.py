@@ -93,6 +93,18 @@ TRAFFIC = Dashboard(
                 "Which limit turned clients away.",
                 one("{{code}}", rate("tunery_http_errors_total", by="code", where='status="429"')),
             ),
+            Panel(
+                "Refused by limit",
+                "reqps",
+                "Which limits of tenants and keys have been reached.",
+                one("{{limit}}", rate("tunery_limit_refusals_total", by="limit")),
+            ),
+            Panel(
+                "Spans of traces",
+                "cps",
+                "Spans that the collector took, and those that were dropped.",
+                one("{{outcome}}", rate("tunery_trace_spans_total", by="outcome")),
+            ),
         ),
         "Tokens": (
             Panel(

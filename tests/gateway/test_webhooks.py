@@ -60,7 +60,7 @@ def test_what_a_command_and_a_client_do_is_sent(configured: Home, receiver: Rece
         move(configured, 1)
         (moved,) = receiver.wait(1)
         assert receiver.unwrap(moved).to_dict()["data"] == {
-            "adapter": "acme/support", "alias": "production", "before": None, "after": 1, "kind": "move", "actor": "jane",
+            "adapter": "acme/support", "alias": "production", "before": None, "after": 1, "kind": "move", "actor": "user:jane",
         }  # fmt: skip
         file = server.client.files.create(file=write_rows(tmp_path / "rows.jsonl", 20), purpose="fine-tune")
         job = server.client.fine_tuning.jobs.create(model="base", training_file=file.id)

@@ -120,7 +120,7 @@ async def drop_alias(
     operation_id="rollbackAlias",
     summary="Move an alias back",
     status_code=200,
-    responses=error_responses(400, 413, 415, 500),
+    responses=_CHANGE,
     tags=["admin"],
     opt={SCOPE: ADMIN},
 )
@@ -135,7 +135,9 @@ async def rollback_alias(
 ) -> AliasMoved:
     """Point an alias where it pointed before."""
     await check_fields(request, AliasRollback)
-    back = partial(gateway.registry.rollback, f"{tenant}/{name}", alias, actor=principal.actor)
+    adapter = f"{tenant}/{name}"
+    await asyncio.to_thread(_versions, gateway.registry, adapter)
+    back = partial(gateway.registry.rollback, adapter, alias, actor=principal.actor)
     expected, reason = _expected(data.expected), data.reason or "rollback"
     return _moved(await asyncio.to_thread(back, expected=expected, reason=reason))
 
@@ -181,10 +183,15 @@ def _summaries(registry: Registry) -> list[AdapterSummary]:
     ]
 
 
-def _details(registry: Registry, adapter: str) -> AdapterDetails:
+def _versions(registry: Registry, adapter: str) -> list[Version]:
     versions = registry.versions(check_adapter(adapter))
     if not versions:
         raise NotFound(f"there is no adapter {adapter}; see /admin/v1/adapters", code="model_not_found")
+    return versions
+
+
+def _details(registry: Registry, adapter: str) -> AdapterDetails:
+    versions = _versions(registry, adapter)
     return AdapterDetails(
         id=adapter,
         tenant=tenant_of(adapter),

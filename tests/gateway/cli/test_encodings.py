@@ -84,7 +84,10 @@ def test_commands_that_print_more_than_ascii(filled: Home, registry: Registry, e
     moved = cli(filled, encoding, "adapters", "alias", "acme/support", "production", "2")
     assert moved == f"acme/support@production: none {ARROW} 2\n"
     history = json.loads(cli(filled, encoding, "adapters", "history", "acme/support", "--json"))
-    assert [(move["after"], move["actor"], move["reason"]) for move in history] == [(1, "t", TEXT), (2, "Jörg", "")]
+    assert [(move["after"], move["actor"], move["reason"]) for move in history] == [
+        (1, "t", TEXT),
+        (2, "user:Jörg", ""),
+    ]
     assert ARROW in cli(filled, encoding, "adapters", "history", "acme/support")
     assert ARROW in cli(filled, encoding, "adapters", "list", "acme/support")
 

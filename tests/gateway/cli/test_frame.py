@@ -46,6 +46,7 @@ def test_every_error_has_the_exit_code_of_its_nearest_kind() -> None:
         "Overloaded": 6,
         "LimitReached": 6,
         "StorageFailed": 7,
+        "StorageBusy": 7,
         "JobPaused": 8,
         "TrainingFailed": 9,
         "TuneryError": 1,

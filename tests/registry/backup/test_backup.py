@@ -155,13 +155,13 @@ def test_no_home_is_made_and_a_damaged_database_is_not_backed_up(full: Registry,
 def test_an_older_database_is_backed_up_as_it_is(full: Registry, tmp_path: Path) -> None:
     full.close()
     with closing(sqlite3.connect(full.home.database)) as database, database:
-        database.execute("DROP TABLE api_keys")
-        database.execute("ALTER TABLE batches DROP COLUMN adapters")
-        database.execute("UPDATE alembic_version SET version_num = '0010'")
+        database.execute("DROP TABLE audit_log")
+        database.execute("DROP TABLE adapter_shares")
+        database.execute("UPDATE alembic_version SET version_num = '0012'")
     save(full, tmp_path / "b")
-    assert read_manifest((tmp_path / "b" / MANIFEST).read_bytes()).revision == "0010"
+    assert read_manifest((tmp_path / "b" / MANIFEST).read_bytes()).revision == "0012"
     with closing(sqlite3.connect(full.home.database)) as database:
-        assert database.execute("SELECT version_num FROM alembic_version").fetchone() == ("0010",)
+        assert database.execute("SELECT version_num FROM alembic_version").fetchone() == ("0012",)
     restore(tmp_path / "b", Home(tmp_path / "other"))
     with Registry.open(Home(tmp_path / "other")) as registry:
         assert registry.keys.list() == []

@@ -314,10 +314,10 @@ def test_a_database_that_cannot_be_opened_any_more_is_a_named_failure(home: Home
     with closing(Database(home.database)) as database:
         lose(home)
         home.database.mkdir()
-        # Nobody has used the pool yet, so both open the file again.
-        with pytest.raises(StorageFailed, match=r"registry\.db cannot be read"), database.read():
+        # Nobody has used the pool yet, so both would open the file again.
+        with pytest.raises(StorageFailed, match=r"registry\.db was removed or replaced"), database.read():
             pass
-        with pytest.raises(StorageFailed, match=r"registry\.db cannot be written"), database.write():
+        with pytest.raises(StorageFailed, match=r"registry\.db was removed or replaced"), database.write():
             pass
 
 

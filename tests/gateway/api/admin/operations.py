@@ -13,7 +13,7 @@ ALIAS = f"{ADAPTER}/aliases/{{alias}}"
 KEY = "/admin/v1/keys/{key_id}"
 ADMIN_BODIES: dict[str, dict[str, Any]] = {
     "/admin/v1/keys": {"tenant": "acme", "scopes": ["infer"]},
-    f"{KEY}/rotate": {"overlap": 60},
+    f"{KEY}/rotate": {},
     ALIAS: {"version": 1},
     f"{ALIAS}/rollback": {},
     f"{ADAPTER}/share": {"tenants": ["globex"]},
