@@ -47,7 +47,7 @@ async def test_keys_and_prompts_are_in_no_log_error_or_metric(
                 seen.append(answer.text + str(answer.headers))
     out, err = capfd.readouterr()
     logs = out + err + caplog.text
-    assert '"route":"/v1/chat/completions"' in logs
+    assert '"route": "/v1/chat/completions"' in logs
     for text in (*seen, logs, repr(key), repr(served.gateway.settings), repr(served.gateway.registry)):
         assert secret not in text
     assert not any(PROMPT in text for text in (*seen, logs))

@@ -164,7 +164,7 @@ def test_an_older_database_is_backed_up_as_it_is(full: Registry, tmp_path: Path)
         assert database.execute("SELECT version_num FROM alembic_version").fetchone() == ("0012",)
     restore(tmp_path / "b", Home(tmp_path / "other"))
     with Registry.open(Home(tmp_path / "other")) as registry:
-        assert registry.keys.list() == []
+        assert registry.sharing.all() == []
         assert problems(registry) == []
 
 
