@@ -29,8 +29,7 @@ _FIRST_SECONDS = 1.0
     metavar="URL",
     envvar="TUNERY_SERVER",
     default="http://127.0.0.1:8000",
-    show_default=True,
-    help="The server.  [env: TUNERY_SERVER]",
+    help="The server.  [env: TUNERY_SERVER, default: http://127.0.0.1:8000]",
 )
 @click.option(
     "--key", metavar="KEY", envvar="TUNERY_API_KEY", help="A key with the scope admin.  [env: TUNERY_API_KEY]"
