@@ -84,7 +84,12 @@ async def _main(root: str, tokenizer: str, encoded: str) -> None:
     set_up_logging(settings.log_format, settings.log_level)
     registry, renderer, metrics = Registry.open(Home(Path(root))), Renderer(Path(tokenizer)), Metrics()
     (base,) = registry.bases()
-    engine = FakeEngine(renderer.encode(REPLY), delay=0.04, base=base.name, base_digest=base.digest)
+    engine = FakeEngine(
+        renderer.encode(REPLY),
+        delay=float(os.environ.get("FAKE_DELAY", "0.04")),
+        base=base.name,
+        base_digest=base.digest,
+    )
     tracer = open_tracer(settings, metrics)
     gateway = Gateway(settings, registry, engine, renderer, Resolver(registry, base), metrics, tracer=tracer)
     await serve(gateway, say=notice)
