@@ -5,24 +5,16 @@ A known key is good while the database cannot be reached; one that was revoked m
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import math
-import time
 from collections.abc import Callable
 
 from tunery.gateway.tenancy.principal import Principal
+from tunery.gateway.tenancy.registry_watch import RegistryWatch
 from tunery.gateway.tenancy.steady_clock import SteadyClock
-from tunery.registry.errors import StorageFailed
 from tunery.registry.keys.api_key import ApiKey, matches, split_token
 from tunery.registry.registry import Registry
 
 __all__ = ["Keyring"]
 
-log = logging.getLogger("tunery.gateway")
-
-REFRESH_SECONDS = 0.25
-"""Seconds between looks for keys that were created or revoked by any process."""
 EXPIRING_SECONDS = 14 * 86_400.0
 """Seconds before its end from which a key counts as expiring."""
 WAIT_SECONDS = 2.0
@@ -30,7 +22,8 @@ WAIT_SECONDS = 2.0
 
 
 class Keyring:
-    """A CredentialStore: the keys of a registry, and a server's own. `start` and `stop` belong to the gateway's event loop; `clock` is Unix time in seconds."""
+    """A CredentialStore: the keys of a registry, and a server's own. `start` and `stop` belong to the gateway's event loop;
+    `clock` is Unix time in seconds."""
 
     def __init__(
         self, registry: Registry, *, own_key: ApiKey | None = None, clock: Callable[[], float] | None = None
@@ -38,28 +31,20 @@ class Keyring:
         self._registry, self._clock = registry, clock or SteadyClock()
         self._own = (own_key,) if own_key else ()
         self._keys: dict[str, ApiKey] = {}
-        self._changes = -1
-        self._known_at = -math.inf
-        self._next: asyncio.Future[None] | None = None
-        """Done when the next look for keys has ended."""
-        self._task: asyncio.Task[None] | None = None
+        self._watch = RegistryWatch(registry, self._read, what="keys")
 
     async def start(self) -> None:
         """Read the keys, and again whenever something was committed; raise what reading raises the first time."""
-        await asyncio.to_thread(self._read)
-        self._next = asyncio.get_running_loop().create_future()
-        self._task = asyncio.create_task(self._watch(), name="keys")
+        await self._watch.start()
 
     async def stop(self) -> None:
         """Read no more."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await self._watch.stop()
 
     @property
     def age(self) -> float:
         """Seconds since the keys were last known to be those of the registry."""
-        return time.monotonic() - self._known_at
+        return self._watch.age
 
     def states(self) -> dict[str, int]:
         """How many keys are in each state; `expiring` are those that are active, were not replaced, and end soon."""
@@ -74,35 +59,11 @@ class Keyring:
     async def find(self, token: str) -> Principal | None:
         """Whose active key a token belongs to; None for any other token, in the same time."""
         key_id, secret = split_token(token) or ("", "")
-        if key_id and key_id not in self._keys and self._next is not None:
-            # It may just have been created. However many ask for unknown ones, there are no more looks than there are.
-            await asyncio.wait((self._next,), timeout=WAIT_SECONDS)
+        if key_id and key_id not in self._keys:  # it may just have been created
+            await self._watch.next_look(timeout=WAIT_SECONDS)
         key = self._keys.get(key_id)
         right = matches(key, secret)
         return Principal.of(key) if right and key is not None and key.state(self._clock()) == "active" else None
 
-    async def _watch(self) -> None:
-        unreadable = False
-        while True:
-            await asyncio.sleep(REFRESH_SECONDS)
-            done, self._next = self._next, asyncio.get_running_loop().create_future()
-            try:
-                await asyncio.to_thread(self._read)
-                unreadable = False
-            except Exception as error:
-                if not unreadable:
-                    log.warning("keys cannot be read now, those that are known stay good: %s", error)
-                unreadable = True
-            finally:
-                if done is not None:
-                    done.set_result(None)
-
     def _read(self) -> None:
-        """Read all keys unless nothing was committed since the last time; raise where others may commit elsewhere by now."""
-        if self._registry.database.is_replaced():
-            raise StorageFailed("the registry was removed or replaced: restart this server", code="registry_replaced")
-        changes = self._registry.changes()
-        if changes != self._changes:
-            self._keys = {key.id: key for key in (*self._registry.keys.list(), *self._own)}
-            self._changes = changes
-        self._known_at = time.monotonic()
+        self._keys = {key.id: key for key in (*self._registry.keys.list(), *self._own)}

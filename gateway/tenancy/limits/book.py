@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
-
 import msgspec
 
+from tunery.gateway.tenancy.registry_watch import RegistryWatch
 from tunery.registry.configuration.limits import Limits, LimitsSettings
-from tunery.registry.errors import TuneryError
 from tunery.registry.limits.overrides import Override
 from tunery.registry.registry import Registry
 
 __all__ = ["LimitBook"]
 
-log = logging.getLogger("tunery.gateway")
-
-REFRESH_SECONDS = 0.25
-"""Seconds between looks for limits that were changed by any process."""
 NONE = Limits()
 
 
@@ -31,19 +24,15 @@ class LimitBook:
         self._default = Limits(**{field.name: named[field.name] for field in msgspec.structs.fields(Limits)})
         self._set: dict[tuple[str, str], Override] = {}
         self._known: dict[tuple[str, str], Limits] = {}
-        self._changes = -1
-        self._task: asyncio.Task[None] | None = None
+        self._watch = RegistryWatch(registry, self._read, what="limits")
 
     async def start(self) -> None:
         """Read the limits, and again whenever something was committed; raise what reading raises the first time."""
-        await asyncio.to_thread(self._read)
-        self._task = asyncio.create_task(self._watch(), name="limits")
+        await self._watch.start()
 
     async def stop(self) -> None:
         """Read no more."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await self._watch.stop()
 
     def of_tenant(self, tenant: str) -> Limits:
         """A tenant's limits."""
@@ -61,25 +50,5 @@ class LimitBook:
             self._known[tenant, key] = override.over(otherwise)
         return self._known[tenant, key]
 
-    async def _watch(self) -> None:
-        unreadable = False
-        while True:
-            await asyncio.sleep(REFRESH_SECONDS)
-            try:
-                await asyncio.to_thread(self._read)
-                unreadable = False
-            except Exception as error:
-                if not unreadable:
-                    log.warning(
-                        "limits cannot be read now, those that are known hold: %s",
-                        error,
-                        exc_info=not isinstance(error, TuneryError),
-                    )
-                unreadable = True
-
     def _read(self) -> None:
-        """Read the limits unless nothing was committed since the last time."""
-        changes = self._registry.changes()
-        if changes != self._changes:
-            self._set, self._known = self._registry.limits.all(), {}
-            self._changes = changes
+        self._set, self._known = self._registry.limits.all(), {}
