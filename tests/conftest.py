@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.forked_process import FORKED_JOBS, FORKED_SUBPROCESS
 from tunery.plugins.runtime.allocator import tune_allocator
@@ -22,6 +23,10 @@ from tunery.registry import Base
 from tunery.registry.configuration.oidc import OidcSettings
 from tunery.registry.home import Home
 from tunery.registry.registry import Registry
+
+# How long examples take says how busy the machine is.
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 
 tune_allocator()
 

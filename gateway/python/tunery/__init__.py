@@ -107,7 +107,7 @@ _MODULES = {
     "NotFound": _ERRORS,
     "Overloaded": _ERRORS,
     "Registry": "registry.registry",
-    "ServeSettings": "registry.settings",
+    "ServeSettings": "registry.configuration.settings",
     "Server": "gateway.python.serving",
     "StorageFailed": _ERRORS,
     "TrainingFailed": _ERRORS,

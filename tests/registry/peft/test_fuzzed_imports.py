@@ -37,7 +37,9 @@ VALUES = st.recursive(
     max_leaves=6,
 )
 NAMES = st.sampled_from([*DEFAULTS, "use_new_lora", "tunery_x", "runtime_config"])
-fuzzed = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+fuzzed = settings(
+    max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 
 
 @pytest.fixture

@@ -28,7 +28,9 @@ RECORDS = st.lists(
 )
 
 
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(st.lists(RECORDS, max_size=3))
 def test_sums_by_the_hour_are_those_of_the_records(registry: Registry, flushes: list[list[UsageRecord]]) -> None:
     registry.usage.forget(before=1e9)

@@ -93,7 +93,9 @@ EVENTS = st.one_of(
     st.builds(Failed, IDS, IDS, st.text(max_size=200)),
 )
 # Each example makes sockets of its own, so the fixture being shared does no harm.
-REAL_SOCKETS = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+REAL_SOCKETS = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 
 
 class ConnectedPair:

@@ -28,7 +28,9 @@ FOUR_WAYS = [
     {"anyOf": [{"type": "object", "properties": {f"k{i}{j}": {"type": "string"}}} for j in range(4)]} for i in range(6)
 ]
 
-few = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+few = settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 seeds = st.integers(0, 2**32)
 schemas = st.recursive(
     st.sampled_from(

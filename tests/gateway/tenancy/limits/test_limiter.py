@@ -98,7 +98,9 @@ class Day:
         assert sum(each[2][0] == tenant for each in self.running) <= 3
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(REQUESTS)
 def test_what_is_used_and_reserved_never_exceeds_the_limits(
     limiter: MakeLimiter, clock: Clock, requests: list[Any]

@@ -147,7 +147,9 @@ LINE = st.binary(max_size=80) | st.sampled_from(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(lines=st.lists(LINE, max_size=5))
 def test_any_bytes_are_checked_without_a_crash(tmp_path: Path, lines: list[bytes]) -> None:
     path = tmp_path / "rows.jsonl"
@@ -159,7 +161,9 @@ def test_any_bytes_are_checked_without_a_crash(tmp_path: Path, lines: list[bytes
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(question=st.text(max_size=40), answer=st.text(max_size=40))
 def test_any_text_is_checked_without_a_crash(
     tmp_path: Path, tiny_base_folder: Path, question: str, answer: str

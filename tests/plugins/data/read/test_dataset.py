@@ -88,7 +88,9 @@ def test_files_that_are_none(tmp_path: Path, kind: str) -> None:
         read_rows(path, formats=FORMATS)
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(lines=st.lists(st.binary(max_size=60), min_size=1, max_size=4))
 def test_any_bytes_are_rows_or_a_clear_error(tmp_path: Path, lines: list[bytes]) -> None:
     path = tmp_path / "rows.jsonl"

@@ -72,7 +72,9 @@ def chat(*contents: str) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(TEMPLATES))
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(contents=st.lists(text, min_size=2, max_size=6).filter(lambda contents: len(contents) % 2 == 0))
 def test_what_is_trained_is_what_is_served(folders: dict[str, Path], name: str, contents: list[str]) -> None:
     renderer = Renderer(folders[name])
