@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 import time
@@ -56,16 +57,16 @@ async def ask(port: int, body: dict[str, Any], *, key: str = "") -> Answer:
         f"POST /v1/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\nconnection: close\r\n"
         f"{f'authorization: Bearer {key}' if key else 'x-none: 1'}\r\ncontent-length: {len(content)}\r\n\r\n"
     )
-    writer.write(head.encode() + content)
-    lines = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
-    answer.status = int(lines[0].split()[1])
-    answer.headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines[1:])}
-    while line := await reader.readline():
-        if line.startswith(b"data: "):
-            answer.times.append(time.perf_counter() - began)
-            answer.end = line.decode().strip()
+    with contextlib.closing(writer):
+        writer.write(head.encode() + content)
+        lines = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+        answer.status = int(lines[0].split()[1])
+        answer.headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines[1:])}
+        while line := await reader.readline():
+            if line.startswith(b"data: "):
+                answer.times.append(time.perf_counter() - began)
+                answer.end = line.decode().strip()
     answer.seconds = time.perf_counter() - began
-    writer.close()
     return answer
 
 
