@@ -26,8 +26,10 @@ import errno
 import math
 import os
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 __all__ = [
+    "error_of_kind",
     "ArtifactRefused",
     "Conflict",
     "InvalidData",
@@ -181,6 +183,17 @@ class LimitReached(Overloaded):
         self.limit, self.wait = limit, wait
         self.retry_after = 1 if wait is None else max(1, math.ceil(wait))
         self.headers: dict[str, str] = {}
+
+
+def error_of_kind(kind: str, message: str, *, code: str) -> TuneryError:
+    """The error that another process has named by its class."""
+    found: Any = globals().get(kind)
+    if not (isinstance(found, type) and issubclass(found, TuneryError)):
+        found = TuneryError
+    while found.__init__ is not TuneryError.__init__:  # one that takes other arguments: its parent says enough
+        found = found.__base__
+    error: TuneryError = found(message, code=code)
+    return error
 
 
 def near(name: str, known: Iterable[str]) -> str:

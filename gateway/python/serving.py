@@ -14,9 +14,8 @@ import msgspec
 
 from tunery.gateway.python.home import find_home
 from tunery.plugins.runtime.device import check_device
-from tunery.registry import errors
 from tunery.registry.configuration.settings import ServeSettings, read_settings
-from tunery.registry.errors import TuneryError, Unavailable
+from tunery.registry.errors import Unavailable, error_of_kind
 
 __all__ = ["Server", "serve"]
 
@@ -121,10 +120,7 @@ def _ready(process: subprocess.Popen[str], ready_seconds: float) -> tuple[str, s
     message = json.loads(line)
     if "ready" in message:
         return message["ready"], message["api_key"]
-    kind = getattr(errors, message["error"], TuneryError)
-    while kind.__init__ is not TuneryError.__init__:  # one that takes other arguments: its parent says enough
-        kind = kind.__base__
-    raise kind(message["message"], code=message["code"])
+    raise error_of_kind(message["error"], message["message"], code=message["code"])
 
 
 def _end(process: subprocess.Popen[str], seconds: float) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from typing import Literal
 
 import msgspec
 from prometheus_client import CollectorRegistry, generate_latest
@@ -11,8 +10,6 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 __all__ = ["Family", "Sample", "Snapshot", "exposition", "lasting", "merge", "take_snapshot"]
-
-Kind = Literal["counter", "gauge", "histogram"]
 
 
 class Sample(msgspec.Struct, frozen=True, array_like=True):

@@ -18,9 +18,9 @@ from tunery.gateway.workers.messages import Ended, Failed, Ready, WorkerSpec, re
 from tunery.gateway.workers.peers import metrics_path, read_snapshots
 from tunery.gateway.workers.shared_names import shared_names
 from tunery.gateway.workers.snapshot import Snapshot, exposition, lasting, merge
-from tunery.registry import Base, errors
+from tunery.registry import Base
 from tunery.registry.configuration.settings import Settings
-from tunery.registry.errors import TuneryError, Unavailable
+from tunery.registry.errors import TuneryError, Unavailable, error_of_kind
 from tunery.registry.home import Home
 from tunery.registry.keys.api_key import ApiKey
 
@@ -118,7 +118,7 @@ class Workers:
             process.stdin.close()
             while (message := await read_message(process.stdout)) is not None:
                 if isinstance(message, Failed):
-                    failure = _error(message)
+                    failure = error_of_kind(message.kind, message.message, code=message.code)
                 elif isinstance(message, Ended):
                     self._latest[worker] = message.snapshot
                 elif not self._ready[worker].done():
@@ -224,10 +224,3 @@ async def _first_of(stopping: asyncio.Task[signal.Signals], *tasks: asyncio.Task
     for task in tasks:
         if task.done() and not stopping.done():
             task.result()
-
-
-def _error(failed: Failed) -> TuneryError:
-    kind: type[TuneryError] = getattr(errors, failed.kind, TuneryError)
-    while kind.__init__ is not TuneryError.__init__:  # one that takes other arguments: its parent says enough
-        kind = kind.__base__  # type: ignore[assignment]
-    return kind(failed.message, code=failed.code)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from tunery.registry.errors import StorageFailed, disk_code
 from tunery.registry.storage.disk import sync
 
-__all__ = ["chunks_of", "digest_of_first", "name_file", "write_new"]
+__all__ = ["chunks_of", "digest_of_first", "failing", "name_file", "write_new"]
 
 _CHUNK = 1 << 20
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
@@ -61,3 +63,16 @@ def name_file(written: Path, path: Path) -> None:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from error
         written.rename(path)
     sync(path.parent)
+
+
+@contextlib.contextmanager
+def failing(path: Path, what: str, *, full: str) -> Iterator[None]:
+    """Turn an OSError in the block into StorageFailed: `path` could not be `what`; `full` is what a full disk is called."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, StorageFailed):
+            raise
+        code = disk_code(error)
+        reason = full if code == "disk_full" else f"{error.filename or path}: {error.strerror}"
+        raise StorageFailed(f"{path} could not be {what}: {reason}; nothing was changed", code=code) from error

@@ -13,11 +13,11 @@ from pathlib import Path
 import msgspec
 from sqlalchemy import Connection, select, update
 
-from tunery.registry.backup.files import chunks_of, write_new
+from tunery.registry.backup.files import chunks_of, failing, write_new
 from tunery.registry.backup.manifest import BackupManifest
 from tunery.registry.backup.placement import Placement
 from tunery.registry.backup.source import BackupSource, open_source
-from tunery.registry.errors import StorageFailed, disk_code, some_of
+from tunery.registry.errors import StorageFailed, some_of
 from tunery.registry.home import Home
 from tunery.registry.storage import schema
 from tunery.registry.storage.blobs import BlobStore
@@ -64,7 +64,11 @@ def restore(path: Path, home: Home, *, force: bool = False) -> Restored:
     InvalidInput (backup_too_new, backup_refused), StorageFailed (backup_damaged, disk_full) and Conflict
     (home_not_empty, home_in_use); nothing is changed then.
     """
-    with open_source(path) as source, _failing(home.root), Placement.open(home.root, force=force) as placement:
+    with (
+        open_source(path) as source,
+        failing(home.root, "restored", full="its disk is full"),
+        Placement.open(home.root, force=force) as placement,
+    ):
         _require_room(source.manifest, home.root)
         _unpack(source, placement.staging)
         _complete(source.manifest, Home(placement.staging))
@@ -162,18 +166,3 @@ def _check(connection: Connection, manifest: BackupManifest, home: Home) -> None
     lacking = sorted(needed_blobs(connection) - held)
     if lacking:
         raise _damaged(f"its database names {some_of(lacking, 2)}, which it does not hold")
-
-
-@contextlib.contextmanager
-def _failing(folder: Path) -> Iterator[None]:
-    """Turn an OSError in the block into StorageFailed."""
-    try:
-        yield
-    except OSError as error:
-        if isinstance(error, StorageFailed):
-            raise
-        full = disk_code(error) == "disk_full"
-        reason = "its disk is full" if full else f"{error.filename or folder}: {error.strerror}"
-        raise StorageFailed(
-            f"{folder} could not be restored: {reason}; nothing was changed", code=disk_code(error)
-        ) from error

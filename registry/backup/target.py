@@ -14,9 +14,9 @@ import msgspec
 
 from tunery.registry.backup.archive import SUFFIXES, write_archive
 from tunery.registry.backup.contents import Item
-from tunery.registry.backup.files import chunks_of, name_file, write_new
+from tunery.registry.backup.files import chunks_of, failing, name_file, write_new
 from tunery.registry.backup.manifest import MANIFEST, BackupManifest, Entry, object_name, read_manifest
-from tunery.registry.errors import Conflict, InvalidInput, StorageFailed, disk_code
+from tunery.registry.errors import Conflict, InvalidInput, StorageFailed
 from tunery.registry.storage import leases
 from tunery.registry.storage.disk import sync, write_durably
 
@@ -58,7 +58,7 @@ def open_target(path: Path) -> Iterator[BackupTarget]:
             raise InvalidInput(f"{path.parent} is not a folder; make it first", param="target")
         yield ArchiveTarget(path)
         return
-    with _failing(path):
+    with failing(path, "written", full="the disk is full"):
         _check_folder(path)
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     with leases.exclusive(path, wait=False) as free:
@@ -94,7 +94,7 @@ class FolderTarget:
             )
         damaged: dict[str, str] = {}
         files = written = 0
-        with _failing(self._folder):
+        with failing(self._folder, "written", full="the disk is full"):
             for item in items:
                 if not self._has(item.entry):
                     if (problem := self._add(item)) is not None:
@@ -152,7 +152,7 @@ class ArchiveTarget:
         head = _encoded(manifest)
         self._remove_leftovers()
         staged = self._path.with_name(f".{self._path.name}.{uuid.uuid4().hex}.partial")
-        with _failing(self._path):
+        with failing(self._path, "written", full="the disk is full"):
             descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             try:
                 with leases.shared(staged):
@@ -219,18 +219,3 @@ def _manifest_in(folder: Path) -> BackupManifest | None:
 
 def _encoded(manifest: BackupManifest) -> bytes:
     return msgspec.json.encode(manifest) + b"\n"
-
-
-@contextlib.contextmanager
-def _failing(path: Path) -> Iterator[None]:
-    """Turn an OSError in the block into StorageFailed."""
-    try:
-        yield
-    except OSError as error:
-        if isinstance(error, StorageFailed):
-            raise
-        full = disk_code(error) == "disk_full"
-        reason = "the disk is full" if full else f"{error.filename or path}: {error.strerror}"
-        raise StorageFailed(
-            f"{path} could not be written: {reason}; nothing was changed", code=disk_code(error)
-        ) from error
