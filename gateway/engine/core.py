@@ -45,6 +45,10 @@ TOKEN_BUDGET = {"cpu": 512, "cuda": 4096}
 """Tokens of a forward pass, by device: enough to keep it busy, few enough that decoding sequences
 get their next tokens soon."""
 
+MIN_CROWD = {"cpu": 8}
+"""Tokens that make a forward pass half as long again as that of a short prompt, by device. On a GPU it takes hundreds,
+so nobody sits a pass out there."""
+
 
 class EngineCore:
     """Give it commands, call `step` in a loop, and events come out through `emit`. Not safe for several threads.
@@ -79,6 +83,7 @@ class EngineCore:
             max_batch=config.max_batch,
             token_budget=config.token_budget or TOKEN_BUDGET.get(model.device.type, TOKEN_BUDGET["cuda"]),
             background_slots=config.background_slots,
+            min_crowd=MIN_CROWD.get(model.device.type, 0),
             fairness=VirtualTokenCounter(config.tenant_weights),
         )
         self._compiler = _open_compiler(config, model)

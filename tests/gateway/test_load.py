@@ -138,7 +138,7 @@ async def test_a_tenant_that_floods_does_not_make_another_wait(
     with Registry.open(base_cache) as cache, Registry.open(home) as registry:
         base = registry.add_base(msgspec.structs.replace(cache.base("smollm2-135m"), path=str(base_folder)))
         names = ["noisy/docs", "quiet/docs"]
-        publish(registry, base, random_loras(tmp_path, base_folder, 2), name=names.__getitem__)
+        publish(registry, base, random_loras(tmp_path, base_folder, 2, size=0.05), name=names.__getitem__)
         for tenant in ("noisy", "quiet"):
             keys[tenant] = registry.keys.create(tenant=tenant, scopes=("infer",), actor="test")[1]
     with start_server(tmp_path, home, "smollm2-135m", "--quant", "nf4") as server:
@@ -146,7 +146,8 @@ async def test_a_tenant_that_floods_does_not_make_another_wait(
 
         async def one(tenant: str, tokens: int) -> Answer:
             body = {"model": f"{tenant}/docs", "prompt": "Once upon a time", "max_tokens": tokens, "stream": True}
-            return await ask(port, body | {"ignore_eos": True}, key=keys[tenant])
+            # Greedy, since a sampled first token may be half a character, whose text comes with the second.
+            return await ask(port, body | {"ignore_eos": True, "temperature": 0}, key=keys[tenant])
 
         async def quiet() -> list[float]:
             answers = [await one("quiet", 4) for _ in range(ASKED)]
@@ -159,16 +160,10 @@ async def test_a_tenant_that_floods_does_not_make_another_wait(
         await asyncio.sleep(2)
         beside = quantiles(await quiet(), n=20)[18]
         running = sum(not task.done() for task in flood)
-        for task in flood:
-            task.cancel()
-        ended = [task.result() for task in flood if task.done() and not task.cancelled()]
-        await asyncio.gather(*flood, return_exceptions=True)
-        # One more stream tells how long a step of a full batch takes.
-        again = [asyncio.create_task(one("noisy", 64)) for _ in range(32)]
-        full = [answer for answer in await asyncio.gather(*again) if answer.status == 200]
+        ended = await asyncio.gather(*flood)
     assert running > FLOOD // 3, "the flood was over before it was measured"
-    assert {answer.status for answer in ended} <= {200, 429}
-    step = median(late - early for answer in full for early, late in itertools.pairwise(answer.times[:-1]))
+    assert {answer.status for answer in ended} == {200, 429}  # a tenant has a share of the queue
+    step = median(late - early for answer in ended for early, late in itertools.pairwise(answer.times[:-1]))
     print(
         f"\nfirst token p95: {alone:.3f} s alone, {beside:.3f} s beside {running} of {FLOOD} requests; a step {step:.3f} s"
     )

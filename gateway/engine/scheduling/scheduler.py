@@ -2,7 +2,8 @@
 
 Continuous batching (Orca, OSDI 2022) with chunked prefill (Sarathi-Serve, arXiv 2403.02310): each forward pass computes
 the next token of every running sequence in decode, and what is left of its token budget goes to prompts, in chunks. See
-admission.py for who starts to run, fairness.py for whose request comes first, and preemption.py for who makes room.
+admission.py for who starts to run, fairness.py for whose request comes first, preemption.py for who makes room, and
+crowding.py for who sits out a forward pass.
 
 Requests in the background (those of batches) run only on what interactive ones leave: they start when none of those
 waits, in a bounded number of places, and give way first. A forward pass with interactive sequences computes at most one
@@ -17,6 +18,7 @@ from collections.abc import Iterable
 from tunery.gateway.engine.adapters.interface import ServedAdapter
 from tunery.gateway.engine.adapters.residency import Residency
 from tunery.gateway.engine.scheduling.admission import Admission
+from tunery.gateway.engine.scheduling.crowding import Crowding
 from tunery.gateway.engine.scheduling.fairness import VirtualTokenCounter
 from tunery.gateway.engine.scheduling.forward_batch import ScheduledTokens
 from tunery.gateway.engine.scheduling.page_allocator import PageAllocator, pages_for
@@ -36,7 +38,8 @@ class Scheduler:
     """Waiting and running sequences.
 
     `max_batch` bounds the running ones, `background_slots` those of the background among them (0: all may be),
-    `token_budget` the tokens of one forward pass.
+    `token_budget` the tokens of one forward pass. `min_crowd` tokens of other tenants, if not 0, sit out the pass of a
+    tenant's first short prompts (see crowding.py).
     """
 
     def __init__(
@@ -47,12 +50,14 @@ class Scheduler:
         max_batch: int,
         token_budget: int,
         background_slots: int = 0,
+        min_crowd: int = 0,
         fairness: VirtualTokenCounter | None = None,
     ) -> None:
         self._pages = pages
         self._token_budget = token_budget
         self._fairness = fairness or VirtualTokenCounter()
         self._background_slots = background_slots or max_batch
+        self._crowding = Crowding(self._fairness, token_budget=token_budget, min_crowd=min_crowd or token_budget + 1)
         self._waiting = WaitingQueues(self._fairness)
         self._batch = RunningBatch(self._waiting, pages, residency, max_size=max_batch)
         self._admission = Admission(self._waiting, self._batch, residency, background_slots=self._background_slots)
@@ -105,7 +110,7 @@ class Scheduler:
         """
         budget, scored, background = self._token_budget, MAX_SCORED_TOKENS, self._background_budget()
         chosen: list[ScheduledTokens] = []
-        for sequence in sorted(self.running, key=self._turn):
+        for sequence in sorted(self._crowding.participants(self.running), key=self._turn):
             if sequence not in self.running:
                 continue  # preempted for one before it
             most = min(budget, background) if sequence.background else budget

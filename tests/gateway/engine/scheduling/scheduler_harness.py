@@ -66,6 +66,7 @@ class SchedulerHarness:
     max_batch: int = 8
     token_budget: int = 64
     background_slots: int = 0
+    min_crowd: int = 0
     adapters: int = 100
     weights: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.01
@@ -86,6 +87,7 @@ class SchedulerHarness:
             max_batch=self.max_batch,
             token_budget=self.token_budget,
             background_slots=self.background_slots,
+            min_crowd=self.min_crowd,
             fairness=VirtualTokenCounter(self.weights),
         )
         self.memory: dict[int, tuple[tuple[tuple[str, float], ...], int, int]] = {}

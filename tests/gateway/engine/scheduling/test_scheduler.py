@@ -305,6 +305,7 @@ class Traffic(RuleBasedStateMachine):
         weight=st.sampled_from([1.0, 2.5]),
         seconds=st.sampled_from([0.01, 0.6]),
         slots=st.integers(1, 6),
+        min_crowd=st.sampled_from([0, 1, 4]),
     )
     def begin(
         self,
@@ -316,6 +317,7 @@ class Traffic(RuleBasedStateMachine):
         weight: float,
         seconds: float,
         slots: int,
+        min_crowd: int,
     ) -> None:
         self.harness = SchedulerHarness(
             pages,
@@ -326,6 +328,7 @@ class Traffic(RuleBasedStateMachine):
             weights={"a": weight},
             seconds=seconds,
             background_slots=slots,
+            min_crowd=min_crowd,
         )
         self.names = (str(number) for number in itertools.count())
 
