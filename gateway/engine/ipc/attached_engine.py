@@ -51,8 +51,11 @@ class AttachedEngine(ConnectedEngine):
                 await self._link.listen(client)
             finally:
                 watching.cancel()
-            self._restarts += 1
-            log.warning("the engine ended; attaching to the next")
+            if self._link.was_ready:  # or else the connection was to the end of one that counts already
+                self._restarts += 1
+                log.warning("the engine ended; attaching to the next")
+            else:
+                await asyncio.sleep(RETRY_SECONDS)
 
     async def _attach(self) -> EngineClient:
         """A connection to the engine, as soon as it listens."""
