@@ -145,19 +145,21 @@ class Workers:
     async def _drain(
         self, number: signal.Signals, signals: asyncio.Queue[signal.Signals], keeping: list[asyncio.Task[None]]
     ) -> None:
-        """Pass signals on until all processes have ended."""
+        """Pass signals on until all processes have ended; those that hang are killed by whoever stops `keeping`."""
         self._stopping.set()
-        serving = self._settings.serve
+        serving, loop = self._settings.serve, asyncio.get_running_loop()
+        end = loop.time() + serving.drain_delay + serving.drain_seconds + KILL_SECONDS
         ended = asyncio.gather(*keeping, return_exceptions=True)
-        async with asyncio.timeout(serving.drain_delay + serving.drain_seconds + KILL_SECONDS):
-            while not ended.done():
-                for process in self._processes.values():
-                    with contextlib.suppress(ProcessLookupError):
-                        process.send_signal(number)
-                another = asyncio.create_task(signals.get())
-                await asyncio.wait((ended, another), return_when=asyncio.FIRST_COMPLETED)
-                number = another.result() if another.done() else number
-                another.cancel()
+        while not ended.done() and (left := end - loop.time()) > 0:
+            for process in self._processes.values():
+                with contextlib.suppress(ProcessLookupError):
+                    process.send_signal(number)
+            another = asyncio.create_task(signals.get())
+            await asyncio.wait((ended, another), timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            number = another.result() if another.done() else number
+            another.cancel()
+        if not ended.done():
+            log.warning("processes of the server have not ended in time and are killed: %d", len(self._processes))
 
     # -- metrics -------------------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ import openai
 import pytest
 
 from tests.gateway.serve_process import TINY, ServeProcess, publish, random_loras, start_server
+from tunery.gateway.workers import workers
 from tunery.plugins.bases.resolve import resolve_base
 from tunery.plugins.discovery import load_plugins
 from tunery.registry.home import Home
@@ -113,6 +114,25 @@ def test_sigterm_ends_all_with_their_last_answers(server: ServeProcess) -> None:
         reader.join(60)
     assert finished == ["length"] * 6
     assert not [pid for pid in left if Path(f"/proc/{pid}").exists()]
+
+
+def be_impatient() -> None:
+    workers.KILL_SECONDS = 1.0
+
+
+def test_a_process_that_hangs_is_killed_in_the_end(
+    tmp_path: Path, home: Home, registry: Registry, tiny_base_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TUNERY_SERVE_DRAIN_SECONDS", "1")
+    arguments = (*TINY, "--workers", str(COUNT))
+    with start_server(tmp_path, home, tiny_base_folder, *arguments, prepare=be_impatient) as server:
+        hung, other = processes(server)
+        os.kill(hung, signal.SIGSTOP)
+        os.kill(server.process.pid, signal.SIGTERM)
+        assert server.process.wait(timeout=120) == 0, server.log.read_text()
+        assert "have not ended in time and are killed: 1" in server.log.read_text()
+        assert "Traceback" not in server.log.read_text()
+        until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in (hung, other)), "the processes are there")
 
 
 def test_the_engine_and_the_processes_end_with_the_one_that_started_them(server: ServeProcess) -> None:
