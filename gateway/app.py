@@ -65,6 +65,7 @@ from tunery.gateway.evals.runner import EvalRunner
 from tunery.gateway.preload import Preloader
 from tunery.gateway.tenancy.credentials import Credentials, open_credentials
 from tunery.gateway.tenancy.keyring import Keyring
+from tunery.gateway.tenancy.limits.compute_guard import ComputeGuard
 from tunery.gateway.tenancy.principal import Principal
 
 __all__ = ["create_app"]
@@ -163,15 +164,20 @@ async def _running(gateway: Gateway, credentials: Credentials | None) -> AsyncGe
     await gateway.file_checks.catch_up()
     batches = BatchRunner(gateway)
     evaluations = EvalRunner(gateway, owner=f"{socket.gethostname()}:{os.getpid()}")
+    guard = ComputeGuard(
+        gateway.registry, gateway.limiter.book, now=gateway.usage.now, on_refused=gateway.metrics.count_limit
+    )
     if gateway.is_first:
         batches.start()
         evaluations.start()
+        guard.start()
     try:
         yield
     finally:
         gateway.draining = gateway.refusing = True
         await batches.stop()
         await evaluations.stop()
+        await guard.stop()
         await preloader.stop()
         if credentials is not None:
             await credentials.stop()

@@ -157,6 +157,12 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True):
     actor: str = ""
     model_name: str | None = None
 
+    @property
+    def key(self) -> str | None:
+        """The id of the API key that submitted it, if it was one."""
+        kind, _, key = self.actor.partition(":")
+        return key if kind == "key" else None
+
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """One run of a trainer; `state` is queued, running, paused, succeeded, failed or cancelled; Unix times in s.

@@ -77,13 +77,17 @@ class JobQueue:
                 )
         return queued
 
-    def request(self, job_id: str, wanted: Wanted) -> Job:
-        """Ask a job to pause or to stop; raise NotFound, or Conflict (job_ended, job_finishing)."""
+    def request(self, job_id: str, wanted: Wanted, *, why: str = "") -> Job:
+        """Ask a job to pause or to stop; raise NotFound, or Conflict (job_ended, job_finishing). `why` is shown among
+        its events."""
         now = self._clock()
         with self._database.write() as connection:
             before = table.find(connection, job_id)
             after = queue.request(connection, job_id, wanted, at=now)
             if before.wanted != wanted:
+                history.append(
+                    connection, job_id, [Note(level="warning", kind="warning", message=why)] if why else (), at=now
+                )
                 _record(connection, "job.pause" if wanted == "pause" else "job.cancel", before, after, at=now)
         return after
 
@@ -97,6 +101,11 @@ class JobQueue:
             check_jobs(connection, after.tenant, limits or JobLimits())
             _record(connection, "job.resume", before, after, at=now)
         return after
+
+    def running(self) -> list[Job]:
+        """All jobs that run."""
+        with self._database.read() as connection:
+            return table.list_running(connection)
 
     def page(self, wanted: Filter, *, limit: int) -> tuple[list[Job], bool]:
         """Up to `limit` jobs, newest first, and whether there are more."""

@@ -13,7 +13,7 @@ from tunery.registry.storage import schema
 from tunery.registry.storage.mapping import to_job
 from tunery.registry.webhooks import events
 
-__all__ = ["ENDED", "Filter", "add", "find", "find_by_key", "list_all", "page", "set_state"]
+__all__ = ["ENDED", "Filter", "add", "find", "find_by_key", "list_all", "list_running", "page", "set_state"]
 
 ENDED = frozenset({"succeeded", "failed", "cancelled"})
 """States in which a job stays."""
@@ -86,6 +86,11 @@ def find_by_key(connection: Connection, tenant: str, key: str) -> Job | None:
 def list_all(connection: Connection) -> list[Job]:
     """All jobs, newest first."""
     return [to_job(row) for row in connection.execute(_newest_first(_query()))]
+
+
+def list_running(connection: Connection) -> list[Job]:
+    """All jobs that run, newest first."""
+    return [to_job(row) for row in connection.execute(_newest_first(_query().where(schema.jobs.c.state == "running")))]
 
 
 def page(connection: Connection, wanted: Filter, *, limit: int) -> tuple[list[Job], bool]:

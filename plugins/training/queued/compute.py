@@ -16,7 +16,6 @@ log = logging.getLogger("tunery.jobs")
 
 RECORD_SECONDS = 15.0
 """Seconds between records, and so the most that a kill loses."""
-ACTOR = "key:"
 
 
 class ComputeMeter:
@@ -36,11 +35,10 @@ class ComputeMeter:
         now = time.monotonic()
         try:
             job = self._registry.job(self._claim.job)
-            actor = (job.request.actor if job.request else None) or ""
             used = UsageRecord(
                 at=time.time(),
                 tenant=job.tenant,
-                key=actor.removeprefix(ACTOR) if actor.startswith(ACTOR) else "",
+                key=(job.request.key if job.request else None) or "",
                 model=job.adapter,
                 endpoint=TRAINING,
                 milliseconds=round(1000 * (now - self._since)),

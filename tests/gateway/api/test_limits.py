@@ -8,12 +8,15 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx2
+import msgspec
 import openai
 import pytest
 from openai import AsyncOpenAI, RateLimitError
 
 from tests.gateway.api.conftest import Served
+from tunery.gateway.tenancy.limits.compute_guard import ComputeGuard
 from tunery.gateway.tenancy.principal import Principal
+from tunery.registry.audit.log import AuditFilter
 from tunery.registry.configuration.settings import ServeSettings
 from tunery.registry.errors import Unavailable
 from tunery.registry.usage.records import TRAINING, UsageRecord
@@ -267,3 +270,26 @@ async def test_training_jobs_compute_and_storage(served: Served, acme: Tenant) -
     )
     with pytest.raises(RateLimitError, match="may train for 10 seconds a month and has trained for 10"):
         await client.fine_tuning.jobs.create(model="tiny", training_file=file.id)
+
+
+async def test_a_running_job_pauses_when_the_compute_seconds_are_used_up(served: Served, acme: Tenant) -> None:
+    client, gateway = acme.client, served.gateway
+    file = await client.files.create(file=("rows.jsonl", rows(12)), purpose="fine-tune")
+    job = await client.fine_tuning.jobs.create(model="tiny", training_file=file.id)
+    claimed = gateway.registry.queue.claim("here")
+    assert claimed is not None
+    assert claimed.id == job.id
+    guard = ComputeGuard(
+        gateway.registry, gateway.limiter.book, now=gateway.usage.now, on_refused=gateway.metrics.count_limit
+    )
+    await acme.limit(compute_seconds_per_month=10)
+    record = UsageRecord(at=gateway.usage.now(), tenant="acme", model="a", endpoint=TRAINING, milliseconds=9_000)
+    for milliseconds, wanted in ((9_000, None), (1_000, "pause")):
+        gateway.registry.usage.add([msgspec.structs.replace(record, milliseconds=milliseconds)])
+        guard.check()
+        assert gateway.registry.job(job.id).wanted == wanted
+    guard.check()
+    events = [each.message async for each in client.fine_tuning.jobs.list_events(job.id)]
+    said = [text for text in events if "may train for 10 seconds a month and has trained for 10" in text]
+    assert len(said) == 1, "a job is asked once"
+    assert gateway.registry.audit.page(AuditFilter(), limit=1)[0][0].actor == "tunery"
