@@ -1,12 +1,13 @@
 """Measure the gateway by itself, in front of the fake engine: latency at a steady rate, requests and tokens a second.
 
+Then a real engine with streams over HTTP and without.
+
 The gateway has one core to itself where the machine has two, and the clients the others. Latencies are those of an open
 loop: a request is sent when its time has come, whatever became of those before it.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
@@ -15,14 +16,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 
+from tunery.gateway.bench.driver import Driver
 from tunery.gateway.bench.fake_gateway import FakeGateway
+from tunery.gateway.bench.load import LoadGenerator
+from tunery.gateway.bench.serving import served_base, server
 from tunery.gateway.bench.suite import Row
+from tunery.gateway.engine.config import EngineConfig
+from tunery.plugins.data.render.renderer import Renderer
 from tunery.registry import Base
 from tunery.registry.configuration.settings import ServeSettings
 from tunery.registry.errors import Unavailable
@@ -36,45 +42,16 @@ RATE, SECONDS = 200, 10.0
 CONNECTIONS = 32
 TOKENS = 16
 STREAM_TOKENS = 200
-
-Sent = tuple[int, bytes]
-"""A status and a body."""
-
-
-class Connection:
-    """A connection of HTTP/1.1 that is kept, and no more of a client than the measurement needs."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader, self._writer = reader, writer
-
-    async def ask(self, request: bytes) -> Sent:
-        """Send a request, and read its whole answer."""
-        self._writer.write(request)
-        head = await self._reader.readuntil(b"\r\n\r\n")
-        status = int(head.split(b" ", 2)[1])
-        for line in head.split(b"\r\n"):
-            name, _, value = line.partition(b":")
-            if name.lower() == b"content-length":
-                return status, await self._reader.readexactly(int(value))
-        return status, await self._chunks()
-
-    async def _chunks(self) -> bytes:
-        body = bytearray()
-        while size := int(await self._reader.readline(), 16):
-            body += await self._reader.readexactly(size)
-            await self._reader.readexactly(2)
-        await self._reader.readexactly(2)
-        return bytes(body)
-
-    def close(self) -> None:
-        """Close it."""
-        self._writer.close()
+LONG_TOKENS, ROUNDS = 128, 5
+PROMPT = "Once upon a time"
 
 
 def measure_gateway(base: Base, say: Callable[[str], None]) -> list[Row]:
-    """Latency at RATE requests a second, requests a second of a core, and tokens a second of a core over streams."""
+    """Latency at RATE requests a second, requests a second of a core, and tokens a second of a core over streams; then
+    what streaming over HTTP leaves of a real engine's speed."""
     with fake_gateway(base) as (port, token):
-        rows = asyncio.run(_measure(port, token, base.name))
+        rows = _measure(port, token, base.name)
+    rows.append(_measure_streaming(base, say))
     for row in rows:
         say(f"{row.title}: {row.value} {row.unit}")
     return rows
@@ -109,14 +86,14 @@ def fake_gateway(base: Base, *, delay: float = 0.0) -> Iterator[tuple[int, str]]
                 process.kill()
 
 
-async def _measure(port: int, token: str, model: str) -> list[Row]:
+def _measure(port: int, token: str, model: str) -> list[Row]:
     request = _request(token, model, max_tokens=TOKENS)
-    async with _connections(port) as connections:
-        await _closed_loop(connections, request, 1.0)  # what is only done once
-        latencies = await _open_loop(connections, request)
-        done = await _closed_loop(connections, request, SECONDS)
-        streams = _request(token, model, max_tokens=STREAM_TOKENS, stream=True)
-        streamed = await _closed_loop(connections, streams, SECONDS)
+    streams = _request(token, model, max_tokens=STREAM_TOKENS, stream=True)
+    with LoadGenerator(port, CONNECTIONS) as load:
+        load.closed_loop(request, seconds=1.0)  # what is only done once
+        latencies = load.open_loop(request, rate=RATE, seconds=SECONDS)
+        answered = load.closed_loop(request, seconds=SECONDS)
+        streamed = load.closed_loop(streams, seconds=SECONDS)
     cut = statistics.quantiles(latencies, n=100)
     return [
         Row(
@@ -134,76 +111,69 @@ async def _measure(port: int, token: str, model: str) -> list[Row]:
         Row(
             name="gateway_requests",
             title=f"gateway, requests a second over {CONNECTIONS} connections, on one core",
-            value=round(done / SECONDS),
+            value=round(answered),
             unit="req/s",
         ),
         Row(
             name="gateway_tokens",
             title=f"gateway, tokens a second over {CONNECTIONS} streams, on one core",
-            value=round(streamed * STREAM_TOKENS / SECONDS),
+            value=round(streamed * STREAM_TOKENS),
             unit="tok/s",
         ),
     ]
 
 
+def _measure_streaming(base: Base, say: Callable[[str], None]) -> Row:
+    """Tokens a second of a real engine whose streams go to CONNECTIONS clients on the same cores, over its speed alone;
+    in turn, the median of ROUNDS."""
+    ratios = []
+    with tempfile.TemporaryDirectory() as folder, server(base.path, home=Path(folder)) as port:
+        config = EngineConfig(
+            base_folder=base.path,
+            base_name=base.name,
+            base_digest=base.digest,
+            cache_folder=str(Home(Path(folder)).packed),
+            max_batch=CONNECTIONS,
+        )
+        with Driver(config) as driver, LoadGenerator(port, CONNECTIONS) as load:
+            prompt = Renderer(Path(base.path)).encode(PROMPT)
+            fields = {"prompt": PROMPT, "max_tokens": LONG_TOKENS, "temperature": 0, "ignore_eos": True, "stream": True}
+            request = _http("/v1/completions", {"model": served_base(port), **fields})
+            _run_alone(driver, prompt)
+            load.batch(request)
+            for _ in range(ROUNDS):
+                alone = _run_alone(driver, prompt)
+                streamed = load.batch(request)
+                ratios.append(alone / streamed)
+                tokens = CONNECTIONS * LONG_TOKENS
+                say(f"{CONNECTIONS} streams: {tokens / alone:.0f} tok/s alone, {tokens / streamed:.0f} over HTTP")
+    return Row(
+        name="gateway_streaming",
+        title=f"tokens a second of {CONNECTIONS} streams over HTTP, over the engine alone",
+        value=round(statistics.median(ratios), 3),
+        unit="×",
+        detail={"ratios": ratios},
+    )
+
+
+def _run_alone(driver: Driver, prompt: Sequence[int]) -> float:
+    """Seconds that an engine in this process takes for what the streams ask for."""
+    begin = driver.now()
+    for number in range(CONNECTIONS):
+        driver.submit(str(number), tuple(prompt), LONG_TOKENS, None)
+    driver.finish()
+    return driver.now() - begin
+
+
 def _request(token: str, model: str, **more: object) -> bytes:
-    body = json.dumps({"model": model, "messages": [{"role": "user", "content": "What comes next?"}], **more}).encode()
+    fields = {"model": model, "messages": [{"role": "user", "content": "What comes next?"}], **more}
+    return _http("/v1/chat/completions", fields, f"authorization: Bearer {token}\r\n")
+
+
+def _http(path: str, fields: dict[str, object], headers: str = "") -> bytes:
+    body = json.dumps(fields).encode()
     head = (
-        "POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
-        f"authorization: Bearer {token}\r\ncontent-length: {len(body)}\r\n\r\n"
+        f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
+        f"{headers}content-length: {len(body)}\r\n\r\n"
     )
     return head.encode() + body
-
-
-@asynccontextmanager
-async def _connections(port: int) -> AsyncIterator[list[Connection]]:
-    connections = [Connection(*await asyncio.open_connection("127.0.0.1", port)) for _ in range(CONNECTIONS)]
-    try:
-        yield connections
-    finally:
-        for connection in connections:
-            connection.close()
-
-
-async def _open_loop(connections: Sequence[Connection], request: bytes) -> list[float]:
-    """Seconds from when each request was due to its last byte."""
-    free: asyncio.LifoQueue[Connection] = asyncio.LifoQueue()
-    for connection in connections:
-        free.put_nowait(connection)
-    latencies: list[float] = []
-    began = time.perf_counter()
-
-    async def one(due: float) -> None:
-        connection = await free.get()
-        _check(await connection.ask(request))
-        latencies.append(time.perf_counter() - due)
-        free.put_nowait(connection)
-
-    asking = []
-    for number in range(int(RATE * SECONDS)):
-        due = began + number / RATE
-        await asyncio.sleep(max(0.0, due - time.perf_counter()))
-        asking.append(asyncio.create_task(one(due)))
-    await asyncio.gather(*asking)
-    return latencies
-
-
-async def _closed_loop(connections: Sequence[Connection], request: bytes, seconds: float) -> int:
-    """How many requests were answered while every connection always had one."""
-    end = time.perf_counter() + seconds
-    done = 0
-
-    async def repeat(connection: Connection) -> None:
-        nonlocal done
-        while time.perf_counter() < end:
-            _check(await connection.ask(request))
-            done += 1
-
-    await asyncio.gather(*map(repeat, connections))
-    return done
-
-
-def _check(sent: Sent) -> None:
-    status, body = sent
-    if status != 200:
-        raise Unavailable(f"the gateway answered {status}: {body[:200].decode(errors='replace')}")

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tunery.gateway.bench.serving import percentile, server, stream
+from tunery.gateway.bench.serving import percentile, served_base, server, stream
 from tunery.gateway.bench.suite import Row
 from tunery.registry.errors import Unavailable
 
@@ -40,7 +40,7 @@ def measure_job_beside(folder: str, data: Path, say: Callable[[str], None]) -> l
     speeds: dict[str, list[float]] = {"with": [], "without": []}
     with tempfile.TemporaryDirectory() as home, server(folder, home=Path(home)) as port:
         api = _Api(port)
-        base = str(api.call("GET", "/v1/models")["data"][0]["id"])
+        base = served_base(port)
         _streams(port, base)
         for _ in range(ROUNDS):
             gaps["without"].append(percentile(_streams(port, base)))

@@ -79,6 +79,7 @@ _PLAIN: dict[str, tuple[float, float, bool]] = {
     "gateway_p50": (2.0, 1.0, True),
     "gateway_p99": (10.0, 5.0, True),
     "gateway_requests": (1000, 2000, False),
+    "gateway_streaming": (0.95, 0.98, False),
 }
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tunery.registry.errors import Unavailable
 
-__all__ = ["COMMAND", "percentile", "post", "server", "stream"]
+__all__ = ["COMMAND", "percentile", "post", "served_base", "server", "stream"]
 
 STREAM = 400
 """Tokens of a stream whose gaps are timed."""
@@ -55,6 +55,14 @@ def stream(port: int, base: str) -> list[float]:
     if finish != "length" or len(events) < 2:
         raise Unavailable(f"a stream of {STREAM} tokens ended after {len(events)} events, for the reason {finish}")
     return [after - before for (before, _), (after, _) in itertools.pairwise(events)]
+
+
+def served_base(port: int) -> str:
+    """The name of the base that a server serves."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
+    with contextlib.closing(connection):
+        connection.request("GET", "/v1/models")
+        return str(json.load(connection.getresponse())["data"][0]["id"])
 
 
 def post(port: int, body: bytes) -> http.client.HTTPConnection:

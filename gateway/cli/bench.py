@@ -181,6 +181,7 @@ def neighbours(data: Path, as_json: bool, **given: Any) -> None:
 def gateway(as_json: bool, **given: Any) -> None:
     """What the gateway itself takes, in front of an engine that answers at once: latency, requests and tokens a second."""
     settings = read_options(GatewaySettings, given)
+    prepare_compute(0)
     from tunery.gateway.bench import report
     from tunery.gateway.bench.gateway import measure_gateway
     from tunery.gateway.bench.machine import describe
