@@ -41,6 +41,8 @@ LAST_SECONDS = 5.0
 """How long requests that were ended with an error may take to say so."""
 THREADS = 32
 """Threads for what would block the event loop."""
+GC_THRESHOLDS = (10_000, 20, 20)
+"""Objects, and collections of the younger ones, after which Python looks for cycles."""
 
 Say = Callable[[str], None]
 
@@ -96,8 +98,6 @@ async def run_gateway(
     from tunery.gateway.tracing.setup import open_tracer
     from tunery.gateway.webhooks.delivery import WebhookThread
 
-    # Imported modules stay alive, so later garbage collections need not spend time on them.
-    gc.freeze()
     # Closed by the application.
     registry = Registry.open(home, busy_seconds=serving.registry_wait_seconds)
     metrics = Metrics(tenants=serving.metric_tenants)
@@ -202,6 +202,7 @@ async def _announce(gateway: Gateway, servers: Sequence[HttpServer], say: Say) -
     ready = await gateway.engine.wait_ready()
     for server in servers:
         await server.listening.wait()
+    _settle_memory()
     server, *others = servers
     for admin in others:
         say(f"admin API: {admin.url}/admin/v1")
@@ -209,6 +210,14 @@ async def _announce(gateway: Gateway, servers: Sequence[HttpServer], say: Say) -
         f"ready: {server.url} serves {base.name} ({ready.quant}, {ready.dtype}, {ready.device}) and "
         f"{len(gateway.resolver.served())} adapters"
     )
+
+
+def _settle_memory() -> None:
+    """Keep garbage collections short: what there is when the server is ready stays, and is never looked at again. A
+    request makes thousands of objects that are gone with it, so there is no hurry about the young either."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
 
 
 async def _drain(gateway: Gateway, signals: asyncio.Queue[signal.Signals], say: Say, *, delay: bool) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +30,7 @@ from tunery.gateway.metrics.recorder import Subject
 from tunery.gateway.resolver import Target
 from tunery.gateway.tenancy.limits.reservation import Reservation
 from tunery.gateway.tenancy.scopes import INFER, SCOPE
+from tunery.plugins.runtime.unique_id import unique_id
 from tunery.registry.errors import InvalidInput, TuneryError
 
 __all__ = ["embeddings", "prepare_embeddings"]
@@ -123,7 +123,7 @@ async def _embed(
 
     async def embed(prompt: tuple[int, ...]) -> Vector:
         command = Embed(
-            id=uuid.uuid4().hex,
+            id=unique_id(),
             prompt=prompt,
             pooling=pooling,
             composition=target.composition,
@@ -151,7 +151,8 @@ async def _measured(gateway: Gateway, command: Embed, subject: Subject, trace: T
     try:
         async with gateway.place(background=command.background):
             trace.note_handed()
-            embedded = await gateway.engine.embed(command)
+            with gateway.engine_errors():
+                embedded = await gateway.engine.embed(command)
             trace.note_token(time.perf_counter())
             trace.timings = trace.timings or embedded.timings
         outcome = "stop"

@@ -122,7 +122,17 @@ class Gateway:
     def check_accepting(self) -> None:
         """Raise Unavailable once the server takes no new requests."""
         if self.refusing:
-            raise Unavailable("this server is shutting down; send the request again", code="draining")
+            raise _draining()
+
+    @contextlib.contextmanager
+    def engine_errors(self) -> Iterator[None]:
+        """Within the block, requests to an engine that was stopped because the server shuts down end with that."""
+        try:
+            yield
+        except Unavailable as error:
+            if self.refusing:
+                raise _draining() from error
+            raise
 
     async def wait_for_engine(self, target: Target, *, background: bool = False) -> Ready:
         """The engine's description, after waiting up to `restart_hold_seconds` for one that is starting.
@@ -183,3 +193,7 @@ class Gateway:
     async def offload(self, size: int, work: Callable[[Callable[[], None]], T]) -> T:
         """Run `work`, which handles about `size` bytes, off the event loop; see WorkerPool.run."""
         return await self.workers.run(size, work)
+
+
+def _draining() -> Unavailable:
+    return Unavailable("this server is shutting down; send the request again", code="draining")

@@ -71,6 +71,8 @@ async def test_without_a_good_key_nothing_is_answered(served: Served, http: http
             assert response.status_code == 401, (method, path, name, response.text)
             error = response.json()["error"]
             assert error["code"] == ("missing_api_key" if token is None else "invalid_api_key")
+            challenge = "Bearer" if token is None else 'Bearer error="invalid_token"'
+            assert response.headers["www-authenticate"] == challenge
             answers.add(error["message"])
         # Which of the reasons it is, nobody is told.
         assert len(answers) == 2, (method, path)

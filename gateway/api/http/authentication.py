@@ -37,15 +37,15 @@ class Authentication:
             return
         token = _token(request)
         if token is None:
-            raise Refused(
-                "no API key was sent; send one as Authorization: Bearer tn-…", status=401, code="missing_api_key"
-            )
+            raise _unauthorized("no API key was sent; send one as Authorization: Bearer tn-…", "missing_api_key")
         try:
             principal = await self._credentials.find(token)
         except TokenRefused as error:
-            raise Refused(error.message, status=403 if error.genuine else 401, code=error.code) from error
+            if error.genuine:
+                raise Refused(error.message, status=403, code=error.code) from error
+            raise _unauthorized(error.message, error.code) from error
         if principal is None:
-            raise Refused("the API key is not valid; ask for a new one", status=401, code="invalid_api_key")
+            raise _unauthorized("the API key is not valid; ask for a new one", "invalid_api_key")
         if not set(scope) & set(principal.scopes):
             raise Refused(
                 f"the API key {principal.key} may not do this: it needs the scope {' or '.join(scope)}, and has "
@@ -73,6 +73,12 @@ def _begin(request: Request[Any, Any, Any], principal: Principal) -> None:
             source=client.host[:MAX_SOURCE] if client else "",
         )
     )
+
+
+def _unauthorized(message: str, code: str) -> Refused:
+    """RFC 6750: a challenge, which names an error only where a token was sent."""
+    challenge = "Bearer" if code == "missing_api_key" else 'Bearer error="invalid_token"'
+    return Refused(message, status=401, code=code, headers={"www-authenticate": challenge})
 
 
 def _token(request: Request[Any, Any, Any]) -> str | None:

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar, cast
 
 from litestar import Request
@@ -18,6 +17,7 @@ from litestar.exceptions import HTTPException
 from litestar.types import HTTPReceiveMessage, Message, Receive, Send
 
 from tunery.gateway.api.http.body_memory import BodyMemory
+from tunery.gateway.api.http.time_limit import TimeLimit
 
 __all__ = ["Connection", "cancel_on_disconnect", "connection_of"]
 
@@ -25,6 +25,10 @@ T = TypeVar("T")
 
 MIN_BODY_RATE = 32 * 1024
 """Bytes per second that a body must arrive at after its first `read_seconds`."""
+
+WATCH_AFTER = 0.02
+"""Seconds of work after which the connection is watched. The server's thread takes part in watching, which would be a
+tenth of what a quick request takes."""
 
 _KEY = "connection"
 
@@ -44,11 +48,15 @@ class Connection:
     ) -> None:
         self._receive, self._send, self._memory = receive, send, memory
         self._read_seconds, self._write_seconds_left = read_seconds, write_seconds
-        self._started, self._size, self._held = time.monotonic(), 0, 0
+        self._loop, self._limit = asyncio.get_running_loop(), TimeLimit()
+        self._started, self._size, self._held = self._loop.time(), 0, 0
         self._streamed = False
         self._body_read = self._broken_off = False
         self._disconnected = asyncio.Event()
         self._watch: asyncio.Task[None] | None = None
+        self._watch_timer: asyncio.TimerHandle | None = None
+        self._working: asyncio.Task[Any] | None = None
+        """The task to cancel when the client disconnects."""
         self._closing = contextlib.AsyncExitStack()
 
     async def __aenter__(self) -> Connection:
@@ -56,6 +64,9 @@ class Connection:
 
     async def __aexit__(self, *_: object) -> None:
         """Close everything, last registered first."""
+        self._limit.close()
+        if self._watch_timer is not None:
+            self._watch_timer.cancel()
         if self._watch is not None:
             self._watch.cancel()
         try:
@@ -77,9 +88,22 @@ class Connection:
 
     async def wait_disconnected(self) -> None:
         """Wait until the client has disconnected, or counts as such. Call it only after the body has been read."""
-        if self._watch is None:
-            self._watch = asyncio.create_task(self._watch_disconnect(), name="disconnect")
+        self._start_watch()
         await self._disconnected.wait()
+
+    async def cancel_on_disconnect(self, work: Callable[[], Awaitable[T]]) -> T:
+        """The result of `work()`, which is cancelled if the client disconnects first: then raises CancelledError."""
+        if self._disconnected.is_set():
+            raise asyncio.CancelledError
+        if self._watch is None and self._watch_timer is None:
+            self._watch_timer = self._loop.call_later(WATCH_AFTER, self._start_watch)
+        self._working = asyncio.current_task()
+        try:
+            return await work()
+        finally:
+            if self._working is None and (task := asyncio.current_task()) is not None:
+                task.uncancel()  # it was the client, not whoever started this task
+            self._working = None
 
     async def receive(self) -> HTTPReceiveMessage:
         """ASGI's receive. After the body, all callers share one watch for the disconnect."""
@@ -96,30 +120,28 @@ class Connection:
             self._body_read = not message.get("more_body")
         else:
             self._body_read = self._broken_off = True
-            self._disconnected.set()
+            self._disconnect()
         return message
 
     async def send(self, message: Message) -> None:
         """ASGI's send."""
         if self._disconnected.is_set() and not self._broken_off and message["type"] == "http.response.body":
             return
-        started = time.monotonic()
+        started = self._loop.time()
         try:
-            async with asyncio.timeout(self._write_seconds_left):
-                await self._send(message)
+            await self._limit.wait(self._send(message), until=started + self._write_seconds_left)
         except TimeoutError:
-            self._disconnected.set()
-        self._write_seconds_left = max(0.0, self._write_seconds_left - (time.monotonic() - started))
+            self._disconnect()
+        self._write_seconds_left = max(0.0, self._write_seconds_left - (self._loop.time() - started))
 
     async def _receive_body(self) -> HTTPReceiveMessage:
-        left = self._started + self._read_seconds + self._size / MIN_BODY_RATE - time.monotonic()
+        until = self._started + self._read_seconds + self._size / MIN_BODY_RATE
         try:
-            async with asyncio.timeout(left):
-                return cast("HTTPReceiveMessage", await self._receive())
+            return cast("HTTPReceiveMessage", await self._limit.wait(self._receive(), until=until))
         except TimeoutError:
             self._body_read = True
             raise HTTPException(
-                f"the body did not come in time: {self._size:,} bytes in {time.monotonic() - self._started:.0f} s; "
+                f"the body did not come in time: {self._size:,} bytes in {self._loop.time() - self._started:.0f} s; "
                 "send it again",
                 status_code=408,
             ) from None
@@ -127,7 +149,18 @@ class Connection:
     async def _watch_disconnect(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             """The body has been read; nothing else can come."""
+        self._disconnect()
+
+    def _start_watch(self) -> None:
+        if self._watch is None:
+            self._watch = asyncio.create_task(self._watch_disconnect(), name="disconnect")
+
+    def _disconnect(self) -> None:
+        """Note that nobody is there to answer."""
         self._disconnected.set()
+        if self._working is not None:
+            self._working.cancel()
+            self._working = None
 
 
 def connection_of(request: Request[Any, Any, Any]) -> Connection:
@@ -138,16 +171,6 @@ def connection_of(request: Request[Any, Any, Any]) -> Connection:
     return Connection(request.receive, request.send, memory=BodyMemory(), read_seconds=1e9, write_seconds=1e9)
 
 
-async def cancel_on_disconnect(request: Request[Any, Any, Any], work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+async def cancel_on_disconnect(request: Request[Any, Any, Any], work: Callable[[], Awaitable[T]]) -> T:
     """The result of `work()`, which is cancelled if the client disconnects first."""
-    working = asyncio.create_task(work())
-    disconnected = asyncio.create_task(connection_of(request).wait_disconnected())
-    try:
-        await asyncio.wait((working, disconnected), return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            working.cancel()
-        return await working
-    finally:
-        disconnected.cancel()
-        working.cancel()
-        await asyncio.gather(working, disconnected, return_exceptions=True)
+    return await connection_of(request).cancel_on_disconnect(work)

@@ -54,8 +54,11 @@ class Refused(HTTPException):
     """A request refused before its body is parsed; `code` is a stable, machine-readable word. With `close` nothing more is
     read from its connection."""
 
-    def __init__(self, message: str, *, status: int, code: str, close: bool = False) -> None:
-        super().__init__(detail=message, status_code=status, headers={"connection": "close"} if close else None)
+    def __init__(
+        self, message: str, *, status: int, code: str, close: bool = False, headers: dict[str, str] | None = None
+    ) -> None:
+        headers = (headers or {}) | ({"connection": "close"} if close else {})
+        super().__init__(detail=message, status_code=status, headers=headers)
         self.code = code
 
 

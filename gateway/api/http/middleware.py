@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-import uuid
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -26,6 +25,7 @@ from tunery.gateway.api.http.response_headers import ResponseHeaders
 from tunery.gateway.api.http.trace import Trace, Tracer
 from tunery.gateway.metrics.recorder import DISCONNECTED, UNKNOWN_ROUTE, Metrics
 from tunery.plugins.runtime.log_format import log_event
+from tunery.plugins.runtime.unique_id import unique_id
 from tunery.registry.configuration.settings import ServeSettings
 
 __all__ = ["RequestMiddleware"]
@@ -152,7 +152,7 @@ async def _discard_body(receive: Receive) -> None:
 def _request_id(scope: Any) -> str:
     """The client's own id if it is fit for a header and a log line, else a new one."""
     client_id = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
-    return client_id if _REQUEST_ID.fullmatch(client_id) else uuid.uuid4().hex
+    return client_id if _REQUEST_ID.fullmatch(client_id) else unique_id()
 
 
 def _context(scope: Any) -> dict[str, str]:

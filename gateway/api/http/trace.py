@@ -4,7 +4,6 @@ answers, unless prompts are to be logged."""
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -12,6 +11,7 @@ from typing import Any, Protocol
 from litestar import Request
 
 from tunery.gateway.engine.messages import Timings
+from tunery.plugins.runtime.unique_id import unique_id
 
 __all__ = ["ActiveSpan", "Trace", "Tracer", "trace_of"]
 
@@ -51,7 +51,7 @@ class Trace:
     `options` are the fields of the body that a span shows, `timings` what the engine says of its first part.
     """
 
-    request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    request_id: str = field(default_factory=unique_id)
     started: float = field(default_factory=time.perf_counter)
     span: ActiveSpan | None = None
     tenant: str | None = None

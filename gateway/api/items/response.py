@@ -123,7 +123,7 @@ class ResponseBuilder:
             incomplete_details=IncompleteDetails("max_output_tokens") if status == "incomplete" else None,
             output=list(self._output.items),
             usage=_usage(self._generation) if ended else None,
-            system_fingerprint=self._generation.target.fingerprint,
+            system_fingerprint=self._generation.fingerprint,
             **self._echoed,
         )
 

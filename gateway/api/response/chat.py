@@ -100,6 +100,8 @@ class ChatCompletionBuilder:
     async def _prompt_logprobs(self, delta: OutputDelta) -> Any:
         """The prompt's log-probabilities, from the first delta; those of long prompts are built off the event loop."""
         gateway, top = self._generation.gateway, self._request.prompt_logprobs
+        if top is None or not delta.first:
+            return UNSET
         prompt = self._generation.choices[delta.index].prompt
         return await gateway.offload(
             len(delta.token.prompt_scores) * SIZE_PER_PROMPT_TOKEN,
@@ -115,6 +117,6 @@ class ChatCompletionBuilder:
             created=int(self._generation.created),
             model=self._request.model,
             choices=choices,
-            system_fingerprint=self._generation.target.fingerprint,
+            system_fingerprint=self._generation.fingerprint,
             usage=usage,
         )

@@ -84,6 +84,6 @@ class CompletionBuilder:
             created=int(self._generation.created),
             model=self._request.model,
             choices=choices,
-            system_fingerprint=self._generation.target.fingerprint,
+            system_fingerprint=self._generation.fingerprint,
             usage=usage,
         )

@@ -100,27 +100,38 @@ async def event_stream(
 
 async def _with_keep_alive(chunks: AsyncGenerator[T, None]) -> AsyncGenerator[T | None, None]:
     """Yield chunks as they come, reading one ahead; yield None whenever a comment is due."""
-    queue: asyncio.Queue[T | BaseException] = asyncio.Queue(maxsize=1)
+    queue: asyncio.Queue[T | BaseException | None] = asyncio.Queue(maxsize=1)
     pumping = asyncio.create_task(_pump(chunks, queue))
-    patience = FIRST_COMMENT
+    loop = asyncio.get_running_loop()
+    due = loop.time() + FIRST_COMMENT
+    timer: asyncio.TimerHandle
+
+    def comment() -> None:
+        """Put a comment where nothing else is sent; one timer a stream costs less than one a chunk."""
+        nonlocal due, timer
+        if loop.time() >= due:
+            due = loop.time() + COMMENT_EVERY
+            if queue.empty():
+                queue.put_nowait(None)
+        timer = loop.call_at(due, comment)
+
+    timer = loop.call_at(due, comment)
     try:
         while True:
-            item: T | BaseException | None = None
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(patience):
-                    item = await queue.get()
-            patience = COMMENT_EVERY
+            item = await queue.get()
             if isinstance(item, StopAsyncIteration):
                 return
             if isinstance(item, BaseException):
                 raise item
+            due = loop.time() + COMMENT_EVERY
             yield item
     finally:
+        timer.cancel()
         pumping.cancel()
         await asyncio.gather(pumping, return_exceptions=True)
 
 
-async def _pump(chunks: AsyncGenerator[T, None], queue: asyncio.Queue[T | BaseException]) -> None:
+async def _pump(chunks: AsyncGenerator[T, None], queue: asyncio.Queue[T | BaseException | None]) -> None:
     """Move chunks to the queue, followed by the exception that ended them."""
     async with contextlib.aclosing(chunks):
         try:

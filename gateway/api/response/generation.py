@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
+
+import msgspec
 
 from tunery.gateway.api.request.call import Call
 from tunery.gateway.api.request.choices import ChoiceRequest
@@ -18,13 +19,13 @@ from tunery.gateway.api.schemas.responses import CachedTokens, Usage
 from tunery.gateway.api.state import Gateway
 from tunery.gateway.engine.messages import Generate, Token
 from tunery.gateway.resolver import Target
+from tunery.plugins.runtime.unique_id import unique_id
 from tunery.registry.errors import TuneryError
 
 __all__ = ["Generation", "OutputDelta"]
 
 
-@dataclass(frozen=True, slots=True)
-class OutputDelta:
+class OutputDelta(msgspec.Struct, frozen=True):
     """What one token added to choice `index`; `finish` ends it. The text of the tokens in `shown` starts in `text`."""
 
     index: int
@@ -45,13 +46,14 @@ class Generation:
     text_options: TextOptions
     call: Call
     marks: Mapping[str, int] = field(default_factory=dict)
-    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    id: str = field(default_factory=unique_id)
     created: float = field(default_factory=time.time)
     completion_tokens: int = 0
 
     def __post_init__(self) -> None:
         version = self.target.version
         self._subject = self.gateway.subject(self.target)
+        self.fingerprint = self.target.fingerprint
         self._shown_controls = {token: text for text, token in self.marks.items()}
         self._cached: dict[tuple[int, ...], int] = {}
         self._trace = self.call.trace
@@ -157,19 +159,20 @@ class Generation:
         self._trace.note_handed()
         count, failure = 0, ""
         try:
-            async with (
-                self.gateway.place(background=request.background),
-                contextlib.aclosing(self.gateway.engine.generate(request)) as tokens,
-            ):
-                async for token in tokens:
-                    now = time.perf_counter()
-                    if timed:
-                        metrics.observe_token(subject, first=count == 0, seconds=now - last)
-                    self._trace.note_token(now)
-                    if count == 0:
-                        self._trace.timings = self._trace.timings or token.timings
-                    count, last = count + 1, now
-                    yield token
+            with self.gateway.engine_errors():
+                async with (
+                    self.gateway.place(background=request.background),
+                    contextlib.aclosing(self.gateway.engine.generate(request)) as tokens,
+                ):
+                    async for token in tokens:
+                        now = time.perf_counter()
+                        if timed:
+                            metrics.observe_token(subject, first=count == 0, seconds=now - last)
+                        self._trace.note_token(now)
+                        if count == 0:
+                            self._trace.timings = self._trace.timings or token.timings
+                        count, last = count + 1, now
+                        yield token
         except TuneryError as error:
             failure = self._trace.error = error.code
             raise
