@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from tunery.gateway.api.state import Gateway
     from tunery.gateway.http_server import HttpServer
 
-__all__ = ["Peers", "engine_timeouts", "run_gateway", "serve"]
+__all__ = ["Peers", "engine_timeouts", "run_gateway", "serve", "settle_memory"]
 
 END_SECONDS = 60.0
 """How long the connections, and then the application, may take to end before the process exits anyway."""
@@ -128,11 +128,11 @@ async def run_gateway(
             beside.enter_context(WebhookThread(home, settings.webhooks, on_outcome=metrics.count_webhook))
             if serving.worker:
                 beside.enter_context(WorkerThread(home, settings.jobs, plugins, say=say))
-        await serve(gateway, say=say)
+        await serve(gateway, say=say, on_ready=settle_memory)
 
 
-async def serve(gateway: Gateway, *, say: Say) -> None:
-    """Serve on the settings' address, announce readiness once, and drain on SIGTERM or SIGINT.
+async def serve(gateway: Gateway, *, say: Say, on_ready: Callable[[], None] | None = None) -> None:
+    """Serve on the settings' address, announce readiness once, after `on_ready`, and drain on SIGTERM or SIGINT.
 
     Raises Unavailable when the engine never becomes ready or the HTTP server fails, and InvalidInput for TLS files that
     cannot be served.
@@ -147,7 +147,7 @@ async def serve(gateway: Gateway, *, say: Say) -> None:
     if settings.admin_port:
         servers.append(HttpServer(admin_plane(app), _admin_address(settings)))
     running = asyncio.create_task(_serve_all(servers))
-    announcing = asyncio.create_task(_announce(gateway, servers, say))
+    announcing = asyncio.create_task(_announce(gateway, servers, say, on_ready))
     stopping = asyncio.create_task(signals.get())
     try:
         await _wait_for_stop(running, announcing, stopping)
@@ -196,13 +196,16 @@ async def _wait_for_stop(
         raise Unavailable(f"the HTTP server stopped unexpectedly: {cause or 'it gave no reason'}") from cause
 
 
-async def _announce(gateway: Gateway, servers: Sequence[HttpServer], say: Say) -> None:
+async def _announce(
+    gateway: Gateway, servers: Sequence[HttpServer], say: Say, on_ready: Callable[[], None] | None
+) -> None:
     """Print the server's address once the engine can answer and the port accepts connections."""
     base = gateway.resolver.base
     ready = await gateway.engine.wait_ready()
     for server in servers:
         await server.listening.wait()
-    _settle_memory()
+    if on_ready is not None:
+        on_ready()
     server, *others = servers
     for admin in others:
         say(f"admin API: {admin.url}/admin/v1")
@@ -212,9 +215,9 @@ async def _announce(gateway: Gateway, servers: Sequence[HttpServer], say: Say) -
     )
 
 
-def _settle_memory() -> None:
-    """Keep garbage collections short: what there is when the server is ready stays, and is never looked at again. A
-    request makes thousands of objects that are gone with it, so there is no hurry about the young either."""
+def settle_memory() -> None:
+    """Keep this process's garbage collections short: what there is when the server is ready stays, and is never looked at
+    again. A request makes thousands of objects that are gone with it, so there is no hurry about the young either."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)

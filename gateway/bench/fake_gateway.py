@@ -14,7 +14,7 @@ import msgspec
 
 from tunery.gateway.api.state import Gateway
 from tunery.gateway.engine.fake import FakeEngine
-from tunery.gateway.gateway_process import serve
+from tunery.gateway.gateway_process import serve, settle_memory
 from tunery.gateway.metrics.recorder import Metrics
 from tunery.gateway.resolver import Resolver
 from tunery.plugins.data.render.renderer import Renderer
@@ -46,7 +46,7 @@ async def _serve(spec: FakeGateway) -> None:
     gateway = Gateway(
         spec.settings, registry, engine, renderer, Resolver(registry, spec.base), Metrics(), own_key=spec.key
     )
-    await serve(gateway, say=lambda text: print(text, file=sys.stderr, flush=True))  # noqa: T201
+    await serve(gateway, say=lambda text: print(text, file=sys.stderr, flush=True), on_ready=settle_memory)  # noqa: T201
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ import msgspec
 
 from tunery.gateway.api.state import Gateway
 from tunery.gateway.engine.fake import FakeEngine
-from tunery.gateway.gateway_process import serve
+from tunery.gateway.gateway_process import serve, settle_memory
 from tunery.gateway.metrics.recorder import Metrics
 from tunery.gateway.resolver import Resolver
 from tunery.gateway.tracing.setup import open_tracer
@@ -92,7 +92,7 @@ async def _main(root: str, tokenizer: str, encoded: str) -> None:
     )
     tracer = open_tracer(settings, metrics)
     gateway = Gateway(settings, registry, engine, renderer, Resolver(registry, base), metrics, tracer=tracer)
-    await serve(gateway, say=notice)
+    await serve(gateway, say=notice, on_ready=settle_memory)
     if tracer is not None:
         await tracer.close()
 

@@ -67,11 +67,12 @@ asyncio.run(serve())
 """
 
 
-def requests(folder: Path, count: int, *, model: str = "tiny") -> Path:
+def requests(folder: Path, count: int, *, model: str = "tiny", tokens: int = 8) -> Path:
     path = folder / "requests.jsonl"
     with path.open("w") as file:
         for number in range(count):
-            body = {"model": model, "messages": [{"role": "user", "content": f"Request {number}"}], "max_tokens": 8}
+            messages = [{"role": "user", "content": f"Request {number}"}]
+            body = {"model": model, "messages": messages, "max_tokens": tokens, "ignore_eos": True}
             print(json.dumps({"custom_id": str(number), "method": "POST", "url": CHAT, "body": body}), file=file)
     return path
 
@@ -145,7 +146,8 @@ def test_another_server_goes_on_with_the_batch_of_one_that_was_killed(tmp_path: 
     home = Home(tmp_path / "home")
     with serving(tmp_path, home, str(tiny_base_folder), *TINY, "--no-worker") as servers:
         client = servers[0].client
-        file = client.files.create(file=requests(tmp_path, count, model=tiny_base_folder.name), purpose="batch")
+        asked = requests(tmp_path, count, model=tiny_base_folder.name, tokens=100)  # not done before it is looked at
+        file = client.files.create(file=asked, purpose="batch")
         batch = client.batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="24h")
         with Registry.open(home) as registry:
             deadline = time.monotonic() + 300

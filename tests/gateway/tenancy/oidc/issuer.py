@@ -26,9 +26,18 @@ JWKS = "/keys"
 Answer = Callable[[BaseHTTPRequestHandler], None]
 
 
-@cache
+_making = threading.Lock()
+
+
 def private_key(name: str) -> Any:
-    """A key for the algorithm that its name begins with; they take a while to make."""
+    """A key for the algorithm that its name begins with; they take a while to make, and the issuer's thread and the test
+    must not make one each."""
+    with _making:
+        return _private_key(name)
+
+
+@cache
+def _private_key(name: str) -> Any:
     if name.startswith(("RS", "PS")):
         return rsa.generate_private_key(65537, 2048)
     return ec.generate_private_key(ec.SECP256R1()) if name.startswith("ES256") else ed25519.Ed25519PrivateKey.generate()
