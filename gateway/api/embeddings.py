@@ -151,14 +151,16 @@ async def _measured(gateway: Gateway, command: Embed, subject: Subject, trace: T
     try:
         async with gateway.place(background=command.background):
             trace.note_handed()
-            with gateway.engine_errors():
-                embedded = await gateway.engine.embed(command)
+            embedded = await gateway.engine.embed(command)
             trace.note_token(time.perf_counter())
             trace.timings = trace.timings or embedded.timings
         outcome = "stop"
-    except TuneryError as error:
+    except TuneryError as caught:
+        error = gateway.cause_of(caught)
         outcome = error.code
-        raise
+        if error is caught:
+            raise
+        raise error from caught
     finally:
         seconds = None if command.background else time.perf_counter() - trace.started
         metrics.count_finished(subject, outcome=outcome, tokens=0, seconds=seconds)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -31,7 +31,7 @@ from tunery.plugins.manager import Plugins
 from tunery.registry.configuration.limits import LimitsSettings
 from tunery.registry.configuration.oidc import OidcSettings
 from tunery.registry.configuration.settings import JobsSettings, ServeSettings
-from tunery.registry.errors import Overloaded, Unavailable
+from tunery.registry.errors import Overloaded, TuneryError, Unavailable
 from tunery.registry.keys.api_key import ApiKey
 from tunery.registry.registry import Registry
 
@@ -124,15 +124,9 @@ class Gateway:
         if self.refusing:
             raise _draining()
 
-    @contextlib.contextmanager
-    def engine_errors(self) -> Iterator[None]:
-        """Within the block, requests to an engine that was stopped because the server shuts down end with that."""
-        try:
-            yield
-        except Unavailable as error:
-            if self.refusing:
-                raise _draining() from error
-            raise
+    def cause_of(self, error: TuneryError) -> TuneryError:
+        """What ended a request to the engine: where the engine was stopped because the server shuts down, that."""
+        return _draining() if self.refusing and isinstance(error, Unavailable) else error
 
     async def wait_for_engine(self, target: Target, *, background: bool = False) -> Ready:
         """The engine's description, after waiting up to `restart_hold_seconds` for one that is starting.
@@ -184,11 +178,9 @@ class Gateway:
         """The headers of an answer: what answered, and how the limits of who asked stand."""
         return target.headers() | self.limiter.headers(by)
 
-    @contextlib.asynccontextmanager
-    async def place(self, *, background: bool) -> AsyncIterator[None]:
+    def place(self, *, background: bool) -> contextlib.AbstractAsyncContextManager[None]:
         """Wait, in the background only, until the engine may be given one more request."""
-        async with self._background if background else contextlib.nullcontext():
-            yield
+        return self._background if background else contextlib.nullcontext()
 
     async def offload(self, size: int, work: Callable[[Callable[[], None]], T]) -> T:
         """Run `work`, which handles about `size` bytes, off the event loop; see WorkerPool.run."""

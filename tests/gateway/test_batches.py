@@ -146,7 +146,7 @@ def test_another_server_goes_on_with_the_batch_of_one_that_was_killed(tmp_path: 
     home = Home(tmp_path / "home")
     with serving(tmp_path, home, str(tiny_base_folder), *TINY, "--no-worker") as servers:
         client = servers[0].client
-        asked = requests(tmp_path, count, model=tiny_base_folder.name, tokens=100)  # not done before it is looked at
+        asked = requests(tmp_path, count, model=tiny_base_folder.name, tokens=40)  # not done before it is looked at
         file = client.files.create(file=asked, purpose="batch")
         batch = client.batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="24h")
         with Registry.open(home) as registry:

@@ -159,23 +159,25 @@ class Generation:
         self._trace.note_handed()
         count, failure = 0, ""
         try:
-            with self.gateway.engine_errors():
-                async with (
-                    self.gateway.place(background=request.background),
-                    contextlib.aclosing(self.gateway.engine.generate(request)) as tokens,
-                ):
-                    async for token in tokens:
-                        now = time.perf_counter()
-                        if timed:
-                            metrics.observe_token(subject, first=count == 0, seconds=now - last)
-                        self._trace.note_token(now)
-                        if count == 0:
-                            self._trace.timings = self._trace.timings or token.timings
-                        count, last = count + 1, now
-                        yield token
-        except TuneryError as error:
+            async with (
+                self.gateway.place(background=request.background),
+                contextlib.aclosing(self.gateway.engine.generate(request)) as tokens,
+            ):
+                async for token in tokens:
+                    now = time.perf_counter()
+                    if timed:
+                        metrics.observe_token(subject, first=count == 0, seconds=now - last)
+                    self._trace.note_token(now)
+                    if count == 0:
+                        self._trace.timings = self._trace.timings or token.timings
+                    count, last = count + 1, now
+                    yield token
+        except TuneryError as caught:
+            error = self.gateway.cause_of(caught)
             failure = self._trace.error = error.code
-            raise
+            if error is caught:
+                raise
+            raise error from caught
         finally:
             self._trace.finish_reason = detokenizer.finish
             outcome = failure or detokenizer.finish or "cancelled"
