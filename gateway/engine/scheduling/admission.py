@@ -68,12 +68,15 @@ class Admission:
         residency: Residency[ServedAdapter],
         *,
         background_slots: int,
+        min_crowd: int = 0,
     ) -> None:
         self._waiting = waiting
         self._batch = batch
         self._residency = residency
         self._fairness = waiting.interactive.fairness
         self._background_slots = background_slots
+        self._min_crowd = min_crowd or math.inf
+        self._left = self._kept = 0
         self._starved: Sequence | None = None
 
     def announce(self, sequence: Sequence) -> None:
@@ -84,6 +87,11 @@ class Admission:
         if self._starved is None and not sequence.background:
             for part in sequence.composition:
                 self._residency.want(part.source)
+
+    def leave(self, sequence: Sequence) -> None:
+        """A running sequence has ended. Where its tenant has no other, its place is kept from crowds for one round: a
+        client that sends one request after the other sends the next one now, which would preempt one of the crowd."""
+        self._left += not (sequence.background or any(s.tenant == sequence.tenant for s in self._batch.sequences))
 
     def forget(self, sequence: Sequence) -> None:
         """A sequence is finished or cancelled."""
@@ -96,6 +104,7 @@ class Admission:
         The latter are taken out of the waiting queue.
         """
         current = _Round(now, self._uncharged())
+        self._kept, self._left = self._left, 0
         self._find_starved(now)
         starved = self._starved
         room = starved is None or self._relieve(starved, current)
@@ -201,7 +210,7 @@ class Admission:
             batch.sequences,
             self._fairness,
             batch.pages,
-            max_batch=batch.max_size,
+            max_batch=batch.max_size - (self._kept if self._share(sequence.tenant, 0) >= self._min_crowd else 0),
             new_pages=pages_for(len(sequence.tokens)) - len(cached),
             cached=cached,
         )

@@ -38,8 +38,8 @@ class Scheduler:
     """Waiting and running sequences.
 
     `max_batch` bounds the running ones, `background_slots` those of the background among them (0: all may be),
-    `token_budget` the tokens of one forward pass. `min_crowd` tokens of other tenants, if not 0, sit out the pass of a
-    tenant's first short prompts (see crowding.py).
+    `token_budget` the tokens of one forward pass. From `min_crowd` tokens on, if not 0, what other tenants have in a
+    forward pass is a crowd, which sits out the pass of a short prompt (see crowding.py).
     """
 
     def __init__(
@@ -60,7 +60,9 @@ class Scheduler:
         self._crowding = Crowding(self._fairness, token_budget=token_budget, min_crowd=min_crowd or token_budget + 1)
         self._waiting = WaitingQueues(self._fairness)
         self._batch = RunningBatch(self._waiting, pages, residency, max_size=max_batch)
-        self._admission = Admission(self._waiting, self._batch, residency, background_slots=self._background_slots)
+        self._admission = Admission(
+            self._waiting, self._batch, residency, background_slots=self._background_slots, min_crowd=min_crowd
+        )
         self._by_id: dict[str, Sequence] = {}
         self._active: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
         """By tenant, its sequences, waiting or running: interactive ones, and those in the background."""
@@ -141,6 +143,7 @@ class Scheduler:
             return
         if sequence in self.running:
             self._batch.stop(sequence)
+            self._admission.leave(sequence)
         else:
             self._waiting.of(sequence).remove(sequence)
         self._admission.forget(sequence)

@@ -75,6 +75,26 @@ def test_the_background_sits_out_with_the_crowd() -> None:
     harness.run()
 
 
+def test_a_place_is_kept_for_whoever_sends_one_request_after_the_other() -> None:
+    harness = SchedulerHarness(max_batch=FLOOD, min_crowd=8, pages=200)
+    for number in range(2 * FLOOD):
+        harness.submit(f"flood-{number}", [number, 1, 2], 60, tenant="flood")
+    harness.step()
+    for number in range(5):
+        harness.submit(f"quiet-{number}", [7, 8, number], 2, tenant="quiet")
+        harness.step()
+        assert len(harness.scheduler.running) == FLOOD
+        harness.step()
+        # It has ended, and the next one comes while the flood's next pass runs.
+        assert harness.finished[f"quiet-{number}"] == harness.steps
+        harness.step()
+        assert len(harness.scheduler.running) == FLOOD - 1
+    assert harness.scheduler.stats.preemptions == 1
+    harness.step()
+    assert len(harness.scheduler.running) == FLOOD, "the place is kept for one round only"
+    harness.run()
+
+
 @pytest.mark.parametrize(("flood", "sits_out"), [(7, False), (8, True)])
 def test_a_few_are_no_crowd(flood: int, sits_out: bool) -> None:
     harness = SchedulerHarness(max_batch=16, min_crowd=8, pages=200)
