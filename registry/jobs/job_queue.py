@@ -85,9 +85,8 @@ class JobQueue:
             before = table.find(connection, job_id)
             after = queue.request(connection, job_id, wanted, at=now)
             if before.wanted != wanted:
-                history.append(
-                    connection, job_id, [Note(level="warning", kind="warning", message=why)] if why else (), at=now
-                )
+                notes = [Note(level="warning", kind="warning", message=why)] if why else []
+                history.append(connection, job_id, notes, at=now)
                 _record(connection, "job.pause" if wanted == "pause" else "job.cancel", before, after, at=now)
         return after
 

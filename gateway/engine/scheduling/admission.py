@@ -40,14 +40,15 @@ or a place and pages."""
 class _Round:
     """One round of admission.
 
-    `uncharged` counts each tenant's tokens still to be charged for its running sequences. No more sequences are started
-    for `closed` tenants, and none that would take a tenant's share of the batch above `max_share`: room that comes free
-    is for tenants with less. The adapters in `reserved` are held to the end of the round, so that later requests do not
-    evict them.
+    `kept` places are not for crowds. `uncharged` counts each tenant's tokens still to be charged for its running
+    sequences. No more sequences are started for `closed` tenants, and none that would take a tenant's share of the batch
+    above `max_share`: room that comes free is for tenants with less. The adapters in `reserved` are held to the end of
+    the round, so that later requests do not evict them.
     """
 
     now: float
     uncharged: Counter[str]
+    kept: int = 0
     failed: list[tuple[Sequence, TuneryError]] = field(default_factory=list)
     closed: set[str] = field(default_factory=set)
     reserved: list[ServedAdapter] = field(default_factory=list)
@@ -75,8 +76,9 @@ class Admission:
         self._residency = residency
         self._fairness = waiting.interactive.fairness
         self._background_slots = background_slots
-        self._min_crowd = min_crowd or math.inf
-        self._left = self._kept = 0
+        self._min_crowd = min_crowd
+        self._left = 0
+        """Places to keep in the next round; see `leave`."""
         self._starved: Sequence | None = None
 
     def announce(self, sequence: Sequence) -> None:
@@ -91,7 +93,8 @@ class Admission:
     def leave(self, sequence: Sequence) -> None:
         """A running sequence has ended. Where its tenant has no other, its place is kept from crowds for one round: a
         client that sends one request after the other sends the next one now, which would preempt one of the crowd."""
-        self._left += not (sequence.background or any(s.tenant == sequence.tenant for s in self._batch.sequences))
+        if self._min_crowd and not sequence.background:
+            self._left += all(s.tenant != sequence.tenant for s in self._batch.sequences)
 
     def forget(self, sequence: Sequence) -> None:
         """A sequence is finished or cancelled."""
@@ -103,8 +106,8 @@ class Admission:
 
         The latter are taken out of the waiting queue.
         """
-        current = _Round(now, self._uncharged())
-        self._kept, self._left = self._left, 0
+        current = _Round(now, self._uncharged(), kept=self._left)
+        self._left = 0
         self._find_starved(now)
         starved = self._starved
         room = starved is None or self._relieve(starved, current)
@@ -128,7 +131,7 @@ class Admission:
     def _share(self, tenant: str, more: int) -> float:
         """A tenant's running sequences, plus `more`, divided by its weight."""
         running = sum(s.tenant == tenant and not s.background for s in self._batch.sequences)
-        return (running + more) / self._fairness.weight(tenant)
+        return self._fairness.share(tenant, running + more)
 
     def _try(self, sequence: Sequence, current: _Round) -> None:
         """Start a sequence if possible; if it waits for room, keep that from those behind it."""
@@ -184,19 +187,19 @@ class Admission:
         adapters = self._hold_adapters(sequence, current)
         if adapters is None:
             return "adapter"
-        obstacle = self._start_with(sequence, adapters, current.now)
+        obstacle = self._start_with(sequence, adapters, current)
         if obstacle is not None:
             current.reserved += (adapter for adapter, _ in adapters)
         else:
             self.forget(sequence)
         return obstacle
 
-    def _start_with(self, sequence: Sequence, adapters: HeldAdapters, now: float) -> Obstacle | None:
+    def _start_with(self, sequence: Sequence, adapters: HeldAdapters, current: _Round) -> Obstacle | None:
         """Preempt for a place and pages if the tenant is below its share, and start.
 
         The background starts only where there is room for its whole output, without preempting.
         """
-        batch = self._batch
+        batch, now = self._batch, current.now
         cached = batch.find_prefix(sequence)
         if cached is None:
             return "prefix"
@@ -210,7 +213,7 @@ class Admission:
             batch.sequences,
             self._fairness,
             batch.pages,
-            max_batch=batch.max_size - (self._kept if self._share(sequence.tenant, 0) >= self._min_crowd else 0),
+            max_batch=batch.max_size - self._kept_from(sequence.tenant, current),
             new_pages=pages_for(len(sequence.tokens)) - len(cached),
             cached=cached,
         )
@@ -220,6 +223,10 @@ class Admission:
             batch.preempt(victim, now)
         batch.start(sequence, adapters, cached, now)
         return None
+
+    def _kept_from(self, tenant: str, current: _Round) -> int:
+        """How many places of the batch a tenant may not have in this round: those that are kept from crowds."""
+        return current.kept if current.kept and self._share(tenant, 0) >= self._min_crowd else 0
 
     def _hold_adapters(self, sequence: Sequence, current: _Round) -> HeldAdapters | None:
         """Hold all adapters of a sequence.

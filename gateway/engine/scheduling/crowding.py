@@ -24,7 +24,7 @@ much longer than the crowd's tokens, so that it gains little, and the crowd woul
 class Crowding:
     """Chooses who takes part in each forward pass, which computes `token_budget` tokens at most.
 
-    A crowd is at least `min_crowd` tokens: those that make a forward pass much longer.
+    A crowd is at least `min_crowd` tokens: those that make a forward pass much longer. With 0 nobody sits a pass out.
     """
 
     def __init__(self, fairness: VirtualTokenCounter, *, token_budget: int, min_crowd: int) -> None:
@@ -36,7 +36,7 @@ class Crowding:
 
     def participants(self, running: Rows[Sequence]) -> Rows[Sequence]:
         """Those of the running sequences that may have tokens in the next forward pass."""
-        chosen = running if self._sat_out else self._without_crowd(running)
+        chosen = running if self._sat_out or not self._min_crowd else self._without_crowd(running)
         self._sat_out = chosen is not running
         return chosen
 
@@ -46,12 +46,15 @@ class Crowding:
         crowd. A share is the number of running sequences divided by the tenant's weight.
         """
         interactive = [s for s in running if not s.background]
+        prompts = [s for s in interactive if not s.answering]
+        if not prompts:
+            return running
         count = Counter(s.tenant for s in interactive)
-        share = {tenant: number / self._fairness.weight(tenant) for tenant, number in count.items()}
-        smallest = min((share[s.tenant] for s in interactive if not s.output), default=0.0)
+        share = {tenant: self._fairness.share(tenant, number) for tenant, number in count.items()}
+        smallest = min(share[s.tenant] for s in prompts)
         few = [s for s in interactive if share[s.tenant] <= smallest]
         crowd = min(_uncomputed(interactive) - _uncomputed(few), self._token_budget)
-        short = 0 < _uncomputed(few) <= MAX_TOKENS_PER_CROWD_TOKEN * crowd
+        short = _uncomputed(few) <= MAX_TOKENS_PER_CROWD_TOKEN * crowd
         return few if short and crowd >= self._min_crowd else running
 
 

@@ -30,6 +30,10 @@ class VirtualTokenCounter:
         """A tenant's share of the engine, relative to the other tenants' weights."""
         return self.weights.get(tenant, 1.0)
 
+    def share(self, tenant: str, running: int) -> float:
+        """A tenant's share of the batch when so many of its sequences run: their number by its weight."""
+        return running / self.weight(tenant)
+
     def counter(self, tenant: str) -> float:
         """Virtual tokens that a tenant has been charged."""
         return self._counters.get(tenant, 0.0)

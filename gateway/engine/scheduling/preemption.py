@@ -42,14 +42,14 @@ def victims_for_admission(
     background = sorted((s for s in running if s.background), key=lambda s: s.admission)
     candidates = sorted((s for s in running if not s.background), key=lambda s: s.admission)
     count = Counter(s.tenant for s in candidates)
-    wanted = (count[tenant] + 1) / fairness.weight(tenant)
+    wanted = fairness.share(tenant, count[tenant] + 1)
     places, available = max_batch - len(running), pages.available - pages.count_unheld(cached)
     while places < 1 or available < new_pages:
         if background:
             victim = background.pop()
         else:
-            largest = max((s.tenant for s in candidates), key=lambda t: count[t] / fairness.weight(t), default=tenant)
-            if largest == tenant or (count[largest] - 1) / fairness.weight(largest) < wanted:
+            largest = max((s.tenant for s in candidates), key=lambda t: fairness.share(t, count[t]), default=tenant)
+            if largest == tenant or fairness.share(largest, count[largest] - 1) < wanted:
                 return None
             victim = next(s for s in reversed(candidates) if s.tenant == largest)
             candidates.remove(victim)

@@ -57,7 +57,7 @@ class Scheduler:
         self._token_budget = token_budget
         self._fairness = fairness or VirtualTokenCounter()
         self._background_slots = background_slots or max_batch
-        self._crowding = Crowding(self._fairness, token_budget=token_budget, min_crowd=min_crowd or token_budget + 1)
+        self._crowding = Crowding(self._fairness, token_budget=token_budget, min_crowd=min_crowd)
         self._waiting = WaitingQueues(self._fairness)
         self._batch = RunningBatch(self._waiting, pages, residency, max_size=max_batch)
         self._admission = Admission(

@@ -85,7 +85,12 @@ class Sequence:
     @property
     def decoding(self) -> bool:
         """Whether only its newest token is left to compute; otherwise it is in prefill."""
-        return self.uncomputed == 1 and len(self.tokens) > self.prompt_length
+        return self.uncomputed == 1 and self.answering
+
+    @property
+    def answering(self) -> bool:
+        """Whether it has a token of its output."""
+        return len(self.tokens) > self.prompt_length
 
     @property
     def output(self) -> list[int]:
